@@ -1,0 +1,48 @@
+"""The demo: phantom exams and eight real CBIS-DDSM films, a small dual encoder, the Mammo-CLIP loss.
+
+    bash launch/demo.sh                                                                (installs, then runs the line below)
+    python -m mammoclip_jax.pretrain --config=configs/demo.py --workdir=runs/demo
+
+About 10 minutes on 2 CPU cores.
+"""
+
+from mammoclip_jax.config import defaults
+
+GEOMETRY = dict(geometry="fit", height=256, width=160, intensity="voi", bits=8)
+
+
+def get_config():
+    config = defaults()
+    config.name = "Demo: phantom exams and CBIS-DDSM films"
+    data = config.data
+    data.folders.phantom = "{workdir}/data/phantom"
+    data.folders.cbis_ddsm = "{workdir}/data/cbis_ddsm"
+    data.prepare.phantom = dict(
+        source="phantom", root="{workdir}/phantom", options=dict(exams=300, height=640, width=512, seed=1), **GEOMETRY)
+    data.prepare.cbis_ddsm = dict(source="cbis_ddsm", root="mammograms", **GEOMETRY)
+    data.text_length = 96
+    data.vocab_size = 2048
+    data.shuffle_sentences = 0.5
+    config.image.channels = 1
+    config.augment.update(affine_probability=0.5, rotate=10.0, translate=0.05, scale=(0.9, 1.1), shear=5.0)
+
+    config.model.image.update(name="efficientnet", variant="b0", width=0.5, depth=0.5, drop_rate=0.0,
+                              drop_connect_rate=0.0)
+    config.model.text.update(name="bert", hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
+                             intermediate_size=256)
+    config.model.dim = 128
+    config.losses.mammo_clip = dict(weight=1.0)
+
+    train = config.train
+    train.batch_size, train.steps, train.warmup_steps = 32, 400, 40
+    train.lr, train.weight_decay, train.clip_norm, train.ema_decay = 1e-3, 0.05, 1.0, 0.0
+    train.no_decay = (r".*(bias|scale)$",)
+    train.eval_every, train.checkpoint_every = 100, 100
+
+    evaluate = config.evaluate
+    evaluate.folders = ("phantom",)
+    evaluate.curve_evaluators.zero_shot = dict(prompts="phantom", resamples=0)
+    evaluate.evaluators.zero_shot = dict(prompts="phantom")
+    evaluate.evaluators.retrieval = dict()
+    evaluate.evaluators.saliency = dict(prompts="phantom", label="mass")
+    return config

@@ -1,0 +1,17 @@
+"""Mammo-CLIP with EfficientNet-B2 at 1520 x 912: row "Mammo-CLIP B2 (UPMC)". Everything else is as in mammoclip_b5.py.
+
+    python -m mammoclip_jax.pretrain --config=configs/mammoclip_b2.py --workdir=runs/mammoclip_b2
+"""
+
+import importlib.util
+from pathlib import Path
+
+
+def get_config():
+    spec = importlib.util.spec_from_file_location("mammoclip_b5", Path(__file__).with_name("mammoclip_b5.py"))
+    b5 = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(b5)
+    config = b5.get_config()
+    config.name = "Mammo-CLIP B2"
+    config.model.image.variant = "b2"
+    return config

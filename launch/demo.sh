@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The whole main job on phantom exams and eight real films: installs, prepares, pretrains, evaluates, explains.
+#   bash launch/demo.sh [WORKDIR] [--config.field=value ...]
+# Ends with a table and the path of report.html. Stopped, it goes on where it was when called again.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh" demo
+
+workdir=$root/runs/demo
+case "${1:-}" in "" | --*) ;; *) workdir=$(realpath -m "$1"); shift ;; esac
+cd "$root"
+exec python -m mammoclip_jax.pretrain --config=configs/demo.py --workdir="$workdir" "$@"

@@ -1,0 +1,26 @@
+# Makes the virtual environment with the pinned requirements and the given extras, once. Source it, don't run it:
+#   source launch/install.sh demo        source launch/install.sh test,parity
+# PYTHON chooses the interpreter (3.11), MAMMOCLIP_VENV another place than .venv.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${MAMMOCLIP_VENV:-$root/.venv}
+python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+
+"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
+  echo "Python 3.11 is needed, $python is $("$python" --version 2>&1). Name one with PYTHON=/path/to/python3.11." >&2
+  exit 1
+}
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+
+# One mark an extra: it holds the hash of what was installed, so a second call skips it and a change installs again.
+wanted=$(cat "$root/requirements.txt" "$root/pyproject.toml" | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+missing=
+for extra in ${1//,/ }; do
+  [ "$(cat "$venv/installed-$extra" 2>/dev/null)" = "$wanted" ] || missing=${missing:+$missing,}$extra
+done
+if [ -n "$missing" ]; then
+  echo "installing the requirements and the extras $missing into $venv (once, a few minutes)"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$missing]"
+  for extra in ${missing//,/ }; do echo "$wanted" > "$venv/installed-$extra"; done
+fi
+export PATH="$venv/bin:$PATH"

@@ -1,0 +1,94 @@
+"""Every field of a config with its default. A config file starts from `defaults()` and changes what it must.
+
+Named parts (encoders, loss terms, evaluators, prepare) are open dictionaries: their builders check the option names.
+"""
+
+import operator
+
+from ml_collections import ConfigDict
+
+from mammoclip_jax.errors import UserError
+
+
+NAMED_PARTS = ("data.folders", "data.prepare", "model.image", "model.text", "losses",
+               "evaluate.evaluators", "evaluate.curve_evaluators")
+
+
+def defaults() -> ConfigDict:
+    """A locked ConfigDict: setting an unknown field raises AttributeError with the nearest known name."""
+    config = ConfigDict({
+        "name": "",                         # what the run is called in the report
+        "seed": 0,
+        "mesh": {"data": -1, "fsdp": 1, "space": 1},   # devices along each axis; -1 takes what is left
+        "compilation_cache": "~/.cache/mammoclip_jax/xla",   # "" switches it off
+
+        "data": {
+            "folders": {},             # name -> dataset folder; all are trained on, in proportion to their size
+            "prepare": {},             # name -> arguments of prepare(), run first where the folder is missing
+            "tokenizer": "",                # "" trains a WordPiece on the folders' texts; else a file, folder, hub name
+            "vocab_size": 4096,             # of that WordPiece
+            "text_length": 256,             # tokens
+            "views": 2,                     # images drawn from a breast
+            "texts": 2,                     # texts drawn from a breast
+            "shuffle_sentences": 0.0,       # probability that a drawn text has its sentences in another order
+            "flip_horizontal": 0.0,         # probability; laterality words in the texts are swapped with it
+            "flip_vertical": 0.0,           # probability, only where no text names a position
+            "read_threads": 4,
+        },
+        "image": {"mean": 0.3089279, "std": 0.25053555408335154, "channels": 3, "intensity": "minmax"},
+        "augment": {
+            "affine_probability": 0.0, "rotate": 0.0, "translate": 0.0, "scale": (1.0, 1.0), "shear": 0.0,
+            "contrast": 0.0, "brightness": 0.0,
+        },
+        "model": {
+            "image": {},               # name=..., and the options of that encoder
+            "text": {},
+            "dim": 512,
+            "projection": {"kind": "linear", "dropout": 0.0},
+            "pooling": "eos",               # eos, bos, mean
+            "logit_scale": 1 / 0.07,
+            "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
+        },
+        "losses": {},                  # name -> weight, start_step and the term's options
+        "train": {
+            "steps": 1000,
+            "batch_size": 8,                # breasts, over all devices
+            "lr": 5e-5,
+            "warmup_steps": 100,
+            "weight_decay": 1e-4,
+            "b1": 0.9, "b2": 0.999, "eps": 1e-8,
+            "clip_norm": 0.0,               # 0: no clipping
+            "no_decay": (),                 # regular expressions on parameter paths
+            "frozen": (),
+            "logit_scale_max": 100.0,       # clamp of the factor on cosines, as CLIP; 0: none, as Mammo-CLIP
+            "ema_decay": 0.0,               # 0: no average
+            "log_every": 10,
+            "eval_every": 0,                # steps; 0: only at the end
+            "checkpoint_every": 500,
+            "keep_checkpoints": 2,
+        },
+        "evaluate": {
+            "folders": (),                  # names of data.folders; () takes all that have the split
+            "split": "test",                # of the evaluation at the end
+            "curve_split": "val",           # of the evaluations on the way
+            "evaluators": {},               # name -> options
+            "curve_evaluators": {},         # the same, on the way: keep them cheap
+            "batch_size": 64,
+        },
+        "predict": {"exam": "", "prompts": ""},   # an exam folder to score into the report, where given
+    })
+    config.lock()
+    for part in NAMED_PARTS:
+        operator.attrgetter(part)(config).unlock()
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError when the config cannot describe a run."""
+    if not config.data.folders:
+        raise UserError("config.data.folders is empty: name at least one dataset folder to train on.")
+    if not config.losses:
+        raise UserError("config.losses is empty: name at least one loss term, such as mammo_clip.")
+    if not config.train.warmup_steps < config.train.steps:
+        raise UserError(f"config.train.warmup_steps={config.train.warmup_steps} must be below "
+                        f"config.train.steps={config.train.steps}.")

@@ -1,0 +1,173 @@
+"""The one table that every data set adapter produces: one row an image, and what must hold of it.
+
+| column     | is                                                                                                       |
+|------------|----------------------------------------------------------------------------------------------------------|
+| dataset    | name of the data set                                                                                     |
+| patient    | identifier; a patient is in one split only                                                               |
+| study      | identifier of the exam                                                                                   |
+| image      | identifier, unique in the data set                                                                       |
+| file       | path relative to the root; in memory only, never written into a data set                                 |
+| laterality | "L", "R" or "" (unknown)                                                                                 |
+| view       | "CC", "MLO", another view's name in capitals, or "" (unknown)                                            |
+| split      | "train", "val" or "test"                                                                                 |
+| vendor     | maker of the device, or ""; "" is filled from the file where it says                                     |
+| real       | False for phantoms                                                                                       |
+| texts      | list of str: sections or captions of the breast's report, most specific first; may be empty, never blank |
+| sections   | list of str, parallel to texts: "findings", "impression", "caption", ...                                 |
+| labels     | JSON object, e.g. {"mass": 1, "density": "B"}; an absent key is unknown                                  |
+| boxes      | JSON list of {"label": str, "box": [x0, y0, x1, y1]} in pixels of the original decoded image: x right,   |
+|            | y down, origin top left, x1 and y1 exclusive                                                             |
+
+A breast is (study, laterality); where laterality is unknown each image is a breast of its own.
+"""
+
+import hashlib
+import json
+from typing import Iterable, Mapping, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mammoclip_jax.errors import UserError
+
+TEXT_COLUMNS = ("dataset", "patient", "study", "image", "file", "laterality", "view", "split", "vendor")
+JSON_COLUMNS = {"labels": "{}", "boxes": "[]"}
+LIST_COLUMNS = ("texts", "sections")
+COLUMNS = TEXT_COLUMNS + ("real",) + LIST_COLUMNS + tuple(JSON_COLUMNS)
+SPLITS = ("train", "val", "test")
+LATERALITIES = ("L", "R", "")
+
+
+class Problem(NamedTuple):
+    """A file or table row that did not become an image: a line of quarantine.csv.
+
+    `reason` starts with a short class that the summary counts by; details follow after a colon. The stages are
+    "source" (the tables), "absent" (in the tables, but not in this partial copy of a public data set: counted, never
+    held against `max_quarantined`), "file", "decode", "pixels", "boxes".
+    """
+
+    file: str
+    stage: str
+    reason: str
+    remedy: str
+    image: str = ""
+
+    @property
+    def kind(self) -> str:
+        return self.reason.split(":", 1)[0]
+
+
+class SourceTable(NamedTuple):
+    """What an adapter's `read(root, **options)` returns."""
+
+    rows: pd.DataFrame                  # manifest columns, see `frame`
+    problems: list[Problem]
+    licence: str
+    citation: str
+    public_ids: bool                    # False: identifiers are private and get keyed hashes in the data set
+
+
+def frame(rows: Iterable[Mapping]) -> pd.DataFrame:
+    """The manifest table of `rows`, dicts with the columns above.
+
+    `labels` and `boxes` may be given as objects instead of JSON; `laterality`, `view`, `vendor`, `texts`,
+    `sections`, `labels`, `boxes` may be left out, `real` is True unless said.
+
+    Raises:
+        KeyError: a row lacks a required column or has an unknown one (an adapter's mistake).
+    """
+    records = [_record(row) for row in rows]
+    table = pd.DataFrame(records, columns=list(COLUMNS))
+    for column in TEXT_COLUMNS + tuple(JSON_COLUMNS):
+        table[column] = table[column].astype("str")
+    table["real"] = table["real"].astype(bool)
+    return table
+
+
+def _record(row: Mapping) -> dict:
+    unknown = set(row) - set(COLUMNS)
+    if unknown:
+        raise KeyError(f"unknown manifest columns {sorted(unknown)}")
+    record = {"laterality": "", "view": "", "vendor": "", "real": True} | dict(row)
+    texts = list(record.get("texts", []))
+    record["texts"] = texts
+    record["sections"] = list(record.get("sections", ["caption"] * len(texts)))
+    for column, empty in JSON_COLUMNS.items():
+        value = record.get(column, empty)
+        record[column] = value if isinstance(value, str) else json.dumps(value)
+    return {column: record[column] for column in COLUMNS}
+
+
+def checked(table: SourceTable) -> SourceTable:
+    """`table` with the rows that break an invariant moved to its problems.
+
+    A second row of an image, an unknown laterality or split, a malformed box or blank text costs the row.
+
+    Raises:
+        UserError: a patient is in more than one split: no row can be blamed, and training would see the test set.
+    """
+    repeated = table.rows["image"].duplicated()
+    faults = ["duplicate image id" if again else _fault(row) for again, row in zip(repeated, table.rows.itertuples())]
+    bad = [
+        Problem(row.file, "source", fault, _REMEDIES[fault.split(":")[0]], row.image)
+        for fault, row in zip(faults, table.rows.itertuples()) if fault
+    ]
+    good = table.rows[np.array([not fault for fault in faults], bool)].reset_index(drop=True)
+    _check_patients(good)
+    return table._replace(rows=good, problems=list(table.problems) + bad)
+
+
+_REMEDIES = {
+    "duplicate image id": "give each image an id of its own, or remove the second row",
+    "unknown laterality": "use L, R or an empty value",
+    "unknown split": "use train, val or test",
+    "empty identifier": "fill in patient, study and image",
+    "blank text": "leave blank texts out of the list",
+    "malformed box": "give x0 < x1 and y0 < y1 in pixels of the original image",
+}
+
+
+def _fault(row: NamedTuple) -> str:
+    if row.laterality not in LATERALITIES:
+        return f"unknown laterality: {row.laterality!r}"
+    if row.split not in SPLITS:
+        return f"unknown split: {row.split!r}"
+    for column in ("patient", "study", "image"):
+        if not getattr(row, column).strip():
+            return f"empty identifier: {column}"
+    if len(row.texts) != len(row.sections) or not all(text.strip() for text in row.texts):
+        return "blank text"
+    for item in json.loads(row.boxes):
+        x0, y0, x1, y1 = item["box"]
+        if not (x0 < x1 and y0 < y1):
+            return f"malformed box: {item['box']}"
+    return ""
+
+
+def _check_patients(rows: pd.DataFrame) -> None:
+    counts = rows.groupby("patient")["split"].nunique()
+    torn = list(counts.index[counts > 1])
+    if torn:
+        raise UserError(
+            f"{len(torn)} patients are in more than one split, e.g. {', '.join(torn[:3])}: training would see the "
+            "test set. Give all images of a patient the same split."
+        )
+
+
+def breast_keys(rows: pd.DataFrame) -> pd.Series:
+    """The breast of each row, as a str: study and laterality, or the image itself where laterality is unknown."""
+    breast = rows["study"] + "/" + rows["laterality"]
+    return breast.where(rows["laterality"] != "", rows["study"] + "/" + rows["image"])
+
+
+def split_of(patient: str, val: float = 0.1, test: float = 0.2) -> str:
+    """The split of a patient by a hash of the identifier.
+
+    It depends on nothing else, so patients that are added later move no other one. `val` and `test` are the expected
+    fractions.
+    """
+    digest = hashlib.sha256(patient.encode()).digest()
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    if position < test:
+        return "test"
+    return "val" if position < test + val else "train"

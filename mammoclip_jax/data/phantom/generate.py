@@ -1,0 +1,205 @@
+"""A folder of phantom exams: generated in parallel, resumable, the same bytes for the same parameters.
+
+    phantom.json                 parameters, version, what the files are
+    images.parquet               one row an image: file, exam, boxes, texts, labels
+    exams/phantom-0-000012/      L_CC.dcm ... R_MLO.dcm, report.txt, exam.json,
+                                 L_CC.mask.png ...: only for views with a lesion; pixel = sum of the bits of its lesions
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import pandas as pd
+
+from mammoclip_jax.data.phantom import exam as exams
+from mammoclip_jax.data.phantom import report, writer
+from mammoclip_jax.data.phantom.exam import Parameters
+from mammoclip_jax.errors import UserError
+
+DESCRIPTION = "phantom.json"
+TABLE = "images.parquet"
+FOLDER = "exams"
+LIMITS = {
+    "seed": (0, 2**63 - 1),
+    "height": (128, 3518),  # pixels
+    "width": (96, 2800),
+    "contrast": (0, 3),
+    "mass_prevalence": (0, 1),
+    "calcification_prevalence": (0, 1),
+}
+
+
+def generate(out: str | Path, count: int, parameters: Parameters = Parameters(), workers: int = 1,
+             progress=None) -> int:
+    """Makes the exams 0 to `count` - 1 of a phantom set in `out` and the table of their images.
+
+    Exams that are there already are kept, so an interrupted call is completed and a set can be grown. The bytes
+    depend on `parameters` and `count` only, not on `workers`.
+
+    Args:
+        out: folder, made if absent.
+        count: number of exams, four images each.
+        parameters: what they look like.
+        workers: processes; 1 works in this one.
+        progress: called as progress(done, count) after each exam.
+
+    Returns:
+        How many exams were made now.
+
+    Raises:
+        UserError: a parameter is out of range, or `out` holds something else or a set with other parameters.
+    """
+    _check(count, parameters)
+    out = Path(out)
+    _claim(out, parameters)
+    missing = [number for number in range(count) if not (out / FOLDER / exams.patient(parameters, number)).exists()]
+    tasks = [(str(out), parameters, number) for number in missing]
+    done = count - len(missing)
+    for _ in _map(write_exam, tasks, workers):
+        done += 1
+        if progress:
+            progress(done, count)
+    _write_table(out, count, parameters)
+    _write_json(out / DESCRIPTION, _description(parameters) | {"exams": count})
+    return len(missing)
+
+
+def write_exam(task: tuple[str, Parameters, int]) -> None:
+    """Makes the folder of one exam, whole or not at all; `task` is (out, parameters, number)."""
+    out, parameters, number = task
+    exam = exams.draw(parameters, number)
+    final = Path(out) / FOLDER / exam.patient
+    partial = final.with_name(f".{exam.patient}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    rows = [_write_view(exam, partial, laterality, view) for laterality, view in exams.VIEWS]
+    (partial / "report.txt").write_text(report.report(exam))
+    _write_json(partial / "exam.json", {"patient": exam.patient, "images": rows, "breasts": _facts(exam)})
+    os.replace(partial, final)
+
+
+def _write_view(exam, folder: Path, laterality: str, view: str) -> dict:
+    """Writes the files of one view; returns its row of the table."""
+    picture = exams.render(exam, laterality, view)
+    pixels = writer.stored_pixels(exam, picture, laterality, view)
+    ds = writer.image_dataset(exam, laterality, view, pixels)
+    name = f"{laterality}_{view}"
+    writer.write(folder / f"{name}.dcm", ds)
+    if picture.mask.any():
+        (folder / f"{name}.mask.png").write_bytes(cv2.imencode(".png", picture.mask)[1].tobytes())
+    breast = exam.breasts[laterality]
+    texts, sections = report.texts(exam, laterality)
+    labels = {label: int(breast.has(label)) for label in exams.MASK_BITS}
+    return {
+        "patient": exam.patient,
+        "study": str(ds.StudyInstanceUID),
+        "image": f"{exam.patient}-{laterality}{view}",
+        "file": f"{FOLDER}/{exam.patient}/{name}.dcm",
+        "laterality": laterality,
+        "view": view,
+        "vendor": ds.Manufacturer,
+        "texts": texts,
+        "sections": sections,
+        "labels": json.dumps(labels | {"density": exam.habitus.density, "birads": breast.birads}),
+        "boxes": json.dumps(list(picture.boxes)),
+    }
+
+
+def _facts(exam) -> dict:
+    return {side: {"birads": breast.birads, "lesions": [asdict(lesion) for lesion in breast.lesions]}
+            for side, breast in exam.breasts.items()}
+
+
+def _map(function, tasks: list, workers: int):
+    """Results of `function` in any order; spawned processes, so that threads of the caller do no harm."""
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.imap_unordered(function, tasks)
+
+
+def _check(count: int, parameters: Parameters) -> None:
+    if count < 1:
+        raise UserError(f"the number of exams is {count}; ask for at least 1.")
+    for name, (lowest, highest) in LIMITS.items():
+        value = getattr(parameters, name)
+        if not lowest <= value <= highest:
+            raise UserError(f"{name}={value} is out of range: choose {lowest} to {highest}.")
+    if not 0.4 <= parameters.width / parameters.height <= 1.25:
+        raise UserError(f"{parameters.height} x {parameters.width} pixels is not the shape of a mammogram: choose a "
+                        "width of 0.4 to 1.25 times the height.")
+
+
+def _claim(out: Path, parameters: Parameters) -> None:
+    """Makes `out` the folder of these parameters, or refuses."""
+    path = out / DESCRIPTION
+    wanted = _description(parameters)
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is something else than a phantom set (no {DESCRIPTION}): choose a new folder.")
+        (out / FOLDER).mkdir(parents=True, exist_ok=True)
+        _write_json(path, wanted)
+        return
+    found = read_description(out)
+    for name, value in {"version": exams.VERSION, **wanted["parameters"]}.items():
+        old = found["parameters"].get(name) if name != "version" else found["version"]
+        if old != value:
+            raise UserError(f"{out} was made with {name}={old}, not {value}: choose another folder, or remove it.")
+
+
+def read_description(root: Path) -> dict:
+    """The content of phantom.json.
+
+    Raises:
+        UserError: it is absent or not what `generate` writes.
+    """
+    path = root / DESCRIPTION
+    try:
+        found = json.loads(path.read_text())
+        found["version"], found["parameters"].items()
+        return found
+    except FileNotFoundError:
+        raise UserError(f"{root} is no phantom set: {path} is absent. {how_to_make(root)}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} cannot be read: remove the folder and make the set again.") from None
+
+
+def how_to_make(root: Path) -> str:
+    """The sentence that tells how to make (or complete) a set in `root`."""
+    return f"Make it with: python -m mammoclip_jax.data.sources.phantom --out={root} --exams=N"
+
+
+def _description(parameters: Parameters) -> dict:
+    return {
+        "what": "Computer phantoms of mammography exams. No image, report or identifier belongs to a person.",
+        "licence": "CC0-1.0",
+        "version": exams.VERSION,
+        "parameters": parameters.as_json(),
+        "mask_bits": exams.MASK_BITS,
+    }
+
+
+def _write_table(out: Path, count: int, parameters: Parameters) -> None:
+    rows = []
+    for number in range(count):
+        path = out / FOLDER / exams.patient(parameters, number) / "exam.json"
+        try:
+            rows += json.loads(path.read_text())["images"]
+        except (OSError, ValueError, KeyError):
+            raise UserError(f"{path} is absent or damaged: remove the folder {path.parent} and run again.") from None
+    partial = out / f".{TABLE}.partial"
+    pd.DataFrame(rows).to_parquet(partial, index=False)
+    os.replace(partial, out / TABLE)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)

@@ -1,0 +1,183 @@
+"""An exam's files → scores of views, breasts and exam, and overlays on the original images."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Iterable, Mapping, NamedTuple
+
+import numpy as np
+
+from mammoclip_jax.data import dicom, intensity
+from mammoclip_jax.data.render import Preprocessing, Rendered, quantise, render
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.overlay import picture
+from mammoclip_jax.evaluation.saliency import directions, peak_of
+from mammoclip_jax.evaluation.zero_shot import load_prompts, score, text_bank
+
+# Written by viewers, exporters and reporting systems beside the images; anything else has to be an image.
+_BESIDE = (".txt", ".json", ".csv", ".xml", ".htm", ".html", ".pdf", ".md", ".log", ".ini", ".inf")
+AGGREGATION = {
+    "view": "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability",
+    "breast": "mean and max over the views of a side; an image of unknown laterality is a breast of its own",
+    "exam": "mean: of the breasts' means; max: over all views",
+}
+
+
+def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: str | Mapping[str, Any] = "mammo_clip",
+            explain: str = "score", stage: str | None = None, overlay_size: int = 0) -> dict[str, Any]:
+    """Scores the exam, or the exams, in a folder.
+
+    Args:
+        model: an `inference.Model`; its `preprocessing` rules how files become pixels.
+        out: folder for the overlays, one PNG a view and label, on the original image's pixels; None: no overlays.
+        overlay_size: pixels of an overlay's longer side; 0 keeps the original's size.
+
+    Returns:
+        JSON: "exams" [{"exam", "views", "breasts", "scores"}], "problems" [{"file", "stage", "reason", "remedy"}], "ignored",
+        "prompts", "aggregation", and the model's "preprocessing", "preprocessing_fingerprint", "step" and "provenance".
+
+    Raises:
+        UserError: no such folder, no file in it, or bad prompts.
+    """
+    pairs = load_prompts(prompts)
+    scorer = _Scorer(model, text_bank(model, pairs), directions(model, pairs, explain), stage or model.stages[-1])
+    root, ignored = Path(exam), []
+    exams, problems = [], []
+    for name, files in exam_folders(root, ignored):
+        rendered, bad = _render_all(files, root, scorer.preprocessing)
+        problems += bad
+        views = scorer.views(rendered, root)
+        if out is not None:
+            scorer.add_overlays(views, rendered, Path(out), overlay_size)
+        breasts = breast_scores(views)
+        exams.append({"exam": name, "views": views, "breasts": breasts, "scores": exam_scores(views, breasts)})
+    return {
+        "exams": exams, "problems": problems, "ignored": sorted(ignored),
+        "prompts": {label: pair._asdict() for label, pair in pairs.items()},
+        "aggregation": AGGREGATION, "explains": explain, "stage": scorer.stage,
+        "preprocessing": dict(model.preprocessing), "preprocessing_fingerprint": fingerprint(model.preprocessing),
+        "step": model.step, "provenance": model.provenance,
+    }
+
+
+def fingerprint(preprocessing: Mapping[str, Any]) -> str:
+    """Short hash of the preprocessing parameters, the same for the same parameters in any order."""
+    return hashlib.sha256(json.dumps(dict(preprocessing), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def exam_folders(root: Path, ignored: list[str]) -> list[tuple[str, list[Path]]]:
+    """(name, image files) of each exam: `root` itself when it holds image files, else its subfolders.
+
+    Hidden files, DICOMDIR and files that only lie beside images are added to `ignored`.
+
+    Raises:
+        UserError: `root` is no folder, or holds no files to score.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; give the folder with the exam's files.")
+    folders = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        inside = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if hidden or path.name.upper() == "DICOMDIR" or path.suffix.lower() in _BESIDE:
+            ignored.append(str(inside))
+        else:
+            folders.setdefault(inside.parts[0] if len(inside.parts) > 1 else "", []).append(path)
+    if not folders:
+        raise UserError(f"{root} holds no files to score.")
+    if "" in folders:
+        return [(root.resolve().name, [path for files in folders.values() for path in files])]
+    return sorted(folders.items())
+
+
+def _render_all(files: Iterable[Path], root: Path, preprocessing: Preprocessing):
+    """([(file, Rendered)], problems) of an exam's files."""
+    rendered, problems = [], []
+    for path in files:
+        try:
+            rendered.append((path, render(path, preprocessing)))
+        except dicom.Unreadable as error:
+            problems.append({"file": str(path.relative_to(root)), "stage": error.stage, "reason": error.reason,
+                             "remedy": error.remedy})
+    return rendered, problems
+
+
+class _Scorer(NamedTuple):
+    """A model with its texts already embedded."""
+
+    model: Any
+    bank: dict[str, np.ndarray]
+    towards: dict[str, np.ndarray]
+    stage: str
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(**self.model.preprocessing)
+
+    def views(self, rendered: list[tuple[Path, Rendered]], root: Path) -> list[dict[str, Any]]:
+        """What is known of each view, its scores, and for each label where its map is highest in the original."""
+        if not rendered:
+            return []
+        images = np.stack([view.image for _, view in rendered])
+        scores = score(self.model.embed_image(images), self.bank)
+        return [{
+            "file": str(path.relative_to(root)),
+            "laterality": view.laterality or None,
+            "view": view.view or None,
+            "notes": _notes(view),
+            "scores": {label: float(values[i]) for label, values in scores.items()},
+            "original": list(view.transform.original),
+            "transform": json.loads(view.transform.to_json()),
+        } for i, (path, view) in enumerate(rendered)]
+
+    def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
+        """Writes `out/overlays/FILE_LABEL.png` and adds "overlays" and "peaks" (x, y in the original) to the views."""
+        if not rendered:
+            return
+        images = np.stack([view.image for _, view in rendered])
+        maps = {label: self.model.grad_cam(images, np.stack([towards] * len(images)), stage=self.stage)
+                for label, towards in self.towards.items()}
+        for i, (path, view) in enumerate(rendered):
+            shown = original_grey(path, self.model.preprocessing["intensity"])
+            views[i] |= {"overlays": {}, "peaks": {}}
+            for label, heats in maps.items():
+                peak = peak_of(heats[i])
+                peak = None if peak is None else view.transform.points_inverse([peak])[0].tolist()
+                target = Path("overlays", f"{views[i]['file']}_{label}.png")
+                (out / target).parent.mkdir(parents=True, exist_ok=True)
+                heat = view.transform.map_inverse(np.asarray(heats[i], dtype=np.float32))
+                (out / target).write_bytes(picture(shown, heat, peak=peak, side=size))
+                views[i]["overlays"][label], views[i]["peaks"][label] = str(target), peak
+
+
+def original_grey(path: Path, policy: str) -> np.ndarray:
+    """uint8 [h, w]: the whole original image with the grey values that the model's preprocessing gives it."""
+    return quantise(intensity.grey(dicom.read(path), policy).array, 8)
+
+
+def _notes(view: Rendered) -> list[str]:
+    unknown = [name for name, value in (("laterality", view.laterality), ("view", view.view)) if not value]
+    return [f"{name} unknown: the file does not say" for name in unknown] + list(view.flags)
+
+
+def breast_scores(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and max of the views' scores for each side; an image of unknown laterality stands alone."""
+    sides: dict[Any, list[dict]] = {}
+    for view in views:
+        sides.setdefault(view["laterality"] or ("?", view["file"]), []).append(view)
+    return [{"laterality": members[0]["laterality"], "files": [v["file"] for v in members],
+             "views": [v["view"] for v in members], "scores": _aggregate([v["scores"] for v in members])}
+            for members in sides.values()]
+
+
+def exam_scores(views: list[dict[str, Any]], breasts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """For each label the mean over the breasts' means, and the max over all views; {} without views."""
+    highest = _aggregate([v["scores"] for v in views])
+    return {label: {"mean": float(np.mean([b["scores"][label]["mean"] for b in breasts])), "max": scores["max"]}
+            for label, scores in highest.items()}
+
+
+def _aggregate(scores: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    labels = scores[0] if scores else ()
+    return {label: {"mean": float(np.mean([s[label] for s in scores])), "max": float(max(s[label] for s in scores))}
+            for label in labels}

@@ -1,0 +1,69 @@
+"""A heat map over a grey image with its boxes, as PNG bytes."""
+
+from typing import Iterable
+
+import cv2
+import numpy as np
+
+# BGR. White on black shows on any tissue and any heat.
+_BOX, _EDGE, _PEAK = (255, 255, 255), (0, 0, 0), (255, 0, 255)
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [h, w] for display from uint8 or uint16 [h, w]."""
+    return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+
+
+def colours(image: np.ndarray, heat: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+    """BGR uint8 [h, w, 3]: `heat` [h, w] in [0, 1] in cv2's TURBO colours over `image` [h, w] uint8 or uint16.
+
+    The opacity grows with the heat, so cold tissue stays as it is on film.
+    """
+    heat = np.clip(np.nan_to_num(heat.astype(np.float32)), 0, 1)
+    base = cv2.cvtColor(grey(image), cv2.COLOR_GRAY2BGR).astype(np.float32)
+    colour = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_TURBO).astype(np.float32)
+    alpha = (opacity * np.sqrt(heat))[..., None]
+    return (base * (1 - alpha) + colour * alpha).round().astype(np.uint8)
+
+
+def draw(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None,
+         side: int = 0) -> np.ndarray:
+    """BGR uint8 of `image` [h, w] uint8 or uint16 with `heat` [h, w] in [0, 1], `boxes` (x0, y0, x1, y1), a `peak` (x, y).
+
+    Boxes and peak are in pixels of `image`. `side`: pixels of the result's longer side; 0 keeps the size.
+    """
+    canvas = cv2.cvtColor(grey(image), cv2.COLOR_GRAY2BGR) if heat is None else colours(image, heat)
+    height, width = canvas.shape[:2]
+    scale = side / max(height, width) if side else 1.0
+    if scale != 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        canvas = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    line = max(1, round(max(canvas.shape[:2]) / 400))
+    for box in boxes:
+        x0, y0, x1, y1 = (round(float(corner) * scale) for corner in box)
+        for colour, thickness in ((_EDGE, line + 2), (_BOX, line)):
+            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
+    if peak is not None:
+        centre = tuple(int(float(c) * scale) for c in peak)
+        for colour, thickness in ((_EDGE, line + 2), (_PEAK, line)):
+            cv2.drawMarker(canvas, centre, colour, cv2.MARKER_CROSS, 10 * line, thickness)
+    return canvas
+
+
+def picture(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None,
+            side: int = 0) -> bytes:
+    """PNG bytes of `draw` with the same arguments."""
+    return png(draw(image, heat, boxes, peak, side))
+
+
+def pair(image: np.ndarray, heat: np.ndarray, boxes: Iterable, peak: tuple | None, side: int) -> bytes:
+    """PNG bytes: the image with its boxes, and beside it the same under the heat map with its peak."""
+    boxes = list(boxes)
+    left, right = draw(image, None, boxes, None, side), draw(image, heat, boxes, peak, side)
+    gap = np.zeros((left.shape[0], max(2, side // 80), 3), np.uint8)
+    return png(np.hstack([left, gap, right]))
+
+
+def png(image: np.ndarray) -> bytes:
+    """PNG bytes of a grey [h, w] or BGR [h, w, 3] uint8 image."""
+    return cv2.imencode(".png", image)[1].tobytes()

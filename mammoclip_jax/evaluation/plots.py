@@ -1,0 +1,107 @@
+"""Plots for the page as SVG, each once for a light and once for a dark background."""
+
+import contextlib
+import io
+import re
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from mammoclip_jax.evaluation.display import Headline, number
+
+# What is plotted of metrics.jsonl: title, pattern on the names, horizontal line to compare with.
+_CURVES = (
+    ("Training loss", r"loss", None),
+    ("Zero-shot AUROC on the way", r"eval/.+/auroc", 0.5),
+    ("Retrieval on the way", r"eval/.+/recall@\d+", None),
+    ("Saliency on the way", r"eval/.+/(pointing_game|energy_in_box)", None),
+    ("Images per second", r"images_per_second", None),
+    ("Gradient norm", r"gradient_norm", None),
+    ("Factor on cosines (logit scale)", r"logit_scale", None),
+)
+# Okabe and Ito's colours, which colour-blind readers can tell apart; blue is lightened for the dark page.
+_LINES = {"light": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+          "dark": ("#56B4E9", "#E8833A", "#2DBE93", "#DDA0C4", "#F0B93A", "#9AC7E8")}
+_INK = {"light": "#3d4852", "dark": "#b8c2cc"}
+_GRID = {"light": "#e3e7eb", "dark": "#2c343c"}
+
+
+class Plot(NamedTuple):
+    """One plot as two SVG documents."""
+
+    title: str
+    light: bytes
+    dark: bytes
+
+
+def curves(history: list[dict[str, Any]]) -> list[Plot]:
+    """Line plots over the steps of the rows of a metrics.jsonl: {"step": int, name: float or None, ...}."""
+    names = list(dict.fromkeys(name for row in history for name in row if name != "step"))
+    plots = []
+    for title, pattern, level in _CURVES:
+        series = {}
+        for name in (n for n in names if re.fullmatch(pattern, n)):
+            points = [(row["step"], row[name]) for row in history if row.get(name) is not None]
+            if points:
+                series[name.removeprefix("eval/")] = tuple(zip(*points))
+        if series:
+            plots.append(Plot(title, *(_lines(series, level, shade) for shade in ("light", "dark"))))
+    return plots
+
+
+def _lines(series: dict[str, tuple], level: float | None, shade: str) -> bytes:
+    with _axes(shade, (4.8, 2.9)) as (axes, buffer):
+        for (name, (steps, values)), colour in zip(series.items(), _LINES[shade] * len(series)):
+            axes.plot(steps, values, color=colour, linewidth=1.6, label=name, marker="o" if len(steps) < 30 else "",
+                      markersize=3.5)
+        if level is not None:
+            axes.axhline(level, color=_INK[shade], linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_xlabel("step")
+        axes.grid(axis="y", color=_GRID[shade], linewidth=0.8)
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=8, labelcolor=_INK[shade], loc="upper center",
+                        bbox_to_anchor=(0.5, -0.2), ncols=1)
+    return buffer.getvalue()
+
+
+def intervals(headlines: list[Headline]) -> Plot | None:
+    """Values with their intervals and baselines on a scale from 0 to 1, one row a figure; None without figures."""
+    rows = [h for h in headlines if h.kind in ("plain", "percent")]
+    if not rows:
+        return None
+    return Plot("Values, 95 % intervals and baselines", *(_intervals(rows, shade) for shade in ("light", "dark")))
+
+
+def _intervals(rows: list[Headline], shade: str) -> bytes:
+    with _axes(shade, (6.4, 0.8 + 0.42 * len(rows))) as (axes, buffer):
+        for y, row in enumerate(reversed(rows)):
+            low, high = (row.entry[end] if row.entry[end] is not None else row.entry["value"] for end in ("low", "high"))
+            axes.plot([low, high], [y, y], color=_LINES[shade][0], linewidth=5, alpha=0.35, solid_capstyle="round")
+            axes.plot(row.entry["value"], y, "o", color=_LINES[shade][0], markersize=7)
+            if row.baseline is not None:
+                axes.plot(row.baseline, y, "|", color=_LINES[shade][1], markersize=15, markeredgewidth=2.2)
+            axes.annotate(number(row.entry["value"], row.kind), (1.02, y), xycoords=("axes fraction", "data"), va="center",
+                          color=_INK[shade], fontsize=9, annotation_clip=False)
+        axes.set_yticks(range(len(rows)), [f"{row.title} ({row.dataset})" for row in reversed(rows)])
+        axes.set(xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
+        axes.grid(axis="x", color=_GRID[shade], linewidth=0.8)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _axes(shade: str, size: tuple[float, float]):
+    """(axes, buffer): what is drawn on the axes is in the buffer as SVG afterwards."""
+    ink = _INK[shade]
+    style = {"font.size": 9, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
+             "axes.edgecolor": ink, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
+             "axes.axisbelow": True, "svg.hashsalt": "mammoclip_jax"}
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size)
+        FigureCanvasSVG(figure)
+        yield figure.subplots(), buffer
+        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})

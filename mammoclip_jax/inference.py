@@ -1,0 +1,145 @@
+"""A trained dual encoder for use: NumPy in, NumPy out, batched and jitted inside.
+
+    model = load("workdir")
+    model.similarity(model.embed_image(pixels), model.embed_text(["a mass", "no mass"]))
+"""
+
+import functools
+from typing import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+from ml_collections import ConfigDict
+
+from mammoclip_jax import models
+from mammoclip_jax.data.tokenizer import Tokenize
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import suggestion
+from mammoclip_jax.training import augment, checkpoint
+from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
+
+
+def load(path, *, batch_size: int = 32) -> "Model":
+    """The model of a workdir or of one checkpoint in it (`workdir/checkpoints/STEP`).
+
+    Raises:
+        UserError: there is no finished checkpoint.
+    """
+    step, variables, meta = checkpoint.load(path)
+    return Model(variables, meta, step, batch_size=batch_size)
+
+
+def preprocess_options(config) -> augment.Preprocess:
+    """`config.image` and `config.augment` as one named tuple."""
+    fields = dict(config.image) | dict(config.augment)
+    return augment.Preprocess(**fields | {"scale": tuple(fields["scale"])})
+
+
+class Model:
+    """Embeddings, similarities and Grad-CAM of a trained model.
+
+    Attributes:
+        config: the run's config.
+        preprocessing: how files become pixels, as in dataset.json.
+        step: the training step of the weights.
+        provenance: data sets, licences and versions behind the weights.
+        stages: names of the image encoder's stages, first to last, for `grad_cam`.
+    """
+
+    def __init__(self, variables, meta, step: int, *, batch_size: int = 32, mesh=None):
+        self.config = ConfigDict(meta["config"])
+        self.preprocessing = meta["preprocessing"]
+        self.provenance = meta["provenance"]
+        self.step = step
+        self._mesh = mesh or make_mesh({"data": -1})
+        self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+        self._tokenize = Tokenize.from_json(meta["tokenizer"])
+        self._module = models.build(self.config.model, self._tokenize.vocab_size)
+        self._options = preprocess_options(self.config)
+        self.set_variables(variables, step)
+        height, width = self.preprocessing["height"], self.preprocessing["width"]
+        image = jax.ShapeDtypeStruct((1, height, width, self._options.channels), jnp.float32)
+        _, stages = jax.eval_shape(self._encode, self._variables, image)
+        self._stage_shapes = {name: stage.shape[1:] for name, stage in stages.items()}
+        self.stages = tuple(self._stage_shapes)
+
+    def set_variables(self, variables, step: int) -> None:
+        """Other weights of the same shapes; nothing is compiled anew."""
+        self._variables = jax.device_put(variables, replicated(self._mesh))
+        self.step = step
+
+    def embed_image(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of preprocessed images, uint8 or uint16."""
+        return self._batched(self._embed_image, np.asarray(images))
+
+    def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of texts; what is longer than config.data.text_length is cut."""
+        ids, mask = self._tokenize.encode(list(texts), self.config.data.text_length)
+        return self._batched(self._embed_text, ids, mask)
+
+    def similarity(self, images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "M D"]) -> np.ndarray:
+        """Cosines [N, M] of unit vectors."""
+        return np.asarray(images) @ np.asarray(texts).T
+
+    def grad_cam(
+        self, images: Shaped[np.ndarray, "N H W"], texts: Sequence[str] | Float[np.ndarray, "N D"], *, stage: str
+    ) -> Float[np.ndarray, "N H W"]:
+        """Grad-CAM of each image's cosine with its text, at a stage of the image encoder, resized to the image.
+
+        The map is relu(sum_c a_c F_c) with a_c the mean over the map of the gradient by channel F_c (Selvaraju et al.
+        2017, arXiv:1610.02391, eq. 1 and 2), divided by its largest value; all zero where nothing speaks for the text.
+
+        Args:
+            texts: N texts, or N directions such as the difference of two text embeddings.
+
+        Raises:
+            UserError: the encoder has no such stage.
+        """
+        if stage not in self._stage_shapes:
+            raise UserError(f"the image encoder has no stage {stage!r}.{suggestion(stage, self.stages)} "
+                            f"Stages: {', '.join(self.stages)}.")
+        directions = self.embed_text(texts) if len(texts) and isinstance(texts[0], str) else np.asarray(texts)
+        cam = functools.partial(self._grad_cam, stage)
+        return self._batched(cam, np.asarray(images), directions.astype(np.float32))
+
+    def _encode(self, variables, image, offsets={}):
+        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image")
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _embed_image(self, variables, images):
+        return self._encode(variables, augment.eval_images(images, self._options))[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _embed_text(self, variables, ids, mask):
+        return self._module.apply(variables, ids, mask, train=False, method="encode_text")[0]
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _grad_cam(self, stage, variables, images, directions):
+        pixels = augment.eval_images(images, self._options)
+
+        def score(offset):
+            vectors, stages = self._encode(variables, pixels, {stage: offset})
+            return jnp.sum(vectors * directions), stages[stage]
+
+        zeros = jnp.zeros((len(images), *self._stage_shapes[stage]))
+        gradient, features = jax.grad(score, has_aux=True)(zeros)
+        weights = gradient.mean(axis=(1, 2), keepdims=True)
+        cam = jax.nn.relu((weights * features).sum(-1))
+        cam = jax.image.resize(cam, images.shape, "bilinear")
+        highest = cam.max(axis=(1, 2), keepdims=True)
+        return cam / jnp.where(highest > 0, highest, 1.0)
+
+    def _batched(self, function, *arrays):
+        """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off."""
+        size, out = self._batch_size, []
+        for start in range(0, len(arrays[0]), size):
+            parts = [array[start:start + size] for array in arrays]
+            n = len(parts[0])
+            parts = [np.pad(part, [(0, size - n)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
+            parts = jax.device_put(parts, batch_sharding(self._mesh))
+            out.append(np.asarray(function(self._variables, *parts))[:n])
+        if not out:
+            raise UserError("nothing to compute: the list of images or texts is empty.")
+        return np.concatenate(out)

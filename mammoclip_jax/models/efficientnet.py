@@ -1,0 +1,239 @@
+"""EfficientNet B0 to B7 (Tan and Le 2019, arXiv:1905.11946) with explicit pads and named stages."""
+
+import math
+from typing import Any, Mapping, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.models.depthwise import Pads
+from mammoclip_jax.models.layers import (
+    BatchNorm, Conv, Depthwise, Pointwise, SqueezeExcite, drop_path)
+from mammoclip_jax.names import suggestion
+
+
+class Variant(NamedTuple):
+    """Published scaling of B0; `size` is the side of the square input that the weights were trained for."""
+
+    width: float
+    depth: float
+    size: int
+    drop_rate: float
+
+
+VARIANTS = {
+    "b0": Variant(1.0, 1.0, 224, 0.2),
+    "b1": Variant(1.0, 1.1, 240, 0.2),
+    "b2": Variant(1.1, 1.2, 260, 0.3),
+    "b3": Variant(1.2, 1.4, 300, 0.3),
+    "b4": Variant(1.4, 1.8, 380, 0.4),
+    "b5": Variant(1.6, 2.2, 456, 0.4),
+    "b6": Variant(1.8, 2.6, 528, 0.5),
+    "b7": Variant(2.0, 3.1, 600, 0.5),
+}
+
+# Repeats, kernel size, stride of the first, expansion, input and output channels of B0's seven stages.
+_STAGES = (
+    (1, 3, 1, 1, 32, 16), (2, 3, 2, 6, 16, 24), (2, 5, 2, 6, 24, 40), (3, 3, 2, 6, 40, 80),
+    (3, 5, 1, 6, 80, 112), (4, 5, 2, 6, 112, 192), (1, 3, 1, 6, 192, 320),
+)
+_STEM = (3, 2)  # kernel size and stride
+
+PADS = ("nominal", "detector", "same")
+REMAT = ("none", "block", "conv")
+
+
+class BlockSpec(NamedTuple):
+    """One mobile inverted bottleneck; `stage` counts from 1, `inputs`, `expanded`, `squeezed`, `outputs` are channels."""
+
+    stage: int
+    size: int
+    stride: int
+    inputs: int
+    expanded: int
+    squeezed: int
+    outputs: int
+
+
+def block_specs(width: float, depth: float) -> list[BlockSpec]:
+    """The blocks of all stages for these multipliers; squeeze-excite has a quarter of the block's input channels."""
+    specs = []
+    for stage, (repeats, size, stride, expansion, inputs, outputs) in enumerate(_STAGES, start=1):
+        inputs, outputs = round_channels(inputs, width), round_channels(outputs, width)
+        for repeat in range(math.ceil(depth * repeats)):
+            specs.append(BlockSpec(stage, size, stride, inputs, inputs * expansion, max(1, inputs // 4), outputs))
+            inputs, stride = outputs, 1
+    return specs
+
+
+def round_channels(channels: int, width: float) -> int:
+    """Scaled channels to a multiple of 8, at least 8, never more than 10 % below the scaled number."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+def same_pad(length: int, size: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME zeros (before, after) along one axis, for ceil(length / stride) outputs."""
+    total = max((-(-length // stride) - 1) * stride + size - length, 0)
+    return total // 2, total - total // 2
+
+
+def pads(variant: str, kind: str = "nominal", depth: float | None = None) -> dict[str, Pads]:
+    """Zeros around every spatial convolution, by layer: {"stem": ((top, bottom), (left, right)), "block00": ...}.
+
+    Published weights were trained with amounts fixed at construction for a square input of the nominal size, and
+    used at other sizes with the same amounts.
+
+    Args:
+        kind: "nominal" follows the nominal size through the strides, as `efficientnet_pytorch` and the Mammo-CLIP
+            pretraining do; "detector" takes the nominal size at every layer anew, as Mammo-CLIP's detector does
+            ((0, 1) for every stride-2 3 x 3, (1, 2) for every stride-2 5 x 5).
+    """
+    scaling = VARIANTS[variant]
+    length = scaling.size
+    table = {}
+    layers = [("stem", *_STEM)] + [
+        (block_name(i), spec.size, spec.stride) for i, spec in enumerate(block_specs(1.0, depth or scaling.depth))]
+    for name, size, stride in layers:
+        table[name] = (same_pad(length, size, stride),) * 2
+        if kind == "nominal":
+            length = -(-length // stride)
+    return table
+
+
+def block_name(index: int) -> str:
+    return f"block{index:02d}"
+
+
+class Block(nn.Module):
+    """Expansion, depthwise convolution, squeeze-excite, projection; shortcut where the shapes allow it."""
+
+    spec: BlockSpec
+    drop_rate: float
+    dtype: Any
+    formulation: str | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W inputs"], train: bool, padding: Pads) -> Float[Array, "N h w outputs"]:
+        spec, shortcut = self.spec, x
+        if spec.expanded != spec.inputs:
+            x = Pointwise(spec.expanded, self.dtype, name="expand")(x)
+            x = BatchNorm("swish", name="expand_bn")(x, train)
+        x = Depthwise(spec.size, spec.stride, self.dtype, self.formulation, name="depthwise")(x, padding)
+        x = BatchNorm("swish", name="depthwise_bn")(x, train)
+        x = SqueezeExcite(spec.squeezed, name="se")(x)
+        x = Pointwise(spec.outputs, self.dtype, name="project")(x)
+        x = BatchNorm(name="project_bn")(x, train)
+        if spec.stride != 1 or spec.inputs != spec.outputs:
+            return x
+        if train and self.drop_rate > 0:
+            x = drop_path(x, self.drop_rate, self.make_rng("dropout"))
+        return x + shortcut
+
+
+class EfficientNet(nn.Module):
+    """Image encoder; any number of input channels, any input size.
+
+    Attributes:
+        variant: "b0" to "b7": scaling, nominal size and dropout as published.
+        pads: "nominal" or "detector" (see `pads`), or "same" for TensorFlow's SAME at the real input size.
+        width, depth: multipliers in place of the variant's, for small networks.
+        pooling: of the head map, "avg", "max" or "gem" (generalised mean, learnable exponent from 3).
+        drop_rate: dropout after pooling in place of the variant's.
+        drop_connect_rate: of the last block; earlier ones in proportion to their index.
+        remat: what the backward pass computes again: "none", a whole "block" at a time, or all but the
+            convolutions' outputs ("conv").
+        dtype: of products and activations; parameters and statistics are float32.
+        depthwise: formulation of the depthwise convolutions; None lets the platform decide.
+    """
+
+    variant: str = "b0"
+    pads: str = "nominal"
+    width: float | None = None
+    depth: float | None = None
+    pooling: str = "avg"
+    drop_rate: float | None = None
+    drop_connect_rate: float = 0.2
+    remat: str = "none"
+    dtype: Any = jnp.float32
+    depthwise: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field, known in (("variant", VARIANTS), ("pads", PADS), ("pooling", POOLING), ("remat", REMAT)):
+            value = getattr(self, field)
+            if value not in known:
+                raise UserError(
+                    f"EfficientNet has no {field} {value!r}.{suggestion(str(value), known)} Known: {', '.join(known)}.")
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stage maps, from the input on."""
+        return ("stem", *(f"stage{i}" for i in range(1, len(_STAGES) + 1)), "head")
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
+    ) -> tuple[Float[Array, "N c"], dict[str, Array]]:
+        """Pooled features (float32) and the named stage maps.
+
+        Training needs the "dropout" generator and a mutable "batch_stats". `offsets` are added to the stage maps of
+        their names; their gradient at zero is the gradient of the map.
+
+        Raises:
+            UserError: an offset names no stage.
+        """
+        scaling = VARIANTS[self.variant]
+        width, depth = self.width or scaling.width, self.depth or scaling.depth
+        specs = block_specs(width, depth)
+        for name in set(offsets) - set(self.stage_names):
+            raise UserError(f"EfficientNet has no stage {name!r}. Known: {', '.join(self.stage_names)}.")
+        stages = {}
+
+        def stage(name, x):
+            stages[name] = x + offsets[name].astype(x.dtype) if name in offsets else x
+            return stages[name]
+
+        table = None if self.pads == "same" else pads(self.variant, self.pads, depth)
+        padding = self._padding(table, "stem", x, *_STEM)
+        x = Conv(round_channels(32, width), *_STEM, self.dtype, name="stem")(x, padding)
+        x = stage("stem", BatchNorm("swish", name="stem_bn")(x, train))
+        for i, spec in enumerate(specs):
+            padding = self._padding(table, block_name(i), x, spec.size, spec.stride)
+            drop_rate = self.drop_connect_rate * i / len(specs)
+            x = self._block()(spec, drop_rate, self.dtype, self.depthwise, name=block_name(i))(x, train, padding)
+            if i + 1 == len(specs) or specs[i + 1].stage != spec.stage:
+                x = stage(f"stage{spec.stage}", x)
+        x = Pointwise(round_channels(1280, width), self.dtype, name="head")(x)
+        x = stage("head", BatchNorm("swish", name="head_bn")(x, train))
+        pooled = POOLING[self.pooling](self, x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        rate = scaling.drop_rate if self.drop_rate is None else self.drop_rate
+        return nn.Dropout(rate)(pooled, deterministic=not train), stages
+
+    @staticmethod
+    def _padding(table, name, x, size, stride):
+        if table is not None:
+            return table[name]
+        return same_pad(x.shape[1], size, stride), same_pad(x.shape[2], size, stride)
+
+    def _block(self):
+        if self.remat == "none":
+            return Block
+        policy = jax.checkpoint_policies.save_only_these_names("conv") if self.remat == "conv" else None
+        return nn.remat(Block, static_argnums=(2, 3), policy=policy)
+
+
+def _generalised_mean(module, x):
+    exponent = module.param("gem_exponent", nn.initializers.constant(3.0), ())
+    return jnp.mean(jnp.maximum(x, 1e-6) ** exponent, axis=(1, 2)) ** (1 / exponent)
+
+
+POOLING = {
+    "avg": lambda module, x: jnp.mean(x, axis=(1, 2)),
+    "max": lambda module, x: jnp.max(x, axis=(1, 2)),
+    "gem": _generalised_mean,
+}

@@ -1,0 +1,189 @@
+"""Layers of the convolutional encoders, channels last.
+
+Parameters and statistics are float32; `dtype` is what the products and stored activations are in. Squeeze-excite and
+all statistics are computed in float32 (float64 for float64 input).
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from mammoclip_jax.models.depthwise import Pads, depthwise_conv
+
+# Normal with variance 2 / fan_out, as TensorFlow's EfficientNet. The last axis counts the outputs.
+_fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def sigmoid(x):
+    """Logistic function through tanh, which the CPU backend turns into vector instructions."""
+    return 0.5 * jnp.tanh(0.5 * x) + 0.5
+
+
+def swish(x):
+    """x * sigmoid(x), also called SiLU."""
+    return x * sigmoid(x)
+
+
+class Conv(nn.Module):
+    """Dense k x k convolution without bias; parameter kernel [k, k, in, out]."""
+
+    features: int
+    size: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W in"], padding: Pads) -> Float[Array, "N h w out"]:
+        kernel = self.param("kernel", _fan_out_normal, (self.size, self.size, x.shape[-1], self.features))
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return checkpoint_name(y, "conv")
+
+
+class Depthwise(nn.Module):
+    """Depthwise k x k convolution without bias; parameter kernel [k, k, C]. `formulation` as in `depthwise_conv`."""
+
+    size: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+    formulation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"], padding: Pads) -> Float[Array, "N h w C"]:
+        deviation = (2 / self.size**2) ** 0.5
+        kernel = self.param("kernel", nn.initializers.normal(deviation), (self.size, self.size, x.shape[-1]))
+        y = depthwise_conv(x.astype(self.dtype), kernel, self.stride, padding, self.formulation)
+        return checkpoint_name(y, "conv")
+
+
+class Pointwise(nn.Module):
+    """1 x 1 convolution without bias as one matrix product; parameter kernel [in, out]."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W in"]) -> Float[Array, "N H W out"]:
+        kernel = self.param("kernel", _fan_out_normal, (x.shape[-1], self.features))
+        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        y = jnp.dot(rows, kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+        return checkpoint_name(y, "conv")
+
+
+class Affine(nn.Module):
+    """x @ kernel + bias in float32; parameters kernel [in, out], bias [out]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N in"]) -> Float[Array, "N out"]:
+        kernel = self.param("kernel", _fan_out_normal, (x.shape[-1], self.features))
+        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
+
+
+class SqueezeExcite(nn.Module):
+    """Scales channels by a function of their means; `features` is the width of the bottleneck."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        wide = _accumulator(x)
+        means = jnp.mean(x.astype(wide), axis=(1, 2))
+        squeezed = swish(Affine(self.features, name="reduce")(means))
+        scale = sigmoid(Affine(x.shape[-1], name="expand")(squeezed))
+        return (x.astype(wide) * scale[:, None, None, :]).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation, then swish if `act` says so; parameters scale and bias, batch_stats mean and var.
+
+    The statistics are those of the whole (global) batch. As in torch, the batch is normalised by its biased variance
+    and the running variance is updated with the unbiased one. eps and momentum default to EfficientNet's.
+    """
+
+    act: str | None = None
+    eps: float = 1e-3
+    momentum: float = 0.99
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N H W C"]:
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
+        if not train:
+            deviation = lax.rsqrt(running_var.value + self.eps)
+            return _affine_act(x, running_mean.value, deviation, scale, bias, self.act)
+        y, mean, var = batch_norm_act(x, scale, bias, self.eps, self.act)
+        if not self.is_initializing():
+            count = x.size // c
+            var = var * (count / max(count - 1, 1))
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        return y
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def batch_norm_act(
+    x: Float[Array, "N H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], eps: float, act: str | None
+) -> tuple[Float[Array, "N H W C"], Float[Array, "C"], Float[Array, "C"]]:
+    """Normalises by the batch's own statistics: act((x - mean) / sqrt(var + eps) * scale + bias), mean, biased var.
+
+    The backward pass keeps x, mean and 1 / sqrt(var + eps), and computes the rest again. No gradient flows through
+    the returned mean and variance: they are for running statistics.
+    """
+    return _batch_norm_forward(x, scale, bias, eps, act)[0]
+
+
+def _batch_norm_forward(x, scale, bias, eps, act):
+    mean, var = _moments(x)
+    deviation = lax.rsqrt(var + eps)
+    return (_affine_act(x, mean, deviation, scale, bias, act), mean, var), (x, mean, deviation, scale, bias)
+
+
+def _batch_norm_backward(eps, act, saved, gradients):
+    x, mean, deviation, scale, bias = saved
+    count = x.size // x.shape[-1]
+    normal = (x.astype(mean.dtype) - mean) * deviation
+    gradient = gradients[0].astype(mean.dtype)
+    if act == "swish":
+        z = normal * scale + bias
+        s = sigmoid(z)
+        gradient = gradient * (s * (1 + z * (1 - s)))
+    to_bias = jnp.sum(gradient, axis=(0, 1, 2))
+    to_scale = jnp.sum(gradient * normal, axis=(0, 1, 2))
+    to_x = (scale * deviation) * (gradient - to_bias / count - normal * (to_scale / count))
+    return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
+
+
+batch_norm_act.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _moments(x):
+    x = x.astype(_accumulator(x))
+    mean = jnp.mean(x, axis=(0, 1, 2))
+    return mean, jnp.maximum(jnp.mean(x * x, axis=(0, 1, 2)) - mean * mean, 0)
+
+
+def _affine_act(x, mean, deviation, scale, bias, act):
+    z = (x.astype(_accumulator(x)) - mean) * (deviation * scale) + bias
+    return (swish(z) if act == "swish" else z).astype(x.dtype)
+
+
+def _accumulator(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def drop_path(x: Float[Array, "N H W C"], rate: float, key: Array) -> Float[Array, "N H W C"]:
+    """Zeroes whole samples with probability `rate` and divides the others by 1 - rate (drop-connect, stochastic depth)."""
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
+    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))

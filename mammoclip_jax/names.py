@@ -1,0 +1,36 @@
+"""Look a name up in one of the tables that the folders keep, with a helpful error."""
+
+import difflib
+import inspect
+from typing import Callable, Iterable, Mapping
+
+from mammoclip_jax.errors import UserError
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' with the nearest of `known`, or '' when none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def lookup(table: Mapping[str, str], name: str, kind: str) -> str:
+    """`table[name]`.
+
+    Raises:
+        UserError: the name is not in the table; the message suggests the nearest and lists all.
+    """
+    if name not in table:
+        known = ", ".join(sorted(table))
+        raise UserError(f"there is no {kind} {name!r}.{suggestion(name, table)} Known: {known}.")
+    return table[name]
+
+
+def check_options(function: Callable, options: Iterable[str], kind: str) -> None:
+    """Raises UserError if one of `options` is not a parameter of `function` (or of a module class)."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return      # it passes them on, and checks there
+    known = [name for name in parameters if name not in ("parent", "name", "self")]
+    for option in options:
+        if option not in known:
+            raise UserError(f"{kind} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known)}.")

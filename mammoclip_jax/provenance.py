@@ -1,0 +1,27 @@
+"""What a checkpoint or report says about where it came from: data sets, licences, versions."""
+
+import importlib.metadata
+import platform
+
+import jax
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pydicom", "opencv-python-headless")
+
+
+def collect(datasets) -> dict:
+    """JSON: the data sets {name: fingerprint, licence, citation, real, counts} and the versions of what made the run."""
+    kept = ("fingerprint", "licence", "citation", "real", "counts")
+    return {
+        "data": {name: {key: dataset.info.get(key) for key in kept} for name, dataset in datasets.items()},
+        "versions": {"mammoclip_jax": version("mammoclip_jax"), "python": platform.python_version()}
+        | {name: version(name) for name in PACKAGES},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def version(package: str) -> str:
+    """Version of an installed package; 'not installed' for a checkout that was never installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

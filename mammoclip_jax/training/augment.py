@@ -1,0 +1,92 @@
+"""Stored pixels -> what the image encoder sees, on the device: flips, affine, intensity, normalisation."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, Shaped
+
+
+class Preprocess(NamedTuple):
+    """How pixels become network input (`config.image`), and how they are varied in training (`config.augment`).
+
+    Ranges are half-widths: rotate in degrees, translate as a share of height and width, shear in degrees;
+    scale is (low, high); contrast and brightness vary the picture by up to that share of its range.
+    Mammo-CLIP's elastic warp (displacements below half a pixel) has no effect and is left out.
+    """
+
+    mean: float
+    std: float
+    channels: int
+    intensity: str                      # "minmax": each image stretched to [0, 1], as Mammo-CLIP; "range": by dtype
+    affine_probability: float = 0.0
+    rotate: float = 0.0
+    translate: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
+    contrast: float = 0.0
+    brightness: float = 0.0
+
+
+def train_images(batch, key, options: Preprocess) -> Float[Array, "B V H W C"]:
+    """Flipped as the batch says, then varied at random, then normalised."""
+    image = to_unit(batch["image"])
+    flip_horizontal, flip_vertical = (batch[f"flip_{axis}"][:, None, None, None] for axis in ("horizontal", "vertical"))
+    image = jnp.where(flip_horizontal, image[..., ::-1], image)
+    image = jnp.where(flip_vertical, image[..., ::-1, :], image)
+    affine_key, intensity_key = jax.random.split(key)
+    flat = image.reshape(-1, *image.shape[2:])
+    if options.affine_probability > 0:
+        matrices = random_affine(affine_key, flat.shape, options)
+        flat = jax.vmap(warp)(flat, matrices)
+    if options.contrast or options.brightness:
+        gain, lift = jax.random.uniform(intensity_key, (2, flat.shape[0], 1, 1), minval=-1.0)
+        flat = jnp.clip(flat * (1 + options.contrast * gain) + options.brightness * lift * (flat > 0), 0, 1)
+    return normalise(flat, options).reshape(*image.shape, options.channels)
+
+
+def eval_images(image: Shaped[Array, "N H W"], options: Preprocess) -> Float[Array, "N H W C"]:
+    return normalise(to_unit(image), options)
+
+
+def to_unit(image):
+    """uint8 or uint16 -> float32 in [0, 1]."""
+    return image.astype(jnp.float32) / jnp.iinfo(image.dtype).max
+
+
+def normalise(image: Float[Array, "N H W"], options: Preprocess) -> Float[Array, "N H W C"]:
+    """(x - mean) / std on `channels` equal channels; a constant image under "minmax" gives zeros, never NaN."""
+    if options.intensity == "minmax":
+        low = image.min(axis=(-2, -1), keepdims=True)
+        span = image.max(axis=(-2, -1), keepdims=True) - low
+        image = (image - low) / jnp.where(span > 0, span, 1.0)
+    image = (image - options.mean) / options.std
+    return jnp.broadcast_to(image[..., None], (*image.shape, options.channels))
+
+
+def random_affine(key, shape, options: Preprocess) -> Float[Array, "N 2 3"]:
+    """Maps output pixels (row, column, 1), measured from the centre, to input pixels; identity for the unlucky ones."""
+    n, height, width = shape
+    uniform = jax.random.uniform(key, (6, n), minval=-1.0)
+    angle = jnp.deg2rad(options.rotate) * uniform[0]
+    shear = jnp.tan(jnp.deg2rad(options.shear) * uniform[1])
+    low, high = options.scale
+    scale = low + (high - low) * (uniform[2] + 1) / 2
+    shift = jnp.stack([uniform[3] * options.translate * height, uniform[4] * options.translate * width], -1)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    rotation = jnp.stack([jnp.stack([cos, -sin], -1), jnp.stack([sin, cos], -1)], -2)
+    sheared = jnp.stack([jnp.stack([jnp.ones(n), shear], -1), jnp.stack([jnp.zeros(n), jnp.ones(n)], -1)], -2)
+    linear = rotation @ sheared / scale[:, None, None]
+    matrix = jnp.concatenate([linear, shift[..., None]], -1)
+    chosen = (uniform[5] + 1) / 2 < options.affine_probability
+    return jnp.where(chosen[:, None, None], matrix, jnp.eye(2, 3))
+
+
+def warp(image: Float[Array, "H W"], matrix: Float[Array, "2 3"]) -> Float[Array, "H W"]:
+    """Bilinear resampling; what lies outside is 0, the air around a breast."""
+    height, width = image.shape
+    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    rows, columns = jnp.meshgrid(jnp.arange(height) - centre[0], jnp.arange(width) - centre[1], indexing="ij")
+    source = jnp.tensordot(matrix[:, :2], jnp.stack([rows, columns]), axes=1) + (matrix[:, 2] + centre)[:, None, None]
+    return map_coordinates(image, source, order=1, mode="constant", cval=0.0)

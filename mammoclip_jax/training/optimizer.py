@@ -1,0 +1,49 @@
+"""The optimiser and its schedule from the config, with rules on slash-named parameter paths."""
+
+import re
+
+import jax
+import optax
+
+from mammoclip_jax.errors import UserError
+
+
+def schedule(config) -> optax.Schedule:
+    """Linear warm-up from 0 to `lr`, then `lr * cos^2(pi/2 t)` to 0, by step.
+
+    Mammo-CLIP's schedule (codebase/breastclip/scheduler/warmup_cosine.py); cos^2(pi t / 2) is (1 + cos(pi t)) / 2.
+    """
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0, peak_value=config.lr, warmup_steps=config.warmup_steps, decay_steps=config.steps)
+
+
+def make_optimizer(config, params) -> optax.GradientTransformation:
+    """AdamW with clipping, weight decay by rule and frozen parameters.
+
+    `config.no_decay` and `config.frozen` are lists of regular expressions, matched from the start of a parameter's
+    path such as `image_encoder/block00/depthwise/kernel`.
+
+    Raises:
+        UserError: a rule matches no parameter (most often a misspelt path).
+    """
+    decayed = jax.tree.map(lambda hit: not hit, matches(params, config.no_decay, "config.train.no_decay"))
+    frozen = matches(params, config.frozen, "config.train.frozen")
+    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    steps.append(optax.adamw(schedule(config), b1=config.b1, b2=config.b2, eps=config.eps,
+                             weight_decay=config.weight_decay, mask=decayed))
+    labels = jax.tree.map(lambda hit: "frozen" if hit else "trained", frozen)
+    return optax.multi_transform({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def matches(params, rules, field: str):
+    """A tree like `params` of booleans: does any of `rules` match the path?"""
+    paths = jax.tree_util.tree_map_with_path(lambda path, _: slash_name(path), params)
+    for rule in rules:
+        if not any(re.match(rule, name) for name in jax.tree.leaves(paths)):
+            raise UserError(f"{field}: no parameter path matches {rule!r}; the parameter table at the start of "
+                            "the log lists all paths.")
+    return jax.tree.map(lambda name: any(re.match(rule, name) for rule in rules), paths)
+
+
+def slash_name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,80 @@
+"""One optimisation step, whole, on one screen."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mammoclip_jax.training import augment
+from mammoclip_jax.types import TrainState
+
+
+def init_variables(model, key, image_shape, text_length):
+    """Fresh parameters and batch statistics; `image_shape` is the (H, W, channels) that the image encoder sees."""
+    image = jnp.zeros((1, 1, *image_shape), jnp.float32)
+    ids = jnp.zeros((1, 1, text_length), jnp.int32)
+    return model.init(key, image, ids, jnp.ones_like(ids, bool), train=False)
+
+
+def init_state(variables, optimizer, key, config) -> TrainState:
+    """The state before the first step."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if config.ema_decay else None,
+        key=key,
+    )
+
+
+def make_train_step(model, optimizer, losses, preprocess, config, mesh):
+    """`(TrainState, Batch) -> (TrainState, metrics)`, to be jitted with the state donated.
+
+    Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
+    """
+
+    def step(state, batch):
+        key = jax.random.fold_in(state.key, state.step)
+        augment_key, dropout_key = jax.random.split(key)
+        image = augment.train_images(batch, augment_key, preprocess)
+
+        def loss_fn(params):
+            embeddings, updated = model.apply(
+                {"params": params, "batch_stats": state.batch_stats}, image, batch["token_ids"], batch["token_mask"],
+                train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"])
+            loss, metrics = total_loss(losses, embeddings, batch, mesh, state.step)
+            return loss, (metrics, updated.get("batch_stats", {}))
+
+        (loss, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = clamp_logit_scale(optax.apply_updates(state.params, updates), config.logit_scale_max)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, step_size=1 - config.ema_decay)
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(grads),
+            "logit_scale": jnp.exp(params["logit_scale"]),
+        }
+        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key)
+        return new_state, metrics
+
+    return step
+
+
+def total_loss(losses, embeddings, batch, mesh, step):
+    """Weighted sum of the terms that have started, and the metrics of all, named `term/metric`."""
+    total, metrics = jnp.float32(0), {}
+    for name, term, weight, start_step in losses:
+        value, details = term(embeddings, batch, mesh)
+        total += jnp.where(step >= start_step, weight, 0.0) * value
+        metrics |= {f"{name}/{key}": detail for key, detail in details.items()}
+    return total, metrics
+
+
+def clamp_logit_scale(params, highest):
+    """Keeps exp(logit_scale) at most `highest` (0: no clamp, as Mammo-CLIP), on the parameter as CLIP does."""
+    if not highest:
+        return params
+    return params | {"logit_scale": jnp.minimum(params["logit_scale"], jnp.log(highest))}

@@ -1,0 +1,101 @@
+"""Where figures of a run go: metrics.jsonl, TensorBoard, and one progress line."""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Appends rows `{"step": int, name: float, ...}` to `workdir/metrics.jsonl` and the same to TensorBoard.
+
+    On resume, rows after the restored step are cut off, so that each step stands once. Only process 0 writes.
+    """
+
+    def __init__(self, workdir, *, resumed_step: int, active: bool = True):
+        self.active = active
+        if not active:
+            return
+        path = Path(workdir, "metrics.jsonl")
+        kept = [row for row in read_metrics(path) if row["step"] <= resumed_step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        partial.replace(path)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(Path(workdir, "tensorboard")), purge_step=resumed_step + 1)
+
+    def write(self, step: int, metrics) -> None:
+        """Numbers that are not finite are written as null, since JSON has no NaN."""
+        if not self.active:
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.active:
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(path) -> list[dict]:
+    """Rows of a metrics.jsonl; a last line cut short by a killed process is left out."""
+    path = Path(path)
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """One line that is rewritten on a terminal, and printed every half minute elsewhere."""
+
+    def __init__(self, total: int, first: int, images_per_step: int, active: bool = True):
+        self.total, self.first, self.images_per_step, self.active = total, first, images_per_step, active
+        self.terminal = sys.stderr.isatty()
+        self.start = self.shown = time.monotonic()
+        self.paused = 0.0
+        self.waited = 0.0
+
+    def waited_for_data(self, seconds: float) -> None:
+        self.waited += seconds
+
+    @contextlib.contextmanager
+    def pause(self):
+        """Around what is not training (compilation, evaluation, saving): the rate leaves its time out."""
+        started = time.monotonic()
+        yield
+        self.paused += time.monotonic() - started
+
+    def figures(self, step: int) -> dict:
+        """images_per_second, data_wait_share of the training time so far, and seconds left."""
+        elapsed = max(time.monotonic() - self.start - self.paused, 1e-9)
+        steps = max(step - self.first, 1)
+        return {
+            "images_per_second": steps * self.images_per_step / elapsed,
+            "data_wait_share": self.waited / elapsed,
+            "seconds_left": (self.total - step) * elapsed / steps,
+        }
+
+    def show(self, step: int, loss: float) -> None:
+        now = time.monotonic()
+        last = step == self.total
+        if not self.active or (now - self.shown < (0.5 if self.terminal else 30) and not last):
+            return
+        self.shown = now
+        figures = self.figures(step)
+        minutes, seconds = divmod(int(figures["seconds_left"]), 60)
+        line = (f"step {step}/{self.total}  loss {loss:.4f}  {figures['images_per_second']:.1f} images/s  "
+                f"data wait {figures['data_wait_share']:.1%}  ETA {minutes}:{seconds:02d}")
+        end = "\n" if last or not self.terminal else ""
+        print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)

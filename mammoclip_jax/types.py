@@ -1,0 +1,46 @@
+"""The few types that pass between the parts.
+
+Dimensions: B breasts, V views of a breast, T texts of a breast, L tokens, H x W pixels, D embedding width.
+All three types are pytrees of plain containers, so `jax.tree` and Orbax walk them by name without registration.
+"""
+
+from typing import Any, Mapping, NamedTuple, TypedDict
+
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+
+class Batch(TypedDict, total=False):
+    """What one step sees: arrays only, NumPy on the host and `jax.Array` on devices.
+
+    A record is a row of `index.parquet`; -1 marks a padded one. A breast with one image carries it in every view.
+    """
+
+    image: Shaped[Array, "B V H W"]           # uint8 or uint16, one channel, as stored in the shards
+    record: Int[Array, "B V"]                 # int32 row in the data set's index.parquet
+    source: Int[Array, "B"]                   # int32 position of the data set in config.data.train
+    token_ids: Int[Array, "B T L"]            # int32, padded with the tokenizer's pad id
+    token_mask: Bool[Array, "B T L"]          # True for real tokens, special ones included
+    flip_horizontal: Bool[Array, "B"]         # to do on the device; the texts' laterality words are already swapped
+    flip_vertical: Bool[Array, "B"]           # to do on the device; only set where no text names a position
+    mask: Bool[Array, "B"]                    # False for rows that only fill up the batch: they never count
+
+
+class Embeddings(NamedTuple):
+    """What the towers return. Global vectors have unit norm, in float32."""
+
+    image: Float[Array, "B V D"]
+    text: Float[Array, "B T D"]
+    logit_scale: Float[Array, ""]             # multiplies cosines: exp of the parameter, after the clamp
+    image_stages: Mapping[str, Array] = {}    # named stage maps [B*V h w c], where asked for
+    text_states: Any = None                   # token states [B*T L c], where asked for
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes: one pytree of plain dicts."""
+
+    step: Int[Array, ""]
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any                                  # averaged params, or None when config.train.ema_decay is 0
+    key: Array                                # PRNG key; each step folds its number in, so it never changes

@@ -1,0 +1,342 @@
+"""Sampling, sharding, exact resume and padding of the input pipeline."""
+
+import json
+import pickle
+from collections import Counter
+
+import grain
+import numpy as np
+import pandas as pd
+import pytest
+
+from mammoclip_jax.data import pipeline, shards, tokenizer
+from mammoclip_jax.data.pipeline import Augment, Breast, augment_texts, draw_texts, draw_views
+from mammoclip_jax.errors import UserError
+
+H, W = 6, 4
+WORDS = "finding number left right breast upper outer no mass calcification " + " ".join(map(str, range(60)))
+OFF = Augment(0.0, 0.0, 0.0)
+
+
+class FakeDataset:
+    """The interface of `shards.Dataset`; every pixel of image i is i."""
+
+    def __init__(self, rows, path="fake", height=H, width=W, bits=8):
+        self.path = path
+        self.info = {"preprocessing": {"height": height, "width": width, "bits": bits}}
+        defaults = dict(dataset="fake", study="s0", laterality="L", view="CC", split="train", texts=["a text"])
+        self.index = pd.DataFrame([{**defaults, "image": str(i), **row} for i, row in enumerate(rows)])
+
+    def __len__(self):
+        return len(self.index)
+
+    def read(self, i):
+        return np.full((H, W), i, np.uint8)
+
+
+def _rows(breasts: int, **changes):
+    """CC and MLO of `breasts` breasts, each with two texts that name it."""
+    return [dict(study=f"s{b}", view=view, texts=[f"finding number {b}.", f"number {b} left breast."], **changes)
+            for b in range(breasts) for view in ("CC", "MLO")]
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return tokenizer.Tokenize(tokenizer.train_wordpiece([WORDS, WORDS + "."], 400))
+
+
+def _options(**changes):
+    return {**dict(batch_size=3, text_length=8, seed=1, augment=OFF, read_threads=2), **changes}
+
+
+def _take(iterator, n):
+    return [next(iterator) for _ in range(n)]
+
+
+def _equal(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+# --- grouping ------------------------------------------------------------------------------------------------------
+
+def _group(rows, **options):
+    return pipeline.breasts([FakeDataset(rows)], "train", **options)
+
+
+def test_a_breast_is_one_side_of_one_study_of_one_dataset():
+    found = _group([dict(), dict(view="MLO"), dict(laterality="R"), dict(study="s1"), dict(dataset="other"),
+                    dict(split="val")]).items
+    assert [b.views for b in found] == [((0,), (1,)), ((2,),), ((3,),), ((4,),)]
+
+
+def test_images_without_laterality_are_breasts_of_their_own():
+    assert [b.views for b in _group([dict(laterality=""), dict(laterality="", view="MLO")]).items] == [((0,),), ((1,),)]
+
+
+def test_other_views_only_by_option():
+    rows = [dict(), dict(view="AT"), dict(view="LM", laterality="R"), dict(view="", study="s1")]
+    found = _group(rows)
+    assert [b.views for b in found.items] == [((0,),), ((3,),)]
+    assert found.without_view == 1
+    assert [b.views for b in _group(rows, other_views=True).items] == [((0,), (1,)), ((2,),), ((3,),)]
+
+
+def test_views_are_ordered_whatever_the_order_of_rows():
+    assert _group([dict(view="MLO"), dict(), dict(view="MLO")]).items[0].views == ((1,), (0, 2))
+
+
+def test_empty_texts_are_no_positives():
+    rows = [dict(texts=["", "one"]), dict(view="MLO", texts=["one ", "two"]), dict(study="s1", texts=["", " "]),
+            dict(study="s2", texts=[])]
+    found = _group(rows)
+    assert found.items == [Breast(0, ((0,), (1,)), ("one", "two"))]
+    assert (found.without_text, found.without_view) == (2, 0)
+    assert len(_group(rows, need_text=False).items) == 3
+
+
+def test_a_split_without_breasts_is_an_error_naming_the_folder():
+    with pytest.raises(UserError, match="'test' of fake"):
+        pipeline.breasts([FakeDataset([dict()])], "test")
+
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+def _draws(views, count=2, n=300):
+    rng = np.random.default_rng(0)
+    return Counter(tuple(draw_views(views, count, rng)) for _ in range(n))
+
+
+def test_two_views_give_both_in_random_order_with_a_random_image_of_each():
+    draws = _draws(((0, 1), (2,)))
+    assert set(draws) == {(0, 2), (2, 0), (1, 2), (2, 1)}
+    assert min(draws.values()) > 50
+
+
+def test_one_view_gives_two_different_images_where_there_are_two():
+    assert set(_draws(((4, 5, 6),))) == {(a, b) for a in (4, 5, 6) for b in (4, 5, 6) if a != b}
+    assert set(_draws(((4,),))) == {(4, 4)}
+
+
+def test_more_images_asked_for_than_views():
+    assert all(sorted(draw) == [0, 1, 2] for draw in _draws(((0, 1), (2,)), 3))
+    assert set(_draws(((0,), (1,)), 1)) == {(0,), (1,)}
+    assert draw_views(((0, 1), (2,)), 4, None) == [0, 2, 1, 0]
+
+
+def test_texts_are_drawn_without_replacement():
+    rng = np.random.default_rng(0)
+    draws = Counter(tuple(draw_texts(("a", "b", "c"), 2, rng)) for _ in range(300))
+    assert set(draws) == {(x, y) for x in "abc" for y in "abc" if x != y}
+    assert min(draws.values()) > 25
+    assert draw_texts(("a",), 2, rng) == ["a", "a"]
+    assert sorted(draw_texts(("a", "b"), 3, rng)[:2]) == ["a", "b"]
+
+
+def test_flips_never_contradict_the_text():
+    rng = np.random.default_rng(0)
+    both = Augment(1.0, 1.0, 0.0)
+    texts, horizontal, vertical = augment_texts(["Left breast mass at 2 o'clock."], both, rng)
+    assert (texts, horizontal, vertical) == (["Right breast mass at 10 o'clock."], True, False)
+    assert augment_texts(["left mass"], both, rng) == (["right mass"], True, True)
+    assert augment_texts(["left mass", "upper outer quadrant"], both, rng)[2] is False
+    assert augment_texts(["left mass"], OFF, rng) == (["left mass"], False, False)
+    half = [augment_texts(["mass"], Augment(0.5, 0.25), rng)[1:] for _ in range(800)]
+    np.testing.assert_allclose(np.mean(half, axis=0), (0.5, 0.25), atol=0.06)
+
+
+def test_sentence_shuffling_works():
+    rng = np.random.default_rng(0)
+    found = {augment_texts(["A one. B two. C three."], Augment(0, 0, 1.0), rng)[0][0] for _ in range(60)}
+    assert len(found) == 6
+    assert all(sorted(t.replace(".", "").split()) == sorted("A one B two C three".split()) for t in found)
+
+
+# --- the training stream ---------------------------------------------------------------------------------------------
+
+def test_batches_have_the_documented_form(tokens):
+    batch = next(pipeline.train_iterator([FakeDataset(_rows(7))], tokens, **_options(augment=Augment(0.5, 0.5))))
+    forms = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
+    assert forms == {
+        "image": ((3, 2, H, W), "uint8"), "record": ((3, 2), "int32"), "source": ((3,), "int32"),
+        "token_ids": ((3, 2, 8), "int32"), "token_mask": ((3, 2, 8), "bool"), "flip_horizontal": ((3,), "bool"),
+        "flip_vertical": ((3,), "bool"), "mask": ((3,), "bool")}
+    assert batch["mask"].all()
+    np.testing.assert_array_equal(batch["image"][..., 0, 0], batch["record"])
+
+
+def test_images_and_texts_belong_together(tokens):
+    batch = next(pipeline.train_iterator([FakeDataset(_rows(7))], tokens, **_options()))
+    for records, ids, mask in zip(batch["record"], batch["token_ids"], batch["token_mask"], strict=True):
+        assert records[0] // 2 == records[1] // 2 and records[0] != records[1]
+        texts = {" ".join(tokens.tokens(i[m])) for i, m in zip(ids, mask, strict=True)}
+        breast = records[0] // 2
+        assert texts == {f"[CLS] finding number {breast} . [SEP]", f"[CLS] number {breast} left breast . [SEP]"}
+
+
+def test_an_epoch_holds_every_breast_at_most_once_in_a_new_order(tokens):
+    iterator = pipeline.train_iterator([FakeDataset(_rows(10))], tokens, **_options())
+    epochs = [[int(r) // 2 for batch in _take(iterator, 3) for r in batch["record"][:, 0]] for _ in range(8)]
+    assert all(len(set(epoch)) == 9 for epoch in epochs)                 # 3 batches of 3; one breast is left over
+    assert len({tuple(epoch) for epoch in epochs}) == 8
+    assert len({frozenset(epoch) for epoch in epochs}) > 1               # not always the same one
+
+
+def test_the_seed_decides_everything_and_threads_nothing(tokens):
+    datasets = [FakeDataset(_rows(9))]
+    options = _options(augment=Augment(0.5, 0.5, 0.5))
+    reference = _take(pipeline.train_iterator(datasets, tokens, **options), 7)
+    for threads in (0, 1, 4):
+        again = _take(pipeline.train_iterator(datasets, tokens, **{**options, "read_threads": threads}), 7)
+        for a, b in zip(reference, again, strict=True):
+            _equal(a, b)
+    other = _take(pipeline.train_iterator(datasets, tokens, **{**options, "seed": 2}), 7)
+    assert any((a["record"] != b["record"]).any() for a, b in zip(reference, other, strict=True))
+
+
+def test_processes_share_one_stream_without_overlap(tokens):
+    datasets = [FakeDataset(_rows(13))]
+    options = _options(augment=Augment(0.5, 0.5, 0.5))
+    alone = _take(pipeline.train_iterator(datasets, tokens, **{**options, "batch_size": 6}), 5)
+    parts = [_take(pipeline.train_iterator(datasets, tokens, **options, process_index=i, process_count=2), 5)
+             for i in range(2)]
+    for whole, first, second in zip(alone, *parts, strict=True):
+        for key in whole:        # element k of the global stream goes to process k % 2
+            np.testing.assert_array_equal(whole[key], np.stack([first[key], second[key]], 1).reshape(whole[key].shape))
+        assert len(set(whole["record"][:, 0] // 2)) == 6
+
+
+def test_iterator_resumes_exactly(tokens):
+    def make():
+        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(augment=Augment(0.5, 0.5, 0.5)))
+
+    iterator = make()
+    _take(iterator, 4)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = _take(iterator, 5)
+    fresh = make()
+    fresh.set_state(state)
+    for a, b in zip(expected, _take(fresh, 5), strict=True):
+        _equal(a, b)
+
+
+def test_iterator_resumes_from_an_orbax_checkpoint(tokens, tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+
+    def make():
+        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(augment=Augment(0.5, 0.5)))
+
+    iterator = make()
+    _take(iterator, 3)
+    state = {"step": np.zeros(1)}
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        manager.save(3, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
+                                                data=grain.checkpoint.CheckpointSave(iterator)))
+        expected = _take(iterator, 4)
+        manager.wait_until_finished()
+    fresh = make()
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        manager.restore(3, args=ocp.args.Composite(state=ocp.args.StandardRestore(state),
+                                                   data=grain.checkpoint.CheckpointRestore(fresh)))
+    for a, b in zip(expected, _take(fresh, 4), strict=True):
+        _equal(a, b)
+
+
+def test_several_datasets_are_mixed_by_size_or_by_weight(tokens):
+    datasets = [FakeDataset(_rows(6)), FakeDataset(_rows(18))]
+
+    def share(**options):
+        batches = _take(pipeline.train_iterator(datasets, tokens, **_options(**options)), 40)
+        return np.concatenate([batch["source"] for batch in batches]).mean()
+
+    assert share() == 0.75
+    np.testing.assert_allclose(share(weights=(3, 1)), 0.25, atol=0.02)
+    for weights in ((1,), (1, 0)):
+        with pytest.raises(UserError, match="weights"):
+            share(weights=weights)
+
+
+def test_weighted_mixture_resumes_and_does_not_depend_on_the_number_of_processes(tokens):
+    datasets = [FakeDataset(_rows(6)), FakeDataset(_rows(18))]
+    options = _options(augment=Augment(0.5, 0.5, 0.5), weights=(1, 1))
+    iterator = pipeline.train_iterator(datasets, tokens, **options)
+    _take(iterator, 3)
+    state = iterator.get_state()
+    expected = _take(iterator, 3)
+    fresh = pipeline.train_iterator(datasets, tokens, **options)
+    fresh.set_state(state)
+    for a, b in zip(expected, _take(fresh, 3), strict=True):
+        _equal(a, b)
+    alone = next(pipeline.train_iterator(datasets, tokens, **{**options, "batch_size": 6}))
+    second = next(pipeline.train_iterator(datasets, tokens, **options, process_index=1, process_count=2))
+    _equal({k: v[1::2] for k, v in alone.items()}, second)
+
+
+@pytest.mark.parametrize("change", [dict(height=7), dict(width=5), dict(bits=16)])
+def test_images_of_different_form_are_an_error_naming_both_folders(tokens, change):
+    datasets = [FakeDataset(_rows(3), "one"), FakeDataset(_rows(3), "two", **change)]
+    with pytest.raises(UserError, match="one.*two"):
+        pipeline.train_iterator(datasets, tokens, **_options())
+
+
+def test_too_few_breasts_for_a_batch_is_an_error(tokens):
+    with pytest.raises(UserError, match="batch of 6 breasts .* 5 "):
+        pipeline.train_iterator([FakeDataset(_rows(5))], tokens, **_options(process_count=2))
+
+
+# --- validation and evaluation ---------------------------------------------------------------------------------------
+
+def test_validation_is_deterministic_whole_and_padded(tokens):
+    datasets = [FakeDataset(_rows(5, split="val"))]
+    options = dict(batch_size=2, text_length=8)
+    batches = list(pipeline.validation_batches(datasets, tokens, **options))
+    assert [batch["mask"].tolist() for batch in batches] == [[True, True], [True, True], [True, False]]
+    np.testing.assert_array_equal(np.concatenate([b["record"] for b in batches])[:5], np.arange(10).reshape(5, 2))
+    last = {key: value[1] for key, value in batches[-1].items()}
+    assert (last["record"] == -1).all() and not last["image"].any() and not last["token_mask"].any()
+    assert (last["token_ids"] == tokens.pad_id).all()
+    assert not any(batch[key].any() for batch in batches for key in ("flip_horizontal", "flip_vertical"))
+    for a, b in zip(batches, pipeline.validation_batches(datasets, tokens, **options), strict=True):
+        _equal(a, b)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_validation_gives_every_process_as_many_batches(tokens, processes):
+    parts = [list(pipeline.validation_batches([FakeDataset(_rows(5, split="val"))], tokens, batch_size=2, text_length=8,
+                                              process_index=i, process_count=processes)) for i in range(processes)]
+    assert len({len(part) for part in parts}) == 1
+    records = np.concatenate([batch["record"][batch["mask"], 0] for part in parts for batch in part])
+    assert sorted(records) == [0, 2, 4, 6, 8]
+
+
+def test_evaluation_batches_keep_order_and_pad_the_last(tokens):
+    rows = np.array([3, 0, 5, 5, 1])
+    batches = list(pipeline.evaluation_batches(FakeDataset(_rows(3)), rows, 2))
+    assert [b["image"].shape for b in batches] == [(2, 1, H, W)] * 3 and batches[0]["image"].dtype == np.uint8
+    assert np.concatenate([b["record"] for b in batches])[:, 0].tolist() == [3, 0, 5, 5, 1, -1]
+    assert np.concatenate([b["image"] for b in batches])[:, 0, 0, 0].tolist() == [3, 0, 5, 5, 1, 0]
+    assert np.concatenate([b["mask"] for b in batches]).tolist() == [True] * 5 + [False]
+    assert list(pipeline.evaluation_batches(FakeDataset(_rows(3)), [], 2)) == []
+
+
+# --- with real shards ----------------------------------------------------------------------------------------------
+
+def test_reads_a_data_set_folder(tokens, tmp_path):
+    rows = FakeDataset(_rows(4)).index.assign(sections=[[]] * 8, shard=[0, 1] * 4, position=np.arange(8) // 2)
+    images = np.random.default_rng(0).integers(0, 2 ** 16, (8, H, W), np.uint16)
+    for shard in range(2):
+        writer = shards.ShardWriter(tmp_path / shards.shard_name(shard, 2))
+        for image in images[shard::2]:
+            writer.write(shards.encode(image, "png"))
+        writer.close()
+    rows.to_parquet(tmp_path / "index.parquet")
+    info = dict(schema_version=shards.SCHEMA_VERSION, shards=2, counts={"images": 8},
+                preprocessing=dict(height=H, width=W, bits=16))
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    dataset = pickle.loads(pickle.dumps(shards.Dataset.open(tmp_path)))
+    for batch in _take(pipeline.train_iterator([dataset], tokens, **_options()), 4):
+        assert batch["image"].dtype == np.uint16
+        np.testing.assert_array_equal(batch["image"], images[batch["record"]])
+    filled = list(pipeline.evaluation_batches(dataset, range(3), 2))[1]
+    assert filled["image"].dtype == np.uint16

@@ -1,0 +1,94 @@
+import cv2
+import numpy as np
+import pytest
+
+from .fakes import SHAPE, FakeDataset, FakeModel
+from mammoclip_jax.evaluation import saliency as module
+from mammoclip_jax.evaluation.saliency import breast_mask, inside, look, peak_of, saliency
+
+BOX = np.array([[2.0, 3.0, 5.0, 7.0]])                  # columns 2 to 4, rows 3 to 6
+
+
+def peak(y, x, shape=(10, 8)):
+    heat = np.full(shape, 0.1, dtype=np.float32)
+    heat[y, x] = 1.0
+    return heat
+
+
+@pytest.mark.parametrize("y, x, expected", [(3, 2, 1), (6, 4, 1), (7, 4, 0), (6, 5, 0), (2, 2, 0), (3, 1, 0)])
+def test_the_maximum_must_lie_in_the_box_whose_far_edges_are_exclusive(y, x, expected):
+    assert look(peak(y, x), BOX, np.ones((10, 8), dtype=bool)).hit == expected
+
+
+def test_tolerance_grows_the_box_for_map_and_baselines_alike():
+    breast = np.zeros((10, 8), dtype=bool)
+    breast[8, 4] = True
+    near = look(peak(7, 4), BOX, breast, tolerance=2.0)
+    assert (near.hit, near.centre, near.chance) == (1.0, 1.0, 1.0)
+    exact = look(peak(7, 4), BOX, breast)
+    assert (exact.hit, exact.centre, exact.chance) == (0.0, 0.0, 0.0)
+
+
+def test_any_of_several_boxes_counts():
+    boxes = np.array([[0, 0, 1, 1], [6, 8, 8, 10]], dtype=float)
+    assert look(peak(9, 7), boxes, np.ones((10, 8), dtype=bool)).hit == 1.0
+    assert inside(np.array([[0.5, 0.5], [5.5, 8.5]]), boxes).tolist() == [True, False]
+
+
+def test_shared_maxima_count_by_their_share_and_a_flat_map_is_a_miss():
+    heat = peak(3, 2)
+    heat[9, 7] = 1.0
+    assert look(heat, BOX, np.ones((10, 8), dtype=bool)).hit == 0.5
+    flat = look(np.zeros((10, 8), dtype=np.float32), BOX, np.ones((10, 8), dtype=bool))
+    assert flat.hit == 0.0 and flat.flat and flat.energy == 0.0
+    assert peak_of(np.zeros((4, 4))) is None and peak_of(peak(3, 2)) == (2.5, 3.5)
+
+
+def test_energy_and_shares_by_hand():
+    heat = np.zeros((10, 8), dtype=np.float32)
+    heat[3, 2], heat[0, 0] = 3.0, 1.0
+    breast = np.zeros((10, 8), dtype=bool)
+    breast[:, :4] = True                                # 40 pixels, of the box's 12 pixels 8 are breast
+    found = look(heat, BOX, breast)
+    assert found.energy == pytest.approx(0.75)
+    assert found.box_share == pytest.approx(8 / 40) == found.chance
+    assert found.centre == 1.0                          # the centroid is (2, 5): x = 2 is the first edge of the box, inside
+
+
+def test_the_breast_is_found_without_its_marker():
+    canvas = FakeDataset(1).images[0].copy()
+    truth = np.zeros(SHAPE, dtype=np.uint8)
+    cv2.ellipse(truth, (0, SHAPE[0] // 2), (34, 28), 0, -90, 90, 1, -1)
+    canvas[2:6, 40:46] = 255                            # a marker
+    mask = breast_mask(canvas)
+    assert not mask[2:6, 40:46].any()
+    assert (mask & truth.astype(bool)).sum() / (mask | truth.astype(bool)).sum() > 0.9
+    assert np.array_equal(mask, breast_mask(canvas.astype(np.uint16) * 257))
+    assert breast_mask(np.zeros((5, 5), dtype=np.uint8)).all()
+
+
+def test_a_map_of_the_mass_hits_and_beats_both_guesses():
+    dataset = FakeDataset(12)
+    result = saliency(FakeModel(), dataset, resamples=50)
+    count = dataset.index["labels"].str.contains("1").sum()
+    assert result.metrics["mass/pointing_game"] == {**result.metrics["mass/pointing_game"], "value": 1.0, "n": count}
+    assert result.metrics["mass/chance"]["value"] < 0.1
+    assert result.metrics["mass/ratio_to_chance"]["value"] > 5
+    assert result.metrics["calcification/pointing_game"]["reason"] == "no image has boxes of this label"
+    assert len(result.figures) == 6 and set(result.figures) == set(result.tables["gallery"]["figure"])
+    assert all(png.startswith(b"\x89PNG") for png in result.figures.values())
+
+
+def test_the_chunk_size_does_not_matter(monkeypatch):
+    dataset = FakeDataset(7)
+    expected = saliency(FakeModel(), dataset, resamples=20, gallery=0)
+    monkeypatch.setattr(module, "_CHUNK", 3)
+    found = saliency(FakeModel(), dataset, resamples=20, gallery=0)
+    assert found.metrics == expected.metrics and not found.figures
+
+
+def test_without_boxes_the_gallery_shows_images_that_have_the_label():
+    dataset = FakeDataset(6, boxes=False)
+    result = saliency(FakeModel(), dataset, gallery=2)
+    assert result.metrics["mass/pointing_game"]["value"] is None
+    assert len(result.figures) == 2
