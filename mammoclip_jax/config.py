@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from mammoclip_jax.errors import UserError
 
 
-NAMED_PARTS = ("data.folders", "data.prepare", "model.image", "model.text", "losses",
-               "evaluate.evaluators", "evaluate.curve_evaluators")
+NAMED_PARTS = ("data.folders", "data.prepare", "data.phantom", "model.image", "model.text",
+               "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
 
 
 def defaults() -> ConfigDict:
@@ -25,6 +25,7 @@ def defaults() -> ConfigDict:
         "data": {
             "folders": {},             # name -> dataset folder; all are trained on, in proportion to their size
             "prepare": {},             # name -> arguments of prepare(), run first where the folder is missing
+            "phantom": {},             # name -> out, exams and parameters of a phantom set to generate before that
             "tokenizer": "",                # "" trains a WordPiece on the folders' texts; else a file, folder, hub name
             "vocab_size": 4096,             # of that WordPiece
             "text_length": 256,             # tokens

@@ -5,6 +5,7 @@
 """
 
 import functools
+from pathlib import Path
 from typing import Sequence
 
 import jax
@@ -28,7 +29,15 @@ def load(path, *, batch_size: int = 32) -> "Model":
         UserError: there is no finished checkpoint.
     """
     step, variables, meta = checkpoint.load(path)
+    enable_compilation_cache(meta["config"]["compilation_cache"])
     return Model(variables, meta, step, batch_size=batch_size)
+
+
+def enable_compilation_cache(folder: str) -> None:
+    """Compiled programs are kept in `folder`, so that the next start does not compile again; '' switches it off."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def preprocess_options(config) -> augment.Preprocess:
@@ -61,8 +70,13 @@ class Model:
         self.set_variables(variables, step)
         height, width = self.preprocessing["height"], self.preprocessing["width"]
         image = jax.ShapeDtypeStruct((1, height, width, self._options.channels), jnp.float32)
-        _, stages = jax.eval_shape(self._encode, self._variables, image)
-        self._stage_shapes = {name: stage.shape[1:] for name, stage in stages.items()}
+        self._stage_shapes = {}
+
+        def note_stages(variables, image):      # while it is traced: what it returned would come back sorted by name
+            _, stages = self._encode(variables, image)
+            self._stage_shapes = {name: stage.shape[1:] for name, stage in stages.items()}
+
+        jax.eval_shape(note_stages, self._variables, image)
         self.stages = tuple(self._stage_shapes)
 
     def set_variables(self, variables, step: int) -> None:

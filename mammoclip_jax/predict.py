@@ -12,34 +12,40 @@ from pathlib import Path
 
 from absl import flags
 
-from mammoclip_jax import command
+from mammoclip_jax import command, inference
 from mammoclip_jax.evaluation.exam import predict
 from mammoclip_jax.evaluation.result import write_json
 
-WEIGHTS = flags.DEFINE_string("weights", None, "Folder of a run, or one checkpoint of it.")
-EXAM = flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.")
-OUT = flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.")
-PROMPTS = flags.DEFINE_string("prompts", "", "A prompt file (JSON), or the name of one in evaluation/prompts. Default: "
-                                             "config.predict.prompts of the run, else mammo_clip.")
-SIZE = flags.DEFINE_integer("overlay_size", 0, "Pixels of an overlay's longer side; 0: as many as the original image.")
-JSON = flags.DEFINE_string("json", "", "Another file for the prediction.")
+VIEWS = 4           # of an exam, as a rule: a larger batch would be padding
 
 
-def main(argv):
+def define_flags() -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("weights", None, "Folder of a run, or one checkpoint of it.", required=True)
+    flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.", required=True)
+    flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.", required=True)
+    flags.DEFINE_string("prompts", "", "A prompt file (JSON), or the name of one in evaluation/prompts. Default: "
+                                       "config.predict.prompts of the run, else mammo_clip.")
+    flags.DEFINE_integer("overlay_size", 0, "Pixels of an overlay's longer side; 0: as many as the original image.")
+    flags.DEFINE_string("json", "", "Another file for the prediction.")
+
+
+def main(argv) -> int:
+    """The command; see --help."""
     del argv
-    from mammoclip_jax import inference
-
-    model = inference.load(WEIGHTS.value)
-    prompts = PROMPTS.value or model.config.predict.prompts or "mammo_clip"
-    found = predict(model, EXAM.value, OUT.value, prompts=prompts, overlay_size=SIZE.value)
-    target = Path(OUT.value, "prediction.json")
-    for path in filter(None, (target, JSON.value)):
+    values = flags.FLAGS
+    model = inference.load(values.weights, batch_size=VIEWS)
+    prompts = values.prompts or model.config.predict.prompts or "mammo_clip"
+    found = predict(model, values.exam, values.out, prompts=prompts, overlay_size=values.overlay_size)
+    target = Path(values.out, "prediction.json")
+    for path in filter(None, (target, values.json)):
         write_json(path, found)
     for exam in found["exams"]:
         print(_line(exam))
     for problem in found["problems"]:
         print(f"not scored: {problem['file']}: {problem['reason']}; {problem['remedy']}", file=sys.stderr)
-    print(f"{sum(len(exam['views']) for exam in found['exams'])} views scored, {len(found['problems'])} files not: {target}")
+    scored = sum(len(exam["views"]) for exam in found["exams"])
+    print(f"{scored} views scored, {len(found['problems'])} files not: {target}")
     return 1 if found["problems"] else 0
 
 
@@ -49,5 +55,5 @@ def _line(exam: dict) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["weights", "exam", "out"])
+    define_flags()
     command.run(main)

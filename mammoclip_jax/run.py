@@ -2,31 +2,42 @@
 
 import json
 import logging
+import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
 import jax
 from clu import parameter_overview
+from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
 from mammoclip_jax import inference, losses, models, provenance
 from mammoclip_jax.data import pipeline, tokenizer
+from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluate import evaluate
-from mammoclip_jax.evaluation.result import scalars
+from mammoclip_jax.evaluation import report
+from mammoclip_jax.evaluation.display import text_table
+from mammoclip_jax.evaluation.exam import predict
+from mammoclip_jax.evaluation.result import scalars, to_json
+from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.prepare import prepare
+from mammoclip_jax.prepare import summary as prepared
 from mammoclip_jax.training import loop
 from mammoclip_jax.training.mesh import check_batch_size, make_mesh
 from mammoclip_jax.training.optimizer import make_optimizer
-from mammoclip_jax.training.step import init_state, init_variables, make_train_step
+from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+from mammoclip_jax.training.writer import read_metrics
 
 
 def pretrain(config, workdir) -> dict:
     """Runs the job to its end, going on from what `workdir` holds.
 
     Returns:
-        step, loss, images_per_second, data_wait_share, seconds, metrics {name: {value, low, high, n}}, report.
+        step, loss, images_per_second, data_wait_share, seconds, metrics {name: {value, low, high, n}}, protocol,
+        report (a path).
 
     Raises:
         UserError: the config or the data are wrong.
@@ -36,7 +47,7 @@ def pretrain(config, workdir) -> dict:
     config_module.check(config)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    enable_compilation_cache(config.compilation_cache)
+    inference.enable_compilation_cache(config.compilation_cache)
     mesh = make_mesh(config.mesh)
     check_batch_size(config.train.batch_size, mesh)
     datasets = open_datasets(config, workdir)
@@ -53,33 +64,44 @@ def pretrain(config, workdir) -> dict:
     curve = Curve(config, datasets, meta, mesh)
     outcome = loop.fit(step_fn, state, iterator, mesh=mesh, config=config, workdir=workdir, meta=meta,
                        evaluate=curve if config.evaluate.curve_evaluators else None)
-    return {"step": int(outcome.state.step), "seconds": time.monotonic() - started} | outcome.metrics
-
-
-def enable_compilation_cache(folder: str) -> None:
-    """Compiled programs are kept in `folder`, so that a restart does not compile again; '' switches it off."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+    model = inference.load(workdir, batch_size=config.evaluate.batch_size)
+    results, page = final_evaluation(model, datasets, config, workdir)
+    print(text_table(results))
+    print(f"report: {page}")
+    figures = {"step": int(outcome.state.step), "seconds": time.monotonic() - started, "report": str(page)}
+    return figures | outcome.metrics | to_json(results)
 
 
 def open_datasets(config, workdir) -> dict[str, Dataset]:
-    """The dataset folders of `config.data.folders`, prepared first where `config.data.prepare` says how.
+    """The dataset folders of `config.data.folders`, made first where the config says how (phantom, prepare).
 
     `{workdir}` in a path stands for the run's folder.
     """
-    def place(value):
-        return value.format(workdir=workdir) if isinstance(value, str) else value
+    def placed(options):
+        return {key: value.format(workdir=workdir) if isinstance(value, str) else value
+                for key, value in options.items()}
 
     datasets = {}
-    for name, folder in config.data.folders.items():
+    for name, folder in placed(config.data.folders).items():
+        if name in config.data.phantom:
+            make_phantom(**placed(config.data.phantom[name]))
         if name in config.data.prepare:
-            options = {key: place(value) for key, value in config.data.prepare[name].items()}
-            counts = prepare(out=place(folder), **options)
-            logging.info("%s: %s", name, ", ".join(f"{value} {key}" for key, value in counts.items()
-                                                   if isinstance(value, int)))
-        datasets[name] = Dataset.open(place(folder))
+            options = placed(config.data.prepare[name])
+            started = time.monotonic()
+            source, root = options.pop("source"), options.pop("root")
+            counts = prepare(source, root, folder, **options)
+            logging.info("%s", prepared(folder, counts, time.monotonic() - started))
+        datasets[name] = Dataset.open(folder)
     return datasets
+
+
+def make_phantom(out: str, exams: int, **parameters) -> None:
+    """The phantom set in `out`; exams that are there already are kept."""
+    workers = len(os.sched_getaffinity(0))
+    with tqdm(total=exams, desc="phantom exams", unit="exam", disable=None) as bar:
+        made = phantom.generate(out, exams, phantom.Parameters(**parameters), workers,
+                                lambda done, _: bar.update(done - bar.n))
+    logging.info("%s: %d phantom exams, %d of them made now", out, exams, made)
 
 
 def load_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
@@ -133,8 +155,8 @@ def build_training(config, vocab_size: int, preprocessing: dict, mesh):
     optimizer = make_optimizer(config.train, jax.eval_shape(initialise, init_key)["params"])
     state = init_state(initialise(init_key), optimizer, state_key, config.train)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
-    step_fn = make_train_step(model, optimizer, losses.build(config.losses), preprocess, config.train, mesh)
-    return state, step_fn
+    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh)
+    return state, make_train_step(gradient_fn, optimizer, config.train)
 
 
 class Curve:
@@ -152,13 +174,25 @@ class Curve:
                                          batch_size=self.config.evaluate.batch_size)
         self.model.set_variables(variables, step)
         evaluation = self.config.evaluate
-        results = evaluate(self.model, with_split(self.datasets, evaluation, evaluation.curve_split),
-                           {name: dict(options, split=evaluation.curve_split)
-                            for name, options in evaluation.curve_evaluators.items()})
-        return scalars(results)
+        return scalars(evaluate(self.model, chosen(self.datasets, evaluation), evaluation.curve_evaluators,
+                                split=evaluation.curve_split))
 
 
-def with_split(datasets, evaluation, split: str) -> dict[str, Dataset]:
-    """The data sets that the config evaluates on: those it names, else all that have images in `split`."""
-    names = evaluation.folders or [name for name, dataset in datasets.items() if (dataset.index["split"] == split).any()]
-    return {name: datasets[name] for name in names}
+def final_evaluation(model, datasets, config, workdir):
+    """All evaluators on the final split, the exam of `config.predict` scored, and the report: (results, its path)."""
+    evaluation = config.evaluate
+    results = evaluate(model, chosen(datasets, evaluation), evaluation.evaluators, split=evaluation.split)
+    predictions = []
+    if config.predict.exam:
+        folder = workdir / "predictions"
+        exam = predict(model, config.predict.exam.format(workdir=workdir), folder,
+                       prompts=config.predict.prompts or "mammo_clip")
+        predictions.append((exam, folder))
+    page = report.write(workdir, results, model=model, datasets=datasets, predictions=predictions,
+                        history=read_metrics(workdir / "metrics.jsonl"), command=shlex.join(sys.argv))
+    return results, page
+
+
+def chosen(datasets, evaluation) -> dict[str, Dataset]:
+    """The data sets that the config evaluates on: those it names, else all."""
+    return {name: datasets[name] for name in evaluation.folders or datasets}

@@ -6,6 +6,7 @@ import numpy as np
 Crop = tuple[int, int, int, int]            # y0, x0, y1, x1; y1 and x1 exclusive
 
 _SIDE = 512             # the robust search works on an image of at most this many pixels a side
+_RIM = 1.15             # a fainter threshold may add this much to the breast
 _PUBLISHED_THRESHOLD = 40
 
 
@@ -46,8 +47,8 @@ def _longest_run(live: np.ndarray) -> tuple[int, int]:
 def breast_mask(image: np.ndarray) -> tuple[np.ndarray, float]:
     """The breast in a small copy of the image: mask [h', w'] bool, and the factor from it to the image.
 
-    A threshold just above the background, thin film edges and markers removed by an opening, then the largest
-    component. `image` is [h, w] of any real dtype, dark background.
+    The largest component above the background, once thin film edges and markers are opened away. `image` is [h, w] of
+    any real dtype, dark background.
     """
     factor = max(1.0, max(image.shape) / _SIDE)
     size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
@@ -55,30 +56,46 @@ def breast_mask(image: np.ndarray) -> tuple[np.ndarray, float]:
     low, high = float(small.min()), float(np.percentile(small, 99.5))
     grey = np.clip((small - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
     grey = cv2.medianBlur(grey, 5)
-    bright = (grey > _threshold(grey)).astype(np.uint8)
-    for line in (bright, bright.T):
-        _clear_film_edge(line)
-    # Opening by about 2 % of the side cuts markers and film edges off the breast, not the breast's own skin line.
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
-    opened = cv2.morphologyEx(cv2.copyMakeBorder(bright, 11, 11, 11, 11, cv2.BORDER_REPLICATE), cv2.MORPH_OPEN, kernel)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened[11:-11, 11:-11])
-    if count < 2:
-        return np.ones(grey.shape, bool), factor
-    return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA])), factor
+    faint, safe = _thresholds(grey)
+    breast = _largest_part(grey > safe)
+    # A faint nipple or skin line lies below the safe threshold. The lower one is taken where it adds no more than such
+    # a rim; on a film with a grey ground it adds the whole film.
+    wide = _largest_part(grey > faint)
+    if breast.sum() <= wide.sum() <= _RIM * breast.sum():
+        breast = wide
+    return (breast if breast.any() else np.ones(grey.shape, bool)), factor
 
 
-def _threshold(grey: np.ndarray) -> float:
-    """A grey level between the background and the faintest skin.
+def _thresholds(grey: np.ndarray) -> tuple[float, float]:
+    """Grey levels just above the background's noise, and safely above the ground of a film.
 
     Otsu's threshold parts dense tissue from the rest in a fatty breast, so it only bounds the background, whose
-    commonest level and spread then give a lower one.
+    commonest level and spread then give lower ones.
     """
     otsu, _ = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     below = grey[grey <= otsu]
-    counts = np.bincount(below, minlength=256)
-    level = int(np.argmax(counts))
+    level = int(np.argmax(np.bincount(below, minlength=256)))
     spread = float(np.sqrt(np.mean((below[below <= level].astype(np.float64) - level) ** 2)))
-    return min(otsu, level + max(4.0, 4 * spread, 0.15 * (otsu - level)))
+    faint = level + max(4.0, 4 * spread)
+    return min(otsu, faint), min(otsu, max(faint, level + 0.15 * (otsu - level)))
+
+
+def _largest_part(bright: np.ndarray) -> np.ndarray:
+    """The largest component of a mask [h, w] bool, after an opening by about 2 % of the side; none of an empty mask.
+
+    The opening cuts markers and film edges off the breast. The world outside is dark, or a thin bright line along the
+    border would survive and tie a marker to the breast.
+    """
+    bright = bright.astype(np.uint8)
+    for line in (bright, bright.T):
+        _clear_film_edge(line)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
+    padded = cv2.copyMakeBorder(bright, 11, 11, 11, 11, cv2.BORDER_CONSTANT, value=0)
+    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened[11:-11, 11:-11])
+    if count < 2:
+        return np.zeros(bright.shape, bool)
+    return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
 
 
 def _clear_film_edge(bright: np.ndarray) -> None:

@@ -30,7 +30,7 @@ from mammoclip_jax.data.shards import (
 from mammoclip_jax.errors import UserError
 
 IMAGES_PER_SHARD = 256
-_BUILDING = ".building"
+BUILDING = ".building"
 
 
 class Task(NamedTuple):
@@ -68,6 +68,8 @@ def make(task: Task) -> Made | Failed:
         return Failed(error.stage, error.reason, error.remedy)
     except MemoryError:
         return Failed("decode", "out of memory", "use fewer workers")
+    except Exception as error:      # a long job outlives one odd file; the table says that this is ours to mend
+        return Failed("pixels", f"unexpected error: {type(error).__name__}: {error}", "report it, with the file's kind")
     try:
         boxes = place_boxes(task.boxes, rendered.transform)
     except ValueError as error:
@@ -95,12 +97,13 @@ def build(
         provenance: {"source": name, "options": {...}, "version": package version}, written into dataset.json.
 
     Returns:
-        images, studies, patients, boxes, texts, images_in, quarantined, reasons {class: number}, splits, up_to_date.
+        images, studies, patients, boxes, texts, images_in, quarantined, absent (how many of the
+        quarantined a partial copy lacks), reasons {class: number}, splits, up_to_date.
 
     Raises:
         UserError: too many images were quarantined, none is left, or `out` holds another data set.
     """
-    root, out = Path(root), Path(out)
+    root, out = Path(table.root or root), Path(out)
     if codec not in CODECS:
         raise UserError(f"there is no codec {codec!r}; choose one of {', '.join(CODECS)}")
     images_in = len(table.rows) + len(table.problems)
@@ -112,8 +115,9 @@ def build(
     if table.rows.empty:
         raise UserError(f"no image to prepare: {_summary(table.problems) or 'the source is empty'}")
 
-    building = _start(out, parameters)
     identity = None if table.public_ids else Identity(out)
+    # The side files name files and images: with private identifiers they stay out of the data set.
+    building = _start(out, (identity.folder if identity else out) / BUILDING, parameters)
     _make_shards(table.rows, root, out, building, preprocessing, shards, workers, codec, identity)
     parts = [json.loads((building / f"{shard}.json").read_text()) for shard in range(shards)]
     index = pd.DataFrame([row for part in parts for row in part["rows"]])
@@ -150,14 +154,14 @@ def _check_same(out: Path, there: dict, asked: dict) -> None:
         raise UserError(f"{out} was prepared with other parameters: {differences}. Use another --out, or remove {out}.")
 
 
-def _start(out: Path, parameters: dict) -> Path:
+def _start(out: Path, building: Path, parameters: dict) -> Path:
     """The folder of side files, made or found."""
-    building = out / _BUILDING
     if (building / "parameters.json").is_file():
         _check_same(out, json.loads((building / "parameters.json").read_text()), parameters)
         return building
-    if out.exists() and any(path.name != _BUILDING for path in out.iterdir()):
+    if out.exists() and any(path != building for path in out.iterdir()):
         raise UserError(f"{out} is not empty and no data set. Use another --out, or empty it.")
+    out.mkdir(parents=True, exist_ok=True)
     building.mkdir(parents=True, exist_ok=True)
     write_text(building / "parameters.json", json.dumps(parameters))
     return building
@@ -221,7 +225,7 @@ def _write_problems(path: Path, problems: list[Problem]) -> None:
 def _counts(index: pd.DataFrame, problems: list[Problem], images_in: int) -> dict:
     kinds = collections.Counter(problem.kind for problem in problems)
     counts = {"images_in": images_in, "images": len(index), "quarantined": len(problems),
-              "reasons": dict(sorted(kinds.items()))}
+              "absent": sum(problem.stage == "absent" for problem in problems), "reasons": dict(sorted(kinds.items()))}
     if len(index):
         breasts = pd.DataFrame({"breast": breast_keys(index), "text": index["texts"]}).explode("text").dropna()
         counts |= {
@@ -245,8 +249,8 @@ def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float,
         first = "; ".join(f"{problem.file or problem.image}: {problem.reason}" for problem in held[:3])
         raise UserError(
             f"{counts['quarantined']} of {counts['images_in']} images were quarantined ({_summary(problems)}), more "
-            f"than max_quarantined={max_quarantined} allows; e.g. {first}. See {out / 'quarantine.csv'}; mend the "
-            "files into another --out, or run again with a higher --max_quarantined."
+            f"than max_quarantined={max_quarantined} allows; e.g. {first}. See {out / 'quarantine.csv'}. Mend the "
+            f"files, remove {out} and prepare again; or run again with a higher --max_quarantined."
         )
 
 

@@ -47,6 +47,15 @@ VENDORS = {
 }
 
 
+# The elements that are looked at, beside the pixels.
+USED = (
+    "Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "PixelRepresentation", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "VOILUTSequence",
+    "WindowCenter", "WindowWidth", "VOILUTFunction", "ImageLaterality", "Laterality", "FrameLaterality",
+    "ViewPosition", "PatientOrientation", "ViewCodeSequence", "Manufacturer", "PatientID", "PresentationIntentType",
+)
+
+
 class Unreadable(UserError):
     """A file that cannot become an image. `stage`, `reason` and `remedy` go to the quarantine table."""
 
@@ -116,11 +125,17 @@ def quiet():
 
 def _parse(path: Path, **options) -> pydicom.Dataset:
     try:
-        return pydicom.dcmread(path, **options)
+        header = pydicom.dcmread(path, **options)
     except InvalidDicomError:
         raise Unreadable(path, "decode", "not a DICOM file", "remove it or give the image itself") from None
     except Exception as error:      # a damaged file can raise anything; the class says enough and names nobody
         raise Unreadable(path, "decode", f"damaged DICOM: {type(error).__name__}", "copy the file again") from error
+    for name in USED:               # interpreted by pydicom when first read: a damaged one counts as absent
+        try:
+            header.get(name)
+        except Exception:
+            del header[name]
+    return header
 
 
 def _check_shape(path: Path, header: pydicom.Dataset) -> None:
@@ -134,6 +149,8 @@ def _check_shape(path: Path, header: pydicom.Dataset) -> None:
         raise Unreadable(path, "decode", "no image size", "the header lacks Rows or Columns; export it again") from None
     if frames > 1:
         raise Unreadable(path, "decode", f"multi-frame: {frames} frames", "give single-frame images, not tomosynthesis")
+    if _text(header, "PhotometricInterpretation") == "PALETTE COLOR":
+        raise Unreadable(path, "decode", "colour image", "give grey images; a palette image is no mammogram")
     if not 0 < pixels <= MAX_PIXELS:
         raise Unreadable(path, "decode", f"impossible size: {pixels} pixels", "the header is damaged; export it again")
 
@@ -141,7 +158,9 @@ def _check_shape(path: Path, header: pydicom.Dataset) -> None:
 def _decode(path: Path, header: pydicom.Dataset) -> np.ndarray:
     try:
         return header.pixel_array
-    except Exception as error:      # decoders raise anything from ValueError to RuntimeError
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:      # decoders raise anything; the RLE decoder's Rust panics are no Exception
         syntax = getattr(getattr(header, "file_meta", None), "TransferSyntaxUID", None)
         name = getattr(syntax, "name", "unknown transfer syntax")
         remedy = "the file is damaged (copy it again), or its transfer syntax needs a pylibjpeg plug-in"
@@ -181,12 +200,9 @@ def fields(header: pydicom.Dataset) -> Fields:
 
 
 def _text(header: pydicom.Dataset, name: str, upper: bool = True) -> str:
-    try:
-        value = header.get(name)
-        value = value[0] if isinstance(value, (MultiValue, list)) and value else value
-        text = str(value if value is not None else "").strip()
-    except Exception:               # pydicom converts values when they are first read, and may fail on a damaged one
-        return ""
+    value = header.get(name)
+    value = value[0] if isinstance(value, (MultiValue, list)) and value else value
+    text = str(value if value is not None else "").strip()
     return text.upper() if upper else text
 
 

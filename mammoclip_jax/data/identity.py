@@ -48,8 +48,8 @@ class Identity:
         except ValueError:
             self._key = b""
         if len(self._key) != _KEY_BYTES:
-            raise UserError(f"{path} is not a key of {_KEY_BYTES} bytes in hex. Restore it, or remove {self.folder} and "
-                            f"{out} and prepare anew.")
+            raise UserError(f"{path} is not a key of {_KEY_BYTES} bytes in hex. Restore it, or remove {self.folder} "
+                            f"and {out} and prepare anew.")
 
     def hash(self, kind: str, value: str) -> str:
         """16 hex digits (64 bits) for an identifier; `kind` keeps a patient "7" apart from an image "7"."""

@@ -135,7 +135,7 @@ def _voi(header: pydicom.Dataset, stored: np.ndarray, bounds: tuple[float, float
     """The VOI function of stored values, or None without a usable one, and a flag that says what was wrong."""
     try:
         function = _voi_lut(header) or _window(header)
-    except (AttributeError, IndexError, TypeError, ValueError):
+    except Exception:               # a malformed sequence raises anything
         return None, "voi_invalid"
     if function is None:
         return None, ""

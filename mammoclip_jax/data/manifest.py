@@ -1,28 +1,30 @@
 """The one table that every data set adapter produces: one row an image, and what must hold of it.
 
-| column     | is                                                                                                       |
-|------------|----------------------------------------------------------------------------------------------------------|
-| dataset    | name of the data set                                                                                     |
-| patient    | identifier; a patient is in one split only                                                               |
-| study      | identifier of the exam                                                                                   |
-| image      | identifier, unique in the data set                                                                       |
-| file       | path relative to the root; in memory only, never written into a data set                                 |
-| laterality | "L", "R" or "" (unknown)                                                                                 |
-| view       | "CC", "MLO", another view's name in capitals, or "" (unknown)                                            |
-| split      | "train", "val" or "test"                                                                                 |
-| vendor     | maker of the device, or ""; "" is filled from the file where it says                                     |
-| real       | False for phantoms                                                                                       |
-| texts      | list of str: sections or captions of the breast's report, most specific first; may be empty, never blank |
-| sections   | list of str, parallel to texts: "findings", "impression", "caption", ...                                 |
-| labels     | JSON object, e.g. {"mass": 1, "density": "B"}; an absent key is unknown                                  |
-| boxes      | JSON list of {"label": str, "box": [x0, y0, x1, y1]} in pixels of the original decoded image: x right,   |
-|            | y down, origin top left, x1 and y1 exclusive                                                             |
+| column     | is                                                                                    |
+|------------|---------------------------------------------------------------------------------------|
+| dataset    | name of the data set                                                                  |
+| patient    | identifier; a patient is in one split only                                            |
+| study      | identifier of the exam                                                                |
+| image      | identifier, unique in the data set                                                    |
+| file       | path relative to the root; in memory only, never written into a data set              |
+| laterality | "L", "R" or "" (unknown)                                                              |
+| view       | "CC", "MLO", another view's name in capitals, or "" (unknown)                         |
+| split      | "train", "val" or "test"                                                              |
+| vendor     | maker of the device, or ""; "" is filled from the file where it says                  |
+| real       | False for phantoms                                                                    |
+| texts      | list of str: sections or captions of the breast's report, most specific first;        |
+|            | may be empty, its items never blank                                                   |
+| sections   | list of str, parallel to texts: "findings", "impression", "caption", ...              |
+| labels     | JSON object, e.g. {"mass": 1, "density": "B"}; an absent key is unknown               |
+| boxes      | JSON list of {"label": str, "box": [x0, y0, x1, y1]} in pixels of the original image: |
+|            | x right, y down, origin top left, x1 and y1 exclusive                                 |
 
 A breast is (study, laterality); where laterality is unknown each image is a breast of its own.
 """
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Iterable, Mapping, NamedTuple
 
 import numpy as np
@@ -65,6 +67,7 @@ class SourceTable(NamedTuple):
     licence: str
     citation: str
     public_ids: bool                    # False: identifiers are private and get keyed hashes in the data set
+    root: Path | None = None            # where the files lie, if not below the root that was asked for
 
 
 def frame(rows: Iterable[Mapping]) -> pd.DataFrame:

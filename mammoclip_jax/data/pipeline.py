@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class Augment(NamedTuple):
     """What the host decides about a breast, as probabilities. The device does the flips."""
 
-    flip_horizontal: float = 0.5      # laterality words in the texts change with it
-    flip_vertical: float = 0.5        # only for breasts whose drawn texts name no position
-    shuffle_sentences: float = 0.0    # of each text
+    flip_horizontal: float      # laterality words in the texts change with it
+    flip_vertical: float        # only for breasts whose drawn texts name no position
+    shuffle_sentences: float    # of each text
 
 
 class Breast(NamedTuple):
@@ -163,7 +163,9 @@ def train_dataset(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
-    augment: Augment = Augment(),
+    flip_horizontal: float = 0.5,
+    flip_vertical: float = 0.5,
+    shuffle_sentences: float = 0.0,
     other_views: bool = False,
     weights: Sequence[float] | None = None,
     read_threads: int = 4,
@@ -172,7 +174,7 @@ def train_dataset(
 
     Without `weights` every breast comes once an epoch, and no global batch holds a breast twice: the breasts left over
     by the last batch of an epoch are dropped, others in each epoch. With `weights`, one a data set, the sets are
-    drawn in these proportions, each in its own order.
+    drawn in these proportions, each in its own order. The flips and the shuffling are probabilities: see Augment.
     Images are decoded by `read_threads` threads (0: in the caller's), at most two batches ahead.
     Raises UserError for images of different shape, too few breasts, or wrong weights.
     """
@@ -187,6 +189,7 @@ def train_dataset(
         stream = stream.repeat()
     else:
         stream = _mixed(items, datasets, weights, seed)
+    augment = Augment(flip_horizontal, flip_vertical, shuffle_sentences)
     sample = _Sample(tuple(datasets), tokenizer, views, texts, text_length, augment)
     # The random numbers belong to the place in the global stream, so they precede the split by process.
     stream = stream.random_map(sample)[process_index::process_count]

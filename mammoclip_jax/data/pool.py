@@ -3,6 +3,9 @@
 import collections
 import itertools
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
@@ -67,12 +70,19 @@ def _alone(function: Callable, item: Any, timeout: float) -> Any:
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Spawned, not forked: the caller may hold threads of jax.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
 
-def _one_thread() -> None:
-    """The processes are the parallelism; threads of OpenCV in each would only fight."""
+def _start_worker() -> None:
+    # The processes are the parallelism; threads of OpenCV in each would only fight.
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker holds both ends of its queue and would wait for ever after its parent was killed."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

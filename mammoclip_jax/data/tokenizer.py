@@ -28,6 +28,7 @@ class Tokenize:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         pad_token = pad_token or next((t for t in PAD_TOKENS if self._tokenizer.token_to_id(t) is not None), None)
+        self._pad_token = pad_token
         pad_id = None if pad_token is None else self._tokenizer.token_to_id(pad_token)
         if pad_id is None:
             raise UserError(f"the tokenizer has no padding token (looked for {pad_token or ', '.join(PAD_TOKENS)}): "
@@ -67,6 +68,16 @@ class Tokenize:
         """Write a tokenizer.json, readable by `load` and by the Hugging Face libraries."""
         Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 
+    def to_json(self) -> str:
+        """Everything that `from_json` needs, for a checkpoint."""
+        return json.dumps({"pad_token": self._pad_token, "tokenizer": self._tokenizer.to_str()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenize":
+        """What `to_json` wrote."""
+        kept = json.loads(text)
+        return cls(Tokenizer.from_str(kept["tokenizer"]), kept["pad_token"])
+
     def _canonical(self) -> str:
         return json.dumps(json.loads(self._tokenizer.to_str()), sort_keys=True)
 
@@ -78,7 +89,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
     that no English word becomes [UNK] in a prompt that the corpus lacks. `vocab_size` is an upper bound.
     Raises UserError where the texts hold no words, or `vocab_size` is smaller than the alphabet.
     """
-    texts = sorted(text for text in texts if text.strip())
+    texts = sorted({text for text in texts if text.strip()})     # once each, however many images share it
     if not texts:
         raise UserError("cannot train a tokenizer: the corpus holds no text; give tokenizer=PATH or a hub name")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))

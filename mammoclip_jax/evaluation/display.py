@@ -3,28 +3,35 @@
 import re
 from typing import Any, NamedTuple
 
+from mammoclip_jax.evaluation import EVALUATORS
 from mammoclip_jax.evaluation.result import Result
 
-# Last part of a metric's name -> heading and kind of number. `\1` is what the group holds.
+# Last part of a metric's name -> heading and kind of number.
 _HEADINGS = (
     (r"auroc", "AUROC per breast, mean of views", "plain"),
     (r"auroc_max", "AUROC per breast, max of views", "plain"),
     (r"auroc_image", "AUROC per image", "plain"),
     (r"recall@(\d+)", r"R@\1", "percent"),
-    (r"chance@(\d+)", r"R@\1 of chance", "percent"),
-    (r"commonest@(\d+)", r"R@\1 of the commonest texts", "percent"),
+    (r"chance@(\d+)", "chance", "percent"),
+    (r"commonest@(\d+)", "commonest texts", "percent"),
     (r"median_rank", "Median rank", "count"),
     (r"pointing_game", "Pointing game hits", "percent"),
-    (r"centre_guess", "Hits of guessing the breast's centre", "percent"),
-    (r"chance", "Hits of a random pixel of the breast", "percent"),
+    (r"centre_guess", "centre guess", "percent"),
+    (r"chance", "random pixel", "percent"),
     (r"ratio_to_centre", "Hits ÷ centre guess", "times"),
     (r"ratio_to_chance", "Hits ÷ random pixel", "times"),
     (r"energy_in_box", "Energy in box", "percent"),
-    (r"box_share", "Box share of the breast", "percent"),
-    (r"energy_ratio", "Energy ÷ box share", "times"),
-    (r"flat_maps", "Maps without a maximum", "percent"),
+    (r"box_share", "box's share of the breast", "percent"),
+    (r"energy_ratio", "Energy ÷ share", "times"),
 )
-# What the page puts first: pattern on the metric's name, heading, name of the baseline's metric or its number.
+# Baselines stand in the cell of the metric that they belong to, not in columns of their own.
+_BASELINES = (
+    (r"recall@(\d+)", (r"chance@\1", r"commonest@\1")),
+    (r"pointing_game", ("centre_guess", "chance")),
+    (r"energy_in_box", ("box_share",)),
+)
+_FEW = 20         # a figure over fewer cases says too little to stand on top
+# What the page puts first: pattern on the metric's name, heading, the baseline's metric or number, its name.
 _HEADLINES = (
     (r"(?P<what>.+)/auroc", "Zero-shot AUROC, {what}", 0.5, "a coin"),
     (r"image_to_text/recall@(?P<what>5)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
@@ -37,7 +44,7 @@ class Headline(NamedTuple):
     """One figure of the top of the page, with the value to compare it to."""
 
     title: str
-    dataset: str
+    source: str           # the data set, and the evaluator where its name says more than the title
     kind: str
     entry: dict[str, Any]
     baseline: float | None
@@ -58,7 +65,7 @@ def number(value: float | None, kind: str) -> str:
     if value is None:
         return "–"
     if kind == "percent":
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}\u00a0%"
     if kind == "times":
         return f"{value:.2f}×"
     return f"{value:.1f}" if kind == "count" else f"{value:.3f}"
@@ -68,40 +75,66 @@ def interval(entry: dict[str, Any], kind: str) -> str:
     """"0.78 to 0.88", or "" where there is none."""
     if entry["low"] is None and entry["high"] is None:
         return ""
-    return f"{number(entry['low'], kind)} to {number(entry['high'], kind)}"
+    low, high = number(entry["low"], kind), number(entry["high"], kind)
+    return low.rstrip("\u00a0%×") + f" to {high}"
 
 
 def pivot(result: Result) -> dict[str, Any]:
-    """The metrics "row/column" of a result as a table: {"columns": [heading], "rows": [{"name", "cells"}]}.
+    """The metrics "row/column" of a result as a table: {"columns": [heading], "rows": [{"name", "cells", "reason"}]}.
 
-    A cell is {"value", "interval", "n", "reason"}, all text, or None where the row has no such metric.
+    A cell is {"value", "interval", "baselines", "reason"}, all text, or None where the row has no such metric. A row
+    where nothing could be measured, for one reason, has no cells.
     """
-    columns, rows = [], {}
+    grid: dict[str, dict[str, dict]] = {}
     for metric, entry in result.metrics.items():
-        row, _, _ = metric.rpartition("/")
-        text, kind = heading(metric)
-        if text not in columns:
-            columns.append(text)
-        rows.setdefault(row, {})[text] = {
-            "value": number(entry["value"], kind), "interval": interval(entry, kind), "n": str(entry["n"]),
+        row, _, name = metric.rpartition("/")
+        grid.setdefault(row, {})[name] = entry
+    used = {name for metrics in grid.values() for metric in metrics for name in baselines(metric)}
+    names = list(dict.fromkeys(n for metrics in grid.values() for n in metrics if n not in used))
+    rows = []
+    for row, metrics in grid.items():
+        reasons = {entry.get("reason") if entry["value"] is None else None for entry in metrics.values()}
+        reason = reasons.pop() if len(reasons) == 1 else None
+        cells = [] if reason else [_cell(name, metrics) for name in names]
+        rows.append({"name": row.replace("_", " "), "cells": cells, "reason": reason or ""})
+    return {"columns": [heading(name)[0] for name in names], "rows": rows}
+
+
+def baselines(metric: str) -> list[str]:
+    """Names of the metrics that a metric is to be compared with."""
+    for pattern, names in _BASELINES:
+        if match := re.fullmatch(pattern, metric):
+            return [match.expand(name) for name in names]
+    return []
+
+
+def _cell(name: str, metrics: dict[str, dict]) -> dict[str, Any] | None:
+    if name not in metrics:
+        return None
+    entry, (_, kind) = metrics[name], heading(name)
+    beside = [f"{heading(b)[0]} {number(metrics[b]['value'], heading(b)[1])}" for b in baselines(name) if b in metrics]
+    return {"value": number(entry["value"], kind), "interval": interval(entry, kind), "baselines": beside,
             "reason": entry.get("reason", "")}
-    return {"columns": columns, "rows": [{"name": name.replace("_", " "), "cells": [cells.get(c) for c in columns]}
-                                         for name, cells in rows.items()]}
 
 
 def headlines(results: list[Result]) -> list[Headline]:
-    """The figures for the top of the page, those without a value left out."""
+    """The figures for the top of the page; those without a value or over few cases are left out."""
     found = []
     for pattern, title, baseline, baseline_name in _HEADLINES:
         for result in results:
             for metric, entry in result.metrics.items():
                 match = re.fullmatch(pattern, metric)
-                if match and entry["value"] is not None:
+                if match and entry["value"] is not None and entry["n"] >= _FEW:
                     what = match["what"]
                     value = baseline if isinstance(baseline, float) else _value(result, baseline.format(what=what))
-                    found.append(Headline(title.format(what=what), result.name.partition("/")[0], heading(metric)[1], entry,
-                                          value, baseline_name))
+                    found.append(Headline(title.format(what=what), _source(result), heading(metric)[1], entry, value,
+                                          baseline_name))
     return found
+
+
+def _source(result: Result) -> str:
+    dataset, _, evaluator = result.name.partition("/")
+    return dataset if evaluator in EVALUATORS else f"{dataset}, {evaluator.replace('_', ' ')}"
 
 
 def _value(result: Result, metric: str) -> float | None:
@@ -109,13 +142,17 @@ def _value(result: Result, metric: str) -> float | None:
 
 
 def text_table(results: list[Result]) -> str:
-    """All metrics as lines for a terminal: name, value, interval, n."""
-    lines = [("metric", "value", "95 % interval", "n")]
+    """The metrics as lines for a terminal: name, value, interval, n; then what could not be measured, and why."""
+    lines, missing = [("metric", "value", "95 % interval", "n")], {}
     for result in results:
         for metric, entry in result.metrics.items():
             kind = heading(metric)[1]
-            value = number(entry["value"], kind) if entry["value"] is not None else f"– ({entry.get('reason', '')})"
-            lines.append((f"{result.name}/{metric}", value, interval(entry, kind), str(entry["n"])))
-    widths = [max(len(line[i]) for line in lines if i != 1 or len(line[1]) < 24) for i in range(4)]
+            if entry["value"] is None:
+                row = f"{result.name}/{metric}".rpartition("/")[0]
+                missing[row] = entry.get("reason", "no value")
+            else:
+                value, bounds = number(entry["value"], kind), interval(entry, kind)
+                lines.append((f"{result.name}/{metric}", value, bounds, str(entry["n"])))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])
+    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:], *(f"not measured: {k}: {v}" for k, v in missing.items())])

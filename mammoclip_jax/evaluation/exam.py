@@ -33,8 +33,9 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         overlay_size: pixels of an overlay's longer side; 0 keeps the original's size.
 
     Returns:
-        JSON: "exams" [{"exam", "views", "breasts", "scores"}], "problems" [{"file", "stage", "reason", "remedy"}], "ignored",
-        "prompts", "aggregation", and the model's "preprocessing", "preprocessing_fingerprint", "step" and "provenance".
+        JSON: "exams" [{"exam", "views", "breasts", "scores"}], "problems" [{"file", "stage", "reason", "remedy"}],
+        "ignored", "prompts", "aggregation", "explains", "stage", and the model's "preprocessing",
+        "preprocessing_fingerprint", "step" and "provenance".
 
     Raises:
         UserError: no such folder, no file in it, or bad prompts.
@@ -68,14 +69,15 @@ def fingerprint(preprocessing: Mapping[str, Any]) -> str:
 def exam_folders(root: Path, ignored: list[str]) -> list[tuple[str, list[Path]]]:
     """(name, image files) of each exam: `root` itself when it holds image files, else its subfolders.
 
-    Hidden files, DICOMDIR and files that only lie beside images are added to `ignored`.
+    To `ignored` are added hidden files, DICOMDIR, files that only lie beside images, and pictures (PNG, ...) of an exam
+    that has other files: masks and thumbnails beside its DICOM files. An exam of pictures alone is scored.
 
     Raises:
         UserError: `root` is no folder, or holds no files to score.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder with the exam's files.")
-    folders = {}
+    folders: dict[str, list[Path]] = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         inside = path.relative_to(root)
         hidden = any(part.startswith(".") for part in inside.parts)
@@ -86,8 +88,15 @@ def exam_folders(root: Path, ignored: list[str]) -> list[tuple[str, list[Path]]]
     if not folders:
         raise UserError(f"{root} holds no files to score.")
     if "" in folders:
-        return [(root.resolve().name, [path for files in folders.values() for path in files])]
-    return sorted(folders.items())
+        folders = {root.resolve().name: [path for files in folders.values() for path in files]}
+    return [(name, _without_pictures(files, root, ignored)) for name, files in sorted(folders.items())]
+
+
+def _without_pictures(files: list[Path], root: Path, ignored: list[str]) -> list[Path]:
+    others = [path for path in files if path.suffix.lower() not in dicom.PICTURES]
+    if others:
+        ignored += [str(path.relative_to(root)) for path in files if path not in others]
+    return others or files
 
 
 def _render_all(files: Iterable[Path], root: Path, preprocessing: Preprocessing):

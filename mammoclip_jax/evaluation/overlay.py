@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 # BGR. White on black shows on any tissue and any heat.
-_BOX, _EDGE, _PEAK = (255, 255, 255), (0, 0, 0), (255, 0, 255)
+_LINE, _EDGE = (255, 255, 255), (0, 0, 0)
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -28,9 +28,10 @@ def colours(image: np.ndarray, heat: np.ndarray, opacity: float = 0.6) -> np.nda
 
 def draw(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None,
          side: int = 0) -> np.ndarray:
-    """BGR uint8 of `image` [h, w] uint8 or uint16 with `heat` [h, w] in [0, 1], `boxes` (x0, y0, x1, y1), a `peak` (x, y).
+    """BGR uint8 of `image` [h, w] uint8 or uint16 with `heat` [h, w] in [0, 1] over it.
 
-    Boxes and peak are in pixels of `image`. `side`: pixels of the result's longer side; 0 keeps the size.
+    `boxes` (x0, y0, x1, y1) and `peak` (x, y) are in pixels of `image`. `side`: pixels of the result's longer side; 0
+    keeps the size.
     """
     canvas = cv2.cvtColor(grey(image), cv2.COLOR_GRAY2BGR) if heat is None else colours(image, heat)
     height, width = canvas.shape[:2]
@@ -38,15 +39,15 @@ def draw(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = ()
     if scale != 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         canvas = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    line = max(1, round(max(canvas.shape[:2]) / 400))
+    line = max(1, round(max(canvas.shape[:2]) / 240))
     for box in boxes:
         x0, y0, x1, y1 = (round(float(corner) * scale) for corner in box)
-        for colour, thickness in ((_EDGE, line + 2), (_BOX, line)):
+        for colour, thickness in ((_EDGE, line + 2), (_LINE, line)):
             cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
     if peak is not None:
         centre = tuple(int(float(c) * scale) for c in peak)
-        for colour, thickness in ((_EDGE, line + 2), (_PEAK, line)):
-            cv2.drawMarker(canvas, centre, colour, cv2.MARKER_CROSS, 10 * line, thickness)
+        for colour, thickness in ((_EDGE, line + 2), (_LINE, line)):
+            cv2.drawMarker(canvas, centre, colour, cv2.MARKER_CROSS, 6 * line, thickness)
     return canvas
 
 
@@ -56,7 +57,7 @@ def picture(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable =
     return png(draw(image, heat, boxes, peak, side))
 
 
-def pair(image: np.ndarray, heat: np.ndarray, boxes: Iterable, peak: tuple | None, side: int) -> bytes:
+def side_by_side(image: np.ndarray, heat: np.ndarray, boxes: Iterable, peak: tuple | None, side: int) -> bytes:
     """PNG bytes: the image with its boxes, and beside it the same under the heat map with its peak."""
     boxes = list(boxes)
     left, right = draw(image, None, boxes, None, side), draw(image, heat, boxes, peak, side)

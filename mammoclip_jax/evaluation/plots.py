@@ -1,4 +1,4 @@
-"""Plots for the page as SVG, each once for a light and once for a dark background."""
+"""Curves for the page as SVG, each once for a light and once for a dark background."""
 
 import contextlib
 import io
@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-
-from mammoclip_jax.evaluation.display import Headline, number
 
 # What is plotted of metrics.jsonl: title, pattern on the names, horizontal line to compare with.
 _CURVES = (
@@ -63,32 +61,6 @@ def _lines(series: dict[str, tuple], level: float | None, shade: str) -> bytes:
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=_INK[shade], loc="upper center",
                         bbox_to_anchor=(0.5, -0.2), ncols=1)
-    return buffer.getvalue()
-
-
-def intervals(headlines: list[Headline]) -> Plot | None:
-    """Values with their intervals and baselines on a scale from 0 to 1, one row a figure; None without figures."""
-    rows = [h for h in headlines if h.kind in ("plain", "percent")]
-    if not rows:
-        return None
-    return Plot("Values, 95 % intervals and baselines", *(_intervals(rows, shade) for shade in ("light", "dark")))
-
-
-def _intervals(rows: list[Headline], shade: str) -> bytes:
-    with _axes(shade, (6.4, 0.8 + 0.42 * len(rows))) as (axes, buffer):
-        for y, row in enumerate(reversed(rows)):
-            low, high = (row.entry[end] if row.entry[end] is not None else row.entry["value"] for end in ("low", "high"))
-            axes.plot([low, high], [y, y], color=_LINES[shade][0], linewidth=5, alpha=0.35, solid_capstyle="round")
-            axes.plot(row.entry["value"], y, "o", color=_LINES[shade][0], markersize=7)
-            if row.baseline is not None:
-                axes.plot(row.baseline, y, "|", color=_LINES[shade][1], markersize=15, markeredgewidth=2.2)
-            axes.annotate(number(row.entry["value"], row.kind), (1.02, y), xycoords=("axes fraction", "data"), va="center",
-                          color=_INK[shade], fontsize=9, annotation_clip=False)
-        axes.set_yticks(range(len(rows)), [f"{row.title} ({row.dataset})" for row in reversed(rows)])
-        axes.set(xlim=(0, 1), ylim=(-0.6, len(rows) - 0.4))
-        axes.grid(axis="x", color=_GRID[shade], linewidth=0.8)
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
     return buffer.getvalue()
 
 

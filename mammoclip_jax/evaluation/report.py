@@ -3,7 +3,6 @@
 import base64
 import datetime
 import json
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -12,26 +11,28 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax import provenance
 from mammoclip_jax.evaluation import plots, result
 from mammoclip_jax.evaluation.display import Headline, headlines, interval, number, pivot
 from mammoclip_jax.evaluation.result import Result
 
 _LONG_TABLE = 24         # rows; longer tables stay in their CSV files
+_COUNTS = ("images", "patients", "studies", "boxes", "texts", "quarantined")
 _PICTURE_SIDE = 900      # pixels; larger pictures are shrunk for the page
-PACKAGES = ("mammoclip_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn", "pydicom",
-            "opencv-python-headless")
+PACKAGES = ("mammoclip_jax", *provenance.PACKAGES, "scikit-learn")
+TABLES = "results"       # folder beside the page
 
 
 def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mapping[str, Any],
-          history: Path | Sequence[Mapping[str, Any]] = (), command: str = "", title: str = "",
+          history: Sequence[Mapping[str, Any]] = (), command: str = "", title: str = "",
           predictions: Sequence[tuple[Mapping[str, Any], Path]] = ()) -> Path:
-    """Writes `out/report.html`, and `result.save(results, out)` beside it.
+    """Writes `out/report.html`, and all tables and pictures to `out/results`.
 
     Args:
         results: named "dataset/evaluator", as `evaluate` returns them.
         model: its `config`, `step`, `provenance` and `preprocessing` are shown.
         datasets: {name: Dataset}; their `info` says what is real and what is phantom.
-        history: the run's metrics.jsonl or its rows.
+        history: rows of the run's metrics.jsonl.
         command: the command that made the results, to be repeated.
         predictions: (what `exam.predict` returned, the folder it was given for overlays).
 
@@ -40,10 +41,9 @@ def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mappin
     """
     out = Path(out)
     results = list(results)
-    result.save(results, out)
+    result.save(results, out / TABLES)
     infos = {name: dict(dataset.info) for name, dataset in datasets.items()}
     title = title or getattr(model.config, "name", "") or "Evaluation"
-    figures = headlines(results)
     page = _environment().get_template("report.html.jinja").render(
         title=title,
         date=datetime.date.today().isoformat(),
@@ -51,45 +51,21 @@ def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mappin
         phantoms=[name for name, info in infos.items() if not info["real"]],
         reals=[name for name, info in infos.items() if info["real"]],
         datasets=[_dataset(name, info) for name, info in infos.items()],
-        headlines=figures,
-        overview=plots.intervals(figures),
-        curves=plots.curves(read_history(history)),
+        headlines=headlines(results),
+        curves=plots.curves(list(history)),
         results=[_section(r) for r in results],
         galleries=[gallery for r in results if (gallery := _gallery(r))],
         exams=[exam for found, folder in predictions for exam in _exams(found, Path(folder))],
         config=config_text(model.config),
         provenance=json.dumps(result.plain(model.provenance), indent=2),
         preprocessing=json.dumps(result.plain(dict(model.preprocessing)), indent=2),
-        versions=versions(),
+        versions={name: provenance.version(name) for name in PACKAGES},
+        tables=TABLES,
         command=command,
     )
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def read_history(history: Path | Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Rows of a metrics.jsonl (a last line that a killed process cut short is left out), or the rows given."""
-    if not isinstance(history, (str, Path)):
-        return list(history)
-    rows = []
-    for line in Path(history).read_text(encoding="utf-8").splitlines() if Path(history).is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def versions() -> dict[str, str]:
-    """{package: version} of what computes; packages that are not installed are left out."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def config_text(config) -> str:
@@ -129,7 +105,7 @@ def _headline_range(headline: Headline) -> str:
 
 
 def _dataset(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    counts = {key: value for key, value in info.get("counts", {}).items() if isinstance(value, int)}
+    counts = {key: info["counts"][key] for key in _COUNTS if key in info["counts"]}
     return {"name": name, "real": info["real"], "counts": counts, "licence": info.get("licence", ""),
             "citation": info.get("citation", ""), "fingerprint": info.get("fingerprint", "")}
 
@@ -143,7 +119,7 @@ def _section(found: Result) -> dict[str, Any]:
             (tables if len(table) <= _LONG_TABLE else long).append((name, table))
     return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "protocol": found.protocol,
             "metrics": pivot(found), "tables": [(name, _cells(table)) for name, table in tables],
-            "files": [f"{found.name}/{name}.csv" for name, _ in long]}
+            "files": [f"{TABLES}/{found.name}/{name}.csv" for name, _ in long]}
 
 
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
@@ -182,6 +158,7 @@ def _exams(found: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
                   "scores": [f"{label} {v['scores'][label]:+.3f}" for label in labels],
                   "pictures": [(label, inline((folder / v["overlays"][label]).read_bytes()))
                                for label in labels if label in v.get("overlays", {})]} for v in exam["views"]]
-        rows = [(b["laterality"] or "side unknown", ", ".join(filter(None, b["views"])), b["scores"]) for b in exam["breasts"]]
-        exams.append({"name": exam["exam"], "labels": labels, "views": views, "breasts": rows, "scores": exam["scores"]})
+        breasts = [(breast["laterality"] or "side unknown", ", ".join(filter(None, breast["views"])), breast["scores"])
+                   for breast in exam["breasts"]]
+        exams.append({"name": exam["exam"], "labels": labels, "views": views, "breasts": breasts})
     return exams

@@ -13,7 +13,7 @@ COLUMNS = ("result", "metric", "value", "low", "high", "n", "reason")
 class Result(NamedTuple):
     """One evaluator's result on one data set.
 
-    metrics: {name: {"value", "low", "high", "n"}}; value is None where it cannot be computed, and "reason" then says why.
+    metrics: {name: {"value", "low", "high", "n"}}; value is None where it cannot be computed, "reason" then says why.
     tables: {name: DataFrame}; figures: {name: PNG bytes}.
     """
 

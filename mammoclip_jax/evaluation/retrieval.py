@@ -19,7 +19,7 @@ def retrieval(model, dataset, *, split: str = "test", ks: tuple[int, ...] = (1, 
               resamples: int = statistics.RESAMPLES, seed: int = 0, features: Features | None = None) -> Result:
     """Recall@k and median rank both ways, with the recall of chance and of always answering the commonest reports.
 
-    Metrics: "image_to_text/recall@1", "image_to_text/median_rank", "text_to_image/…", and "…/chance@1", "…/commonest@1".
+    Metrics: "image_to_text/recall@1", "image_to_text/median_rank", "text_to_image/…"; "…/chance@1", "…/commonest@1".
     """
     positions = select(dataset.index, split, patients, seed)
     rows = dataset.index.iloc[positions].reset_index(drop=True)
@@ -34,7 +34,7 @@ def retrieval(model, dataset, *, split: str = "test", ks: tuple[int, ...] = (1, 
     texts, text_of = merge([str(t[0]) for t in rows["texts"].iloc[first]])
     embedded = np.asarray(model.embed_text(texts), dtype=np.float32)
     patient = rows["patient"].to_numpy()[first]
-    # A merged text stands for the patient where it first occurs: one query a distinct text, as merged texts are one text.
+    # Merged texts are one text, so one query; it counts for the patient where it first occurs.
     text_patient = patient[first_rows(text_of)]
     relevant = {"image_to_text": text_of[:, None] == np.arange(len(texts)),
                 "text_to_image": np.arange(len(texts))[:, None] == text_of}
@@ -61,7 +61,7 @@ def merge(texts: list[str]) -> tuple[list[str], np.ndarray]:
 def directed(queries, gallery, relevant, patients, ks, **options) -> dict[str, dict]:
     """Metrics of one direction.
 
-    queries [Q, D], gallery [G, D] unit norm; relevant bool [Q, G], at least one a row; patients [Q] the unit of resampling.
+    queries [Q, D], gallery [G, D] unit norm; relevant bool [Q, G], at least one a row; patients [Q], to be resampled.
     """
     parts = [_standing(queries[s:s + _QUERIES] @ gallery.T, relevant[s:s + _QUERIES])
              for s in range(0, len(queries), _QUERIES)]
@@ -78,7 +78,7 @@ def directed(queries, gallery, relevant, patients, ks, **options) -> dict[str, d
 
 
 def _standing(similarity: np.ndarray, relevant: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each query: how many wrong items stand above the best right one, and how many wrong and right ones tie with it."""
+    """For each query: the wrong items above the best right one, and the wrong and the right ones that tie with it."""
     similarity = np.round(similarity.astype(np.float64), _SAME)
     best = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
     tied = similarity == best
@@ -111,8 +111,8 @@ def _commonest(text_of: np.ndarray, patients: np.ndarray, ks, resamples, seed) -
 
 
 def _protocol(split: str) -> str:
-    return (f"Split {split}. A breast's image embedding is the normalised mean over its views, its text the most specific one of "
-            "its report. Identical texts are merged: any breast or text that carries the same words is a hit. Text to image "
-            "asks each distinct text once. Ties are broken at random, in expectation. chance: random order; commonest: always "
-            "answering with the commonest texts. Intervals: 95 %, percentile bootstrap over the queries' patients, with the "
-            "gallery as it is.")
+    return (f"Split {split}. A breast's image embedding is the normalised mean over its views, its text the most "
+            "specific one of its report. Identical texts are merged: any breast or text that carries the same words is "
+            "a hit. Text to image asks each distinct text once. Ties are broken at random, in expectation. chance: "
+            "random order; commonest: always answering with the commonest texts. Intervals: 95 %, percentile bootstrap "
+            "over the queries' patients, with the gallery as it is.")

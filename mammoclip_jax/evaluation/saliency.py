@@ -1,7 +1,7 @@
 """Does Grad-CAM for a text look where the finding is? Scored against two guesses that look at no finding at all."""
 
 import json
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
 import cv2
 import numpy as np
@@ -11,14 +11,14 @@ from mammoclip_jax.data import breast
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import chunks, label_values, read, select
-from mammoclip_jax.evaluation.overlay import pair
+from mammoclip_jax.evaluation.overlay import side_by_side
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.zero_shot import Pair, load_prompts, prompts_name, text_bank
 
 # What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
 # "positive" the cosine to the positive texts alone.
 EXPLAIN = ("score", "positive")
-_CHUNK = 8
+_CARRIED = ("image", "patient", "laterality", "view", "real")
 _GALLERY_SIDE = 480      # pixels of a gallery picture's longer side
 
 
@@ -34,41 +34,50 @@ class Look(NamedTuple):
 
 
 def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = ("mass", "calcification"),
-             prompts: str | Mapping[str, Any] = "mammo_clip", explain: str = "score",
-             stage: str | None = None, tolerance: float = 0.0, patients: int | None = None, gallery: int = 6,
+             prompts: str | Mapping[str, Any] = "mammo_clip", explain: str = "score", stage: str | None = None,
+             tolerance: float = 0.0, patients: int | None = None, gallery: int = 6,
              resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
-    """Pointing game and energy in box of Grad-CAM for each label's first positive text, on the images with its boxes.
+    """Pointing game and energy in box of Grad-CAM for each label's texts, on the images with its boxes.
 
-    `tolerance` in canvas pixels is added to each side of a box, for the map and both baselines. `gallery` pictures a label are
-    drawn by `seed`, hits and misses alike; where no image has boxes of a label, they show images that have the label.
+    Args:
+        explain: one of EXPLAIN.
+        stage: of the image encoder; None is the last.
+        tolerance: canvas pixels added to each side of a box, for the map and both baselines.
+        gallery: pictures of each label, drawn by `seed`, hits and misses alike; where no image has boxes of a label
+            they show images that have the label.
+
     Metrics: "mass/pointing_game", "mass/centre_guess", "mass/chance", "mass/ratio_to_centre", "mass/ratio_to_chance",
     "mass/energy_in_box", "mass/box_share", "mass/energy_ratio".
     """
     pairs = {label: pair for label, pair in load_prompts(prompts).items() if label in labels}
     stage = stage or model.stages[-1]
-    towards = directions(model, pairs, explain)
     positions = select(dataset.index, split, patients, seed)
     metrics, figures, looks, shown = {}, {}, [], []
-    for label, direction in towards.items():
+    for label, direction in directions(model, pairs, explain).items():
         boxes = {p: b for p in positions if len(b := boxes_of(dataset.index.iloc[p], label))}
-        draw = _gallery_choice(dataset, positions, boxes, label, gallery, seed)
-        table = []
-        for chunk in chunks(sorted(set(boxes) | set(draw)), _CHUNK):
-            images = read(dataset, chunk)
-            maps = np.asarray(model.grad_cam(images, np.stack([direction] * len(chunk)), stage=stage))
-            for position, image, heat in zip(chunk, images, maps, strict=True):
-                found = look(heat, boxes[position], breast_mask(image), tolerance) if position in boxes else None
-                row = _describe(dataset.index.iloc[position], label) | (found._asdict() if found else {})
-                if found:
-                    table.append(row)
-                if position in draw:
-                    name = f"{label}_{len(shown):03d}"
-                    figures[name] = pair(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
-                    shown.append({"figure": name} | row)
-        metrics |= {f"{label}/{name}": entry for name, entry in _summary(table, resamples, seed).items()}
-        looks += table
+        chosen = _gallery_choice(dataset, positions, boxes, label, gallery, seed)
+        rows = []
+        for position, image, heat in _maps(model, dataset, sorted({*boxes, *chosen}), direction, stage):
+            row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(_CARRIED)].to_dict()
+            if position in boxes:
+                row |= look(heat, boxes[position], breast_mask(image), tolerance)._asdict()
+                rows.append(row)
+            if position in chosen:
+                name = f"{label}_{len(shown):03d}"
+                figures[name] = side_by_side(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
+                shown.append({"figure": name} | row)
+        metrics |= {f"{label}/{name}": entry for name, entry in _summary(rows, resamples, seed).items()}
+        looks += rows
     tables = {"images": pd.DataFrame(looks), "gallery": pd.DataFrame(shown)}
     return Result("saliency", _protocol(split, prompts, stage, explain, tolerance), metrics, tables, figures)
+
+
+def _maps(model, dataset, positions: list[int], direction: np.ndarray, stage: str) -> Iterator[tuple]:
+    """(position, canvas, map) of each row at `positions`."""
+    for chunk in chunks(positions):
+        images = read(dataset, chunk)
+        maps = model.grad_cam(images, np.stack([direction] * len(chunk)), stage=stage)
+        yield from zip(chunk, images, np.asarray(maps), strict=True)
 
 
 def boxes_of(row: pd.Series, label: str) -> np.ndarray:
@@ -102,7 +111,7 @@ def inside(xy: np.ndarray, boxes: np.ndarray, tolerance: float = 0.0) -> np.ndar
 
 
 def look(heat: np.ndarray, boxes: np.ndarray, tissue: np.ndarray, tolerance: float = 0.0) -> Look:
-    """Scores a map `heat` [H, W] ≥ 0 against `boxes` [k, 4] in pixels of the map, with `tissue` bool [H, W], the breast, for the baselines.
+    """Scores a map `heat` [H, W] ≥ 0 against `boxes` [k, 4] in its pixels, the baselines on the breast `tissue` [H, W].
 
     A pixel counts by its centre. Pointing game: Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016.
     """
@@ -134,12 +143,9 @@ def _centres(mask: np.ndarray) -> np.ndarray:
 
 
 def _gallery_choice(dataset, positions, boxes, label, count, seed) -> list[int]:
-    candidates = sorted(boxes) or [p for p, v in zip(positions, label_values(dataset.index.iloc[positions], label)) if v == 1]
+    positive = positions[label_values(dataset.index.iloc[positions], label) == 1]
+    candidates = sorted(boxes) or list(positive)
     return [int(p) for p in np.random.default_rng(seed).permutation(candidates)[:count]]
-
-
-def _describe(row: pd.Series, label: str) -> dict[str, Any]:
-    return {"label": label} | {column: row[column] for column in ("image", "patient", "laterality", "view", "real")}
 
 
 def _summary(table: list[dict], resamples: int, seed: int) -> dict[str, dict]:
@@ -148,7 +154,7 @@ def _summary(table: list[dict], resamples: int, seed: int) -> dict[str, dict]:
     patient = [row["patient"] for row in table]
     options = {"resamples": resamples, "seed": seed}
     means = {"pointing_game": "hit", "centre_guess": "centre", "chance": "chance", "energy_in_box": "energy",
-             "box_share": "box_share", "flat_maps": "flat"}
+             "box_share": "box_share"}
     ratios = {"ratio_to_centre": ("hit", "centre"), "ratio_to_chance": ("hit", "chance"),
               "energy_ratio": ("energy", "box_share")}
     if not table:
@@ -161,7 +167,8 @@ def _summary(table: list[dict], resamples: int, seed: int) -> dict[str, dict]:
 def _protocol(split, prompts, stage, explain, tolerance) -> str:
     what = "positive minus negative texts" if explain == "score" else "positive texts"
     return (f"Split {split}, images with boxes of the label. Grad-CAM at stage {stage} of the cosine to the {what} of "
-            f"{prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, tolerance {tolerance:g} "
-            "canvas pixels; a map without a maximum is a miss. centre_guess: the breast's centroid under the same rule. "
-            "chance: a random pixel of the breast. energy_in_box: share of the map's sum within the boxes; box_share: share "
-            "of the breast within them. Intervals: 95 %, percentile bootstrap over patients.")
+            f"{prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, tolerance "
+            f"{tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's centroid "
+            "under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
+            "the boxes; box_share: share of the breast within them. Intervals: 95 %, percentile bootstrap over "
+            "patients.")

@@ -28,7 +28,7 @@ def _finite(number) -> float | None:
 def patient_weights(patients, resamples: int = RESAMPLES, seed: int = 0):
     """Yields blocks `[r, n]` float32: how often each item counts in each resample of whole patients, with replacement.
 
-    The draws depend on the number of patients, `resamples` and `seed` only, so two metrics over the same items are paired.
+    The draws depend on the number of patients, `resamples` and `seed` only: metrics over the same items are paired.
     """
     _, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     count = int(patient.max()) + 1
@@ -51,7 +51,8 @@ def auroc(labels, scores, patients, *, resamples: int = RESAMPLES, seed: int = 0
     if n == 0:
         return entry(None, n=0, reason="nothing to score")
     if labels.all() or not labels.any():
-        return entry(None, n=n, reason=f"all {n} are {'positive' if labels[0] else 'negative'}: AUROC needs both classes")
+        which = "positive" if labels[0] else "negative"
+        return entry(None, n=n, reason=f"all {n} are {which}: AUROC needs both classes")
     if not np.isfinite(scores).all():
         return entry(None, n=n, reason=f"{(~np.isfinite(scores)).sum()} scores are not finite")
     value = roc_auc_score(labels, scores)
@@ -72,10 +73,20 @@ def _weighted_auroc(weights, labels, starts) -> np.ndarray:
 
 
 def mean(values, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Mean of `values` [n]; with 0/1 values a rate, such as Recall@k or a hit rate."""
+    """Mean of `values` [n]; with 0/1 values a rate, such as Recall@k or a hit rate.
+
+    Where all are 0 or all are 1 the bootstrap has no width; the exact binomial bound (Clopper and Pearson 1934) stands
+    in, with the number of patients as the number of trials.
+    """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
         return entry(None, n=0, reason="nothing to score")
+    if resamples and values[0] in (0, 1) and (values == values[0]).all():
+        trials = len(np.unique(np.asarray(patients, dtype=str)))
+        bound = ((1 - LEVEL) / 2) ** (1 / trials)
+        low, high = (bound, 1) if values[0] else (0, 1 - bound)
+        reason = f"all alike: exact binomial interval, {trials} patients"
+        return entry(values[0], low, high, n=len(values), reason=reason)
     blocks = [w @ values / w.sum(1) for w in patient_weights(patients, resamples, seed)]
     return _interval(values.mean(), blocks, n=len(values))
 
@@ -109,7 +120,7 @@ def ratio(above, below, patients, *, resamples: int = RESAMPLES, seed: int = 0) 
 
 
 def _interval(value: float, blocks: list[np.ndarray], *, n: int) -> dict[str, Any]:
-    """The entry of `value` with the percentile interval of the bootstrap values in `blocks` (NaN: no value, left out)."""
+    """The entry of `value` with the percentile interval of the bootstrap values in `blocks` (NaN: left out)."""
     if not blocks:
         return entry(value, n=n)
     drawn = np.concatenate(blocks)
@@ -120,5 +131,5 @@ def _interval(value: float, blocks: list[np.ndarray], *, n: int) -> dict[str, An
     low = np.quantile(drawn, (1 - LEVEL) / 2, method="lower")
     high = np.quantile(drawn, (1 + LEVEL) / 2, method="higher")
     flat = drawn.min() == drawn.max()
-    reason = "all resamples agree, so the bootstrap cannot tell how uncertain the value is" if flat else None
+    reason = "all resamples agree: no measure of uncertainty" if flat else None
     return entry(value, low, high, n=n, reason=reason)

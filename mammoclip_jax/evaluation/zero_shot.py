@@ -24,7 +24,7 @@ class Pair(NamedTuple):
 
 
 def load_prompts(prompts: str | Path | Mapping[str, Any]) -> dict[str, Pair]:
-    """{label: Pair} from a name in `evaluation/prompts`, a JSON file, or the mapping that such a file holds as "labels".
+    """{label: Pair} from a name in `evaluation/prompts`, a JSON file, or the mapping that a file holds as "labels".
 
     Raises:
         UserError: no such file, or a label without texts on both sides.
@@ -62,7 +62,7 @@ def _texts(entry: Any, side: str) -> tuple[str, ...]:
 
 
 def text_bank(model, pairs: Mapping[str, Pair]) -> dict[str, np.ndarray]:
-    """{label: float32 [2, D]}: unit-norm mean embedding of the positive and of the negative texts; one call of the model."""
+    """{label: float32 [2, D]}: unit-norm mean embedding of the positive and of the negative texts."""
     texts = list(dict.fromkeys(text for pair in pairs.values() for side in pair for text in side))
     vector = dict(zip(texts, np.asarray(model.embed_text(texts), dtype=np.float32), strict=True))
     return {label: unit(np.stack([np.mean([vector[t] for t in side], axis=0) for side in pair]))
@@ -79,8 +79,9 @@ def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str
               resamples: int = statistics.RESAMPLES, seed: int = 0, features: Features | None = None) -> Result:
     """AUROC of each label of the prompt file: a breast's mean and maximum over its views, and single images.
 
-    Metrics: "mass/auroc" (breast, mean), "mass/auroc_max" (breast, maximum), "mass/auroc_image". A breast is positive when any of
-    its images is; images whose label is unknown are left out. `patients` limits the work to so many, drawn by `seed`.
+    Metrics: "mass/auroc" (breast, mean), "mass/auroc_max" (breast, maximum), "mass/auroc_image". A breast is positive
+    when any of its images is; images whose label is unknown are left out. `patients` limits the work to so many, drawn
+    by `seed`.
     """
     pairs = load_prompts(prompts)
     pairs = pairs if labels is None else {label: pairs[label] for label in _known(labels, pairs)}
@@ -96,13 +97,15 @@ def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str
         counts.append({"label": label, **row, "positive_prompts": "; ".join(pairs[label].positive),
                        "negative_prompts": "; ".join(pairs[label].negative)})
     per_image = rows[["image", "patient", "laterality", "view"]].assign(**scores)
-    return Result("zero_shot", _protocol(split, prompts), metrics, {"labels": pd.DataFrame(counts), "scores": per_image})
+    tables = {"labels": pd.DataFrame(counts), "scores": per_image}
+    return Result("zero_shot", _protocol(split, prompts), metrics, tables)
 
 
 def _known(labels, pairs) -> list[str]:
     for label in labels:
         if label not in pairs:
-            raise UserError(f"the prompts have no label {label!r}.{suggestion(label, pairs)} Known: {', '.join(pairs)}.")
+            known = ", ".join(pairs)
+            raise UserError(f"the prompts have no label {label!r}.{suggestion(label, pairs)} Known: {known}.")
     return list(labels)
 
 
@@ -130,7 +133,7 @@ def prompts_name(prompts: str | Path | Mapping[str, Any]) -> str:
 
 
 def _protocol(split: str, prompts) -> str:
-    return (f"Split {split}, {prompts_name(prompts)}. Score: cosine to the positive texts minus cosine to the negative texts, "
-            "each side the normalised mean of its text embeddings. auroc: mean over the views of a breast; auroc_max: "
-            "maximum over them; auroc_image: single images. A breast is positive when any of its images is. Intervals: "
-            "95 %, percentile bootstrap over patients.")
+    return (f"Split {split}, {prompts_name(prompts)}. Score: cosine to the positive texts minus cosine to the negative "
+            "texts, each side the normalised mean of its text embeddings. auroc: mean over the views of a breast; "
+            "auroc_max: maximum over them; auroc_image: single images. A breast is positive when any of its images is. "
+            "Intervals: 95 %, percentile bootstrap over patients.")

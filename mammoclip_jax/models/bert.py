@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options
+from mammoclip_jax.names import check_options
 
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -82,6 +83,12 @@ class Bert(nn.Module):
         """With `train`, dropout is on and needs the PRNG "dropout". Raises UserError where L exceeds the positions."""
         x = Embeddings(self.config, self.dtype, name="embeddings")(ids, train=train)
         return Encoder(self.config, self.dtype, name="encoder")(x, mask, train=train)
+
+
+def from_options(vocab_size: int, dtype: Any = jnp.float32, **options: Any) -> Bert:
+    """The encoder for a tokenizer's vocabulary and `options`, fields of BertConfig. Raises UserError for others."""
+    check_options(BertConfig, options, "text encoder bert")
+    return Bert(BertConfig(vocab_size=vocab_size, **options), dtype)
 
 
 class Embeddings(nn.Module):

@@ -139,7 +139,7 @@ def _kernel_gradient(x, kernel, gradient, stride, padding):
     padded = padded.reshape(groups, n // groups, *padded.shape[1:])
 
     def add_row(t, sums):
-        image, row = t // height, t % height
+        image, row = lax.div(t, height), lax.rem(t, height)
         g = lax.dynamic_slice(gradient, (0, image, row, 0, 0), (groups, 1, 1, width, c))[:, 0].astype(dtype)
         lines = lax.dynamic_slice(
             padded, (0, image, row * stride, 0, 0), (groups, 1, k, padded.shape[3], c))[:, 0].astype(dtype)

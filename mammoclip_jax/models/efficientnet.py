@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.depthwise import Pads
 from mammoclip_jax.models.layers import (
-    BatchNorm, Conv, Depthwise, Pointwise, SqueezeExcite, drop_path)
+    POOLING, BatchNorm, Conv, Depthwise, GlobalPool, Pointwise, SqueezeExcite, drop_path)
 from mammoclip_jax.names import suggestion
 
 
@@ -47,7 +47,7 @@ REMAT = ("none", "block", "conv")
 
 
 class BlockSpec(NamedTuple):
-    """One mobile inverted bottleneck; `stage` counts from 1, `inputs`, `expanded`, `squeezed`, `outputs` are channels."""
+    """One mobile inverted bottleneck: its stage (from 1), kernel size, stride, and numbers of channels."""
 
     stage: int
     size: int
@@ -116,18 +116,19 @@ class Block(nn.Module):
     drop_rate: float
     dtype: Any
     formulation: str | None
+    momentum: float = 0.99
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W inputs"], train: bool, padding: Pads) -> Float[Array, "N h w outputs"]:
         spec, shortcut = self.spec, x
         if spec.expanded != spec.inputs:
             x = Pointwise(spec.expanded, self.dtype, name="expand")(x)
-            x = BatchNorm("swish", name="expand_bn")(x, train)
+            x = BatchNorm("swish", momentum=self.momentum, name="expand_bn")(x, train)
         x = Depthwise(spec.size, spec.stride, self.dtype, self.formulation, name="depthwise")(x, padding)
-        x = BatchNorm("swish", name="depthwise_bn")(x, train)
+        x = BatchNorm("swish", momentum=self.momentum, name="depthwise_bn")(x, train)
         x = SqueezeExcite(spec.squeezed, name="se")(x)
         x = Pointwise(spec.outputs, self.dtype, name="project")(x)
-        x = BatchNorm(name="project_bn")(x, train)
+        x = BatchNorm(momentum=self.momentum, name="project_bn")(x, train)
         if spec.stride != 1 or spec.inputs != spec.outputs:
             return x
         if train and self.drop_rate > 0:
@@ -149,6 +150,7 @@ class EfficientNet(nn.Module):
             convolutions' outputs ("conv").
         dtype: of products and activations; parameters and statistics are float32.
         depthwise: formulation of the depthwise convolutions; None lets the platform decide.
+        batch_norm_momentum: of the running statistics; a run of a few hundred steps needs less than the published one.
     """
 
     variant: str = "b0"
@@ -161,6 +163,7 @@ class EfficientNet(nn.Module):
     remat: str = "none"
     dtype: Any = jnp.float32
     depthwise: str | None = None
+    batch_norm_momentum: float = 0.99
 
     def __post_init__(self):
         super().__post_init__()
@@ -201,16 +204,17 @@ class EfficientNet(nn.Module):
         table = None if self.pads == "same" else pads(self.variant, self.pads, depth)
         padding = self._padding(table, "stem", x, *_STEM)
         x = Conv(round_channels(32, width), *_STEM, self.dtype, name="stem")(x, padding)
-        x = stage("stem", BatchNorm("swish", name="stem_bn")(x, train))
+        x = stage("stem", BatchNorm("swish", momentum=self.batch_norm_momentum, name="stem_bn")(x, train))
         for i, spec in enumerate(specs):
             padding = self._padding(table, block_name(i), x, spec.size, spec.stride)
             drop_rate = self.drop_connect_rate * i / len(specs)
-            x = self._block()(spec, drop_rate, self.dtype, self.depthwise, name=block_name(i))(x, train, padding)
+            x = self._block()(spec, drop_rate, self.dtype, self.depthwise, self.batch_norm_momentum,
+                              name=block_name(i))(x, train, padding)
             if i + 1 == len(specs) or specs[i + 1].stage != spec.stage:
                 x = stage(f"stage{spec.stage}", x)
         x = Pointwise(round_channels(1280, width), self.dtype, name="head")(x)
-        x = stage("head", BatchNorm("swish", name="head_bn")(x, train))
-        pooled = POOLING[self.pooling](self, x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        x = stage("head", BatchNorm("swish", momentum=self.batch_norm_momentum, name="head_bn")(x, train))
+        pooled = GlobalPool(self.pooling, name="pool")(x)
         rate = scaling.drop_rate if self.drop_rate is None else self.drop_rate
         return nn.Dropout(rate)(pooled, deterministic=not train), stages
 
@@ -225,15 +229,3 @@ class EfficientNet(nn.Module):
             return Block
         policy = jax.checkpoint_policies.save_only_these_names("conv") if self.remat == "conv" else None
         return nn.remat(Block, static_argnums=(2, 3), policy=policy)
-
-
-def _generalised_mean(module, x):
-    exponent = module.param("gem_exponent", nn.initializers.constant(3.0), ())
-    return jnp.mean(jnp.maximum(x, 1e-6) ** exponent, axis=(1, 2)) ** (1 / exponent)
-
-
-POOLING = {
-    "avg": lambda module, x: jnp.mean(x, axis=(1, 2)),
-    "max": lambda module, x: jnp.max(x, axis=(1, 2)),
-    "gem": _generalised_mean,
-}

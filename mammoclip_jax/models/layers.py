@@ -169,9 +169,14 @@ batch_norm_act.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def _moments(x):
+    """Mean and biased variance in two passes.
+
+    E[x^2] - E[x]^2 loses digits where the mean is far from zero, 7e-4 of the variance at 100 deviations. It saves
+    nothing on CPU, where each of its sums is a pass too.
+    """
     x = x.astype(_accumulator(x))
     mean = jnp.mean(x, axis=(0, 1, 2))
-    return mean, jnp.maximum(jnp.mean(x * x, axis=(0, 1, 2)) - mean * mean, 0)
+    return mean, jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
 
 
 def _affine_act(x, mean, deviation, scale, bias, act):
@@ -183,7 +188,29 @@ def _accumulator(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
+POOLING = ("avg", "max", "gem")
+
+
+class GlobalPool(nn.Module):
+    """One vector per map, in float32: its mean, maximum, or generalised mean ("gem", Radenovic 2018).
+
+    The generalised mean has one parameter, exponent, which starts at 3.
+    """
+
+    kind: str = "avg"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N C"]:
+        x = x.astype(_accumulator(x))
+        if self.kind == "max":
+            return jnp.max(x, axis=(1, 2))
+        if self.kind == "avg":
+            return jnp.mean(x, axis=(1, 2))
+        exponent = self.param("exponent", nn.initializers.constant(3.0), ())
+        return jnp.mean(jnp.maximum(x, 1e-6) ** exponent, axis=(1, 2)) ** (1 / exponent)
+
+
 def drop_path(x: Float[Array, "N H W C"], rate: float, key: Array) -> Float[Array, "N H W C"]:
-    """Zeroes whole samples with probability `rate` and divides the others by 1 - rate (drop-connect, stochastic depth)."""
+    """Zeroes whole samples with probability `rate` and divides the others by 1 - rate: drop-connect."""
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))

@@ -79,16 +79,18 @@ def load(path) -> tuple[int, dict, dict]:
         raise UserError(f"{path}: there is no such run or checkpoint folder.")
     with ocp.CheckpointManager(folder.absolute()) as manager:
         step = manager.latest_step() if step is None else step
-        if step is None:
-            raise UserError(f"{path}: no finished checkpoint in {folder}; train first, or name another folder.")
-        restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        shapes = manager.item_metadata(step)["state"]
-        cpu = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cpu), shapes.tree
-                              if hasattr(shapes, "tree") else dict(shapes))
-        state = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+    if step is None:
+        raise UserError(f"{path}: no finished checkpoint in {folder}; train first, or name another folder.")
+    place = (folder / str(step)).absolute()
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta = reader.restore(place / "meta", args=ocp.args.JsonRestore())
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        saved = reader.metadata(place / "state").item_metadata.tree
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
+        state = jax.device_get(reader.restore(place / "state", target))
     params = state["ema"] or state["params"]
-    return step, {"params": params, "batch_stats": state["batch_stats"] or {}}, restored["meta"]
+    return step, {"params": params, "batch_stats": state["batch_stats"] or {}}, meta
 
 
 def _plain(state: TrainState) -> dict:

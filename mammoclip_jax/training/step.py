@@ -28,15 +28,14 @@ def init_state(variables, optimizer, key, config) -> TrainState:
     )
 
 
-def make_train_step(model, optimizer, losses, preprocess, config, mesh):
-    """`(TrainState, Batch) -> (TrainState, metrics)`, to be jitted with the state donated.
+def make_gradient_fn(model, losses, preprocess, mesh):
+    """`(TrainState, Batch) -> (loss, metrics, batch_stats, gradients)` over the global batch.
 
     Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
     """
 
-    def step(state, batch):
-        key = jax.random.fold_in(state.key, state.step)
-        augment_key, dropout_key = jax.random.split(key)
+    def gradient_fn(state, batch):
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         image = augment.train_images(batch, augment_key, preprocess)
 
         def loss_fn(params):
@@ -46,19 +45,28 @@ def make_train_step(model, optimizer, losses, preprocess, config, mesh):
             loss, metrics = total_loss(losses, embeddings, batch, mesh, state.step)
             return loss, (metrics, updated.get("batch_stats", {}))
 
-        (loss, (metrics, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return loss, metrics, batch_stats, gradients
+
+    return gradient_fn
+
+
+def make_train_step(gradient_fn, optimizer, config):
+    """`(TrainState, Batch) -> (TrainState, metrics)`, to be jitted with the state donated; `config` is config.train."""
+
+    def step(state, batch):
+        loss, metrics, batch_stats, gradients = gradient_fn(state, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = clamp_logit_scale(optax.apply_updates(state.params, updates), config.logit_scale_max)
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update(params, ema, step_size=1 - config.ema_decay)
         metrics |= {
             "loss": loss,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.global_norm(gradients),
             "logit_scale": jnp.exp(params["logit_scale"]),
         }
-        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key)
-        return new_state, metrics
+        return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key), metrics
 
     return step
 

@@ -83,3 +83,12 @@ def test_published_crop_by_its_definition(side):
     image, _ = film(side, 300, 220)
     image = disturbed(image, "marker", side)
     assert breast.published_crop(image) == published_by_definition(image)
+
+
+def test_a_faint_nipple_in_profile_is_kept():
+    image, box = film(noise=0)
+    ys, xs = np.mgrid[:image.shape[0], :image.shape[1]]
+    nipple = (ys - 600) ** 2 + (xs - (box[3] + 18)) ** 2 < 26**2
+    image[nipple & (image < 20)] = 18               # barely above the ground of 10, far below the skin's 70
+    columns = np.flatnonzero(nipple.any(axis=0))
+    assert breast.robust_crop(image)[3] >= columns[-1]

@@ -80,8 +80,8 @@ def test_mias():
 
 
 def test_positives_are_never_negatives_too():
-    terms = {"CALC": "calcification", "CIRC": "mass", "SPIC": "mass", "MISC": "mass", "ARCH": "architectural distortion",
-             "ASYM": "asymmetry", "NORM": None}
+    terms = {"CALC": "calcification", "CIRC": "mass", "SPIC": "mass", "MISC": "mass", "ASYM": "asymmetry",
+             "ARCH": "architectural distortion", "NORM": None}
     for classes in itertools.product(terms, repeat=2):
         texts = captions.mias([{"tissue": "G", "finding": c} for c in classes])
         for sentence in (s for text in texts for s in reports.sentences(text)):

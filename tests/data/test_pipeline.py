@@ -16,6 +16,7 @@ from mammoclip_jax.errors import UserError
 H, W = 6, 4
 WORDS = "finding number left right breast upper outer no mass calcification " + " ".join(map(str, range(60)))
 OFF = Augment(0.0, 0.0, 0.0)
+ON = Augment(0.5, 0.5, 0.5)._asdict()
 
 
 class FakeDataset:
@@ -46,7 +47,7 @@ def tokens():
 
 
 def _options(**changes):
-    return {**dict(batch_size=3, text_length=8, seed=1, augment=OFF, read_threads=2), **changes}
+    return {**dict(batch_size=3, text_length=8, seed=1, read_threads=2, **OFF._asdict()), **changes}
 
 
 def _take(iterator, n):
@@ -142,7 +143,7 @@ def test_flips_never_contradict_the_text():
     assert augment_texts(["left mass"], both, rng) == (["right mass"], True, True)
     assert augment_texts(["left mass", "upper outer quadrant"], both, rng)[2] is False
     assert augment_texts(["left mass"], OFF, rng) == (["left mass"], False, False)
-    half = [augment_texts(["mass"], Augment(0.5, 0.25), rng)[1:] for _ in range(800)]
+    half = [augment_texts(["mass"], Augment(0.5, 0.25, 0), rng)[1:] for _ in range(800)]
     np.testing.assert_allclose(np.mean(half, axis=0), (0.5, 0.25), atol=0.06)
 
 
@@ -156,7 +157,7 @@ def test_sentence_shuffling_works():
 # --- the training stream ---------------------------------------------------------------------------------------------
 
 def test_batches_have_the_documented_form(tokens):
-    batch = next(pipeline.train_iterator([FakeDataset(_rows(7))], tokens, **_options(augment=Augment(0.5, 0.5))))
+    batch = next(pipeline.train_iterator([FakeDataset(_rows(7))], tokens, **_options(**ON)))
     forms = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
     assert forms == {
         "image": ((3, 2, H, W), "uint8"), "record": ((3, 2), "int32"), "source": ((3,), "int32"),
@@ -185,7 +186,7 @@ def test_an_epoch_holds_every_breast_at_most_once_in_a_new_order(tokens):
 
 def test_the_seed_decides_everything_and_threads_nothing(tokens):
     datasets = [FakeDataset(_rows(9))]
-    options = _options(augment=Augment(0.5, 0.5, 0.5))
+    options = _options(**ON)
     reference = _take(pipeline.train_iterator(datasets, tokens, **options), 7)
     for threads in (0, 1, 4):
         again = _take(pipeline.train_iterator(datasets, tokens, **{**options, "read_threads": threads}), 7)
@@ -197,7 +198,7 @@ def test_the_seed_decides_everything_and_threads_nothing(tokens):
 
 def test_processes_share_one_stream_without_overlap(tokens):
     datasets = [FakeDataset(_rows(13))]
-    options = _options(augment=Augment(0.5, 0.5, 0.5))
+    options = _options(**ON)
     alone = _take(pipeline.train_iterator(datasets, tokens, **{**options, "batch_size": 6}), 5)
     parts = [_take(pipeline.train_iterator(datasets, tokens, **options, process_index=i, process_count=2), 5)
              for i in range(2)]
@@ -209,7 +210,7 @@ def test_processes_share_one_stream_without_overlap(tokens):
 
 def test_iterator_resumes_exactly(tokens):
     def make():
-        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(augment=Augment(0.5, 0.5, 0.5)))
+        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
 
     iterator = make()
     _take(iterator, 4)
@@ -225,7 +226,7 @@ def test_iterator_resumes_from_an_orbax_checkpoint(tokens, tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
 
     def make():
-        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(augment=Augment(0.5, 0.5)))
+        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
 
     iterator = make()
     _take(iterator, 3)
@@ -259,7 +260,7 @@ def test_several_datasets_are_mixed_by_size_or_by_weight(tokens):
 
 def test_weighted_mixture_resumes_and_does_not_depend_on_the_number_of_processes(tokens):
     datasets = [FakeDataset(_rows(6)), FakeDataset(_rows(18))]
-    options = _options(augment=Augment(0.5, 0.5, 0.5), weights=(1, 1))
+    options = _options(**ON, weights=(1, 1))
     iterator = pipeline.train_iterator(datasets, tokens, **options)
     _take(iterator, 3)
     state = iterator.get_state()

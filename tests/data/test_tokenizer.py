@@ -128,3 +128,11 @@ def test_training_refuses_an_empty_corpus_and_a_tiny_vocabulary():
         tokenizer.train_wordpiece(["", " "], 400)
     with pytest.raises(UserError, match="vocab_size=50"):
         tokenizer.train_wordpiece(CORPUS, 50)
+
+
+def test_json_of_a_checkpoint_gives_the_same_tokenizer():
+    made = tokenizer.Tokenize(tokenizer.train_wordpiece(["no mass in the left breast"] * 3, 200), "[SEP]")
+    read = tokenizer.Tokenize.from_json(made.to_json())
+    assert (read.pad_id, read.fingerprint) == (made.pad_id, made.fingerprint)
+    for ours, theirs in zip(read.encode(["left mass"], 9), made.encode(["left mass"], 9)):
+        np.testing.assert_array_equal(ours, theirs)

@@ -17,7 +17,8 @@ class FakeDataset:
         self.info = {
             "schema_version": 1, "name": name, "real": real, "licence": "CC0", "citation": "made up",
             "preprocessing": {"geometry": "fit", "height": SHAPE[0], "width": SHAPE[1], "bits": 8},
-            "counts": {"images": 4 * patients, "patients": patients}, "provenance": {"source": name}, "fingerprint": "f00",
+            "counts": {"images": 4 * patients, "patients": patients}, "provenance": {"source": name},
+            "fingerprint": "f00",
         }
         self.images, rows = [], []
         for p in range(patients):
@@ -48,9 +49,10 @@ def _breast(mass, x, y, rng):
 def _row(name, p, side, view, split, mass, real, box):
     found = [{"label": "mass", "box": box}] if mass and box else []
     text = f"There is a mass in breast {p}{side}." if mass else "No mass."
-    return {"dataset": name, "patient": f"p{p:03d}", "study": f"s{p:03d}", "image": f"p{p:03d}_{side}{view}", "laterality": side,
-            "view": view, "split": split, "vendor": "", "real": real, "texts": [text], "sections": ["findings"],
-            "labels": json.dumps({"mass": mass}), "boxes": json.dumps(found), "boxes_canvas": json.dumps(found),
+    return {"dataset": name, "patient": f"p{p:03d}", "study": f"s{p:03d}", "image": f"p{p:03d}_{side}{view}",
+            "laterality": side, "view": view, "split": split, "vendor": "", "real": real,
+            "texts": [text], "sections": ["findings"], "labels": json.dumps({"mass": mass}),
+            "boxes": json.dumps(found), "boxes_canvas": json.dumps(found),
             "height": SHAPE[0], "width": SHAPE[1], "bits": 8}
 
 

@@ -64,7 +64,7 @@ def test_identical_texts_are_merged_and_any_of_them_is_a_hit():
     table = result.tables["directions"].set_index("direction")
     masses = dataset.index["labels"].str.contains("1").sum() // 2
     assert table.loc["image_to_text", "queries"] == 20
-    assert table.loc["image_to_text", "gallery"] == masses + 1          # every mass text is its own, the negatives are one
+    assert table.loc["image_to_text", "gallery"] == masses + 1      # each mass text is its own, the others are one
     # Unmerged, a breast without a mass would have to find its own among 20 - masses identical texts.
     expected = ((20 - masses) + masses * (1 / masses)) / 20              # the mass texts tie with each other
     assert result.metrics["image_to_text/recall@1"]["value"] == pytest.approx(expected)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from .fakes import SHAPE, FakeDataset, FakeModel
-from mammoclip_jax.evaluation import saliency as module
+from mammoclip_jax.evaluation import features
 from mammoclip_jax.evaluation.saliency import breast_mask, inside, look, peak_of, saliency
 
 BOX = np.array([[2.0, 3.0, 5.0, 7.0]])                  # columns 2 to 4, rows 3 to 6
@@ -52,7 +52,7 @@ def test_energy_and_shares_by_hand():
     found = look(heat, BOX, breast)
     assert found.energy == pytest.approx(0.75)
     assert found.box_share == pytest.approx(8 / 40) == found.chance
-    assert found.centre == 1.0                          # the centroid is (2, 5): x = 2 is the first edge of the box, inside
+    assert found.centre == 1.0                 # the centroid is (2, 5): x = 2 is the first edge of the box, inside
 
 
 def test_the_breast_is_found_without_its_marker():
@@ -82,7 +82,7 @@ def test_a_map_of_the_mass_hits_and_beats_both_guesses():
 def test_the_chunk_size_does_not_matter(monkeypatch):
     dataset = FakeDataset(7)
     expected = saliency(FakeModel(), dataset, resamples=20, gallery=0)
-    monkeypatch.setattr(module, "_CHUNK", 3)
+    monkeypatch.setattr(features, "CHUNK", 3)
     found = saliency(FakeModel(), dataset, resamples=20, gallery=0)
     assert found.metrics == expected.metrics and not found.figures
 

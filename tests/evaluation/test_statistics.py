@@ -1,7 +1,11 @@
 """Metrics against loops, ties and single classes, and the coverage of the intervals."""
 
+import time
+from statistics import NormalDist
+
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from mammoclip_jax.evaluation import statistics
 
@@ -88,23 +92,35 @@ def test_mean_median_and_ratio_agree_with_explicit_resamples():
     assert found["ratio"]["value"] == pytest.approx(values.mean() / below.mean())
 
 
-def test_intervals_cover_at_about_the_nominal_rate_with_correlated_images():
-    """Four images a patient share the patient's label and an effect: only resampling of patients covers."""
+def test_intervals_cover_at_about_the_nominal_rate_only_when_patients_are_resampled():
+    """Four images a patient share the patient's label and an effect, so images are far from independent."""
     rng = np.random.default_rng(1)
-    truth, covered, covered_images, draws = 0.7601, 0, 0, 300      # P(N(1,1+1) > N(0,1+1)) = Phi(1 / 2)... see below
-    separation = 1.0
-    truth = 0.5 * (1 + _erf(separation / np.sqrt(2 * 2) / np.sqrt(2)))
+    draws, covered, covered_by_images = 200, 0, 0
+    # Positive minus negative score is normal with mean 1 and variance 2 * (1 + 1).
+    truth = 1 - NormalDist(1, 2).cdf(0)
+    label, patient = np.repeat(np.arange(60) % 2, 4), np.repeat(np.arange(60), 4)
     for _ in range(draws):
-        label = np.repeat(np.arange(60) % 2, 4)
-        scores = separation * label + np.repeat(rng.normal(size=60), 4) + rng.normal(size=240)
-        by_patient = statistics.auroc(label, scores, np.repeat(np.arange(60), 4), resamples=300)
-        by_image = statistics.auroc(label, scores, np.arange(240), resamples=300)
-        covered += by_patient["low"] <= truth <= by_patient["high"]
-        covered_images += by_image["low"] <= truth <= by_image["high"]
+        scores = label + np.repeat(rng.normal(size=60), 4) + rng.normal(size=240)
+        found = statistics.auroc(label, scores, patient, resamples=200)
+        covered += found["low"] <= truth <= found["high"]
+        found = statistics.auroc(label, scores, np.arange(240), resamples=200)
+        covered_by_images += found["low"] <= truth <= found["high"]
     assert 0.91 <= covered / draws <= 0.98
-    assert covered_images / draws < 0.85
+    assert covered_by_images / draws < 0.85
 
 
-def _erf(x):
-    from math import erf
-    return erf(x)
+def test_rates_of_0_and_1_get_the_exact_bound_of_the_patients():
+    patients = np.repeat(np.arange(10), 3)
+    found = statistics.mean(np.zeros(30), patients)
+    assert (found["value"], found["low"]) == (0.0, 0.0)
+    assert found["high"] == pytest.approx(binomtest(0, 10).proportion_ci(0.95, method="exact").high)
+    found = statistics.mean(np.ones(30), patients)
+    assert (found["value"], found["high"]) == (1.0, 1.0)
+    assert found["low"] == pytest.approx(binomtest(10, 10).proportion_ci(0.95, method="exact").low)
+
+
+def test_many_images_are_fast():
+    rng = np.random.default_rng(0)
+    started = time.perf_counter()
+    found = statistics.auroc(rng.random(4000) < 0.1, rng.random(4000), np.arange(4000) // 4)
+    assert found["low"] < 0.5 < found["high"] and time.perf_counter() - started < 5

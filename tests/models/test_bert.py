@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.bert import Bert, BertConfig, pool
+from mammoclip_jax.models.bert import Bert, BertConfig, from_options, pool
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bert.npz"
 SMALL = dict(vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -174,6 +174,13 @@ def test_config_from_hugging_face():
         _config(hidden_act="swish")
     with pytest.raises(UserError, match="multiple"):
         _config(num_attention_heads=3)
+
+
+def test_from_options():
+    model = from_options(50, jnp.bfloat16, hidden_size=8, num_attention_heads=2)
+    assert model == Bert(BertConfig(vocab_size=50, hidden_size=8, num_attention_heads=2), jnp.bfloat16)
+    with pytest.raises(UserError, match="Did you mean 'hidden_size'"):
+        from_options(50, hiden_size=8)
 
 
 def test_text_longer_than_the_positions_is_refused():

@@ -16,7 +16,7 @@ GLANDULAR_FRACTION = {"A": (0.04, 0.12), "B": (0.20, 0.36), "C": (0.48, 0.64), "
 # Projected thickness of that tissue: denser breasts are also brighter where they are dense.
 GLANDULAR_LEVEL = {"A": 0.17, "B": 0.21, "C": 0.25, "D": 0.29}
 TEXTURE_HEIGHT = 1280  # rows; taller images get their texture by interpolation, their noise at full size
-AXILLA_ANGLE = 0.55
+AXILLA_SLOPE = 0.55  # of the arm's skin fold in MLO, in breast depths per image height
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def outline(habitus: Habitus, view: str, rng: np.random.Generator, height: int, 
         upper = nipple_row * (1.02 + 0.12 * draw["upper"])
         reach = np.where(y < nipple_row, upper, lower)
         edge = depth * _bulge((y - nipple_row) / reach, habitus.roundness)
-        arm = depth * (0.58 + 0.12 * draw["axilla"]) + AXILLA_ANGLE * depth * (y - 0.15) * (y < nipple_row)
+        top = max(0.60 * depth, min(habitus.pectoral_width + 0.06, 0.85 * depth)) * (1 + 0.15 * draw["axilla"])
+        arm = top + AXILLA_SLOPE * depth * (y - 0.15)
         belly = (0.06 + 0.06 * draw["fold"]) * np.clip((y - 0.90) / 0.10, 0, 1) ** 1.5
         edge = _smooth_maximum(edge, np.where(y < nipple_row, arm * (1 - 0.6 * (y / nipple_row) ** 4), belly), 0.03)
         along = np.clip(1 - y / habitus.pectoral_height, 0, 1)
@@ -125,7 +126,8 @@ def power_law(rng: np.random.Generator, height: int, width: int, beta: float, lo
     rows, columns = scipy.fft.next_fast_len(height), scipy.fft.next_fast_len(width)
     fy = np.fft.fftfreq(rows).astype(np.float32)[:, None] * height
     fx = np.fft.fftfreq(columns).astype(np.float32)[None, :] * height
-    amplitude = np.maximum(fy * fy + fx * fx, np.float32(lowest**2)) ** np.float32(-beta / 4)
+    power = np.log(np.maximum(fy * fy + fx * fx, np.float32(lowest**2)))
+    amplitude = np.exp(np.float32(-beta / 4) * power)
     white = rng.standard_normal((rows, columns, 2), dtype=np.float32).view(np.complex64)[..., 0]
     field = scipy.fft.ifft2(white * amplitude)[:height, :width]
     parts = [np.ascontiguousarray(field.real), np.ascontiguousarray(field.imag)]
@@ -188,19 +190,20 @@ def _gland(habitus, borders, skin, muscle, cloud) -> np.ndarray:
     cone = 1.6 * np.exp(-0.5 * (x[None, :] ** 2 + y[:, None] ** 2))
     smooth = cv2.GaussianBlur(cloud, (0, 0), 0.006 * height)
     field = cone + 0.45 * smooth + 0.14 * cloud - 2.5 * np.clip(1 - skin / 0.045, 0, 1) - 3.0 * muscle
-    inside = field[(skin > 0) & (muscle < 0.5)]
-    threshold = np.quantile(inside[::17], 1 - habitus.glandular_fraction)
+    some = (slice(None, None, 4),) * 2  # pixels enough for a quantile
+    inside = field[some][(skin[some] > 0) & (muscle[some] < 0.5)]
+    threshold = np.quantile(inside, 1 - habitus.glandular_fraction)
     return _sigmoid((field - np.float32(threshold)) / np.float32(0.21))
 
 
 def _strands(borders: Outline, grain: np.ndarray) -> np.ndarray:
     """Ducts and ligaments: thin bright lines that run towards the nipple, float32 [H, W] in [0, 1]."""
     height, width = grain.shape
-    dx = (np.arange(width, dtype=np.float32) - borders.nipple[0] - 0.05 * height)[None, :]
-    dy = (np.arange(height, dtype=np.float32) - borders.nipple[1])[:, None]
-    radius, angle = cv2.cartToPolar(np.broadcast_to(-dx, grain.shape).copy(), np.broadcast_to(dy, grain.shape).copy())
-    along = radius * np.float32(0.45) + np.float32(0.1 * height)
-    across = ((angle + np.pi) % (2 * np.pi)) * np.float32(0.16 * height)
+    dx = np.arange(width, dtype=np.float32) - borders.nipple[0] - 0.05 * height
+    dy = np.arange(height, dtype=np.float32) - borders.nipple[1]
+    radius, angle = cv2.cartToPolar(*np.meshgrid(dx, dy))  # the jump from 2 pi to 0 lies in front of the nipple
+    along = radius * 0.45 + 0.1 * height
+    across = angle * (0.16 * height)
     stretched = cv2.remap(grain, across, along, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     radial, any_way = np.exp(-((stretched / 0.22) ** 2)), np.exp(-((grain / 0.16) ** 2))
     return 0.6 * radial + 0.42 * any_way

@@ -7,7 +7,6 @@
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from pathlib import Path
 import cv2
 import pandas as pd
 
+from mammoclip_jax.data import pool
 from mammoclip_jax.data.phantom import exam as exams
 from mammoclip_jax.data.phantom import report, writer
 from mammoclip_jax.data.phantom.exam import Parameters
@@ -25,7 +25,7 @@ DESCRIPTION = "phantom.json"
 TABLE = "images.parquet"
 FOLDER = "exams"
 LIMITS = {
-    "seed": (0, 2**63 - 1),
+    "seed": (0, 2**32 - 1),
     "height": (128, 3518),  # pixels
     "width": (96, 2800),
     "contrast": (0, 3),
@@ -52,7 +52,8 @@ def generate(out: str | Path, count: int, parameters: Parameters = Parameters(),
         How many exams were made now.
 
     Raises:
-        UserError: a parameter is out of range, or `out` holds something else or a set with other parameters.
+        UserError: a parameter is out of range, `out` holds something else or a set with other parameters, or a
+            worker died.
     """
     _check(count, parameters)
     out = Path(out)
@@ -60,7 +61,10 @@ def generate(out: str | Path, count: int, parameters: Parameters = Parameters(),
     missing = [number for number in range(count) if not (out / FOLDER / exams.patient(parameters, number)).exists()]
     tasks = [(str(out), parameters, number) for number in missing]
     done = count - len(missing)
-    for _ in _map(write_exam, tasks, workers):
+    for result in pool.ordered_map(write_exam, tasks, min(workers, len(tasks))):
+        if isinstance(result, pool.WorkerLost):
+            raise UserError(f"a process that made exams for {out} died, perhaps for want of memory: run again with "
+                            "fewer workers. The finished exams are kept.")
         done += 1
         if progress:
             progress(done, count)
@@ -113,16 +117,6 @@ def _write_view(exam, folder: Path, laterality: str, view: str) -> dict:
 def _facts(exam) -> dict:
     return {side: {"birads": breast.birads, "lesions": [asdict(lesion) for lesion in breast.lesions]}
             for side, breast in exam.breasts.items()}
-
-
-def _map(function, tasks: list, workers: int):
-    """Results of `function` in any order; spawned processes, so that threads of the caller do no harm."""
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from map(function, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.imap_unordered(function, tasks)
 
 
 def _check(count: int, parameters: Parameters) -> None:

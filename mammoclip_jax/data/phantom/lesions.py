@@ -123,7 +123,7 @@ def _border(lesion: Lesion, rng: np.random.Generator, theta: np.ndarray) -> np.n
         border *= 1 + 0.17 * np.abs(np.sin(lobes / 2 * turned)) ** 0.7 + 0.03 * np.cos(2 * turned) - 0.09
     if lesion.form == "irregular":
         for wave in range(2, 9):
-            border *= 1 + rng.normal(0, 0.16) / wave**0.6 * np.cos(wave * theta + rng.uniform(0, 2 * np.pi))
+            border *= 1 + rng.normal(0, 0.13) / wave**0.6 * np.cos(wave * theta + rng.uniform(0, 2 * np.pi))
     if lesion.pattern == "microlobulated":
         for wave in range(8, 15):
             border *= 1 + rng.normal(0, 0.022) * np.cos(wave * theta + rng.uniform(0, 2 * np.pi))

@@ -1,0 +1,69 @@
+"""Several evaluators over several data sets."""
+
+import importlib
+import logging
+from pathlib import Path
+from typing import Any, Mapping
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import EVALUATORS, result
+from mammoclip_jax.evaluation.features import Features
+from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.names import check_options, lookup
+
+
+def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mapping[str, Any]],
+             out: Path | str | None = None, *, split: str = "test") -> list[Result]:
+    """Every evaluator on every data set; results are named "dataset/evaluator" and, with `out`, saved there.
+
+    Args:
+        model: an `inference.Model`.
+        datasets: {name: data.shards.Dataset}, prepared as the model's training data were.
+        evaluators: {name: options}. An option `evaluator` says which one it is when the name is another; an option
+            `folders` names the only data sets that it is for.
+        split: for entries without a `split` of their own. A data set without images in an entry's split is passed over.
+
+    Raises:
+        UserError: an unknown evaluator or option, a data set that was prepared differently, or nothing to evaluate at
+            all.
+    """
+    plans = {name: _plan(name, dict(options)) for name, options in evaluators.items()}
+    results = []
+    for folder, dataset in datasets.items():
+        check_preprocessing(model, folder, dataset)
+        features = Features(model, dataset)
+        for name, (function, options, folders) in plans.items():
+            options = {"split": split} | options
+            if folders and folder not in folders:
+                continue
+            if options["split"] not in ("all", *dataset.index["split"]):
+                logging.info("%s has no image in split %s: no %s", folder, options["split"], name)
+                continue
+            shared = {"features": features} if "features" in function.__annotations__ else {}
+            results.append(function(model, dataset, **options, **shared)._replace(name=f"{folder}/{name}"))
+    if evaluators and not results:
+        wanted = sorted({options.get("split", split) for _, options, _ in plans.values()})
+        raise UserError(f"nothing to evaluate: no data set ({', '.join(datasets)}) has images in split "
+                        f"{', '.join(wanted)} for {', '.join(evaluators)}. Set config.evaluate.split, or --split=all.")
+    if out:
+        result.save(results, Path(out))
+    return results
+
+
+def _plan(name: str, options: dict[str, Any]):
+    """(function, its options, data sets it is for) of an entry of the config."""
+    folders = tuple(options.pop("folders", ()))
+    target = lookup(EVALUATORS, options.pop("evaluator", name), "evaluator")
+    module, _, attribute = target.partition(":")
+    function = getattr(importlib.import_module(module), attribute)
+    check_options(function, options, f"evaluator {name!r}")
+    return function, options, folders
+
+
+def check_preprocessing(model, name: str, dataset) -> None:
+    """Raises UserError when a data set's images were prepared otherwise than those that the model has learnt from."""
+    learnt, found = dict(model.preprocessing), dict(dataset.info["preprocessing"])
+    for key in learnt | found:
+        if learnt.get(key) != found.get(key):
+            raise UserError(f"data set {name!r} was prepared with {key}={found.get(key)!r}, the model learnt from "
+                            f"{key}={learnt.get(key)!r}. Prepare the data set again with the model's value.")

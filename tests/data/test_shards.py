@@ -1,0 +1,103 @@
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from mammoclip_jax.data import shards
+from mammoclip_jax.data.shards import CODECS, Dataset
+from mammoclip_jax.errors import UserError
+
+
+def images(bits: int, count: int = 5) -> list[np.ndarray]:
+    generator = np.random.default_rng(bits)
+    dtype = np.uint8 if bits == 8 else np.uint16
+    return [generator.integers(0, 2**bits, (31, 17 + i)).astype(dtype) for i in range(count)]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("codec", CODECS)
+def test_codec_is_lossless_and_deterministic(codec, bits):
+    for image in images(bits) + [np.zeros((1, 1), f"u{bits // 8}")]:
+        record = shards.encode(image, codec)
+        assert record == shards.encode(image[:], codec)
+        back = shards.decode(record)
+        assert back.dtype == image.dtype and back.flags.writeable
+        np.testing.assert_array_equal(back, image)
+
+
+def test_codec_accepts_views_and_refuses_other_types():
+    image = images(16)[0][:, ::-1]
+    np.testing.assert_array_equal(shards.decode(shards.encode(image, "raw")), image)
+    with pytest.raises(TypeError):
+        shards.encode(np.zeros((2, 2), np.float32), "raw")
+    with pytest.raises(UserError, match="jpeg"):
+        shards.encode(images(8)[0], "jpeg")
+    with pytest.raises(ValueError):
+        shards.decode(b"not a record, certainly")
+
+
+def test_png_payload_opens_elsewhere():
+    image = images(16)[0]
+    payload = shards.encode(image, "png")[12:]
+    assert payload.startswith(b"\x89PNG")
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_UNCHANGED), image)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of two shards with 3 and 2 records, written by hand."""
+    pictures, rows = images(8), []
+    for shard, members in enumerate([(0, 1, 2), (3, 4)]):
+        writer = shards.ShardWriter(tmp_path / shards.shard_name(shard, 2))
+        for position, member in enumerate(members):
+            writer.write(shards.encode(pictures[member], "zstd"))
+            rows.append({"shard": shard, "position": position, "texts": ["a"], "sections": ["findings"]})
+        assert not (tmp_path / shards.shard_name(shard, 2)).exists()
+        writer.close()
+    pd.DataFrame(rows).to_parquet(tmp_path / "index.parquet")
+    info = {"schema_version": 1, "shards": 2, "counts": {"images": 5}}
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    return tmp_path, pictures
+
+
+def test_dataset_reads_each_row_in_threads_and_after_pickling(folder):
+    path, pictures = folder
+    dataset = Dataset.open(path)
+    assert len(dataset) == 5 and dataset.index["texts"][0] == ["a"]
+    for copy in (dataset, pickle.loads(pickle.dumps(dataset))):
+        with ThreadPoolExecutor(4) as pool:
+            rows = [4, 0, 2, 1, 3] * 20
+            for row, image in zip(rows, pool.map(copy.read, rows)):
+                np.testing.assert_array_equal(image, pictures[row])
+
+
+def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
+    path, _ = folder
+    with pytest.raises(UserError, match="dataset.json"):
+        Dataset.open(path / "nowhere")
+    info = (path / "dataset.json").read_text()
+    (path / "dataset.json").write_text(info.replace('"schema_version": 1', '"schema_version": 9'))
+    with pytest.raises(UserError, match="schema version 9"):
+        Dataset.open(path)
+    (path / "dataset.json").write_text(info.replace('"images": 5', '"images": 6'))
+    with pytest.raises(UserError, match="counts 6"):
+        Dataset.open(path)
+    (path / "dataset.json").write_text(info)
+    (path / shards.shard_name(1, 2)).unlink()
+    with pytest.raises(UserError, match="images-00001-of-00002.array_record missing"):
+        Dataset.open(path)
+
+
+def test_a_damaged_shard_is_named(folder):
+    path, pictures = folder
+    file = path / shards.shard_name(0, 2)
+    data = bytearray(file.read_bytes())
+    data[100:400] = bytes(300)
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="images-00000-of-00002"):
+        for row in range(3):
+            np.testing.assert_array_equal(Dataset.open(path).read(row), pictures[row])

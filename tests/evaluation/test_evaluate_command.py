@@ -1,0 +1,61 @@
+"""The command `evaluate`: from a workdir to a page and a JSON file."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from .fakes import FakeDataset, FakeModel
+from mammoclip_jax import evaluate as command
+from mammoclip_jax.config import defaults
+from mammoclip_jax.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Calls the command with some flags; the folders `phantom` and `films` are made of arithmetic."""
+    config = defaults()
+    config.data.folders.phantom = "{workdir}/phantom"
+    config.data.folders.films = "/elsewhere/films"
+    config.evaluate.evaluators.zero_shot = {"resamples": 5}
+    config.evaluate.evaluators.saliency = {"resamples": 5, "gallery": 1}
+    model = FakeModel()
+    model.config = config
+    folders = {str(tmp_path / "phantom"): FakeDataset(3),
+               "/elsewhere/films": FakeDataset(1, split="train", name="films", real=True)}
+    monkeypatch.setattr(command.inference, "load", lambda path, batch_size: model)
+    monkeypatch.setattr(command.Dataset, "open", lambda folder: folders[folder])
+
+    def call(**flags):
+        given = {"workdir": str(tmp_path), "config": None, "dataset": [], "evaluators": [], "split": "", "out": "",
+                 "batch_size": 8, "json": str(tmp_path / "figures.json")}
+        monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**given | flags))
+        assert command.main([]) == 0
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    return call
+
+
+def test_the_config_of_the_run_says_what_to_do(run, tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    figures = run()
+    assert set(figures["protocol"]) == {"phantom/zero_shot", "phantom/saliency"}
+    assert figures["metrics"]["phantom/zero_shot/mass/auroc"]["value"] == 1.0 and figures["step"] == 7
+    assert "Training loss" in (tmp_path / "evaluation" / "report.html").read_text()
+    assert "phantom/zero_shot/mass/auroc" in capsys.readouterr().out
+
+
+def test_flags_choose_data_sets_evaluators_split_and_folder(run, tmp_path):
+    figures = run(dataset=["/elsewhere/films"], evaluators=["zero_shot"], split="train", out=str(tmp_path / "there"))
+    assert set(figures["protocol"]) == {"films/zero_shot"}
+    assert (tmp_path / "there" / "results" / "films" / "zero_shot" / "scores.csv").is_file()
+
+
+def test_a_checkpoint_inside_a_run_finds_the_runs_folder(run, tmp_path):
+    run(workdir=str(tmp_path / "checkpoints" / "7"))
+    assert (tmp_path / "evaluation" / "report.html").is_file()
+
+
+def test_an_unknown_evaluator_is_explained(run):
+    with pytest.raises(UserError, match="Did you mean 'retrieval'"):
+        run(evaluators=["retreival"])

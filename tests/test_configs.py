@@ -1,0 +1,95 @@
+"""Every config in configs/ describes a model that builds, with the published numbers where it reproduces a paper."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mammoclip_jax import config as config_module
+from mammoclip_jax import inference, losses, models
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.training.optimizer import make_optimizer
+from mammoclip_jax.training.step import init_variables
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+BERT_BASE = 109_482_240 - 768 * 768 - 768       # bert-base-uncased's 30,522 tokens, without the pooler
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def abstract_params(config, image_shape, vocab_size=30_522):
+    model = models.build(config.model, vocab_size)
+    shape = (*image_shape, config.image.channels)
+    return jax.eval_shape(lambda key: init_variables(model, key, shape, config.data.text_length),
+                          jax.random.key(0))["params"]
+
+
+def count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_builds(path):
+    config = load(path.stem)
+    config_module.check(config)
+    assert f"--config=configs/{path.name}" in path.read_text(), "the comment on top gives the command"
+    params = abstract_params(config, (1520, 912))
+    make_optimizer(config.train, params)
+    assert losses.build(config.losses) and inference.preprocess_options(config)
+
+
+@pytest.mark.parametrize("name, image_tower, features", [
+    ("mammoclip_b5", 28_340_784, 2048), ("mammoclip_b2", 7_700_994, 1408)])
+def test_published_recipe(name, image_tower, features):
+    config = load(name)
+    params = abstract_params(config, (1520, 912))
+    assert count(params["image_encoder"]) == image_tower
+    assert count(params["text_encoder"]) == BERT_BASE
+    assert params["image_projection"]["dense"]["kernel"].shape == (features, 512)
+    assert params["text_projection"]["dense"]["kernel"].shape == (768, 512)
+    train = config.train
+    assert (train.lr, train.weight_decay, train.warmup_steps * 10) == (5e-5, 1e-4, train.steps)
+    assert dict(config.losses.mammo_clip) == dict(weight=1.0, image_text=1.0, image_image=1.0, text_text=0.5)
+    assert (config.image.mean, config.image.std) == (0.3089279, 0.25053555408335154)
+
+
+def test_impossible_configs_are_explained():
+    config = load("demo")
+    config.train.warmup_steps = config.train.steps
+    with pytest.raises(UserError, match="warmup_steps"):
+        config_module.check(config)
+    config = load("demo")
+    config.model.image.name = "efficientnett"
+    with pytest.raises(UserError, match="Did you mean 'efficientnet'"):
+        models.build(config.model, 100)
+    config = load("demo")
+    config.model.image.vairant = "b1"
+    with pytest.raises(UserError, match="Did you mean 'variant'"):
+        models.build(config.model, 100)
+    with pytest.raises(AttributeError, match='Did you mean "lr"'):
+        config.train.lrr = 1
+
+
+def test_an_unknown_field_on_the_command_line_names_the_nearest(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "mammoclip_jax.pretrain", "--config=configs/demo.py", f"--workdir={tmp_path}",
+         "--config.train.warmup_step=1"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert found.returncode != 0
+    assert "Traceback" not in found.stderr, found.stderr
+    assert re.search("no field .warmup_step. .*Did you mean .warmup_steps.", found.stderr), found.stderr, found.stderr
+
+
+def test_bert_base_count_is_the_published_one():
+    """30,522 x 768 words, 512 positions, 2 types, 12 layers of 7,087,872, and a LayerNorm."""
+    assert BERT_BASE == (30_522 + 512 + 2 + 2) * 768 + 12 * 7_087_872

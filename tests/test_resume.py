@@ -1,0 +1,121 @@
+"""A run that is killed and started again ends with the same bits as one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from mammoclip_jax import command
+from mammoclip_jax.training import checkpoint
+from mammoclip_jax.training.writer import read_metrics
+
+ROOT = Path(__file__).parent.parent
+STEPS = 12
+
+
+def start(workdir, *overrides, data=None):
+    """The command as a user types it; `data` are the folders of an earlier run, used again."""
+    folders = [f"--config.data.folders.phantom={data / 'data'}",
+               f"--config.data.prepare.phantom.root={data / 'exams'}",
+               f"--config.data.phantom.phantom.out={data / 'exams'}"] if data else []
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "mammoclip_jax.pretrain", f"--config={ROOT / 'tests/configs/tiny.py'}",
+         f"--workdir={workdir}", f"--json={workdir}/figures.json", *folders, *overrides],
+        cwd=workdir.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_step(process, workdir, step):
+    """Returns once the metrics show `step`."""
+    for _ in range(6000):
+        rows = read_metrics(workdir / "metrics.jsonl")
+        if rows and rows[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    raise AssertionError("the run does not get on")
+
+
+def final_variables(workdir):
+    step, variables, _ = checkpoint.load(workdir)
+    assert step == STEPS
+    return variables
+
+
+def assert_same_bits(one, other):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+
+
+def losses_by_step(workdir):
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
+    return {row["step"]: row["loss"] for row in rows}, len(rows)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    workdir.mkdir()
+    finish(start(workdir))
+    return workdir
+
+
+@pytest.mark.slow
+def test_the_whole_job_leaves_what_it_promises(whole):
+    figures = json.loads((whole / "figures.json").read_text())
+    assert figures["step"] == STEPS and np.isfinite(figures["loss"]) and figures["images_per_second"] > 0
+    assert 0 <= figures["data_wait_share"] <= 1
+    assert {"phantom/zero_shot/mass/auroc", "phantom/saliency/mass/pointing_game"} <= set(figures["metrics"])
+    assert Path(figures["report"]).stat().st_size > 10_000
+    losses, rows = losses_by_step(whole)
+    assert sorted(losses) == list(range(1, STEPS + 1)) and rows == STEPS
+    assert any("eval/phantom/zero_shot/mass/auroc" in row for row in read_metrics(whole / "metrics.jsonl"))
+    assert list((whole / "tensorboard").glob("events*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, seed", [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGTERM, 2)])
+def test_stopped_and_started_again(whole, tmp_path, number, seed):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    process = start(workdir, data=whole)
+    wait_for_step(process, workdir, random.Random(seed).randint(2, STEPS - 3))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert process.returncode == command.INTERRUPTED, output
+        assert "goes on" in output
+    else:
+        assert process.returncode == -signal.SIGKILL
+    finish(start(workdir, data=whole))
+    assert_same_bits(final_variables(whole), final_variables(workdir))
+    assert losses_by_step(workdir) == losses_by_step(whole)
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_skipped(whole, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    finish(start(workdir, data=whole))
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    for path in newest.rglob("*"):
+        if path.is_file() and path.parent.name != "meta":
+            path.write_bytes(path.read_bytes()[:10])
+    output = finish(start(workdir, data=whole))
+    assert "cannot be read" in output and "resumed at step 9" in output
+    assert_same_bits(final_variables(whole), final_variables(workdir))

@@ -1,0 +1,132 @@
+"""The loop: one compilation, a NaN that stops it, a checkpoint that carries everything, a log without repeats."""
+
+import json
+
+import grain
+import jax
+import numpy as np
+import pytest
+
+from mammoclip_jax.config import defaults
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import checkpoint, loop
+from mammoclip_jax.training.mesh import make_mesh
+from mammoclip_jax.training.writer import MetricWriter, Progress, read_metrics
+from mammoclip_jax.types import TrainState
+
+
+def batches(bad_step=None):
+    """Batches of one number a row; batch `bad_step` (from 1) holds a NaN."""
+    values = [np.full(8, step, np.float32) for step in range(1, 31)]
+    if bad_step:
+        values[bad_step - 1][3] = np.nan
+    rows = [{"x": value, "record": np.arange(8)[:, None] + 10 * i, "source": np.zeros(8, int)}
+            for i, value in enumerate(values)]
+    return iter(grain.MapDataset.source(rows).repeat().to_iter_dataset())
+
+
+def state():
+    return TrainState(jax.numpy.zeros((), int), {"w": jax.numpy.ones(())}, {}, (), None, jax.random.key(0))
+
+
+def step_fn(state, batch):
+    mean = batch["x"].mean()
+    return state._replace(step=state.step + 1, params={"w": state.params["w"] * 0.5 + mean}), {"loss": mean}
+
+
+def fit(workdir, steps, iterator=None, **options):
+    config = defaults()
+    config.train.update(steps=steps, batch_size=8, log_every=1, checkpoint_every=4)
+    return loop.fit(step_fn, state(), iterator or batches(), mesh=make_mesh({"data": -1}), config=config,
+                    workdir=workdir, meta={"config": {"name": "test"}}, **options)
+
+
+def naive(steps):
+    w = 1.0
+    for step in range(1, steps + 1):
+        w = w * 0.5 + step
+    return w
+
+
+def test_resume_goes_on_with_the_next_batch(tmp_path):
+    assert float(fit(tmp_path, 6).state.params["w"]) == naive(6)
+    outcome = fit(tmp_path, 10)
+    assert float(outcome.state.params["w"]) == naive(10) and int(outcome.state.step) == 10
+    assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 11))
+    step, variables, meta = checkpoint.load(tmp_path)
+    assert step == 10 and float(variables["params"]["w"]) == naive(10) and meta["config"]["name"] == "test"
+
+
+def test_nothing_is_compiled_after_the_first_step(tmp_path):
+    compiled, seen = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None)
+    config = defaults()
+    config.train.update(steps=12, batch_size=8, eval_every=1, checkpoint_every=5)
+
+    def fresh_step(state, batch):       # not compiled by another test
+        return step_fn(state, batch)
+
+    loop.fit(fresh_step, state(), batches(), mesh=make_mesh({"data": -1}), config=config, workdir=tmp_path, meta={},
+             evaluate=lambda state: seen.append(len(compiled)) or {})
+    assert len(seen) == 12 and seen[0] > 0
+    assert seen[1:] == [seen[1]] * 11
+
+
+def test_another_shape_is_an_error_and_not_a_recompilation(tmp_path):
+    rows = [{"x": np.ones(8 * n, np.float32), "record": np.zeros((8 * n, 1)), "source": np.zeros(8 * n)}
+            for n in (1, 2)]
+    with pytest.raises(TypeError, match="compiled"):
+        fit(tmp_path, 2, iter(grain.MapDataset.source(rows).to_iter_dataset()))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(tmp_path):
+    with pytest.raises(UserError, match="the loss of step 6 is nan"):
+        fit(tmp_path, 10, batches(bad_step=6))
+    found = json.loads((tmp_path / "not_finite_step_6.json").read_text())
+    assert np.ravel(found["records"]).tolist() == list(range(50, 58))
+    assert checkpoint.load(tmp_path)[0] == 4        # the last one before it
+
+
+def test_a_state_with_nan_is_never_saved(tmp_path):
+    with pytest.raises(UserError):
+        fit(tmp_path, 10, batches(bad_step=8))      # a checkpoint is due at 8
+    assert checkpoint.load(tmp_path)[0] == 4
+
+
+def test_evaluations_are_logged_at_their_steps(tmp_path):
+    config = defaults()
+    config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, checkpoint_every=6)
+    loop.fit(step_fn, state(), batches(), mesh=make_mesh({"data": -1}), config=config, workdir=tmp_path,
+             meta={}, evaluate=lambda state: {"eval/w": state.params["w"]})
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert {row["step"]: row["eval/w"] for row in rows if "eval/w" in row} == {3: naive(3), 6: naive(6)}
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
+
+
+def test_no_checkpoint_is_explained(tmp_path):
+    with pytest.raises(UserError, match="no such run"):
+        checkpoint.load(tmp_path / "nothing")
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="no finished checkpoint"):
+        checkpoint.load(tmp_path)
+
+
+def test_writer_cuts_what_is_after_the_restored_step_and_half_a_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
+    writer = MetricWriter(tmp_path, resumed_step=1)
+    writer.write(2, {"loss": float("nan"), "rate": 5})
+    writer.close()
+    assert read_metrics(path) == [{"step": 1, "loss": 3}, {"step": 2, "loss": None, "rate": 5.0}]
+
+
+def test_progress_counts_training_time_alone(monkeypatch):
+    clock = iter([0.0, 2.0, 7.0, 10.0])             # start, pause from 2 to 7, figures at 10
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    progress = Progress(total=30, first=10, images_per_step=16)
+    with progress.pause():
+        pass
+    progress.waited_for_data(0.5)
+    figures = progress.figures(15)
+    assert figures == {"images_per_second": 16.0, "data_wait_share": 0.1, "seconds_left": 15.0}

@@ -1,0 +1,180 @@
+"""The training step: devices, schedule, rules on parameters, temperature, augmentation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mammoclip_jax import inference, losses, models
+from mammoclip_jax.config import defaults
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import augment, mesh as meshes
+from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_name
+from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+
+HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
+
+
+def tiny_config():
+    config = defaults()
+    config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3, drop_rate=0.1,
+                              drop_connect_rate=0.2)
+    config.model.text.update(name="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                             intermediate_size=64)
+    config.model.dim = 16
+    config.image.channels = 1
+    config.augment.update(affine_probability=0.5, rotate=20.0, translate=0.1, scale=(0.8, 1.2), shear=10.0)
+    config.losses.mammo_clip = dict(weight=1.0)
+    config.train.update(steps=20, warmup_steps=4, lr=1e-3)
+    return config
+
+
+def tiny_batch(breasts=16, seed=0):
+    rng = np.random.default_rng(seed)
+    mask = np.arange(LENGTH) < rng.integers(3, LENGTH, (breasts, 2, 1))
+    return {
+        "image": rng.integers(0, 255, (breasts, 2, HEIGHT, WIDTH), dtype=np.uint8),
+        "token_ids": rng.integers(0, VOCABULARY, (breasts, 2, LENGTH), dtype=np.int32),
+        "token_mask": mask,
+        "flip_horizontal": rng.random(breasts) < 0.5,
+        "flip_vertical": rng.random(breasts) < 0.5,
+        "record": np.zeros((breasts, 2), np.int32),
+        "source": np.zeros(breasts, np.int32),
+        "mask": np.ones(breasts, bool),
+    }
+
+
+def build(config, mesh):
+    model = models.build(config.model, VOCABULARY)
+    preprocess = inference.preprocess_options(config)
+    variables = init_variables(model, jax.random.key(0), (HEIGHT, WIDTH, preprocess.channels), LENGTH)
+    optimizer = make_optimizer(config.train, variables["params"])
+    state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), config.train), meshes.replicated(mesh))
+    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh)
+    return state, gradient_fn, make_train_step(gradient_fn, optimizer, config.train)
+
+
+@pytest.mark.parametrize("shape", [{"data": -1}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "space": 2}])
+def test_every_gradient_is_the_same_on_eight_devices(shape):
+    """Per parameter, since a wrong factor on a depthwise kernel shows neither in the loss nor under Adam."""
+    results = []
+    for devices, sizes in ((jax.devices()[:1], {}), (jax.devices(), shape)):
+        mesh = meshes.make_mesh(sizes, devices)
+        state, gradient_fn, _ = build(tiny_config(), mesh)
+        results.append(jax.device_get(jax.jit(gradient_fn)(state, meshes.put_batch(tiny_batch(), mesh))))
+    (loss, _, stats, gradients), (loss8, _, stats8, gradients8) = results
+    assert abs(loss - loss8) < 1e-5 * abs(loss)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats, stats8)
+    scale = max(np.linalg.norm(g) for g in jax.tree.leaves(gradients))
+    compared = 0
+    for (path, one), eight in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(gradients8)):
+        if np.linalg.norm(one) > 1e-6 * scale:      # below, the gradient is zero but for rounding (a bias before BN)
+            ratio = np.linalg.norm(eight) / np.linalg.norm(one)
+            assert abs(ratio - 1) < 1e-3, f"{slash_name(path)}: {ratio}"
+            compared += 1
+    assert compared > 60
+
+
+def test_loss_falls_on_a_batch_seen_again_and_again():
+    mesh = meshes.make_mesh({"data": -1})
+    config = tiny_config()
+    config.augment.affine_probability = 0.0
+    state, _, step = build(config, mesh)
+    step = jax.jit(step, donate_argnums=0)
+    batch = meshes.put_batch(tiny_batch(), mesh)
+    seen = []
+    for _ in range(12):
+        state, metrics = step(state, batch)
+        seen.append(float(metrics["loss"]))
+    assert int(state.step) == 12
+    assert np.mean(seen[-3:]) < 0.9 * np.mean(seen[:3])
+
+
+def test_published_schedule():
+    """Linear to lr in the warm-up, then lr cos^2(pi/2 t): at its start, middle and end."""
+    config = tiny_config().train
+    config.update(steps=1100, warmup_steps=100, lr=5e-5)
+    rate = schedule(config)
+    for step, expected in ((0, 0), (50, 2.5e-5), (100, 5e-5), (600, 5e-5 * np.cos(np.pi / 4) ** 2), (1100, 0)):
+        np.testing.assert_allclose(rate(step), expected, atol=1e-12)
+
+
+def test_frozen_parameters_stay_and_excluded_ones_do_not_decay():
+    params = {"image": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "text": {"kernel": jnp.ones(3)}}
+    config = tiny_config().train
+    config.update(frozen=("text/.*",), no_decay=(".*/bias",), weight_decay=0.5, warmup_steps=1, lr=0.1, steps=3)
+    optimizer = make_optimizer(config, params)
+    state, zeros = optimizer.init(params), jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):
+        updates, state = optimizer.update(zeros, state, params)
+    assert float(updates["image"]["kernel"][0]) < 0
+    assert float(updates["image"]["bias"][0]) == 0 and float(updates["text"]["kernel"][0]) == 0
+    config.frozen = ("txt/.*",)
+    with pytest.raises(UserError, match="no parameter path matches 'txt/"):
+        make_optimizer(config, params)
+
+
+def test_logit_scale_is_clamped_on_the_parameter():
+    mesh = meshes.make_mesh({"data": -1})
+    config = tiny_config()
+    config.train.logit_scale_max = 5.0
+    state, _, step = build(config, mesh)
+    _, metrics = jax.jit(step)(state, meshes.put_batch(tiny_batch(), mesh))
+    np.testing.assert_allclose(metrics["logit_scale"], 5.0, rtol=1e-6)
+
+
+def test_batch_and_mesh_sizes_are_checked():
+    mesh = meshes.make_mesh({"data": -1})
+    with pytest.raises(UserError, match="batch_size=12 does not split evenly over 8 devices"):
+        meshes.check_batch_size(12, mesh)
+    with pytest.raises(UserError, match="there are 8"):
+        meshes.make_mesh({"data": 3})
+
+
+PLAIN = augment.Preprocess(mean=0.25, std=0.5, channels=3, intensity="range")
+
+
+def test_normalisation():
+    image = np.array([[[0, 51], [102, 255]]], np.uint8)
+    expected = (image[0] / 255 - 0.25) / 0.5
+    for channel in range(3):
+        np.testing.assert_allclose(augment.eval_images(image, PLAIN)[0, ..., channel], expected, rtol=1e-5)
+    sixteen = image.astype(np.uint16) * 257
+    np.testing.assert_allclose(augment.eval_images(sixteen, PLAIN), augment.eval_images(image, PLAIN), atol=1e-5)
+    stretched = PLAIN._replace(intensity="minmax")
+    np.testing.assert_allclose(augment.eval_images(image // 2, stretched)[0, 1, 1, 0], 1.5, rtol=1e-5)
+    assert np.isfinite(augment.eval_images(np.full((1, 4, 4), 7, np.uint8), stretched)).all()
+
+
+def test_flips_follow_the_batch():
+    batch = tiny_batch(4)
+    batch["flip_horizontal"] = np.array([True, False, True, False])
+    batch["flip_vertical"] = np.array([True, True, False, False])
+    ours = np.asarray(augment.train_images(batch, jax.random.key(0), PLAIN._replace(channels=1)))[..., 0]
+    plain = (batch["image"] / 255 - 0.25) / 0.5
+    expected = [plain[0][:, ::-1, ::-1], plain[1][:, ::-1], plain[2][:, :, ::-1], plain[3]]
+    np.testing.assert_allclose(ours, np.stack(expected), atol=1e-5)
+
+
+def test_affine_moves_a_point_as_its_matrix_says():
+    image = np.zeros((21, 31), np.float32)
+    image[14, 9] = 1.0
+    angle = np.deg2rad(90)
+    matrix = jnp.array([[np.cos(angle), -np.sin(angle), 0.0], [np.sin(angle), np.cos(angle), 2.0]])
+    moved = np.asarray(augment.warp(image, matrix))
+    row, column = np.unravel_index(moved.argmax(), moved.shape)
+    source = np.asarray(matrix) @ np.array([row - 10, column - 15, 1]) + (10, 15)
+    np.testing.assert_allclose(source, (14, 9), atol=1e-4)
+
+
+def test_affine_stays_within_its_ranges_and_leaves_some_alone():
+    options = PLAIN._replace(affine_probability=0.5, rotate=20.0, translate=0.1, scale=(0.8, 1.25), shear=0.0)
+    matrices = np.asarray(augment.random_affine(jax.random.key(0), (400, 100, 60), options))
+    identity = np.isclose(matrices, np.eye(2, 3)).all((1, 2))
+    assert 150 < identity.sum() < 250
+    drawn = matrices[~identity]
+    scale = np.sqrt(np.linalg.det(drawn[:, :, :2]))
+    angle = np.rad2deg(np.arctan2(drawn[:, 1, 0], drawn[:, 0, 0]))
+    assert scale.min() > 0.79 and scale.max() < 1.26 and scale.std() > 0.05
+    assert np.abs(angle).max() < 20.01 and angle.min() < -15 and angle.max() > 15
+    assert np.abs(drawn[:, 0, 2]).max() <= 10 and np.abs(drawn[:, 1, 2]).max() <= 6
