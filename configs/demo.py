@@ -17,6 +17,7 @@ GEOMETRY = dict(geometry="fit", height=256, width=160, intensity="voi", bits=8)
 def get_config():
     config = defaults()
     config.name = "Demo: phantom exams and CBIS-DDSM films"
+    config.cpu_devices = 2
     data = config.data
     data.folders.phantom = "{workdir}/data/phantom"
     data.folders.cbis_ddsm = "{workdir}/data/cbis_ddsm"

@@ -20,6 +20,7 @@ def defaults() -> ConfigDict:
         "name": "",                         # what the run is called in the report
         "seed": 0,
         "mesh": {"data": -1, "fsdp": 1, "space": 1},   # devices along each axis; -1 takes what is left
+        "cpu_devices": 1,                   # devices that a CPU host is split into; one a core keeps all cores busy
         "compilation_cache": "~/.cache/mammoclip_jax/xla",   # "" switches it off
 
         "data": {

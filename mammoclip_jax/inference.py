@@ -5,7 +5,6 @@
 """
 
 import functools
-from pathlib import Path
 from typing import Sequence
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from ml_collections import ConfigDict
 
-from mammoclip_jax import models
+from mammoclip_jax import host, models
 from mammoclip_jax.data.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
@@ -29,15 +28,8 @@ def load(path, *, batch_size: int = 32) -> "Model":
         UserError: there is no finished checkpoint.
     """
     step, variables, meta = checkpoint.load(path)
-    enable_compilation_cache(meta["config"]["compilation_cache"])
+    host.enable_compilation_cache(meta["config"]["compilation_cache"])
     return Model(variables, meta, step, batch_size=batch_size)
-
-
-def enable_compilation_cache(folder: str) -> None:
-    """Compiled programs are kept in `folder`, so that the next start does not compile again; '' switches it off."""
-    if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
 def preprocess_options(config) -> augment.Preprocess:

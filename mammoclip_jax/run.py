@@ -13,7 +13,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import inference, losses, models, provenance
+from mammoclip_jax import host, inference, losses, models, provenance
 from mammoclip_jax.data import pipeline, tokenizer
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.shards import Dataset
@@ -47,7 +47,7 @@ def pretrain(config, workdir) -> dict:
     config_module.check(config)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    inference.enable_compilation_cache(config.compilation_cache)
+    host.configure(config)
     mesh = make_mesh(config.mesh)
     check_batch_size(config.train.batch_size, mesh)
     datasets = open_datasets(config, workdir)

@@ -2,12 +2,12 @@
 
 Sampling follows Mammo-CLIP (Ghosh et al., MICCAI 2024), with these repairs: exams of different dates are not merged,
 two texts are drawn without replacement, sentence shuffling works, empty texts are no positives, flips never contradict
-the text, and validation draws nothing. What a step sees depends on the seed alone: not on threads, and, up to
+the text. What a step sees depends on the seed alone: not on threads, and, up to
 the order inside the global batch, not on the number of processes.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,9 +19,8 @@ from mammoclip_jax.data import reports
 from mammoclip_jax.data.shards import Dataset
 from mammoclip_jax.data.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.types import Batch
 
-VIEWS = ("CC", "MLO", "")        # the screening views, in the order of validation; "" where the data set does not say
+VIEWS = ("CC", "MLO", "")        # the screening views, in this order; "" where the data set does not say
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +48,7 @@ class Breasts(NamedTuple):
     without_view: int                      # only views that were not asked for
 
 
-def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False, need_text: bool = True) -> Breasts:
+def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False) -> Breasts:
     """Group the images of a split into breasts, in the order of the indexes.
 
     A breast is one side in one study; images whose laterality is unknown are a breast each. `other_views` takes views
@@ -66,7 +65,7 @@ def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = Fals
             texts = tuple(dict.fromkeys(t.strip() for texts in group["texts"] for t in texts if t.strip()))
             without_view += not views
             without_text += bool(views) and not texts
-            if views and (texts or not need_text):
+            if views and texts:
                 items.append(Breast(source, views, texts))
     folders = ", ".join(str(d.path) for d in datasets)
     if not items:
@@ -84,21 +83,20 @@ def _by_view(group: pd.DataFrame, other_views: bool) -> tuple[tuple[int, ...], .
     return tuple(tuple(map(int, found)) for found in rows if len(found))
 
 
-def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Generator | None) -> list[int]:
+def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Generator) -> list[int]:
     """Choose `count` images of a breast: first one of each view, then unused ones, and only then again the same.
 
-    Views come in random order and images at random among their view's; in the given order where `rng` is None.
+    Views come in random order and images at random among their view's.
     """
-    if rng is not None:
-        views = [rng.permutation(views[i]) for i in rng.permutation(len(views))]
+    views = [rng.permutation(views[i]) for i in rng.permutation(len(views))]
     rounds = range(max(len(v) for v in views))
     turns = [int(view[i]) for i in rounds for view in views if i < len(view)]
     return [turns[i % len(turns)] for i in range(count)]
 
 
-def draw_texts(texts: Sequence[str], count: int, rng: np.random.Generator | None) -> list[str]:
-    """Choose `count` texts without replacement, then again from the start; in the given order where `rng` is None."""
-    order = range(len(texts)) if rng is None else rng.permutation(len(texts))
+def draw_texts(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Choose `count` texts without replacement, then again from the start."""
+    order = rng.permutation(len(texts))
     return [texts[order[i % len(texts)]] for i in range(count)]
 
 
@@ -111,14 +109,12 @@ class _Sample:
     views: int
     texts: int
     text_length: int
-    augment: Augment | None = None         # None draws nothing
+    augment: Augment
 
-    def __call__(self, breast: Breast, rng: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+    def __call__(self, breast: Breast, rng: np.random.Generator) -> dict[str, np.ndarray]:
         records = draw_views(breast.views, self.views, rng)
         texts = draw_texts(breast.texts, self.texts, rng)
-        horizontal = vertical = False
-        if self.augment is not None:
-            texts, horizontal, vertical = augment_texts(texts, self.augment, rng)
+        texts, horizontal, vertical = augment_texts(texts, self.augment, rng)
         ids, mask = self.tokenizer.encode(texts, self.text_length)
         dataset = self.datasets[breast.source]
         images = {record: dataset.read(record) for record in dict.fromkeys(records)}
@@ -224,63 +220,3 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
         if form(other) != form(datasets[0]):
             raise UserError(f"images of one batch must be alike, but {datasets[0].path} has {form(datasets[0])} and "
                             f"{other.path} has {form(other)}: prepare one of them again")
-
-
-def validation_batches(
-    datasets: Sequence[Dataset],
-    tokenizer: Tokenize,
-    *,
-    split: str = "val",
-    batch_size: int,
-    views: int = 2,
-    texts: int = 2,
-    text_length: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    other_views: bool = False,
-    read_threads: int = 2,
-) -> Iterator[Batch]:
-    """All breasts of a split once, with the first images (CC, then MLO) and the first texts, never augmented.
-
-    Every process gets the same number of batches; rows that fill them up have mask False and record -1.
-    """
-    check_alike(datasets)
-    items = breasts(datasets, split, other_views=other_views).items
-    sample = _Sample(tuple(datasets), tokenizer, views, texts, text_length)
-    filler = sample(items[0])
-    fill = {"record": -1, "source": -1, "token_ids": tokenizer.pad_id}
-    filler = {key: np.full_like(value, fill.get(key, 0)) for key, value in filler.items()}
-    per_process = -(-len(items) // process_count)
-    return _batches(items[process_index::process_count], sample, filler, -(-per_process // batch_size), batch_size,
-                    read_threads)
-
-
-def evaluation_batches(dataset: Dataset, rows: Sequence[int], batch_size: int, *,
-                       read_threads: int = 2) -> Iterator[Batch]:
-    """The images of `rows` (positions in the index) in their order, one a line.
-
-    Yields image uint8 | uint16 [B, 1, H, W], record int32 [B, 1], mask bool [B]; the last batch is filled up with
-    black images, record -1, mask False.
-    """
-    rows = [int(row) for row in rows]
-    if not rows:
-        return iter(())
-
-    def sample(row: int) -> dict[str, np.ndarray]:
-        return {"image": dataset.read(row)[None], "record": np.array([row], np.int32), "mask": np.bool_(True)}
-
-    form = dataset.info["preprocessing"]
-    blank = np.zeros((1, form["height"], form["width"]), np.uint8 if form["bits"] == 8 else np.uint16)
-    filler = {"image": blank, "record": np.array([-1], np.int32), "mask": np.bool_(False)}
-    return _batches(rows, sample, filler, -(-len(rows) // batch_size), batch_size, read_threads)
-
-
-def _batches(items: Sequence, sample, filler: dict, count: int, batch_size: int, read_threads: int) -> Iterator[Batch]:
-    """`count` batches of samples in order, filled up with `filler`, read ahead by threads."""
-    def batch(number: int) -> Batch:
-        found = [sample(item) for item in items[number * batch_size:(number + 1) * batch_size]]
-        found += [filler] * (batch_size - len(found))
-        return {key: np.stack([f[key] for f in found]) for key in filler}
-
-    options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=read_threads)
-    return iter(grain.MapDataset.range(count).map(batch).to_iter_dataset(options))

@@ -5,7 +5,8 @@ sum of k*k shifted slices, each times its tap, so on CPU all three passes are wr
 
 - forward: pad once, add the shifted (and strided) slices;
 - input gradient: the same over the output gradient, once for every residue of the pixel position modulo the stride;
-- kernel gradient: a loop over images and output rows that adds up products per (group, tap, column, channel).
+- kernel gradient: a loop over images and output rows that adds up products per (group, tap, column, channel),
+  for no more columns at a time than the cache holds.
 
 The groups are as many equal parts of the batch as there are devices: a batch sharded over all devices is added up
 where it lies, without communication inside the loop, and reduced once at its end.
@@ -20,6 +21,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+
+_CACHE = 2**18  # bytes; the kernel gradient of large maps takes half the time of sums over the whole width
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -134,18 +137,28 @@ def _kernel_gradient(x, kernel, gradient, stride, padding):
     n, height, width, c = gradient.shape
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     groups = math.gcd(n, jax.device_count())
+    columns = _columns(width, k * k * c * dtype.itemsize)
+    span = (columns - 1) * stride + k
     padded = _pad(x, padding)
-    gradient = gradient.reshape(groups, n // groups, height, width, c)
-    padded = padded.reshape(groups, n // groups, *padded.shape[1:])
 
-    def add_row(t, sums):
-        image, row = lax.div(t, height), lax.rem(t, height)
-        g = lax.dynamic_slice(gradient, (0, image, row, 0, 0), (groups, 1, 1, width, c))[:, 0].astype(dtype)
-        lines = lax.dynamic_slice(
-            padded, (0, image, row * stride, 0, 0), (groups, 1, k, padded.shape[3], c))[:, 0].astype(dtype)
-        return tuple(total + lines[:, :, b:b + (width - 1) * stride + 1:stride] * g for b, total in enumerate(sums))
+    def window(array, image, row, column, size):
+        grouped = array.reshape(groups, n // groups, *array.shape[1:])  # in the loop: before it, it may become a copy
+        part = lax.dynamic_slice(grouped, (0, image, row, column, 0), (groups, 1, *size, c))
+        return part[:, 0].astype(dtype)
+
+    def add_part(t, sums):
+        row, part = lax.div(t, width // columns), lax.rem(t, width // columns)
+        image, row = lax.div(row, height), lax.rem(row, height)
+        g = window(gradient, image, row, part * columns, (1, columns))
+        lines = window(padded, image, row * stride, part * columns * stride, (k, span))
+        return tuple(total + lines[:, :, b:span - k + 1 + b:stride] * g for b, total in enumerate(sums))
 
     # One sum for each column of taps, over all its rows: k kernels to compile and to start instead of k * k.
-    sums = (jnp.zeros((groups, k, width, c), dtype),) * k
-    sums = lax.fori_loop(0, n // groups * height, add_row, sums)
+    sums = (jnp.zeros((groups, k, columns, c), dtype),) * k
+    sums = lax.fori_loop(0, n // groups * height * (width // columns), add_part, sums)
     return jnp.stack([total.sum((0, 2)) for total in sums], axis=1).astype(kernel.dtype)
+
+
+def _columns(width, size):
+    """Largest part of the width that divides it and keeps the sums, `size` bytes a column, within `_CACHE`."""
+    return max((part for part in range(2, width + 1) if width % part == 0 and part * size <= _CACHE), default=1)

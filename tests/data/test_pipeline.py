@@ -94,7 +94,6 @@ def test_empty_texts_are_no_positives():
     found = _group(rows)
     assert found.items == [Breast(0, ((0,), (1,)), ("one", "two"))]
     assert (found.without_text, found.without_view) == (2, 0)
-    assert len(_group(rows, need_text=False).items) == 3
 
 
 def test_a_split_without_breasts_is_an_error_naming_the_folder():
@@ -123,7 +122,6 @@ def test_one_view_gives_two_different_images_where_there_are_two():
 def test_more_images_asked_for_than_views():
     assert all(sorted(draw) == [0, 1, 2] for draw in _draws(((0, 1), (2,)), 3))
     assert set(_draws(((0,), (1,)), 1)) == {(0,), (1,)}
-    assert draw_views(((0, 1), (2,)), 4, None) == [0, 2, 1, 0]
 
 
 def test_texts_are_drawn_without_replacement():
@@ -286,39 +284,6 @@ def test_too_few_breasts_for_a_batch_is_an_error(tokens):
         pipeline.train_iterator([FakeDataset(_rows(5))], tokens, **_options(process_count=2))
 
 
-# --- validation and evaluation ---------------------------------------------------------------------------------------
-
-def test_validation_is_deterministic_whole_and_padded(tokens):
-    datasets = [FakeDataset(_rows(5, split="val"))]
-    options = dict(batch_size=2, text_length=8)
-    batches = list(pipeline.validation_batches(datasets, tokens, **options))
-    assert [batch["mask"].tolist() for batch in batches] == [[True, True], [True, True], [True, False]]
-    np.testing.assert_array_equal(np.concatenate([b["record"] for b in batches])[:5], np.arange(10).reshape(5, 2))
-    last = {key: value[1] for key, value in batches[-1].items()}
-    assert (last["record"] == -1).all() and not last["image"].any() and not last["token_mask"].any()
-    assert (last["token_ids"] == tokens.pad_id).all()
-    assert not any(batch[key].any() for batch in batches for key in ("flip_horizontal", "flip_vertical"))
-    for a, b in zip(batches, pipeline.validation_batches(datasets, tokens, **options), strict=True):
-        _equal(a, b)
-
-
-@pytest.mark.parametrize("processes", [2, 3, 7])
-def test_validation_gives_every_process_as_many_batches(tokens, processes):
-    parts = [list(pipeline.validation_batches([FakeDataset(_rows(5, split="val"))], tokens, batch_size=2, text_length=8,
-                                              process_index=i, process_count=processes)) for i in range(processes)]
-    assert len({len(part) for part in parts}) == 1
-    records = np.concatenate([batch["record"][batch["mask"], 0] for part in parts for batch in part])
-    assert sorted(records) == [0, 2, 4, 6, 8]
-
-
-def test_evaluation_batches_keep_order_and_pad_the_last(tokens):
-    rows = np.array([3, 0, 5, 5, 1])
-    batches = list(pipeline.evaluation_batches(FakeDataset(_rows(3)), rows, 2))
-    assert [b["image"].shape for b in batches] == [(2, 1, H, W)] * 3 and batches[0]["image"].dtype == np.uint8
-    assert np.concatenate([b["record"] for b in batches])[:, 0].tolist() == [3, 0, 5, 5, 1, -1]
-    assert np.concatenate([b["image"] for b in batches])[:, 0, 0, 0].tolist() == [3, 0, 5, 5, 1, 0]
-    assert np.concatenate([b["mask"] for b in batches]).tolist() == [True] * 5 + [False]
-    assert list(pipeline.evaluation_batches(FakeDataset(_rows(3)), [], 2)) == []
 
 
 # --- with real shards ----------------------------------------------------------------------------------------------
@@ -339,5 +304,3 @@ def test_reads_a_data_set_folder(tokens, tmp_path):
     for batch in _take(pipeline.train_iterator([dataset], tokens, **_options()), 4):
         assert batch["image"].dtype == np.uint16
         np.testing.assert_array_equal(batch["image"], images[batch["record"]])
-    filled = list(pipeline.evaluation_batches(dataset, range(3), 2))[1]
-    assert filled["image"].dtype == np.uint16

@@ -178,10 +178,11 @@ def test_features_equal_torch(variant, size, train_size):
 
 
 @pytest.mark.parity
-def test_gradients_equal_torch():
+@pytest.mark.parametrize("options", [SMALL, pytest.param({"variant": "b0"}, marks=pytest.mark.slow)], ids=str)
+def test_gradients_equal_torch(options):
     with jax.enable_x64(True):
-        model = EfficientNet(variant="b0", dtype=jnp.float64, **FIXED)
-        variables, x = random_variables(model, np.float64), image((2, 75, 106, 3), dtype=np.float64)
+        model = EfficientNet(dtype=jnp.float64, **options, **FIXED)
+        variables, x = random_variables(model, np.float64), image(SMALL_SIZE, dtype=np.float64)
         weights = weights_of_head(model, variables, x)
         ours = flatten_dict({"params": gradients(model, variables, x, weights)[0]}, sep="/")
     theirs = torch_run(torch_model(model, variables), x, True, weights)[2]
