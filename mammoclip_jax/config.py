@@ -47,7 +47,8 @@ def defaults() -> ConfigDict:
             "text": {},
             "dim": 512,
             "projection": {"kind": "linear", "dropout": 0.0},
-            "pooling": "eos",               # eos, bos, mean
+            "pooling": "eos",               # of the token states: eos, bos, mean
+            "image_micro_batches": 1,       # parts that the images of a step are encoded in, to save memory
             "logit_scale": 1 / 0.07,
             "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
         },

@@ -67,7 +67,7 @@ def run(model, variables, x, train):
     return pooled, stages, new["batch_stats"]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})  # to compile fast
 def gradients(model, variables, x, weights):
     """Gradient of sum(weights * head map) in training mode by every parameter, and what the forward pass returns."""
     def objective(params):
