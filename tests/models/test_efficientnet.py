@@ -390,17 +390,20 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("kind", ["nominal", "detector", "same"])
 def test_stage_grids_say_where_a_cell_looks(kind):
-    """Against the gradient: the pixels that a cell of a network of ones depends on, weighed, are centred there."""
+    """The pixels that a cell of an averaging network depends on are centred there."""
     model = EfficientNet(variant="b0", width=0.25, depth=0.3, pads=kind)
-    height, width = 160, 96
+    height, width = 192, 208
     grids = model.stage_grids(height, width)
     image = jnp.ones((1, height, width, 1))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
-    variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape) / max(leaf.size, 1), shapes)
-    # Zero squeeze-excite weights close its global path: what is left is local.
-    variables = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf * 0 if "/se/" in jax.tree_util.keystr(path, simple=True, separator="/") else leaf,
-        variables)
+
+    def averaging(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if "/se/" in name or name.endswith(("bias", "mean")):
+            return jnp.zeros(leaf.shape)        # squeeze-excite without weights has no global path
+        return jnp.ones(leaf.shape) / (np.prod(leaf.shape[:-1]) if name.endswith("kernel") else 1)
+
+    variables = jax.tree_util.tree_map_with_path(averaging, shapes)
     for stage in ("stem", "stage2", "stage3", "stage5"):
         stride, centre = grids[stage]
         map_shape = jax.eval_shape(lambda x: model.apply(variables, x, train=False)[1][stage], image).shape
