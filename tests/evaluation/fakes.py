@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.config import defaults
+
 SHAPE = (64, 48)
 
 
@@ -61,7 +63,7 @@ class FakeModel:
 
     stages = ("stage_3", "head")
     step = 7
-    config = {"model": {"image": "none"}}
+    config = defaults()
     provenance = {"datasets": ["phantom"]}
     preprocessing = {"geometry": "fit", "height": SHAPE[0], "width": SHAPE[1], "bits": 8}
 

@@ -150,7 +150,7 @@ def test_headlines_leave_out_what_has_few_cases_or_no_value():
         Result("small/zero_shot", "", {"mass/auroc": entry(1.0, n=4)}),
         Result("big/saliency", "", {"mass/pointing_game": entry(0.6, n=30), "mass/centre_guess": entry(0.1, n=30)})])
     assert [(h.title, h.source, h.baseline) for h in found] == [
-        ("Zero-shot AUROC, mass", "big", 0.5), ("Grad-CAM points at the mass", "big", 0.1)]
+        ("Zero-shot AUROC, mass", "big", 0.5), ("Map points at the mass", "big", 0.1)]
 
 
 def test_the_terminal_table_names_values_and_reasons():
