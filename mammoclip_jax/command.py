@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from absl import app
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from mammoclip_jax.errors import UserError
@@ -20,7 +21,7 @@ def run(main) -> None:
 
     def guarded(argv):
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        absl_logging.set_verbosity(absl_logging.ERROR)      # Orbax warns of what is not amiss
         for noisy in ("jax", "orbax", "grain", "pydicom"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         if len(argv) > 1:

@@ -49,9 +49,10 @@ def test_batch_size_and_padding_change_nothing(model, meta, variables, images):
     vectors = model.embed_image(images)
     assert vectors.shape == (11, 8) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    # 1e-5: other shapes of the same products add up in another order.
     other = inference.Model(variables, meta, 7, batch_size=16)
-    np.testing.assert_allclose(other.embed_image(images), vectors, atol=1e-6)
-    np.testing.assert_allclose(model.embed_image(images[3:4]), vectors[3:4], atol=1e-6)
+    np.testing.assert_allclose(other.embed_image(images), vectors, atol=1e-5)
+    np.testing.assert_allclose(model.embed_image(images[3:4]), vectors[3:4], atol=1e-5)
 
 
 def test_similarity_is_the_cosine(model, images):

@@ -12,7 +12,7 @@ ALLOWED = {
     "models": BASE,
     "losses": BASE,
     "training": BASE | {"losses"},
-    "evaluation": BASE | {"data"},
+    "evaluation": BASE | {"data", "provenance"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

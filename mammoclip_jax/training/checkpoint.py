@@ -39,7 +39,7 @@ def save(manager, state: TrainState, iterator, meta) -> None:
 def restore(manager, state: TrainState, iterator) -> TrainState | None:
     """The newest readable checkpoint, with the iterator set to its position; None when there is none.
 
-    A step that cannot be read is reported and skipped for the one before it. `state` gives structure and shardings.
+    A step that cannot be read is reported, skipped for the one before it, and then deleted. `state` gives structure and shardings.
 
     Raises:
         UserError: there are steps, and none of them can be read.
@@ -55,6 +55,8 @@ def restore(manager, state: TrainState, iterator) -> TrainState | None:
         except Exception as error:  # Orbax raises many kinds; each means that this step is of no use
             logging.warning("checkpoint of step %d cannot be read, trying the one before: %s", step, error)
             continue
+        for damaged in steps[:steps.index(step)]:
+            manager.delete(damaged)     # or the run could not save that step again when it comes to it
         return _typed(restored["state"], state)
     if steps:
         raise UserError(f"none of the checkpoints in {manager.directory} (steps {steps}) can be read with this "
