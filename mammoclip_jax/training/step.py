@@ -63,7 +63,7 @@ def make_train_step(gradient_fn, optimizer, config):
             ema = optax.incremental_update(params, ema, step_size=1 - config.ema_decay)
         metrics |= {
             "loss": loss,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "logit_scale": jnp.exp(params["logit_scale"]),
         }
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key), metrics

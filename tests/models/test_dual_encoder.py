@@ -1,6 +1,7 @@
 """The two towers together: projections, and images encoded in parts."""
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,8 +74,9 @@ def test_images_in_parts_equal_a_loop_over_the_parts(inputs):
         total = jax.tree.map(jnp.add, total, part_gradient)
     np.testing.assert_allclose(out.image.reshape(8, 8), expected, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats, looped)
-    image_gradients = [gradient["image_encoder"], total["image_encoder"]]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), *image_gradients)
+    # As a whole: single tensors whose gradient is zero but for rounding (a bias before a BatchNorm) agree in nothing.
+    ours, looped = (jax.flatten_util.ravel_pytree(tree["image_encoder"])[0] for tree in (gradient, total))
+    assert np.linalg.norm(ours - looped) < 1e-3 * np.linalg.norm(looped)
 
 
 def test_parts_must_divide_the_images(inputs):

@@ -47,7 +47,8 @@ def tiny_batch(breasts=16, seed=0):
 def build(config, mesh):
     model = models.build(config.model, VOCABULARY)
     preprocess = inference.preprocess_options(config)
-    variables = init_variables(model, jax.random.key(0), (HEIGHT, WIDTH, preprocess.channels), LENGTH)
+    shape = (HEIGHT, WIDTH, preprocess.channels)
+    variables = jax.jit(lambda key: init_variables(model, key, shape, LENGTH))(jax.random.key(0))
     optimizer = make_optimizer(config.train, variables["params"])
     state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), config.train), meshes.replicated(mesh))
     gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh)
