@@ -35,6 +35,12 @@ def defaults() -> ConfigDict:
             "shuffle_sentences": 0.0,       # probability that a drawn text has its sentences in another order
             "flip_horizontal": 0.0,         # probability; laterality words in the texts are swapped with it
             "flip_vertical": 0.0,           # probability, only where no text names a position
+            "captions": "",                 # a template (mama, mammo_clip, findings, a .json path) for labels
+            "captions_share": 1.0,          # probability that a caption takes the place of a report's text
+            "captions_dropout": -1.0,       # of the template's metadata; below 0: what the template says
+            "pairing": "any",               # of two texts; "sections": findings, then impression, where both exist
+            "own_side": False,              # leave out the sentences about the other breast
+            "augmented": 0.0,               # probability of a text's variant made by data/augment_text.py
             "read_threads": 4,
         },
         "image": {"mean": 0.3089279, "std": 0.25053555408335154, "channels": 3, "intensity": "minmax"},

@@ -1,12 +1,10 @@
 """Settings of this process, made once before the first computation: devices, memory, compilation cache."""
 
-import ctypes
-import sys
 from pathlib import Path
 
 import jax
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4     # of mallopt, <malloc.h>
+from mammoclip_jax.memory import keep_freed_memory
 
 
 def configure(config) -> None:
@@ -15,17 +13,6 @@ def configure(config) -> None:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     keep_freed_memory()
     enable_compilation_cache(config.compilation_cache)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep what a step frees for the next one.
-
-    By default it returns large blocks to the kernel, which clears every page anew at the next step: on CPU that is
-    up to half the time. Does nothing where there is no glibc; GLIBC_TUNABLES in the environment can do the same.
-    """
-    if sys.platform.startswith("linux") and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_M_MMAP_MAX, 0)
-        library.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def enable_compilation_cache(folder: str) -> None:

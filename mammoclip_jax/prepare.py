@@ -1,33 +1,41 @@
 """Files and tables -> data set folder.
 
-Example:
+Examples:
     python -m mammoclip_jax.prepare --source=mias --root=data/mias --out=prepared/mias --geometry=fit --height=512 \
         --width=320 --workers=2
+    python -m mammoclip_jax.prepare --source=vindr --root=data/vindr --check --json=check.json      # a dry run
+    python -m mammoclip_jax.prepare --out=prepared/mias --verify --preview
+
+Run again, it goes on where it stopped, or takes over what is new, changed or mended.
 """
 
-import csv
+import dataclasses
 import importlib.metadata
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from mammoclip_jax import command
-from mammoclip_jax.data import sources
+from mammoclip_jax.data import sources, summary
 from mammoclip_jax.data.build import build
-from mammoclip_jax.data.identity import private_folder
-from mammoclip_jax.data.intensity import POLICIES
-from mammoclip_jax.data.render import CROPS, GEOMETRIES, Preprocessing
-from mammoclip_jax.data.shards import CODECS
+from mammoclip_jax.data.check import check
+from mammoclip_jax.data.codecs import CODECS, DEFAULT_CODEC
+from mammoclip_jax.data.manifest import SourceTable
+from mammoclip_jax.data.preview import preview, preview_source
+from mammoclip_jax.data.render import CHOICES, Preprocessing
+from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options
 
 
-def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = None, codec: str = "zstd",
-            max_quarantined: float = 0.2, vocab_size: int = 4096, options: dict | None = None, **preprocessing) -> dict:
-    """Prepares a data set; on a finished folder it only checks that the parameters are the same.
+def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = None, codec: str = DEFAULT_CODEC,
+            max_quarantined: float = 0.2, vocab_size: int = 4096, options: dict | None = None, key: str = "",
+            runner: str = "", runner_options: Sequence[str] = (), **preprocessing) -> dict:
+    """Prepares a data set; on a folder that is up to date it changes nothing.
 
     Args:
         source: name of an adapter in data/sources.
@@ -35,23 +43,30 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
         out: the data set folder.
         workers: processes; None for one a core.
         options: options of the adapter.
-        preprocessing: fields of `Preprocessing`: geometry, height, width, intensity, bits, crop.
+        key, runner, runner_options: see `build`.
+        preprocessing: fields of `Preprocessing`: geometry, height, width, intensity, bits, crop, ...
 
     Returns:
-        images, studies, patients, boxes, texts, images_in, quarantined, absent, reasons, splits, up_to_date.
+        The counts of `build`: images, studies, patients, boxes, texts, images_in, quarantined, ...
 
     Raises:
         UserError: anything the caller can mend.
     """
-    read = sources.reader(source)
-    check_options(read, options or {}, f"data source {source!r}")
+    table = read(source, root, options)
     check_options(Preprocessing, preprocessing, "prepare")
-    table = read(root, **(options or {}))
-    provenance = {"source": source, "options": {key: str(value) for key, value in (options or {}).items()},
+    provenance = {"source": source, "options": {name: str(value) for name, value in (options or {}).items()},
                   "version": _version()}
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     return build(table, root, out, preprocessing=Preprocessing(**preprocessing), shards=shards, workers=workers,
-                 codec=codec, max_quarantined=max_quarantined, vocab_size=vocab_size, provenance=provenance)
+                 codec=codec, max_quarantined=max_quarantined, vocab_size=vocab_size, provenance=provenance, key=key,
+                 runner=runner, runner_options=runner_options)
+
+
+def read(source: str, root, options: dict | None = None) -> SourceTable:
+    """The table of a source. Raises UserError for an unknown source or option."""
+    reader = sources.reader(source)
+    check_options(reader, options or {}, f"data source {source!r}")
+    return reader(root, **(options or {}))
 
 
 def _version() -> str:
@@ -66,21 +81,32 @@ def define_flags() -> None:
     default = Preprocessing()
     flags.DEFINE_enum("source", None, sorted(sources.SOURCES), "The adapter.")
     flags.DEFINE_string("root", "", "Folder of the source's files.")
-    flags.DEFINE_string("out", None, "Data set folder to make.")
-    flags.DEFINE_enum("geometry", default.geometry, GEOMETRIES, "fit keeps the aspect ratio; stretch is Mammo-CLIP's.")
+    flags.DEFINE_string("out", "", "Data set folder to make.")
+    flags.DEFINE_bool("check", False, "Dry run: count what is there and list every mismatch; write nothing.")
+    flags.DEFINE_bool("verify", False, "Check every record, count and checksum of the finished folder --out.")
+    flags.DEFINE_bool("preview", False, "Write OUT/preview.html, a contact sheet; with --check of the source.")
+    flags.DEFINE_bool("names", False, "Print which files are in quarantine, or with --check name them; only for you.")
+    help_of = {
+        "geometry": "fit keeps the aspect ratio; stretch is Mammo-CLIP's.",
+        "intensity": "Stored values to grey values; see data/intensity.py.", "crop": "How the breast is cut out.",
+        "bits": "Bits of a stored pixel.", "outside": "What lies outside the breast: masked hides burned-in text.",
+        "chest_wall": "left mirrors right breasts.", "frames": "What becomes of a file with several frames.",
+    }
+    for name, choices in CHOICES.items():
+        flags.DEFINE_enum(name, str(getattr(default, name)), [str(choice) for choice in choices], help_of[name])
     flags.DEFINE_integer("height", default.height, "Rows of the canvas.")
     flags.DEFINE_integer("width", default.width, "Columns of the canvas.")
-    flags.DEFINE_enum("intensity", default.intensity, POLICIES, "Stored values to grey values; see data/intensity.py.")
-    flags.DEFINE_enum("bits", str(default.bits), ["8", "16"], "Bits of a stored pixel.")
-    flags.DEFINE_enum("crop", default.crop, CROPS, "How the breast is cut out.")
-    flags.DEFINE_enum("codec", "zstd", CODECS, "zstd reads fastest for its size, png is smallest, raw is neither.")
+    flags.DEFINE_integer("voi_item", default.voi_item, "Which VOI LUT or window of several.", lower_bound=0)
+    flags.DEFINE_enum("codec", DEFAULT_CODEC, CODECS, "delta: PNG's size, read 4 times faster; zstd: fastest; htj2k: smallest.")
     flags.DEFINE_integer("shards", 0, "Number of shards; 0 for one per 256 images.", lower_bound=0)
     flags.DEFINE_integer("workers", None, "Processes; one a core unless given.", lower_bound=0)
     flags.DEFINE_float("max_quarantined", 0.2, "Fraction of bad images from which on the command fails.", 0, 1)
     flags.DEFINE_integer("vocab_size", 4096, "Upper bound for the vocabulary trained on the texts.")
+    flags.DEFINE_string("key", "", "File of the key that hashes private identifiers; data sets may share one.")
+    flags.DEFINE_string("runner", "", "A runner of Apache Beam: DirectRunner, FlinkRunner, SparkRunner, ...")
+    flags.DEFINE_multi_string("runner_option", [], "A flag for the runner, e.g. --runner_option=--direct_num_workers=2.")
     flags.DEFINE_multi_string("option", [], "key=value for the adapter; may be repeated.")
     flags.DEFINE_string("json", "", "File for the figures.")
-    flags.mark_flags_as_required(["source", "out"])
 
 
 def parse_options(pairs: list[str]) -> dict:
@@ -102,37 +128,49 @@ def main(argv) -> int:
     del argv
     values = flags.FLAGS
     started = time.monotonic()
-    counts = prepare(
+    figures: dict = {"out": values.out}
+    good = True
+    if values.source:
+        _source(values, figures)
+    elif not (values.verify or values.preview):
+        raise UserError("say what to do: --source=NAME prepares; --verify or --preview look at a finished --out.")
+    if not values.out and not values.check:
+        raise UserError("--out is missing: the data set folder.")
+    if values.verify:
+        figures |= {"verified": verify(values.out)}
+        good = figures["verified"]["ok"]
+        print(summary.verified(values.out, figures["verified"]))
+    if values.preview and not values.check:
+        print(f"look at {preview(values.out, Path(values.out) / 'preview.html')}")
+    command.write_json(values.json, figures | {"seconds": round(time.monotonic() - started, 2)})
+    return 0 if good else 1
+
+
+def _source(values: flags.FlagValues, figures: dict) -> None:
+    """What --source asks for: the dry run, the names of quarantined files, or the data set."""
+    options = parse_options(values.option)
+    preprocessing = {field.name: values[field.name].value for field in dataclasses.fields(Preprocessing)}
+    preprocessing["bits"] = int(preprocessing["bits"])
+    if values.check:
+        table = read(values.source, values.root, options)
+        figures |= check(table, values.root, names=values.names)
+        print(summary.dry_run(figures, bool(values.json)))
+        if values.preview:
+            sheet = f"{values.out or 'check'}.preview.html"
+            print(f"look at {preview_source(table, values.root, Preprocessing(**preprocessing), sheet)}")
+        return
+    if not values.out:
+        raise UserError("--out is missing: the data set folder to make.")
+    if values.names:
+        print(summary.names(read(values.source, values.root, options), values.out, values.key))
+        return
+    started = time.monotonic()
+    figures |= prepare(
         values.source, values.root, values.out, shards=values.shards, workers=values.workers, codec=values.codec,
-        max_quarantined=values.max_quarantined, vocab_size=values.vocab_size, options=parse_options(values.option),
-        bits=int(values.bits), **{name: values[name].value for name in _PREPROCESSING_FLAGS},
+        max_quarantined=values.max_quarantined, vocab_size=values.vocab_size, options=options, key=values.key,
+        runner=values.runner, runner_options=values.runner_option, **preprocessing,
     )
-    seconds = round(time.monotonic() - started, 2)
-    print(summary(values.out, counts, seconds))
-    command.write_json(values.json, counts | {"seconds": seconds, "out": values.out})
-    return 0
-
-
-_PREPROCESSING_FLAGS = ("geometry", "height", "width", "intensity", "crop")
-_SHOWN = 5
-
-
-def summary(out: Path | str, counts: dict, seconds: float) -> str:
-    """What the command prints: the counts, and what was quarantined and why."""
-    head = "was finished before, with the same parameters" if counts["up_to_date"] else f"is ready, in {seconds:.1f} s"
-    lines = [f"{out} {head}"]
-    lines += [f"  {counts[name]:>8}  {name}" for name in ("images", "studies", "patients", "boxes", "texts")]
-    lines += [f"  {number:>8}  images in split {split}" for split, number in counts["splits"].items()]
-    lines += [f"  {counts['quarantined']:>8}  quarantined, of {counts['images_in']}"]
-    lines += [f"  {number:>8}    {reason}" for reason, number in counts["reasons"].items()]
-    private = private_folder(Path(out)) / "quarantine.csv"
-    table = private if private.is_file() else Path(out) / "quarantine.csv"
-    if counts["quarantined"]:
-        with open(table, newline="") as file:
-            named = [row for row in csv.DictReader(file) if row["stage"] != "absent"]
-        lines += [f"  {row['file'] or row['image']}: {row['reason']}; {row['remedy']}" for row in named[:_SHOWN]]
-        lines += [f"  the whole list is in {table}"]
-    return "\n".join(lines)
+    print(summary.prepared(values.out, figures, time.monotonic() - started))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The whole pretraining job of a config: data, model, training, evaluation, report."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -16,7 +17,9 @@ from mammoclip_jax import config as config_module
 from mammoclip_jax import host, inference, losses, models, provenance
 from mammoclip_jax.data import pipeline, tokenizer
 from mammoclip_jax.data.phantom import generate as phantom
+from mammoclip_jax.data.render import Preprocessing
 from mammoclip_jax.data.shards import Dataset
+from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import report
 from mammoclip_jax.evaluation.display import text_table
@@ -24,7 +27,6 @@ from mammoclip_jax.evaluation.exam import predict
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.prepare import prepare
-from mammoclip_jax.prepare import summary as prepared
 from mammoclip_jax.training import loop
 from mammoclip_jax.training.mesh import check_batch_size, make_mesh
 from mammoclip_jax.training.optimizer import make_optimizer
@@ -123,14 +125,14 @@ def common_preprocessing(datasets) -> dict:
         UserError: two folders were prepared differently.
     """
     (first_name, first), *others = datasets.items()
-    wanted = first.info["preprocessing"]
+    wanted = dataclasses.asdict(Preprocessing.from_dict(first.info["preprocessing"]))
     for name, dataset in others:
-        found = dataset.info["preprocessing"]
-        different = [key for key in wanted | found if wanted.get(key) != found.get(key)]
+        found = dataclasses.asdict(Preprocessing.from_dict(dataset.info["preprocessing"]))
+        different = [key for key in wanted if wanted[key] != found[key]]
         if different:
             key = different[0]
             raise UserError(f"{first_name} ({first.path}) and {name} ({dataset.path}) were prepared differently: "
-                            f"{key} is {wanted.get(key)!r} and {found.get(key)!r}. Prepare one of them again.")
+                            f"{key} is {wanted[key]!r} and {found[key]!r}. Prepare one of them again.")
     return wanted
 
 
@@ -142,7 +144,8 @@ def train_iterator(config, datasets, tokenize):
         views=data.views, texts=data.texts, text_length=data.text_length, seed=config.seed,
         process_index=jax.process_index(), process_count=jax.process_count(),
         flip_horizontal=data.flip_horizontal, flip_vertical=data.flip_vertical,
-        shuffle_sentences=data.shuffle_sentences, read_threads=data.read_threads)
+        shuffle_sentences=data.shuffle_sentences, read_threads=data.read_threads,
+        text=pipeline.TextOptions(**{name: data[name] for name in pipeline.TextOptions._fields}))
 
 
 def build_training(config, vocab_size: int, preprocessing: dict, mesh):

@@ -1,12 +1,20 @@
 """Where the breast lies in an image: its crop and the side of the chest wall."""
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
 Crop = tuple[int, int, int, int]            # y0, x0, y1, x1; y1 and x1 exclusive
 
 _SIDE = 512             # the robust search works on an image of at most this many pixels a side
+_OPENING = 11           # of those pixels: what is thinner is no breast
 _RIM = 1.15             # a fainter threshold may add this much to the breast
+_HARMLESS = 1.03        # and this much, whatever its shape
+_STEPS = 5              # thresholds from the safe to the faint one
+_DARK = 12              # air this dark (of 255) is air; brighter air must be flat
+_FLAT = 2               # steps between neighbours that count as flat
+_SIDES_DIFFER = 0.25    # of the height, between the chest wall and the tip of a breast
 _PUBLISHED_THRESHOLD = 40
 
 
@@ -44,40 +52,157 @@ def _longest_run(live: np.ndarray) -> tuple[int, int]:
     return int(starts[longest]), int(ends[longest])
 
 
-def breast_mask(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """The breast in a small copy of the image: mask [h', w'] bool, and the factor from it to the image.
+class Found(NamedTuple):
+    """The breast in a small copy of an image."""
 
-    The largest component above the background, once thin film edges and markers are opened away. `image` is [h, w] of
-    any real dtype, dark background.
+    mask: np.ndarray        # bool [h', w']; all True where no air is seen: the breast fills the image, or there is none
+    factor: float           # from pixels of `mask` to pixels of the image
+
+
+def find(image: np.ndarray) -> Found:
+    """The breast in an image [h, w] of any real dtype.
+
+    The largest component brighter than the air, once thin film edges and markers are opened away. Where the air is the
+    brightest part (an image for processing, or with the wrong polarity) the component darker than it.
     """
     factor = max(1.0, max(image.shape) / _SIDE)
+    grey = _small(image, factor)
+    if _inverted(grey):
+        grey = 255 - grey
+    air = _air(grey)
+    if air is None:
+        return Found(np.ones(grey.shape, bool), factor)
+    mask = _grown(grey, air)
+    return Found(mask if mask.any() else np.ones(grey.shape, bool), factor)
+
+
+def breast_mask(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """`find` as a plain tuple: mask [h', w'] bool, and the factor from it to the image [h, w]."""
+    return tuple(find(image))
+
+
+def halved(image: np.ndarray, side: int) -> np.ndarray:
+    """The image [h, w] halved as long as its longer side stays above 2 * `side`: far faster than other reductions.
+
+    The rest is left to one that rounds once, since faint air counts in single levels.
+    """
+    image = np.ascontiguousarray(image)
+    while max(image.shape) >= 4 * side and min(image.shape) > 1:
+        height, width = image.shape[0] // 2, image.shape[1] // 2
+        image = cv2.resize(image[:2 * height, :2 * width], (width, height), interpolation=cv2.INTER_AREA)
+    return image
+
+
+def _small(image: np.ndarray, factor: float) -> np.ndarray:
+    """uint8 [h', w']: the image at 1 / factor, without specks, stretched to the whole range."""
     size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
-    small = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(halved(image, _SIDE), size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.medianBlur(small, 5)
     low, high = float(small.min()), float(np.percentile(small, 99.5))
-    grey = np.clip((small - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    grey = cv2.medianBlur(grey, 5)
-    faint, safe = _thresholds(grey)
-    breast = _largest_part(grey > safe)
-    # A faint nipple or skin line lies below the safe threshold. The lower one is taken where it adds no more than such
-    # a rim; on a film with a grey ground it adds the whole film.
-    wide = _largest_part(grey > faint)
-    if breast.sum() <= wide.sum() <= _RIM * breast.sum():
-        breast = wide
-    return (breast if breast.any() else np.ones(grey.shape, bool)), factor
+    # A bright marker beside a dim breast would press the tissue into a few levels.
+    tissue = small[small > low + 0.02 * (high - low)]
+    usual = float(np.percentile(tissue, 90)) if tissue.size else high
+    if usual - low < 0.4 * (high - low):
+        high = usual
+    return np.clip((small - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
 
 
-def _thresholds(grey: np.ndarray) -> tuple[float, float]:
-    """Grey levels just above the background's noise, and safely above the ground of a film.
+def _inverted(grey: np.ndarray) -> bool:
+    """Whether the air is bright: most of a frame inside the borders is flat and bright, and hardly any of it dark."""
+    height, width = grey.shape
+    outer, inner = int(0.02 * min(height, width)), int(0.06 * min(height, width)) + 1
+    frame = np.zeros(grey.shape, bool)
+    frame[outer:height - outer, outer:width - outer] = True
+    frame[inner:height - inner, inner:width - inner] = False
+    if not frame.any():
+        return False
+    flat = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) <= _FLAT
+    return (flat & (grey >= 190))[frame].mean() > 0.5 and (grey < 40)[frame].mean() < 0.1
 
-    Otsu's threshold parts dense tissue from the rest in a fatty breast, so it only bounds the background, whose
-    commonest level and spread then give lower ones.
+
+class _Air(NamedTuple):
+    """Grey levels of the air around a breast."""
+
+    faint: float            # just above its noise
+    safe: float             # safely above the ground of a film
+
+
+def _air(grey: np.ndarray) -> _Air | None:
+    """The air's levels in a uint8 image; None when there is none: the breast fills the frame.
+
+    Otsu's threshold parts dense tissue from the rest in a fatty breast, so it only bounds the air, whose commonest
+    level and spread then give lower ones. Air is the darkest part, or flat; the darker half of a breast is neither.
     """
     otsu, _ = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     below = grey[grey <= otsu]
     level = int(np.argmax(np.bincount(below, minlength=256)))
-    spread = float(np.sqrt(np.mean((below[below <= level].astype(np.float64) - level) ** 2)))
+    near = np.abs(grey.astype(np.int16) - level) <= 4
+    if level > _DARK:
+        step = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+        if np.percentile(step[near], 75) > _FLAT or near.mean() < 0.03:
+            return None
+    # The median: black strips beside a grey ground are no noise.
+    spread = 1.5 * float(np.median(level - below[below <= level].astype(np.float64)))
     faint = level + max(4.0, 4 * spread)
-    return min(otsu, faint), min(otsu, max(faint, level + 0.15 * (otsu - level)))
+    return _Air(min(otsu, faint), min(otsu, max(faint, level + 0.15 * (otsu - level))))
+
+
+def _grown(grey: np.ndarray, air: _Air) -> np.ndarray:
+    """The breast [h', w'] bool, from the safe threshold down to the faint one as long as no film ground comes in.
+
+    A faint skin line, nipple or fatty breast lies below the safe threshold, the grey ground of a film as well. Tissue
+    adds little at a time, or leaves a shape like a breast; the ground adds much, and fills a rectangle or is ragged.
+    """
+    breast, level, area = _largest_part(grey > air.safe), air.safe, 0
+    for threshold in np.linspace(air.safe, air.faint, _STEPS)[1:]:
+        wider = _largest_part(grey > threshold)
+        area = area or breast.sum()
+        if (wider & breast).sum() < 0.5 * area:         # a bright marker was the largest before
+            area = 0
+        elif wider.sum() > _HARMLESS * area:
+            if not _smooth(wider) or (wider.sum() > _RIM * area and _rectangular(wider)):
+                continue                # dense tissue in faint fat is ragged as well, and a breast again lower down
+            area = 0
+        breast, level = wider, threshold
+    return _joined(breast, _without_film_edges(grey > level))
+
+
+def _smooth(mask: np.ndarray) -> bool:
+    """Whether the outline of a shape is hardly longer than that of its convex hull."""
+    outline = _outline(mask)
+    return cv2.arcLength(outline, True) < 1.1 * cv2.arcLength(cv2.convexHull(outline), True)
+
+
+def _rectangular(mask: np.ndarray) -> bool:
+    outline = _outline(mask)
+    _, _, width, height = cv2.boundingRect(outline)
+    return cv2.contourArea(outline) > 0.88 * width * height
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return max(outlines, key=len)
+
+
+def _joined(breast: np.ndarray, bright: np.ndarray) -> np.ndarray:
+    """`breast` with what belongs to it, its holes filled.
+
+    The opening rounds off a nipple and the tips at the chest wall: bright pixels within its reach come back. So does a
+    fold of the abdomen: a thick part in the image's corner, a little below the breast, at the side that it touches.
+    """
+    rest = bright & ~breast
+    _, labels = cv2.connectedComponents(rest.astype(np.uint8))
+    thick = np.unique(labels[(_opened(rest) > 0) & rest])
+    reach = cv2.dilate(breast.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_OPENING, _OPENING))) > 0
+    _, parts = cv2.connectedComponents((breast | (bright & reach)).astype(np.uint8), connectivity=4)
+    whole = np.isin(parts, np.unique(parts[breast]))
+    near = np.unique(labels[cv2.dilate(whole.astype(np.uint8), np.ones((4 * _OPENING + 1, 1), np.uint8)) > 0])
+    for side in (0, -1):
+        folds = np.intersect1d(near, labels[[0, -1], side])
+        if breast[:, side].any():
+            whole |= np.isin(labels, np.intersect1d(folds, thick[thick > 0]))
+    outlines, _ = cv2.findContours(whole.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.zeros(whole.shape, np.uint8), outlines, -1, 1, cv2.FILLED) > 0
 
 
 def _largest_part(bright: np.ndarray) -> np.ndarray:
@@ -86,48 +211,79 @@ def _largest_part(bright: np.ndarray) -> np.ndarray:
     The opening cuts markers and film edges off the breast. The world outside is dark, or a thin bright line along the
     border would survive and tie a marker to the breast.
     """
-    bright = bright.astype(np.uint8)
-    for line in (bright, bright.T):
-        _clear_film_edge(line)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11))
-    padded = cv2.copyMakeBorder(bright, 11, 11, 11, 11, cv2.BORDER_CONSTANT, value=0)
-    opened = cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened[11:-11, 11:-11])
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(_opened(_without_film_edges(bright)))
     if count < 2:
         return np.zeros(bright.shape, bool)
     return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
 
 
-def _clear_film_edge(bright: np.ndarray) -> None:
-    """Clears, in place, bright outer rows (within 3 % of the edge) that are bright over nearly the whole width."""
-    reach = max(1, int(0.03 * bright.shape[0]))
-    for row in list(range(reach)) + list(range(bright.shape[0] - reach, bright.shape[0])):
-        if bright[row].mean() > 0.95:
-            bright[row] = 0
+def _opened(bright: np.ndarray) -> np.ndarray:
+    """uint8: a mask without what is thinner than _OPENING, in a dark world."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (_OPENING, _OPENING))
+    pad = _OPENING
+    padded = cv2.copyMakeBorder(bright.astype(np.uint8), pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
+    return cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)[pad:-pad, pad:-pad]
 
 
-def robust_crop(image: np.ndarray, margin: float = 0.01) -> Crop:
-    """The box of the largest bright component of an image [h, w], widened by `margin` of the image's longer side.
+def _without_film_edges(bright: np.ndarray) -> np.ndarray:
+    """A copy of a mask, without outer rows and columns (within 3 % of the edge) that are bright nearly all along.
 
-    Film edges, borders and burned-in markers do not widen it. An image without a breast is kept whole.
+    Not where the image is bright behind them as well: that is a breast which fills its side.
     """
-    mask, factor = breast_mask(image)
-    height, width = image.shape
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    extra = margin * max(height, width)
-    return (
-        max(0, int(rows[0] * factor - extra)),
-        max(0, int(columns[0] * factor - extra)),
-        min(height, int(np.ceil((rows[-1] + 1) * factor + extra))),
-        min(width, int(np.ceil((columns[-1] + 1) * factor + extra))),
-    )
+    bright = bright.copy()
+    for lines in (bright, bright.T, bright[::-1], bright.T[::-1]):
+        reach = _edge(lines.shape[0])
+        if lines[reach:2 * reach].mean() < 0.6:
+            lines[:reach][lines[:reach].mean(axis=1) > 0.95] = False
+    return bright
+
+
+def _edge(side: int) -> int:
+    """How far a film edge may reach into the image."""
+    return max(1, int(0.03 * side))
+
+
+def robust_crop(image: np.ndarray, margin: float = 0.015) -> Crop:
+    """The box of the breast in an image [h, w] (see `find`), widened by `margin` of the image's longer side.
+
+    Film edges, borders and burned-in markers do not widen it. An image without a breast, or all breast, is kept whole.
+    """
+    return crop_of(find(image), image.shape, margin)
+
+
+def crop_of(found: Found, shape: tuple[int, int], margin: float = 0.015) -> Crop:
+    """The crop of an image of `shape` around what was found in it.
+
+    A side within the reach of a film edge goes on to the image's border: what was taken for an edge may be breast.
+    """
+    extra = margin * max(shape)
+    sides = []
+    for axis, size in enumerate(shape):
+        live = np.flatnonzero(found.mask.any(axis=1 - axis))
+        edge = _edge(found.mask.shape[axis]) + 1
+        first, last = live[0], live[-1] + 1
+        start = 0 if first <= edge else max(0, int(first * found.factor - extra))
+        end = size if last >= found.mask.shape[axis] - edge else min(size, int(np.ceil(last * found.factor + extra)))
+        sides.append((start, end))
+    (y0, y1), (x0, x1) = sides
+    return (y0, x0, y1, x1)
 
 
 def chest_wall_side(image: np.ndarray) -> str:
-    """"left" or "right": the side of the image [h, w] where the breast is widest, or "" when they are alike."""
-    mask, _ = breast_mask(image)
-    half = mask.shape[1] // 2
-    left, right = int(mask[:, :half].sum()), int(mask[:, -half:].sum()) if half else 0
-    if abs(left - right) < 0.1 * (left + right):
+    """"left" or "right": the side of the image [h, w] where the breast meets the chest wall, "" when unsure."""
+    return side_of(find(image).mask)
+
+
+def side_of(mask: np.ndarray) -> str:
+    """The chest wall's side of a breast mask [h, w] bool, "" without a verdict.
+
+    A breast is high at the chest wall and ends in a tip, so its outer tenths differ in height; a magnified view that
+    fills the frame, or a part of one, is about as high at both sides.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    part = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    tenth = max(1, part.shape[1] // 10)
+    left, right = float(part[:, :tenth].mean()), float(part[:, -tenth:].mean())
+    if abs(left - right) < _SIDES_DIFFER:
         return ""
     return "left" if left > right else "right"

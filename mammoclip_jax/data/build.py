@@ -1,239 +1,264 @@
-"""Manifest -> data set folder, in parallel and resumable.
+"""Manifest -> data set folder: in parallel, resumable, incremental.
 
-Rows are dealt to shards in their order, so the same manifest gives the same shards whatever the number of workers. A
-shard appears under its name when whole, then a side file in `.building/` says what is in it; a run that is killed goes
-on with the shards that lack one. dataset.json is written last. For every run: images_in = images + quarantined.
+Rows are dealt to shards in their order, so the same manifest and files give the same shards, whatever the number of
+workers, the runner, and what was there before. Everything new is made in `.building/`: a shard appears under its name
+when whole, then a side file says what is in it. A run that is killed goes on with the shards that lack one. At the end
+the shards are moved into the folder and dataset.json is written last. For every run: images_in = images + quarantined.
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import io
+import itertools
 import json
+import os
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
 
-from mammoclip_jax.data import dicom, tokenizer
+from mammoclip_jax.data import increment, tokenizer
+from mammoclip_jax.data.codecs import DEFAULT_CODEC, known
 from mammoclip_jax.data.identity import Identity
-from mammoclip_jax.data.manifest import COLUMNS, Problem, SourceTable, breast_keys, checked
-from mammoclip_jax.data.pool import WorkerLost, ordered_map
-from mammoclip_jax.data.render import Preprocessing, place_boxes, render
-from mammoclip_jax.data.shards import (
-    CODECS, SCHEMA_VERSION, Dataset, ShardWriter, encode, replace, shard_name, write_text,
-)
+from mammoclip_jax.data.make import Failed, Job, Task, make, work, write, write_alone
+from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable, breast_keys, checked
+from mammoclip_jax.data.pool import ordered_map
+from mammoclip_jax.data.render import Preprocessing
+from mammoclip_jax.data.shards import SCHEMA_VERSION, Dataset, replace, shard_name, write_text
 from mammoclip_jax.errors import UserError
 
 IMAGES_PER_SHARD = 256
 BUILDING = ".building"
-
-
-class Task(NamedTuple):
-    """What a worker needs of a row."""
-
-    path: str
-    laterality: str
-    view: str
-    vendor: str
-    boxes: str
-    preprocessing: Preprocessing
-    codec: str
-
-
-class Made(NamedTuple):
-    """What a worker makes of a row: a record and the index columns that come of it."""
-
-    record: bytes
-    columns: dict
-
-
-class Failed(NamedTuple):
-    """Why a worker made nothing."""
-
-    stage: str
-    reason: str
-    remedy: str
-
-
-def make(task: Task) -> Made | Failed:
-    """One image, in a worker: file -> record. Never raises for what is in the file."""
-    try:
-        rendered = render(task.path, task.preprocessing, task.laterality, task.view)
-    except dicom.Unreadable as error:
-        return Failed(error.stage, error.reason, error.remedy)
-    except MemoryError:
-        return Failed("decode", "out of memory", "use fewer workers")
-    except Exception as error:      # a long job outlives one odd file; the table says that this is ours to mend
-        return Failed("pixels", f"unexpected error: {type(error).__name__}: {error}", "report it, with the file's kind")
-    try:
-        boxes = place_boxes(task.boxes, rendered.transform)
-    except ValueError as error:
-        return Failed("boxes", f"box outside image: {error}", "table and file do not belong together; correct the box")
-    record = encode(rendered.image, task.codec)
-    return Made(record, {
-        "laterality": rendered.laterality, "view": rendered.view, "vendor": task.vendor or rendered.fields.vendor,
-        "boxes": boxes.original, "boxes_canvas": boxes.canvas, "transform": rendered.transform.to_json(),
-        "height": rendered.image.shape[0], "width": rendered.image.shape[1], "bits": task.preprocessing.bits,
-        "sha256": hashlib.sha256(record).hexdigest(), "flags": ",".join(rendered.flags + boxes.flags),
-    })
+STOPPED = ".stopped"            # a run that was stopped before its tables changed; its records can still be used
+_LOCK = ".lock"
 
 
 def build(
     table: SourceTable, root: Path | str, out: Path | str, *, preprocessing: Preprocessing = Preprocessing(),
-    shards: int = 0, workers: int = 1, codec: str = "zstd", max_quarantined: float = 0.2, vocab_size: int = 4096,
-    provenance: dict | None = None,
+    shards: int = 0, workers: int = 1, codec: str = DEFAULT_CODEC, max_quarantined: float = 0.2, vocab_size: int = 4096,
+    provenance: dict | None = None, key: str = "", runner: str = "", runner_options: Sequence[str] = (),
 ) -> dict:
-    """Writes the data set `table` (its files below `root`) to `out`, or goes on with it.
+    """Writes the data set `table` (its files below `root`) to `out`, goes on with it, or brings it up to date.
 
     Args:
         shards: 0 for one per 256 images.
+        workers: processes; 0 for none but this one, without protection against decoders that crash.
         max_quarantined: the fraction of images_in that may be quarantined; files that a partial copy lacks
             (stage "absent") do not count.
         provenance: {"source": name, "options": {...}, "version": package version}, written into dataset.json.
+        key: file of the key that hashes private identifiers; "" for one of the data set's own.
+        runner: a runner of Apache Beam, or "" for the local pool; `runner_options` are its flags.
 
     Returns:
         images, studies, patients, boxes, texts, images_in, quarantined, absent (how many of the
-        quarantined a partial copy lacks), reasons {class: number}, splits, up_to_date.
+        quarantined a partial copy lacks), reasons {class: number}, splits, up_to_date, reused (records of an
+        earlier run), made.
 
     Raises:
-        UserError: too many images were quarantined, none is left, or `out` holds another data set.
+        UserError: too many images were quarantined, none is left, `out` holds another data set, or the disk is full.
     """
     root, out = Path(table.root or root), Path(out)
-    if codec not in CODECS:
-        raise UserError(f"there is no codec {codec!r}; choose one of {', '.join(CODECS)}")
+    known(codec)
     images_in = len(table.rows) + len(table.problems)
-    table = checked(table)
-    shards = shards or max(1, -(-len(table.rows) // IMAGES_PER_SHARD))
-    parameters = _parameters(table, preprocessing, shards, codec, vocab_size, provenance or {})
-    if _finished(out, parameters):
-        return Dataset.open(out).info["counts"] | {"up_to_date": True}
+    table, stamps = increment.present(checked(table), root)
+    identity = None if table.public_ids else Identity(out, key)
+    hashed = (lambda text: identity.hash("key", text)) if identity else increment.plain_hash
+    keys = increment.keys(table.rows, stamps, hashed)
+    bounds = _bounds(len(table.rows), shards)
+    parameters = {
+        **_shown(provenance or {}, identity), **dataclasses.asdict(preprocessing), "shards": shards, "codec": codec,
+        "vocab_size": vocab_size, "schema_version": SCHEMA_VERSION, "shard_count": len(bounds) - 1,
+        "manifest": hashed("".join(keys) + table.rows.drop(columns=list(MEMORY_COLUMNS)).to_json(orient="split")),
+    }
+    stored = _finished(out, parameters)
     if table.rows.empty:
         raise UserError(f"no image to prepare: {_summary(table.problems) or 'the source is empty'}")
+    tasks = [Task(str(root / row.file), row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec)
+             for row in table.rows.itertuples()]
+    if _unchanged(out, parameters) and not _mended(tasks, keys, stored, workers):
+        if any((out / name).exists() for name in (BUILDING, STOPPED, _LOCK)):      # of a run that died when it was done
+            with _locked(out):
+                _clean(out)
+        counts = Dataset.open(out).info["counts"]
+        return counts | {"up_to_date": True, "reused": counts["images"], "made": 0}
+    with _writing(out, parameters) as building:
+        for stopped in (out / STOPPED, building):
+            if (stopped / "parameters.json").is_file():
+                stored |= increment.of_building(stopped, out)
+        jobs = _jobs(table.rows, tasks, keys, bounds, building, identity, stored)
+        _make_shards(jobs, workers, runner, runner_options)
+        parts = [json.loads((building / f"{shard}.json").read_text()) for shard in range(len(jobs))]
+        index = pd.DataFrame([row for part in parts for row in part["rows"]])
+        problems = list(table.problems) if identity is None else [identity.problem(p) for p in table.problems]
+        problems += [Problem(*problem) for part in parts for problem in part["problems"]]
+        counts = _counts(index, problems, images_in)
+        _check_counts(counts, problems, max_quarantined, out, building)
+        _write_folder(out, building, table, index, problems, counts, parameters)
+    reused = int(index["key"].isin(set(stored)).sum())
+    return counts | {"up_to_date": False, "reused": reused, "made": len(index) - reused}
 
-    identity = None if table.public_ids else Identity(out)
-    # The side files name files and images: with private identifiers they stay out of the data set.
-    building = _start(out, (identity.folder if identity else out) / BUILDING, parameters)
-    _make_shards(table.rows, root, out, building, preprocessing, shards, workers, codec, identity)
-    parts = [json.loads((building / f"{shard}.json").read_text()) for shard in range(shards)]
-    index = pd.DataFrame([row for part in parts for row in part["rows"]])
-    problems = list(table.problems) + [Problem(*problem) for part in parts for problem in part["problems"]]
-    _write_quarantine(out, problems, identity)
-    counts = _counts(index, problems, images_in)
-    _check_counts(counts, problems, max_quarantined, out)
-    _write_folder(out, table, index, counts, parameters, vocab_size, identity)
-    shutil.rmtree(building)
-    return counts | {"up_to_date": False}
+
+def _shown(provenance: dict, identity: Identity | None) -> dict:
+    """The provenance as the data set may show it: an option's value may be a path that names somebody."""
+    if identity is None or "options" not in provenance:
+        return provenance
+    return provenance | {"options": {name: identity.hash("option", value)
+                                     for name, value in provenance["options"].items()}}
 
 
-def _parameters(table, preprocessing, shards, codec, vocab_size, provenance) -> dict:
-    """What the bytes of a data set depend on: a run goes on with, or accepts, only a folder made with the same."""
-    rows = hashlib.sha256(table.rows.to_json(orient="split").encode()).hexdigest()
-    return {
-        **provenance, **dataclasses.asdict(preprocessing), "shards": shards, "codec": codec, "vocab_size": vocab_size,
-        "rows": len(table.rows), "manifest": rows[:16], "schema_version": SCHEMA_VERSION,
-    }
+def _bounds(rows: int, shards: int) -> list[int]:
+    """Where each shard begins and the last ends. Without a number of shards, more rows at the end change few."""
+    if shards:
+        return [shard * rows // shards for shard in range(shards + 1)]
+    return [*range(0, rows, IMAGES_PER_SHARD), rows] if rows else [0, 0]
 
 
-def _finished(out: Path, parameters: dict) -> bool:
-    """Whether `out` is finished with these parameters. UserError when it was made with others."""
+_MAY_CHANGE = ("version", "manifest", "shard_count")
+
+
+def _finished(out: Path, parameters: dict) -> dict[str, increment.Stored]:
+    """The records of a finished data set in `out`; none without one. UserError when it was made in another way."""
+    if not (out / "dataset.json").is_file():
+        return {}
+    _check_same(out, json.loads((out / "dataset.json").read_text()).get("parameters", {}), parameters)
+    return increment.of_dataset(out)
+
+
+def _unchanged(out: Path, parameters: dict) -> bool:
     if not (out / "dataset.json").is_file():
         return False
-    _check_same(out, json.loads((out / "dataset.json").read_text()).get("parameters", {}), parameters)
-    return True
+    there = json.loads((out / "dataset.json").read_text())["parameters"]
+    return there.get("manifest") == parameters["manifest"]
+
+
+def _mended(tasks: list[Task], keys: list[str], stored: dict, workers: int) -> bool:
+    """Whether an image that failed before can be made now: a decoder may have been installed since."""
+    failed = [task for task, key in zip(tasks, keys) if key not in stored]
+    if not failed:
+        return False
+    with contextlib.closing(ordered_map(make, failed, workers)) as results:
+        return any(not isinstance(result, Failed) and hasattr(result, "record") for result in results)
 
 
 def _check_same(out: Path, there: dict, asked: dict) -> None:
-    names = [name for name in asked if there.get(name) != asked[name] and name != "version"]
+    fields = [field.name for field in dataclasses.fields(Preprocessing)]
+    made_with = Preprocessing.from_dict({name: there[name] for name in fields if name in there})
+    there = there | dataclasses.asdict(made_with)            # a folder made before there was a field
+    names = [name for name in asked if there.get(name) != asked[name] and name not in _MAY_CHANGE]
     if names:
         differences = "; ".join(f"{name} is {there.get(name)!r} there, {asked[name]!r} now" for name in names)
         raise UserError(f"{out} was prepared with other parameters: {differences}. Use another --out, or remove {out}.")
 
 
-def _start(out: Path, building: Path, parameters: dict) -> Path:
-    """The folder of side files, made or found."""
-    if (building / "parameters.json").is_file():
-        _check_same(out, json.loads((building / "parameters.json").read_text()), parameters)
-        return building
-    if out.exists() and any(path != building for path in out.iterdir()):
+@contextlib.contextmanager
+def _writing(out: Path, parameters: dict) -> Iterator[Path]:
+    """The folder where the new shards are made, found or made, and for this process alone."""
+    building = out / BUILDING
+    marks = [out / "dataset.json", building / "parameters.json", out / STOPPED / "parameters.json"]
+    ours = any(path.is_file() for path in marks)
+    may_be_there = (BUILDING, STOPPED, _LOCK, "quarantine.csv")
+    if out.exists() and not ours and any(path.name not in may_be_there for path in out.iterdir()):
         raise UserError(f"{out} is not empty and no data set. Use another --out, or empty it.")
-    out.mkdir(parents=True, exist_ok=True)
-    building.mkdir(parents=True, exist_ok=True)
-    write_text(building / "parameters.json", json.dumps(parameters))
-    return building
+    try:
+        building.mkdir(parents=True, exist_ok=True)
+        with _locked(out):
+            _start(out, building, parameters)
+            yield building
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror or error}. What is finished is kept: make room or "
+                        "mend it, and run the same command again.") from error
 
 
-def _make_shards(rows, root, out, building, preprocessing, shards, workers, codec, identity) -> None:
-    bounds = [shard * len(rows) // shards for shard in range(shards + 1)]
-    todo = [shard for shard in range(shards) if not (building / f"{shard}.json").is_file()]
-    total = sum(bounds[shard + 1] - bounds[shard] for shard in todo)
-
-    def tasks() -> Iterator[Task]:
-        for shard in todo:
-            for row in rows.iloc[bounds[shard]:bounds[shard + 1]].itertuples():
-                path = str(root / row.file)
-                yield Task(path, row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec)
-
-    results = ordered_map(make, tasks(), workers)
-    with tqdm(total=total, unit="image", desc="prepare", disable=None) as bar:
-        for shard in todo:
-            part = rows.iloc[bounds[shard]:bounds[shard + 1]]
-            done = _write_shard(out / shard_name(shard, shards), shard, part, results, identity, bar)
-            write_text(building / f"{shard}.json", json.dumps(done))
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """For one process at a time; the system releases the lock of a process that dies."""
+    with open(out / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is preparing {out}. Wait for it, or use another --out.") from None
+        yield
+        (out / _LOCK).unlink(missing_ok=True)
 
 
-def _write_shard(path: Path, shard: int, rows: pd.DataFrame, results: Iterator, identity, bar) -> dict:
-    """Takes the results of the rows in their order; returns the side file: index rows and problems."""
-    writer = ShardWriter(path)
-    public = rows if identity is None else identity.rows(rows)
-    written, problems = [], []
-    for (_, row), shown in zip(rows.iterrows(), public.to_dict("records")):
-        result = next(results)
-        bar.update()
-        if isinstance(result, WorkerLost):
-            result = Failed("decode", result.reason, "the file is damaged; copy it again")
-        if isinstance(result, Failed):
-            problems.append(Problem(row["file"], result.stage, result.reason, result.remedy, row["image"]))
-            continue
-        writer.write(result.record)
-        kept = {column: shown[column] for column in COLUMNS if column != "file"}
-        written.append(kept | result.columns | {"shard": shard, "position": len(written)})
-    writer.close()
-    return {"rows": written, "problems": problems}
+def _start(out: Path, building: Path, parameters: dict) -> None:
+    """Keeps what a stopped run with the same manifest has made; sets one with another aside, for its records."""
+    path = building / "parameters.json"
+    if path.is_file():
+        there = json.loads(path.read_text())
+        _check_same(out, there, parameters)
+        if there.get("manifest") == parameters["manifest"]:
+            return
+        if not (out / STOPPED).exists():
+            os.replace(building, out / STOPPED)
+        else:
+            shutil.rmtree(building)
+        building.mkdir()
+    write_text(path, json.dumps(parameters))
 
 
-def _write_quarantine(out: Path, problems: list[Problem], identity: Identity | None) -> None:
-    """quarantine.csv; with private identifiers the data set shows hashes, and the private folder the names."""
-    shown = problems if identity is None else [identity.problem(problem) for problem in problems]
-    _write_problems(out / "quarantine.csv", shown)
+def _jobs(
+    rows: pd.DataFrame, tasks: list[Task], keys: list[str], bounds: list[int], building: Path,
+    identity: Identity | None, stored: dict[str, increment.Stored],
+) -> list[Job]:
+    shown = (rows if identity is None else identity.rows(rows)).assign(key=keys)
+    columns = [column for column in COLUMNS if column not in MEMORY_COLUMNS] + ["key"]
+    public = shown[columns].to_dict("records")
+    problems = [Problem(row.file, "", "", "", row.image, row.row) for row in rows.itertuples()]
     if identity is not None:
-        _write_problems(identity.folder / "quarantine.csv", problems)
+        problems = [identity.problem(problem) for problem in problems]
+    jobs = []
+    for shard, (start, end) in enumerate(itertools.pairwise(bounds)):
+        mine = {key: stored[key] for key in keys[start:end] if key in stored}
+        jobs.append(Job(building, shard, len(bounds) - 1, tuple(tasks[start:end]), tuple(public[start:end]),
+                        tuple(problems[start:end]), identity is not None, mine))
+    return jobs
 
 
-def _write_problems(path: Path, problems: list[Problem]) -> None:
+def _make_shards(jobs: list[Job], workers: int, runner: str, runner_options: Sequence[str]) -> None:
+    todo = [job for job in jobs if not (job.folder / f"{job.shard}.json").is_file()]
+    if runner:
+        from mammoclip_jax.data import beam     # an extra
+        beam.run(write_alone, todo, runner, runner_options)
+        return
+    total = sum(len(job.rows) for job in todo)
+    with contextlib.closing(ordered_map(make, itertools.chain.from_iterable(map(work, todo)), workers)) as results:
+        with tqdm(total=total, unit="image", desc="prepare", disable=None) as bar:
+            for job in todo:
+                write(job, results, bar.update)
+
+
+def quarantine_text(problems: list[Problem]) -> str:
+    """quarantine.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "image", "stage", "reason", "remedy"])
-    writer.writerows([p.file, p.image, p.stage, p.reason, p.remedy] for p in problems)
-    write_text(path, text.getvalue())
+    writer.writerow(["file", "image", "stage", "reason", "remedy", "row"])
+    writer.writerows([p.file, p.image, p.stage, p.reason, p.remedy, p.row] for p in problems)
+    return text.getvalue()
 
 
 def _counts(index: pd.DataFrame, problems: list[Problem], images_in: int) -> dict:
     kinds = collections.Counter(problem.kind for problem in problems)
     counts = {"images_in": images_in, "images": len(index), "quarantined": len(problems),
               "absent": sum(problem.stage == "absent" for problem in problems), "reasons": dict(sorted(kinds.items()))}
-    if len(index):
-        breasts = pd.DataFrame({"breast": breast_keys(index), "text": index["texts"]}).explode("text").dropna()
-        counts |= {
-            "studies": index["study"].nunique(), "patients": index["patient"].nunique(),
-            "boxes": int(index["boxes"].map(lambda boxes: len(json.loads(boxes))).sum()),
-            "texts": len(breasts.drop_duplicates()), "splits": index["split"].value_counts().sort_index().to_dict(),
-        }
-    return counts
+    return counts | content(index) if len(index) else counts
+
+
+def content(rows: pd.DataFrame) -> dict:
+    """studies, patients, boxes, texts and images per split of manifest or index rows."""
+    breasts = pd.DataFrame({"breast": breast_keys(rows), "text": rows["texts"]}).explode("text").dropna()
+    return {
+        "studies": rows["study"].nunique(), "patients": rows["patient"].nunique(),
+        "boxes": sum(len(json.loads(boxes)) for boxes in rows["boxes"]),
+        "texts": len(breasts.drop_duplicates()), "splits": rows["split"].value_counts().sort_index().to_dict(),
+    }
 
 
 def _summary(problems: list[Problem]) -> str:
@@ -241,48 +266,68 @@ def _summary(problems: list[Problem]) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
 
 
-def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float, out: Path) -> None:
+def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float, out: Path, building: Path) -> None:
     if counts["images_in"] != counts["images"] + counts["quarantined"]:
         raise AssertionError(f"the counts do not add up: {counts}")
     held = [problem for problem in problems if problem.stage != "absent"]
     if not counts["images"] or len(held) > max_quarantined * counts["images_in"]:
-        first = "; ".join(f"{problem.file or problem.image}: {problem.reason}" for problem in held[:3])
+        # A finished set in the folder stays as it is, its quarantine.csv too.
+        path = (building if (out / "dataset.json").is_file() else out) / "quarantine.csv"
+        write_text(path, quarantine_text(problems))
+        first = "; ".join(f"{problem.row or problem.file or problem.image}: {problem.reason}" for problem in held[:3])
         raise UserError(
             f"{counts['quarantined']} of {counts['images_in']} images were quarantined ({_summary(problems)}), more "
-            f"than max_quarantined={max_quarantined} allows; e.g. {first}. See {out / 'quarantine.csv'}. Mend the "
-            f"files, remove {out} and prepare again; or run again with a higher --max_quarantined."
+            f"than max_quarantined={max_quarantined} allows; e.g. {first}. See {path}. Mend the files and run again "
+            f"(only they are read again), or run with a higher --max_quarantined."
         )
 
 
-def _write_folder(out, table, index, counts, parameters, vocab_size, identity) -> None:
-    """index.parquet, tokenizer.json and, last, dataset.json."""
-    if identity is not None:
-        files = zip(table.rows["file"], table.rows["image"])
-        hashed = [(identity.hash("file", file), identity.hash("image", image), file) for file, image in files]
-        extra = [(identity.hash("file", p.file), identity.hash("image", p.image), p.file) for p in table.problems]
-        identity.write_map(hashed + extra)
+def _write_folder(out, building, table, index, problems, counts, parameters) -> None:
+    """Moves the shards into the folder; then the tables and, last, dataset.json. Can be repeated at any point."""
+    (out / "dataset.json").unlink(missing_ok=True)
+    names = [shard_name(shard, parameters["shard_count"]) for shard in range(parameters["shard_count"])]
+    for name in names:
+        if (building / name).is_file():
+            os.replace(building / name, out / name)
+    for path in out.glob("images-*.array_record"):
+        if path.name not in names:
+            path.unlink()
+    write_text(out / "quarantine.csv", quarantine_text(problems))
     partial = out / "index.parquet.partial"
     index.to_parquet(partial, index=False)
     replace(partial, out / "index.parquet")
     texts = [text for texts in _training_rows(index)["texts"] for text in texts]
     if texts:
-        tokenizer.train_wordpiece(texts, vocab_size).save(str(out / "tokenizer.json"))
-    digest = hashlib.sha256("".join(index["sha256"]).encode() + index.to_json(orient="split").encode())
+        tokenizer.train_wordpiece(texts, parameters["vocab_size"]).save(str(out / "tokenizer.json.partial"))
+        replace(out / "tokenizer.json.partial", out / "tokenizer.json")
     info = {
         "schema_version": SCHEMA_VERSION,
         "name": index["dataset"].iloc[0],
         "real": bool(index["real"].all()),
-        "shards": parameters["shards"],
+        "shards": parameters["shard_count"],
         "preprocessing": {field.name: parameters[field.name] for field in dataclasses.fields(Preprocessing)},
         "counts": counts,
         "provenance": {key: parameters[key] for key in ("source", "options", "version") if key in parameters}
         | {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
         "licence": table.licence,
         "citation": table.citation,
-        "fingerprint": digest.hexdigest()[:16],
+        "public_ids": table.public_ids,
+        "fingerprint": fingerprint(index),
         "parameters": parameters,
     }
     write_text(out / "dataset.json", json.dumps(info, indent=2) + "\n")
+    _clean(out)
+
+
+def _clean(out: Path) -> None:
+    for name in (BUILDING, STOPPED):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def fingerprint(index: pd.DataFrame) -> str:
+    """16 hex digits of all that a data set holds: records and index, not the files' times."""
+    table = index.drop(columns="key", errors="ignore").to_json(orient="split")
+    return hashlib.sha256("".join(index["sha256"]).encode() + table.encode()).hexdigest()[:16]
 
 
 def _training_rows(index: pd.DataFrame) -> pd.DataFrame:

@@ -5,10 +5,17 @@ assessment. Pathology (benign, malignant) is known from the needle, and is a lab
 is there; that something else is absent is said only where the data set says so.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+
+from mammoclip_jax.data import label_values
+from mammoclip_jax.data.label_values import ABSENT, FAMILIES, PRESENT
+from mammoclip_jax.data.templating import all_attribute_prompts as all_attribute_prompts     # handed on
+from mammoclip_jax.data.templating import attribute_prompts as attribute_prompts
+from mammoclip_jax.data.templating import render as render
 
 DENSITY = {
     1: "The breast is almost entirely fatty.",
@@ -43,6 +50,8 @@ CALCIFICATION_WORDS = {
 DISTRIBUTION = {
     "CLUSTERED": "in a cluster", "SEGMENTAL": "in a segmental distribution", "LINEAR": "in a linear distribution",
     "REGIONAL": "in a regional distribution", "DIFFUSELY_SCATTERED": "diffusely scattered",
+    "GROUPED": "in a group", "CLUSTER": "in a cluster", "DIFFUSE": "in a diffuse distribution",
+    "SCATTERED": "diffusely scattered",
 }
 SIDE = {"L": "left", "R": "right", "": ""}
 VIEW = {"CC": "craniocaudal", "MLO": "mediolateral oblique"}
@@ -107,6 +116,102 @@ def mias(row: Mapping[str, Any] | pd.DataFrame | Iterable[Mapping[str, Any]]) ->
     return [text for text in (" ".join(filter(None, (tissue, findings))), impression) if text]
 
 
+# What a breast of a category shows, where no table says which finding it was given for.
+SHOWN = {
+    0: "a finding that needs additional imaging", 1: "no abnormal finding", 2: "a benign finding",
+    3: "a probably benign finding", 4: "a suspicious finding", 5: "a finding highly suggestive of malignancy",
+    6: "a known finding",
+}
+DESCRIPTORS = {"mass": ("mass_shape", "mass_margins", "mass_density"),
+               "calcification": ("calcification_type", "calcification_distribution")}
+COUNTS = ("", "", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def findings(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = (), laterality: str = "",
+             view: str = "") -> list[str]:
+    """What a radiologist would write about a breast or an image with these labels: [findings, impression].
+
+    Args:
+        labels: keys as in data/manifest.py: density "A" to "D" (or 1 to 4), birads 0 to 6, findings 0 or 1,
+            mass_shape, mass_margins, mass_density, calcification_type, calcification_distribution (words or lists of
+            them). A missing, empty or NaN value is unknown.
+        boxes: {"label": a finding's key, ...}; they count the findings, and may carry descriptors of their own.
+        laterality: "L", "R" or "".
+        view: a view's name, to speak of that image alone, or "".
+
+    A finding labelled 0 is said to be absent, an unknown one is not mentioned, and pathology never is. Returns [] where
+    nothing is known, and the findings alone where neither a finding nor a category is.
+    """
+    where = _where(laterality, view)
+    density = DENSITY.get(label_values.density_number(labels.get("density")))
+    birads = label_values.birads_number(labels.get("birads"))
+    boxes = list(boxes)
+    drawn = [(label_values.key_of(item.get("label", "")), item) for item in boxes]
+    flags = label_values.flags(labels, boxes)
+    present, absent = label_values.present(flags), [ABSENT[key] for key in label_values.absent(flags)]
+    said = [density] if density else []
+    for key in present:
+        said += [f"There {'are' if many else 'is'} {phrase}{where}." for phrase, many in _named(key, labels, drawn)]
+    if absent:
+        said.append(f"There is no {_join(absent, 'or')}{where}.")
+    elif not present and flags["abnormal"] is not None and birads is None:
+        said.append(f"There is {'an' if flags['abnormal'] else 'no'} abnormal finding{where}.")
+    if not present and birads is not None and (birads != 1 or not absent):
+        said.append(f"There is {SHOWN[birads]}{where}.")
+    if not said:
+        return []
+    short = _join(_bare(PRESENT[key]) for key in present)
+    summary = [f"{_capital(short)}{where}."] if present else []
+    if birads is not None:
+        summary.append(ASSESSMENT[birads])
+    elif not present and flags["abnormal"] == 0:
+        summary.append("Negative mammogram.")
+    elif absent and not present:
+        summary.append(f"No {_join(absent, 'or')}{where}.")
+    return [" ".join(said), *([" ".join(summary)] if summary else [])]
+
+
+def _named(key: str, labels: Mapping[str, Any], drawn: Sequence[tuple[str, Mapping]]) -> list[tuple[str, bool]]:
+    """The noun phrases of a finding, alike ones counted; and whether the phrase is a plural."""
+    items = [item for label, item in drawn if label == key or label in FAMILIES.get(key, ())]
+    kind = "calcification" if "calcification" in key else key
+    own = DESCRIPTORS.get(kind, ())
+    if len(items) < 2:                      # what the labels say is of the only one
+        items = [{name: labels.get(name) for name in own} | {k: v for k, v in (*items, {})[0].items() if k in own}]
+    phrases = [_described(key, kind, item) for item in items]
+    return [_counted(phrase, phrases.count(phrase)) for phrase in dict.fromkeys(phrases)]
+
+
+def _described(key: str, kind: str, item: Mapping[str, Any]) -> str:
+    words = {name: _words(item.get(name)) for name in DESCRIPTORS.get(kind, ())}
+    if not any(words.values()):
+        return PRESENT[key]
+    row = {name.replace("_", " ").replace("calcification", "calc"): "-".join(value) for name, value in words.items()}
+    phrase = _abnormality(row | {"abnormality type": kind})
+    return f"suspicious {phrase}" if key == "suspicious_calcification" else phrase
+
+
+def _words(value: Any) -> list[str]:
+    """A descriptor as the words of the CBIS-DDSM tables: "ill-defined, spiculated" is ILL_DEFINED, SPICULATED."""
+    values = value if isinstance(value, (list, tuple)) else [label_values.text_of(value)]
+    pieces = [piece.strip() for text in values for piece in re.split(r"[,;|/]", str(text))]
+    pieces = [part for p in pieces for part in (p.split("-") if p.isupper() else [p.replace("-", "_")])]
+    return [p.upper().replace(" ", "_") for p in pieces if p and p.lower() not in ("nan", "none", "unknown", "other")]
+
+
+def _counted(phrase: str, count: int) -> tuple[str, bool]:
+    if count == 1:
+        return phrase, phrase.split(" with ")[0].split(" in ")[0].endswith("calcifications")
+    number = COUNTS[count] if count < len(COUNTS) else str(count)
+    if phrase == _bare(phrase):             # no article: it has no plural
+        return f"{number} areas of {phrase}", True
+    plural = re.sub(r"mass\b|asymmetry\b|node\b|implant\b", lambda m: PLURALS[m[0]], _bare(phrase), count=1)
+    return f"{number} {plural}", True
+
+
+PLURALS = {"mass": "masses", "asymmetry": "asymmetries", "node": "nodes", "implant": "implants"}
+
+
 def _records(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return rows.to_dict("records") if isinstance(rows, pd.DataFrame) else list(rows)
 
@@ -136,7 +241,9 @@ def _abnormality(row: Mapping[str, Any]) -> str:
         return " ".join([phrase, *([_join(distribution)] if distribution else [])])
     nouns, shapes = _mass(row)
     margins = [m.replace("_", "-").lower() for m in _values(row, "mass margins")]
-    phrase = _article(" ".join([*(["-".join(shapes)] if shapes else []), nouns[0]]))
+    density = [f"{d}-density" if d in ("high", "equal", "low") else d.replace("_", "-")
+               for d in map(str.lower, _values(row, "mass density"))]
+    phrase = _article(" ".join([*density, *(["-".join(shapes)] if shapes else []), nouns[0]]))
     with_ = [*nouns[1:], *([f"{_join(margins)} margins"] if margins else [])]
     return f"{phrase} with {_join(with_)}" if with_ else phrase
 
@@ -174,9 +281,9 @@ def _unique(values: Iterable[str]) -> list[str]:
     return [value for value in dict.fromkeys(values) if value]
 
 
-def _join(words: Iterable[str]) -> str:
+def _join(words: Iterable[str], last: str = "and") -> str:
     words = list(words)
-    return words[0] if len(words) == 1 else " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+    return words[0] if len(words) == 1 else f" {last} ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _article(phrase: str) -> str:

@@ -61,19 +61,45 @@ class Transform:
         """Boxes [N, 4] in the canvas -> in the original, float64, not clipped."""
         return _ordered(self.points_inverse(np.asarray(xyxy, np.float64).reshape(-1, 2)))
 
+    def circles(self, xyr: np.ndarray) -> np.ndarray:
+        """Circles [N, 3] (x, y, radius) in the original -> ellipses [N, 4] (x, y, radius along x, along y), float64.
+
+        A stretch makes ellipses of circles; with the geometry `fit` the two radii differ by rounding only.
+        """
+        xyr = np.asarray(xyr, np.float64).reshape(-1, 3)
+        return np.concatenate([self.points(xyr[:, :2]), xyr[:, 2:] * np.array(self.scale[::-1])], axis=1)
+
+    def circles_inverse(self, ellipses: np.ndarray) -> np.ndarray:
+        """Ellipses [N, 4] (x, y, radius along x, along y) in the canvas -> in the original; of a circle, alike."""
+        ellipses = np.asarray(ellipses, np.float64).reshape(-1, 4)
+        radii = ellipses[:, 2:] / np.array(self.scale[::-1])
+        return np.concatenate([self.points_inverse(ellipses[:, :2]), radii], axis=1)
+
     def image(self, array: np.ndarray) -> np.ndarray:
         """The canvas [H, W] of an original image [h, w], in its dtype; padding is 0."""
         y0, x0, y1, x1 = self.crop
-        part = array[y0:y1, x0:x1]
-        if self.flip_horizontal:
-            part = part[:, ::-1]
+        return self.place(array[y0:y1, x0:x1])
+
+    def place(self, region: np.ndarray) -> np.ndarray:
+        """The canvas [H, W] of what the crop cuts out [y1 - y0, x1 - x0], in its dtype; padding is 0."""
         top, left, bottom, right = self.content
-        canvas = np.zeros(self.canvas, array.dtype)
-        canvas[top:bottom, left:right] = resize(part, (bottom - top, right - left))
+        part = resize(region, (bottom - top, right - left))
+        if part.shape == self.canvas and not self.flip_horizontal:
+            return part
+        canvas = np.zeros(self.canvas, region.dtype)
+        canvas[top:bottom, left:right] = part[:, ::-1] if self.flip_horizontal else part
         return canvas
 
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """A mask [h, w] in the original -> on the canvas [H, W] bool: pixels of which more than half is covered."""
+        return self.image(np.asarray(mask, np.float32)) > 0.5
+
+    def mask_inverse(self, mask: np.ndarray) -> np.ndarray:
+        """A mask [H, W] on the canvas -> on the original [h, w] bool."""
+        return self.map_inverse(np.asarray(mask, np.float32)) > 0.5
+
     def map_inverse(self, values: np.ndarray) -> np.ndarray:
-        """A map on the canvas [H, W] (saliency, a mask) -> on the original [h, w]; 0 outside the crop."""
+        """A map on the canvas [H, W] (saliency) -> on the original [h, w]; 0 outside the crop."""
         top, left, bottom, right = self.content
         y0, x0, y1, x1 = self.crop
         part = resize(values[top:bottom, left:right], (y1 - y0, x1 - x0))

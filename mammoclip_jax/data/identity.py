@@ -1,15 +1,14 @@
 """Keyed hashes in place of identifiers, for data sets whose identifiers are private.
 
-The key and the way back live in `OUT.private/` beside the data set, readable by its owner only. Whoever is given the
-data set alone cannot tell whom an identifier stands for; the owner can.
+The key lives in `OUT.private/` beside the data set, readable by its owner only, or in a file that several data sets of
+a project share. No list of identifiers is written anywhere: the owner, who has the key and the source, can hash again
+and so tell what a hash stands for; whoever is given the data set alone cannot.
 """
 
-import csv
 import hashlib
 import hmac
 import secrets
 from pathlib import Path
-from typing import Iterable
 
 import pandas as pd
 
@@ -26,30 +25,28 @@ def private_folder(out: Path) -> Path:
 
 
 class Identity:
-    """Hashes identifiers with the key of one data set. The same key gives the same hashes, run after run."""
+    """Hashes identifiers. The same key gives the same hashes, run after run and data set after data set."""
 
-    def __init__(self, out: Path):
-        """Makes `OUT.private/` (mode 0700) and its key, or reads the key that is there.
+    def __init__(self, out: Path, key: Path | str = ""):
+        """Reads the key file, by default the one in `OUT.private/`; makes it (for the owner only) where there is none.
 
         Raises:
             UserError: the key file is damaged.
         """
-        self.folder = private_folder(out)
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        path = self.folder / "key"
+        path = Path(key) if key else private_folder(out) / "key"
         if not path.exists():
-            partial = path.with_name("key.partial")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.touch(mode=0o600)
             partial.write_text(secrets.token_hex(_KEY_BYTES))
-            partial.chmod(0o600)
             replace(partial, path)
         try:
             self._key = bytes.fromhex(path.read_text().strip())
         except ValueError:
             self._key = b""
         if len(self._key) != _KEY_BYTES:
-            raise UserError(f"{path} is not a key of {_KEY_BYTES} bytes in hex. Restore it, or remove {self.folder} "
-                            f"and {out} and prepare anew.")
+            raise UserError(f"{path} is not a key of {_KEY_BYTES} bytes in hex. Restore it, or remove it and {out} and "
+                            "prepare anew.")
 
     def hash(self, kind: str, value: str) -> str:
         """16 hex digits (64 bits) for an identifier; `kind` keeps a patient "7" apart from an image "7"."""
@@ -62,17 +59,12 @@ class Identity:
         return rows.assign(**{name: values.astype("str") for name, values in hashed.items()})
 
     def problem(self, problem: Problem) -> Problem:
-        """The problem as the data set may show it: hashed names, and of the reason only its class."""
-        image = self.hash("image", problem.image) if problem.image else ""
-        return problem._replace(file=self.hash("file", problem.file), image=image, reason=problem.kind)
+        """The problem as the data set may show it: hashed names, the class of the reason, the line of the table."""
+        file, image = (self.hash(kind, name) if name else "" for kind, name in
+                       (("file", problem.file), ("image", problem.image)))
+        return problem._replace(file=file, image=image, reason=problem.kind, row=line(problem.row))
 
-    def write_map(self, rows: Iterable[tuple[str, str, str]]) -> None:
-        """files.csv: (hashed file name as quarantine.csv shows it, hashed image id, file) for the owner's eyes."""
-        path = self.folder / "files.csv"
-        partial = path.with_name("files.csv.partial")
-        with open(partial, "w", newline="") as file:
-            partial.chmod(0o600)
-            writer = csv.writer(file)
-            writer.writerow(["file_id", "image", "file"])
-            writer.writerows(rows)
-        replace(partial, path)
+
+def line(row: str) -> str:
+    """"table.csv:17" -> "line 17": a table may be named after somebody."""
+    return f"line {row.rpartition(':')[2]}" if row else ""

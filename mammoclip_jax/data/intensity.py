@@ -2,39 +2,75 @@
 
 | policy       | does                                                                                                 |
 |--------------|------------------------------------------------------------------------------------------------------|
-| `voi`        | modality LUT, then VOI LUT or window (the first of several), polarity, padding; min-max without one  |
+| `voi`        | modality LUT, then VOI LUT or window (item `voi_item`), polarity, padding; min-max without one       |
 | `raw_minmax` | stored values, polarity, padding, min-max                                                            |
 | `published`  | Mammo-CLIP: stored values, a 5-pixel border cut off, MONOCHROME1 as max - x, min-max, cut to 8 bits  |
 
-The window functions are those of DICOM PS3.3 C.11.2.1.2 and C.11.2.1.3, with output range [0, 1].
+The order is fixed: modality, VOI, polarity once (polarity.py), then padding becomes the darkest value; padding takes no
+part in min-max. All this is one function of the stored value, so it is worked out once over a table of all 65,536
+values of 16 bits, and pixels are only looked up in it, as many as are asked for.
+
+Flags: `voi_invalid`, `voi_flat` (a window far from the values: min-max instead), `voi_item_missing`, `rescale_invalid`,
+`polarity_contradictory`, `photometric_unknown`, `background_bright` (after all that; the polarity may be wrong).
 """
 
-from typing import Callable, NamedTuple
+from typing import Callable
 
+import cv2
 import numpy as np
 import pydicom
-from pydicom.pixels import apply_modality_lut
 
+from mammoclip_jax.data import polarity, voi
 from mammoclip_jax.data.dicom import Image, quiet
 
 POLICIES = ("voi", "published", "raw_minmax")
 PUBLISHED_BORDER = 5
 
 
-class Grey(NamedTuple):
-    """An image ready to be cropped and resized."""
-
-    array: np.ndarray                       # [h, w] float32 in [0, 1], or uint8 by the policy `published`
-    inside: tuple[int, int, int, int]       # y0, x0, y1, x1: what of it counts
-    flags: tuple[str, ...]
-
-
 class FlatImage(ValueError):
     """All pixels are alike."""
 
 
-def grey(image: Image, policy: str) -> Grey:
-    """`image` by a policy of POLICIES.
+class Grey:
+    """An image ready to be cropped and resized; pixels are mapped when they are asked for.
+
+    `shape` is (h, w), `inside` is what of it counts as (y0, x0, y1, x1), `flags` say what was odd.
+    """
+
+    def __init__(self, stored: np.ndarray, tone: Callable, inside: tuple[int, int, int, int], flags: tuple[str, ...]):
+        self.shape, self.inside, self.flags = stored.shape, inside, flags
+        self._stored, self._tone, self._table = stored, tone, None
+        if _has_table(stored):
+            self._table = tone(_all_values(stored.dtype))
+            self._stored = stored.view(f"u{stored.dtype.itemsize}")
+
+    def region(self, y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
+        """That part [y1 - y0, x1 - x0] at full precision: float32 in [0, 1], or uint8 by the policy `published`."""
+        part = self._stored[y0:y1, x0:x1]
+        if self._table is None:
+            return self._tone(part)
+        if self._table.dtype == np.uint8 and part.size:
+            return cv2.LUT(part, self._table)       # faster than NumPy for 8 bits, slower for 32
+        return self._table[part]
+
+    def preview(self) -> np.ndarray:
+        """The whole image [h, w] as uint8, cut off (not rounded) from [0, 255]."""
+        if self._table is None:
+            return _eight(self._tone(self._stored))
+        return cv2.LUT(self._stored, _eight(self._table))
+
+    @property
+    def array(self) -> np.ndarray:
+        """The whole image [h, w] at full precision."""
+        return self.region(0, 0, *self.shape)
+
+
+def _eight(grey: np.ndarray) -> np.ndarray:
+    return grey if grey.dtype == np.uint8 else (grey * 255).astype(np.uint8)
+
+
+def grey(image: Image, policy: str, voi_item: int = 0) -> Grey:
+    """`image` by a policy of POLICIES; `voi_item` chooses among several VOI LUTs and windows, counted in this order.
 
     Raises:
         FlatImage: all pixels that count are alike.
@@ -42,7 +78,7 @@ def grey(image: Image, policy: str) -> Grey:
     if policy == "published":
         return _published(image)
     with quiet():
-        return _display(image, policy == "voi")
+        return _display(image, policy == "voi", voi_item)
 
 
 def _published(image: Image) -> Grey:
@@ -50,151 +86,106 @@ def _published(image: Image) -> Grey:
     border = PUBLISHED_BORDER
     inside = (border, border, height - border, width - border)
     inner = image.stored[border:-border, border:-border]
-    low, high = _range(inner)
-    sign = -1 if _inverted(image.header) else 1
+    low, high = (float(inner.min()), float(inner.max())) if inner.size else (0.0, 0.0)
+    if low == high:
+        raise FlatImage
+    sign = -1 if image.header.get("PhotometricInterpretation") == "MONOCHROME1" else 1
     start = high if sign < 0 else low
 
     def tone(values: np.ndarray) -> np.ndarray:
         return np.clip((values.astype(np.float64) - start) * sign / (high - low) * 255, 0, 255).astype(np.uint8)
 
-    return Grey(_mapped(image.stored, tone), inside, ())
+    return Grey(image.stored, tone, inside, _checked(image.stored, tone, image.fields.flags))
 
 
-def _display(image: Image, voi: bool) -> Grey:
+def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
     header, stored = image.header, image.stored
-    padding = _padding(header, stored)
-    bounds = _range(stored if padding is None else stored[~padding])
-    flags = list(image.fields.flags)
-    shown = None
-    if voi:
-        shown, problem = _voi(header, stored, bounds)
-        flags += [problem] if problem else []
-    if shown is None:
-        shown = _min_max(header if voi else pydicom.Dataset(), bounds)
-    if _inverted(header):
-        array = _mapped(stored, lambda values: 1 - shown(values))
-    else:
-        array = _mapped(stored, shown)
-    if padding is not None:
-        array[padding] = 0
-    return Grey(array, (0, 0, *stored.shape), tuple(flags))
-
-
-def _inverted(header: pydicom.Dataset) -> bool:
-    # PresentationLUTShape INVERSE only repeats MONOCHROME1 (PS3.3 C.8.11.3.1.2); obeying both would invert twice.
-    return header.get("PhotometricInterpretation") == "MONOCHROME1"
-
-
-def _range(values: np.ndarray) -> tuple[float, float]:
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if low == high:
+    padding = _padding(header, stored.dtype)
+    present = _present(stored, padding)
+    used = present[~_within(present, padding)]
+    if not used.size:               # padding that covers all is a mistake
+        padding, used = None, present
+    if used.min() == used.max():
         raise FlatImage
-    return low, high
+    flags = list(image.fields.flags)
+    shown, problems = _shown(header, used, use_voi, voi_item)
+    inverted, problem = polarity.inverted(header, shown(polarity.small(stored)))
+    flags += [flag for flag in (*problems, problem) if flag]
+
+    def tone(values: np.ndarray) -> np.ndarray:
+        grey = shown(values)
+        if inverted:
+            grey = np.float32(1) - grey
+        grey[_within(values, padding)] = 0
+        return grey
+
+    return Grey(stored, tone, (0, 0, *stored.shape), _checked(stored, tone, flags))
 
 
-def _mapped(stored: np.ndarray, tone: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`tone(stored)`, over a table of all values where they have 8 or 16 bits."""
-    if stored.dtype.kind not in "iu" or stored.dtype.itemsize > 2:
-        return tone(stored)
-    kind = np.dtype(f"u{stored.dtype.itemsize}")
-    values = np.arange(2 ** (8 * kind.itemsize), dtype=kind).view(stored.dtype.newbyteorder("="))
-    return tone(values)[stored.astype(stored.dtype.newbyteorder("="), copy=False).view(kind)]
+def _shown(header: pydicom.Dataset, used: np.ndarray, use_voi: bool, voi_item: int) -> tuple[Callable, list[str]]:
+    """The function stored value -> [0, 1] float32 before polarity, and flags; `used` are the values that count."""
+    rescale, problem = voi.modality(header if use_voi else pydicom.Dataset())
+    values = rescale(used)
+    if not values.max() > values.min():
+        rescale, problem = voi.modality(pydicom.Dataset())[0], "rescale_invalid"
+        values = rescale(used)
+    flags = [problem]
+    low, high = float(values.min()), float(values.max())
+    if use_voi:
+        function, problem = voi.voi(header, voi_item, low)
+        if function is not None and np.ptp(function(values)) < 1e-3:
+            function, problem = None, "voi_flat"
+        flags.append(problem)
+        if function is not None:
+            return lambda stored: function(rescale(stored)).astype(np.float32), flags
+    return lambda stored: np.clip((rescale(stored) - low) / (high - low), 0, 1).astype(np.float32), flags
 
 
-def _padding(header: pydicom.Dataset, stored: np.ndarray) -> np.ndarray | None:
-    """Which pixels are padding [h, w] bool (PS3.3 C.7.5.1.1.2), or None; padding that covers all is a mistake."""
+def _checked(stored: np.ndarray, tone: Callable, flags) -> tuple[str, ...]:
+    """The flags, and `background_bright` where that is so."""
+    grey = tone(polarity.small(stored)).astype(np.float32)
+    bright = polarity.background(grey / 255 if tone(stored[:1, :1]).dtype == np.uint8 else grey) == "bright"
+    return (*flags, "background_bright") if bright else tuple(flags)
+
+
+def _has_table(stored: np.ndarray) -> bool:
+    return stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2
+
+
+def _all_values(dtype: np.dtype) -> np.ndarray:
+    """Every value of an 8 or 16-bit integer type, in the order of its bits read as unsigned."""
+    return np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
+
+
+def _present(stored: np.ndarray, padding: tuple[int, int] | None) -> np.ndarray:
+    """Values that occur [n], the extremes of what is no padding among them: all of them where that takes a histogram,
+    else a sample."""
+    if padding is not None and _has_table(stored):
+        values = _all_values(stored.dtype)
+        unsigned = stored.view(f"u{stored.dtype.itemsize}")
+        counts = cv2.calcHist([unsigned], [0], None, [len(values)], [0, len(values)])
+        return values[counts.ravel() > 0]
+    kept = stored if padding is None else stored[~_within(stored, padding)]
+    ends = kept if kept.size else stored
+    return np.unique(np.append(stored[::32, ::32], [ends.min(), ends.max()]).astype(stored.dtype))
+
+
+def _padding(header: pydicom.Dataset, dtype: np.dtype) -> tuple[int, int] | None:
+    """First and last padding value (PS3.3 C.7.5.1.1.2), of the sign that the pixels have, or None."""
     try:
         first = int(header.PixelPaddingValue)
-        last = int(header.get("PixelPaddingRangeLimit", first))
-    except (AttributeError, TypeError, ValueError):
+        limit = header.get("PixelPaddingRangeLimit")
+        last = first if limit is None or limit == "" else int(limit)
+    except (AttributeError, TypeError, ValueError, OverflowError):
         return None
-    mask = (stored >= min(first, last)) & (stored <= max(first, last))
-    return mask if mask.any() and not mask.all() else None
+    if dtype.kind in "iu":          # some write a negative one as unsigned, or the other way
+        kind, turn = np.iinfo(dtype), 2 ** (8 * dtype.itemsize)
+        first, last = (v - turn if v > kind.max else v + turn if v < kind.min else v for v in (first, last))
+    return min(first, last), max(first, last)
 
 
-def _rescaled(header: pydicom.Dataset, values: np.ndarray) -> np.ndarray:
-    """Modality LUT or rescale of stored values; unchanged where the header has none or a broken one."""
-    try:
-        return apply_modality_lut(values, header)
-    except Exception:               # pydicom raises anything for a malformed LUT sequence
-        return values
-
-
-def _min_max(header: pydicom.Dataset, bounds: tuple[float, float]) -> Callable:
-    """Darkest stored value -> 0, brightest -> 1, after the modality LUT."""
-    low, high = sorted(_rescaled(header, np.array(bounds).astype(np.int64 if _is_lut(header) else np.float64)))
-    span = (high - low) or 1.0
-    return lambda values: np.clip((_rescaled(header, values) - low) / span, 0, 1).astype(np.float32)
-
-
-def _is_lut(header: pydicom.Dataset) -> bool:
-    return bool(header.get("ModalityLUTSequence"))
-
-
-def _voi(header: pydicom.Dataset, stored: np.ndarray, bounds: tuple[float, float]) -> tuple[Callable | None, str]:
-    """The VOI function of stored values, or None without a usable one, and a flag that says what was wrong."""
-    try:
-        function = _voi_lut(header) or _window(header)
-    except Exception:               # a malformed sequence raises anything
-        return None, "voi_invalid"
-    if function is None:
-        return None, ""
-
-    def shown(values: np.ndarray) -> np.ndarray:
-        return function(_rescaled(header, values)).astype(np.float32)
-
-    sample = shown(np.unique(stored[::16, ::16]).astype(stored.dtype.newbyteorder("=")))
-    ends = shown(np.array(bounds, stored.dtype.newbyteorder("=")))
-    values = np.concatenate([sample, ends])
-    if values.max() - values.min() < 1e-3:
-        return None, "voi_flat"     # a window far from the values shows nothing
-    return shown, ""
-
-
-def _voi_lut(header: pydicom.Dataset) -> Callable | None:
-    """The first VOI LUT; output is scaled by the bits that its values need, since some declare 16 and use 12."""
-    sequence = header.get("VOILUTSequence")
-    if not sequence:
-        return None
-    item = sequence[0]
-    count, first, bits = (int(value) for value in item.LUTDescriptor)
-    count = count or 2**16
-    if header.get("PixelRepresentation") == 1 and first > 32767:
-        first -= 2**16              # the descriptor's second value is signed when the pixels are
-    little = getattr(header, "original_encoding", (None, True))[1] is not False
-    table = _lut_data(item.LUTData, count, bits, "<u2" if little else ">u2")
-    top = 2 ** max(1, min(bits, int(np.ceil(np.log2(table.max() + 1))))) - 1
-    return lambda values: table[np.clip(np.rint(values).astype(np.int64) - first, 0, len(table) - 1)] / top
-
-
-def _lut_data(data, count: int, bits: int, words: str) -> np.ndarray:
-    if isinstance(data, bytes):
-        narrow = bits <= 8 and len(data) <= count + 1
-        return np.frombuffer(data, np.uint8 if narrow else words)[:count].astype(np.float64)
-    table = np.asarray(data, np.float64).reshape(-1)[:count]
-    return np.where(table < 0, table + 2**16, table)
-
-
-def _window(header: pydicom.Dataset) -> Callable | None:
-    centre, width = _first(header.get("WindowCenter")), _first(header.get("WindowWidth"))
-    if centre is None or width is None:
-        return None
-    function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
-    if function == "SIGMOID" and width > 0:
-        return lambda x: 1 / (1 + np.exp(np.clip(-4 * (np.asarray(x, np.float64) - centre) / width, -500, 500)))
-    if function == "LINEAR_EXACT" and width > 0:
-        return lambda x: np.clip((np.asarray(x, np.float64) - centre) / width + 0.5, 0, 1)
-    if function == "LINEAR" and width >= 1:
-        if width == 1:
-            return lambda x: (np.asarray(x) > centre - 0.5).astype(np.float64)
-        return lambda x: np.clip((np.asarray(x, np.float64) - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
-    raise ValueError(f"window {centre} {width} {function}")
-
-
-def _first(value) -> float | None:
-    """The first of several windows."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, (list, tuple, pydicom.multival.MultiValue)):
-        value = value[0] if len(value) else None
-    return None if value is None else float(value)
+def _within(values: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
+    """Which values lie in `bounds`, ends included: bool of the shape of `values`."""
+    if bounds is None:
+        return np.zeros(values.shape, bool)
+    return (values >= bounds[0]) & (values <= bounds[1])

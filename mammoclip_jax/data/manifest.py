@@ -6,7 +6,9 @@
 | patient    | identifier; a patient is in one split only                                            |
 | study      | identifier of the exam                                                                |
 | image      | identifier, unique in the data set                                                    |
-| file       | path relative to the root; in memory only, never written into a data set              |
+| file       | path relative to the root, "" if it was not found; in memory only                     |
+| row        | where the row comes from, "table.csv:17", or ""; in memory only                       |
+| size       | "height width" that the tables give the image, or ""; in memory only                  |
 | laterality | "L", "R" or "" (unknown)                                                              |
 | view       | "CC", "MLO", another view's name in capitals, or "" (unknown)                         |
 | split      | "train", "val" or "test"                                                              |
@@ -17,13 +19,31 @@
 | sections   | list of str, parallel to texts: "findings", "impression", "caption", ...              |
 | labels     | JSON object, e.g. {"mass": 1, "density": "B"}; an absent key is unknown               |
 | boxes      | JSON list of {"label": str, "box": [x0, y0, x1, y1]} in pixels of the original image: |
-|            | x right, y down, origin top left, x1 and y1 exclusive                                 |
+|            | x right, y down, origin top left, x1 and y1 exclusive; more keys are kept: "phrase",  |
+|            | "birads", ...                                                                         |
+
+Columns in memory only are never written into a data set. Keys of `labels` with a common meaning:
+
+| key                                                        | value                                              |
+|------------------------------------------------------------|----------------------------------------------------|
+| mass, calcification, suspicious_calcification, asymmetry,  | 1 there; 0 only where the data set says that it is |
+| focal_asymmetry, global_asymmetry, architectural_distortion| not there                                          |
+| skin_thickening, skin_retraction, nipple_retraction,       |                                                    |
+| suspicious_lymph_node, abnormal                            |                                                    |
+| cancer, biopsy, invasive, implant                          | 0 or 1                                             |
+| birads, density                                            | 0 to 6 (of the breast); "A" to "D"                 |
+| mass_shape, mass_margins, mass_density,                    | words of the BI-RADS lexicon                       |
+| calcification_type, calcification_distribution             |                                                    |
+| age, race, ethnicity, site, machine                        | of patient or device, for subgroups                |
+| procedure, image_type                                      | of the exam and the image, in words                |
+| study_day                                                  | days since the patient's first study in the set    |
 
 A breast is (study, laterality); where laterality is unknown each image is a breast of its own.
 """
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Iterable, Mapping, NamedTuple
 
@@ -32,7 +52,8 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 
-TEXT_COLUMNS = ("dataset", "patient", "study", "image", "file", "laterality", "view", "split", "vendor")
+MEMORY_COLUMNS = ("file", "row", "size")
+TEXT_COLUMNS = ("dataset", "patient", "study", "image", *MEMORY_COLUMNS, "laterality", "view", "split", "vendor")
 JSON_COLUMNS = {"labels": "{}", "boxes": "[]"}
 LIST_COLUMNS = ("texts", "sections")
 COLUMNS = TEXT_COLUMNS + ("real",) + LIST_COLUMNS + tuple(JSON_COLUMNS)
@@ -53,6 +74,7 @@ class Problem(NamedTuple):
     reason: str
     remedy: str
     image: str = ""
+    row: str = ""           # "table.csv:17": names the entry without naming anybody
 
     @property
     def kind(self) -> str:
@@ -68,13 +90,16 @@ class SourceTable(NamedTuple):
     citation: str
     public_ids: bool                    # False: identifiers are private and get keyed hashes in the data set
     root: Path | None = None            # where the files lie, if not below the root that was asked for
+    partial: bool = False               # a file that is not there is stage "absent": people hold parts of public sets
+    table_rows: int = 0                 # lines of the owner's tables, all of which are in `rows` or `problems`
+    remarks: list[Problem] = []         # mismatches that cost a label at most, not an image; the dry run lists them
 
 
 def frame(rows: Iterable[Mapping]) -> pd.DataFrame:
     """The manifest table of `rows`, dicts with the columns above.
 
-    `labels` and `boxes` may be given as objects instead of JSON; `laterality`, `view`, `vendor`, `texts`,
-    `sections`, `labels`, `boxes` may be left out, `real` is True unless said.
+    `labels` and `boxes` may be given as objects instead of JSON; `row`, `size`, `laterality`, `view`, `vendor`,
+    `texts`, `sections`, `labels`, `boxes` may be left out, `real` is True unless said.
 
     Raises:
         KeyError: a row lacks a required column or has an unknown one (an adapter's mistake).
@@ -91,7 +116,7 @@ def _record(row: Mapping) -> dict:
     unknown = set(row) - set(COLUMNS)
     if unknown:
         raise KeyError(f"unknown manifest columns {sorted(unknown)}")
-    record = {"laterality": "", "view": "", "vendor": "", "real": True} | dict(row)
+    record = {"row": "", "size": "", "laterality": "", "view": "", "vendor": "", "real": True} | dict(row)
     texts = list(record.get("texts", []))
     record["texts"] = texts
     record["sections"] = list(record.get("sections", ["caption"] * len(texts)))
@@ -104,7 +129,8 @@ def _record(row: Mapping) -> dict:
 def checked(table: SourceTable) -> SourceTable:
     """`table` with the rows that break an invariant moved to its problems.
 
-    A second row of an image, an unknown laterality or split, a malformed box or blank text costs the row.
+    A second row of an image, an unknown laterality or split, a malformed box, one outside the image's size, or blank
+    text costs the row.
 
     Raises:
         UserError: a patient is in more than one split: no row can be blamed, and training would see the test set.
@@ -112,11 +138,11 @@ def checked(table: SourceTable) -> SourceTable:
     repeated = table.rows["image"].duplicated()
     faults = ["duplicate image id" if again else _fault(row) for again, row in zip(repeated, table.rows.itertuples())]
     bad = [
-        Problem(row.file, "source", fault, _REMEDIES[fault.split(":")[0]], row.image)
+        Problem(row.file, "source", fault, _REMEDIES[fault.split(":")[0]], row.image, row.row)
         for fault, row in zip(faults, table.rows.itertuples()) if fault
     ]
     good = table.rows[np.array([not fault for fault in faults], bool)].reset_index(drop=True)
-    _check_patients(good)
+    _check_patients(good, table.public_ids)
     return table._replace(rows=good, problems=list(table.problems) + bad)
 
 
@@ -127,6 +153,7 @@ _REMEDIES = {
     "empty identifier": "fill in patient, study and image",
     "blank text": "leave blank texts out of the list",
     "malformed box": "give x0 < x1 and y0 < y1 in pixels of the original image",
+    "box outside image": "table and file do not belong together; correct the box",
 }
 
 
@@ -140,21 +167,25 @@ def _fault(row: NamedTuple) -> str:
             return f"empty identifier: {column}"
     if len(row.texts) != len(row.sections) or not all(text.strip() for text in row.texts):
         return "blank text"
+    height, width = map(int, row.size.split()) if row.size else (math.inf, math.inf)
     for item in json.loads(row.boxes):
         x0, y0, x1, y1 = item["box"]
-        if not (x0 < x1 and y0 < y1):
+        if not (x0 < x1 and y0 < y1):               # NaN as well
             return f"malformed box: {item['box']}"
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            return f"box outside image: {item['box']} in {width} x {height}"
     return ""
 
 
-def _check_patients(rows: pd.DataFrame) -> None:
+def _check_patients(rows: pd.DataFrame, public: bool) -> None:
     counts = rows.groupby("patient")["split"].nunique()
     torn = list(counts.index[counts > 1])
-    if torn:
-        raise UserError(
-            f"{len(torn)} patients are in more than one split, e.g. {', '.join(torn[:3])}: training would see the "
-            "test set. Give all images of a patient the same split."
-        )
+    if not torn:
+        return
+    lines = rows.loc[rows["patient"] == torn[0], "row"].str.rpartition(":")[2]
+    where = f"e.g. {', '.join(torn[:3])}" if public else f"the first in lines {', '.join(lines)} of the table"
+    raise UserError(f"{len(torn)} patients are in more than one split, {where}: training would see the test set. Give "
+                    "all images of a patient the same split.")
 
 
 def breast_keys(rows: pd.DataFrame) -> pd.Series:

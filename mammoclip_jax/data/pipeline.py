@@ -6,8 +6,9 @@ the text. What a step sees depends on the seed alone: not on threads, and, up to
 the order inside the global batch, not on the number of processes.
 """
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,8 @@ import grain
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data import reports
+from mammoclip_jax.data import label_values, reports, templating
+from mammoclip_jax.data.augment_text import alternatives
 from mammoclip_jax.data.shards import Dataset
 from mammoclip_jax.data.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
@@ -32,12 +34,28 @@ class Augment(NamedTuple):
     shuffle_sentences: float    # of each text
 
 
+class TextOptions(NamedTuple):
+    """Which texts of a breast are drawn."""
+
+    captions: str = ""              # a template: captions are rendered anew at each drawing, of the view drawn with it
+    captions_share: float = 1.0     # probability that a caption takes a report text's place; always where none is
+    captions_dropout: float = -1.0  # of the template's fields; below 0 is what the template says
+    pairing: str = "any"            # "sections": the first text from the findings, the second from the impression
+    own_side: bool = False          # without the sentences about the other breast
+    augmented: float = 0.0          # probability of a text's variant of texts_augmented.parquet, where it has one
+
+
+PAIRINGS = ("any", "sections")
+
+
 class Breast(NamedTuple):
     """One training example before sampling."""
 
     source: int                            # position of the data set in the list given
     views: tuple[tuple[int, ...], ...]     # rows of its index, by view: VIEWS first, then others by name
     texts: tuple[str, ...]                 # without blank and repeated ones
+    sections: tuple[str, ...] = ()         # of the texts, where they are paired by section
+    fields: tuple[tuple[int, str], ...] = ()   # row and, as JSON, what its caption is rendered from
 
 
 class Breasts(NamedTuple):
@@ -48,7 +66,8 @@ class Breasts(NamedTuple):
     without_view: int                      # only views that were not asked for
 
 
-def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False) -> Breasts:
+def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False,
+            text: TextOptions = TextOptions()) -> Breasts:
     """Group the images of a split into breasts, in the order of the indexes.
 
     A breast is one side in one study; images whose laterality is unknown are a breast each. `other_views` takes views
@@ -62,11 +81,13 @@ def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = Fals
         alone = np.where(index["laterality"] == "", index["image"], "")
         for _, group in index.groupby(["dataset", "study", "laterality", alone], sort=False):
             views = _by_view(group, other_views)
-            texts = tuple(dict.fromkeys(t.strip() for texts in group["texts"] for t in texts if t.strip()))
+            found = _texts(group, text)
+            fields = _caption_fields(group, text) if text.captions else ()
             without_view += not views
-            without_text += bool(views) and not texts
-            if views and texts:
-                items.append(Breast(source, views, texts))
+            without_text += bool(views) and not (found or fields)
+            if views and (found or fields):
+                items.append(Breast(source, views, tuple(found),
+                                    tuple(found.values()) if text.pairing == "sections" else (), fields))
     folders = ", ".join(str(d.path) for d in datasets)
     if not items:
         raise UserError(f"no breast to use in split {split!r} of {folders}: {without_text} have no text, "
@@ -81,6 +102,29 @@ def _by_view(group: pd.DataFrame, other_views: bool) -> tuple[tuple[int, ...], .
     others = sorted(set(group["view"]) - set(VIEWS)) if other_views else []
     rows = (group.index[group["view"] == view] for view in (*VIEWS, *others))
     return tuple(tuple(map(int, found)) for found in rows if len(found))
+
+
+def _texts(group: pd.DataFrame, text: TextOptions) -> dict[str, str]:
+    """Text to section of the rows of a breast, without blank and repeated texts."""
+    found: dict[str, str] = {}
+    sections = group["sections"] if text.pairing == "sections" else [()] * len(group)
+    for side, texts, names in zip(group["laterality"], group["texts"], sections, strict=True):
+        for place, whole in enumerate(texts):
+            kept = (reports.for_side(whole, side) if text.own_side else whole).strip()
+            if kept:
+                found.setdefault(kept, names[place] if place < len(names) else "")
+    return found
+
+
+def _caption_fields(group: pd.DataFrame, text: TextOptions) -> tuple[tuple[int, str], ...]:
+    """What the captions of the rows are rendered from, for those with labels that the template can speak of."""
+    found = []
+    for row in group.itertuples():
+        labels, boxes = json.loads(row.labels), json.loads(row.boxes)
+        fields = labels | {"laterality": row.laterality, "view": row.view, "boxes": boxes}
+        if label_values.consistent(labels, boxes) and templating.render(text.captions, fields):
+            found.append((int(row.Index), json.dumps(fields)))
+    return tuple(found)
 
 
 def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Generator) -> list[int]:
@@ -100,6 +144,16 @@ def draw_texts(texts: Sequence[str], count: int, rng: np.random.Generator) -> li
     return [texts[order[i % len(texts)]] for i in range(count)]
 
 
+def draw_sections(texts: Sequence[str], sections: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Findings, impression, findings, ... , where both exist: each drawn as `draw_texts` does; else as `draw_texts`."""
+    parts = [[text for text, name in zip(texts, sections, strict=True) if name == wanted]
+             for wanted in ("findings", "impression")]
+    if not all(parts):
+        return draw_texts(texts, count, rng)
+    drawn = [draw_texts(part, (count + 1) // 2, rng) for part in parts]
+    return [text for pair in zip(*drawn, strict=True) for text in pair][:count]
+
+
 @dataclass(frozen=True)
 class _Sample:
     """Breast to one row of a Batch, arrays without the leading dimension. Can be pickled."""
@@ -110,10 +164,12 @@ class _Sample:
     texts: int
     text_length: int
     augment: Augment
+    text: TextOptions = TextOptions()
+    variants: tuple[Mapping[str, tuple[str, ...]], ...] = ()     # by data set: text to its augmented texts
 
     def __call__(self, breast: Breast, rng: np.random.Generator) -> dict[str, np.ndarray]:
         records = draw_views(breast.views, self.views, rng)
-        texts = draw_texts(breast.texts, self.texts, rng)
+        texts = self._draw(breast, records, rng)
         texts, horizontal, vertical = augment_texts(texts, self.augment, rng)
         ids, mask = self.tokenizer.encode(texts, self.text_length)
         dataset = self.datasets[breast.source]
@@ -128,6 +184,31 @@ class _Sample:
             "flip_vertical": np.bool_(vertical),
             "mask": np.bool_(True),
         }
+
+
+    def _draw(self, breast: Breast, records: list[int], rng: np.random.Generator) -> list[str]:
+        options = self.text
+        if not breast.texts:
+            texts = [""] * self.texts
+        elif options.pairing == "sections":
+            texts = draw_sections(breast.texts, breast.sections, self.texts, rng)
+        else:
+            texts = draw_texts(breast.texts, self.texts, rng)
+        if options.augmented:
+            texts = [_variant(text, self.variants[breast.source], options.augmented, rng) for text in texts]
+        if breast.fields:
+            fields = dict(breast.fields)
+            dropout = None if options.captions_dropout < 0 else options.captions_dropout
+            for place, text in enumerate(texts):
+                if not text or rng.random() < options.captions_share:
+                    own = fields.get(records[place % len(records)], breast.fields[0][1])
+                    texts[place] = templating.render(options.captions, json.loads(own), rng, dropout)
+        return texts
+
+
+def _variant(text: str, variants: Mapping[str, tuple[str, ...]], chance: float, rng: np.random.Generator) -> str:
+    found = variants.get(text, ())
+    return found[int(rng.integers(len(found)))] if found and rng.random() < chance else text
 
 
 def augment_texts(texts: list[str], augment: Augment, rng: np.random.Generator) -> tuple[list[str], bool, bool]:
@@ -165,6 +246,7 @@ def train_dataset(
     other_views: bool = False,
     weights: Sequence[float] | None = None,
     read_threads: int = 4,
+    text: TextOptions = TextOptions(),
 ) -> grain.IterDataset:
     """Endless shuffled batches; `batch_size` breasts for this process, all keys of Batch, mask True throughout.
 
@@ -172,10 +254,12 @@ def train_dataset(
     by the last batch of an epoch are dropped, others in each epoch. With `weights`, one a data set, the sets are
     drawn in these proportions, each in its own order. The flips and the shuffling are probabilities: see Augment.
     Images are decoded by `read_threads` threads (0: in the caller's), at most two batches ahead.
-    Raises UserError for images of different shape, too few breasts, or wrong weights.
+    Raises UserError for images of different shape, too few breasts, wrong weights, or wrong text options.
     """
     check_alike(datasets)
-    items = breasts(datasets, split, other_views=other_views).items
+    if text.pairing not in PAIRINGS:
+        raise UserError(f"pairing={text.pairing!r} must be one of {', '.join(PAIRINGS)}")
+    items = breasts(datasets, split, other_views=other_views, text=text).items
     global_batch = batch_size * process_count
     if weights is None:
         stream = grain.MapDataset.source(items).seed(seed).shuffle()[:len(items) // global_batch * global_batch]
@@ -186,7 +270,8 @@ def train_dataset(
     else:
         stream = _mixed(items, datasets, weights, seed)
     augment = Augment(flip_horizontal, flip_vertical, shuffle_sentences)
-    sample = _Sample(tuple(datasets), tokenizer, views, texts, text_length, augment)
+    variants = tuple(alternatives(dataset.path) for dataset in datasets) if text.augmented else ()
+    sample = _Sample(tuple(datasets), tokenizer, views, texts, text_length, augment, text, variants)
     # The random numbers belong to the place in the global stream, so they precede the split by process.
     stream = stream.random_map(sample)[process_index::process_count]
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * batch_size if read_threads else 0)

@@ -13,6 +13,8 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 
 import cv2
 
+from mammoclip_jax.memory import keep_freed_memory
+
 TIMEOUT = 300.0         # seconds for one item
 
 
@@ -25,10 +27,10 @@ class WorkerLost(NamedTuple):
 def ordered_map(function: Callable, items: Iterable, workers: int, timeout: float = TIMEOUT) -> Iterator[Any]:
     """`map(function, items)` over `workers` processes, in the order of the items, with little read ahead.
 
-    With 0 or 1 workers it runs in this process, without protection. `function` and items must be picklable, and on
-    the way a `WorkerLost` stands for an item whose worker died or took longer than `timeout` seconds.
+    With 0 workers it runs in this process, without protection. `function` and items must be picklable, and on the way a
+    `WorkerLost` stands for an item whose worker died or took longer than `timeout` seconds.
     """
-    if workers <= 1:
+    if workers <= 0:
         yield from map(function, items)
         return
     items = iter(items)
@@ -76,6 +78,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 def _start_worker() -> None:
     # The processes are the parallelism; threads of OpenCV in each would only fight.
     cv2.setNumThreads(1)
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

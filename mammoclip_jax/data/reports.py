@@ -1,6 +1,9 @@
 """Radiology reports as text: sections, sentences, negation, and what a mirrored image would have been called."""
 
 import re
+from collections.abc import Callable
+
+from mammoclip_jax.data.deidentify import deidentify as deidentify  # a part of this module's interface
 
 # Headings as they are written, by the section they open. Only these split a report: a capitalised line such as
 # "RIGHT BREAST:" belongs to the findings.
@@ -85,10 +88,15 @@ _AFTER = re.compile(r"\b(?:is|are|was|were|has|have|been)\s+(?:been\s+)?(?:absen
                     r"not\s+(?:seen|identified|present|visible|visualized|visualised|demonstrated|evident|detected|"
                     r"appreciated)|no\s+longer\s+(?:seen|identified|present|visible|visualized|visualised|evident))\b",
                     re.IGNORECASE)
+_ASSERTS = (r"(?:an?|one|two|three|four|several|multiple|few|some|scattered|benign|probably|stable|unchanged|known|"
+            r"typically|vascular|coarse|postsurgical)")
+_SEEN = (r"(?:(?!\b(?:or|and|nor|is|are)\b)[^,])*\b(?:is|are)\s+(?:again\s+)?"
+         r"(?:seen|present|noted|identified|visible|stable)\b")
 _BREAK = re.compile(r"[;:.!?]|\b(?:but|however|except|although|though|apart\s+from|aside\s+from|other\s+than|yet|"
-                    r"while|whereas|which\s+(?:is|are|has|have))\b|,\s*(?=there\s+(?:is|are)\b)"
-                    r"|,\s*(?=(?:(?!\b(?:or|and|nor|is|are)\b)[^,])*\b(?:is|are)\s+(?:again\s+)?"
-                    r"(?:seen|present|noted|identified|visible|stable)\b)", re.IGNORECASE)
+                    r"while|whereas|which\s+(?:is|are|has|have))\b|,?\s*\band\s+(?=there\s+(?:is|are)\b)"
+                    # "no mass and a cyst", "no mass, benign calcifications are present": something else is there
+                    rf"|,\s*(?=there\s+(?:is|are)\b)|,?\s*\band\s+(?={_ASSERTS}\b)|,\s*(?={_ASSERTS}\b{_SEEN})"
+                    rf"|(?P<item>,)\s*(?={_SEEN})", re.IGNORECASE)
 _FINDING = re.compile(r"\b(?:mass|masses|nodules?|lesions?|cysts?|tumou?rs?|cancers?|carcinomas?|malignan\w+|"
                       r"(?:micro)?calcifications?|calcium|distortions?|asymmetr\w+|(?:skin|trabecular)\s+thickening|"
                       r"(?:nipple|skin)\s+retraction|(?:lymph)?adenopathy|lymph\s+nodes?|opacit\w+|findings?|"
@@ -107,6 +115,8 @@ def negated(sentence: str, term: str | None = None) -> bool:
     denied: list[bool] = []
     start = 0
     for part in [*_BREAK.finditer(plain), None]:
+        if part and part["item"] and re.search(r",|\b(?:or|and)\b", plain[start:part.start()]):
+            continue                        # the last of a longer list: "no mass, asymmetry, distortion are seen"
         clause = plain[start:part.start() if part else len(plain)]
         denied += _denied(clause, mention)
         start = part.end() if part else start
@@ -144,6 +154,14 @@ _POSITION = re.compile(
     r"o['’]?\s*clock)\b", re.IGNORECASE)
 
 
+# A lateral view is no position: "true lateral", "lateral magnification views", "medial and lateral projections".
+_PROJECTION = re.compile(
+    r"\b(?:(?:true|straight|90[- ]degrees?)\s+lateral|(?:(?:medial|superior|inferior)\s+(?:and|or)\s+)?lateral"
+    r"(?:\s+(?:and|or|to|oblique|medial|spot|compression|magnification|exaggerated|cc|cranio-?caudal|mlo|full|field|"
+    r"digital|2d|3d))*\s+(?:views?|projections?|images?|films?|radiographs?|mammogra\w+|tomosynthesis))\b",
+    re.IGNORECASE)
+
+
 def swap_laterality(text: str) -> str:
     """What the report of the mirrored image says: left and right change places, clock hours are mirrored (2 to 10).
 
@@ -171,6 +189,76 @@ def names_position(text: str) -> bool:
     """Does the text say where in the breast something is, so that an image upside down would contradict it?
 
     Left and right do not count (see `swap_laterality`), nor do anterior, posterior and retroareolar, which a vertical
-    flip keeps.
+    flip keeps, nor a lateral view.
     """
-    return bool(_POSITION.search(text) or _CLOCK.search(text))
+    return bool(_POSITION.search(_PROJECTION.sub("", text)) or _CLOCK.search(text))
+
+
+# --- the sentences of one breast, or of one view -------------------------------------------------------------------
+
+_SIDE_HEADING = re.compile(r"^(?:the\s+)?(?:(?P<left>left|lt|l)|(?P<right>right|rt|r)|bilateral|both)"
+                           r"(?:\s+breasts?)?(?:\s+findings?)?\s*:", re.IGNORECASE)
+_ANY_HEADING = re.compile(r"^[A-Za-z][A-Za-z /-]{2,40}:")
+_BOTH_SIDES = re.compile(r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b",
+                         re.IGNORECASE)
+_REFERS_BACK = re.compile(r"^(?:it|its|this|these|they|their|the\s+latter|which)\b", re.IGNORECASE)
+_VIEW_WORDS = {
+    "CC": r"(?<!\d )(?<!\d)\b[LR]?-?CC\b|\bcranio-?\s?caudal\b",
+    "MLO": r"\b[LR]?-?MLO\b|\bmedio-?lateral[ -]oblique\b",
+    "ML": r"(?<!\d )\b[LR]?-?ML\b|\bmedio-?lateral\b(?![ -]oblique)|\btrue\s+lateral\b",
+    "LM": r"\b[LR]?-?LM\b|\blatero-?medial\b",
+    "XCCL": r"\b[LR]?-?XCC[LM]?\b|\bexaggerated\b", "LMO": r"\b[LR]?-?LMO\b", "AT": r"\baxillary\s+tail\s+view\b",
+}
+_VIEW_NAMES = {view: re.compile(words, re.IGNORECASE) for view, words in _VIEW_WORDS.items()}
+
+
+def sides(sentence: str) -> set[str]:
+    """The breasts that a sentence names: {"L"}, {"R"}, both (also for "bilateral"), or none."""
+    named = {match[0][0].upper() for match in _SIDE.finditer(sentence)}
+    return {"L", "R"} if _BOTH_SIDES.search(sentence) else named
+
+
+def for_side(text: str, laterality: str) -> str:
+    """The text of one breast: without the sentences about the other one alone. "" where none is left.
+
+    Sentences of both breasts or of none stay. One below a heading like "LEFT BREAST:" belongs to that breast, and one
+    that refers back ("It measures 5 mm.") to the breast of the sentence before. `laterality` "" keeps everything.
+    """
+    def named(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
+        heading = _SIDE_HEADING.match(sentence)
+        if heading:
+            scope = {"L"} if heading["left"] else {"R"} if heading["right"] else set()
+        elif _ANY_HEADING.match(sentence):
+            scope = set()
+        return sides(sentence) or scope, scope
+
+    return _only(text, laterality, named)
+
+
+def for_view(text: str, view: str) -> str:
+    """The text of one view: without the sentences that name other views and not this one. "" where none is left.
+
+    `view` "" keeps everything.
+    """
+    def named(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
+        return {name for name, words in _VIEW_NAMES.items() if words.search(sentence)}, scope
+
+    return _only(text, view, named)
+
+
+def _only(text: str, wanted: str, named: Callable[[str, set[str]], tuple[set[str], set[str]]]) -> str:
+    """`text` without the sentences that speak of others than `wanted`; the very text where all stay."""
+    if not wanted:
+        return text
+    scope: set[str] = set()
+    about: set[str] = set()
+    lines, dropped = [], False
+    for line in _tidy(text).split("\n"):
+        kept = []
+        for sentence in sentences(line):
+            found, scope = named(sentence, scope)
+            about = found or (about if _REFERS_BACK.match(sentence) else set())
+            kept += [sentence] if not about or wanted in about else []
+            dropped |= bool(about) and wanted not in about
+        lines += [" ".join(kept)] if kept else []
+    return "\n".join(lines) if dropped else text

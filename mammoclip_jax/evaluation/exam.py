@@ -124,7 +124,7 @@ class _Scorer(NamedTuple):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return Preprocessing(**self.model.preprocessing)
+        return Preprocessing.from_dict(self.model.preprocessing)
 
     def views(self, rendered: list[tuple[Path, Rendered]], root: Path) -> list[dict[str, Any]]:
         """What is known of each view, its scores, and for each label where its map is highest in the original."""

@@ -1,10 +1,12 @@
 """Several evaluators over several data sets."""
 
+import dataclasses
 import importlib
 import logging
 from pathlib import Path
 from typing import Any, Mapping
 
+from mammoclip_jax.data.render import Preprocessing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import EVALUATORS, result
 from mammoclip_jax.evaluation.features import Features
@@ -62,8 +64,9 @@ def _plan(name: str, options: dict[str, Any]):
 
 def check_preprocessing(model, name: str, dataset) -> None:
     """Raises UserError when a data set's images were prepared otherwise than those that the model has learnt from."""
-    learnt, found = dict(model.preprocessing), dict(dataset.info["preprocessing"])
-    for key in learnt | found:
-        if learnt.get(key) != found.get(key):
-            raise UserError(f"data set {name!r} was prepared with {key}={found.get(key)!r}, the model learnt from "
-                            f"{key}={learnt.get(key)!r}. Prepare the data set again with the model's value.")
+    learnt, found = (dataclasses.asdict(Preprocessing.from_dict(values))
+                     for values in (model.preprocessing, dataset.info["preprocessing"]))
+    for key in learnt:
+        if learnt[key] != found[key]:
+            raise UserError(f"data set {name!r} was prepared with {key}={found[key]!r}, the model learnt from "
+                            f"{key}={learnt[key]!r}. Prepare the data set again with the model's value.")

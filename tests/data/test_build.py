@@ -1,8 +1,14 @@
 """prepare from end to end on small folders: counts, quarantine, resuming, identity."""
 
+import contextlib
 import csv
+import errno
+import fcntl
+import functools
+import itertools
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,12 +20,13 @@ import cv2
 import numpy as np
 import pytest
 
+from mammoclip_jax.data import summary
 from mammoclip_jax.data.build import build
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.render import Preprocessing
 from mammoclip_jax.data.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.prepare import parse_options, prepare
+from mammoclip_jax.prepare import parse_options, prepare, read
 from tiny_dicom import breast, write
 
 SMALL = dict(height=32, width=24)
@@ -72,13 +79,55 @@ def test_a_second_run_does_nothing_or_names_the_difference(tmp_path):
     first = prepare("report_csv", root, out, workers=1, **SMALL)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     second = prepare("report_csv", root, out, workers=1, **SMALL)
-    assert second.pop("up_to_date") and not first.pop("up_to_date") and first == second
+    assert first == second | {"up_to_date": False, "reused": 0, "made": 6}
+    assert second["up_to_date"] and second["reused"] == 6
     assert before == {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     with pytest.raises(UserError, match="height is 32 there, 64 now"):
         prepare("report_csv", root, out, workers=1, height=64, width=24)
-    report_folder(root, images=7)
-    with pytest.raises(UserError, match="rows is 6 there, 7 now"):
-        prepare("report_csv", root, out, workers=1, **SMALL)
+
+
+def test_only_what_is_new_or_changed_is_made(tmp_path):
+    """And the folder is, byte for byte, what a clean run over the same files makes."""
+    root = mias_like(tmp_path / "in")
+
+    def again(name: str, **more) -> dict:
+        counts = prepare("mias", root, tmp_path / name, workers=0, shards=6, **SMALL | more)
+        return {key: counts[key] for key in ("images", "quarantined", "made", "reused", "up_to_date")}
+
+    def same(name: str) -> bool:
+        again(name)
+        return contents(tmp_path / "a") == contents(tmp_path / name)
+
+    clean = dict(images=47, quarantined=1, made=47, reused=0, up_to_date=False)
+    assert again("a") == clean and again("a") == clean | dict(made=0, reused=47, up_to_date=True)
+    (root / "mdb005.pgm").write_bytes((root / "mdb006.pgm").read_bytes())       # a file is changed
+    assert again("a") == clean | dict(made=1, reused=46) and same("b")
+    (root / "mdb003.pgm").write_bytes((root / "mdb006.pgm").read_bytes())       # the bad one is mended
+    assert again("a") == dict(images=48, quarantined=0, made=1, reused=47, up_to_date=False) and same("c")
+    table = root / "Info.txt"
+    table.write_text(table.read_text().replace("mdb009 F NORM", "mdb009 D NORM"))     # a label, not a pixel
+    assert again("a") == dict(images=48, quarantined=0, made=0, reused=48, up_to_date=False) and same("d")
+    (root / "mdb049.pgm").write_bytes((root / "mdb006.pgm").read_bytes())       # one more
+    table.write_text(table.read_text() + "\nmdb049 F NORM")
+    assert again("a") == dict(images=49, quarantined=0, made=1, reused=48, up_to_date=False) and same("e")
+    (root / "mdb001.pgm").unlink()                                              # and one less
+    assert again("a") == dict(images=48, quarantined=1, made=0, reused=48, up_to_date=False) and same("f")
+
+
+def test_a_damaged_record_is_not_taken_over(tmp_path):
+    root, out = mias_like(tmp_path / "in"), tmp_path / "out"
+    prepare("mias", root, out, workers=0, shards=2, codec="raw", **SMALL)
+    shard = out / "images-00000-of-00002.array_record"
+    data = bytearray(shard.read_bytes())
+    record = Dataset.open(out).record(0)
+    place = bytes(data).index(record[40:80])
+    data[place] ^= 0xFF
+    shard.write_bytes(data)
+    table = root / "Info.txt"
+    table.write_text(table.read_text() + "\nmdb049 F NORM")
+    (root / "mdb049.pgm").write_bytes((root / "mdb006.pgm").read_bytes())
+    prepare("mias", root, out, workers=0, shards=2, codec="raw", **SMALL)       # the rows of the shards have moved
+    assert Dataset.open(out).record(0) == record
 
 
 def test_another_folder_is_never_overwritten(tmp_path):
@@ -116,7 +165,7 @@ def test_bad_input_is_quarantined_and_counts_add_up(tmp_path, workers):
     counts = prepare("report_csv", root, out, workers=workers, max_quarantined=0.9, **SMALL)
     assert counts["images_in"] == 16 and counts["images"] == 6 and counts["quarantined"] == 10
     assert counts["reasons"] == {
-        "NaN or infinite pixels": 1, "cannot decode": 1, "colour image": 1, "constant image": 1,
+        "NaN or infinite pixels": 1, "cut off": 1, "colour image": 1, "constant image": 1,
         "duplicate image id": 1, "empty report": 1, "file missing": 1, "multi-frame": 1, "not a DICOM file": 1,
         "report without image": 1}
     rows = quarantine(out)
@@ -155,10 +204,10 @@ def test_private_identifiers_stay_beside_the_data_set(tmp_path):
         for secret in (b"SECRET", b"ACC0", b"Jane", b"Doe", b"missing.dcm", str(root).encode()):
             assert secret not in content, (path, secret)
     private = tmp_path / "out.private"
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    with open(private / "files.csv", newline="") as file:
-        owners = {row["file_id"]: row["file"] for row in csv.DictReader(file)}
-    assert {owners[row["file"]] for row in quarantine(out)} >= {"cut.dcm", "rgb.png", "missing.dcm"}
+    assert [path.name for path in private.iterdir()] == ["key"]
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700 and stat.S_IMODE((private / "key").stat().st_mode) == 0o600
+    told = summary.names(read("report_csv", root), out)             # only on the owner's screen
+    assert all(f"{name}: " in told for name in ("cut.dcm", "rgb.png", "missing.dcm")) and "not in the" not in told
     index = Dataset.open(out).index
     assert index["patient"].nunique() == 3 and index["image"].is_unique
 
@@ -169,6 +218,9 @@ def test_private_identifiers_stay_beside_the_data_set(tmp_path):
     assert list(Dataset.open(out).index["image"]) == list(index["image"])
     prepare("report_csv", root, tmp_path / "other", workers=1, max_quarantined=0.9, **SMALL)
     assert not set(Dataset.open(tmp_path / "other").index["image"]) & set(index["image"])
+    prepare("report_csv", root, tmp_path / "third", workers=1, max_quarantined=0.9, key=str(private / "key"), **SMALL)
+    assert list(Dataset.open(tmp_path / "third").index["patient"]) == list(index["patient"])
+    assert not (tmp_path / "third.private").exists()
 
 
 def test_box_outside_its_image(tmp_path):
@@ -214,12 +266,106 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     process.wait()
     with pytest.raises(UserError, match="no finished data set"):
         Dataset.open(out)
-    done = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
+    done = {path.name: path.stat().st_mtime_ns for path in (out / ".building").glob("*.array_record")}
     assert 2 <= len(done) < 6
     assert prepare("mias", root, out, workers=1, shards=6, codec="png", **SMALL)["quarantined"] == 1
-    kept = [path for path, written in done.items() if path.stat().st_mtime_ns == written]
+    kept = [name for name, written in done.items() if (out / name).stat().st_mtime_ns == written]
     assert len(kept) >= 2                           # finished shards were not written again
     assert contents(out) == contents(tmp_path / "clean")
+
+
+class Killed(BaseException):
+    """Nothing handles it, as nothing handles SIGKILL."""
+
+
+@contextlib.contextmanager
+def dies_at(monkeypatch, change: int):
+    """Raises Killed in place of the n-th change of the file system."""
+    count = itertools.count(1)
+
+    def deadly(function):
+        def wrapped(*args, **options):
+            if next(count) == change:
+                raise Killed
+            return function(*args, **options)
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for owner, name in ((os, "replace"), (os, "link"), (Path, "unlink"), (Path, "mkdir"), (shutil, "rmtree")):
+            patch.setattr(owner, name, deadly(getattr(owner, name)))
+        yield
+
+
+@pytest.mark.parametrize("start", ["nothing", "finished", "stopped"])
+def test_death_at_any_change_of_the_file_system(tmp_path, monkeypatch, start):
+    """From an empty folder, while a finished one is brought up to date, and after a run over other tables."""
+    root, out = mias_like(tmp_path / "in", pairs=6), tmp_path / "out"
+    run = functools.partial(prepare, "mias", root, workers=0, shards=3, max_quarantined=0.9, **SMALL)
+    table = (root / "Info.txt").read_text()
+    run(tmp_path / "clean")
+    for change in itertools.count(1):
+        shutil.rmtree(out, ignore_errors=True)
+        if start != "nothing":
+            (root / "Info.txt").write_text(table.replace("mdb002 F NORM\n", "").replace("mdb005", "mdb055"))
+            with contextlib.suppress(Killed), dies_at(monkeypatch, 7 if start == "stopped" else -1):
+                run(out)
+            (root / "Info.txt").write_text(table)
+        try:
+            with dies_at(monkeypatch, change):
+                run(out)
+        except Killed:
+            if not (out / "dataset.json").exists():
+                with pytest.raises(UserError, match="no finished data set"):
+                    Dataset.open(out)
+            run(out)
+            assert contents(out) == contents(tmp_path / "clean"), change
+        else:
+            break
+    assert change > 10
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(tmp_path):
+    """SIGKILL at random moments until a run comes through."""
+    root, out = mias_like(tmp_path / "in"), tmp_path / "killed"
+    prepare("mias", root, tmp_path / "clean", workers=0, shards=12, **SMALL)
+    command = [sys.executable, "-m", "mammoclip_jax.prepare", "--source=mias", f"--root={root}", f"--out={out}",
+               "--shards=12", "--height=32", "--width=24", "--workers=2"]
+    random = np.random.default_rng(3)
+    for kill in range(12):
+        process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(list((out / ".building").glob("*")))
+        while process.poll() is None and len(list((out / ".building").glob("*"))) <= before:
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+    subprocess.run(command, cwd=REPO, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert contents(out) == contents(tmp_path / "clean")
+
+
+def test_one_process_at_a_time(tmp_path):
+    root, out = mias_like(tmp_path / "in", pairs=2), tmp_path / "out"
+    out.mkdir()
+    with open(out / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process"):
+            prepare("mias", root, out, workers=0, max_quarantined=0.9, **SMALL)
+    assert prepare("mias", root, out, workers=0, max_quarantined=0.9, **SMALL)["images"] == 3
+
+
+def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):
+    root, out = mias_like(tmp_path / "in", pairs=6), tmp_path / "out"
+    run = functools.partial(prepare, "mias", root, out, workers=0, shards=3, **SMALL)
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match="No space left on device.*run the same command again"):
+            run()
+    assert run()["images"] == 11
 
 
 def test_the_command_prints_counts_and_writes_json(tmp_path):
@@ -229,8 +375,11 @@ def test_the_command_prints_counts_and_writes_json(tmp_path):
                "--option=labels=cancer"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "gone.dcm: file missing" in done.stdout and "1  quarantined, of 7" in done.stdout
+    assert "line 8: file missing" in done.stdout and "1  quarantined, of 7" in done.stdout
+    assert "gone.dcm" not in done.stdout + done.stderr
     assert json.loads(figures.read_text())["images"] == 6
+    named = subprocess.run(command + ["--names"], cwd=REPO, capture_output=True, text=True)
+    assert named.stdout == "gone.dcm: file missing\n"
     wrong = subprocess.run(command + ["--option=lables=x"], cwd=REPO, capture_output=True, text=True)
     assert wrong.returncode == 2 and "Did you mean 'labels'" in wrong.stderr and "Traceback" not in wrong.stderr
 
@@ -239,3 +388,14 @@ def test_options_are_parsed():
     assert parse_options(["a=1", "b=x=y", "c=true", "d="]) == {"a": 1, "b": "x=y", "c": True, "d": ""}
     with pytest.raises(UserError, match="--option=key=value"):
         parse_options(["nothing"])
+
+
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+def test_beam_writes_the_same_bytes(tmp_path, mode):
+    pytest.importorskip("apache_beam")
+    root = mias_like(tmp_path / "in", pairs=6)
+    prepare("mias", root, tmp_path / "local", workers=0, shards=3, **SMALL)
+    counts = prepare("mias", root, tmp_path / "beam", shards=3, runner="DirectRunner",
+                     runner_options=[f"--direct_running_mode={mode}", "--direct_num_workers=2"], **SMALL)
+    assert counts["images"] == 11 and counts["quarantined"] == 1
+    assert contents(tmp_path / "beam") == contents(tmp_path / "local")

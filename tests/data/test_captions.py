@@ -99,3 +99,41 @@ def test_the_official_tables(real_data):
     assert len(set(map(tuple, texts.values()))) > 700
     malignant = {key for key, rows in groups if "MALIGNANT" in set(rows["pathology"])}
     assert not any("carcinoma" in text or "malignant" in text for key in malignant for text in texts[key])
+
+
+# --- from the label vocabulary ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("labels, boxes, place, expected", [
+    ({}, (), ("", ""), []), ({"cancer": 1, "biopsy": 1, "age": 50}, (), ("L", "CC"), []),
+    ({"mass": float("nan"), "density": None, "birads": ""}, (), ("", ""), []),
+    ({"density": "c"}, (), ("", ""), ["The breast is heterogeneously dense."]),
+    ({"density": 2.0, "mass": 0, "calcification": 0, "birads": 1}, (), ("L", ""), [
+        "There are scattered areas of fibroglandular density. There is no mass or calcification in the left breast.",
+        "BI-RADS 1: negative."]),
+    ({"mass": 1, "mass_shape": "irregular", "mass_margins": ["ill-defined", "spiculated"], "mass_density": "high"}, (),
+     ("R", "MLO"), ["There is a high-density irregular mass with ill-defined and spiculated margins in the right breast "
+                    "on the mediolateral oblique view.", "Mass in the right breast on the mediolateral oblique view."]),
+    ({"mass": 1}, [{"label": "Mass"}, {"label": "mass"}], ("", ""), ["There are two masses.", "Mass."]),
+    ({}, [{"label": "Architectural Distortion"}], ("", ""), ["There is architectural distortion.",
+                                                             "Architectural distortion."]),
+    ({"birads": 2}, (), ("", ""), ["There is a benign finding.", "BI-RADS 2: benign finding."]),
+    ({"abnormal": 0}, (), ("", ""), ["There is no abnormal finding.", "Negative mammogram."]),
+    ({"suspicious_calcification": 1, "calcification": 0, "asymmetry": 0, "focal_asymmetry": 1}, (), ("", ""), [
+        "There are suspicious calcifications. There is a focal asymmetry.",
+        "Suspicious calcifications and focal asymmetry."]),
+])
+def test_findings(labels, boxes, place, expected):
+    assert captions.findings(labels, boxes, *place) == expected
+
+
+def test_findings_never_deny_what_is_there():
+    keys = ("mass", "calcification", "suspicious_calcification", "asymmetry", "focal_asymmetry", "skin_thickening")
+    for values in itertools.product((0, 1, None), repeat=len(keys)):
+        labels = dict(zip(keys, values, strict=True))
+        texts = captions.findings(labels, laterality="L")
+        assert all(text.strip() for text in texts)
+        for sentence in (s for text in texts for s in reports.sentences(text)):
+            for key in keys:
+                word = key.replace("_", " ")
+                assert not (labels[key] == 1 and reports.negated(sentence, word)), (labels, texts)
+                assert labels[key] is not None or word not in sentence or key in ("calcification", "asymmetry")

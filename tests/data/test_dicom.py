@@ -129,13 +129,88 @@ def code(value: str) -> Dataset:
     ({"Laterality": "L", "PatientOrientation": ["A", "FR"]}, ("L", "")),
     ({"ImageLaterality": "B", "ViewCodeSequence": [code("R-10226")]}, ("", "MLO")),
     ({"ViewPosition": "", "ViewCodeSequence": [code("399162004")]}, ("", "CC")),
-    ({"ViewPosition": "LCC"}, ("", "CC")),
+    ({"ViewPosition": "LCC"}, ("L", "CC")),
     ({"ViewPosition": "ML"}, ("", "ML")),
     ({"ViewCodeSequence": []}, ("", "")),
 ])
 def test_laterality_and_view(tmp_path, tags, expected):
     fields = dicom.read_fields(write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), **tags))
     assert (fields.laterality, fields.view) == expected
+
+
+def coded(value: str, **nested) -> Dataset:
+    item = code(value)
+    for name, codes in nested.items():
+        setattr(item, name, [code(one) for one in codes])
+    return item
+
+
+@pytest.mark.parametrize("tags, expected", [
+    ({"ViewPosition": "DOE"}, ("", "")),                   # a name, not a view
+    ({"ViewPosition": "DOE", "ViewCodeSequence": [code("R-10242")]}, ("", "CC")),
+    ({"ViewPosition": "AT"}, ("", "AT")),
+    ({"ViewPosition": "R MLO"}, ("R", "MLO")),
+    ({"ViewPosition": "RL"}, ("", "RL")),                  # rolled lateral, not a right one
+    ({"ViewPosition": "LMLOID"}, ("L", "MLO")),
+    ({"ViewCodeSequence": [coded("399368009", ViewModifierCodeSequence=["399011000"])]}, ("", "AT")),
+    ({"AnatomicRegionSequence": [coded("76752008", AnatomicRegionModifierSequence=["G-A100"])]}, ("R", "")),
+    ({"AnatomicRegionSequence": [code("T-04030")]}, ("L", "")),
+    ({"PrimaryAnatomicStructureSequence": [coded("x", PrimaryAnatomicStructureModifierSequence=["7771000"])]},
+     ("L", "")),
+    ({"SeriesDescription": "R CC"}, ("R", "CC")),
+    ({"SeriesDescription": "Mammo, LMLO (raw)"}, ("L", "MLO")),
+    ({"ProtocolName": "Routine Left - CC"}, ("L", "CC")),
+    ({"SeriesDescription": "L CC R CC"}, ("", "CC")),
+    ({"SeriesDescription": "CC MLO"}, ("", "")),
+    ({"SeriesDescription": "looked at ACCURATELY by Dr RLee"}, ("", "")),
+    ({"ImageLaterality": "L", "SeriesDescription": "R CC"}, ("L", "CC")),
+])
+def test_laterality_and_view_from_elsewhere(tmp_path, tags, expected):
+    fields = dicom.read_fields(write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), **tags))
+    assert (fields.laterality, fields.view) == expected
+
+
+@pytest.mark.parametrize("tags, flags", [
+    ({"PresentationIntentType": "FOR PROCESSING"}, ("for_processing",)),
+    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"}, ("for_processing",)),
+    ({"ViewCodeSequence": [code("G-8310")]}, ("specimen",)),
+    ({"BodyPartExamined": "BREAST SPECIMEN"}, ("specimen",)),
+    ({"ViewCodeSequence": [coded("R-10242", ViewModifierCodeSequence=["R-102D6", "R-102D7"])]},
+     ("magnification", "spot")),
+    ({"ViewModifierCodeSequence": [code("399209000")]}, ("implant_displaced",)),
+    ({"EstimatedRadiographicMagnificationFactor": "1.8"}, ("magnification",)),
+    ({"EstimatedRadiographicMagnificationFactor": "1.07"}, ()),
+    ({"PaddleDescription": "7.5cm MAG"}, ("magnification",)),
+    ({"PaddleDescription": "SPOTCOMPRESSION"}, ("spot",)),
+    ({"ViewPosition": "MCC"}, ("magnification",)),
+    ({"ViewPosition": "CCID"}, ("implant_displaced",)),
+    ({"ViewPosition": "SIO"}, ()),
+    ({"BreastImplantPresent": "YES", "BurnedInAnnotation": "YES"}, ("breast_implant", "burned_in_annotation")),
+    ({"BreastImplantPresent": "NO", "BurnedInAnnotation": "NO"}, ()),
+    ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}, ("synthetic_2d",)),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ"]}, ("tomosynthesis",)),
+    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, ("tomosynthesis",)),
+    ({"ImageType": ["ORIGINAL", "PRIMARY"]}, ()),
+])
+def test_flags(tmp_path, tags, flags):
+    assert dicom.read(write(tmp_path / "a.dcm", breast(), **tags)).fields.flags == flags
+
+
+def test_what_joins_an_image_to_its_study(tmp_path):
+    fields = dicom.read_fields(write(tmp_path / "a.dcm", breast(), StudyDate="20200229", StudyInstanceUID="1.2.3"))
+    assert (fields.study_date, fields.study, fields.size, fields.patient) == ("20200229", "1.2.3", "120 90", "patient")
+    assert fields.image
+    assert dicom.read_fields(write(tmp_path / "b.dcm", breast(), StudyDate="about 2020")).study_date == ""
+
+
+def test_no_reason_quotes_the_header(tmp_path):
+    """The transfer syntax too may be a made-up one."""
+    header = dataset(breast(), ViewPosition="DOE")
+    header.file_meta.TransferSyntaxUID = "1.2.3.19700101"
+    header.save_as(tmp_path / "a.dcm", implicit_vr=False, little_endian=True, enforce_file_format=False)
+    with pytest.raises(Unreadable, match="unknown transfer syntax") as caught:
+        dicom.read(tmp_path / "a.dcm")
+    assert "19700101" not in caught.value.reason + caught.value.remedy
 
 
 @pytest.mark.parametrize("maker, vendor", [

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mammoclip_jax.data import geometry
 from mammoclip_jax.data.geometry import Transform
@@ -121,3 +123,68 @@ def test_fit_keeps_aspect_and_puts_the_chest_wall_left():
     assert canvas[60, 0] == 200 and canvas[60, -1] == 0
     right = geometry.fit(array.shape, (100, 100, 300, 200), (120, 100), chest_wall="right", laterality="R").image(array)
     assert right[60, -1] == 200 and right[60, 0] == 0
+
+
+@st.composite
+def transforms(draw) -> Transform:
+    """Any crop of any image of odd or even size on any canvas, by both builders."""
+    height, width = draw(st.integers(12, 160)), draw(st.integers(12, 160))
+    y0, x0 = draw(st.integers(0, height - 10)), draw(st.integers(0, width - 10))
+    y1, x1 = draw(st.integers(y0 + 8, height)), draw(st.integers(x0 + 8, width))
+    canvas = (draw(st.integers(10, 140)), draw(st.integers(10, 140)))
+    if draw(st.booleans()):
+        return geometry.stretch((height, width), (y0, x0, y1, x1), canvas)
+    return geometry.fit((height, width), (y0, x0, y1, x1), canvas, draw(st.sampled_from(["left", "right"])),
+                        draw(st.sampled_from(["L", "R", ""])))
+
+
+EVERYTHING = settings(derandomize=True, deadline=None, max_examples=150)
+
+
+@EVERYTHING
+@given(transforms(), st.floats(-20, 180), st.floats(-20, 180), st.floats(0.5, 40))
+def test_points_boxes_and_circles_come_back(transform, x, y, radius):
+    circle = np.array([[x, y, radius]])
+    ellipse = transform.circles(circle)
+    np.testing.assert_allclose(ellipse[0, :2], transform.points(circle[:, :2])[0], atol=1e-9)
+    np.testing.assert_allclose(transform.circles_inverse(ellipse), [[x, y, radius, radius]], atol=1e-6)
+    box = np.array([[x - radius, y - radius, x + radius, y + radius]])
+    around = np.concatenate([ellipse[:, :2] - ellipse[:, 2:], ellipse[:, :2] + ellipse[:, 2:]], axis=1)
+    np.testing.assert_allclose(transform.boxes(box), around, atol=1e-6)
+    np.testing.assert_allclose(transform.boxes_inverse(around), box, atol=1e-6)
+    assert Transform.from_json(transform.to_json()) == transform
+
+
+@EVERYTHING
+@given(transforms(), st.data())
+def test_masks_and_maps_come_back_within_half_a_pixel(transform, data):
+    """A rectangle's edges, of the coarser of the two grids where the canvas is smaller."""
+    y0, x0, y1, x1 = transform.crop
+    pixel = np.maximum(1.0, 1 / np.array(transform.scale))
+    tall, wide = (int(np.ceil(2 * side)) for side in pixel)
+    if y1 - y0 <= tall or x1 - x0 <= wide:
+        return
+    top = data.draw(st.integers(y0, y1 - tall - 1))
+    left = data.draw(st.integers(x0, x1 - wide - 1))
+    bottom, right = data.draw(st.integers(top + tall, y1)), data.draw(st.integers(left + wide, x1))
+    mask = np.zeros(transform.original, bool)
+    mask[top:bottom, left:right] = True
+    back = transform.mask_inverse(transform.mask(mask))
+    rows, columns = np.flatnonzero(back.any(axis=1)), np.flatnonzero(back.any(axis=0))
+    edges = np.array([rows[0] - top, rows[-1] + 1 - bottom, columns[0] - left, columns[-1] + 1 - right])
+    # Half a pixel of the coarser grid there, and as much for the rounding to whole original pixels on the way back.
+    assert (np.abs(edges) <= np.repeat(0.5 * pixel + 0.5, 2) + 1e-6).all()
+    heat = transform.map_inverse(transform.image(mask.astype(np.float32)))
+    assert heat.shape == transform.original
+    assert heat.min() >= -1e-6 and heat.max() <= 1 + 1e-6
+    outside = np.ones(transform.original, bool)
+    outside[y0:y1, x0:x1] = False
+    assert not heat[outside].any()
+
+
+@EVERYTHING
+@given(transforms())
+def test_a_crop_is_placed_as_the_image_is(transform):
+    array = np.random.default_rng(0).uniform(0, 1, transform.original).astype(np.float32)
+    y0, x0, y1, x1 = transform.crop
+    np.testing.assert_array_equal(transform.place(array[y0:y1, x0:x1]), transform.image(array))

@@ -1,11 +1,12 @@
 """Polarity, VOI and padding against arrays worked out by hand from DICOM PS3.3."""
 
+import cv2
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from mammoclip_jax.data import dicom, intensity
-from tiny_dicom import write
+from tiny_dicom import dataset, write
 
 RAMP = np.array([[0, 100, 200, 300, 400, 500, 600, 1000]], np.uint16)
 
@@ -147,3 +148,47 @@ def test_bits_above_bits_stored_do_not_count(tmp_path):
 def test_constant_image(tmp_path, policy):
     with pytest.raises(intensity.FlatImage):
         shown(tmp_path, np.full((40, 30), 7, np.uint16), policy)
+
+
+@pytest.mark.parametrize("policy", intensity.POLICIES)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.float32])
+def test_a_region_and_the_preview_are_parts_of_the_whole(tmp_path, policy, dtype):
+    pixels = np.arange(40 * 30).reshape(40, 30)
+    pixels = (pixels % 251 if dtype == np.uint8 else pixels * (100000 if dtype == np.uint32 else 1)).astype(dtype)
+    tags = dict(WindowCenter=300, WindowWidth=401, PhotometricInterpretation="MONOCHROME1")
+    path = write(tmp_path / "a.dcm", pixels, **tags) if dtype != np.float32 else tmp_path / "a.tiff"
+    if dtype == np.float32:
+        cv2.imwrite(str(path), pixels)
+    grey = intensity.grey(dicom.read(path), policy)
+    assert grey.shape == (40, 30) and grey.array.dtype == (np.uint8 if policy == "published" else np.float32)
+    np.testing.assert_array_equal(grey.region(3, 5, 20, 11), grey.array[3:20, 5:11])
+    preview = grey.array if policy == "published" else (grey.array * 255).astype(np.uint8)
+    assert grey.preview().dtype == np.uint8
+    np.testing.assert_array_equal(grey.preview(), preview)
+
+
+def test_negative_padding_written_as_unsigned(tmp_path):
+    pixels = np.array([[-2000, -2000, 100, 200, 300, 500]], np.int16)
+    for value, vr in ((-2000, "SS"), (63536, "US")):
+        header = dataset(pixels)
+        header.add_new("PixelPaddingValue", vr, value)
+        header.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+        array = intensity.grey(dicom.read(tmp_path / "a.dcm"), "voi").array
+        np.testing.assert_allclose(array, [[0, 0, 0, 0.25, 0.5, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_padding_that_covers_all_is_a_mistake(tmp_path, dtype):
+    grey = shown(tmp_path, (RAMP * 1000 if dtype == np.uint32 else RAMP).astype(dtype), PixelPaddingValue=0,
+                 PixelPaddingRangeLimit=0 if dtype == np.uint32 else 60000)
+    np.testing.assert_allclose(grey.array, np.where(RAMP == 0, 0, grey.array), atol=1e-6)
+    assert grey.array.max() == 1
+
+
+def test_the_chosen_one_of_several_windows(tmp_path):
+    image = dicom.read(write(tmp_path / "a.dcm", RAMP, WindowCenter=[300, 50], WindowWidth=[401, 101]))
+    second = intensity.grey(image, "voi", voi_item=1)
+    np.testing.assert_allclose(second.array, np.clip((RAMP - 49.5) / 100 + 0.5, 0, 1), atol=1e-6)
+    third = intensity.grey(image, "voi", voi_item=2)
+    np.testing.assert_array_equal(third.array, intensity.grey(image, "voi").array)
+    assert second.flags == () and third.flags == ("voi_item_missing",)

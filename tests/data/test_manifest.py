@@ -48,7 +48,16 @@ def test_each_repetition_of_an_image_is_a_problem():
 def test_a_patient_in_two_splits_is_an_error():
     with pytest.raises(UserError, match="p9"):
         checked(table(row("a", patient="p9"), row("b", patient="p9", split="test")))
+    with pytest.raises(UserError, match="lines 3, 8 of the table"):
+        checked(table(row("a", patient="p9", row="t.csv:3"), row("b", patient="p9", split="test", row="t.csv:8"))
+                ._replace(public_ids=False))
     assert checked(table()).rows.empty
+
+
+def test_a_box_outside_the_size_of_the_tables_is_a_problem():
+    boxes = [{"label": "mass", "box": [10, 95, 20, 120]}]
+    result = checked(table(row("a", size="100 50", boxes=boxes), row("b", size="90 50", boxes=boxes), row("c", boxes=boxes)))
+    assert list(result.rows["image"]) == ["a", "c"] and result.problems[0].kind == "box outside image"
 
 
 def test_breasts_of_unknown_side_are_apart():

@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from mammoclip_jax.data import increment
 from mammoclip_jax.data import manifest
 from mammoclip_jax.data.phantom import anatomy, exam as exams, generate, lesions, report, writer
 from mammoclip_jax.data.phantom.exam import Parameters
@@ -410,10 +411,10 @@ def test_missing_files_become_problems(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "exams" / "phantom-0-000003" / "R_CC.dcm").unlink()
-    table = reader("phantom")(copy)
-    assert len(table.rows) == 31
+    table, stamps = increment.present(reader("phantom")(copy), copy)
+    assert len(table.rows) == len(stamps) == 31
     (problem,) = table.problems
-    assert problem.file == "exams/phantom-0-000003/R_CC.dcm" and "sources.phantom" in problem.remedy
+    assert problem.file == "exams/phantom-0-000003/R_CC.dcm" and problem.stage == "file"
 
 
 @pytest.mark.parametrize("damage, message", [

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data import pipeline, shards, tokenizer
+from mammoclip_jax.data import codecs, pipeline, shards, tokenizer
 from mammoclip_jax.data.pipeline import Augment, Breast, augment_texts, draw_texts, draw_views
 from mammoclip_jax.errors import UserError
 
@@ -294,7 +294,7 @@ def test_reads_a_data_set_folder(tokens, tmp_path):
     for shard in range(2):
         writer = shards.ShardWriter(tmp_path / shards.shard_name(shard, 2))
         for image in images[shard::2]:
-            writer.write(shards.encode(image, "png"))
+            writer.write(codecs.encode(image, "png"))
         writer.close()
     rows.to_parquet(tmp_path / "index.parquet")
     info = dict(schema_version=shards.SCHEMA_VERSION, shards=2, counts={"images": 8},
@@ -304,3 +304,74 @@ def test_reads_a_data_set_folder(tokens, tmp_path):
     for batch in _take(pipeline.train_iterator([dataset], tokens, **_options()), 4):
         assert batch["image"].dtype == np.uint16
         np.testing.assert_array_equal(batch["image"], images[batch["record"]])
+
+
+# --- which texts are drawn -------------------------------------------------------------------------------------------
+
+class Spy:
+    """A tokenizer that keeps the texts; nothing is encoded."""
+
+    def __init__(self):
+        self.texts = []
+
+    def encode(self, texts, length):
+        self.texts.append(list(texts))
+        return np.zeros((len(texts), length), np.int32), np.ones((len(texts), length), bool)
+
+
+def _drawn(rows, n=40, path="fake", flip=0.0, **options):
+    spy = Spy()
+    iterator = pipeline.train_iterator([FakeDataset(rows, path)], spy, text=pipeline.TextOptions(**options),
+                                       **_options(batch_size=1, read_threads=0, flip_horizontal=flip))
+    batches = _take(iterator, n)
+    return spy.texts[:n], batches
+
+
+LABELLED = [dict(view=view, texts=[], labels=json.dumps({"mass": 1, "density": "C"}), boxes="[]")
+            for view in ("CC", "MLO")]
+
+
+def test_captions_are_rendered_anew_for_the_drawn_view():
+    texts, batches = _drawn(LABELLED, captions="mama", captions_dropout=0.0)
+    for pair, batch in zip(texts, batches, strict=True):
+        for text, record in zip(pair, batch["record"][0], strict=True):
+            assert f"left breast with {'CC' if record == 0 else 'MLO'} view" in text
+    varied, _ = _drawn(LABELLED, captions="findings")
+    assert len({text for pair in varied for text in pair}) > 5
+    assert varied == _drawn(LABELLED, captions="findings")[0]
+    assert all("right" in text for pair in _drawn(LABELLED, captions="mama", captions_dropout=0.0, flip=1.0)[0]
+               for text in pair)
+
+
+def test_captions_beside_report_texts():
+    rows = [row | dict(texts=["a report", "its end"]) for row in LABELLED]
+    texts = [text for pair in _drawn(rows, 150, captions="mama", captions_share=0.3)[0] for text in pair]
+    np.testing.assert_allclose(np.mean([text in ("a report", "its end") for text in texts]), 0.7, atol=0.1)
+    nothing = [dict(texts=[], labels="{}", boxes="[]")]
+    with pytest.raises(UserError, match="no breast"):
+        _drawn(nothing, captions="mama")
+
+
+def test_findings_and_impression_are_a_pair():
+    rows = [dict(texts=["f1", "f2", "i1", "c"], sections=["findings", "findings", "impression", "comparison"])]
+    texts = _drawn(rows, pairing="sections")[0]
+    assert {tuple(pair) for pair in texts} == {("f1", "i1"), ("f2", "i1")}
+    alone = [dict(texts=["f1", "f2"], sections=["findings", "findings"])]
+    assert {frozenset(pair) for pair in _drawn(alone, pairing="sections")[0]} == {frozenset(("f1", "f2"))}
+    with pytest.raises(UserError, match="pairing"):
+        _drawn(rows, pairing="section")
+
+
+def test_sentences_of_the_other_breast_are_left_out():
+    rows = [dict(texts=["Left mass. Right cyst.", "Right cyst."])]
+    assert {text for pair in _drawn(rows, own_side=True)[0] for text in pair} == {"Left mass."}
+
+
+def test_augmented_texts_take_a_place_with_their_probability(tmp_path):
+    pd.DataFrame({"text": ["one", "one"], "augmented": ["uno", "un"]}).to_parquet(
+        tmp_path / "texts_augmented.parquet")
+    texts = [pair[0] for pair in _drawn([dict(texts=["one"])], 200, tmp_path, augmented=0.5)[0]]
+    assert set(texts) == {"one", "uno", "un"}
+    np.testing.assert_allclose(texts.count("one") / 200, 0.5, atol=0.12)
+    with pytest.raises(UserError, match="augmented=0"):
+        _drawn([dict()], path=tmp_path / "none", augmented=0.5)

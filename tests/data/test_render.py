@@ -105,3 +105,37 @@ def test_mutated_files_are_rendered_or_refused(tmp_path):
         except Unreadable as error:
             assert error.reason and error.remedy
     assert 50 < rendered < 390
+
+
+def test_no_mirroring_where_images_stay_as_they_are(tmp_path):
+    mirrored = write(tmp_path / "r.dcm", np.ascontiguousarray(breast()[:, ::-1]), ImageLaterality="R")
+    rendered = render(mirrored, Preprocessing(**SMALL, chest_wall="as_is"))
+    assert not rendered.transform.flip_horizontal and rendered.transform.content[3] == SMALL["width"]
+    left = render(mirrored, Preprocessing(**SMALL))
+    np.testing.assert_allclose(rendered.image[:, ::-1].astype(int), left.image, atol=1)
+
+
+def test_a_view_that_fills_the_frame_gives_no_verdict(tmp_path):
+    pixels = np.ascontiguousarray(breast(400, 300)[150:250, 20:120])
+    rendered = render(write(tmp_path / "m.dcm", pixels, ImageLaterality="R"), Preprocessing(**SMALL))
+    assert "chest_wall_unexpected" not in rendered.flags and rendered.transform.crop == (0, 0, 100, 100)
+
+
+def test_preprocessing_of_older_folders_is_read():
+    old = dict(geometry="fit", height=64, width=48, intensity="voi", bits=8, crop="robust")
+    assert Preprocessing.from_dict(old) == Preprocessing(**SMALL, outside="kept")
+    new = Preprocessing(**SMALL, outside="masked", chest_wall="as_is", frames="middle", voi_item=1)
+    assert Preprocessing.from_dict(json.loads(json.dumps(new.__dict__))) == new
+    with pytest.raises(UserError, match="Did you mean 'height'"):
+        Preprocessing.from_dict(old | {"heigth": 3})
+
+
+@pytest.mark.parametrize("values,message", [
+    (dict(outside="mask"), "Did you mean 'masked'"), (dict(chest_wall="lefft"), "Did you mean 'left'"),
+    (dict(frames="midle"), "Did you mean 'middle'"), (dict(voi_item=-1), "voi_item -1"),
+])
+def test_wrong_new_parameters_are_named(values, message):
+    with pytest.raises(UserError, match=message):
+        Preprocessing(**values)
+    assert Preprocessing().masks and not Preprocessing(intensity="published").masks
+    assert Preprocessing(intensity="published", outside="masked").masks

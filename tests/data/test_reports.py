@@ -78,6 +78,9 @@ def test_swap_laterality(text, mirrored):
     ("Mass in the UPPER outer quadrant", True), ("lower breast", True), ("inner half", True), ("medially", True),
     ("lateral", True), ("superior", True), ("inferior aspect", True), ("at 3 o'clock", True), ("at 3 o’clock", True),
     ("UOQ", True), ("axillary node", True), ("at 10:30", True), ("above the nipple", True),
+    ("lateral aspect of the breast on the CC view", True),
+    ("lateral view", False), ("lateral magnification views", False), ("on the true lateral", False),
+    ("medial and lateral projections", False), ("mediolateral oblique view", False),
     ("left mass", False), ("bilateral masses", False), ("retroareolar, posterior third", False), ("", False),
     ("a spiculated mass", False), ("central", False),
 ])
@@ -95,6 +98,14 @@ def test_names_position(text, expected):
     ("There is no mass, there is an asymmetry.", False, True, False),
     ("No mass, benign calcifications are present.", False, True, False),
     ("No masses, suspicious calcifications, or areas of distortion are identified.", True, True, True),
+    ("no mass, calcification and distortion", True, True, True),
+    ("No evidence of mass, calcification, asymmetry, or distortion. There is skin thickening.", False, True, True),
+    ("No masses, asymmetries, distortion are identified.", True, True, False),
+    ("No asymmetry, distortion, suspicious calcifications and masses are seen.", True, True, True),
+    ("No mass and there is a calcification.", False, True, False),
+    ("No mass and a calcification is present.", False, True, False),
+    ("No mass, asymmetry or distortion, benign calcifications are present.", False, True, False),
+    ("No mass, and stable calcifications are noted.", False, True, False),
     ("Mass is not seen.", True, True, False),
     ("The mass has resolved.", True, True, False),
     ("No change in the mass.", False, False, False),
@@ -107,3 +118,35 @@ def test_negation(sentence, whole, mass, calcification):
     assert reports.negated(sentence) is whole
     assert reports.negated(sentence, "mass") is mass
     assert reports.negated(sentence.upper(), "calcification") is calcification
+
+
+BREASTS = """The breasts are dense. RIGHT BREAST: A 1.5 cm mass. It is oval. Stable.
+
+LEFT BREAST: normal. IMPRESSION: Benign. Left cyst. It measures 3 mm. There are bilateral calcifications."""
+
+
+def test_the_sentences_of_one_breast():
+    assert reports.for_side(BREASTS, "L") == (
+        "The breasts are dense.\nLEFT BREAST: normal. IMPRESSION: Benign. Left cyst. It measures 3 mm. There are "
+        "bilateral calcifications.")
+    assert reports.for_side(BREASTS, "R") == (
+        "The breasts are dense. RIGHT BREAST: A 1.5 cm mass. It is oval. Stable.\nIMPRESSION: Benign. There are "
+        "bilateral calcifications.")
+    assert reports.for_side(BREASTS, "") == BREASTS
+    assert reports.for_side("Right mass.", "L") == "" and reports.for_side("No mass. Dense.", "L") == "No mass. Dense."
+    assert reports.for_side("A mass on the left, none on the right.", "R") == "A mass on the left, none on the right."
+
+
+def test_a_mirrored_report_has_mirrored_sentences():
+    for side, other in ("LR", "RL"):
+        mirrored = reports.for_side(reports.swap_laterality(BREASTS), other)
+        assert mirrored == reports.swap_laterality(reports.for_side(BREASTS, side))
+
+
+def test_the_sentences_of_one_view():
+    text = "Dense. Mass on the CC view. It is round. Asymmetry on MLO. A 5 cc cyst. RCC and RMLO views. Seen on XCCL."
+    assert reports.for_view(text, "CC") == "Dense. Mass on the CC view. It is round. A 5 cc cyst. RCC and RMLO views."
+    assert reports.for_view(text, "MLO") == "Dense. Asymmetry on MLO. A 5 cc cyst. RCC and RMLO views."
+    assert reports.for_view(text, "") == text
+    assert reports.for_view("On the craniocaudal view.", "MLO") == ""
+    assert reports.for_view("On the mediolateral oblique view.", "MLO") != ""

@@ -6,10 +6,21 @@ from typing import Callable
 from mammoclip_jax.names import lookup
 
 SOURCES = {
-    "phantom": "phantom",
     "cbis_ddsm": "cbis_ddsm",
+    "chexpert": "chexpert",
+    "cmmd": "cmmd",
+    "embed": "embed",
+    "images_only": "images_only",
+    "inbreast": "inbreast",
+    "mammo_clip": "mammo_clip",
     "mias": "mias",
+    "mimic_cxr": "mimic_cxr",
+    "nl_breast_screening": "nl_breast_screening",
+    "phantom": "phantom",
     "report_csv": "report_csv",
+    "rsna": "rsna",
+    "tfds": "tfds",
+    "vindr": "vindr",
 }
 
 

@@ -19,7 +19,9 @@ CITATION = ("J Suckling et al. (1994): The Mammographic Image Analysis Society D
 SIZE = 1024
 LABELS = {"CALC": "calcification", "CIRC": "mass", "SPIC": "mass", "MISC": "mass", "ARCH": "architectural_distortion",
           "ASYM": "asymmetry"}
-_LINE = re.compile(r"mdb(?P<number>\d{3})\s+(?P<tissue>[FGD])\s+(?P<finding>[A-Z]{4})(?P<rest>.*)")
+_FILM = re.compile(r"mdb\d")
+_LINE = re.compile(r"mdb(?P<number>[0-9]{3})\s+(?P<tissue>[FGD])\s+(?P<finding>NORM|CALC|CIRC|SPIC|MISC|ARCH|ASYM)"
+                   r"(?P<rest>(?:\s.*)?)")
 
 
 class Finding(NamedTuple):
@@ -30,10 +32,11 @@ class Finding(NamedTuple):
     finding: str                            # NORM or a key of LABELS
     severity: str                           # B, M or ""
     circle: tuple[int, int, int] | None     # x, y from the bottom left corner, radius
+    row: str                                # "Info.txt:105"
 
 
 def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
-    """The films in `root`; `val` and `test` are the expected fractions of patients.
+    """The films of Info.txt in `root`; `val` and `test` are the expected fractions of patients.
 
     Raises:
         UserError: `root` has no Info.txt.
@@ -41,44 +44,49 @@ def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
     root = Path(root)
     if not (root / "Info.txt").is_file():
         raise UserError(f"{root} has no Info.txt. Give --root, the folder of the mini-MIAS files as distributed.")
-    findings = parse(root / "Info.txt")
-    rows, problems = [], []
-    for film, found in findings.items():
-        if (root / f"{film}.pgm").is_file():
-            rows.append(_row(film, found, val, test))
-        else:
-            problems.append(Problem(f"{film}.pgm", "absent", "file missing", "copy it from the distribution", film))
+    films, problems = parse(root / "Info.txt")
+    table_rows = sum(map(len, films.values())) + len(problems)
+    rows = [_row(film, found, val, test) for film, found in films.items()]
     for path in sorted(root.glob("mdb*.pgm")):
-        if path.stem not in findings:
+        if path.stem not in films:
             problems.append(Problem(path.name, "source", "no line in Info.txt", "complete Info.txt", path.stem))
-    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True)
+    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=table_rows)
 
 
-def parse(path: Path) -> dict[str, list[Finding]]:
-    """Info.txt -> the findings of each film, in the order of the file."""
+def parse(path: Path) -> tuple[dict[str, list[Finding]], list[Problem]]:
+    """Info.txt -> the findings of each film, in the order of the file; and the lines of films that say nothing known.
+
+    A film whose tissue differs between its lines has the first line's.
+    """
     films: dict[str, list[Finding]] = {}
-    for line in path.read_text(encoding="latin-1").splitlines():
-        match = _LINE.match(line.strip())
+    problems = []
+    for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), start=1):
+        if not _FILM.match(line.strip()):
+            continue                        # the description above the lines of films
+        row = f"{path.name}:{number}"
+        match = _LINE.fullmatch(line.strip())
         if not match:
+            problems.append(Problem("", "source", "malformed line", "restore the line as distributed", row=row))
             continue
         rest = match["rest"].split()
         severity = rest[0] if rest and rest[0] in ("B", "M") else ""
-        numbers = tuple(int(value) for value in rest if value.isdigit())
+        numbers = tuple(int(value) for value in rest if value.isascii() and value.isdigit() and len(value) < 7)
+        circle = numbers if len(numbers) == 3 and box(numbers) else None
         film = f"mdb{match['number']}"
-        circle = numbers if len(numbers) == 3 else None
-        films.setdefault(film, []).append(Finding(film, match["tissue"], match["finding"], severity, circle))
-    return films
+        films.setdefault(film, []).append(Finding(film, match["tissue"], match["finding"], severity, circle, row))
+    return films, problems
 
 
 def box(circle: tuple[int, int, int]) -> list[int]:
     """A circle (x, y up from the bottom left, radius) -> [x0, y0, x1, y1] with y down from the top left.
 
-    Clipped to the film: some circles reach over its edge.
+    Clipped to the film: some circles reach over its edge. [] for one that lies beside it.
     """
     x, y, radius = circle
     row = SIZE - y
     corners = (x - radius, row - radius, x + radius, row + radius)
-    return [min(max(value, 0), SIZE) for value in corners]
+    x0, y0, x1, y1 = (min(max(value, 0), SIZE) for value in corners)
+    return [x0, y0, x1, y1] if x0 < x1 and y0 < y1 else []
 
 
 def _row(film: str, found: list[Finding], val: float, test: float) -> dict:
@@ -93,7 +101,8 @@ def _row(film: str, found: list[Finding], val: float, test: float) -> dict:
     else:
         labels |= dict.fromkeys(LABELS.values(), 0) | {"cancer": 0}
     return {
-        "dataset": "mias", "patient": patient, "study": patient, "image": film, "file": f"{film}.pgm", "view": "MLO",
+        "dataset": "mias", "patient": patient, "study": patient, "image": film, "file": f"{film}.pgm",
+        "row": found[0].row, "size": f"{SIZE} {SIZE}", "view": "MLO",
         "split": split_of(patient, val, test), "texts": texts, "sections": ["findings", "impression"][:len(texts)],
         "labels": labels,
         "boxes": [{"label": LABELS[f.finding], "box": box(f.circle)} for f in abnormal if f.circle],

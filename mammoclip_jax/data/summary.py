@@ -1,0 +1,81 @@
+"""What `prepare` prints: counts, what was left out and why."""
+
+import csv
+from pathlib import Path
+
+from mammoclip_jax.data.identity import Identity
+from mammoclip_jax.data.manifest import Problem, SourceTable, checked
+
+_SHOWN = 5
+_MISMATCHES = 20
+
+
+def prepared(out: Path | str, counts: dict, seconds: float) -> str:
+    """After preparing: the counts, and what was quarantined and why."""
+    head = "is up to date" if counts["up_to_date"] else f"is ready, in {seconds:.1f} s"
+    lines = [f"{out} {head}; {counts['made']} images made, {counts['reused']} taken over"]
+    lines += [_line(counts[name], name) for name in ("images", "studies", "patients", "boxes", "texts")]
+    lines += [_line(number, f"images in split {split}") for split, number in counts["splits"].items()]
+    lines += [_line(counts["quarantined"], f"quarantined, of {counts['images_in']}")]
+    lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
+    if counts["quarantined"]:
+        table = Path(out) / "quarantine.csv"
+        held = [row for row in _quarantine(out) if row["stage"] != "absent"]
+        lines += [f"  {row['row'] or row['file'] or row['image']}: {row['reason']}; {row['remedy']}"
+                  for row in held[:_SHOWN]]
+        lines += [f"  the whole list is in {table}; the same command with --names prints which files they are"]
+    return "\n".join(lines)
+
+
+def dry_run(counts: dict, written: bool) -> str:
+    """After the dry run. `written`: the whole list of mismatches is in a JSON file."""
+    lines = [_line(counts[name], name) for name in ("table_rows", "images_in", "images", "studies", "patients", "boxes",
+                                                    "texts")]
+    lines += [_line(number, f"images in split {split}") for split, number in counts["splits"].items()]
+    lines += [_line(number, f"files {name}") for name, number in counts["files"].items()]
+    for title in ("views", "lateralities", "vendors", "header_flags"):
+        lines += [f"  {title}: " + ", ".join(f"{name or 'unknown'} {number}" for name, number in counts[title].items())]
+    for split, found in counts["box_labels"].items():
+        lines += [f"  boxes in {split}: " + (", ".join(f"{name} {number}" for name, number in found.items()) or "none")]
+    for split, labels in counts["labels"].items():
+        lines += [f"  labels in {split}:"]
+        lines += [f"    {name}: " + ", ".join(f"{value} {number}" for value, number in values.items())
+                  for name, values in labels.items()]
+    lines += [_line(counts["quarantined"], "would be quarantined")]
+    lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
+    lines += [f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"
+              for item in counts["mismatches"][:_MISMATCHES]]
+    more = len(counts["mismatches"]) - _MISMATCHES
+    if more > 0:
+        lines += [f"  and {more} more mismatches" + ("" if written else "; --json=FILE holds them all")]
+    return "\n".join(lines)
+
+
+def verified(out: Path | str, result: dict) -> str:
+    """After verifying a folder."""
+    lines = [f"{out} is {'whole' if result['ok'] else 'NOT whole'}"]
+    lines += [_line(number, name) for name, number in result["checks"].items()]
+    lines += [f"  {fault['where']}: {fault['problem']}; {fault['remedy']}" for fault in result["faults"][:_MISMATCHES]]
+    more = len(result["faults"]) - _MISMATCHES
+    return "\n".join(lines + ([f"  and {more} more faults; --json=FILE holds them all"] if more > 0 else []))
+
+
+def names(table: SourceTable, out: Path | str, key: str = "") -> str:
+    """Which files the quarantined rows of a private data set are, by hashing the source's names again."""
+    out = Path(out)
+    table = checked(table)
+    known = [Problem(row.file, "", "", "", row.image, row.row) for row in table.rows.itertuples()] + table.problems
+    hashed = known if table.public_ids else [Identity(out, key).problem(problem) for problem in known]
+    names_of = {(shown.file, shown.image, shown.row): problem.file for problem, shown in zip(known, hashed)}
+    lines = [f"{names_of.get((row['file'], row['image'], row['row']), 'not in the source now')}: {row['reason']}"
+             for row in _quarantine(out)]
+    return "\n".join(lines) or "nothing is quarantined"
+
+
+def _quarantine(out: Path | str) -> list[dict]:
+    with open(Path(out) / "quarantine.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _line(number: int, name: str) -> str:
+    return f"  {number:>8}  {name}"
