@@ -40,7 +40,7 @@ def defaults() -> ConfigDict:
             "captions_dropout": -1.0,       # of the template's metadata; below 0: what the template says
             "pairing": "any",               # of two texts; "sections": findings, then impression, where both exist
             "own_side": False,              # leave out the sentences about the other breast
-            "augmented": 0.0,               # probability of a text's variant made by data/augment_text.py
+            "augmented": 0.0,               # probability of a text's variant made by data/text/augment_text.py
             "read_threads": 4,
         },
         "image": {"mean": 0.3089279, "std": 0.25053555408335154, "channels": 3, "intensity": "minmax"},

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mammoclip_jax import command, inference
-from mammoclip_jax.data.shards import Dataset
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.evaluation import EVALUATORS, report, result
 from mammoclip_jax.evaluation.display import text_table
 from mammoclip_jax.evaluation.suite import evaluate

@@ -14,12 +14,11 @@ from jaxtyping import Float, Shaped
 from ml_collections import ConfigDict
 
 from mammoclip_jax import host, models
-from mammoclip_jax.data.tokenizer import Tokenize
+from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 from mammoclip_jax.training import augment, checkpoint
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
-
 
 CAM_METHODS = ("grad_cam", "hires_cam")
 

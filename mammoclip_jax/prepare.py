@@ -23,10 +23,10 @@ from mammoclip_jax import command
 from mammoclip_jax.data import sources, summary
 from mammoclip_jax.data.build import build
 from mammoclip_jax.data.check import check
-from mammoclip_jax.data.codecs import CODECS, DEFAULT_CODEC
 from mammoclip_jax.data.manifest import SourceTable
+from mammoclip_jax.data.pixels.render import CHOICES, Preprocessing
 from mammoclip_jax.data.preview import preview, preview_source
-from mammoclip_jax.data.render import CHOICES, Preprocessing
+from mammoclip_jax.data.store.codecs import CODECS, DEFAULT_CODEC
 from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options
@@ -88,7 +88,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("names", False, "Print which files are in quarantine, or with --check name them; only for you.")
     help_of = {
         "geometry": "fit keeps the aspect ratio; stretch is Mammo-CLIP's.",
-        "intensity": "Stored values to grey values; see data/intensity.py.", "crop": "How the breast is cut out.",
+        "intensity": "Stored values to grey values; docs/data.md.", "crop": "How the breast is cut out.",
         "bits": "Bits of a stored pixel.", "outside": "What lies outside the breast: masked hides burned-in text.",
         "chest_wall": "left mirrors right breasts.", "frames": "What becomes of a file with several frames.",
     }
@@ -97,14 +97,14 @@ def define_flags() -> None:
     flags.DEFINE_integer("height", default.height, "Rows of the canvas.")
     flags.DEFINE_integer("width", default.width, "Columns of the canvas.")
     flags.DEFINE_integer("voi_item", default.voi_item, "Which VOI LUT or window of several.", lower_bound=0)
-    flags.DEFINE_enum("codec", DEFAULT_CODEC, CODECS, "delta: PNG's size, read 4 times faster; zstd: fastest; htj2k: smallest.")
+    flags.DEFINE_enum("codec", DEFAULT_CODEC, CODECS, "delta is PNG's size, zstd reads fastest, htj2k is smallest.")
     flags.DEFINE_integer("shards", 0, "Number of shards; 0 for one per 256 images.", lower_bound=0)
     flags.DEFINE_integer("workers", None, "Processes; one a core unless given.", lower_bound=0)
     flags.DEFINE_float("max_quarantined", 0.2, "Fraction of bad images from which on the command fails.", 0, 1)
     flags.DEFINE_integer("vocab_size", 4096, "Upper bound for the vocabulary trained on the texts.")
     flags.DEFINE_string("key", "", "File of the key that hashes private identifiers; data sets may share one.")
     flags.DEFINE_string("runner", "", "A runner of Apache Beam: DirectRunner, FlinkRunner, SparkRunner, ...")
-    flags.DEFINE_multi_string("runner_option", [], "A flag for the runner, e.g. --runner_option=--direct_num_workers=2.")
+    flags.DEFINE_multi_string("runner_option", [], "Its flag, e.g. --runner_option=--direct_num_workers=2.")
     flags.DEFINE_multi_string("option", [], "key=value for the adapter; may be repeated.")
     flags.DEFINE_string("json", "", "File for the figures.")
 

@@ -6,10 +6,7 @@
 The same command with the same --workdir goes on where it stopped.
 """
 
-import json
 import logging
-import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags

@@ -9,7 +9,7 @@ PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pydic
 
 
 def collect(datasets) -> dict:
-    """JSON: the data sets {name: fingerprint, licence, citation, real, counts} and the versions of what made the run."""
+    """JSON: the data sets {name: fingerprint, licence, citation, real, counts} and the versions of all that ran."""
     kept = ("fingerprint", "licence", "citation", "real", "counts")
     return {
         "data": {name: {key: dataset.info.get(key) for key in kept} for name, dataset in datasets.items()},

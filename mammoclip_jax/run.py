@@ -15,11 +15,12 @@ from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
 from mammoclip_jax import host, inference, losses, models, provenance
-from mammoclip_jax.data import pipeline, tokenizer
+from mammoclip_jax.data import pipeline
 from mammoclip_jax.data.phantom import generate as phantom
-from mammoclip_jax.data.render import Preprocessing
-from mammoclip_jax.data.shards import Dataset
+from mammoclip_jax.data.pixels.render import Preprocessing
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
+from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import report
 from mammoclip_jax.evaluation.display import text_table
@@ -30,7 +31,12 @@ from mammoclip_jax.prepare import prepare
 from mammoclip_jax.training import loop
 from mammoclip_jax.training.mesh import check_batch_size, make_mesh
 from mammoclip_jax.training.optimizer import make_optimizer
-from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+from mammoclip_jax.training.step import (
+    init_state,
+    init_variables,
+    make_gradient_fn,
+    make_train_step,
+)
 from mammoclip_jax.training.writer import read_metrics
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mammoclip_jax import inference, models
 from mammoclip_jax.config import defaults
-from mammoclip_jax.data import tokenizer
+from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables

@@ -5,8 +5,8 @@ import numpy as np
 
 from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import interleaved, rates
-from mammoclip_jax.data.codecs import CODECS, decode, encode
-from mammoclip_jax.data.render import Preprocessing, render
+from mammoclip_jax.data.pixels.render import Preprocessing, render
+from mammoclip_jax.data.store.codecs import CODECS, decode, encode
 
 BASELINE = "cv2 png"
 

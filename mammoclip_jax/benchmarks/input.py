@@ -14,11 +14,16 @@ import pandas as pd
 
 from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import interleaved, rates
-from mammoclip_jax.data.codecs import CODECS, encode
 from mammoclip_jax.data.pipeline import train_dataset
-from mammoclip_jax.data.render import Preprocessing, render
-from mammoclip_jax.data.shards import SCHEMA_VERSION, Dataset, ShardWriter, shard_name
-from mammoclip_jax.data.tokenizer import Tokenize, train_wordpiece
+from mammoclip_jax.data.pixels.render import Preprocessing, render
+from mammoclip_jax.data.store.codecs import CODECS, encode
+from mammoclip_jax.data.store.shards import (
+    SCHEMA_VERSION,
+    Dataset,
+    ShardWriter,
+    shard_name,
+)
+from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
 from mammoclip_jax.memory import keep_freed_memory
 
 BASELINE = "png files, cv2.imread"

@@ -13,10 +13,10 @@ import pydicom
 
 from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import rates
-from mammoclip_jax.data.codecs import DEFAULT_CODEC
 from mammoclip_jax.data.make import Made, Task, make
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
-from mammoclip_jax.data.render import Preprocessing
+from mammoclip_jax.data.store.codecs import DEFAULT_CODEC
 
 BASELINE = "pydicom + OpenCV + PNG"
 OURS = "prepare"

@@ -1,4 +1,4 @@
-"""Shards on Apache Beam, an extra: a function is mapped over them by any of Beam's runners, in processes or a cluster."""
+"""Shards on Apache Beam, an extra: any of its runners maps a function over them, in processes or on a cluster."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ RUNNERS = ("DirectRunner", "PrismRunner", "FlinkRunner", "SparkRunner", "Dataflo
 def run(function: Callable[[object], None], items: Sequence, runner: str, options: Sequence[str] = ()) -> None:
     """Calls `function(item)` once or more for every item, wherever the runner likes, and waits for the end.
 
-    A runner repeats an item whose machine failed, so `function` must write the same thing, whole or not at all, each time.
+    A runner repeats an item whose machine failed: `function` must write the same thing each time, whole or not at all.
 
     Args:
         function: importable by name on every worker; what it writes must lie where all of them can reach it.

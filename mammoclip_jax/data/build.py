@@ -24,14 +24,28 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from mammoclip_jax.data import increment, tokenizer
-from mammoclip_jax.data.codecs import DEFAULT_CODEC, known
+from mammoclip_jax.data import increment
 from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.make import Failed, Job, Task, make, work, write, write_alone
-from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable, breast_keys, checked
+from mammoclip_jax.data.manifest import (
+    COLUMNS,
+    MEMORY_COLUMNS,
+    Problem,
+    SourceTable,
+    breast_keys,
+    checked,
+)
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
-from mammoclip_jax.data.render import Preprocessing
-from mammoclip_jax.data.shards import SCHEMA_VERSION, Dataset, replace, shard_name, write_text
+from mammoclip_jax.data.store.codecs import DEFAULT_CODEC, known
+from mammoclip_jax.data.store.shards import (
+    SCHEMA_VERSION,
+    Dataset,
+    replace,
+    shard_name,
+    write_text,
+)
+from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 
 IMAGES_PER_SHARD = 256
@@ -225,7 +239,7 @@ def _jobs(
 def _make_shards(jobs: list[Job], workers: int, runner: str, runner_options: Sequence[str]) -> None:
     todo = [job for job in jobs if not (job.folder / f"{job.shard}.json").is_file()]
     if runner:
-        from mammoclip_jax.data import beam     # an extra
+        from mammoclip_jax.data import beam  # an extra
         beam.run(write_alone, todo, runner, runner_options)
         return
     total = sum(len(job.rows) for job in todo)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from mammoclip_jax.data import dicom, increment
+from mammoclip_jax.data import increment
 from mammoclip_jax.data.build import content
 from mammoclip_jax.data.identity import line
 from mammoclip_jax.data.manifest import Problem, SourceTable, checked
+from mammoclip_jax.data.pixels import dicom
 
 _THREADS = 8
 
@@ -72,7 +73,8 @@ def _labels(column: Iterable[str]) -> dict[str, dict[str, int]]:
 
 def _box_labels(column: Iterable[str]) -> dict[str, int]:
     """How many boxes carry each label; one with several ("labels") counts for each."""
-    return _values(label for boxes in column for box in json.loads(boxes) for label in box.get("labels", [box["label"]]))
+    found = (box for boxes in column for box in json.loads(boxes))
+    return _values(label for box in found for label in box.get("labels", [box["label"]]))
 
 
 def _headers(rows: pd.DataFrame, root: Path) -> tuple[list[Problem], dict[str, int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from mammoclip_jax.data.manifest import Problem
-from mammoclip_jax.data.shards import replace
+from mammoclip_jax.data.store.shards import replace
 from mammoclip_jax.errors import UserError
 
 HASHED = ("patient", "study", "image")

@@ -16,7 +16,7 @@ import pandas as pd
 from array_record.python.array_record_module import ArrayRecordReader
 
 from mammoclip_jax.data.manifest import Problem, SourceTable
-from mammoclip_jax.data.shards import shard_name
+from mammoclip_jax.data.store.shards import shard_name
 
 _STAT_THREADS = 16      # a network file system answers many at a time
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mammoclip_jax.data import dicom
-from mammoclip_jax.data.codecs import encode
 from mammoclip_jax.data.increment import Stored, link, load
 from mammoclip_jax.data.manifest import Problem
+from mammoclip_jax.data.pixels import dicom
+from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes, render
 from mammoclip_jax.data.pool import WorkerLost, ordered_map
-from mammoclip_jax.data.render import Preprocessing, place_boxes, render
-from mammoclip_jax.data.shards import ShardWriter, shard_name, write_text
+from mammoclip_jax.data.store.codecs import encode
+from mammoclip_jax.data.store.shards import ShardWriter, shard_name, write_text
 
 
 class Task(NamedTuple):

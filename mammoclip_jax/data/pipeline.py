@@ -16,10 +16,10 @@ import grain
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data import label_values, reports, templating
-from mammoclip_jax.data.augment_text import alternatives
-from mammoclip_jax.data.shards import Dataset
-from mammoclip_jax.data.tokenizer import Tokenize
+from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.text import label_values, reports, templating
+from mammoclip_jax.data.text.augment_text import alternatives
+from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 
 VIEWS = ("CC", "MLO", "")        # the screening views, in this order; "" where the data set does not say

@@ -18,14 +18,20 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from mammoclip_jax.data import storage
 from mammoclip_jax.data.build import content, fingerprint
-from mammoclip_jax.data.codecs import decode, header
-from mammoclip_jax.data.geometry import Transform
 from mammoclip_jax.data.make import MADE_COLUMNS
-from mammoclip_jax.data.manifest import COLUMNS, LATERALITIES, LIST_COLUMNS, MEMORY_COLUMNS, SPLITS
-from mammoclip_jax.data.render import Preprocessing, place_boxes
-from mammoclip_jax.data.shards import SCHEMA_VERSION, Dataset, shard_name
+from mammoclip_jax.data.manifest import (
+    COLUMNS,
+    LATERALITIES,
+    LIST_COLUMNS,
+    MEMORY_COLUMNS,
+    SPLITS,
+)
+from mammoclip_jax.data.pixels.geometry import Transform
+from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes
+from mammoclip_jax.data.store import storage
+from mammoclip_jax.data.store.codecs import decode, header
+from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.errors import UserError
 
 INFO_KEYS = ("schema_version", "name", "real", "shards", "preprocessing", "counts", "provenance", "licence",

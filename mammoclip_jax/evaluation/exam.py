@@ -7,8 +7,8 @@ from typing import Any, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
-from mammoclip_jax.data import dicom, intensity
-from mammoclip_jax.data.render import Preprocessing, Rendered, quantise, render
+from mammoclip_jax.data.pixels import dicom, intensity
+from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.overlay import picture
 from mammoclip_jax.evaluation.saliency import directions, peak_of
@@ -43,7 +43,8 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         UserError: no such folder, no file in it, or bad prompts.
     """
     pairs = load_prompts(prompts)
-    scorer = _Scorer(model, text_bank(model, pairs), directions(model, pairs, explain), stage or model.stages[-1], method)
+    bank, towards = text_bank(model, pairs), directions(model, pairs, explain)
+    scorer = _Scorer(model, bank, towards, stage or model.stages[-1], method)
     root, ignored = Path(exam), []
     exams, problems = [], []
     for name, files in exam_folders(root, ignored):

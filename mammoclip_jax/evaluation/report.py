@@ -13,7 +13,13 @@ import pandas as pd
 
 from mammoclip_jax import provenance
 from mammoclip_jax.evaluation import plots, result
-from mammoclip_jax.evaluation.display import Headline, headlines, interval, number, pivot
+from mammoclip_jax.evaluation.display import (
+    Headline,
+    headlines,
+    interval,
+    number,
+    pivot,
+)
 from mammoclip_jax.evaluation.result import Result
 
 _LONG_TABLE = 24         # rows; longer tables stay in their CSV files

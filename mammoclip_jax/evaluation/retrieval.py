@@ -7,7 +7,14 @@ import pandas as pd
 from scipy.special import gammaln
 
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.features import Features, aggregate, breasts, first_rows, select, unit
+from mammoclip_jax.evaluation.features import (
+    Features,
+    aggregate,
+    breasts,
+    first_rows,
+    select,
+    unit,
+)
 from mammoclip_jax.evaluation.result import Result
 
 _WAYS = ("image_to_text", "text_to_image")

@@ -7,13 +7,18 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data import breast
+from mammoclip_jax.data.pixels import breast
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import chunks, label_values, read, select
 from mammoclip_jax.evaluation.overlay import side_by_side
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.evaluation.zero_shot import Pair, load_prompts, prompts_name, text_bank
+from mammoclip_jax.evaluation.zero_shot import (
+    Pair,
+    load_prompts,
+    prompts_name,
+    text_bank,
+)
 
 # What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
 # "positive" the cosine to the positive texts alone.
@@ -169,8 +174,8 @@ def _summary(table: list[dict], resamples: int, seed: int) -> dict[str, dict]:
 
 def _protocol(split, prompts, stage, method, explain, tolerance) -> str:
     what = "positive minus negative texts" if explain == "score" else "positive texts"
-    return (f"Split {split}, images with boxes of the label. {METHODS[method]} at stage {stage} of the cosine to the {what} of "
-            f"{prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, tolerance "
+    return (f"Split {split}, images with boxes of the label. {METHODS[method]} at stage {stage} of the cosine to the "
+            f"{what} of {prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, tolerance "
             f"{tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's centroid "
             "under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
             "the boxes; box_share: share of the breast within them. Intervals: 95 %, percentile bootstrap over "

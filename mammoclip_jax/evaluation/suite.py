@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any, Mapping
 
-from mammoclip_jax.data.render import Preprocessing
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import EVALUATORS, result
 from mammoclip_jax.evaluation.features import Features

@@ -9,7 +9,15 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.features import Features, aggregate, breasts, first_rows, label_values, select, unit
+from mammoclip_jax.evaluation.features import (
+    Features,
+    aggregate,
+    breasts,
+    first_rows,
+    label_values,
+    select,
+    unit,
+)
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import suggestion
 

@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options
-from mammoclip_jax.names import check_options
 
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -60,12 +59,6 @@ class BertConfig:
             raise UserError(f"position_embedding_type={config['position_embedding_type']!r} is not supported: "
                             "only absolute positions are")
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
-
-
-def from_options(*, vocab_size: int, dtype: Any = jnp.float32, **options) -> "Bert":
-    """The encoder of a config's `model.text`: fields of `BertConfig` by name; other names are a UserError."""
-    check_options(BertConfig, options, "config.model.text (bert)")
-    return Bert(BertConfig(vocab_size=vocab_size, **options), dtype)
 
 
 class Bert(nn.Module):

@@ -181,7 +181,7 @@ class EfficientNet(nn.Module):
     def stage_grids(self, height: int, width: int) -> dict[str, tuple[int, tuple[float, float]]]:
         """Where the cells of each stage map lie in an input of this size: {name: (stride, (row, column))}.
 
-        Cell (i, j) is centred on pixel coordinates (stride i + row, stride j + column), where pixel k covers [k, k + 1).
+        Cell (i, j) is centred on pixel coordinates (stride i + row, stride j + column); pixel k covers [k, k + 1).
         Pads that differ before and after move a map by up to half a cell, which matters when it is laid over the image.
         """
         scaling = VARIANTS[self.variant]

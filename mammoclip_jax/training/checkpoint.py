@@ -39,7 +39,8 @@ def save(manager, state: TrainState, iterator, meta) -> None:
 def restore(manager, state: TrainState, iterator) -> TrainState | None:
     """The newest readable checkpoint, with the iterator set to its position; None when there is none.
 
-    A step that cannot be read is reported, skipped for the one before it, and then deleted. `state` gives structure and shardings.
+    A step that cannot be read is reported, skipped for the one before it, and then deleted. `state` gives structure
+    and shardings.
 
     Raises:
         UserError: there are steps, and none of them can be read.

@@ -19,15 +19,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tiny_dicom import breast, write
 
 from mammoclip_jax.data import summary
 from mammoclip_jax.data.build import build
 from mammoclip_jax.data.manifest import SourceTable, frame
-from mammoclip_jax.data.render import Preprocessing
-from mammoclip_jax.data.shards import Dataset
+from mammoclip_jax.data.pixels.render import Preprocessing
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.prepare import parse_options, prepare, read
-from tiny_dicom import breast, write
 
 SMALL = dict(height=32, width=24)
 REPO = Path(__file__).parents[2]

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from tiny_dicom import breast, write
 
 from mammoclip_jax.data.check import check
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame
-from tiny_dicom import breast, write
 
 
 def row(image: str, **values) -> dict:

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from mammoclip_jax.data.manifest import COLUMNS, SourceTable, breast_keys, checked, frame, split_of
+from mammoclip_jax.data.manifest import (
+    COLUMNS,
+    SourceTable,
+    breast_keys,
+    checked,
+    frame,
+    split_of,
+)
 from mammoclip_jax.errors import UserError
 
 

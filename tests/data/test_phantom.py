@@ -14,9 +14,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from mammoclip_jax.data import increment
-from mammoclip_jax.data import manifest
-from mammoclip_jax.data.phantom import anatomy, exam as exams, generate, lesions, report, writer
+from mammoclip_jax.data import increment, manifest
+from mammoclip_jax.data.phantom import anatomy, generate, lesions, report, writer
+from mammoclip_jax.data.phantom import exam as exams
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.sources import reader
 from mammoclip_jax.errors import UserError

@@ -9,8 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data import codecs, pipeline, shards, tokenizer
-from mammoclip_jax.data.pipeline import Augment, Breast, augment_texts, draw_texts, draw_views
+from mammoclip_jax.data import pipeline
+from mammoclip_jax.data.pipeline import (
+    Augment,
+    Breast,
+    augment_texts,
+    draw_texts,
+    draw_views,
+)
+from mammoclip_jax.data.store import codecs, shards
+from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 
 H, W = 6, 4

@@ -11,17 +11,17 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_dicom import breast, write
 
 import mammoclip_jax.data
 from mammoclip_jax.data.build import build
-from mammoclip_jax.data.geometry import Transform
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame
+from mammoclip_jax.data.pixels.geometry import Transform
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.preview import cards, preview, preview_source
 from mammoclip_jax.data.preview.sample import spread
-from mammoclip_jax.data.render import Preprocessing
-from mammoclip_jax.data.shards import Dataset
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from tiny_dicom import breast, write
 
 SMALL = Preprocessing(height=64, width=48)
 BOXES = [{"label": "mass", "box": [10, 40, 30, 60]}, {"label": "focal_asymmetry", "box": [5, 50, 25, 80]}]
@@ -237,10 +237,10 @@ def test_the_sample_spreads():
 def test_every_flag_has_words():
     """The flags that data/ can give stand in its code; none in the dict has gone."""
     folder = Path(mammoclip_jax.data.__file__).parent
-    code = "\n".join(path.read_text() for path in folder.glob("*.py"))
+    code = "\n".join(path.read_text() for path in folder.rglob("*.py") if path.name != "cards.py")
     built_from_names = {"laterality_differs", "view_differs"}
     assert all(f'"{flag}"' in code for flag in set(cards.FLAGS) - built_from_names)
     given = re.findall(r'(?:flags\.(?:append|add)\(|flag = |problem = .*?)"([a-z_0-9]+)"', code)
-    listed = (folder / "intensity.py").read_text().partition("Flags:")[2].partition('"""')[0]
+    listed = (folder / "pixels" / "intensity.py").read_text().partition("Flags:")[2].partition('"""')[0]
     given += re.findall(r"`([a-z]+(?:_[a-z0-9]+)+)`", listed)
     assert len(given) > 8 and set(given) <= set(cards.FLAGS)

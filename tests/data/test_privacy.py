@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-
-from mammoclip_jax.data.shards import Dataset as DataSet
 from tiny_dicom import breast, dataset
+
+from mammoclip_jax.data.store.shards import Dataset as DataSet
 
 REPO = Path(__file__).parents[2]
 SIZE = (480, 360)

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data import geometry, shards
 from mammoclip_jax.data.build import content, fingerprint, quarantine_text
-from mammoclip_jax.data.codecs import encode
 from mammoclip_jax.data.manifest import Problem, frame
-from mammoclip_jax.data.render import Preprocessing, place_boxes
-from mammoclip_jax.data.tokenizer import train_wordpiece
+from mammoclip_jax.data.pixels import geometry
+from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes
+from mammoclip_jax.data.store import shards
+from mammoclip_jax.data.store.codecs import encode
+from mammoclip_jax.data.text.tokenizer import train_wordpiece
 from mammoclip_jax.data.verify import verify
 
 SIZE = (24, 16)

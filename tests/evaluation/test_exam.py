@@ -11,7 +11,7 @@ import pytest
 
 from .fakes import FakeModel
 from mammoclip_jax import predict as command
-from mammoclip_jax.data import dicom
+from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.errors import UserError

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mammoclip_jax.data.geometry import Transform
+from mammoclip_jax.data.pixels.geometry import Transform
 
 FLAGS = {
     "background_bright": "background is bright: the polarity may be wrong",

@@ -10,16 +10,17 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data import breast, dicom, increment, intensity, outside
-from mammoclip_jax.data.codecs import decode
-from mammoclip_jax.data.geometry import Transform
+from mammoclip_jax.data import increment
 from mammoclip_jax.data.identity import line
 from mammoclip_jax.data.make import Failed, Task, make
 from mammoclip_jax.data.manifest import Problem, SourceTable, checked
+from mammoclip_jax.data.pixels import breast, dicom, intensity, outside
+from mammoclip_jax.data.pixels.geometry import Transform
+from mammoclip_jax.data.pixels.render import Preprocessing, inner
 from mammoclip_jax.data.preview.cards import UNKNOWN, Card, Source, card, eight, facts
 from mammoclip_jax.data.preview.sample import spread
-from mammoclip_jax.data.render import Preprocessing, inner
-from mammoclip_jax.data.shards import Dataset, write_text
+from mammoclip_jax.data.store.codecs import decode
+from mammoclip_jax.data.store.shards import Dataset, write_text
 
 _LOOKED_AT = 400        # images whose pixels are measured for the plots
 _NO_AIR = "Original not shown: no air is seen in it, so nothing tells burned-in text from the breast."
@@ -134,7 +135,7 @@ def _names(rows: pd.DataFrame) -> str:
 
 def _write(out: Path | str, cards: Sequence[Card], rows: pd.DataFrame, problems: Sequence[Problem], made: pd.DataFrame,
            looked_at: list[dict], of: str, about: dict) -> Path:
-    from mammoclip_jax.data.preview import vendors      # matplotlib takes a while to load
+    from mammoclip_jax.data.preview import vendors  # matplotlib takes a while to load
 
     plots = []
     if len(made):

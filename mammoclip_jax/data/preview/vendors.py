@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from mammoclip_jax.data.geometry import Transform
+from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.data.preview.cards import UNKNOWN, flags_of, words
 
 _INK, _BAR = "#012345", "#3d8fc9"       # the ink becomes the page's text colour

@@ -23,11 +23,12 @@ import pandas as pd
 import pydicom
 from tqdm import tqdm
 
-from mammoclip_jax.data import captions, dicom
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources import headers
 from mammoclip_jax.data.sources import tables as owners
 from mammoclip_jax.data.sources.tables import ROW
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = "CC BY 3.0"

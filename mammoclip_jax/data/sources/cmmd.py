@@ -14,10 +14,10 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from mammoclip_jax.data import captions
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.sources import excel, headers, tables
 from mammoclip_jax.data.sources.tables import ROW
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = "CC BY 4.0"

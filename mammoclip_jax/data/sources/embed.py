@@ -24,10 +24,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from mammoclip_jax.data import captions, fields
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.data.sources import embed_rois, tables
 from mammoclip_jax.data.sources.tables import ROW
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = ("EMBED Research Use Agreement (Emory University): non-commercial research; clause 4: no redistribution of "

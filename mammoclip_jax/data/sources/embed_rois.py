@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pydicom
 
-from mammoclip_jax.data import dicom
+from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources.tables import number
 
 COLUMNS = ("ROI_coords", "DCM_ROI_coords", "match_level", "ROI_match_level")

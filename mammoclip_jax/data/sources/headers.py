@@ -4,8 +4,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mammoclip_jax.data import dicom
 from mammoclip_jax.data.manifest import Problem
+from mammoclip_jax.data.pixels import dicom
 
 
 def scan(root: Path) -> tuple[dict[str, dicom.Fields], list[Problem]]:

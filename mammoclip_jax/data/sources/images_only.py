@@ -21,9 +21,9 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from mammoclip_jax.data import dicom
-from mammoclip_jax.data.fields import Fields
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.pixels import dicom
+from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.sources import tables
 from mammoclip_jax.errors import UserError
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from mammoclip_jax.data import captions
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.sources import excel, tables
 from mammoclip_jax.data.sources.tables import ROW
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = ("research use by agreement with the authors (Breast Research Group, INESC Porto); no redistribution of the "

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from mammoclip_jax.data import captions
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.sources import faults, tables, vindr
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mammoclip_jax.data import captions
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = "research use only (see Licence.txt of the mini-MIAS database)"

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mammoclip_jax.data import reports as text
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame
 from mammoclip_jax.data.sources import chexpert, tables
 from mammoclip_jax.data.sources.tables import ROW
+from mammoclip_jax.data.text import reports as text
 from mammoclip_jax.errors import UserError
 
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0: credentialed users only; do not share"

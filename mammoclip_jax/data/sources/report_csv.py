@@ -5,8 +5,9 @@ findings and impression (instead of report), split, date (of the study), image_i
 `labels=a,b,c`. An option set to "-" says that the table has no such column: laterality and view then come from the
 DICOM header, and the study is the patient.
 
-Of dates only the days since the patient's first study are kept. Report texts are de-identified (data/deidentify.py),
-with the row's own identifiers and the columns named by `names=patient_name,referrer` as literal strings to hide.
+Of dates only the days since the patient's first study are kept. Report texts are de-identified
+(data/text/deidentify.py), with the row's own identifiers and the columns named by `names=patient_name,referrer` as
+literal strings to hide.
 """
 
 from collections.abc import Iterable
@@ -14,10 +15,10 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from mammoclip_jax.data import reports
-from mammoclip_jax.data.deidentify import deidentify
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.sources import tables
+from mammoclip_jax.data.text import reports
+from mammoclip_jax.data.text.deidentify import deidentify
 from mammoclip_jax.errors import UserError
 
 SECTIONS = ("findings", "impression")

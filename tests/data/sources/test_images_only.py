@@ -2,18 +2,15 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import cv2
 import pytest
+from tiny_dicom import breast, write
 
 from mammoclip_jax.data.manifest import breast_keys, checked
 from mammoclip_jax.data.sources import images_only
 from mammoclip_jax.errors import UserError
-
-sys.path.append(str(Path(__file__).parents[1]))
-from tiny_dicom import breast, write  # noqa: E402
 
 PIXELS = breast(40, 30)
 

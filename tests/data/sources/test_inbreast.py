@@ -2,18 +2,15 @@
 
 import json
 import plistlib
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny_dicom import breast, write
 
 from mammoclip_jax.data.manifest import checked
 from mammoclip_jax.data.sources import inbreast
 from mammoclip_jax.errors import UserError
-
-sys.path.append(str(Path(__file__).parents[1]))
-from tiny_dicom import breast, write  # noqa: E402
 
 HEADER = "Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;Bi-Rads"
 LINES = [

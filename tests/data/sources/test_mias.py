@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from mammoclip_jax.data.breast import robust_crop
 from mammoclip_jax.data.manifest import checked
-from mammoclip_jax.data.render import Preprocessing, render
+from mammoclip_jax.data.pixels.breast import robust_crop
+from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.sources import mias
 from mammoclip_jax.errors import UserError
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mammoclip_jax.data import dicom
 from mammoclip_jax.data.manifest import checked
+from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources import tfds
 from mammoclip_jax.errors import UserError
 

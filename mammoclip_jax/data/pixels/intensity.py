@@ -1,0 +1,191 @@
+"""Stored values -> grey values from dark (background) to bright (dense tissue), by a named policy.
+
+| policy       | does                                                                                                 |
+|--------------|------------------------------------------------------------------------------------------------------|
+| `voi`        | modality LUT, then VOI LUT or window (item `voi_item`), polarity, padding; min-max without one       |
+| `raw_minmax` | stored values, polarity, padding, min-max                                                            |
+| `published`  | Mammo-CLIP: stored values, a 5-pixel border cut off, MONOCHROME1 as max - x, min-max, cut to 8 bits  |
+
+The order is fixed: modality, VOI, polarity once (polarity.py), then padding becomes the darkest value; padding takes no
+part in min-max. All this is one function of the stored value, so it is worked out once over a table of all 65,536
+values of 16 bits, and pixels are only looked up in it, as many as are asked for.
+
+Flags: `voi_invalid`, `voi_flat` (a window far from the values: min-max instead), `voi_item_missing`, `rescale_invalid`,
+`polarity_contradictory`, `photometric_unknown`, `background_bright` (after all that; the polarity may be wrong).
+"""
+
+from typing import Callable
+
+import cv2
+import numpy as np
+import pydicom
+
+from mammoclip_jax.data.pixels import polarity, voi
+from mammoclip_jax.data.pixels.dicom import Image, quiet
+
+POLICIES = ("voi", "published", "raw_minmax")
+PUBLISHED_BORDER = 5
+
+
+class FlatImage(ValueError):
+    """All pixels are alike."""
+
+
+class Grey:
+    """An image ready to be cropped and resized; pixels are mapped when they are asked for.
+
+    `shape` is (h, w), `inside` is what of it counts as (y0, x0, y1, x1), `flags` say what was odd.
+    """
+
+    def __init__(self, stored: np.ndarray, tone: Callable, inside: tuple[int, int, int, int], flags: tuple[str, ...]):
+        self.shape, self.inside, self.flags = stored.shape, inside, flags
+        self._stored, self._tone, self._table = stored, tone, None
+        if _has_table(stored):
+            self._table = tone(_all_values(stored.dtype))
+            self._stored = stored.view(f"u{stored.dtype.itemsize}")
+
+    def region(self, y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
+        """That part [y1 - y0, x1 - x0] at full precision: float32 in [0, 1], or uint8 by the policy `published`."""
+        part = self._stored[y0:y1, x0:x1]
+        if self._table is None:
+            return self._tone(part)
+        if self._table.dtype == np.uint8 and part.size:
+            return cv2.LUT(part, self._table)       # faster than NumPy for 8 bits, slower for 32
+        return self._table[part]
+
+    def preview(self) -> np.ndarray:
+        """The whole image [h, w] as uint8, cut off (not rounded) from [0, 255]."""
+        if self._table is None:
+            return _eight(self._tone(self._stored))
+        return cv2.LUT(self._stored, _eight(self._table))
+
+    @property
+    def array(self) -> np.ndarray:
+        """The whole image [h, w] at full precision."""
+        return self.region(0, 0, *self.shape)
+
+
+def _eight(grey: np.ndarray) -> np.ndarray:
+    return grey if grey.dtype == np.uint8 else (grey * 255).astype(np.uint8)
+
+
+def grey(image: Image, policy: str, voi_item: int = 0) -> Grey:
+    """`image` by a policy of POLICIES; `voi_item` chooses among several VOI LUTs and windows, counted in this order.
+
+    Raises:
+        FlatImage: all pixels that count are alike.
+    """
+    if policy == "published":
+        return _published(image)
+    with quiet():
+        return _display(image, policy == "voi", voi_item)
+
+
+def _published(image: Image) -> Grey:
+    height, width = image.stored.shape
+    border = PUBLISHED_BORDER
+    inside = (border, border, height - border, width - border)
+    inner = image.stored[border:-border, border:-border]
+    low, high = (float(inner.min()), float(inner.max())) if inner.size else (0.0, 0.0)
+    if low == high:
+        raise FlatImage
+    sign = -1 if image.header.get("PhotometricInterpretation") == "MONOCHROME1" else 1
+    start = high if sign < 0 else low
+
+    def tone(values: np.ndarray) -> np.ndarray:
+        return np.clip((values.astype(np.float64) - start) * sign / (high - low) * 255, 0, 255).astype(np.uint8)
+
+    return Grey(image.stored, tone, inside, _checked(image.stored, tone, image.fields.flags))
+
+
+def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
+    header, stored = image.header, image.stored
+    padding = _padding(header, stored.dtype)
+    present = _present(stored, padding)
+    used = present[~_within(present, padding)]
+    if not used.size:               # padding that covers all is a mistake
+        padding, used = None, present
+    if used.min() == used.max():
+        raise FlatImage
+    flags = list(image.fields.flags)
+    shown, problems = _shown(header, used, use_voi, voi_item)
+    inverted, problem = polarity.inverted(header, shown(polarity.small(stored)))
+    flags += [flag for flag in (*problems, problem) if flag]
+
+    def tone(values: np.ndarray) -> np.ndarray:
+        grey = shown(values)
+        if inverted:
+            grey = np.float32(1) - grey
+        grey[_within(values, padding)] = 0
+        return grey
+
+    return Grey(stored, tone, (0, 0, *stored.shape), _checked(stored, tone, flags))
+
+
+def _shown(header: pydicom.Dataset, used: np.ndarray, use_voi: bool, voi_item: int) -> tuple[Callable, list[str]]:
+    """The function stored value -> [0, 1] float32 before polarity, and flags; `used` are the values that count."""
+    rescale, problem = voi.modality(header if use_voi else pydicom.Dataset())
+    values = rescale(used)
+    if not values.max() > values.min():
+        rescale, problem = voi.modality(pydicom.Dataset())[0], "rescale_invalid"
+        values = rescale(used)
+    flags = [problem]
+    low, high = float(values.min()), float(values.max())
+    if use_voi:
+        function, problem = voi.voi(header, voi_item, low)
+        if function is not None and np.ptp(function(values)) < 1e-3:
+            function, problem = None, "voi_flat"
+        flags.append(problem)
+        if function is not None:
+            return lambda stored: function(rescale(stored)).astype(np.float32), flags
+    return lambda stored: np.clip((rescale(stored) - low) / (high - low), 0, 1).astype(np.float32), flags
+
+
+def _checked(stored: np.ndarray, tone: Callable, flags) -> tuple[str, ...]:
+    """The flags, and `background_bright` where that is so."""
+    grey = tone(polarity.small(stored)).astype(np.float32)
+    bright = polarity.background(grey / 255 if tone(stored[:1, :1]).dtype == np.uint8 else grey) == "bright"
+    return (*flags, "background_bright") if bright else tuple(flags)
+
+
+def _has_table(stored: np.ndarray) -> bool:
+    return stored.dtype.kind in "iu" and stored.dtype.itemsize <= 2
+
+
+def _all_values(dtype: np.dtype) -> np.ndarray:
+    """Every value of an 8 or 16-bit integer type, in the order of its bits read as unsigned."""
+    return np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
+
+
+def _present(stored: np.ndarray, padding: tuple[int, int] | None) -> np.ndarray:
+    """Values that occur [n], the extremes of what is no padding among them: all of them where that takes a histogram,
+    else a sample."""
+    if padding is not None and _has_table(stored):
+        values = _all_values(stored.dtype)
+        unsigned = stored.view(f"u{stored.dtype.itemsize}")
+        counts = cv2.calcHist([unsigned], [0], None, [len(values)], [0, len(values)])
+        return values[counts.ravel() > 0]
+    kept = stored if padding is None else stored[~_within(stored, padding)]
+    ends = kept if kept.size else stored
+    return np.unique(np.append(stored[::32, ::32], [ends.min(), ends.max()]).astype(stored.dtype))
+
+
+def _padding(header: pydicom.Dataset, dtype: np.dtype) -> tuple[int, int] | None:
+    """First and last padding value (PS3.3 C.7.5.1.1.2), of the sign that the pixels have, or None."""
+    try:
+        first = int(header.PixelPaddingValue)
+        limit = header.get("PixelPaddingRangeLimit")
+        last = first if limit is None or limit == "" else int(limit)
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
+    if dtype.kind in "iu":          # some write a negative one as unsigned, or the other way
+        kind, turn = np.iinfo(dtype), 2 ** (8 * dtype.itemsize)
+        first, last = (v - turn if v > kind.max else v + turn if v < kind.min else v for v in (first, last))
+    return min(first, last), max(first, last)
+
+
+def _within(values: np.ndarray, bounds: tuple[int, int] | None) -> np.ndarray:
+    """Which values lie in `bounds`, ends included: bool of the shape of `values`."""
+    if bounds is None:
+        return np.zeros(values.shape, bool)
+    return (values >= bounds[0]) & (values <= bounds[1])

@@ -1,0 +1,216 @@
+"""One file -> one canvas: the per-image function that `prepare` maps over a data set and `predict` over an exam."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple
+
+import numpy as np
+
+from mammoclip_jax.data.pixels import breast, dicom, geometry, intensity, outside
+from mammoclip_jax.data.pixels.geometry import Transform
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import suggestion
+
+CROPS = ("robust", "published", "none")
+GEOMETRIES = ("fit", "stretch")
+OUTSIDES = ("masked", "kept", "")
+CHEST_WALLS = ("left", "as_is")
+FRAMES = ("refuse", "middle")
+CHOICES = {"geometry": GEOMETRIES, "intensity": intensity.POLICIES, "crop": CROPS, "bits": (8, 16),
+           "outside": OUTSIDES, "chest_wall": CHEST_WALLS, "frames": FRAMES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How pixels become a canvas; written into dataset.json and carried by every checkpoint."""
+
+    geometry: str = "fit"           # "fit": aspect kept, chest wall at the left; "stretch": as Mammo-CLIP
+    height: int = 1520
+    width: int = 912
+    intensity: str = "voi"          # a policy of intensity.py
+    bits: int = 8
+    crop: str = "robust"
+    outside: str = ""               # "masked": outside the breast all becomes background, burned-in text too; "kept";
+                                    # "" is "kept" with intensity "published", else "masked"
+    chest_wall: str = "left"        # with geometry "fit"; "as_is": no image is mirrored
+    frames: str = "refuse"          # multi-frame files (tomosynthesis), or their "middle" frame
+    voi_item: int = 0               # which of several VOI LUTs and windows
+
+    def __post_init__(self):
+        for name, known in CHOICES.items():
+            _choice(name, getattr(self, name), known)
+        if self.voi_item < 0:
+            raise UserError(f"there is no voi_item {self.voi_item}; use 0 for the first VOI LUT or window")
+        if not (1 <= self.height <= 65535 and 1 <= self.width <= 65535):
+            raise UserError(f"a canvas of height {self.height} and width {self.width} cannot be made; use 1 to 65535")
+        if self.intensity == "published" and self.bits != 8:
+            raise UserError("intensity 'published' gives 8-bit images: use --bits=8, or another intensity")
+
+    @property
+    def masks(self) -> bool:
+        """Whether what lies outside the breast becomes background."""
+        return self.outside == "masked" or (not self.outside and self.intensity != "published")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """The preprocessing that a dataset.json or a checkpoint names.
+
+        One written before `outside` existed was made without masking, and the other new fields had no choice.
+
+        Raises:
+            UserError: there is a field that this version does not know.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise UserError(f"there is no preprocessing field {name!r}.{suggestion(name, known)} Known: "
+                                f"{', '.join(known)}. A newer version may have written it: update this one.")
+        return cls(**{"outside": "kept"} | dict(values))
+
+
+def _choice(field: str, value, known: tuple) -> None:
+    if value not in known:
+        hint = suggestion(str(value), map(str, known))
+        names = ", ".join(str(option) for option in known if option != "")
+        raise UserError(f"there is no {field} {value!r}.{hint} Known: {names}.")
+
+
+class Rendered(NamedTuple):
+    """A file on its canvas."""
+
+    image: np.ndarray               # [H, W] uint8 or uint16
+    transform: Transform
+    fields: dicom.Fields
+    laterality: str                 # the table's, else the file's
+    view: str
+    flags: tuple[str, ...]
+
+
+def render(path: Path | str, preprocessing: Preprocessing, laterality: str = "", view: str = "") -> Rendered:
+    """Decodes, crops, masks, resizes and quantises a file. What the caller knows of laterality and view goes first.
+
+    Flags beside those of decoding: laterality_differs, view_differs (table against file), chest_wall_unexpected (the
+    pixels against laterality), outside_masked (something bright outside the breast went).
+
+    Raises:
+        dicom.Unreadable: the file cannot become an image.
+    """
+    decoded = dicom.read(path, preprocessing.frames)
+    try:
+        grey = intensity.grey(decoded, preprocessing.intensity, preprocessing.voi_item)
+    except intensity.FlatImage:
+        raise dicom.Unreadable(path, "pixels", "constant image", "export the image again") from None
+    fields = decoded.fields
+    flags = list(grey.flags)
+    for name, told, found in (("laterality", laterality, fields.laterality), ("view", view, fields.view)):
+        if told and found and told != found:
+            flags.append(f"{name}_differs")
+    laterality, view = laterality or fields.laterality, view or fields.view
+    preview = grey.preview()
+    seen = breast.find(inner(preview, grey.inside))
+    crop = find_crop(preview, grey.inside, seen, preprocessing.crop)
+    transform = make_transform(grey.shape, crop, preprocessing, chest_wall(seen, laterality, flags))
+    top, left, bottom, right = transform.content
+    part = geometry.resize(grey.region(*crop), (bottom - top, right - left))
+    if preprocessing.masks and mask_outside(part, preview, grey.inside, seen, crop):
+        flags.append("outside_masked")
+    image = quantise(transform.place(part), preprocessing.bits)
+    return Rendered(image, transform, fields, laterality, view, tuple(flags))
+
+
+def inner(image: np.ndarray, inside: breast.Crop) -> np.ndarray:
+    """The part of an image that counts."""
+    y0, x0, y1, x1 = inside
+    return image[y0:y1, x0:x1]
+
+
+def find_crop(preview: np.ndarray, inside: breast.Crop, seen: breast.Found, method: str) -> breast.Crop:
+    """y0, x0, y1, x1 in the original image, within the part of it that counts, in which `seen` was found."""
+    if method == "none":
+        return inside
+    part = inner(preview, inside)
+    found = breast.crop_of(seen, part.shape) if method == "robust" else breast.published_crop(part)
+    y0, x0 = inside[:2]
+    return (y0 + found[0], x0 + found[1], y0 + found[2], x0 + found[3])
+
+
+def mask_outside(
+    part: np.ndarray, preview: np.ndarray, inside: breast.Crop, seen: breast.Found, crop: breast.Crop,
+) -> bool:
+    """Fills, in place, what of `part`, the crop at any size, lies outside the breast; whether something bright went."""
+    whole = inner(preview, inside)
+    kept = outside.keep(whole, seen)
+    top, left = inside[:2]
+    return kept is not None and outside.cover(
+        part, kept, whole.shape, (crop[0] - top, crop[1] - left, crop[2] - top, crop[3] - left))
+
+
+def chest_wall(seen: breast.Found, laterality: str, flags: list[str]) -> str:
+    """Side of the chest wall, "left" or "right": where the pixels show it; where they do not, as laterality says."""
+    expected = {"L": "left", "R": "right", "": ""}[laterality]
+    side = breast.side_of(seen.mask)
+    if side and expected and side != expected:
+        flags.append("chest_wall_unexpected")
+    return side or expected
+
+
+def make_transform(
+    original: tuple[int, int], crop: breast.Crop, preprocessing: Preprocessing, side: str,
+) -> Transform:
+    """The transform of a crop whose chest wall is at `side` ("left", "right", "" unknown; `fit` only)."""
+    canvas = (preprocessing.height, preprocessing.width)
+    if preprocessing.geometry == "stretch":
+        return geometry.stretch(original, crop, canvas)
+    lies_like = {"left": "L", "right": "R", "": ""}[side]
+    wanted = "left" if preprocessing.chest_wall == "left" else side or "left"
+    return geometry.fit(original, crop, canvas, chest_wall=wanted, laterality=lies_like)
+
+
+def quantise(image: np.ndarray, bits: int) -> np.ndarray:
+    """float [0, 1] -> uint8 or uint16, rounded; uint8 stays as it is."""
+    if image.dtype == np.uint8:
+        return image
+    top = 2**bits - 1
+    return np.rint(np.clip(image, 0, 1) * top).astype(np.uint8 if bits == 8 else np.uint16)
+
+
+class Boxes(NamedTuple):
+    """Boxes of an image after rendering, as the JSON of the index."""
+
+    original: str                   # clipped to the image
+    canvas: str                     # in canvas pixels, clipped to the crop; boxes outside the crop are left out
+    flags: tuple[str, ...]
+
+
+def place_boxes(boxes: str, transform: Transform) -> Boxes:
+    """`boxes` (JSON, original pixels) on the canvas.
+
+    Raises:
+        ValueError: a box lies outside the image: table and file do not belong together.
+    """
+    height, width = transform.original
+    top, left, bottom, right = transform.content
+    kept, placed, flags = [], [], []
+    for item in json.loads(boxes):
+        box = _clip(item["box"], (0, 0, width, height))
+        if box is None:
+            raise ValueError(f"box {item['box']} in an image of width {width} and height {height}")
+        if box != [float(value) for value in item["box"]]:
+            flags.append("box_clipped_to_image")
+        kept.append(item | {"box": box})
+        whole = transform.boxes([box])[0]
+        inside = _clip(whole, (left, top, right, bottom))
+        if inside is None:
+            flags.append("box_outside_crop")
+            continue
+        if not np.allclose(inside, whole, atol=1e-6):
+            flags.append("box_cut_by_crop")
+        placed.append(item | {"box": [round(value, 3) for value in inside]})
+    return Boxes(json.dumps(kept), json.dumps(placed), tuple(dict.fromkeys(flags)))
+
+
+def _clip(box, bounds: tuple[int, int, int, int]) -> list[float] | None:
+    x0, y0 = max(box[0], bounds[0]), max(box[1], bounds[1])
+    x1, y1 = min(box[2], bounds[2]), min(box[3], bounds[3])
+    return [float(x0), float(y0), float(x1), float(y1)] if x0 < x1 and y0 < y1 else None

@@ -1,0 +1,168 @@
+"""Text to token ids: a WordPiece vocabulary trained on the corpus at hand, or any Hugging Face tokenizer."""
+
+import hashlib
+import json
+import string
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import (
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+
+from mammoclip_jax.errors import UserError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD_TOKENS = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")   # in the order they are looked for
+
+
+class Tokenize:
+    """A `tokenizers.Tokenizer` with a fixed output shape. Can be pickled, and encodes the same in every thread.
+
+    Attributes: `pad_id` int, `vocab_size` int, `fingerprint` (hexadecimal SHA-256 of vocabulary and rules).
+    """
+
+    def __init__(self, tokenizer: Tokenizer, pad_token: str | None = None):
+        """`tokenizer` is copied. `pad_token`: by default the first of PAD_TOKENS that the vocabulary holds."""
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        # Files on the hub often carry the padding and truncation of somebody's training run (MiniLM's: 128 tokens).
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        pad_token = pad_token or next((t for t in PAD_TOKENS if self._tokenizer.token_to_id(t) is not None), None)
+        self._pad_token = pad_token
+        pad_id = None if pad_token is None else self._tokenizer.token_to_id(pad_token)
+        if pad_id is None:
+            raise UserError(f"the tokenizer has no padding token (looked for {pad_token or ', '.join(PAD_TOKENS)}): "
+                            "add one to its vocabulary, or choose another tokenizer")
+        self.pad_id: int = pad_id
+        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        self.fingerprint: str = hashlib.sha256(self._canonical().encode()).hexdigest()
+        frame = self._tokenizer.encode("").ids           # special tokens alone, such as [CLS] [SEP]
+        one = self._tokenizer.encode("a")
+        self._n_special = len(frame)
+        self._n_after = len(one.ids) - 1 - max((i for i, s in enumerate(one.special_tokens_mask) if not s), default=-1)
+
+    def encode(self, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids int32 [N, L] padded on the right with `pad_id`, and mask bool [N, L], True for real tokens.
+
+        A text of more than `length` tokens loses tokens at its end, but keeps the closing special token ([SEP]).
+        Raises UserError where `length` has no room for the special tokens and one more.
+        """
+        if length <= self._n_special:
+            raise UserError(f"text length {length} is too short: {self._n_special} special tokens and the text must "
+                            "fit; raise data.text_length")
+        ids = np.full((len(texts), length), self.pad_id, np.int32)
+        mask = np.zeros((len(texts), length), bool)
+        for row, text in enumerate(texts):
+            tokens = self._tokenizer.encode(text).ids
+            if len(tokens) > length:
+                tokens = tokens[:length - self._n_after] + tokens[len(tokens) - self._n_after:]
+            ids[row, :len(tokens)] = tokens
+            mask[row, :len(tokens)] = True
+        return ids, mask
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The token strings of `ids`, for people."""
+        return [self._tokenizer.id_to_token(int(i)) for i in ids]
+
+    def save(self, path: str | Path) -> None:
+        """Write a tokenizer.json, readable by `load` and by the Hugging Face libraries."""
+        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """Everything that `from_json` needs, for a checkpoint."""
+        return json.dumps({"pad_token": self._pad_token, "tokenizer": self._tokenizer.to_str()})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenize":
+        """What `to_json` wrote."""
+        kept = json.loads(text)
+        return cls(Tokenizer.from_str(kept["tokenizer"]), kept["pad_token"])
+
+    def _canonical(self) -> str:
+        return json.dumps(json.loads(self._tokenizer.to_str()), sort_keys=True)
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
+    """Train a lower-cased BERT-style WordPiece tokenizer; the same texts give the same vocabulary.
+
+    Ids start with SPECIAL_TOKENS ([PAD] is 0), then letters, digits and punctuation alone and as continuations, so
+    that no English word becomes [UNK] in a prompt that the corpus lacks. `vocab_size` is an upper bound.
+    Raises UserError where the texts hold no words, or `vocab_size` is smaller than the alphabet.
+    """
+    texts = sorted({text for text in texts if text.strip()})     # once each, however many images share it
+    if not texts:
+        raise UserError("cannot train a tokenizer: the corpus holds no text; give tokenizer=PATH or a hub name")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    base = [*SPECIAL_TOKENS, *_alphabet(tokenizer, texts)]
+    if vocab_size < len(base):
+        raise UserError(f"vocab_size={vocab_size} is too small: the alphabet of this corpus alone takes {len(base)}")
+    # The trainer numbers continuations ("##a") in the order of a randomly seeded hash table, and breaks ties by those
+    # numbers. Handing it the whole alphabet as special tokens fixes their numbers, and with them the result.
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=base,
+                                        show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return _bert(tokenizer.get_vocab())
+
+
+def _alphabet(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """Characters of the corpus and of plain English, alone and as continuations, in a fixed order."""
+    seen = set(string.ascii_lowercase + string.digits + string.punctuation)
+    for text in texts:
+        seen.update(tokenizer.normalizer.normalize_str(text))
+    seen = sorted(c for c in seen if not c.isspace())
+    return seen + [f"##{c}" for c in seen if c.isalnum()]
+
+
+def _bert(vocab: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")])
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
+
+
+def load(name_or_path: str | Path) -> Tokenize:
+    """Load a tokenizer.json file, a folder (a data set, or one in Hugging Face form), or a name on the hub.
+
+    Raises UserError, with what to do instead, where it is not there, not readable or out of reach.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() and (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        try:
+            return Tokenize(Tokenizer.from_file(str(path)))
+        except UserError:
+            raise
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise UserError(f"{path} is not a tokenizer.json: {error}") from error
+    if not path.is_dir() and (path.is_absolute() or str(name_or_path).startswith(".") or path.suffix == ".json"):
+        raise UserError(f"no tokenizer at {path}: give a tokenizer.json, a folder that holds one, or a hub name")
+    return _from_transformers(str(name_or_path))
+
+
+def _from_transformers(name: str) -> Tokenize:
+    import transformers  # seconds to import, and only for names and folders of the hub
+
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"cannot load the tokenizer {name!r} ({reason}). Where the hub is out of reach, copy the "
+                        "model's folder here and give its path, or use the tokenizer.json of the data set") from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"the tokenizer {name!r} has no fast version: convert it to a tokenizer.json first")
+    return Tokenize(backend, loaded.pad_token or loaded.eos_token)

@@ -1,0 +1,68 @@
+"""The texts of an image at three levels, for region-phrase training: labels, phrases, the whole report."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mammoclip_jax.data.text import label_values, reports
+
+LEVELS = ("label", "phrase", "report")
+
+
+class Unit(NamedTuple):
+    """One text, the region it speaks of, and whether it denies what it names."""
+
+    level: str                                       # one of LEVELS
+    text: str
+    box: tuple[float, float, float, float] | None    # x0, y0, x1, y1 of the box item; None: the whole image
+    negated: bool = False
+
+
+def units(row: Any) -> list[Unit]:
+    """Labels, then phrases, then the report of a row of the manifest or of an index (mapping, Series or named tuple).
+
+    A label is a finding's short name, with a unit for each of its boxes, or one without box; one labelled 0 is negated.
+    A phrase is a sentence of the texts about this side and view (of the findings, where a section is named so), with
+    the box of which it names the label or the phrase: only where one box alone fits. A box item's own "phrase" is a
+    unit too.
+    """
+    row = row if isinstance(row, Mapping) else row.to_dict() if hasattr(row, "to_dict") else row._asdict()
+    labels, boxes = (json.loads(row[key]) if isinstance(row[key], str) else row[key] for key in ("labels", "boxes"))
+    found = _labels(labels, boxes)
+    texts = [text.strip() for text in row["texts"] if text.strip()]
+    sections = list(row.get("sections", ()))
+    spoken = [t for t, name in zip(row["texts"], sections, strict=False) if name == "findings" and t.strip()] or texts
+    own = [Unit("phrase", item["phrase"].strip(), tuple(item["box"]), reports.negated(item["phrase"]))
+           for item in boxes if str(item.get("phrase") or "").strip()]
+    for text in spoken:
+        text = reports.for_view(reports.for_side(text, row.get("laterality", "")), row.get("view", ""))
+        own += [Unit("phrase", sentence, _box(sentence, boxes), reports.negated(sentence))
+                for sentence in reports.sentences(text)]
+    found += dict.fromkeys(own)
+    return found + ([Unit("report", " ".join(dict.fromkeys(texts)), None)] if texts else [])
+
+
+def _labels(labels: Mapping[str, Any], boxes: list[Mapping[str, Any]]) -> list[Unit]:
+    flags = label_values.flags(labels, boxes)
+    found = []
+    for key in label_values.present(flags):
+        name = label_values.ABSENT.get(key, key.replace("_", " "))
+        placed = [tuple(item["box"]) for item in boxes if label_values.key_of(item["label"]) == key]
+        found += [Unit("label", name, box) for box in placed or [None]]
+    return found + [Unit("label", label_values.ABSENT[key], None, True) for key in label_values.absent(flags)]
+
+
+def _box(sentence: str, boxes: list[Mapping[str, Any]]) -> tuple | None:
+    """The only box whose phrase or finding the sentence affirms; None where there is none, or a choice."""
+    fitting = {tuple(item["box"]) for item in boxes if _names(sentence, item)}
+    return fitting.pop() if len(fitting) == 1 else None
+
+
+def _names(sentence: str, item: Mapping[str, Any]) -> bool:
+    phrase = str(item.get("phrase") or "").strip(" .").lower()
+    if phrase and phrase in sentence.lower():
+        return not reports.negated(sentence)
+    key = label_values.key_of(item["label"])
+    term = label_values.ABSENT.get(key, key.replace("_", " "))
+    term = "calcification" if "calcification" in term else term.replace("asymmetry", "asymmetr")
+    return term in sentence.lower() and not reports.negated(sentence, term)
