@@ -157,13 +157,17 @@ def _laterality(header: pydicom.Dataset) -> str:
     return sides.pop() if len(sides) == 1 else ""
 
 
-def _view(header: pydicom.Dataset) -> str:
-    position = text(header, "ViewPosition").replace(" ", "").replace("-", "")
-    if position in VIEWS:
-        return position
+def view_of(position: str) -> str:
+    """One of VIEWS for a view as people write it, "MLO", "l-cc", "RMMLO"; "" for any other text."""
+    position = position.strip().upper().replace(" ", "").replace("-", "")
     named = _NAMED.fullmatch(position)
-    if named:
-        return named[3]
+    return position if position in VIEWS else named[3] if named else ""
+
+
+def _view(header: pydicom.Dataset) -> str:
+    told = view_of(text(header, "ViewPosition"))
+    if told:
+        return told
     views = [VIEW_CODES[code] for code in _codes(header, "ViewCodeSequence") if code in VIEW_CODES]
     if views:
         replacing = [MODIFIER_VIEWS[code] for code in _modifiers(header) if code in MODIFIER_VIEWS]

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.data.sources import tables
 from mammoclip_jax.data.text import reports
 from mammoclip_jax.data.text.deidentify import deidentify
@@ -24,6 +25,7 @@ from mammoclip_jax.errors import UserError
 SECTIONS = ("findings", "impression")
 ABSENT = "-"
 DEFAULTS = {"split": "split", "date": "date", "image_id": "image_id"}
+LONGEST = 20_000        # characters of a report; longer ones are several, run together by an open quote
 _SHORT = 4      # characters; shorter identifiers ("12") also are words and measures, and identify nobody alone
 
 
@@ -64,20 +66,26 @@ def read(
     columns = {option: column for option, column in (columns | texts).items() if column != ABSENT}
 
     days = tables.study_days(data[patient], data[columns["date"]]) if "date" in columns else [None] * len(data)
-    rows, problems = [], []
+    rows, problems, remarks = [], [], []
     for line, day in zip(data.to_dict("records"), days):
         cells = {option: line[column] for option, column in columns.items()}
         own = [cells["patient"], cells.get("study", ""), cells.get("image_id", ""), cells["image"]]
-        cells["texts"] = texts_of({option: cells[option] for option in texts}, own, [line[c] for c in name_columns])
-        fault = _fault(cells)
+        written = {option: cells[option] for option in texts}
+        long = any(len(text) > LONGEST for text in written.values())
+        cells["texts"] = {} if long else texts_of(written, own, [line[c] for c in name_columns])
+        fault = _fault(cells) if not long else ("report too long", "a quote in the table may be open; correct it")
         if fault:
             shown = cells.get("image_id") or cells["image"]
             problems.append(Problem(cells["image"], "source", *fault, shown, line[tables.ROW]))
             continue
         found = {"study_day": day} | {column: tables.value(line[column]) for column in label_columns}
         found = {key: value for key, value in found.items() if value is not None}
-        rows.append(_row(name, cells, found, val, test) | {"row": line[tables.ROW]})
-    return SourceTable(frame(rows), problems, licence, citation, public_ids=False, table_rows=len(data))
+        row = _row(name, cells, found, val, test) | {"row": line[tables.ROW]}
+        if cells.get("view") and not row["view"]:
+            remarks.append(Problem(row["file"], "source", "unknown view", "use CC, MLO, ML, ...", row["image"], row["row"]))
+        rows.append(row)
+    return SourceTable(frame(rows), problems, licence, citation, public_ids=False, table_rows=len(data),
+                       remarks=remarks)
 
 
 def _listed(option: str) -> list[str]:
@@ -135,7 +143,7 @@ def _row(name: str, cells: dict, labels: dict, val: float, test: float) -> dict:
     return {
         "dataset": name, "patient": cells["patient"], "study": study_of(cells["patient"], cells.get("study", "")),
         "image": cells.get("image_id") or cells["image"], "file": cells["image"],
-        "laterality": tables.SIDES[cells.get("laterality", "").lower()], "view": cells.get("view", "").upper(),
+        "laterality": tables.SIDES[cells.get("laterality", "").lower()], "view": fields.view_of(cells.get("view", "")),
         "split": _split(cells) or split_of(cells["patient"], val, test), "texts": list(cells["texts"].values()),
         "sections": list(cells["texts"]), "labels": labels,
     }

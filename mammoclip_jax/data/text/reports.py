@@ -113,7 +113,7 @@ def negated(sentence: str, term: str | None = None) -> bool:
     nothing. "A mass without calcifications" is not negated as a whole; for `term="calcification"` it is.
     """
     mention = re.compile(rf"\b{re.escape(term)}", re.IGNORECASE) if term else _FINDING
-    plain = _PSEUDO.sub(lambda m: "_" * len(m[0]), sentence)     # keeps positions, hides the cue
+    plain = _PSEUDO.sub(lambda m: "_" * len(m[0]), " ".join(sentence.split()))      # keeps positions, hides the cue
     denied: list[bool] = []
     start = 0
     for part in [*_BREAK.finditer(plain), None]:
@@ -148,7 +148,7 @@ _SIDE = re.compile(
     rf"|\b[lr](?={_VIEWS}\b|[\s-]+(?:breast|axilla|nipple|sided)))"
     r"|(?<![\w/'-])[LR](?=[\s),.:;]|$|/[LR]\b)(?!\.\w)|(?<=\b[LR]/)[LR]\b")
 _HOUR = r"(?:1[0-2]|0?[1-9])(?::[0-5]\d)?"
-_CLOCK = re.compile(rf"\b(?:{_HOUR}(?:\s*(?:-|–|to|and|or)\s*{_HOUR})*)(?=\s*[- ]?o['’]?\s*clock)"
+_CLOCK = re.compile(rf"\b(?:{_HOUR}(?:\s?(?:-|–|to|and|or)\s?{_HOUR}){{0,4}})(?=\s*[- ]?o['’]?\s*clock)"
                     r"|\b(?:(?:1[0-2]|0?[1-9]):[0-5]\d)(?!\s*(?:[ap]\.?m|\d|:))", re.IGNORECASE)
 _POSITION = re.compile(
     r"\b(?:upper|lower|inner|outer|medial(?:ly)?|lateral(?:ly)?|superior(?:ly)?|inferior(?:ly)?|cranial(?:ly)?|"

@@ -90,3 +90,21 @@ def test_what_is_no_table_is_named(tmp_path):
     (tmp_path / "reports.csv").write_text("image,patient,study,laterality,view,report\n")
     with pytest.raises(UserError, match="no rows"):
         report_csv.read(tmp_path)
+
+
+def test_a_view_is_one_of_the_known_or_nothing(tmp_path):
+    """A name in the wrong column must not travel on as a view."""
+    lines = [f"{number}.png,p1,s1,L,{view},A mass.,B,train,C," for number, view in
+             enumerate(["l-mlo", "RCC", "Zelenka", ""])]
+    table = report_csv.read(reports(tmp_path, HEADER, *lines))
+    assert list(table.rows["view"]) == ["MLO", "CC", "", ""] and not table.problems
+    assert [(remark.reason, remark.row) for remark in table.remarks] == [("unknown view", "reports.csv:4")]
+
+
+def test_an_open_quote_does_not_make_one_report_of_many(tmp_path):
+    rows = [f"{number}.png,p{number},s,L,CC,A mass.,B,train,C," for number in range(2000)]
+    rows[3] = '3.png,p3,s,L,CC,"A mass.,B,train,C,'
+    rows[1500] = '1500.png,p1500,s,L,CC,A mass.",B,train,C,'
+    table = report_csv.read(reports(tmp_path, HEADER, *rows))
+    assert [problem.reason for problem in table.problems] == ["report too long"]
+    assert len(table.rows) == 2000 - 1498

@@ -150,3 +150,10 @@ def test_the_sentences_of_one_view():
     assert reports.for_view(text, "") == text
     assert reports.for_view("On the craniocaudal view.", "MLO") == ""
     assert reports.for_view("On the mediolateral oblique view.", "MLO") != ""
+
+
+@pytest.mark.parametrize("text", [" " * 30_000, "\n" * 20_000, "1-" * 10_000, "no mass, " * 3_000, "left " * 5_000])
+def test_odd_text_costs_no_more_than_its_length(text):
+    """Patterns that go back and forth would take minutes; a hang is what this test would show."""
+    reports.sections(text), reports.sentences(text), reports.negated(text)
+    reports.swap_laterality(text), reports.names_position(text), reports.for_side(text, "L")
