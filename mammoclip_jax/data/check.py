@@ -12,10 +12,12 @@ from tqdm import tqdm
 from mammoclip_jax.data import increment
 from mammoclip_jax.data.build import content
 from mammoclip_jax.data.identity import line
-from mammoclip_jax.data.manifest import Problem, SourceTable, checked
+from mammoclip_jax.data.manifest import Problem, SourceTable, breast_keys, checked
 from mammoclip_jax.data.pixels import dicom
+from mammoclip_jax.data.text import duplicates
 
 _THREADS = 8
+_NEARLY = 0.9           # TF-IDF cosine from which on two reports say the same
 
 
 def check(table: SourceTable, root: Path | str, headers: bool = True, names: bool = False) -> dict:
@@ -31,6 +33,7 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         table_rows, images_in, images (rows that hold together, whether or not their files are there), studies,
         patients, boxes, texts, splits, views, lateralities, vendors {value: images}, labels {split: {label:
         {value: images}}}, box_labels {split: {label: boxes}}, files {found, missing}, header_flags {flag: images},
+        reports {breasts, different, nearly_different} (the texts of a breast; alike ones are no negatives),
         quarantined (without missing files of a partial copy, and without mismatches that cost no image), reasons
         {class: number}, mismatches (list of {row, file, image, stage, reason, remedy}; of a private source without
         names).
@@ -52,6 +55,7 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         "box_labels": {split: _box_labels(part["boxes"]) for split, part in rows.groupby("split")},
         "files": {"found": len(there.rows), "missing": sum(p.kind == "file missing" for p in there.problems)},
         "header_flags": flags,
+        "reports": _reports(rows),
         "quarantined": len(lost), "reasons": _values(problem.kind for problem in problems),
     }
     return counts | {"mismatches": [_shown(problem, table.public_ids or names) for problem in problems]}
@@ -75,6 +79,13 @@ def _box_labels(column: Iterable[str]) -> dict[str, int]:
     """How many boxes carry each label; one with several ("labels") counts for each."""
     found = (box for boxes in column for box in json.loads(boxes))
     return _values(label for box in found for label in box.get("labels", [box["label"]]))
+
+
+def _reports(rows: pd.DataFrame) -> dict[str, int]:
+    breasts = rows[~breast_keys(rows).duplicated()]
+    exact, near = duplicates.groups(breasts), duplicates.groups(breasts, _NEARLY)
+    return {"breasts": int((exact >= 0).sum()), "different": len(set(exact) - {-1}),
+            "nearly_different": len(set(near) - {-1})}
 
 
 def _headers(rows: pd.DataFrame, root: Path) -> tuple[list[Problem], dict[str, int]]:

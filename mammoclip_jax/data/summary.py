@@ -41,6 +41,9 @@ def dry_run(counts: dict, written: bool) -> str:
         lines += [f"  labels in {split}:"]
         lines += [f"    {name}: " + ", ".join(f"{value} {number}" for value, number in values.items())
                   for name, values in labels.items()]
+    found = counts["reports"]
+    lines += [f"  breasts with texts: {found['breasts']}, different {found['different']}, "
+              f"more than slightly {found['nearly_different']}"]
     lines += [_line(counts["quarantined"], "would be quarantined")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
     lines += [f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"

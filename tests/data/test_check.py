@@ -40,6 +40,7 @@ def test_counts_and_mismatches(tmp_path, table):
     assert found["files"] == {"found": 3, "missing": 2} and found["splits"] == {"test": 1, "train": 4}
     assert found["box_labels"] == {"test": {"mass": 1}, "train": {"asymmetry": 1, "mass": 2}}
     assert found["labels"]["train"]["mass"] == {"0": 1, "1": 1}
+    assert found["reports"] == {"breasts": 1, "different": 1, "nearly_different": 1}
     assert found["reasons"] == {"box outside image": 1, "laterality differs": 1, "no image": 1, "not a DICOM file": 1}
     assert {item["row"] for item in found["mismatches"]} == {"t.csv:6", "t.csv:2", "t.csv:9", "t.csv:3"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a1.dcm", "a2.dcm", "a3.dcm"]
