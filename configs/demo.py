@@ -40,10 +40,10 @@ def get_config():
     config.losses.mammo_clip = dict(weight=1.0)
 
     train = config.train
-    train.batch_size, train.steps, train.warmup_steps = 32, 420, 42
+    train.batch_size, train.steps, train.warmup_steps = 32, 540, 54
     train.lr, train.weight_decay, train.clip_norm = 3e-3, 0.05, 1.0
     train.no_decay = (r".*(bias|scale)$",)
-    train.eval_every, train.checkpoint_every = 140, 60
+    train.eval_every, train.checkpoint_every = 180, 60
 
     phantoms = dict(folders=("phantom",), prompts="phantom")
     evaluate = config.evaluate
