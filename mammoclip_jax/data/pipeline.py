@@ -2,8 +2,8 @@
 
 Sampling follows Mammo-CLIP (Ghosh et al., MICCAI 2024), with these repairs: exams of different dates are not merged,
 two texts are drawn without replacement, sentence shuffling works, empty texts are no positives, flips never contradict
-the text. What a step sees depends on the seed alone: not on threads, and, up to
-the order inside the global batch, not on the number of processes.
+the text. What a step sees depends on the seed alone: not on threads, and, up to the order inside the global batch, not
+on the number of processes.
 """
 
 import json
@@ -184,7 +184,6 @@ class _Sample:
             "flip_vertical": np.bool_(vertical),
             "mask": np.bool_(True),
         }
-
 
     def _draw(self, breast: Breast, records: list[int], rng: np.random.Generator) -> list[str]:
         options = self.text

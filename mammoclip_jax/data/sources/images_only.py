@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import dicom
-from mammoclip_jax.data.pixels.fields import Fields
+from mammoclip_jax.data.pixels.fields import Fields, view_of
 from mammoclip_jax.data.sources import tables
 from mammoclip_jax.errors import UserError
 
@@ -130,7 +130,7 @@ def _row(file: str, fields: Fields, expression: re.Pattern | None) -> dict | Pro
     return {
         "patient": patient, "study": fields.study or own, "image": fields.image or file, "file": file,
         "laterality": fields.laterality or tables.SIDES.get(side, ""),
-        "view": fields.view or said.get("view", "").upper(), "vendor": fields.vendor,
+        "view": fields.view or view_of(said.get("view", "")), "vendor": fields.vendor,
     }
 
 

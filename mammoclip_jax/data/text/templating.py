@@ -70,7 +70,7 @@ class Template(NamedTuple):
 
 @functools.cache
 def load(name: str) -> Template:
-    """The template of this name in data/templates, or of a JSON file given by its path.
+    """The template of this name in data/text/templates, or of a JSON file given by its path.
 
     Raises:
         UserError: there is none, or it is malformed; names the file, the place in it, and what to do.
