@@ -37,11 +37,14 @@ class Grey:
     `shape` is (h, w), `inside` is what of it counts as (y0, x0, y1, x1), `flags` say what was odd.
     """
 
-    def __init__(self, stored: np.ndarray, tone: Callable, inside: tuple[int, int, int, int], flags: tuple[str, ...]):
+    def __init__(self, stored: np.ndarray, tone: Callable, inside: tuple[int, int, int, int], flags: tuple[str, ...],
+                 plain: Callable | None = None):
+        """`tone` maps stored values to grey; `plain`, by default the same, does so without VOI LUT or window."""
         self.shape, self.inside, self.flags = stored.shape, inside, flags
         self._stored, self._tone, self._table = stored, tone, None
+        self._plain = plain or tone
         if _has_table(stored):
-            self._table = tone(_all_values(stored.dtype))
+            self._table, self._signed = tone(_all_values(stored.dtype)), stored.dtype.kind == "i"
             self._stored = stored.view(f"u{stored.dtype.itemsize}")
 
     def region(self, y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
@@ -58,6 +61,15 @@ class Grey:
         if self._table is None:
             return _eight(self._tone(self._stored))
         return cv2.LUT(self._stored, _eight(self._table))
+
+    def search(self) -> np.ndarray:
+        """The whole image [h, w] as uint8 without VOI LUT or window, which may cut a faint skin line to black."""
+        if self._plain is self._tone:
+            return self.preview()
+        if self._table is None:
+            return _eight(self._plain(self._stored))
+        kind = np.dtype(f"{'i' if self._signed else 'u'}{self._stored.dtype.itemsize}")
+        return cv2.LUT(self._stored, _eight(self._plain(_all_values(kind))))
 
     @property
     def array(self) -> np.ndarray:
@@ -108,22 +120,32 @@ def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
     if used.min() == used.max():
         raise FlatImage
     flags = list(image.fields.flags)
-    shown, problems = _shown(header, used, use_voi, voi_item)
-    inverted, problem = polarity.inverted(header, shown(polarity.small(stored)))
+    thin = polarity.small(stored)
+    shown, plain, problems = _shown(header, used, thin[~_within(thin, padding)], use_voi, voi_item)
+    inverted, problem = polarity.inverted(header, shown(thin))
     flags += [flag for flag in (*problems, problem) if flag]
 
-    def tone(values: np.ndarray) -> np.ndarray:
-        grey = shown(values)
-        if inverted:
-            grey = np.float32(1) - grey
-        grey[_within(values, padding)] = 0
-        return grey
+    def toned(function: Callable) -> Callable:
+        def tone(values: np.ndarray) -> np.ndarray:
+            grey = function(values)
+            if inverted:
+                grey = np.float32(1) - grey
+            grey[_within(values, padding)] = 0
+            return grey
+        return tone
 
-    return Grey(stored, tone, (0, 0, *stored.shape), _checked(stored, tone, flags))
+    tone = toned(shown)
+    searched = tone if plain is shown else toned(plain)
+    return Grey(stored, tone, (0, 0, *stored.shape), _checked(stored, tone, flags), searched)
 
 
-def _shown(header: pydicom.Dataset, used: np.ndarray, use_voi: bool, voi_item: int) -> tuple[Callable, list[str]]:
-    """The function stored value -> [0, 1] float32 before polarity, and flags; `used` are the values that count."""
+def _shown(
+    header: pydicom.Dataset, used: np.ndarray, sample: np.ndarray, use_voi: bool, voi_item: int,
+) -> tuple[Callable, Callable, list[str]]:
+    """The function stored value -> [0, 1] float32 before polarity; that without VOI; flags.
+
+    `used` are the values that count, `sample` [n] some of the pixels.
+    """
     rescale, problem = voi.modality(header if use_voi else pydicom.Dataset())
     values = rescale(used)
     if not values.max() > values.min():
@@ -136,9 +158,16 @@ def _shown(header: pydicom.Dataset, used: np.ndarray, use_voi: bool, voi_item: i
         if function is not None and np.ptp(function(values)) < 1e-3:
             function, problem = None, "voi_flat"
         flags.append(problem)
-        if function is not None:
-            return lambda stored: function(rescale(stored)).astype(np.float32), flags
-    return lambda stored: np.clip((rescale(stored) - low) / (high - low), 0, 1).astype(np.float32), flags
+
+    def linear(low: float, high: float) -> Callable:
+        return lambda stored: np.clip((rescale(stored) - low) / (high - low), 0, 1).astype(np.float32)
+
+    if not use_voi or function is None:
+        return (plain := linear(low, high)), plain, flags
+    # A few hot pixels, which a window leaves out, must not press the tissue into a few levels.
+    ends = np.percentile(rescale(sample), (0.1, 99.9)) if sample.size else (low, high)
+    plain = linear(*ends) if ends[1] > ends[0] else linear(low, high)
+    return lambda stored: function(rescale(stored)).astype(np.float32), plain, flags
 
 
 def _checked(stored: np.ndarray, tone: Callable, flags) -> tuple[str, ...]:

@@ -107,13 +107,13 @@ def render(path: Path | str, preprocessing: Preprocessing, laterality: str = "",
         if told and found and told != found:
             flags.append(f"{name}_differs")
     laterality, view = laterality or fields.laterality, view or fields.view
-    preview = grey.preview()
-    seen = breast.find(inner(preview, grey.inside))
-    crop = find_crop(preview, grey.inside, seen, preprocessing.crop)
+    searched = grey.search()        # before the window, which may hide the skin
+    seen = breast.find(inner(searched, grey.inside))
+    crop = find_crop(searched, grey.inside, seen, preprocessing.crop)
     transform = make_transform(grey.shape, crop, preprocessing, chest_wall(seen, laterality, flags))
     top, left, bottom, right = transform.content
     part = geometry.resize(grey.region(*crop), (bottom - top, right - left))
-    if preprocessing.masks and mask_outside(part, preview, grey.inside, seen, crop):
+    if preprocessing.masks and mask_outside(part, searched, grey.inside, seen, crop):
         flags.append("outside_masked")
     image = quantise(transform.place(part), preprocessing.bits)
     return Rendered(image, transform, fields, laterality, view, tuple(flags))
@@ -125,21 +125,21 @@ def inner(image: np.ndarray, inside: breast.Crop) -> np.ndarray:
     return image[y0:y1, x0:x1]
 
 
-def find_crop(preview: np.ndarray, inside: breast.Crop, seen: breast.Found, method: str) -> breast.Crop:
+def find_crop(searched: np.ndarray, inside: breast.Crop, seen: breast.Found, method: str) -> breast.Crop:
     """y0, x0, y1, x1 in the original image, within the part of it that counts, in which `seen` was found."""
     if method == "none":
         return inside
-    part = inner(preview, inside)
+    part = inner(searched, inside)
     found = breast.crop_of(seen, part.shape) if method == "robust" else breast.published_crop(part)
     y0, x0 = inside[:2]
     return (y0 + found[0], x0 + found[1], y0 + found[2], x0 + found[3])
 
 
 def mask_outside(
-    part: np.ndarray, preview: np.ndarray, inside: breast.Crop, seen: breast.Found, crop: breast.Crop,
+    part: np.ndarray, searched: np.ndarray, inside: breast.Crop, seen: breast.Found, crop: breast.Crop,
 ) -> bool:
     """Fills, in place, what of `part`, the crop at any size, lies outside the breast; whether something bright went."""
-    whole = inner(preview, inside)
+    whole = inner(searched, inside)
     kept = outside.keep(whole, seen)
     top, left = inside[:2]
     return kept is not None and outside.cover(

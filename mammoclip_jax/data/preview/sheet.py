@@ -107,8 +107,8 @@ def _source(path: str, preprocessing: Preprocessing, masked: bool) -> Source:
     whole = grey.preview()
     if not masked:
         return Source(decoded.stored, whole, "")
-    part = inner(whole, grey.inside)
-    kept = outside.keep(part, breast.find(part))
+    part, searched = inner(whole, grey.inside), inner(grey.search(), grey.inside)
+    kept = outside.keep(searched, breast.find(searched))
     if kept is None:
         return Source(decoded.stored, None, _NO_AIR)
     shown = part.copy()

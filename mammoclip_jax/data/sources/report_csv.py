@@ -82,7 +82,8 @@ def read(
         found = {key: value for key, value in found.items() if value is not None}
         row = _row(name, cells, found, val, test) | {"row": line[tables.ROW]}
         if cells.get("view") and not row["view"]:
-            remarks.append(Problem(row["file"], "source", "unknown view", "use CC, MLO, ML, ...", row["image"], row["row"]))
+            remedy = "use CC, MLO, ML, ..."
+            remarks.append(Problem(row["file"], "source", "unknown view", remedy, row["image"], row["row"]))
         rows.append(row)
     return SourceTable(frame(rows), problems, licence, citation, public_ids=False, table_rows=len(data),
                        remarks=remarks)

@@ -163,7 +163,7 @@ def test_a_region_and_the_preview_are_parts_of_the_whole(tmp_path, policy, dtype
     assert grey.shape == (40, 30) and grey.array.dtype == (np.uint8 if policy == "published" else np.float32)
     np.testing.assert_array_equal(grey.region(3, 5, 20, 11), grey.array[3:20, 5:11])
     preview = grey.array if policy == "published" else (grey.array * 255).astype(np.uint8)
-    assert grey.preview().dtype == np.uint8
+    assert grey.preview().dtype == np.uint8 and grey.search().dtype == np.uint8
     np.testing.assert_array_equal(grey.preview(), preview)
 
 

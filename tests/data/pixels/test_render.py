@@ -139,3 +139,16 @@ def test_wrong_new_parameters_are_named(values, message):
         Preprocessing(**values)
     assert Preprocessing().masks and not Preprocessing(intensity="published").masks
     assert Preprocessing(intensity="published", outside="masked").masks
+
+
+def test_a_window_that_hides_the_skin_does_not_cut_it_off(tmp_path):
+    """The breast is searched before the window; what the window shows of it is another matter. Signed pixels too."""
+    pixels = breast(400, 300).astype(np.int16) - 1000
+    plain = render(write(tmp_path / "a.dcm", pixels, ImageLaterality="L"), Preprocessing(**SMALL))
+    tags = dict(ImageLaterality="L", WindowCenter=2400, WindowWidth=600)
+    narrow = render(write(tmp_path / "b.dcm", pixels, **tags), Preprocessing(**SMALL))
+    np.testing.assert_allclose(narrow.transform.crop, plain.transform.crop, atol=4)
+    hot = pixels.copy()
+    hot[3, 290] = 32000
+    np.testing.assert_allclose(render(write(tmp_path / "c.dcm", hot, **tags), Preprocessing(**SMALL)).transform.crop,
+                               plain.transform.crop, atol=4)
