@@ -175,8 +175,8 @@ def _summary(table: list[dict], resamples: int, seed: int) -> dict[str, dict]:
 def _protocol(split, prompts, stage, method, explain, tolerance) -> str:
     what = "positive minus negative texts" if explain == "score" else "positive texts"
     return (f"Split {split}, images with boxes of the label. {METHODS[method]} at stage {stage} of the cosine to the "
-            f"{what} of {prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, tolerance "
-            f"{tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's centroid "
+            f"{what} of {prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, "
+            f"tolerance {tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's centroid "
             "under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
             "the boxes; box_share: share of the breast within them. Intervals: 95 %, percentile bootstrap over "
             "patients.")

@@ -11,8 +11,19 @@ import jax.numpy as jnp
 
 from mammoclip_jax.names import check_options, lookup
 
-IMAGE_ENCODERS = {"efficientnet": "efficientnet.EfficientNet"}
-TEXT_ENCODERS = {"bert": "bert.from_options"}
+IMAGE_ENCODERS = {
+    "convnext": "convnext.ConvNext",
+    "dinov2": "vit.dinov2",
+    "efficientnet": "efficientnet.EfficientNet",
+    "resnet": "resnet.ResNet",
+    "vit": "vit.vit",
+}
+TEXT_ENCODERS = {
+    "bert": "bert.from_options",
+    "clip_text": "clip_text.from_options",
+    "gpt2": "gpt2.from_options",
+    "modernbert": "modernbert.from_options",
+}
 
 
 def build(config, vocab_size: int):

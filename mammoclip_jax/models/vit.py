@@ -1,0 +1,390 @@
+"""Vision transformers: ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), DINOv2 (Oquab et al. 2023, arXiv:2304.07193)
+and DINOv2 with registers (Darcet et al. 2023, arXiv:2309.16588).
+
+Parameters are named as in the DINOv2 checkpoints on the Hugging Face hub, dots turned into slashes and list numbers
+joined to the name: `encoder.layer.0.attention.attention.query.weight` is `encoder/layer_0/attention/attention/query/
+kernel`, transposed; ViT has the same names here. Mask token and pooler of those checkpoints have no counterpart.
+"""
+
+from typing import Any, Callable, Mapping, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.models.attention import ATTENTIONS, attention
+from mammoclip_jax.models.layers import drop_path
+from mammoclip_jax.names import check_options, suggestion
+
+POOLING = ("cls", "mean", "all", "cls+mean")
+REMAT = ("none", "block")
+FEED_FORWARD = ("mlp", "swiglu")
+_init = nn.initializers.truncated_normal(0.02)
+
+
+class Variant(NamedTuple):
+    """Published sizes: width of a token, blocks, heads."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+VIT = {
+    "tiny": Variant(192, 12, 3), "small": Variant(384, 12, 6), "base": Variant(768, 12, 12),
+    "large": Variant(1024, 24, 16), "huge": Variant(1280, 32, 16),
+}
+DINOV2 = {
+    "small": Variant(384, 12, 6), "base": Variant(768, 12, 12), "large": Variant(1024, 24, 16),
+    "giant": Variant(1536, 40, 24),
+}
+
+
+def vit(variant: str = "base", dtype: Any = jnp.float32, **options: Any) -> "VisionTransformer":
+    """ViT with 16-pixel patches (14 for huge) at a nominal 224; `options` are fields of `VisionTransformer`.
+
+    Raises:
+        UserError: there is no such variant, option or value.
+    """
+    published = {"patch": 14 if variant == "huge" else 16, "size": 224, "eps": 1e-12}
+    return _from_options("vit", VIT, variant, dtype, published, options)
+
+
+def dinov2(variant: str = "base", dtype: Any = jnp.float32, **options: Any) -> "VisionTransformer":
+    """DINOv2 with 14-pixel patches at a nominal 518; `options` are fields of `VisionTransformer`.
+
+    With `registers` (4 in the published ones) positions are resampled with antialiasing, as those were trained.
+
+    Raises:
+        UserError: there is no such variant, option or value.
+    """
+    published = {
+        "patch": 14, "size": 518, "eps": 1e-6, "layer_scale": 1.0, "antialias": options.get("registers", 0) > 0,
+        "feed_forward": "swiglu" if variant == "giant" else "mlp",
+    }
+    return _from_options("dinov2", DINOV2, variant, dtype, published, options)
+
+
+def _from_options(kind, variants, variant, dtype, published, options):
+    check_options(VisionTransformer, options, f"image encoder {kind}")
+    if variant not in variants:
+        raise UserError(
+            f"{kind} has no variant {variant!r}.{suggestion(str(variant), variants)} Known: {', '.join(variants)}.")
+    if options.get("stages") is not None:
+        options["stages"] = tuple(options["stages"])  # a config read from JSON has a list, which jit cannot hash
+    return VisionTransformer(dtype=dtype, **variants[variant]._asdict() | published | options)
+
+
+def cubic_matrix(old: int, new: int, antialias: bool) -> Float[np.ndarray, "new old"]:
+    """Bicubic resampling of `old` values to `new` as a matrix, as in `torch.nn.functional.interpolate`.
+
+    With align_corners=False. Without antialiasing torch's kernel has a = -0.75 and repeats the values at the border;
+    with it a = -0.5, the kernel is widened by old / new where that exceeds 1, and cut and normalised at the border.
+    """
+    a, scale = (-0.5, max(old / new, 1.0)) if antialias else (-0.75, 1.0)
+    matrix = np.zeros((new, old))
+    for row in range(new):
+        centre = (row + 0.5) * old / new
+        first = int(np.floor(centre - 2 * scale + 0.5))
+        taps = np.arange(first, int(np.floor(centre + 2 * scale + 0.5)) + 1)
+        if antialias:
+            taps = taps[(taps >= 0) & (taps < old)]
+        weights = _cubic((taps + 0.5 - centre) / scale, a)
+        np.add.at(matrix[row], np.clip(taps, 0, old - 1), weights / weights.sum())
+    return matrix
+
+
+def _cubic(x, a):
+    """Keys' kernel (1981): 1 at 0, 0 at every other whole number and from 2 on."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with its output projection."""
+
+    heads: int
+    how: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
+        context = SelfAttention(self.heads, self.how, self.dtype, name="attention")(x)
+        return Output(x.shape[-1], self.dtype, name="output")(context)
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values of every head, and what the attention makes of them."""
+
+    heads: int
+    how: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
+        def project(name: str) -> Float[Array, "N heads L d"]:
+            y = _dense(x.shape[-1], self.dtype, name)(x)
+            return y.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+
+        context = attention(project("query"), project("key"), project("value"), self.how)
+        return context.transpose(0, 2, 1, 3).reshape(x.shape)
+
+
+class Output(nn.Module):
+    """One linear map, at the place that checkpoints have it."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
+        return _dense(self.features, self.dtype, "dense")(x)
+
+
+class FeedForward(nn.Module):
+    """"mlp": linear, GELU, linear. "swiglu": silu(gate) * value, two thirds as wide, rounded up to a multiple of 8."""
+
+    kind: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
+        width = x.shape[-1]
+        if self.kind == "mlp":
+            hidden = nn.gelu(_dense(4 * width, self.dtype, "fc1")(x), approximate=False)
+            return _dense(width, self.dtype, "fc2")(hidden)
+        hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
+        gate, value = jnp.split(_dense(2 * hidden, self.dtype, "weights_in")(x), 2, axis=-1)
+        return _dense(width, self.dtype, "weights_out")(nn.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    value: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
+        return x * self.param("lambda1", nn.initializers.constant(self.value), (x.shape[-1],)).astype(x.dtype)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each behind its LayerNorm and with a residual (pre-norm)."""
+
+    heads: int
+    feed_forward: str
+    layer_scale: float | None
+    drop_rate: float
+    attention: str
+    eps: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L C"], train: bool) -> Float[Array, "N L C"]:
+        def branch(x, i, module):
+            y = module(_norm(self.eps, self.dtype, f"norm{i}")(x))
+            if self.layer_scale is not None:
+                y = LayerScale(self.layer_scale, name=f"layer_scale{i}")(y)
+            if train and self.drop_rate > 0:
+                y = drop_path(y[:, None], self.drop_rate, self.make_rng("dropout"))[:, 0]
+            return x + y
+
+        x = branch(x, 1, Attention(self.heads, self.attention, self.dtype, name="attention"))
+        return branch(x, 2, FeedForward(self.feed_forward, self.dtype, name="mlp"))
+
+
+class Encoder(nn.Module):
+    """The stack of blocks; `stage(name, x)` sees, and may change, what each leaves."""
+
+    depth: int
+    drop_rate: float
+    remat: str
+    layer: Mapping[str, Any]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L C"], train: bool, stage: Callable) -> Float[Array, "N L C"]:
+        block = nn.remat(Layer, static_argnums=(2,)) if self.remat == "block" else Layer
+        for i in range(self.depth):
+            rate = self.drop_rate * i / max(self.depth - 1, 1)
+            x = stage(f"block{i + 1}", block(drop_rate=rate, name=f"layer_{i}", **self.layer)(x, train))
+        return x
+
+
+class PatchEmbeddings(nn.Module):
+    """Patches to tokens, row by row; parameters kernel [patch, patch, channels, C] and bias under "projection"."""
+
+    patch: int
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w C"]:
+        size = (self.patch, self.patch)
+        return nn.Conv(self.features, size, size, "VALID", dtype=self.dtype, kernel_init=_init, name="projection")(x)
+
+
+class Embeddings(nn.Module):
+    """Class token, registers and patches, with positions on all but the registers."""
+
+    patch: int
+    size: int
+    features: int
+    registers: int
+    antialias: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N L C"]:
+        side, c = self.size // self.patch, self.features
+        cls = self.param("cls_token", _init, (1, 1, c))
+        positions = self.param("position_embeddings", _init, (1, 1 + side * side, c))
+        x = PatchEmbeddings(self.patch, c, self.dtype, name="patch_embeddings")(x)
+        n, height, width, _ = x.shape
+        grid = positions[0, 1:].reshape(side, side, c)
+        if (height, width) != (side, side):
+            rows, columns = (
+                cubic_matrix(side, new, self.antialias).astype(positions.dtype) for new in (height, width))
+            grid = jnp.einsum("hg,wk,gkc->hwc", rows, columns, grid, precision=lax.Precision.HIGHEST)
+        x = (x + grid.astype(x.dtype)).reshape(n, -1, c)
+        first = cls[0] + positions[0, :1]
+        if self.registers:
+            registers = self.param("register_tokens", nn.initializers.normal(1e-6), (1, self.registers, c))
+            first = jnp.concatenate([first, registers[0]])
+        return jnp.concatenate([jnp.broadcast_to(first.astype(x.dtype), (n, *first.shape)), x], axis=1)
+
+
+class VisionTransformer(nn.Module):
+    """Image encoder; any number of input channels, any input size.
+
+    Where height or width is no multiple of the patch, zeros are added below and on the right (transformers drops the
+    rest of the image instead). Positions are kept for the nominal size and resampled bicubically to other ones.
+
+    Grad-CAM under the pooling "cls" needs a stage before the last block: what follows it does not mix tokens, so that
+    the gradient at the patches of the last block, and of "last", is zero. Under "all" that holds for "last".
+
+    Attributes:
+        width, depth, heads: of the tokens, the blocks, the attention.
+        patch: side of a patch, in pixels.
+        size: side of the square image that the positions are learned for.
+        registers: number of further tokens that belong to no patch.
+        feed_forward: "mlp" or "swiglu".
+        layer_scale: initial factor on each branch; None for none.
+        antialias: whether positions are resampled as transformers does for DINOv2 with registers.
+        pooling: "cls" (post-norm class token), "mean" (of post-norm patches), "all" (mean of all tokens before the
+            last norm, as MaMA's `--pool_feat`), "cls+mean" (the first two, 2 x width).
+        drop_path: of the last block; from 0 in the first in equal steps.
+        stages: numbers of the blocks, from 1, whose patch maps are returned; None for the ends of the four quarters.
+        attention: "plain", "chunked" or "auto" (see `attention.attention`).
+        remat: what the backward pass computes again: "none" or a whole "block" at a time.
+        eps: of the LayerNorms.
+        dtype: of products and activations; parameters, norms and softmax are float32.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch: int = 16
+    size: int = 224
+    registers: int = 0
+    feed_forward: str = "mlp"
+    layer_scale: float | None = None
+    antialias: bool = False
+    pooling: str = "cls"
+    drop_path: float = 0.0
+    stages: tuple[int, ...] | None = None
+    attention: str = "auto"
+    remat: str = "none"
+    eps: float = 1e-6
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field, known in (
+                ("feed_forward", FEED_FORWARD), ("pooling", POOLING), ("attention", ATTENTIONS), ("remat", REMAT)):
+            value = getattr(self, field)
+            if value not in known:
+                raise UserError(f"the vision transformer has no {field} {value!r}.{suggestion(str(value), known)} "
+                                f"Known: {', '.join(known)}.")
+        if self.width % self.heads:
+            raise UserError(f"the vision transformer's width={self.width} must be a multiple of heads={self.heads}")
+        for block in self.stages or ():
+            if not 1 <= block <= self.depth:
+                raise UserError(f"the vision transformer has no block {block!r} for `stages`: 1 to {self.depth}")
+
+    @property
+    def dim(self) -> int:
+        """Length of the pooled vector."""
+        return 2 * self.width if self.pooling == "cls+mean" else self.width
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stage maps, from the input on; "last" is behind the last norm."""
+        blocks = self.stages or {-(-self.depth * quarter // 4) for quarter in (1, 2, 3, 4)}
+        return (*(f"block{block}" for block in sorted(blocks)), "last")
+
+    def stage_grids(self, height: int, width: int) -> dict[str, tuple[int, tuple[float, float]]]:
+        """Where the cells of each stage map lie in an input of any size: {name: (stride, (row, column))}.
+
+        Cell (i, j) is centred on pixel coordinates (stride i + row, stride j + column); pixel k covers [k, k + 1).
+        """
+        return {name: (self.patch, (self.patch / 2, self.patch / 2)) for name in self.stage_names}
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
+    ) -> tuple[Float[Array, "N c"], dict[str, Array]]:
+        """Pooled features (float32) and the named stage maps [N h w width].
+
+        Training with `drop_path` needs the "dropout" generator. `offsets` are added to the stage maps of their names;
+        their gradient at zero is the gradient of the map.
+
+        Raises:
+            UserError: an offset names no stage.
+        """
+        for name in set(offsets) - set(self.stage_names):
+            raise UserError(
+                f"the vision transformer has no stage {name!r}. Known: {', '.join(self.stage_names)}.")
+        fill = [-length % self.patch for length in x.shape[1:3]]
+        x = jnp.pad(x, ((0, 0), (0, fill[0]), (0, fill[1]), (0, 0)))
+        first, grid, stages = 1 + self.registers, (x.shape[1] // self.patch, x.shape[2] // self.patch), {}
+
+        def stage(name, x):
+            if name not in self.stage_names:
+                return x
+            if name in offsets:
+                moved = x[:, first:] + offsets[name].astype(x.dtype).reshape(len(x), -1, self.width)
+                x = jnp.concatenate([x[:, :first], moved], axis=1)
+            stages[name] = x[:, first:].reshape(len(x), *grid, self.width)
+            return x
+
+        x = Embeddings(self.patch, self.size, self.width, self.registers, self.antialias, self.dtype,
+                       name="embeddings")(x)
+        layer = dict(heads=self.heads, feed_forward=self.feed_forward, layer_scale=self.layer_scale,
+                     attention=self.attention, eps=self.eps, dtype=self.dtype)
+        before = Encoder(self.depth, self.drop_path, self.remat, layer, name="encoder")(x, train, stage)
+        after = stage("last", _norm(self.eps, self.dtype, "layernorm")(before))
+        return self._pool(_wide(before), _wide(after), first), stages
+
+    def _pool(self, before, after, first):
+        if self.pooling == "all":
+            return before.mean(axis=1)
+        cls, mean = after[:, 0], after[:, first:].mean(axis=1)
+        return {"cls": cls, "mean": mean, "cls+mean": jnp.concatenate([cls, mean], axis=-1)}[self.pooling]
+
+
+def _dense(features, dtype, name):
+    return nn.Dense(features, dtype=dtype, kernel_init=_init, name=name)
+
+
+def _norm(eps, dtype, name):
+    """Statistics in float32, result in `dtype`."""
+    return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
