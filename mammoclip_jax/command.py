@@ -16,15 +16,18 @@ from mammoclip_jax.names import suggestion
 INTERRUPTED = 75    # EX_TEMPFAIL: stopped on request and saved; the same command goes on
 
 
-def run(main) -> None:
-    """`main(argv)` as a program: a UserError is printed without a traceback and ends with status 2."""
+def run(main, *, words: bool = False) -> None:
+    """`main(argv)` as a program: a UserError is printed without a traceback and ends with status 2.
+
+    `words`: whether the command takes words that are no --options.
+    """
 
     def guarded(argv):
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
         absl_logging.set_verbosity(absl_logging.ERROR)      # Orbax warns of what is not amiss
         for noisy in ("jax", "orbax", "grain", "pydicom"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
-        if len(argv) > 1:
+        if len(argv) > 1 and not words:
             raise SystemExit(f"error: unknown arguments {argv[1:]}; options are written --name=value, see --help")
         try:
             return main(argv)

@@ -6,12 +6,13 @@ Named parts (encoders, loss terms, evaluators, prepare) are open dictionaries: t
 import operator
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from mammoclip_jax.errors import UserError
 
 
-NAMED_PARTS = ("data.folders", "data.prepare", "data.phantom", "model.image", "model.text",
-               "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
+NAMED_PARTS = ("data.folders", "data.prepare", "data.phantom", "model.image", "model.text", "model.lora",
+               "warm_start", "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
 
 
 def defaults() -> ConfigDict:
@@ -52,12 +53,18 @@ def defaults() -> ConfigDict:
             "image": {},               # name=..., and the options of that encoder
             "text": {},
             "dim": 512,
-            "projection": {"kind": "linear", "dropout": 0.0},
-            "pooling": "eos",               # of the token states: eos, bos, mean
+            "projection": {"kind": "linear", "dropout": 0.0, "bias": True},
+            "pooling": "eos",               # of the token states, a name in models.pooling.POOLINGS
+            "pooling_token": placeholder(int),   # id of the token that the poolings "eot" and "sep" look for
+            "frozen": (),                   # towers (image, text) that stay as they are; their projections are trained
+            "lora": {},                # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
             "image_micro_batches": 1,       # parts that the images of a step are encoded in, to save memory
             "logit_scale": 1 / 0.07,
             "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
         },
+        # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from
+        # its checkpoint.
+        "warm_start": {},              # name -> weights (a run, folder, file, hub name), load, skip, override
         "losses": {},                  # name -> weight, start_step and the term's options
         "train": {
             "steps": 1000,
@@ -68,7 +75,7 @@ def defaults() -> ConfigDict:
             "b1": 0.9, "b2": 0.999, "eps": 1e-8,
             "clip_norm": 0.0,               # 0: no clipping
             "no_decay": (),                 # regular expressions on parameter paths
-            "frozen": (),
+            "frozen": (),                   # the same: no gradient, no update, no decay
             "logit_scale_max": 100.0,       # clamp of the factor on cosines, as CLIP; 0: none, as Mammo-CLIP
             "ema_decay": 0.0,               # 0: no average
             "log_every": 10,

@@ -1,37 +1,59 @@
-"""A trained dual encoder for use: NumPy in, NumPy out, batched and jitted inside.
+"""A trained model for use: NumPy in, NumPy out, batched and jitted inside.
 
-    model = load("workdir")
+    model = load("workdir")                    # or a model folder, a published file, a name on the hub
+    model.predict("exam_dir")
     model.similarity(model.embed_image(pixels), model.embed_text(["a mass", "no mass"]))
 """
 
 import functools
-from typing import Sequence
+from pathlib import Path
+from typing import Any, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from ml_collections import ConfigDict
 
 from mammoclip_jax import host, models
+from mammoclip_jax.config import defaults
+from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import exam
+from mammoclip_jax.models.heads import ACTIVATIONS
 from mammoclip_jax.names import suggestion
-from mammoclip_jax.training import augment, checkpoint
+from mammoclip_jax.source import open_weights
+from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 CAM_METHODS = ("grad_cam", "hires_cam")
+SHORTEST_TEXT = 16      # tokens; texts are padded to a power of two from here on
 
 
-def load(path, *, batch_size: int = 32) -> "Model":
-    """The model of a workdir or of one checkpoint in it (`workdir/checkpoints/STEP`).
+def load(name, *, batch_size: int = 32) -> "Model | Classifier":
+    """The model of a run or of one checkpoint in it (`workdir/checkpoints/STEP`), of a model folder, of a published
+    file, or of that name on the hub.
 
     Raises:
-        UserError: there is no finished checkpoint.
+        UserError: there is no such thing, or it is an encoder alone.
     """
-    step, variables, meta = checkpoint.load(path)
-    host.enable_compilation_cache(meta["config"]["compilation_cache"])
-    return Model(variables, meta, step, batch_size=batch_size)
+    variables, meta = open_weights(name)
+    kind = meta["kind"]
+    if kind not in KINDS:
+        raise UserError(f"{name} holds a single encoder ({kind}), which embeds nothing by itself: start a training "
+                        "from it with config.warm_start.")
+    config = complete(meta["config"])
+    host.enable_compilation_cache(config.compilation_cache)
+    return KINDS[kind](variables, meta, meta["step"], batch_size=batch_size)
+
+
+def complete(config) -> ConfigDict:
+    """A config, or the sections of one that a model folder holds, with the defaults of all other fields."""
+    whole = defaults()
+    with whole.unlocked():
+        whole.update(ConfigDict(config))
+    return whole
 
 
 def preprocess_options(config) -> augment.Preprocess:
@@ -40,8 +62,8 @@ def preprocess_options(config) -> augment.Preprocess:
     return augment.Preprocess(**fields | {"scale": tuple(fields["scale"])})
 
 
-class Model:
-    """Embeddings, similarities and Grad-CAM of a trained model.
+class ImageModel:
+    """What all models share: preprocessed images in batches through the image encoder, and maps over them.
 
     Attributes:
         config: the run's config.
@@ -52,14 +74,12 @@ class Model:
     """
 
     def __init__(self, variables, meta, step: int, *, batch_size: int = 32, mesh=None):
-        self.config = ConfigDict(meta["config"])
+        self.config = complete(meta["config"])
         self.preprocessing = meta["preprocessing"]
         self.provenance = meta["provenance"]
-        self.step = step
         self._mesh = mesh or make_mesh({"data": -1})
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
-        self._tokenize = Tokenize.from_json(meta["tokenizer"])
-        self._module = models.build(self.config.model, self._tokenize.vocab_size)
+        self._module = self._build(meta)
         self._options = preprocess_options(self.config)
         self.set_variables(variables, step)
         height, width = self.preprocessing["height"], self.preprocessing["width"]
@@ -79,56 +99,36 @@ class Model:
         self._variables = jax.device_put(variables, replicated(self._mesh))
         self.step = step
 
-    def embed_image(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N D"]:
-        """Unit vectors of preprocessed images, uint8 or uint16."""
-        return self._batched(self._embed_image, np.asarray(images))
-
-    def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
-        """Unit vectors of texts; what is longer than config.data.text_length is cut."""
-        ids, mask = self._tokenize.encode(list(texts), self.config.data.text_length)
-        return self._batched(self._embed_text, ids, mask)
-
-    def similarity(self, images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "M D"]) -> np.ndarray:
-        """Cosines [N, M] of unit vectors."""
-        return np.asarray(images) @ np.asarray(texts).T
-
-    def grad_cam(
-        self, images: Shaped[np.ndarray, "N H W"], texts: Sequence[str] | Float[np.ndarray, "N D"], *, stage: str,
-        method: str = "grad_cam",
-    ) -> Float[np.ndarray, "N H W"]:
-        """What in each image speaks for its text, at a stage of the image encoder, laid over the image.
-
-        With features F and the cosine's gradient G, both [h w c], the map is relu(sum_c a_c F_c) with a_c the mean of
-        G_c over the map ("grad_cam": Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2) or relu(sum_c G_c F_c)
-        ("hires_cam": Draelos and Carin 2020, arXiv:2011.08891, eq. 4), which keeps where the gradient is. It is divided
-        by its largest value; all zero where nothing speaks for the text.
-
-        Args:
-            texts: N texts, or N directions such as the difference of two text embeddings.
+    def read_images(self, files: Sequence[str | Path]) -> Shaped[np.ndarray, "N H W"]:
+        """Files (DICOM, PNG, ...) as this model wants its images.
 
         Raises:
-            UserError: the encoder has no such stage, or there is no such method.
+            data.pixels.dicom.Unreadable: a file cannot be read; the error says what to do.
         """
+        preprocessing = Preprocessing.from_dict(self.preprocessing)
+        return np.stack([render(Path(file), preprocessing).image for file in files])
+
+    def predict(self, folder: str | Path, out: str | Path | None = None, **options) -> dict[str, Any]:
+        """Scores of the views, breasts and exams in a folder of image files: see `evaluation.exam.predict`."""
+        return exam.predict(self, folder, out, **options)
+
+    def _build(self, meta):
+        """The Linen module; it has an `image_encoder`."""
+        raise NotImplementedError
+
+    def _encode(self, variables, image, offsets={}):
+        """(vectors [N, D] that `_cam` differentiates, stage maps)."""
+        raise NotImplementedError
+
+    def _maps(self, images, directions, stage: str, method: str) -> Float[np.ndarray, "N H W"]:
         if stage not in self._stage_shapes:
             raise UserError(f"the image encoder has no stage {stage!r}.{suggestion(stage, self.stages)} "
                             f"Stages: {', '.join(self.stages)}.")
         if method not in CAM_METHODS:
             raise UserError(f"there is no method {method!r}.{suggestion(method, CAM_METHODS)} "
                             f"Known: {', '.join(CAM_METHODS)}.")
-        directions = self.embed_text(texts) if len(texts) and isinstance(texts[0], str) else np.asarray(texts)
         cam = functools.partial(self._cam, stage, method)
-        return self._batched(cam, np.asarray(images), directions.astype(np.float32))
-
-    def _encode(self, variables, image, offsets={}):
-        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image")
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _embed_image(self, variables, images):
-        return self._encode(variables, augment.eval_images(images, self._options))[0]
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def _embed_text(self, variables, ids, mask):
-        return self._module.apply(variables, ids, mask, train=False, method="encode_text")[0]
+        return self._batched(cam, np.asarray(images), np.asarray(directions, np.float32))
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 2))
     def _cam(self, stage, method, variables, images, directions):
@@ -167,3 +167,104 @@ class Model:
         if not out:
             raise UserError("nothing to compute: the list of images or texts is empty.")
         return np.concatenate(out)
+
+
+class Model(ImageModel):
+    """A dual encoder: embeddings, similarities, scores by prompts and Grad-CAM."""
+
+    kind = "dual_encoder"
+
+    def _build(self, meta):
+        self._tokenize = Tokenize.from_json(meta["tokenizer"]) if meta["tokenizer"] else None
+        return models.build(self.config.model, self._tokenize.vocab_size if self._tokenize else 0)
+
+    def embed_image(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of preprocessed images, uint8 or uint16."""
+        return self._batched(self._embed_image, np.asarray(images))
+
+    def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of texts; what is longer than config.data.text_length is cut.
+
+        Raises:
+            UserError: the weights were imported without their tokenizer.
+        """
+        if self._tokenize is None:
+            raise UserError("these weights came without their tokenizer: import them again with --tokenizer=FOLDER, "
+                            "or give token ids to embed_tokens.")
+        return self.embed_tokens(*self._tokenize.encode(list(texts), self.config.data.text_length))
+
+    def embed_tokens(self, ids: Int[np.ndarray, "N L"], mask: Bool[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
+        """Unit vectors of token ids; mask is True for real tokens, which come first. Padding changes nothing."""
+        ids, mask = np.asarray(ids, np.int32), np.asarray(mask, bool)
+        longest, length = int(mask.sum(axis=1).max(initial=1)), SHORTEST_TEXT
+        while length < longest:
+            length *= 2     # few lengths, so that few programs are compiled
+        length = min(length, ids.shape[1])
+        return self._batched(self._embed_text, ids[:, :length], mask[:, :length])
+
+    def similarity(self, images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "M D"]) -> np.ndarray:
+        """Cosines [N, M] of unit vectors."""
+        return np.asarray(images) @ np.asarray(texts).T
+
+    def grad_cam(
+        self, images: Shaped[np.ndarray, "N H W"], texts: Sequence[str] | Float[np.ndarray, "N D"], *, stage: str,
+        method: str = "grad_cam",
+    ) -> Float[np.ndarray, "N H W"]:
+        """What in each image speaks for its text, at a stage of the image encoder, laid over the image.
+
+        With features F and the cosine's gradient G, both [h w c], the map is relu(sum_c a_c F_c) with a_c the mean of
+        G_c over the map ("grad_cam": Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2) or relu(sum_c G_c F_c)
+        ("hires_cam": Draelos and Carin 2020, arXiv:2011.08891, eq. 4), which keeps where the gradient is. It is divided
+        by its largest value; all zero where nothing speaks for the text.
+
+        Args:
+            texts: N texts, or N directions such as the difference of two text embeddings.
+
+        Raises:
+            UserError: the encoder has no such stage, or there is no such method.
+        """
+        directions = self.embed_text(texts) if len(texts) and isinstance(texts[0], str) else texts
+        return self._maps(images, directions, stage, method)
+
+    def _encode(self, variables, image, offsets={}):
+        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image")
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _embed_image(self, variables, images):
+        return self._encode(variables, augment.eval_images(images, self._options))[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _embed_text(self, variables, ids, mask):
+        return self._module.apply(variables, ids, mask, train=False, method="encode_text")[0]
+
+
+class Classifier(ImageModel):
+    """An image encoder with a linear head: probabilities of `labels`, and Grad-CAM towards each."""
+
+    kind = "classifier"
+
+    def _build(self, meta):
+        self.labels = tuple(self.config.model.labels)
+        return models.classifier(self.config.model)
+
+    def classify(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N labels"]:
+        """Probabilities of preprocessed images, uint8 or uint16: each label by itself, or classes that sum to one."""
+        return self._batched(self._classify, np.asarray(images))
+
+    def grad_cam(self, images, labels: Sequence[str] | Float[np.ndarray, "N labels"], *, stage: str,
+                 method: str = "grad_cam") -> Float[np.ndarray, "N H W"]:
+        """As `Model.grad_cam`, of the logit of each image's label (or of weights on all logits)."""
+        if len(labels) and isinstance(labels[0], str):
+            labels = np.eye(len(self.labels))[[self.labels.index(label) for label in labels]]
+        return self._maps(images, labels, stage, method)
+
+    def _encode(self, variables, image, offsets={}):
+        return self._module.apply(variables, image, train=False, offsets=offsets)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _classify(self, variables, images):
+        logits, _ = self._encode(variables, augment.eval_images(images, self._options))
+        return ACTIVATIONS[self.config.model.activation](logits)
+
+
+KINDS = {model.kind: model for model in (Model, Classifier)}

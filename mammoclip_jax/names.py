@@ -34,3 +34,12 @@ def check_options(function: Callable, options: Iterable[str], kind: str) -> None
     for option in options:
         if option not in known:
             raise UserError(f"{kind} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known)}.")
+
+
+def check_choices(what: str, values: object, choices: Mapping[str, Iterable[str]]) -> None:
+    """Raises UserError if an attribute of `values` is not among its `choices`; `what` names it for people."""
+    for field, known in choices.items():
+        value = getattr(values, field)
+        if value not in known:
+            raise UserError(
+                f"{what} has no {field} {value!r}.{suggestion(str(value), known)} Known: {', '.join(known)}.")

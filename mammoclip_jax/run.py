@@ -28,9 +28,10 @@ from mammoclip_jax.evaluation.exam import predict
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.prepare import prepare
+from mammoclip_jax.source import open_weights
 from mammoclip_jax.training import loop
 from mammoclip_jax.training.mesh import check_batch_size, make_mesh
-from mammoclip_jax.training.optimizer import make_optimizer
+from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
 from mammoclip_jax.training.step import (
     init_state,
     init_variables,
@@ -38,6 +39,7 @@ from mammoclip_jax.training.step import (
     make_train_step,
 )
 from mammoclip_jax.training.writer import read_metrics
+from mammoclip_jax.weights import warm_start
 
 
 def pretrain(config, workdir) -> dict:
@@ -68,7 +70,8 @@ def pretrain(config, workdir) -> dict:
     }
     (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
     iterator = train_iterator(config, datasets, tokenize)
-    state, step_fn = build_training(config, tokenize.vocab_size, meta["preprocessing"], mesh)
+    state, step_fn = build_training(config, tokenize.vocab_size, meta["preprocessing"], mesh,
+                                    start=lambda fresh: start_variables(fresh, config, workdir, meta))
     curve = Curve(config, datasets, meta, mesh)
     outcome = loop.fit(step_fn, state, iterator, mesh=mesh, config=config, workdir=workdir, meta=meta,
                        evaluate=curve if config.evaluate.curve_evaluators else None)
@@ -154,17 +157,49 @@ def train_iterator(config, datasets, tokenize):
         text=pipeline.TextOptions(**{name: data[name] for name in pipeline.TextOptions._fields}))
 
 
-def build_training(config, vocab_size: int, preprocessing: dict, mesh):
-    """(initial TrainState, step function) of a config; prints the table of parameters."""
+def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:
+    """`fresh` with the weights that `config.warm_start` names; where they come from goes into meta["provenance"].
+
+    A run that has a checkpoint goes on from that: nothing is read but what `workdir/warm_start.json` noted.
+
+    Raises:
+        UserError: weights cannot be read, do not fit, or may not be used so by their licence.
+    """
+    options = json.loads(json.dumps(config.warm_start.to_dict()))
+    note = Path(workdir, "warm_start.json")
+    if any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*")):
+        noted = json.loads(note.read_text()) if note.exists() else {"config": {}, "provenance": {}}
+        if noted["config"] != options:
+            logging.warning("config.warm_start is not what this run began with; it goes on from its checkpoint")
+        meta["provenance"] |= noted["provenance"]
+        return fresh
+    if not options:
+        return fresh
+    variables, started = warm_start.start(fresh, options, open_weights)
+    for line in started.differences(meta):
+        logging.warning("%s", line)
+    meta["provenance"] |= started.provenance
+    if jax.process_index() == 0:
+        note.write_text(json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
+    return variables
+
+
+def build_training(config, vocab_size: int, preprocessing: dict, mesh, start=lambda fresh: fresh):
+    """(initial TrainState, step function) of a config; prints the table of parameters.
+
+    `start` may change the freshly initialised variables.
+    """
     model = models.build(config.model, vocab_size)
     preprocess = inference.preprocess_options(config)
     image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
     initialise = jax.jit(lambda key: init_variables(model, key, image_shape, config.data.text_length))
-    optimizer = make_optimizer(config.train, jax.eval_shape(initialise, init_key)["params"])
-    state = init_state(initialise(init_key), optimizer, state_key, config.train)
+    abstract = jax.eval_shape(initialise, init_key)["params"]
+    frozen = frozen_parameters(config.train, abstract, config.model.frozen)
+    optimizer = make_optimizer(config.train, abstract, config.model.frozen)
+    state = init_state(start(initialise(init_key)), optimizer, state_key, config.train)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
-    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh)
+    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, frozen)
     return state, make_train_step(gradient_fn, optimizer, config.train)
 
 

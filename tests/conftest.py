@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from live import declare_operators
 
+declare_operators()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", os.path.join(tempfile.gettempdir(), "mammoclip_jax_test_cache"))

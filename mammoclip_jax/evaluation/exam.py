@@ -1,9 +1,10 @@
 """An exam's files → scores of views, breasts and exam, and overlays on the original images."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from mammoclip_jax.evaluation.zero_shot import load_prompts, score, text_bank
 
 # Written by viewers, exporters and reporting systems beside the images; anything else has to be an image.
 _BESIDE = (".txt", ".json", ".csv", ".xml", ".htm", ".html", ".pdf", ".md", ".log", ".ini", ".inf")
+COSINES = "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability"
+PROBABILITY = "output of the classifier, from 0 to 1; a calibrated probability only where that was tested"
 AGGREGATION = {
-    "view": "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability",
     "breast": "mean and max over the views of a side; an image of unknown laterality is a breast of its own",
     "exam": "mean: of the breasts' means; max: over all views",
 }
@@ -42,9 +44,9 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
     Raises:
         UserError: no such folder, no file in it, or bad prompts.
     """
-    pairs = load_prompts(prompts)
-    bank, towards = text_bank(model, pairs), directions(model, pairs, explain)
-    scorer = _Scorer(model, bank, towards, stage or model.stages[-1], method)
+    pairs = {} if model.kind == "classifier" else load_prompts(prompts)
+    build = _by_labels if model.kind == "classifier" else functools.partial(_by_prompts, pairs=pairs, explain=explain)
+    scorer = build(model, stage=stage or model.stages[-1], method=method)
     root, ignored = Path(exam), []
     exams, problems = [], []
     for name, files in exam_folders(root, ignored):
@@ -58,7 +60,8 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
     return {
         "exams": exams, "problems": problems, "ignored": sorted(ignored),
         "prompts": {label: pair._asdict() for label, pair in pairs.items()},
-        "aggregation": AGGREGATION, "explains": explain, "stage": scorer.stage, "method": method,
+        "aggregation": AGGREGATION | {"view": scorer.meaning}, "explains": explain,
+        "stage": scorer.stage, "method": method,
         "preprocessing": dict(model.preprocessing), "preprocessing_fingerprint": fingerprint(model.preprocessing),
         "step": model.step, "provenance": model.provenance,
     }
@@ -115,11 +118,12 @@ def _render_all(files: Iterable[Path], root: Path, preprocessing: Preprocessing)
 
 
 class _Scorer(NamedTuple):
-    """A model with its texts already embedded."""
+    """A model, and what is asked of it."""
 
     model: Any
-    bank: dict[str, np.ndarray]
-    towards: dict[str, np.ndarray]
+    score: Callable[[np.ndarray], dict[str, np.ndarray]]    # preprocessed images [N, H, W] -> {label: [N]}
+    towards: dict[str, np.ndarray]                          # {label: what its map differentiates}
+    meaning: str
     stage: str
     method: str
 
@@ -132,7 +136,7 @@ class _Scorer(NamedTuple):
         if not rendered:
             return []
         images = np.stack([view.image for _, view in rendered])
-        scores = score(self.model.embed_image(images), self.bank)
+        scores = self.score(images)
         return [{
             "file": str(path.relative_to(root)),
             "laterality": view.laterality or None,
@@ -162,6 +166,20 @@ class _Scorer(NamedTuple):
                 heat = view.transform.map_inverse(np.asarray(heats[i], dtype=np.float32))
                 (out / target).write_bytes(picture(shown, heat, peak=peak, side=size))
                 views[i]["overlays"][label], views[i]["peaks"][label] = str(target), peak
+
+
+def _by_prompts(model, *, pairs, explain: str, stage: str, method: str) -> _Scorer:
+    bank = text_bank(model, pairs)
+    return _Scorer(model, lambda images: score(model.embed_image(images), bank), directions(model, pairs, explain),
+                   COSINES, stage, method)
+
+
+def _by_labels(model, *, stage: str, method: str) -> _Scorer:
+    def by_label(images):
+        return dict(zip(model.labels, model.classify(images).T, strict=True))
+
+    towards = dict(zip(model.labels, np.eye(len(model.labels), dtype=np.float32), strict=True))
+    return _Scorer(model, by_label, towards, PROBABILITY, stage, method)
 
 
 def original_grey(path: Path, policy: str) -> np.ndarray:

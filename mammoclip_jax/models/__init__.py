@@ -9,6 +9,7 @@ import importlib
 
 import jax.numpy as jnp
 
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options, lookup
 
 IMAGE_ENCODERS = {
@@ -16,6 +17,7 @@ IMAGE_ENCODERS = {
     "dinov2": "vit.dinov2",
     "efficientnet": "efficientnet.EfficientNet",
     "resnet": "resnet.ResNet",
+    "swin": "swin.Swin",
     "vit": "vit.vit",
 }
 TEXT_ENCODERS = {
@@ -27,16 +29,59 @@ TEXT_ENCODERS = {
 
 
 def build(config, vocab_size: int):
-    """The `DualEncoder` of `config.model`; options that an encoder does not know are a UserError."""
+    """The `DualEncoder` of `config.model`, adapted where it has a `lora`; unknown options are a UserError.
+
+    `vocab_size` is the tokenizer's. A text encoder may have rows for more tokens: `config.model.text.vocab_size`.
+    """
+    from mammoclip_jax.models import lora
     from mammoclip_jax.models.dual_encoder import DualEncoder
 
-    options = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    options = _plain(config)
     dtype = jnp.dtype(options.pop("dtype"))
-    image = _encoder(IMAGE_ENCODERS, options.pop("image"), "image encoder", dtype=dtype)
-    text = _encoder(TEXT_ENCODERS, options.pop("text"), "text encoder", dtype=dtype, vocab_size=vocab_size)
+    image = image_encoder(options.pop("image"), dtype)
+    text = text_encoder(options.pop("text"), vocab_size, dtype)
     options["projection"] = dict(options["projection"])
+    adapters = options.pop("lora", None)
     check_options(DualEncoder, options, "config.model")
-    return DualEncoder(image_encoder=image, text_encoder=text, **options)
+    model = DualEncoder(image_encoder=image, text_encoder=text, **options)
+    return lora.adapt(model, adapters) if adapters else model
+
+
+def classifier(config):
+    """The `heads.Classifier` of `config.model`: an image encoder and a linear head."""
+    from mammoclip_jax.models import heads
+
+    return heads.from_options(_plain(config))
+
+
+def detector(config):
+    """The `retinanet.RetinaNet` of `config.model`: an image encoder, a feature pyramid and two subnets."""
+    from mammoclip_jax.models import retinanet
+
+    return retinanet.from_options(_plain(config))
+
+
+def image_encoder(options, dtype=jnp.float32):
+    """The image encoder `options["name"]` with the other options."""
+    return _encoder(IMAGE_ENCODERS, options, "image encoder", dtype=dtype)
+
+
+def text_encoder(options, vocab_size: int, dtype=jnp.float32):
+    """The text encoder `options["name"]` with the other options, for a tokenizer of `vocab_size` tokens.
+
+    Raises:
+        UserError: the encoder has fewer rows than the tokenizer has tokens.
+    """
+    options = dict(options)
+    rows = options.pop("vocab_size", vocab_size)
+    if rows < vocab_size:
+        raise UserError(f"the text encoder has {rows} token vectors and the tokenizer {vocab_size} tokens: "
+                        "they are not of the same model.")
+    return _encoder(TEXT_ENCODERS, options, "text encoder", dtype=dtype, vocab_size=rows)
+
+
+def _plain(config):
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)
 
 
 def _encoder(table, options, kind, **common):

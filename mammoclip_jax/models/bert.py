@@ -2,10 +2,10 @@
 
 Parameters are named as in Hugging Face checkpoints, dots turned into slashes and list numbers joined to the name:
 `encoder.layer.0.attention.self.query.weight` is `encoder/layer_0/attention/self/query/kernel`, transposed. The pooler
-of those checkpoints has no counterpart here: `pool` reads the states.
+of those checkpoints has no counterpart here: `pooling.pool` reads the states.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import check_options
+from mammoclip_jax.names import check_choices, check_options
 
 ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
 }
-POOLINGS = ("eos", "bos", "mean")
+REMAT = ("none", "block")
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,42 @@ class Bert(nn.Module):
 
     Parameters are float32; `dtype` is that of the matrix products, while softmax and LayerNorm work in float32.
     The states of real tokens do not depend on what or how much padding follows them.
+
+    Attributes:
+        average_layers: the states are the mean of those hidden states, counted as transformers' `hidden_states`: 0 is
+            what the embeddings give, 1 the first layer's, -1 the last's. MedCLIP's are (1, 2, -1). None: the last.
+        remat: what the backward pass computes again: "none", or a whole "block" at a time.
     """
 
     config: BertConfig
     dtype: Any = jnp.float32
+    average_layers: tuple[int, ...] = ()
+    remat: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choices("BERT", self, {"remat": REMAT})
+        depth = self.config.num_hidden_layers
+        if any(not -depth - 1 <= i <= depth for i in self.average_layers):
+            raise UserError(f"BERT's average_layers={self.average_layers} must be from 0, the embeddings, to {depth}.")
 
     @nn.compact
     def __call__(self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
         """With `train`, dropout is on and needs the PRNG "dropout". Raises UserError where L exceeds the positions."""
         x = Embeddings(self.config, self.dtype, name="embeddings")(ids, train=train)
-        return Encoder(self.config, self.dtype, name="encoder")(x, mask, train=train)
+        states = Encoder(self.config, self.dtype, self.remat, name="encoder")(x, mask, train=train)
+        if not self.average_layers:
+            return states[-1]
+        picked = [states[i].astype(jnp.float32) for i in self.average_layers]
+        return (sum(picked) / len(picked)).astype(self.dtype)
 
 
-def from_options(vocab_size: int, dtype: Any = jnp.float32, **options: Any) -> Bert:
+def from_options(
+    vocab_size: int, dtype: Any = jnp.float32, average_layers: Sequence[int] = (), remat: str = "none", **options: Any
+) -> Bert:
     """The encoder for a tokenizer's vocabulary and `options`, fields of BertConfig. Raises UserError for others."""
     check_options(BertConfig, options, "text encoder bert")
-    return Bert(BertConfig(vocab_size=vocab_size, **options), dtype)
+    return Bert(BertConfig(vocab_size=vocab_size, **options), dtype, tuple(average_layers), remat)
 
 
 class Embeddings(nn.Module):
@@ -108,16 +128,21 @@ class Embeddings(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The stack of layers."""
+    """The stack of layers; what went in and what each of them gave."""
 
     config: BertConfig
     dtype: Any
+    remat: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
+    def __call__(
+        self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], *, train: bool
+    ) -> list[Float[Array, "N L C"]]:
+        layer = nn.remat(Layer, static_argnums=3) if self.remat == "block" else Layer
+        states = [x]
         for i in range(self.config.num_hidden_layers):
-            x = Layer(self.config, self.dtype, name=f"layer_{i}")(x, mask, train=train)
-        return x
+            states.append(layer(self.config, self.dtype, name=f"layer_{i}")(states[-1], mask, train))
+        return states
 
 
 class Layer(nn.Module):
@@ -127,7 +152,7 @@ class Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
+    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], train: bool) -> Float[Array, "N L C"]:
         c = self.config
         x = Attention(c, self.dtype, name="attention")(x, mask, train=train)
         hidden = Intermediate(c, self.dtype, name="intermediate")(x)
@@ -199,20 +224,3 @@ class Output(nn.Module):
 
 def _dense(config: BertConfig, features: int, dtype: Any, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
-
-
-def pool(states: Float[Array, "N L C"], mask: Bool[Array, "N L"], how: str) -> Float[Array, "N C"]:
-    """One vector a text, from states padded on the right.
-
-    "eos": the state of the last real token ([SEP]), as Mammo-CLIP does; "bos": of the first ([CLS]); "mean": the mean
-    of the real ones, in float32. Raises UserError for another name.
-    """
-    if how == "eos":
-        last = jnp.maximum(mask.sum(axis=1) - 1, 0)
-        return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-    if how == "bos":
-        return states[:, 0]
-    if how == "mean":
-        weight = mask[..., None].astype(jnp.float32)
-        return ((states * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1)).astype(states.dtype)
-    raise UserError(f"text pooling {how!r} is not known: choose one of {', '.join(POOLINGS)}")

@@ -5,7 +5,7 @@ into slashes and list numbers joined to the name: `encoder.layers.3.self_attn.q_
 `encoder/layers_3/self_attn/q_proj/kernel`, transposed. `text_projection` is not here: it is the dual encoder's.
 
 Attention is causal, so a text's vector is the state of its end-of-text token, which alone has seen all of it:
-`pool_eot`. Where that is the last real token, as in all texts of a tokenizer, `bert.pool(..., "eos")` gives the same.
+the pooling "eot". Where that is the last real token, as in all texts of a tokenizer, "eos" gives the same.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.bert import ACTIVATIONS as BERT_ACTIVATIONS
+from mammoclip_jax.models.bert import REMAT
 from mammoclip_jax.models.layers import sigmoid
-from mammoclip_jax.names import check_options
+from mammoclip_jax.names import check_choices, check_options
 
 ACTIVATIONS = {**BERT_ACTIVATIONS, "quick_gelu": lambda x: x * sigmoid(1.702 * x)}
 
@@ -65,7 +66,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def eot_token_id(config: Mapping[str, Any]) -> int | None:
-    """The end-of-text token by which transformers pools, for `pool_eot`, from the content of a `config.json`.
+    """The end-of-text token by which transformers pools, for the pooling "eot", from the content of a `config.json`.
 
     An `eos_token_id` of 2, as in OpenAI's published files, is a mistake that transformers knows and reads as "the
     greatest id of the text": None.
@@ -80,10 +81,17 @@ class ClipText(nn.Module):
     Parameters are float32; `dtype` is that of the matrix products and of the result, while the residual stream,
     LayerNorm and softmax work in float32. A token sees itself and the real ones before it, so that no padding behind a
     text changes the states of its tokens.
+
+    `remat` is what the backward pass computes again: "none", or a whole "block" at a time.
     """
 
     config: ClipTextConfig
     dtype: Any = jnp.float32
+    remat: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choices("CLIP's text tower", self, {"remat": REMAT})
 
     @nn.compact
     def __call__(self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
@@ -93,14 +101,14 @@ class ClipText(nn.Module):
         """
         c = self.config
         x = Embeddings(c, name="embeddings")(ids)
-        x = Encoder(c, self.dtype, name="encoder")(x, mask, train=train)
+        x = Encoder(c, self.dtype, self.remat, name="encoder")(x, mask, train=train)
         return _norm(c, "final_layer_norm")(x).astype(self.dtype)
 
 
-def from_options(vocab_size: int, dtype: Any = jnp.float32, **options: Any) -> ClipText:
+def from_options(vocab_size: int, dtype: Any = jnp.float32, remat: str = "none", **options: Any) -> ClipText:
     """The encoder for a tokenizer's vocabulary and `options`, fields of ClipTextConfig. UserError for others."""
     check_options(ClipTextConfig, options, "text encoder clip_text")
-    return ClipText(ClipTextConfig(vocab_size=vocab_size, **options), dtype)
+    return ClipText(ClipTextConfig(vocab_size=vocab_size, **options), dtype, remat)
 
 
 class Embeddings(nn.Module):
@@ -127,11 +135,13 @@ class Encoder(nn.Module):
 
     config: ClipTextConfig
     dtype: Any
+    remat: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
+        layer = nn.remat(Layer, static_argnums=3) if self.remat == "block" else Layer
         for i in range(self.config.num_hidden_layers):
-            x = Layer(self.config, self.dtype, name=f"layers_{i}")(x, mask, train=train)
+            x = layer(self.config, self.dtype, name=f"layers_{i}")(x, mask, train)
         return x
 
 
@@ -142,7 +152,7 @@ class Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
+    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], train: bool) -> Float[Array, "N L C"]:
         c = self.config
         x = x + Attention(c, self.dtype, name="self_attn")(_norm(c, "layer_norm1")(x), mask, train=train)
         return x + FeedForward(c, self.dtype, name="mlp")(_norm(c, "layer_norm2")(x))
@@ -185,24 +195,6 @@ class FeedForward(nn.Module):
         c = self.config
         hidden = _dense(c.intermediate_size, self.dtype, "fc1", (2 * c.hidden_size) ** -0.5)(x)
         return _dense(c.hidden_size, self.dtype, "fc2", _small(c))(ACTIVATIONS[c.hidden_act](hidden))
-
-
-def pool_eot(
-    states: Float[Array, "N L C"], ids: Int[Array, "N L"], mask: Bool[Array, "N L"], eot: int | None = None
-) -> Float[Array, "N C"]:
-    """The state of each text's end-of-text token, by one of transformers' two rules.
-
-    eot None: the first of the greatest id among the real tokens (OpenAI's rule: the end-of-text token is the
-    vocabulary's last; wrong once tokens are added behind it). eot a token id: its first appearance, and the last real
-    token of a text without it, whereas transformers would take the first token, which has seen nothing of the text.
-    """
-    if eot is None:
-        where = jnp.argmax(jnp.where(mask, ids, -1), axis=1)
-    else:
-        found = (ids == eot) & mask
-        last = jnp.maximum(mask.sum(axis=1) - 1, 0)
-        where = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), last)
-    return jnp.take_along_axis(states, where[:, None, None], axis=1)[:, 0]
 
 
 def _norm(config: ClipTextConfig, name: str) -> nn.LayerNorm:

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.depthwise import depthwise_conv
-from mammoclip_jax.models.layers import GlobalPool, drop_path
-from mammoclip_jax.names import suggestion
+from mammoclip_jax.models.layers import GlobalPool, Stages, drop_path
+from mammoclip_jax.names import check_choices
 
 
 class Variant(NamedTuple):
@@ -175,11 +175,7 @@ class ConvNext(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for field, known in (("variant", VARIANTS), ("remat", REMAT)):
-            value = getattr(self, field)
-            if value not in known:
-                raise UserError(
-                    f"ConvNeXt has no {field} {value!r}.{suggestion(str(value), known)} Known: {', '.join(known)}.")
+        check_choices("ConvNeXt", self, {"variant": VARIANTS, "remat": REMAT})
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -197,7 +193,7 @@ class ConvNext(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] | None = None
+        self, x: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
     ) -> tuple[Float[Array, "N c"], dict[str, Array]]:
         """Pooled features (float32), the LayerNorm of the last stage's mean, and the named stage maps.
 
@@ -207,24 +203,18 @@ class ConvNext(nn.Module):
         Raises:
             UserError: an offset names no stage, or the image is smaller than one cell of the last stage.
         """
-        offsets, stages = offsets or {}, {}
-        for name in set(offsets) - set(self.stage_names):
-            raise UserError(f"ConvNeXt has no stage {name!r}. Known: {', '.join(self.stage_names)}.")
+        stages = Stages("ConvNeXt", self.stage_names, offsets)
         cell = _PATCH * 2 ** (len(self._depths) - 1)
         if min(x.shape[1:3]) < cell:
             raise UserError(
                 f"ConvNeXt needs images of at least {cell} x {cell} pixels, not {x.shape[1]} x {x.shape[2]}")
 
-        def stage(name, x):
-            stages[name] = x + offsets[name].astype(x.dtype) if name in offsets else x
-            return stages[name]
-
         width = self.width or VARIANTS[self.variant].width
-        x = stage("stem", Embeddings(width, self.dtype, name="embeddings")(x))
+        x = stages.keep("stem", Embeddings(width, self.dtype, name="embeddings")(x))
         encoder = Encoder(
             width, self._depths, self.drop_path_rate, self.remat, self.dtype, self.depthwise, name="encoder")
-        pooled = GlobalPool(name="pool")(encoder(x, train, stage))
-        return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, name="layernorm")(pooled), stages
+        pooled = GlobalPool(name="pool")(encoder(x, train, stages.keep))
+        return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, name="layernorm")(pooled), stages.maps
 
     @property
     def _depths(self):

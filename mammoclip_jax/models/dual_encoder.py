@@ -9,27 +9,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.bert import pool
+from mammoclip_jax.models.pooling import pool
 from mammoclip_jax.types import Embeddings
+
+
+PROJECTIONS = ("linear", "mlp")
+TOWERS = ("image", "text")
 
 
 class Projection(nn.Module):
     """Encoder features to the shared space: one linear map, or an MLP with a residual and LayerNorm.
 
-    Both as in Mammo-CLIP (codebase/breastclip/model/modules/projection.py); published weights are `linear`.
+    Both as in Mammo-CLIP (codebase/breastclip/model/modules/projection.py); published weights are `linear`. CLIP and
+    MedCLIP have linear maps without `bias`.
     """
 
     kind: str
     dim: int
     dropout: float = 0.0
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x, train):
+        if self.kind not in PROJECTIONS:
+            raise UserError(f"config.model.projection.kind is {self.kind!r}; it may be {' or '.join(PROJECTIONS)}.")
+        projected = nn.Dense(self.dim, use_bias=self.bias, name="dense")(x)
         if self.kind == "linear":
-            return nn.Dense(self.dim, name="dense")(x)
-        if self.kind != "mlp":
-            raise ValueError(f"config.model.projection.kind is {self.kind!r}; it may be 'linear' or 'mlp'")
-        projected = nn.Dense(self.dim, name="dense")(x)
+            return projected
         hidden = nn.Dense(self.dim, name="hidden")(nn.gelu(projected, approximate=False))
         hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
         return nn.LayerNorm(epsilon=1e-5, name="norm")(hidden + projected)
@@ -39,7 +45,10 @@ class DualEncoder(nn.Module):
     """Two towers into one space of unit vectors.
 
     Attributes:
-        pooling: of the text states, "eos" (last real token), "bos" or "mean".
+        pooling: of the text states, a name in `pooling.POOLINGS`.
+        pooling_token: id of the token that the poolings "eot" and "sep" look for.
+        frozen: towers, "image" or "text", that training leaves as they are: they run in evaluation mode (running
+            statistics, no dropout) and no gradient enters them. Their projections are trained.
         image_micro_batches: parts that the images of a training step are encoded in, one after the other, each
             computed again in the backward pass: memory falls by that factor, and batch statistics are those of a
             part. Negatives are still counted over the whole batch.
@@ -51,10 +60,15 @@ class DualEncoder(nn.Module):
     dim: int = 512
     projection: Mapping[str, Any] = None
     pooling: str = "eos"
+    pooling_token: int | None = None
+    frozen: tuple[str, ...] = ()
     image_micro_batches: int = 1
     logit_scale: float = 1 / 0.07
 
     def setup(self):
+        for tower in self.frozen:
+            if tower not in TOWERS:
+                raise UserError(f"config.model.frozen names {tower!r}; it may name {' and '.join(TOWERS)}.")
         options = dict(self.projection or {"kind": "linear"})
         self.image_projection = Projection(dim=self.dim, **options)
         self.text_projection = Projection(dim=self.dim, **options)
@@ -64,15 +78,20 @@ class DualEncoder(nn.Module):
         self, image: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
     ) -> tuple[Float[Array, "N D"], Mapping[str, Array]]:
         """Unit vectors and the encoder's named stage maps; `offsets` are added to the stages of their name."""
-        pooled, stages = self.image_encoder(image, train=train, offsets=offsets)
+        frozen = "image" in self.frozen
+        pooled, stages = self.image_encoder(image, train=train and not frozen, offsets=offsets)
+        pooled = jax.lax.stop_gradient(pooled) if train and frozen else pooled
         return _unit(self.image_projection(pooled.astype(jnp.float32), train)), stages
 
     def encode_text(
         self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool = False
     ) -> tuple[Float[Array, "N D"], Float[Array, "N L c"]]:
-        """Unit vectors and the token states."""
-        states = self.text_encoder(ids, mask, train=train)
-        return _unit(self.text_projection(pool(states, mask, self.pooling).astype(jnp.float32), train)), states
+        """Unit vectors and the token states; the one way of texts in training, evaluation and export."""
+        frozen = "text" in self.frozen
+        states = self.text_encoder(ids, mask, train=train and not frozen)
+        states = jax.lax.stop_gradient(states) if train and frozen else states
+        pooled = pool(states, ids, mask, self.pooling, self.pooling_token)
+        return _unit(self.text_projection(pooled.astype(jnp.float32), train)), states
 
     def __call__(
         self, image: Float[Array, "B V H W C"], ids: Int[Array, "B T L"], mask: Bool[Array, "B T L"], *, train: bool

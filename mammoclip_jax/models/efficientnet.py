@@ -1,7 +1,12 @@
-"""EfficientNet B0 to B7 (Tan and Le 2019, arXiv:1905.11946) with explicit pads and named stages."""
+"""EfficientNet B0 to B7 (Tan and Le 2019, arXiv:1905.11946) and Lite0 to Lite4, with explicit pads and named stages.
 
+The Lite networks (github.com/tensorflow/tpu, models/official/efficientnet/lite) have no squeeze-excite, ReLU6 in place
+of swish, a stem and a head that are not scaled, and first and last stages whose repeats are not scaled.
+"""
+
+import functools
 import math
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import flax.linen as nn
 import jax
@@ -11,8 +16,8 @@ from jaxtyping import Array, Float
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.depthwise import Pads
 from mammoclip_jax.models.layers import (
-    POOLING, BatchNorm, Conv, Depthwise, GlobalPool, Pointwise, SqueezeExcite, drop_path)
-from mammoclip_jax.names import suggestion
+    POOLING, BatchNorm, Conv, Depthwise, GlobalPool, Pointwise, SqueezeExcite, Stages, drop_path)
+from mammoclip_jax.names import check_choices
 
 
 class Variant(NamedTuple):
@@ -22,6 +27,7 @@ class Variant(NamedTuple):
     depth: float
     size: int
     drop_rate: float
+    lite: bool = False
 
 
 VARIANTS = {
@@ -33,21 +39,29 @@ VARIANTS = {
     "b5": Variant(1.6, 2.2, 456, 0.4),
     "b6": Variant(1.8, 2.6, 528, 0.5),
     "b7": Variant(2.0, 3.1, 600, 0.5),
+    "lite0": Variant(1.0, 1.0, 224, 0.2, lite=True),
+    "lite1": Variant(1.0, 1.1, 240, 0.2, lite=True),
+    "lite2": Variant(1.1, 1.2, 260, 0.3, lite=True),
+    "lite3": Variant(1.2, 1.4, 280, 0.3, lite=True),
+    "lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
 }
 
 # Repeats, kernel size, stride of the first, expansion, input and output channels of B0's seven stages.
-_STAGES = (
+STAGES = (
     (1, 3, 1, 1, 32, 16), (2, 3, 2, 6, 16, 24), (2, 5, 2, 6, 24, 40), (3, 3, 2, 6, 40, 80),
     (3, 5, 1, 6, 80, 112), (4, 5, 2, 6, 112, 192), (1, 3, 1, 6, 192, 320),
 )
 _STEM = (3, 2)  # kernel size and stride
 
-PADS = ("nominal", "detector", "same")
+PADS = ("nominal", "detector", "symmetric", "same")
 REMAT = ("none", "block", "conv")
 
 
 class BlockSpec(NamedTuple):
-    """One mobile inverted bottleneck: its stage (from 1), kernel size, stride, and numbers of channels."""
+    """One mobile inverted bottleneck: its stage (from 1), kernel size, stride, and numbers of channels.
+
+    `squeezed` is 0 where there is no squeeze-excite, in the Lite networks, which have ReLU6 too.
+    """
 
     stage: int
     size: int
@@ -58,13 +72,16 @@ class BlockSpec(NamedTuple):
     outputs: int
 
 
-def block_specs(width: float, depth: float) -> list[BlockSpec]:
+def block_specs(width: float, depth: float, lite: bool = False) -> list[BlockSpec]:
     """The blocks of all stages for these multipliers; squeeze-excite has a quarter of the block's input channels."""
     specs = []
-    for stage, (repeats, size, stride, expansion, inputs, outputs) in enumerate(_STAGES, start=1):
-        inputs, outputs = round_channels(inputs, width), round_channels(outputs, width)
-        for repeat in range(math.ceil(depth * repeats)):
-            specs.append(BlockSpec(stage, size, stride, inputs, inputs * expansion, max(1, inputs // 4), outputs))
+    for stage, (repeats, size, stride, expansion, inputs, outputs) in enumerate(STAGES, start=1):
+        fixed = lite and stage in (1, len(STAGES))
+        inputs = inputs if lite and stage == 1 else round_channels(inputs, width)
+        outputs = round_channels(outputs, width)
+        for _ in range(repeats if fixed else math.ceil(depth * repeats)):
+            squeezed = 0 if lite else max(1, inputs // 4)
+            specs.append(BlockSpec(stage, size, stride, inputs, inputs * expansion, squeezed, outputs))
             inputs, stride = outputs, 1
     return specs
 
@@ -74,6 +91,11 @@ def round_channels(channels: int, width: float) -> int:
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+def outer_channels(channels: int, scaling: Variant, width: float | None = None) -> int:
+    """Of the stem (32 in B0) and of the head (1280), which the Lite networks do not scale."""
+    return channels if scaling.lite else round_channels(channels, width or scaling.width)
 
 
 def same_pad(length: int, size: int, stride: int) -> tuple[int, int]:
@@ -91,15 +113,16 @@ def pads(variant: str, kind: str = "nominal", depth: float | None = None) -> dic
     Args:
         kind: "nominal" follows the nominal size through the strides, as `efficientnet_pytorch` and the Mammo-CLIP
             pretraining do; "detector" takes the nominal size at every layer anew, as Mammo-CLIP's detector does
-            ((0, 1) for every stride-2 3 x 3, (1, 2) for every stride-2 5 x 5).
+            ((0, 1) for every stride-2 3 x 3, (1, 2) for every stride-2 5 x 5); "symmetric" puts (k - 1) / 2 on all
+            sides, as torchvision and timm's networks of PyTorch origin do.
     """
     scaling = VARIANTS[variant]
     length = scaling.size
     table = {}
-    layers = [("stem", *_STEM)] + [
-        (block_name(i), spec.size, spec.stride) for i, spec in enumerate(block_specs(1.0, depth or scaling.depth))]
+    specs = block_specs(1.0, depth or scaling.depth, scaling.lite)
+    layers = [("stem", *_STEM)] + [(block_name(i), spec.size, spec.stride) for i, spec in enumerate(specs)]
     for name, size, stride in layers:
-        table[name] = (same_pad(length, size, stride),) * 2
+        table[name] = (((size - 1) // 2,) * 2 if kind == "symmetric" else same_pad(length, size, stride),) * 2
         if kind == "nominal":
             length = -(-length // stride)
     return table
@@ -117,18 +140,22 @@ class Block(nn.Module):
     dtype: Any
     formulation: str | None
     momentum: float = 0.99
+    eps: float = 1e-3
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W inputs"], train: bool, padding: Pads) -> Float[Array, "N h w outputs"]:
         spec, shortcut = self.spec, x
+        act = _act(lite=not spec.squeezed)
+        norm = functools.partial(BatchNorm, eps=self.eps, momentum=self.momentum)
         if spec.expanded != spec.inputs:
             x = Pointwise(spec.expanded, self.dtype, name="expand")(x)
-            x = BatchNorm("swish", momentum=self.momentum, name="expand_bn")(x, train)
+            x = norm(act, name="expand_bn")(x, train)
         x = Depthwise(spec.size, spec.stride, self.dtype, self.formulation, name="depthwise")(x, padding)
-        x = BatchNorm("swish", momentum=self.momentum, name="depthwise_bn")(x, train)
-        x = SqueezeExcite(spec.squeezed, name="se")(x)
+        x = norm(act, name="depthwise_bn")(x, train)
+        if spec.squeezed:
+            x = SqueezeExcite(spec.squeezed, name="se")(x)
         x = Pointwise(spec.outputs, self.dtype, name="project")(x)
-        x = BatchNorm(momentum=self.momentum, name="project_bn")(x, train)
+        x = norm(name="project_bn")(x, train)
         if spec.stride != 1 or spec.inputs != spec.outputs:
             return x
         if train and self.drop_rate > 0:
@@ -136,12 +163,16 @@ class Block(nn.Module):
         return x + shortcut
 
 
+def _act(lite):
+    return "relu6" if lite else "swish"
+
+
 class EfficientNet(nn.Module):
     """Image encoder; any number of input channels, any input size.
 
     Attributes:
-        variant: "b0" to "b7": scaling, nominal size and dropout as published.
-        pads: "nominal" or "detector" (see `pads`), or "same" for TensorFlow's SAME at the real input size.
+        variant: "b0" to "b7", "lite0" to "lite4": scaling, nominal size and dropout as published.
+        pads: "nominal", "detector" or "symmetric" (see `pads`), or "same" for TensorFlow's SAME at the real input size.
         width, depth: multipliers in place of the variant's, for small networks.
         pooling: of the head map, "avg", "max" or "gem" (generalised mean, learnable exponent from 3).
         drop_rate: dropout after pooling in place of the variant's.
@@ -151,6 +182,9 @@ class EfficientNet(nn.Module):
         dtype: of products and activations; parameters and statistics are float32.
         depthwise: formulation of the depthwise convolutions; None lets the platform decide.
         batch_norm_momentum: of the running statistics; a run of a few hundred steps needs less than the published one.
+        taps: numbers of blocks (from 0) whose outputs are stage maps too, as "block37": a detector may want one from
+            the middle of a stage.
+        batch_norm_eps: added to the variances; torchvision (to B4) and timm's networks of PyTorch origin take 1e-5.
     """
 
     variant: str = "b0"
@@ -163,20 +197,25 @@ class EfficientNet(nn.Module):
     remat: str = "none"
     dtype: Any = jnp.float32
     depthwise: str | None = None
+    taps: Sequence[int] = ()
     batch_norm_momentum: float = 0.99
+    batch_norm_eps: float = 1e-3
 
     def __post_init__(self):
+        self.taps = tuple(self.taps)    # a list, from JSON, has no hash
         super().__post_init__()
-        for field, known in (("variant", VARIANTS), ("pads", PADS), ("pooling", POOLING), ("remat", REMAT)):
-            value = getattr(self, field)
-            if value not in known:
+        check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": POOLING, "remat": REMAT})
+        blocks = len(self._specs())
+        for tap in self.taps:
+            if not 0 <= tap < blocks:
                 raise UserError(
-                    f"EfficientNet has no {field} {value!r}.{suggestion(str(value), known)} Known: {', '.join(known)}.")
+                    f"EfficientNet {self.variant} has no block {tap} to tap: its {blocks} blocks count from 0.")
 
     @property
     def stage_names(self) -> tuple[str, ...]:
         """Names of the stage maps, from the input on."""
-        return ("stem", *(f"stage{i}" for i in range(1, len(_STAGES) + 1)), "head")
+        specs = self._specs()
+        return ("stem", *(name for i in range(len(specs)) for name in self._names_after(i, specs)), "head")
 
     def stage_grids(self, height: int, width: int) -> dict[str, tuple[int, tuple[float, float]]]:
         """Where the cells of each stage map lie in an input of this size: {name: (stride, (row, column))}.
@@ -184,19 +223,17 @@ class EfficientNet(nn.Module):
         Cell (i, j) is centred on pixel coordinates (stride i + row, stride j + column); pixel k covers [k, k + 1).
         Pads that differ before and after move a map by up to half a cell, which matters when it is laid over the image.
         """
-        scaling = VARIANTS[self.variant]
-        specs = block_specs(self.width or scaling.width, self.depth or scaling.depth)
-        table = None if self.pads == "same" else pads(self.variant, self.pads, self.depth)
-        layers = [("stem", "stem", *_STEM)] + [
-            (f"stage{spec.stage}", block_name(i), spec.size, spec.stride) for i, spec in enumerate(specs)]
+        specs, table = self._specs(), self._pads()
+        layers = [(["stem"], "stem", *_STEM)] + [
+            (self._names_after(i, specs), block_name(i), spec.size, spec.stride) for i, spec in enumerate(specs)]
         grids, total, lengths, centre = {}, 1, [height, width], [0.5, 0.5]
-        for stage, name, size, stride in layers:
+        for kept, name, size, stride in layers:
             padding = table[name] if table else [same_pad(length, size, stride) for length in lengths]
             for axis in (0, 1):
                 centre[axis] += total * ((size - 1) / 2 - padding[axis][0])
                 lengths[axis] = (lengths[axis] + sum(padding[axis]) - size) // stride + 1
             total *= stride
-            grids[stage] = (total, tuple(centre))
+            grids |= {stage: (total, tuple(centre)) for stage in kept}
         return grids | {"head": grids["stage7"]}
 
     @nn.compact
@@ -212,32 +249,37 @@ class EfficientNet(nn.Module):
             UserError: an offset names no stage.
         """
         scaling = VARIANTS[self.variant]
-        width, depth = self.width or scaling.width, self.depth or scaling.depth
-        specs = block_specs(width, depth)
-        for name in set(offsets) - set(self.stage_names):
-            raise UserError(f"EfficientNet has no stage {name!r}. Known: {', '.join(self.stage_names)}.")
-        stages = {}
-
-        def stage(name, x):
-            stages[name] = x + offsets[name].astype(x.dtype) if name in offsets else x
-            return stages[name]
-
-        table = None if self.pads == "same" else pads(self.variant, self.pads, depth)
+        specs, table = self._specs(), self._pads()
+        stages = Stages("EfficientNet", self.stage_names, offsets)
+        norm = functools.partial(
+            BatchNorm, _act(scaling.lite), eps=self.batch_norm_eps, momentum=self.batch_norm_momentum)
         padding = self._padding(table, "stem", x, *_STEM)
-        x = Conv(round_channels(32, width), *_STEM, self.dtype, name="stem")(x, padding)
-        x = stage("stem", BatchNorm("swish", momentum=self.batch_norm_momentum, name="stem_bn")(x, train))
+        x = Conv(outer_channels(32, scaling, self.width), *_STEM, self.dtype, name="stem")(x, padding)
+        x = stages.keep("stem", norm(name="stem_bn")(x, train))
         for i, spec in enumerate(specs):
             padding = self._padding(table, block_name(i), x, spec.size, spec.stride)
             drop_rate = self.drop_connect_rate * i / len(specs)
             x = self._block()(spec, drop_rate, self.dtype, self.depthwise, self.batch_norm_momentum,
-                              name=block_name(i))(x, train, padding)
-            if i + 1 == len(specs) or specs[i + 1].stage != spec.stage:
-                x = stage(f"stage{spec.stage}", x)
-        x = Pointwise(round_channels(1280, width), self.dtype, name="head")(x)
-        x = stage("head", BatchNorm("swish", momentum=self.batch_norm_momentum, name="head_bn")(x, train))
+                              self.batch_norm_eps, name=block_name(i))(x, train, padding)
+            for name in self._names_after(i, specs):
+                x = stages.keep(name, x)
+        x = Pointwise(outer_channels(1280, scaling, self.width), self.dtype, name="head")(x)
+        x = stages.keep("head", norm(name="head_bn")(x, train))
         pooled = GlobalPool(self.pooling, name="pool")(x)
         rate = scaling.drop_rate if self.drop_rate is None else self.drop_rate
-        return nn.Dropout(rate)(pooled, deterministic=not train), stages
+        return nn.Dropout(rate)(pooled, deterministic=not train), stages.maps
+
+    def _names_after(self, i, specs):
+        """Names under which the output of block i is kept."""
+        is_last = i + 1 == len(specs) or specs[i + 1].stage != specs[i].stage
+        return [block_name(i)] * (i in self.taps) + [f"stage{specs[i].stage}"] * is_last
+
+    def _specs(self):
+        scaling = VARIANTS[self.variant]
+        return block_specs(self.width or scaling.width, self.depth or scaling.depth, scaling.lite)
+
+    def _pads(self):
+        return None if self.pads == "same" else pads(self.variant, self.pads, self.depth)
 
     @staticmethod
     def _padding(table, name, x, size, stride):

@@ -6,8 +6,8 @@ model's head, dots turned into slashes and list numbers joined to the name: `h.0
 Query, key and value stay one kernel, c_attn, as there, so that LoRA on c_attn means the same (models/lora.py).
 The buffers `attn.bias` and `attn.masked_bias` of old checkpoints hold the causal mask and have no counterpart.
 
-Attention is causal: only a text's last token has seen all of it. `pool` reads that one or the mean of all,
-`at_tokens` the states at every separator, one a sentence.
+Attention is causal: only a text's last token has seen all of it. `pooling.pool` reads that one ("eos"), the mean of all
+or of the separators, one a sentence.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import bert
-from mammoclip_jax.names import check_options
-
-POOLINGS = ("last", "mean")
+from mammoclip_jax.names import check_choices, check_options
 
 
 @dataclass(frozen=True)
@@ -70,17 +68,22 @@ class Gpt2(nn.Module):
     """Token ids to token states, behind the final LayerNorm.
 
     Parameters are float32; `dtype` is that of the matrix products and of the result, while the residual stream,
-    LayerNorm and softmax work in float32. With `remat`, the backward pass computes each layer again instead of keeping
-    its activations.
+    LayerNorm and softmax work in float32.
 
     A real token sees itself and the real ones before it, and its position counts real tokens only, so that padding on
     either side, however much, leaves its state as it is. transformers' GPT2Model counts padding unless it is given
     `position_ids`; on texts padded on the right both are the same.
+
+    `remat` is what the backward pass computes again: "none", or a whole "block" at a time.
     """
 
     config: Gpt2Config
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choices("GPT-2", self, {"remat": bert.REMAT})
 
     @nn.compact
     def __call__(self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
@@ -96,13 +99,13 @@ class Gpt2(nn.Module):
         x = table(c.vocab_size, "wte")(ids) + table(c.n_positions, "wpe")(positions(mask))
         x = nn.Dropout(c.embd_pdrop, deterministic=not train)(x)
         visible = jnp.tri(ids.shape[1], dtype=bool) & mask[:, None, None, :]
-        layer = nn.remat(Layer) if self.remat else Layer
+        layer = nn.remat(Layer) if self.remat == "block" else Layer
         for i in range(c.n_layer):
             x = layer(c, self.dtype, i, train, name=f"h_{i}")(x, visible)
         return _norm(c, "ln_f")(x).astype(self.dtype)
 
 
-def from_options(vocab_size: int, dtype: Any = jnp.float32, remat: bool = False, **options: Any) -> Gpt2:
+def from_options(vocab_size: int, dtype: Any = jnp.float32, remat: str = "none", **options: Any) -> Gpt2:
     """The encoder for a tokenizer's vocabulary and `options`, fields of Gpt2Config. Raises UserError for others."""
     check_options(Gpt2Config, options, "text encoder gpt2")
     return Gpt2(Gpt2Config(vocab_size=vocab_size, **options), dtype, remat)
@@ -168,37 +171,6 @@ class FeedForward(nn.Module):
 def positions(mask: Bool[Array, "N L"]) -> Int[Array, "N L"]:
     """The number of real tokens before each one: 0 for the first, wherever it stands. Padding repeats a position."""
     return jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-
-
-def pool(states: Float[Array, "N L C"], mask: Bool[Array, "N L"], how: str) -> Float[Array, "N C"]:
-    """One vector a text, from states padded on either side.
-
-    "last": the state of the last real token; "mean": the mean of the real ones, in float32. MaMA's code trains with a
-    mean that counts padding and tests with the first padding token (encoder_pemed.py:395-413); neither is offered.
-    A text of padding alone gives the state of its last place, or zero. Raises UserError for another name.
-    """
-    if how == "last":
-        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-        return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-    if how == "mean":
-        return bert.pool(states, mask, "mean")
-    raise UserError(f"text pooling {how!r} is not known: choose one of {', '.join(POOLINGS)}")
-
-
-def at_tokens(
-    states: Float[Array, "N L C"], ids: Int[Array, "N L"], mask: Bool[Array, "N L"], token_id: int, count: int
-) -> tuple[Float[Array, "N count C"], Bool[Array, "N count"]]:
-    """The states at each text's first `count` real tokens of id `token_id`, and which of them there are.
-
-    With the separator's id: one state a sentence, for the alignment of sentences and image patches (MaMA, A.6 of its
-    spec). Places that a text does not fill are zero and False; separators behind the first `count` are left out.
-    """
-    length = ids.shape[1]
-    hits = (ids == token_id) & mask
-    where = jax.vmap(lambda row: jnp.nonzero(row, size=count, fill_value=length)[0])(hits)
-    found = where < length
-    picked = jnp.take_along_axis(states, jnp.minimum(where, length - 1)[..., None], axis=1)
-    return jnp.where(found[..., None], picked, 0), found
 
 
 def _norm(config: Gpt2Config, name: str) -> nn.LayerNorm:

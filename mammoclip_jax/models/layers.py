@@ -5,6 +5,7 @@ all statistics are computed in float32 (float64 for float64 input).
 """
 
 import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.depthwise import Pads, depthwise_conv
+from mammoclip_jax.names import suggestion
 
 # Normal with variance 2 / fan_out, as TensorFlow's EfficientNet. The last axis counts the outputs.
 _fan_out_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -28,6 +31,11 @@ def sigmoid(x):
 def swish(x):
     """x * sigmoid(x), also called SiLU."""
     return x * sigmoid(x)
+
+
+def relu6(x):
+    """x between 0 and 6."""
+    return jnp.clip(x, 0, 6)
 
 
 class Conv(nn.Module):
@@ -103,7 +111,7 @@ class SqueezeExcite(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation, then swish if `act` says so; parameters scale and bias, batch_stats mean and var.
+    """Batch normalisation, then `act` ("swish", "relu6" or None); parameters scale and bias, batch_stats mean and var.
 
     The statistics are those of the whole (global) batch. As in torch, the batch is normalised by its biased variance
     and the running variance is updated with the unbiased one. eps and momentum default to EfficientNet's.
@@ -161,6 +169,9 @@ def _batch_norm_backward(eps, act, saved, gradients):
         z = wide * factor + (bias - mean * factor)
         s = sigmoid(z)
         gradient = gradient * (s * (1 + z * (1 - s)))
+    elif act == "relu6":
+        z = wide * factor + (bias - mean * factor)
+        gradient = gradient * ((z > 0) & (z < 6))
     to_bias = jnp.sum(gradient, axis=(0, 1, 2))
     to_scale = deviation * (jnp.sum(gradient * wide, axis=(0, 1, 2)) - mean * to_bias)
     # factor * (gradient - to_bias / count - (x - mean) * deviation * to_scale / count), x's terms gathered
@@ -187,7 +198,10 @@ def _affine_act(x, mean, deviation, scale, bias, act):
     # As x * factor + offset: with x - mean here too, the compiler would keep that difference in memory.
     factor = deviation * scale
     z = x.astype(_accumulator(x)) * factor + (bias - mean * factor)
-    return (swish(z) if act == "swish" else z).astype(x.dtype)
+    return _ACTIVATIONS[act](z).astype(x.dtype)
+
+
+_ACTIVATIONS = {None: lambda z: z, "swish": swish, "relu6": relu6}      # their slopes are in _batch_norm_backward
 
 
 def _accumulator(x):
@@ -220,3 +234,23 @@ def drop_path(x: Float[Array, "N H W C"], rate: float, key: Array) -> Float[Arra
     """Zeroes whole samples with probability `rate` and divides the others by 1 - rate: drop-connect."""
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
+class Stages:
+    """The named stage maps of one forward pass, kept as they are passed: `x = stages.keep("stage1", x)`.
+
+    `offsets` are added to the maps of their names; their gradient at zero is the gradient of the map. What was kept
+    is in `maps`.
+
+    Raises:
+        UserError: an offset names none of `known`; `what` is the encoder for people.
+    """
+
+    def __init__(self, what: str, known: Iterable[str], offsets: Mapping[str, Array]):
+        for name in set(offsets) - set(known):
+            raise UserError(f"{what} has no stage {name!r}.{suggestion(name, known)} Known: {', '.join(known)}.")
+        self.offsets, self.maps = offsets, {}
+
+    def keep(self, name: str, x: Float[Array, "N h w c"]) -> Float[Array, "N h w c"]:
+        self.maps[name] = x + self.offsets[name].astype(x.dtype) if name in self.offsets else x
+        return self.maps[name]

@@ -15,12 +15,16 @@ Adapters are a tree of their own, so a step differentiates with respect to it al
 `merge` is also the exact export: the result is a plain parameter tree. What it cannot express is dropout on the
 adapter's input, which differs from token to token while the base's input stays whole; MaMA trains with 0.1.
 `adapted` can, and never forms the dense product, but only knows dense layers.
+
+`adapt` puts both to use: a model with adapters inside its own parameters, under "lora", so that one tree of parameters
+is trained, saved and averaged as for any other model; `merged` takes them out again.
 """
 
 import contextlib
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +34,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import check_options
 
+ADAPTERS = "lora"       # their place in the parameters of an `AdaptedModel`
 Tree = Mapping[str, Any]
 
 
@@ -96,12 +102,15 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0) -> Iterator[None
 
     def intercept(call, args, kwargs, context):
         y = call(*args, **kwargs)
+        if context.method_name != "__call__":
+            return y        # of a module that is being made, perhaps, which has no path
         path = "/".join((*context.module.path, "kernel"))
-        if context.method_name != "__call__" or path not in pairs:
+        if path not in pairs:
             return y
         a, b = pairs[path]
         if context.module.get_variable("params", "kernel").ndim != 2:
-            raise UserError(f"LoRA: {path} is not of a dense layer: use lora.merge, which has no dropout")
+            raise UserError(f"LoRA: {path} is not of a dense layer: use lora.merge, which has no dropout "
+                            "(config.model.lora.dropout=0)")
         met.add(path)
         x = args[0].astype(y.dtype)
         if dropout:
@@ -114,6 +123,96 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0) -> Iterator[None
     if not met:
         raise UserError(f"LoRA: no layer met its adapter ({', '.join(sorted(pairs)[:3])}, ...): "
                         "the adapters must be named from the root of the applied model")
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A Linen `model` with adapters: used as the model itself, its parameters are the model's and `params["lora"]`.
+
+    With `train=True` and dropout, the adapters run beside their layers; otherwise they are merged into the kernels.
+    What is frozen is the trainer's business (training/optimizer.py): all base parameters of a top module ("text_encoder")
+    in which a kernel is adapted, as PEFT does with its model.
+
+    Attributes:
+        pattern: of the adapted kernels' paths from the root, as in `init`.
+        rank, alpha, dropout: the product of rank `rank` is scaled by alpha / rank; dropout is that of its input.
+    """
+
+    model: nn.Module
+    pattern: str
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.model.image_encoder
+
+    @property
+    def text_encoder(self) -> nn.Module:
+        return self.model.text_encoder
+
+    def init(self, key: Array, *args, **kwargs) -> dict:
+        """The model's variables, the same as without adapters, and fresh adapters.
+
+        Raises:
+            UserError: as `init` above, or a tower to be adapted is frozen as a whole.
+        """
+        variables = self.model.init(key, *args, **kwargs)
+        adapters = init(variables["params"], self.pattern, self.rank, jax.random.fold_in(key, 1))
+        for tower in getattr(self.model, "frozen", ()):
+            if f"{tower}_encoder" in adapters:
+                raise UserError(f"config.model.lora adapts the {tower} tower, and config.model.frozen has {tower!r}: its "
+                                "adapters would not be trained. Leave it out of frozen; LoRA freezes the base itself.")
+        return variables | {"params": variables["params"] | {ADAPTERS: adapters}}
+
+    def apply(self, variables: Tree, *args, train: bool = False, **kwargs) -> Any:
+        """`model.apply` with the adapters at work."""
+        base = dict(variables["params"])
+        adapters = base.pop(ADAPTERS)
+        if not (train and self.dropout):
+            return self.model.apply({**variables, "params": merge(base, adapters, self.alpha)}, *args, train=train,
+                                    **kwargs)
+        with adapted(adapters, self.alpha, self.dropout):
+            return self.model.apply({**variables, "params": base}, *args, train=train, **kwargs)
+
+
+def adapt(model: nn.Module, options: Mapping[str, Any]) -> AdaptedModel:
+    """The model with adapters by `options` (config.model.lora): pattern, rank, alpha, dropout.
+
+    Raises:
+        UserError: there is no pattern, an option is unknown, or dropout is no probability.
+    """
+    options = dict(options)
+    if not options.get("pattern"):
+        raise UserError("config.model.lora has no pattern: give a regular expression on parameter paths, such as "
+                        "text_encoder/.*/c_attn/kernel")
+    check_options(lambda pattern, rank, alpha, dropout: None, options, "config.model.lora")
+    adapted_model = AdaptedModel(model, **options)
+    if not 0 <= adapted_model.dropout < 1:
+        raise UserError(f"config.model.lora.dropout={adapted_model.dropout} must be at least 0 and below 1")
+    return adapted_model
+
+
+def merged(variables: Tree, config: Mapping[str, Any]) -> tuple[dict, dict]:
+    """The same model without adapters: its variables as NumPy arrays, and `config` (config.model) without `lora`.
+
+    A model that has none is returned as it is.
+
+    Raises:
+        UserError: config.lora is set and the variables hold no adapters.
+    """
+    plain, options = dict(config), dict(config.get("lora") or {})
+    plain["lora"] = {}
+    if not options:
+        return dict(variables), plain
+    base = dict(variables["params"])
+    if ADAPTERS not in base:
+        raise UserError("config.model.lora is set, and the weights hold no adapters: they are of another run, or were "
+                        "merged already (then set config.model.lora to {}).")
+    adapters = base.pop(ADAPTERS)
+    params = merge(base, adapters, options.get("alpha", AdaptedModel.alpha))
+    return {**variables, "params": jax.device_get(params)}, plain
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Unlike BERT: no biases, LayerNorm before each part instead of behind it, rotary 
 attention to near tokens alone in all but every third layer. Parameters are named as in Hugging Face checkpoints, dots
 turned into slashes and list numbers joined to the name: `layers.3.attn.Wqkv.weight` is `layers_3/attn/Wqkv/kernel`,
 transposed; `norm.weight` is `norm/scale`. The first layer has no `attn_norm`. Heads of those checkpoints (`head`,
-`decoder`) have no counterpart here. `bert.pool` reads the states.
+`decoder`) have no counterpart here. `pooling.pool` reads the states.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.bert import ACTIVATIONS
-from mammoclip_jax.names import check_options
+from mammoclip_jax.models.bert import ACTIVATIONS, REMAT
+from mammoclip_jax.names import check_choices, check_options
 
 Rotation = tuple[Float[Array, "L half"], Float[Array, "L half"]]
 
@@ -110,10 +110,17 @@ class ModernBert(nn.Module):
     Parameters are float32; `dtype` is that of the matrix products and of the result, while the residual stream,
     LayerNorm, rotation and softmax work in float32. The states of real tokens do not depend on what or how much padding
     follows them: they are those of the text alone.
+
+    `remat` is what the backward pass computes again: "none", or a whole "block" at a time.
     """
 
     config: ModernBertConfig
     dtype: Any = jnp.float32
+    remat: str = "none"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choices("ModernBERT", self, {"remat": REMAT})
 
     @nn.compact
     def __call__(self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
@@ -129,19 +136,20 @@ class ModernBert(nn.Module):
         near = make_rotation(ids.shape[1], width, c.local_rope_theta)
         far = make_rotation(ids.shape[1], width, c.global_rope_theta)
         x = Embeddings(c, name="embeddings")(ids, train=train)
+        layer = nn.remat(Layer, static_argnums=4) if self.remat == "block" else Layer
         for i in range(c.num_hidden_layers):
             local = i % c.global_attn_every_n_layers != 0
-            layer = Layer(c, self.dtype, first=i == 0, local=local, name=f"layers_{i}")
-            x = layer(x, mask, near if local else far, train=train)
+            x = layer(c, self.dtype, first=i == 0, local=local, name=f"layers_{i}")(
+                x, mask, near if local else far, train)
         if c.final_norm:
             x = _norm(c, "final_norm")(x)
         return x.astype(self.dtype)
 
 
-def from_options(vocab_size: int, dtype: Any = jnp.float32, **options: Any) -> ModernBert:
+def from_options(vocab_size: int, dtype: Any = jnp.float32, remat: str = "none", **options: Any) -> ModernBert:
     """The encoder for a tokenizer's vocabulary and `options`, fields of ModernBertConfig. UserError for others."""
     check_options(ModernBertConfig, options, "text encoder modernbert")
-    return ModernBert(ModernBertConfig(vocab_size=vocab_size, **options), dtype)
+    return ModernBert(ModernBertConfig(vocab_size=vocab_size, **options), dtype, remat)
 
 
 class Embeddings(nn.Module):
@@ -168,7 +176,7 @@ class Layer(nn.Module):
     local: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], rotation: Rotation, *,
+    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], rotation: Rotation,
                  train: bool) -> Float[Array, "N L C"]:
         c = self.config
         normed = x if self.first else _norm(c, "attn_norm")(x)

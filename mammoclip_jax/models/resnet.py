@@ -13,9 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.layers import BatchNorm, Conv, GlobalPool, Pointwise
-from mammoclip_jax.names import suggestion
+from mammoclip_jax.models.layers import BatchNorm, Conv, GlobalPool, Pointwise, Stages
+from mammoclip_jax.names import check_choices
 
 
 class Variant(NamedTuple):
@@ -98,11 +97,7 @@ class ResNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for field, known in (("variant", VARIANTS), ("remat", REMAT)):
-            value = getattr(self, field)
-            if value not in known:
-                raise UserError(
-                    f"ResNet has no {field} {value!r}.{suggestion(str(value), known)} Known: {', '.join(known)}.")
+        check_choices("ResNet", self, {"variant": VARIANTS, "remat": REMAT})
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -120,7 +115,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] | None = None
+        self, x: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
     ) -> tuple[Float[Array, "N c"], dict[str, Array]]:
         """Pooled features (float32), the mean of the last stage, and the named stage maps.
 
@@ -130,18 +125,12 @@ class ResNet(nn.Module):
         Raises:
             UserError: an offset names no stage.
         """
-        offsets, stages = offsets or {}, {}
-        for name in set(offsets) - set(self.stage_names):
-            raise UserError(f"ResNet has no stage {name!r}. Known: {', '.join(self.stage_names)}.")
-
-        def stage(name, x):
-            stages[name] = x + offsets[name].astype(x.dtype) if name in offsets else x
-            return stages[name]
+        stages = Stages("ResNet", self.stage_names, offsets)
 
         momentum = self.batch_norm_momentum
         x = _conv(x, self.width, 7, 2, self.dtype, "conv1")
         x = nn.relu(BatchNorm(eps=_EPS, momentum=momentum, name="bn1")(x, train))
-        x = stage("stem", nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+        x = stages.keep("stem", nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
         block = nn.remat(Block, static_argnums=2) if self.remat == "block" else Block
         bottleneck = VARIANTS[self.variant].bottleneck
         for i, depth in enumerate(self._depths):
@@ -149,11 +138,11 @@ class ResNet(nn.Module):
                 stride = 2 if i > 0 and j == 0 else 1
                 x = block(self.width * 2**i, stride, bottleneck, self.dtype, momentum, name=f"layer{i + 1}_{j}")(
                     x, train)
-            x = stage(f"stage{i + 1}", x)
+            x = stages.keep(f"stage{i + 1}", x)
         pooled = GlobalPool(name="pool")(x)
         if self.fc is not None:
             pooled = nn.Dense(self.fc, use_bias=False, name="fc")(pooled)
-        return pooled, stages
+        return pooled, stages.maps
 
     @property
     def _depths(self):

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.attention import ATTENTIONS, attention
-from mammoclip_jax.models.layers import drop_path
-from mammoclip_jax.names import check_options, suggestion
+from mammoclip_jax.models.layers import Stages, drop_path
+from mammoclip_jax.names import check_choices, check_options, suggestion
 
 POOLING = ("cls", "mean", "all", "cls+mean")
 REMAT = ("none", "block")
@@ -304,12 +304,8 @@ class VisionTransformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        for field, known in (
-                ("feed_forward", FEED_FORWARD), ("pooling", POOLING), ("attention", ATTENTIONS), ("remat", REMAT)):
-            value = getattr(self, field)
-            if value not in known:
-                raise UserError(f"the vision transformer has no {field} {value!r}.{suggestion(str(value), known)} "
-                                f"Known: {', '.join(known)}.")
+        check_choices("the vision transformer", self, {
+            "feed_forward": FEED_FORWARD, "pooling": POOLING, "attention": ATTENTIONS, "remat": REMAT})
         if self.width % self.heads:
             raise UserError(f"the vision transformer's width={self.width} must be a multiple of heads={self.heads}")
         for block in self.stages or ():
@@ -346,12 +342,10 @@ class VisionTransformer(nn.Module):
         Raises:
             UserError: an offset names no stage.
         """
-        for name in set(offsets) - set(self.stage_names):
-            raise UserError(
-                f"the vision transformer has no stage {name!r}. Known: {', '.join(self.stage_names)}.")
+        stages = Stages("the vision transformer", self.stage_names, offsets)
         fill = [-length % self.patch for length in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), (0, fill[0]), (0, fill[1]), (0, 0)))
-        first, grid, stages = 1 + self.registers, (x.shape[1] // self.patch, x.shape[2] // self.patch), {}
+        first, grid = 1 + self.registers, (x.shape[1] // self.patch, x.shape[2] // self.patch)
 
         def stage(name, x):
             if name not in self.stage_names:
@@ -359,7 +353,7 @@ class VisionTransformer(nn.Module):
             if name in offsets:
                 moved = x[:, first:] + offsets[name].astype(x.dtype).reshape(len(x), -1, self.width)
                 x = jnp.concatenate([x[:, :first], moved], axis=1)
-            stages[name] = x[:, first:].reshape(len(x), *grid, self.width)
+            stages.maps[name] = x[:, first:].reshape(len(x), *grid, self.width)
             return x
 
         x = Embeddings(self.patch, self.size, self.width, self.registers, self.antialias, self.dtype,
@@ -368,7 +362,7 @@ class VisionTransformer(nn.Module):
                      attention=self.attention, eps=self.eps, dtype=self.dtype)
         before = Encoder(self.depth, self.drop_path, self.remat, layer, name="encoder")(x, train, stage)
         after = stage("last", _norm(self.eps, self.dtype, "layernorm")(before))
-        return self._pool(_wide(before), _wide(after), first), stages
+        return self._pool(_wide(before), _wide(after), first), stages.maps
 
     def _pool(self, before, after, first):
         if self.pooling == "all":

@@ -17,22 +17,36 @@ def schedule(config) -> optax.Schedule:
         init_value=0.0, peak_value=config.lr, warmup_steps=config.warmup_steps, decay_steps=config.steps)
 
 
-def make_optimizer(config, params) -> optax.GradientTransformation:
-    """AdamW with clipping, weight decay by rule and frozen parameters.
+def make_optimizer(config, params, towers=()) -> optax.GradientTransformation:
+    """AdamW with clipping, weight decay by rule and frozen parameters (see `frozen_parameters`).
 
-    `config.no_decay` and `config.frozen` are lists of regular expressions, matched from the start of a parameter's
-    path such as `image_encoder/block00/depthwise/kernel`.
+    `config.no_decay` is a list of regular expressions, matched from the start of a parameter's path such as
+    `image_encoder/block00/depthwise/kernel`.
 
     Raises:
         UserError: a rule matches no parameter (most often a misspelt path).
     """
     decayed = jax.tree.map(lambda hit: not hit, matches(params, config.no_decay, "config.train.no_decay"))
-    frozen = matches(params, config.frozen, "config.train.frozen")
+    frozen = frozen_parameters(config, params, towers)
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     steps.append(optax.adamw(schedule(config), b1=config.b1, b2=config.b2, eps=config.eps,
                              weight_decay=config.weight_decay, mask=decayed))
     labels = jax.tree.map(lambda hit: "frozen" if hit else "trained", frozen)
     return optax.multi_transform({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_parameters(config, params, towers=()):
+    """A tree like `params` of booleans: which of them training leaves as they are.
+
+    Those that a regular expression of `config.frozen` matches, all of the encoders of `towers` (config.model.frozen)
+    and, as in PEFT, all base parameters of a module that LoRA adapts (models/lora.py).
+
+    Raises:
+        UserError: a rule matches no parameter.
+    """
+    whole = {f"{tower}_encoder" for tower in towers} | set(params.get("lora", ()))
+    by_rule = matches(params, config.frozen, "config.train.frozen")
+    return {name: jax.tree.map(lambda hit, name=name: hit or name in whole, tree) for name, tree in by_rule.items()}
 
 
 def matches(params, rules, field: str):

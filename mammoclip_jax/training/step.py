@@ -28,10 +28,11 @@ def init_state(variables, optimizer, key, config) -> TrainState:
     )
 
 
-def make_gradient_fn(model, losses, preprocess, mesh):
+def make_gradient_fn(model, losses, preprocess, mesh, frozen=None):
     """`(TrainState, Batch) -> (loss, metrics, batch_stats, gradients)` over the global batch.
 
-    Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
+    Where `frozen`, a tree like the parameters (`optimizer.frozen_parameters`), is True, no gradient is computed: it is
+    zero. Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
     """
 
     def gradient_fn(state, batch):
@@ -39,6 +40,8 @@ def make_gradient_fn(model, losses, preprocess, mesh):
         image = augment.train_images(batch, augment_key, preprocess)
 
         def loss_fn(params):
+            if frozen is not None:
+                params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
             embeddings, updated = model.apply(
                 {"params": params, "batch_stats": state.batch_stats}, image, batch["token_ids"], batch["token_mask"],
                 train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"])
@@ -60,7 +63,8 @@ def make_train_step(gradient_fn, optimizer, config):
         params = clamp_logit_scale(optax.apply_updates(state.params, updates), config.logit_scale_max)
         ema = state.ema
         if ema is not None:
-            ema = optax.incremental_update(params, ema, step_size=1 - config.ema_decay)
+            # In this form the average of a parameter that does not change keeps its bits.
+            ema = jax.tree.map(lambda mean, p: mean + (1 - config.ema_decay) * (p - mean), ema, params)
         metrics |= {
             "loss": loss,
             "gradient_norm": optax.tree.norm(gradients),

@@ -61,6 +61,7 @@ def _row(name, p, side, view, split, mass, real, box):
 class FakeModel:
     """Embeds an image by its brightest pixel and a text by whether it denies; its map is the brightness."""
 
+    kind = "dual_encoder"
     stages = ("stage_3", "head")
     step = 7
     config = defaults()

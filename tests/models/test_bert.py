@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.bert import Bert, BertConfig, from_options, pool
+from mammoclip_jax.models.bert import Bert, BertConfig, from_options
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "bert.npz"
 SMALL = dict(vocab_size=97, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
@@ -153,14 +153,32 @@ def test_dropout_is_on_in_training_only():
     np.testing.assert_allclose(quiet, _states(config, params), atol=1e-6)
 
 
-def test_pooling():
-    states = np.arange(3 * 7 * 2, dtype=np.float32).reshape(3, 7, 2)
-    np.testing.assert_array_equal(pool(states, MASK, "bos"), states[:, 0])
-    np.testing.assert_array_equal(pool(states, MASK, "eos"), np.stack([states[0, 4], states[1, 6], states[2, 1]]))
-    mean = np.stack([states[i][MASK[i]].mean(axis=0) for i in range(3)])
-    np.testing.assert_allclose(pool(states, MASK, "mean"), mean, rtol=1e-6)
-    with pytest.raises(UserError, match="max"):
-        pool(states, MASK, "max")
+@pytest.mark.parametrize("layers", [(1, 2, -1), (0,), (-1,)])
+def test_averaged_layers_are_hidden_states(layers):
+    """Counted as transformers' `hidden_states`; an encoder cut behind layer i ends with the i-th of them."""
+    config = _config(num_hidden_layers=3)
+    params = _random_params(config)
+    model = Bert(config, average_layers=layers)
+    averaged = jax.jit(lambda p: model.apply({"params": p}, IDS, MASK, train=False))(params)
+    hidden = [_states(_config(num_hidden_layers=i), params) for i in range(4)]
+    np.testing.assert_allclose(averaged, np.mean([hidden[i] for i in layers], axis=0), atol=2e-6)
+    with pytest.raises(UserError, match="average_layers"):
+        Bert(config, average_layers=(4,))
+
+
+def test_layers_computed_again_change_nothing():
+    config = _config()
+    params = _random_params(config)
+
+    def gradients(remat):
+        model = from_options(remat=remat, **SMALL)
+        return jax.jit(jax.grad(lambda p: (model.apply({"params": p}, IDS, MASK, train=True, rngs={
+            "dropout": jax.random.key(0)}) ** 2).mean()))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+                 gradients("none"), gradients("block"))
+    with pytest.raises(UserError, match="remat"):
+        from_options(100, remat="all")
 
 
 def test_config_from_hugging_face():

@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.bert import pool
-from mammoclip_jax.models.clip_text import ClipText, ClipTextConfig, eot_token_id, from_options, pool_eot
+from mammoclip_jax.models.clip_text import ClipText, ClipTextConfig, eot_token_id, from_options
+from mammoclip_jax.models.pooling import pool
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "clip_text.npz"
 EOT = 60
@@ -97,9 +97,10 @@ def _compare(stored, eot: int | None, **changes) -> None:
         ids, mask = _texts(length)
         states = _states(config, params, ids, mask)
         differences[f"states:{length}"] = abs(states - stored[f"states:{length}"])[mask].max()
-        differences[f"pooled:{length}"] = abs(pool_eot(states, ids, mask, eot) - stored[f"pooled:{length}"]).max()
-        np.testing.assert_array_equal(pool_eot(states, ids, mask, eot), pool(states, mask, "eos"))
-    ours = jax.jit(jax.grad(lambda p: (pool_eot(_states(config, p, ids, mask), ids, mask, eot) ** 2).sum()))(params)
+        pooled = pool(states, ids, mask, "eot", eot)
+        differences[f"pooled:{length}"] = abs(pooled - stored[f"pooled:{length}"]).max()
+        np.testing.assert_array_equal(pooled, pool(states, ids, mask, "eos"))
+    ours = jax.jit(jax.grad(lambda p: (pool(_states(config, p, ids, mask), ids, mask, "eot", eot) ** 2).sum()))(params)
     theirs = _to_jax(_part(stored, "grads:"))
     differences["grads"] = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max() / (abs(b).max() + 1.0),
                                                             ours, theirs)))
@@ -147,17 +148,6 @@ def test_padding_and_later_tokens_never_change_a_token(length):
     np.testing.assert_allclose(start, states[:, :2], atol=1e-6)
 
 
-def test_pooling_rules():
-    states = np.arange(3 * 6, dtype=np.float32).reshape(3, 6, 1)
-    ids = np.array([[5, 8, 60, 61, 60, 60], [5, 60, 99, 99, 99, 99], [5, 8, 7, 6, 0, 0]])
-    mask = np.array([[1, 1, 1, 1, 1, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]], bool)
-    greatest = np.array([states[0, 3], states[1, 1], states[2, 1]])    # an added token, 61, misleads it
-    np.testing.assert_array_equal(pool_eot(states, ids, mask), greatest)
-    named = np.array([states[0, 2], states[1, 1], states[2, 3]])       # the third text has none: its last token
-    np.testing.assert_array_equal(pool_eot(states, ids, mask, 60), named)
-    np.testing.assert_array_equal(pool_eot(states, ids, np.zeros_like(mask), 60), states[:, 0])
-
-
 def test_end_of_text_token_of_a_config():
     assert eot_token_id({"model_type": "clip", "text_config": {"eos_token_id": 2}}) is None
     assert eot_token_id({"model_type": "clip_text_model", "eos_token_id": 49407}) == 49407
@@ -180,7 +170,7 @@ def test_every_gradient_is_the_same_on_eight_devices():
 
     @jax.jit
     def gradients(p, i, m):
-        return jax.grad(lambda q: (pool_eot(ClipText(config).apply({"params": q}, i, m, train=False), i, m, EOT)
+        return jax.grad(lambda q: (pool(ClipText(config).apply({"params": q}, i, m, train=False), i, m, "eot", EOT)
                                    ** 2).mean())(p)
 
     mesh = Mesh(np.array(jax.devices()), "data")

@@ -1,7 +1,8 @@
 """EfficientNet against `efficientnet_pytorch`, live or through tests/golden/efficientnet.npz.
 
 The golden file holds what `efficientnet_pytorch` 0.7.1 returns for a small network whose weights `random_variables`
-draws from fixed seeds. To make it again: `python tests/models/test_efficientnet.py` (needs torch).
+draws from fixed seeds; efficientnet_lite.npz the same of `efficientnet_lite_pytorch` 0.1.0. To make them again:
+`python tests/models/test_efficientnet.py` (needs torch).
 """
 
 import functools
@@ -16,16 +17,20 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import layers
 from mammoclip_jax.models.efficientnet import VARIANTS, EfficientNet, block_specs, pads, same_pad
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "efficientnet.npz"
+GOLDEN = Path(__file__).parent.parent / "golden"
 SMALL = {"variant": "b0", "width": 0.25, "depth": 0.2}
 SMALL_SIZE = (2, 75, 106, 3)
 FIXED = {"drop_rate": 0.0, "drop_connect_rate": 0.0}
-# efficientnet_pytorch 0.7.1 without its classifier (_fc)
+SMALL_LITE = SMALL | {"variant": "lite0"}
+SMALL_NETWORKS = {"efficientnet": SMALL, "efficientnet_lite": SMALL_LITE}      # by the name of their golden file
+# efficientnet_pytorch 0.7.1 and efficientnet_lite_pytorch 0.1.0 without the classifier (_fc)
 PARAMETERS = {
     "b0": 4_007_548, "b1": 6_513_184, "b2": 7_700_994, "b3": 10_696_232,
     "b4": 17_548_616, "b5": 28_340_784, "b6": 40_735_704, "b7": 63_786_960,
+    "lite0": 3_371_008, "lite1": 4_135_680, "lite2": 4_811_072, "lite3": 6_916_096, "lite4": 11_725_568,
 }
 
 
@@ -121,9 +126,11 @@ def torch_layout(name, value):
 def torch_model(model, variables):
     """The same network in efficientnet_pytorch with the same variables, without drop-connect."""
     torch = pytest.importorskip("torch")
-    package = pytest.importorskip("efficientnet_pytorch")
+    lite = "lite_" if VARIANTS[model.variant].lite else ""
+    package = pytest.importorskip(f"efficientnet_{lite}pytorch")
     if model.width:
-        blocks, options = package.utils.efficientnet(model.width, model.depth, image_size=VARIANTS[model.variant].size)
+        build = package.utils.efficientnet_lite if lite else package.utils.efficientnet
+        blocks, options = build(model.width, model.depth, image_size=VARIANTS[model.variant].size)
         theirs = package.EfficientNet(blocks, options)
     else:
         theirs = package.EfficientNet.from_name(f"efficientnet-{model.variant}")
@@ -145,10 +152,15 @@ def torch_run(theirs, x, train, weights=None):
 
     theirs.train(train)
     theirs.zero_grad()
-    points = theirs.extract_endpoints(torch.tensor(x.transpose(0, 3, 1, 2)))
+    inputs = torch.tensor(x.transpose(0, 3, 1, 2))
+    if hasattr(theirs, "extract_endpoints"):
+        points = theirs.extract_endpoints(inputs)
+    else:
+        points = {"reduction_6": theirs.extract_features(inputs)}
     head = points["reduction_6"]
     names = ["stage1", "stage2", "stage3", "stage5", "stage7", "head"]
-    maps = {name: points[f"reduction_{i}"].detach().numpy().transpose(0, 2, 3, 1) for i, name in enumerate(names, 1)}
+    maps = {name: points[f"reduction_{i}"].detach().numpy().transpose(0, 2, 3, 1)
+            for i, name in enumerate(names, 1) if f"reduction_{i}" in points}
     if weights is not None:
         (head * torch.tensor(weights.transpose(0, 3, 1, 2))).sum().backward()
     grads = {name: p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
@@ -178,7 +190,8 @@ def test_features_equal_torch(variant, size, train_size):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("options", [SMALL, pytest.param({"variant": "b0"}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "options", [SMALL, SMALL_LITE, pytest.param({"variant": "b0"}, marks=pytest.mark.slow)], ids=str)
 def test_gradients_equal_torch(options):
     with jax.enable_x64(True):
         model = EfficientNet(dtype=jnp.float64, **options, **FIXED)
@@ -190,10 +203,10 @@ def test_gradients_equal_torch(options):
     close_gradients(ours, theirs, 1e-7)
 
 
-def write_golden():
+def write_golden(network, options):
     """Maps averaged over pixels in both modes, running statistics, norms of the gradients; all in float64."""
     with jax.enable_x64(True):
-        model = EfficientNet(dtype=jnp.float64, **SMALL, **FIXED)
+        model = EfficientNet(dtype=jnp.float64, **options, **FIXED)
         variables, x = random_variables(model, np.float64), image(SMALL_SIZE, dtype=np.float64)
         weights = weights_of_head(model, variables, x)
     evaluated, _, _ = torch_run(torch_model(model, variables), x, False)
@@ -205,13 +218,14 @@ def write_golden():
             arrays[name] = buffers[torch_name(name)]
         else:
             arrays[f"gradient_norm/{name}"] = np.linalg.norm(grads[torch_name(name)])
-    np.savez_compressed(GOLDEN, **{name: np.float32(value) for name, value in arrays.items()})
+    np.savez_compressed(GOLDEN / f"{network}.npz", **{name: np.float32(value) for name, value in arrays.items()})
 
 
-def test_small_network_equals_golden():
-    golden = np.load(GOLDEN)
+@pytest.mark.parametrize("network", SMALL_NETWORKS)
+def test_small_network_equals_golden(network):
+    golden, options = np.load(GOLDEN / f"{network}.npz"), SMALL_NETWORKS[network]
     with jax.enable_x64(True):
-        model = EfficientNet(dtype=jnp.float64, **SMALL, **FIXED)
+        model = EfficientNet(dtype=jnp.float64, **options, **FIXED)
         variables, x = random_variables(model, np.float64), image(SMALL_SIZE, dtype=np.float64)
         _, evaluated, _ = run(model, variables, x, False)
         grads, (_, trained, stats) = gradients(model, variables, x, weights_of_head(model, variables, x))
@@ -235,8 +249,10 @@ def test_parameter_counts_and_names(variant):
     leaves = shapes(model)
     assert sum(leaf.size for name, leaf in leaves.items() if name.startswith("params/")) == PARAMETERS[variant]
     for name in ("stem/kernel", "stem_bn/scale", "block05/expand/kernel", "block00/depthwise/kernel",
-                 "block00/se/reduce/kernel", "block00/se/expand/bias", "block00/project_bn/bias", "head/kernel"):
+                 "block00/project_bn/bias", "head/kernel"):
         assert f"params/{name}" in leaves
+    for name in ("block00/se/reduce/kernel", "block00/se/expand/bias"):
+        assert (f"params/{name}" in leaves) != VARIANTS[variant].lite
     assert "batch_stats/head_bn/var" in leaves
 
 
@@ -284,6 +300,62 @@ def test_same_pads_follow_the_real_size():
     (expected, _, _), (pooled, stages, _) = (run(model, variables, x, False) for model in (nominal, same))
     assert stages["head"].shape[1:3] == (3, 4)  # rounded up; the nominal pads give 2 x 3
     assert np.abs(pooled - expected).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_symmetric_pads():
+    assert strided("b5", "symmetric") == {
+        "stem": (1, 1), "block03": (1, 1), "block08": (2, 2), "block13": (1, 1), "block27": (2, 2)}
+    model = EfficientNet(pads="symmetric", **SMALL, **FIXED)
+    variables, x = random_variables(model), image((1, 64, 64, 3))
+    _, stages, _ = run(model, variables, x, False)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel, stem = variables["params"]["stem"]["kernel"], variables["params"]["stem_bn"]
+    stats = variables["batch_stats"]["stem_bn"]
+    corner = np.einsum("abi,abio->o", padded[0, :3, :3], kernel)        # the top left cell, by hand
+    z = (corner - stats["mean"]) / np.sqrt(stats["var"] + 1e-3) * stem["scale"] + stem["bias"]
+    np.testing.assert_allclose(stages["stem"][0, 0, 0], z / (1 + np.exp(-z)), rtol=1e-4, atol=1e-5)
+
+
+# --- the options of other people's weights ----------------------------------------------------------------------------
+
+
+def test_eps_is_added_to_every_variance():
+    """eps 2e-2 with the variances v equals eps 1e-3 with v + 1.9e-2, in evaluation; training uses it too."""
+    with jax.enable_x64(True):
+        plain, other = (EfficientNet(dtype=jnp.float64, batch_norm_eps=eps, **SMALL, **FIXED) for eps in (1e-3, 2e-2))
+        variables, x = random_variables(plain, np.float64), image(SMALL_SIZE, dtype=np.float64)
+        flat = flatten_dict(variables, sep="/")
+        more = unflatten_dict({k: v + 1.9e-2 if k.endswith("/var") else v for k, v in flat.items()}, sep="/")
+        close(run(other, variables, x, False)[0], run(plain, more, x, False)[0], 1e-10)
+        trained, expected = run(other, variables, x, True)[1], run(plain, variables, x, True)[1]
+    assert np.abs(trained["stem"] - expected["stem"]).max() > 1e-3
+
+
+def test_lite_blocks():
+    """Stem, first stage's input and head are not scaled; first and last stage have one block."""
+    specs = block_specs(1.4, 1.8, lite=True)
+    assert [sum(spec.stage == stage for spec in specs) for stage in range(1, 8)] == [1, 4, 4, 6, 6, 8, 1]
+    assert (specs[0].inputs, specs[0].outputs, specs[-1].outputs) == (32, 24, 448)
+    leaves = shapes(EfficientNet(variant="lite4"))
+    assert leaves["params/stem/kernel"].shape == (3, 3, 3, 32) and leaves["params/head/kernel"].shape == (448, 1280)
+
+
+def test_relu6_backward_equals_automatic_differentiation():
+    """Of batch normalisation and activation, in float64, with values on all three sides of the kinks."""
+    with jax.enable_x64(True):
+        x, weights = image((2, 4, 5, 3), 1, np.float64), image((2, 4, 5, 3), 2, np.float64)
+        scale, bias = np.array([4.0, -3.0, 2.0]), np.array([3.0, 2.0, -0.5])
+
+        def plain(x, scale, bias):
+            mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            return jnp.minimum(jax.nn.relu((x - mean) / jnp.sqrt(var + 1e-3) * scale + bias), 6.0)
+
+        y = plain(x, scale, bias)
+        assert all(np.mean(part) > 0.05 for part in (y == 0, y == 6, (y > 0) & (y < 6)))
+        np.testing.assert_allclose(layers.batch_norm_act(x, scale, bias, 1e-3, "relu6")[0], y, atol=1e-12)
+        ours, expected = (jax.grad(lambda *a: jnp.sum(f(*a) * weights), (0, 1, 2))(x, scale, bias) for f in (
+            lambda *a: layers.batch_norm_act(*a, 1e-3, "relu6")[0], plain))
+    jax.tree.map(functools.partial(close, tolerance=1e-10), ours, expected)
 
 
 # --- behaviour --------------------------------------------------------------------------------------------------------
@@ -385,10 +457,11 @@ def test_wrong_options_name_the_right_ones(options, message):
 
 
 if __name__ == "__main__":
-    write_golden()
+    for item in SMALL_NETWORKS.items():
+        write_golden(*item)
 
 
-@pytest.mark.parametrize("kind", ["nominal", "detector", "same"])
+@pytest.mark.parametrize("kind", ["nominal", "detector", "symmetric", "same"])
 def test_stage_grids_say_where_a_cell_looks(kind):
     """The pixels that a cell of an averaging network depends on are centred there."""
     model = EfficientNet(variant="b0", width=0.25, depth=0.3, pads=kind)

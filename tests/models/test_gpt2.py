@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.gpt2 import Gpt2, Gpt2Config, at_tokens, from_options, pool, positions
+from mammoclip_jax.models.gpt2 import Gpt2, Gpt2Config, from_options, positions
+from mammoclip_jax.models.pooling import pool
 from mammoclip_jax.training import mesh as meshes
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "gpt2.npz"
@@ -43,12 +44,12 @@ def _to_jax(state: dict[str, np.ndarray]) -> dict:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "remat"))
-def _apply(config: Gpt2Config, params, ids, mask, dtype=jnp.float32, remat=False):
+def _apply(config: Gpt2Config, params, ids, mask, dtype=jnp.float32, remat="none"):
     return Gpt2(config, dtype, remat).apply({"params": params}, ids, mask, train=False)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "remat"))
-def _gradients(config: Gpt2Config, params, ids, remat=False):
+def _gradients(config: Gpt2Config, params, ids, remat="none"):
     """Of the sum of squares of the real tokens' states."""
     real = (ids != 0)[..., None]
     return jax.grad(lambda p: (jnp.where(real, _apply(config, p, ids, ids != 0, remat=remat), 0) ** 2).sum())(params)
@@ -179,8 +180,7 @@ def test_a_text_of_padding_alone_stays_finite():
 
     def loss(p):
         states = _apply(config, p, RIGHT, nothing)
-        picked, _ = at_tokens(states, RIGHT, nothing, SEP, 2)
-        return pool(states, nothing, "last").sum() + pool(states, nothing, "mean").sum() + picked.sum() + states.sum()
+        return sum(pool(states, RIGHT, nothing, how, SEP).sum() for how in ("eos", "mean", "sep")) + states.sum()
 
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(jax.jit(jax.grad(loss))(_random_params(config))))
 
@@ -197,7 +197,7 @@ def test_bfloat16_is_close_and_parameters_stay_float32():
 def test_layers_computed_again_change_nothing():
     config = _config()
     params = _random_params(config)
-    kept, again = (_gradients(config, params, RIGHT, remat) for remat in (False, True))
+    kept, again = (_gradients(config, params, RIGHT, remat) for remat in ("none", "block"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), kept, again)
 
 
@@ -207,7 +207,7 @@ def test_every_gradient_is_the_same_on_eight_devices():
     ids = np.resize(np.concatenate([LEFT, RIGHT]), (16, 8))
 
     def loss(p, ids):
-        return (pool(Gpt2(config).apply({"params": p}, ids, ids != 0, train=False), ids != 0, "last") ** 2).mean()
+        return (pool(Gpt2(config).apply({"params": p}, ids, ids != 0, train=False), ids, ids != 0, "eos") ** 2).mean()
 
     results = []
     for devices in (jax.devices()[:1], jax.devices()):
@@ -229,30 +229,6 @@ def test_dropout_is_on_in_training_only():
     np.testing.assert_allclose(quiet, _states(config, params), atol=1e-6)
 
 
-@pytest.mark.parametrize("ids", [RIGHT, LEFT])
-def test_pooling(ids):
-    mask = ids != 0
-    states = np.random.default_rng(0).standard_normal((3, 8, 2)).astype(np.float32)
-    real = [states[i][mask[i]] for i in range(3)]
-    np.testing.assert_array_equal(pool(states, mask, "last"), np.stack([x[-1] for x in real]))
-    np.testing.assert_allclose(pool(states, mask, "mean"), np.stack([x.mean(axis=0) for x in real]), rtol=1e-5)
-    with pytest.raises(UserError, match="first"):
-        pool(states, mask, "first")
-
-
-@pytest.mark.parametrize("count", [1, 2, 12])
-def test_states_at_every_separator(count):
-    states = np.random.default_rng(0).standard_normal((4, 8, 2)).astype(np.float32)
-    ids = np.concatenate([RIGHT, np.full((1, 8), SEP)])
-    mask = np.concatenate([MASK, np.arange(8)[None] > 5])              # separators that are padding do not count
-    picked, found = jax.jit(at_tokens, static_argnums=(3, 4))(states, ids, mask, SEP, count)
-    assert picked.shape == (4, count, 2)
-    for i in range(4):
-        expected = states[i][(ids[i] == SEP) & mask[i]][:count]
-        np.testing.assert_array_equal(found[i], np.arange(count) < len(expected))
-        np.testing.assert_array_equal(picked[i], np.pad(expected, ((0, count - len(expected)), (0, 0))))
-
-
 def test_config_from_hugging_face():
     config = Gpt2Config.from_hf({"model_type": "gpt2", **BIOMEDLM, "n_inner": None, "n_ctx": 1024})
     assert config == Gpt2Config(**BIOMEDLM)
@@ -267,8 +243,8 @@ def test_config_from_hugging_face():
 
 
 def test_from_options():
-    model = from_options(50, jnp.bfloat16, remat=True, n_embd=8, n_head=2)
-    assert model == Gpt2(Gpt2Config(vocab_size=50, n_embd=8, n_head=2), jnp.bfloat16, remat=True)
+    model = from_options(50, jnp.bfloat16, remat="block", n_embd=8, n_head=2)
+    assert model == Gpt2(Gpt2Config(vocab_size=50, n_embd=8, n_head=2), jnp.bfloat16, remat="block")
     with pytest.raises(UserError, match="Did you mean 'n_layer'"):
         from_options(50, n_layers=8)
 

@@ -1,0 +1,141 @@
+"""Where a model comes from: a run, a checkpoint of it, a model folder, a published file, or a name on the hub."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mammoclip_jax import provenance
+from mammoclip_jax.data.text.tokenizer import Tokenize
+from mammoclip_jax.data.text.tokenizer import load as load_tokenizer
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import lookup
+from mammoclip_jax.training import checkpoint
+from mammoclip_jax.weights import files, folder, layouts, licences
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+
+
+class Imported(NamedTuple):
+    """A published checkpoint in our terms; `variables` and `meta` as in a checkpoint of ours."""
+
+    variables: dict
+    meta: dict
+    layout: str
+    notes: list[str]
+    unused: list[str]           # keys of the file without a counterpart here, all of them known
+
+
+def open_weights(name: str | Path) -> tuple[dict, dict]:
+    """(variables, meta) of whatever `name` says, the files already here before the hub.
+
+    `meta` holds kind, step, config (the sections that use needs), tokenizer, preprocessing and provenance.
+
+    Raises:
+        UserError: there is nothing of that name, or it cannot be read.
+    """
+    path = Path(name)
+    if not path.exists():
+        path = _from_hub(str(name))
+    if folder.is_folder(path):
+        step, variables, meta = folder.read(path)
+    elif (path / "checkpoints").is_dir() or path.name == "checkpoints" or (path.name.isdigit() and
+                                                                           (path / "meta").exists()):
+        step, variables, meta = checkpoint.load(path)
+    elif path.is_dir() and not files.has_weights(path):
+        raise UserError(f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
+                        "of its checkpoints, a model folder, or a published file.")
+    else:
+        imported = import_weights(path)
+        return imported.variables, imported.meta
+    return variables, {"kind": "dual_encoder"} | meta | {"step": step}
+
+
+def import_weights(
+    path: str | Path, *, layout: str = "", licence: str = "", origin: str = "", tokenizer: str = "",
+    labels: Sequence[str] = (),
+) -> Imported:
+    """Reads a published checkpoint or hub folder; nothing in it is run, and nothing is left out silently.
+
+    Args:
+        layout: a name in `weights.layouts.LAYOUTS`; by default the first that the keys fit.
+        licence: of the weights: a key of `weights.licences`, or any text; by default what the weights of this layout
+            were published under.
+        origin: where they come from, in words or as an address.
+        tokenizer: path or hub name; by default the one in the folder, else the one the layout's weights were trained
+            with, where it is within reach.
+        labels: of a classifier's or detector's outputs.
+
+    Raises:
+        UserError: the file is damaged, not trusted, of no known layout, or does not fit it.
+    """
+    path = Path(path)
+    file = files.read(path)
+    name = layout or layouts.detect(file.state)
+    chosen = layouts.layout(lookup({known: known for known in layouts.LAYOUTS}, name, "layout"))
+    model = chosen.read(file.state, file.rest | ({"labels": list(labels)} if labels else {}), file.config)
+    tokenize, notes = None, list(model.notes)
+    if model.kind == "dual_encoder":
+        tokenize, problem = _tokenizer(tokenizer, path, model)
+        notes += [problem] if problem else []
+    terms = licences.find(licence or chosen.licence)
+    if not licence and chosen.licence != "unknown":
+        notes.append(f"The licence is taken to be that of the published weights of this layout: {terms.title}. "
+                     "Say so if these are others (--licence, --origin).")
+    entry = {"weights": origin or chosen.title, "licence": terms.key, "title": terms.title, "stated": bool(licence),
+             "layout": name, "file": path.name, "sha256": _sha256(file.path)}
+    meta = {
+        "kind": model.kind,
+        "step": int(file.rest.get("epoch") or 0) if isinstance(file.rest.get("epoch"), int) else 0,
+        "config": {"name": origin or chosen.title, "image": model.image, "model": model.model,
+                   "data": {"text_length": model.text_length}},
+        "tokenizer": tokenize.to_json() if tokenize else None,
+        "preprocessing": model.preprocessing,
+        "provenance": provenance.collect({}) | {"licences": [entry], "notes": notes},
+    }
+    return Imported(model.variables, meta, name, notes, sorted(model.unused))
+
+
+def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
+    """(the tokenizer, "") or (None, what is missing). One that was asked for has to be there."""
+    own = str(path) if path.is_dir() and any((path / name).exists() for name in TOKENIZER_FILES) else ""
+    name = wanted or own or model.tokenizer
+    try:
+        tokenize = load_tokenizer(name)
+    except UserError:
+        if wanted or own:
+            raise
+        return None, (f"Without its tokenizer ({name}), which is not within reach: embed_tokens takes token ids; "
+                      "import again with --tokenizer=FOLDER to embed texts.")
+    rows = model.model["text"].get("vocab_size", tokenize.vocab_size)
+    if tokenize.vocab_size > rows:
+        raise UserError(f"the tokenizer {name} has {tokenize.vocab_size} tokens, the text encoder {rows} token "
+                        "vectors: it is not the tokenizer of these weights.")
+    return tokenize, ""
+
+
+def _from_hub(name: str) -> Path:
+    """The files of a model on the hub, from the local cache where they are there."""
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise UserError(f"{name}: there is no such file or folder, and no model on the hub can have that name.")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.md", "*.bin", "*.tar", "*.pth"]
+    for local in (True, False):
+        try:
+            return Path(snapshot_download(name, local_files_only=local, allow_patterns=wanted))
+        except Exception as error:      # of many kinds: not cached, no network, no such model, no permission
+            problem = error
+    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    raise UserError(f"{name}: there is no such file or folder, and the hub could not be asked for it ({reason}). "
+                    "Copy the model's folder here and give its path.") from problem
+
+
+def _sha256(path: Path) -> str:
+    """Of the weights file; of a folder, of all its weights files in order."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else files.weights_files(path):
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()

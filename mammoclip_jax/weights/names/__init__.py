@@ -1,0 +1,39 @@
+"""Namings of each encoder's arrays in PyTorch state dicts, by encoder and by who writes them so.
+
+To add one: write a `Naming` (see weights/naming.py) in a file here and give it a line in `NAMINGS`.
+"""
+
+import importlib
+from collections.abc import Iterable
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.weights.naming import Naming
+
+# "encoder/who": module.attribute. Looked for in this order.
+NAMINGS = {
+    "bert": "text.BERT",
+    "modernbert": "text.MODERNBERT",
+    "modernbert/mammo_fm": "text.MODERNBERT_NO_FINAL_NORM",
+    "gpt2": "text.GPT2",
+    "clip_text": "text.CLIP_TEXT",
+}
+
+
+def naming(name: str) -> Naming:
+    """The naming of that name in `NAMINGS`."""
+    module, attribute = NAMINGS[name].split(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+
+
+def detect(keys: Iterable[str]) -> str:
+    """The first naming in `NAMINGS` all of whose signs are among the keys.
+
+    Raises:
+        UserError: there is none.
+    """
+    keys = set(keys)
+    for name in NAMINGS:
+        if keys.issuperset(naming(name).signs):
+            return name
+    raise UserError(f"no encoder known here names its arrays like this: {', '.join(sorted(keys)[:5])}, ... "
+                    f"Known: {', '.join(NAMINGS)}.")

@@ -1,0 +1,215 @@
+"""LoRA inside the trainer: what moves, where it starts, what comes out, on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from mammoclip_jax import inference, losses, models
+from mammoclip_jax.config import defaults
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import lora
+from mammoclip_jax.training import mesh as meshes
+from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
+from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+
+HEIGHT, WIDTH, LENGTH, VOCABULARY = 32, 32, 8, 40
+FAST = {"xla_backend_optimization_level": 0}
+
+
+def tiny_config(**options):
+    config = defaults()
+    config.model.image.update(name="vit", variant="tiny", width=16, depth=1, heads=2, size=32)
+    config.model.text.update(name="gpt2", n_embd=16, n_layer=2, n_head=2, n_positions=16)
+    config.model.dim = 8
+    config.model.lora.update(pattern="text_encoder/.*/c_attn/kernel", rank=4, **options)
+    config.image.channels = 1
+    config.losses.mammo_clip = dict(weight=1.0)
+    config.train.update(steps=20, warmup_steps=1, lr=1e-2, weight_decay=0.1, ema_decay=0.5)
+    return config
+
+
+def tiny_batch(breasts=8):
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 255, (breasts, 2, HEIGHT, WIDTH), dtype=np.uint8),
+        "token_ids": rng.integers(0, VOCABULARY, (breasts, 2, LENGTH), dtype=np.int32),
+        "token_mask": np.arange(LENGTH) < rng.integers(3, LENGTH, (breasts, 2, 1)),
+        "flip_horizontal": np.zeros(breasts, bool), "flip_vertical": np.zeros(breasts, bool),
+        "record": np.zeros((breasts, 2), np.int32), "source": np.zeros(breasts, np.int32),
+        "mask": np.ones(breasts, bool),
+    }
+
+
+def build(config, mesh):
+    """(model, state, jitted step with the batch in place, gradient function)."""
+    model = models.build(config.model, VOCABULARY)
+    preprocess = inference.preprocess_options(config)
+    variables = jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), LENGTH),
+                        compiler_options=FAST)(jax.random.key(0))
+    params, train, towers = variables["params"], config.train, config.model.frozen
+    optimizer = make_optimizer(train, params, towers)
+    state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), train), meshes.replicated(mesh))
+    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh,
+                                   frozen_parameters(train, params, towers))
+    return model, state, jax.jit(make_train_step(gradient_fn, optimizer, train), compiler_options=FAST), gradient_fn
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """(config, model, state before, state after three steps)."""
+    config, mesh = tiny_config(), meshes.make_mesh({"data": -1})
+    model, before, step, _ = build(config, mesh)
+    batch, state = meshes.put_batch(tiny_batch(), mesh), before
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        assert np.isfinite(metrics["loss"])
+    return config, model, jax.device_get(before._replace(key=None)), jax.device_get(state._replace(key=None))
+
+
+def encode(model, variables):
+    batch = tiny_batch()
+    image = (batch["image"][..., None] / 255).astype(np.float32)
+    run = jax.jit(lambda v: model.apply(v, image, batch["token_ids"], batch["token_mask"], train=False)[:2],
+                  compiler_options=FAST)
+    return jax.device_get(run(variables))
+
+
+@pytest.mark.parametrize("part", ["params", "ema"])
+def test_training_moves_adapters_projections_and_the_other_tower_alone(trained, part):
+    _, _, before, after = trained
+    one, two = (flatten_dict(getattr(state, part), sep="/") for state in (before, after))
+    still = {path for path in one if np.array_equal(one[path], two[path])}
+    assert {path for path in one if path.startswith("text_encoder/")} == still
+    moved = set(one) - still
+    assert sum(path.startswith("lora/text_encoder/") for path in moved) == 4
+    assert {"logit_scale", "text_projection/dense/kernel", "image_projection/dense/kernel"} <= moved
+
+
+def test_no_moments_are_kept_for_the_base(trained):
+    """The optimiser's memory is that of what is trained."""
+    _, _, _, after = trained
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after.opt_state)]
+    assert any("'lora'" in path for path in paths)
+    assert not [path for path in paths if "['text_encoder']" in path and "'lora'" not in path]
+
+
+def test_it_starts_as_the_model_without_adapters(trained):
+    config, model, before, _ = trained
+    plain = tiny_config()
+    plain.model.lora = {}
+    base = models.build(plain.model, VOCABULARY)
+    fresh = jax.jit(lambda key: init_variables(base, key, (HEIGHT, WIDTH, 1), LENGTH))(jax.random.key(0))
+    without = {name: tree for name, tree in before.params.items() if name != "lora"}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), dict(fresh["params"]), without)
+    adapted = encode(model, {"params": before.params, "batch_stats": before.batch_stats})
+    expected = encode(base, {"params": without, "batch_stats": before.batch_stats})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), adapted, expected)
+
+
+def test_merged_is_a_plain_model_with_the_same_embeddings(trained):
+    config, model, _, after = trained
+    variables = {"params": after.params, "batch_stats": after.batch_stats}
+    plain, plain_config = lora.merged(variables, config.model.to_dict())
+    assert "lora" not in plain["params"] and plain_config["lora"] == {}
+    assert lora.merged(plain, plain_config)[0].keys() == plain.keys()
+    ours = encode(model, variables)
+    theirs = encode(models.build(plain_config, VOCABULARY), plain)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    untouched = encode(models.build(plain_config, VOCABULARY), {
+        "params": {name: tree for name, tree in after.params.items() if name != "lora"},
+        "batch_stats": after.batch_stats})
+    assert np.abs(untouched[1] - theirs[1]).max() > 1e-4       # else nothing was merged
+    with pytest.raises(UserError, match="the weights hold no adapters"):
+        lora.merged(plain, config.model.to_dict())
+
+
+def test_dropout_in_training_is_that_of_the_adapters(trained):
+    """At the start lora_b is zero: dropout on the adapters shows in the gradient of lora_b, and nowhere else."""
+    mesh = meshes.make_mesh({}, jax.devices()[:1])
+    results = {}
+    for rate in (0.0, 0.5):
+        config = tiny_config(dropout=rate)
+        config.model.text.update(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+        _, state, _, gradient_fn = build(config, mesh)
+        batch = meshes.put_batch(tiny_batch(), mesh)
+        loss, _, _, gradients = jax.jit(gradient_fn, compiler_options=FAST)(state, batch)
+        results[rate] = float(loss), flatten_dict(jax.device_get(gradients), sep="/")
+    (loss, plain), (dropped_loss, dropped) = results[0.0], results[0.5]
+    np.testing.assert_allclose(loss, dropped_loss, rtol=1e-5)
+    for path, gradient in plain.items():
+        scale = np.abs(gradient).max()
+        differs = np.abs(gradient - dropped[path]).max() > 1e-2 * scale
+        if scale > 1e-6:
+            assert differs == path.endswith("lora_b"), path
+        if path.startswith("text_encoder/"):
+            assert scale == 0, path
+
+
+def test_gradients_are_the_same_on_eight_devices():
+    results = []
+    for devices, sizes in ((jax.devices()[:1], {}), (jax.devices(), {"data": 4, "fsdp": 2})):
+        mesh = meshes.make_mesh(sizes, devices)
+        _, state, _, gradient_fn = build(tiny_config(), mesh)
+        run = jax.jit(gradient_fn, compiler_options=FAST)
+        loss, _, _, gradients = jax.device_get(run(state, meshes.put_batch(tiny_batch(), mesh)))
+        results.append((loss, flatten_dict(gradients["lora"], sep="/")))
+    (loss, one), (loss8, eight) = results
+    np.testing.assert_allclose(loss, loss8, rtol=1e-5)
+    compared = 0
+    for path, gradient in one.items():
+        np.testing.assert_allclose(gradient, eight[path], rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
+        compared += bool(np.any(gradient))
+    assert compared == 2        # lora_b of both layers; lora_a has no gradient while lora_b is zero
+
+
+@pytest.mark.parametrize("image, pattern", [
+    (dict(name="efficientnet", variant="b0", width=0.25, depth=0.3), ".*/(reduce|expand)/kernel"),
+    (dict(name="resnet", variant="18", width=8, depths=(1, 1, 1, 1)), "text_encoder/.*/c_attn/kernel"),
+    (dict(name="vit", variant="tiny", width=16, depth=2, heads=2), "image_encoder/.*/(query|value)/kernel"),
+])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_adapters_with_dropout_run_beside_other_image_encoders(image, pattern, parts):
+    """By shapes: in the image tower, beside one that makes its modules while it runs, and inside a scan over parts."""
+    config = tiny_config()
+    config.model.image = image
+    config.model.image_micro_batches = parts
+    config.model.lora.pattern = pattern
+    model, batch = models.build(config.model, VOCABULARY), tiny_batch()
+    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (HEIGHT, WIDTH, 1), LENGTH))
+
+    def run(params, others):
+        image = batch["image"][..., None].astype(np.float32)
+        out, _ = model.apply({"params": params} | others, image, batch["token_ids"], batch["token_mask"], train=True,
+                             rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"])
+        return out.image.sum() + out.text.sum()
+
+    params = variables.pop("params")
+    gradients = jax.eval_shape(jax.grad(run), params, variables)
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, params)
+
+
+def test_mistakes_are_named():
+    config = tiny_config()
+    config.model.frozen = ("text",)
+    model = models.build(config.model, VOCABULARY)
+    with pytest.raises(UserError, match="lora adapts the text tower, and config.model.frozen has 'text'"):
+        jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (HEIGHT, WIDTH, 1), LENGTH))
+    for options, message in ((dict(rank=2), "no pattern"), (dict(pattern="x", ranks=2), "no option 'ranks'"),
+                             (dict(pattern="x", dropout=1.0), "dropout=1.0")):
+        config = tiny_config()
+        config.model.lora = options
+        with pytest.raises(UserError, match=message):
+            models.build(config.model, VOCABULARY)
+
+
+def test_mamas_count():
+    """BioMedLM, 32 layers of width 2560, rank 8 on c_attn (MaMA): 2,621,440 parameters, by shapes alone."""
+    config = tiny_config()
+    config.model.text.update(n_embd=2560, n_layer=32, n_head=20)
+    config.model.lora.rank = 8
+    model = models.build(config.model, 28896)
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (HEIGHT, WIDTH, 1), LENGTH))
+    assert sum(x.size for x in jax.tree.leaves(shapes["params"]["lora"])) == 2_621_440
