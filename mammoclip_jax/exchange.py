@@ -85,10 +85,16 @@ def _export_folder(values, variables, meta):
 
 
 def _export_torch(values, variables, meta):
-    layout = {"classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(meta["kind"], "mammo_clip")
+    layout = {"dual_encoder": "mammo_clip", "classifier": "mammo_clip_classifier",
+              "detector": "mammo_clip_detector"}.get(meta["kind"])
+    if layout is None:
+        raise UserError(f"the original Mammo-CLIP code has no file for a single encoder ({meta['kind']}): export it "
+                        "with --format=folder.")
+    if Path(values.out).is_dir():
+        raise UserError(f"{values.out} is a folder: --format=torch writes one file, such as --out=mine.tar.")
     write = layouts.layout(layout).write
     torch_writer.write(values.out, write(variables, meta) | {
-        "provenance": json.dumps({key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")})})
+        source.PROVENANCE: json.dumps({key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")})})
 
 
 def _export_stablehlo(values, variables, meta):

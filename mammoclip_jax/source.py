@@ -1,9 +1,10 @@
 """Where a model comes from: a run, a checkpoint of it, a model folder, a published file, or a name on the hub."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mammoclip_jax import provenance
 from mammoclip_jax.data.text.tokenizer import Tokenize
@@ -14,6 +15,7 @@ from mammoclip_jax.training import checkpoint
 from mammoclip_jax.weights import files, folder, layouts, licences
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+PROVENANCE = "mammoclip_jax_provenance"     # key of a torch file of ours: JSON text of licences, overrides and data
 
 
 class Imported(NamedTuple):
@@ -42,7 +44,7 @@ def open_weights(name: str | Path) -> tuple[dict, dict]:
     elif (path / "checkpoints").is_dir() or path.name == "checkpoints" or (path.name.isdigit() and
                                                                            (path / "meta").exists()):
         step, variables, meta = checkpoint.load(path)
-    elif path.is_dir() and not files.has_weights(path):
+    elif path.is_dir() and not _has_weights(path):
         raise UserError(f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
                         "of its checkpoints, a model folder, or a published file.")
     else:
@@ -60,7 +62,7 @@ def import_weights(
     Args:
         layout: a name in `weights.layouts.LAYOUTS`; by default the first that the keys fit.
         licence: of the weights: a key of `weights.licences`, or any text; by default what the weights of this layout
-            were published under.
+            were published under. Terms that our own export wrote into the file hold in any case.
         origin: where they come from, in words or as an address.
         tokenizer: path or hub name; by default the one in the folder, else the one the layout's weights were trained
             with, where it is within reach.
@@ -71,15 +73,20 @@ def import_weights(
     """
     path = Path(path)
     file = files.read(path)
-    name = layout or layouts.detect(file.state)
-    chosen = layouts.layout(lookup({known: known for known in layouts.LAYOUTS}, name, "layout"))
-    model = chosen.read(file.state, file.rest | ({"labels": list(labels)} if labels else {}), file.config)
+    if layout:
+        lookup({known: known for known in layouts.LAYOUTS}, layout, "layout")
+    try:
+        name = layout or layouts.detect(file.state)
+        chosen = layouts.layout(name)
+        model = chosen.read(file.state, file.rest | ({"labels": list(labels)} if labels else {}), file.config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     tokenize, notes = None, list(model.notes)
     if model.kind == "dual_encoder":
         tokenize, problem = _tokenizer(tokenizer, path, model)
         notes += [problem] if problem else []
-    terms = licences.find(licence or chosen.licence)
-    if not licence and chosen.licence != "unknown":
+    terms, kept = licences.find(licence or chosen.licence), _kept(path, file.rest)
+    if not licence and not kept and chosen.licence != "unknown":
         notes.append(f"The licence is taken to be that of the published weights of this layout: {terms.title}. "
                      "Say so if these are others (--licence, --origin).")
     entry = {"weights": origin or chosen.title, "licence": terms.key, "title": terms.title, "stated": bool(licence),
@@ -91,9 +98,29 @@ def import_weights(
                    "data": {"text_length": model.text_length}},
         "tokenizer": tokenize.to_json() if tokenize else None,
         "preprocessing": model.preprocessing,
-        "provenance": provenance.collect({}) | {"licences": [entry], "notes": notes},
+        "provenance": provenance.collect({}) | {
+            "licences": ([entry] if licence or not kept else []) + licences.inherit(kept),
+            "overrides": licences.inherit_overrides(kept), "notes": notes},
     }
     return Imported(model.variables, meta, name, notes, sorted(model.unused))
+
+
+def _kept(path: Path, rest: Mapping[str, Any]) -> list[dict]:
+    """The provenance that `weights export --format=torch` wrote into a file; [] where somebody else made the file."""
+    if PROVENANCE not in rest:
+        return []
+    try:
+        provenance = json.loads(rest[PROVENANCE])
+        licences.terms(provenance)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its {PROVENANCE}, which says under which terms it may be used, cannot be read "
+                        f"({error}): export the model again.") from error
+    return [provenance]
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether files of weights, or an index of them, are in the folder, as many as there may be."""
+    return any(file.suffix in files.SUFFIXES or file.name.endswith(".index.json") for file in folder.iterdir())
 
 
 def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:

@@ -5,7 +5,7 @@ what is read can be written back, key for key. Coverage is checked: nothing miss
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +49,8 @@ class Naming(NamedTuple):
         stem: key of an image encoder's first kernel, whose second axis counts the input channels; "" for text.
         unused: regular expression of keys without a counterpart here (whole key).
         filled: (options) -> {key: array} that strict PyTorch code wants beside ours when we write.
+        layers: (options) -> {our top layer: the name that `leaf` gets in its place}, where a key depends on more than
+            our name (`block03` is "stage2.0" of EfficientNet-B5).
     """
 
     encoder: str
@@ -58,6 +60,7 @@ class Naming(NamedTuple):
     stem: str = ""
     unused: str = ""
     filled: Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]] = lambda options: {}
+    layers: Callable[[Mapping[str, Any]], Mapping[str, str]] = lambda options: {}
 
 
 class Tower(NamedTuple):
@@ -78,7 +81,7 @@ def read(naming: Naming, state: State, config: Mapping[str, Any] | None = None) 
     options = naming.options({key: value.shape for key, value in state.items()}, config)
     channels = state[naming.stem].shape[1] if naming.stem else 0
     wanted = abstract(naming, options, channels)
-    leaves = {path: naming.leaf(path.partition("/")[2]) for path in wanted}
+    leaves = _leaves(naming, wanted, options)
     missing = sorted({leaf.key for leaf in leaves.values()} - set(state))
     used = {leaf.key for leaf in leaves.values()}
     unused = [key for key in state if key not in used]
@@ -101,8 +104,9 @@ def write(naming: Naming, variables: Mapping[str, Any], options: Mapping[str, An
     """The state dict of an encoder's variables, {collection: nested arrays}; the way back from `read`."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     counts = {}
-    for path, value in flatten_dict(variables, sep="/").items():
-        leaf = naming.leaf(path.partition("/")[2])
+    flat = flatten_dict(variables, sep="/")
+    for path, leaf in _leaves(naming, flat, options).items():
+        value = flat[path]
         parts.setdefault(leaf.key, {})[leaf.part[0]] = to_torch(leaf, np.asarray(value))
         if path.endswith("/mean") and path.startswith("batch_stats/"):
             counts[leaf.key.rpartition(".")[0] + "." + _TRACKED] = np.zeros((), np.int64)
@@ -122,6 +126,15 @@ def abstract(naming: Naming, options: Mapping[str, Any], channels: int) -> dict[
         inputs = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), bool)
     variables = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, train=False), *inputs)
     return flatten_dict(variables, sep="/")
+
+
+def _leaves(naming: Naming, paths: Iterable[str], options: Mapping[str, Any]) -> dict[str, Leaf]:
+    """{"collection/path": where it is}."""
+    layers, leaves = naming.layers(options), {}
+    for path in paths:
+        _, top, *rest = path.split("/")
+        leaves[path] = naming.leaf("/".join([layers.get(top, top), *rest]))
+    return leaves
 
 
 def from_torch(leaf: Leaf, value: np.ndarray) -> np.ndarray:

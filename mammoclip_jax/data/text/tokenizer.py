@@ -157,7 +157,7 @@ def _from_transformers(name: str) -> Tokenize:
     import transformers  # seconds to import, and only for names and folders of the hub
 
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(name)
+        loaded = _pretrained(transformers.AutoTokenizer, name)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"cannot load the tokenizer {name!r} ({reason}). Where the hub is out of reach, copy the "
@@ -166,3 +166,19 @@ def _from_transformers(name: str) -> Tokenize:
     if backend is None:
         raise UserError(f"the tokenizer {name!r} has no fast version: convert it to a tokenizer.json first")
     return Tokenize(backend, loaded.pad_token or loaded.eos_token)
+
+
+def _pretrained(auto, name: str):
+    """What is here already before the hub, which is asked once: its downloads try again for half a minute."""
+    if Path(name).is_dir():
+        return auto.from_pretrained(name)
+    try:
+        return auto.from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError):
+        import huggingface_hub
+
+        try:
+            huggingface_hub.HfApi().model_info(name, timeout=10)
+        except Exception as error:      # of its HTTP library, or of its own: no network, no such model, no permission
+            raise OSError(str(error)) from error
+        return auto.from_pretrained(name)

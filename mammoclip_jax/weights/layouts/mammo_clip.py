@@ -8,6 +8,7 @@
 The file around them: {"model", "optimizer", "scheduler", "config", "epoch", "train_loss"}.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +19,13 @@ from mammoclip_jax.weights import names
 from mammoclip_jax.weights.layouts.parts import (
     Layout,
     Model,
-    below,
     dual_encoder,
     leftover,
     linear,
     tower,
     write_linear,
 )
+from mammoclip_jax.weights.names.downstream import _check_published as check_published
 from mammoclip_jax.weights.naming import State, write
 
 PREPROCESSING = {"geometry": "stretch", "height": 1520, "width": 912, "intensity": "published", "bits": 8,
@@ -32,9 +33,10 @@ PREPROCESSING = {"geometry": "stretch", "height": 1520, "width": 912, "intensity
 IMAGE = {"mean": 0.3089279, "std": 0.25053555408335154, "channels": 3, "intensity": "minmax"}
 TEXT_LENGTH = 256
 BERT_TOKENIZER, MODERNBERT_TOKENIZER = "emilyalsentzer/Bio_ClinicalBERT", "answerdotai/ModernBERT-base"
-_ROOT = ("image_encoder.", "text_encoder.", "image_projection.", "text_projection.", "logit_scale")
+_PROJECTIONS = ("image_projection", "text_projection")
 _BERT, _MODERN = "text_encoder.text_encoder.", "text_encoder."
-# What the original code calls our encoders (breastclip/model/modules/__init__.py).
+_POOLINGS = ("eos", "bos", "mean")      # of the original code; ours have the same names
+# What it calls our encoders (breastclip/model/modules/__init__.py).
 _ORIGINAL = {"b5": "tf_efficientnet_b5_ns-detect", "b2": "tf_efficientnetv2-detect"}
 
 
@@ -46,23 +48,29 @@ def _is_modern(state: State) -> bool:
     return _fits(state) and f"{_MODERN}embeddings.tok_embeddings.weight" in state
 
 
-def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | None) -> Model:
-    modern = _is_modern(state)
+def _read(
+    state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | None, *, modern: bool = False,
+) -> Model:
+    prefix = _MODERN if modern else _BERT
     image = tower(state, "image_encoder.")
-    text = tower(state, _MODERN if modern else _BERT, "modernbert/mammo_fm" if modern else "bert")
-    original = _plain(rest.get("config"))
-    projection, modules = {"kind": "linear", "dropout": 0.0, "bias": True}, {}
-    for name in ("image_projection", "text_projection"):
-        modules[name] = {"dense": linear(state, f"{name}.projection.")}
-        if f"{name}.fc.weight" in state:
-            projection["kind"] = "mlp"
-            norm = below(state, f"{name}.layer_norm.")
-            modules[name] |= {"hidden": linear(state, f"{name}.fc."),
-                              "norm": {"scale": norm["weight"], "bias": norm["bias"]}}
-    leftover(state, _ROOT)
-    pooling = original.get("model", {}).get("text_encoder", {}).get("pooling", "eos")
-    base = original.get("base", {})
-    tokenizer = MODERNBERT_TOKENIZER if modern else original.get("tokenizer", {}).get(
+    text = tower(state, prefix, "modernbert/mammo_fm" if modern else "bert")
+    original = rest.get("config")
+    mlp = any(f"{name}.fc.weight" in state for name in _PROJECTIONS)
+    keys = {"logit_scale"} | {f"{name}.{layer}.{kind}" for name in _PROJECTIONS for kind in ("weight", "bias")
+                              for layer in ("projection", *(("fc", "layer_norm") if mlp else ()))}
+    if missing := sorted(keys - set(state)):
+        raise UserError(f"the file has no {', '.join(missing)}: is it a whole checkpoint of this layout?")
+    leftover({key: value for key, value in state.items() if key not in keys}, ("image_encoder.", prefix))
+    modules = {name: {"dense": linear(state, f"{name}.projection.")} for name in _PROJECTIONS}
+    for name in _PROJECTIONS if mlp else ():
+        norm = {ours: np.asarray(state[f"{name}.layer_norm.{theirs}"], np.float32)
+                for ours, theirs in (("scale", "weight"), ("bias", "bias"))}
+        modules[name] |= {"hidden": linear(state, f"{name}.fc."), "norm": norm}
+    base = _section(original, "base")
+    pooling = _section(original, "model", "text_encoder").get("pooling", "eos")
+    if pooling not in _POOLINGS:
+        raise UserError(f"its config has the text pooling {pooling!r}; the original code knows {', '.join(_POOLINGS)}.")
+    tokenizer = MODERNBERT_TOKENIZER if modern else _section(original, "tokenizer").get(
         "pretrained_model_name_or_path", BERT_TOKENIZER)
     notes = ["Texts are cut at 256 tokens, as in the released configurations."]
     if modern:
@@ -72,14 +80,15 @@ def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | Non
         "dual_encoder", preprocessing=PREPROCESSING, text_length=TEXT_LENGTH, tokenizer=tokenizer, notes=notes,
         image=IMAGE | {key: float(base[key]) for key in ("mean", "std") if key in base},
         unused=image.unused + text.unused,
-        **dual_encoder(image, text, modules, state["logit_scale"], projection=projection, pooling=pooling))
+        **dual_encoder(image, text, modules, state["logit_scale"], pooling=pooling,
+                       projection={"kind": "mlp" if mlp else "linear", "dropout": 0.0, "bias": True}))
 
 
-def _plain(config: Any) -> dict:
-    """The config in the file as dictionaries; {} where it holds something else."""
-    if not isinstance(config, Mapping):
-        return {}
-    return {key: _plain(value) if isinstance(value, Mapping) else value for key, value in config.items()}
+def _section(config: Any, *names: str) -> Mapping[str, Any]:
+    """Of the config in the file; {} where it has none, or holds an object of the original's libraries there."""
+    for name in names:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config if isinstance(config, Mapping) else {}
 
 
 def _write(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> dict:
@@ -89,13 +98,8 @@ def _write(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> dict:
         UserError: the model is of a kind that the original code does not have.
     """
     model, image = meta["config"]["model"], meta["config"]["image"]
-    variant = model["image"].get("variant")
     modern = model["text"]["name"] == "modernbert"
-    if model["image"]["name"] != "efficientnet" or variant not in _ORIGINAL:
-        raise UserError(f"the original Mammo-CLIP code has EfficientNet-B2 and -B5 alone; this is {model['image']}.")
-    if model["text"]["name"] not in ("bert", "modernbert") or not model["projection"].get("bias", True):
-        raise UserError(f"the original Mammo-CLIP code has no text encoder {model['text']['name']} with the projection "
-                        f"{model['projection']}.")
+    _check_original(model, image)
     state: dict[str, np.ndarray] = {}
     for name, prefix, naming in (("image_encoder", "image_encoder.", "efficientnet/lukemelas"),
                                  ("text_encoder", _MODERN if modern else _BERT,
@@ -104,7 +108,7 @@ def _write(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> dict:
         options = model["image" if name == "image_encoder" else "text"]
         state |= {prefix + key: value for key, value in write(names.naming(naming), part, options).items()}
     params = variables["params"]
-    for name in ("image_projection", "text_projection"):
+    for name in _PROJECTIONS:
         state |= write_linear(f"{name}.projection.", params[name]["dense"])
         if "hidden" in params[name]:
             state |= write_linear(f"{name}.fc.", params[name]["hidden"])
@@ -112,6 +116,19 @@ def _write(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> dict:
                       f"{name}.layer_norm.bias": params[name]["norm"]["bias"]}
     state["logit_scale"] = np.asarray(params["logit_scale"], np.float32).reshape(())
     return {"model": state, "config": _original_config(model, image, modern), "epoch": 0}
+
+
+def _check_original(model: Mapping[str, Any], image: Mapping[str, Any]) -> None:
+    """Raises UserError where the original code has no such model, or would compute something else from its weights."""
+    check_published(model["image"], "nominal")
+    text, projection = model["text"], model["projection"]
+    if text["name"] not in ("bert", "modernbert") or text.get("final_norm", True) == (text["name"] == "modernbert"):
+        raise UserError("the original code has BERT, and ModernBERT without its final norm (final_norm=False); "
+                        f"config.model.text is {dict(text)}.")
+    if not projection.get("bias", True) or model["pooling"] not in _POOLINGS or image["channels"] != 3:
+        raise UserError(f"the original code has projections with bias, the poolings {', '.join(_POOLINGS)} and images "
+                        f"of 3 channels; this model has the projection {dict(projection)}, the pooling "
+                        f"{model['pooling']} and {image['channels']} channels.")
 
 
 def _original_config(model: Mapping, image: Mapping, modern: bool) -> dict:
@@ -134,4 +151,5 @@ def _original_config(model: Mapping, image: Mapping, modern: bool) -> dict:
 
 MAMMO_CLIP = Layout("Mammo-CLIP pretraining checkpoint", "mammo_clip",
                     lambda state: _fits(state) and not _is_modern(state), _read, _write)
-MAMMO_FM = Layout("Mammo-FM pretraining checkpoint", "mammo_fm", _is_modern, _read, _write)
+MAMMO_FM = Layout("Mammo-FM pretraining checkpoint", "mammo_fm", _is_modern, functools.partial(_read, modern=True),
+                  _write)

@@ -9,8 +9,15 @@ from collections.abc import Iterable
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights.naming import Naming
 
-# "encoder/who": module.attribute. Looked for in this order.
+# "encoder" (transformers' names) or "encoder/who": module.attribute. Looked for in this order.
 NAMINGS = {
+    "efficientnet": "efficientnet.HUGGINGFACE",
+    "efficientnet/lukemelas": "efficientnet.LUKEMELAS",
+    "efficientnet/timm": "efficientnet_staged.TIMM",
+    "efficientnet/torchvision": "efficientnet_staged.TORCHVISION",
+    "swin": "swin.HUGGINGFACE",
+    "resnet": "resnet.HUGGINGFACE",
+    "resnet/torchvision": "resnet.TORCHVISION",
     "bert": "text.BERT",
     "modernbert": "text.MODERNBERT",
     "modernbert/mammo_fm": "text.MODERNBERT_NO_FINAL_NORM",
