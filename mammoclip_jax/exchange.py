@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from mammoclip_jax import source
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
@@ -35,11 +32,13 @@ def import_file(file: str, values) -> dict:
 
 def inspect(file: str, values) -> dict:
     """What FILE, a folder or a run holds, without writing anything."""
-    try:
+    if source.is_ours(file):
         variables, meta = source.open_weights(file)
-    except UserError as error:
-        raise UserError(f"{file} cannot be imported: {error}") from error
-    figures = summary(variables, meta) | {"notes": meta["provenance"].get("notes", [])}
+        more = {"notes": meta["provenance"].get("notes", [])}
+    else:
+        variables, meta, layout, notes, unused = source.import_weights(file)
+        more = {"layout": layout, "unused": unused, "missing": [], "notes": notes}
+    figures = summary(variables, meta) | more
     _print(figures)
     return figures
 
@@ -77,7 +76,7 @@ def write_folder(out: str, variables: dict, meta: dict, workdir: str = "") -> No
     """The model folder, with its card; the metrics of the run's last evaluation go into the card."""
     metrics = Path(workdir, "results", "metrics.json") if workdir else None
     results = json.loads(metrics.read_text()) if metrics and metrics.is_file() else None
-    folder.write(out, variables, meta, card=card.render(meta, parameters=counts(variables), results=results))
+    folder.write(out, variables, meta, card=card.render(meta, parameters=folder.counts(variables), results=results))
 
 
 def _export_folder(values, variables, meta):
@@ -106,17 +105,11 @@ def _export_stablehlo(values, variables, meta):
 FORMATS = {"folder": _export_folder, "torch": _export_torch, "stablehlo": _export_stablehlo}
 
 
-def counts(variables: Mapping[str, Any]) -> dict[str, int]:
-    """{top module: number of parameters}."""
-    return {name: int(sum(np.size(leaf) for leaf in jax.tree.leaves(tree)))
-            for name, tree in sorted(variables["params"].items())}
-
-
 def summary(variables, meta) -> dict:
     """JSON: kind, config of the model, parameters, input, licences."""
     keys = ("layout", "licence", "title", "weights", "stated")
     return {"kind": meta["kind"], "step": meta["step"], "model": meta["config"]["model"],
-            "parameters": counts(variables), "preprocessing": meta["preprocessing"],
+            "parameters": folder.counts(variables), "preprocessing": meta["preprocessing"],
             "tokenizer": bool(meta["tokenizer"]),
             "licences": [{key: entry.get(key) for key in keys}
                          for entry in meta["provenance"].get("licences", [])]}

@@ -22,7 +22,7 @@ from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import exam
 from mammoclip_jax.models.heads import ACTIVATIONS
-from mammoclip_jax.names import suggestion
+from mammoclip_jax.names import lookup, suggestion
 from mammoclip_jax.source import open_weights
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -36,10 +36,13 @@ def load(name, *, batch_size: int = 32) -> "Model | Classifier":
     file, or of that name on the hub.
 
     Raises:
-        UserError: there is no such thing, or it is an encoder alone.
+        UserError: there is no such thing, or it is an encoder alone or a detector.
     """
     variables, meta = open_weights(name)
     kind = meta["kind"]
+    if kind == "detector":
+        raise UserError(f"{name} holds a detector, which is not used by `load`: models.detector(config.model) gives its "
+                        "raw outputs, source.open_weights its variables and config.")
     if kind not in KINDS:
         raise UserError(f"{name} holds a single encoder ({kind}), which embeds nothing by itself: start a training "
                         "from it with config.warm_start.")
@@ -104,7 +107,10 @@ class ImageModel:
 
         Raises:
             data.pixels.dicom.Unreadable: a file cannot be read; the error says what to do.
+            UserError: the list is empty.
         """
+        if not len(files):
+            raise UserError("there is nothing to read: the list of files is empty.")
         preprocessing = Preprocessing.from_dict(self.preprocessing)
         return np.stack([render(Path(file), preprocessing).image for file in files])
 
@@ -253,9 +259,14 @@ class Classifier(ImageModel):
 
     def grad_cam(self, images, labels: Sequence[str] | Float[np.ndarray, "N labels"], *, stage: str,
                  method: str = "grad_cam") -> Float[np.ndarray, "N H W"]:
-        """As `Model.grad_cam`, of the logit of each image's label (or of weights on all logits)."""
+        """As `Model.grad_cam`, of the logit of each image's label (or of weights on all logits).
+
+        Raises:
+            UserError: there is no such label, stage or method.
+        """
         if len(labels) and isinstance(labels[0], str):
-            labels = np.eye(len(self.labels))[[self.labels.index(label) for label in labels]]
+            rows = dict(zip(self.labels, np.eye(len(self.labels)), strict=True))
+            labels = [lookup(rows, label, "label") for label in labels]
         return self._maps(images, labels, stage, method)
 
     def _encode(self, variables, image, offsets={}):

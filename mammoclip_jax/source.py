@@ -36,51 +36,63 @@ def open_weights(name: str | Path) -> tuple[dict, dict]:
     Raises:
         UserError: there is nothing of that name, or it cannot be read.
     """
-    path = Path(name)
-    if not path.exists():
-        path = _from_hub(str(name))
-    if folder.is_folder(path):
-        step, variables, meta = folder.read(path)
-    elif (path / "checkpoints").is_dir() or path.name == "checkpoints" or (path.name.isdigit() and
-                                                                           (path / "meta").exists()):
-        step, variables, meta = checkpoint.load(path)
-    elif path.is_dir() and not _has_weights(path):
-        raise UserError(f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
-                        "of its checkpoints, a model folder, or a published file.")
-    else:
-        imported = import_weights(path)
+    if not is_ours(name):
+        imported = import_weights(name)
         return imported.variables, imported.meta
+    path = Path(name)
+    step, variables, meta = folder.read(path) if folder.is_folder(path) else checkpoint.load(path)
     return variables, {"kind": "dual_encoder"} | meta | {"step": step}
 
 
+def is_ours(name: str | Path) -> bool:
+    """Whether it is a run, a checkpoint of one or a model folder; else `import_weights` reads it."""
+    path = Path(name)
+    in_run = path.name == "checkpoints" or (path.name.isdigit() and (path / "meta").exists())
+    return in_run or (path / "checkpoints").is_dir() or folder.is_folder(path)
+
+
 def import_weights(
-    path: str | Path, *, layout: str = "", licence: str = "", origin: str = "", tokenizer: str = "",
+    name: str | Path, *, layout: str = "", licence: str = "", origin: str = "", tokenizer: str = "",
     labels: Sequence[str] = (),
 ) -> Imported:
     """Reads a published checkpoint or hub folder; nothing in it is run, and nothing is left out silently.
 
     Args:
+        name: path of the file or folder, or a name on the hub.
         layout: a name in `weights.layouts.LAYOUTS`; by default the first that the keys fit.
         licence: of the weights: a key of `weights.licences`, or any text; by default what the weights of this layout
             were published under. Terms that our own export wrote into the file hold in any case.
-        origin: where they come from, in words or as an address.
+        origin: where they come from, in words or as an address; by default the name on the hub.
         tokenizer: path or hub name; by default the one in the folder, else the one the layout's weights were trained
             with, where it is within reach.
         labels: of a classifier's or detector's outputs.
 
     Raises:
-        UserError: the file is damaged, not trusted, of no known layout, or does not fit it.
+        UserError: there is nothing of that name; the file is damaged, not trusted, of no known layout, or does not
+            fit it; or it has no use for labels or a tokenizer.
     """
-    path = Path(path)
+    path = Path(name)
+    if is_ours(path):
+        raise UserError(f"{path} is a model of this program already: load it as it is, or copy it with `weights "
+                        f"export --workdir={path}`.")
+    if not path.exists():
+        path, origin = _from_hub(str(name)), origin or str(name)
+    if path.is_dir() and not _has_weights(path):
+        raise UserError(f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
+                        "of its checkpoints, a model folder, or a published file.")
     file = files.read(path)
     if layout:
         lookup({known: known for known in layouts.LAYOUTS}, layout, "layout")
     try:
-        name = layout or layouts.detect(file.state)
-        chosen = layouts.layout(name)
-        model = chosen.read(file.state, file.rest | ({"labels": list(labels)} if labels else {}), file.config)
+        layout = layout or layouts.detect(file.state)
+        chosen = layouts.layout(layout)
+        model = chosen.read(file.state, file.rest | {"labels": list(labels)}, file.config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    for option, given, used in (("labels", labels, "labels" in model.model),
+                                ("tokenizer", tokenizer, model.kind == "dual_encoder")):
+        if given and not used:
+            raise UserError(f"{path}: its weights, of the kind {model.kind}, have no use for --{option}: leave it out.")
     tokenize, notes = None, list(model.notes)
     if model.kind == "dual_encoder":
         tokenize, problem = _tokenizer(tokenizer, path, model)
@@ -90,7 +102,7 @@ def import_weights(
         notes.append(f"The licence is taken to be that of the published weights of this layout: {terms.title}. "
                      "Say so if these are others (--licence, --origin).")
     entry = {"weights": origin or chosen.title, "licence": terms.key, "title": terms.title, "stated": bool(licence),
-             "layout": name, "file": path.name, "sha256": _sha256(file.path)}
+             "layout": layout, "file": path.name, "sha256": _sha256(file.path)}
     meta = {
         "kind": model.kind,
         "step": int(file.rest.get("epoch") or 0) if isinstance(file.rest.get("epoch"), int) else 0,
@@ -102,7 +114,7 @@ def import_weights(
             "licences": ([entry] if licence or not kept else []) + licences.inherit(kept),
             "overrides": licences.inherit_overrides(kept), "notes": notes},
     }
-    return Imported(model.variables, meta, name, notes, sorted(model.unused))
+    return Imported(model.variables, meta, layout, notes, sorted(model.unused))
 
 
 def _kept(path: Path, rest: Mapping[str, Any]) -> list[dict]:
@@ -143,16 +155,21 @@ def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
 
 def _from_hub(name: str) -> Path:
     """The files of a model on the hub, from the local cache where they are there."""
-    if name.count("/") != 1 or name.startswith((".", "/")):
+    if name.count("/") != 1 or name.startswith((".", "/")) or Path(name).suffix in files.SUFFIXES:
         raise UserError(f"{name}: there is no such file or folder, and no model on the hub can have that name.")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.md", "*.bin", "*.tar", "*.pth"]
     for local in (True, False):
         try:
-            return Path(snapshot_download(name, local_files_only=local, allow_patterns=wanted))
+            if not local:
+                HfApi().model_info(name, timeout=10)    # asks once, where a download would try for half a minute
+            path = Path(snapshot_download(name, local_files_only=local, allow_patterns=wanted))
         except Exception as error:      # of many kinds: not cached, no network, no such model, no permission
             problem = error
+            continue
+        if not local or _has_weights(path):     # the cache may hold its tokenizer alone
+            return path
     reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     raise UserError(f"{name}: there is no such file or folder, and the hub could not be asked for it ({reason}). "
                     "Copy the model's folder here and give its path.") from problem

@@ -1,12 +1,16 @@
 """A model in use: batches and padding change nothing, and the maps are what their formulas say."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_source as published
 
-from mammoclip_jax import inference, models
+from mammoclip_jax import inference, models, source
 from mammoclip_jax.config import defaults
+from mammoclip_jax.data.pixels import dicom
+from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import augment
@@ -117,3 +121,131 @@ def test_wrong_names_are_explained(model, images):
 def test_stages_are_in_order(model):
     assert model.stages[0] == "stem" and model.stages[-1] == "head"
     assert model.stages[1:-1] == tuple(f"stage{i}" for i in range(1, 8))
+
+
+# --- published files --------------------------------------------------------------------------------------------------
+
+LABELS = ("mass", "calcification")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A published classifier, opened from its file as a user does, for small images."""
+    file = published.classifier_file(tmp_path_factory.mktemp("classifier") / "b0_best.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        published.shrink(patch)
+        variables, meta, *_ = source.import_weights(file, labels=LABELS)
+    return inference.Classifier(variables, meta, meta["step"], batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def small():
+    shape = (3, published.HEIGHT, published.WIDTH)
+    return np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+
+
+def features_of(classifier, images):
+    """What its head sees."""
+    pixels = augment.eval_images(images, inference.preprocess_options(classifier.config))
+    module = models.classifier(classifier.config.model)
+    features = jax.jit(lambda variables, x: module.apply(variables, x, method="features")[0])
+    return np.asarray(features(classifier._variables, pixels), np.float64)
+
+
+def head_of(file_classes=2):
+    state = published.classifier_state(file_classes)
+    return [state[f"classifier.classification_head.{kind}"].astype(np.float64) for kind in ("weight", "bias")]
+
+
+def test_a_classifier_gives_the_sigmoid_of_its_head(classifier, small):
+    weight, bias = head_of()
+    expected = 1 / (1 + np.exp(-(features_of(classifier, small) @ weight.T + bias)))
+    found = classifier.classify(small)
+    assert classifier.labels == LABELS and classifier.step == 3 and found.shape == (3, 2)
+    assert np.ptp(expected) > 1e-3
+    np.testing.assert_allclose(found, expected, atol=1e-5)      # float32 products against float64
+
+
+def test_classes_that_exclude_each_other_sum_to_one(tmp_path, monkeypatch, small):
+    published.shrink(monkeypatch)
+    model = inference.load(published.classifier_file(tmp_path / "density.pth", 4), batch_size=8)
+    assert model.labels == ("density_A", "density_B", "density_C", "density_D")
+    found = model.classify(small)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
+    weight, bias = head_of(4)
+    logits = features_of(model, small) @ weight.T + bias
+    np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+
+
+def test_a_label_or_its_weights_give_the_same_map(classifier, small):
+    maps = classifier.grad_cam(small, ["mass", "calcification", "mass"], stage="stage5")
+    assert maps.shape == small.shape and maps.max() == 1 and maps.min() >= 0
+    np.testing.assert_array_equal(maps, classifier.grad_cam(small, np.eye(2)[[0, 1, 0]], stage="stage5"))
+    other = classifier.grad_cam(small, ["calcification"] * 3, stage="stage5")
+    np.testing.assert_array_equal(other[1], maps[1])
+    assert abs(other[0] - maps[0]).max() > 1e-2
+    with pytest.raises(UserError, match="no label 'masss'. Did you mean 'mass'.*calcification, mass"):
+        classifier.grad_cam(small, ["masss"] * 3, stage="stage5")
+
+
+def test_what_embeds_nothing_is_refused_with_what_it_is_for(monkeypatch):
+    for kind, message in (("detector", "a.pth holds a detector.*models.detector"),
+                          ("image_encoder", r"a.pth holds a single encoder \(image_encoder\).*config.warm_start"),
+                          ("text_encoder", r"single encoder \(text_encoder\)")):
+        monkeypatch.setattr(inference, "open_weights", lambda name, kind=kind: ({}, {"kind": kind}))
+        with pytest.raises(UserError, match=message):
+            inference.load("a.pth")
+
+
+def test_a_model_folder_is_the_model(model, meta, variables, images, tmp_path):
+    whole = meta | {"kind": "dual_encoder", "step": 7}
+    published.folder.write(tmp_path / "m", jax.device_get(variables), whole, card="# A card")
+    again = inference.load(tmp_path / "m", batch_size=8)
+    assert again.step == 7 and again.config.model.text.hidden_size == 16 and again.config.data.text_length == 16
+    np.testing.assert_array_equal(again.embed_image(images), model.embed_image(images))
+    np.testing.assert_array_equal(again.embed_text(["a mass"]), model.embed_text(["a mass"]))
+
+
+def test_token_ids_embed_as_their_text(model, meta):
+    ids, mask = tokenizer.Tokenize.from_json(meta["tokenizer"]).encode(["a mass", "no mass in the left breast"], 16)
+    expected = model.embed_text(["a mass", "no mass in the left breast"])
+    np.testing.assert_array_equal(model.embed_tokens(ids, mask), expected)
+    longer = [np.pad(array, ((0, 0), (0, 48))) for array in (ids, mask)]
+    np.testing.assert_array_equal(model.embed_tokens(*longer), expected)
+    with pytest.raises(UserError, match="is empty"):
+        model.embed_tokens(ids[:0], mask[:0])
+
+
+def test_files_are_read_as_the_model_was_trained(classifier, tmp_path):
+    preprocessing = Preprocessing.from_dict(classifier.preprocessing)
+    assert (preprocessing.intensity, preprocessing.geometry, preprocessing.crop) == ("published", "stretch", "published")
+    for name, radius in (("a", 60), ("b", 90)):
+        picture = np.zeros((200, 160), np.uint8)
+        cv2.circle(picture, (0, 100), radius, 200, -1)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+    files = [tmp_path / "a.png", str(tmp_path / "b.png")]
+    found = classifier.read_images(files)
+    assert found.shape == (2, published.HEIGHT, published.WIDTH) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found[1], render(tmp_path / "b.png", preprocessing).image)
+    assert classifier.classify(found).shape == (2, 2)
+    (tmp_path / "c.dcm").write_text("no image")
+    with pytest.raises(dicom.Unreadable):
+        classifier.read_images([*files, tmp_path / "c.dcm"])
+    with pytest.raises(UserError, match="list of files is empty"):
+        classifier.read_images([])
+
+
+def test_an_exam_by_labels(classifier, tmp_path):
+    """The whole way of a user: a folder of files in, probabilities by label and overlays out."""
+    for name, grey in (("a", 120), ("b", 220)):
+        picture = np.zeros((200, 160), np.uint8)
+        cv2.circle(picture, (0, 100), 90, grey, -1)
+        cv2.circle(picture, (40, 100), 15, 250, -1)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+    expected = classifier.classify(classifier.read_images([tmp_path / "a.png", tmp_path / "b.png"]))
+    found = classifier.predict(tmp_path, tmp_path / "out", stage="stage5")
+    views = found["exams"][0]["views"]
+    for view, row in zip(views, expected, strict=True):
+        assert view["scores"] == pytest.approx(dict(zip(LABELS, row.tolist())), abs=1e-6)
+        assert set(view["overlays"]) == set(LABELS)
+        assert all((tmp_path / "out" / path).is_file() for path in view["overlays"].values())

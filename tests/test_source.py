@@ -288,20 +288,41 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
 
     def download(name, *, local_files_only, allow_patterns):
         asked.append((name, local_files_only))
+        raise ConnectionError("not in the cache")
+
+    def ask(api, name, timeout):
+        asked.append((name, None))
         raise ConnectionError("Network is unreachable\nand much more")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
     with pytest.raises(UserError, match=r"somebody/model: .*hub could not be asked for it \(Network is unreachable\)"):
         source.open_weights("somebody/model")
-    assert asked == [("somebody/model", True), ("somebody/model", False)]     # the cache first
-    for name in ("model", "a/b/c", "./a", "/a"):
+    assert asked == [("somebody/model", True), ("somebody/model", None)]     # the cache, then the hub, once
+    for name in ("model", "a/b/c", "./a", "/a", "models/b5.tar"):
         with pytest.raises(UserError, match="no model on the hub can have that name"):
             source.open_weights(name)
     assert len(asked) == 2
-    (tmp_path / "model.pth").write_bytes(file.read_bytes())
+    # Only a part of it is in the cache, and the hub still out of reach.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
+    with pytest.raises(UserError, match="hub could not be asked"):
+        source.open_weights("somebody/model")
+    (tmp_path / "model.pth").write_bytes(file.read_bytes())
     _, meta = source.open_weights("somebody/model")
     assert meta["kind"] == "dual_encoder" and meta["step"] == 7
+    assert meta["config"]["name"] == meta["provenance"]["licences"][0]["weights"] == "somebody/model"
+    assert source.import_weights("somebody/model", origin="a letter").meta["config"]["name"] == "a letter"
+
+
+def test_what_is_of_no_use_is_refused(file, tmp_path):
+    with pytest.raises(UserError, match="epoch-7.tar: .*kind dual_encoder, have no use for --labels"):
+        source.import_weights(file, labels=["mass"])
+    with pytest.raises(UserError, match="c.pth: .*kind classifier, have no use for --tokenizer"):
+        source.import_weights(classifier_file(tmp_path / "c.pth"), tokenizer="a")
+    (tmp_path / "checkpoints").mkdir()
+    for place in (model_folder(tmp_path / "m", source.import_weights(file)), tmp_path, tmp_path / "checkpoints"):
+        with pytest.raises(UserError, match=f"{place} is a model of this program already"):
+            source.import_weights(place)
 
 
 def test_runs_checkpoints_folders_and_files_open_alike(file, tokenizer, tmp_path):

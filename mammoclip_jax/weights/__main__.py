@@ -10,8 +10,6 @@ FILE is a PyTorch checkpoint, a safetensors file or a hub folder; nothing in it 
 `export` write holds safetensors, config.json, the tokenizer and a model card; `mammoclip_jax.load(FOLDER)` reads it.
 """
 
-import sys
-
 from absl import flags
 
 from mammoclip_jax import command, exchange
@@ -52,4 +50,4 @@ def main(argv) -> int:
 
 if __name__ == "__main__":
     define_flags()
-    sys.exit(command.run(main, words=True))
+    command.run(main, words=True)

@@ -104,9 +104,9 @@ class Started(NamedTuple):
 def start(fresh: Variables, options: Mapping[str, Mapping[str, Any]], open_weights: Callable) -> tuple[dict, Started]:
     """`fresh` with the weights of every entry of `config.warm_start`, in the order of `options`.
 
-    An entry has `weights` (what `open_weights` takes: str -> (variables, meta)), and may have `load` and `skip` as in
-    `apply`, and `override`, the reason why a licence that forbids it is set aside. Adapters of LoRA in a source are
-    merged into its kernels first; this run's own begin afresh.
+    An entry has `weights` (what `open_weights` takes: str -> (variables, meta); "" leaves the entry out), and may have
+    `load` and `skip` as in `apply`, and `override`, the reason why a licence that forbids it is set aside. Adapters of
+    LoRA in a source are merged into its kernels first; this run's own begin afresh.
 
     Raises:
         UserError: as `apply`; an option is unknown; or the licence of the weights forbids it.
@@ -114,9 +114,12 @@ def start(fresh: Variables, options: Mapping[str, Mapping[str, Any]], open_weigh
     variables, started = dict(fresh), Started({}, {}, [])
     for name, entry in options.items():
         check_options(lambda weights, load, skip, override: None, entry, f"config.warm_start.{name}")
-        if not entry.get("weights"):
+        if "weights" not in entry:
             raise UserError(f"config.warm_start.{name} has no `weights`: name a run, a model folder, a file or a model "
                             "on the hub.")
+        if not entry["weights"]:
+            logging.info("config.warm_start.%s names no weights: nothing is loaded for it", name)
+            continue
         source, meta = open_weights(entry["weights"])
         override = licences.check("initialise", meta["provenance"], entry.get("override", ""))
         started.overrides.extend([override] if override else [])

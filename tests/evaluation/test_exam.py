@@ -178,3 +178,40 @@ def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_p
     written = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert written["preprocessing_fingerprint"] == fingerprint(PREPROCESSING)
     assert written["problems"][0]["file"] == "broken.dcm"
+
+
+class Classifier:
+    """Two labels: the image's mean brightness and what it lacks of white; its map is the image or its negative."""
+
+    kind, stages, step, provenance = "classifier", ("stage_3", "head"), 3, {}
+    labels, preprocessing = ("bright", "dark"), PREPROCESSING
+
+    def classify(self, images):
+        bright = images.reshape(len(images), -1).mean(1) / 255
+        return np.stack([bright, 1 - bright], 1).astype(np.float32)
+
+    def grad_cam(self, images, labels, *, stage, method):
+        assert stage == "head" and labels.shape == (len(images), 2) and (labels.sum(1) == 1).all()
+        light = images.astype(np.float32) / 255
+        return np.where(labels[:, 0, None, None] == 1, light, 1 - light)
+
+
+def test_a_classifiers_labels_are_scored_without_prompts(exam, tmp_path):
+    found = predict(Classifier(), exam, tmp_path, prompts="no such prompts")
+    (scored,) = found["exams"]
+    assert found["prompts"] == {} and "probability" in found["aggregation"]["view"] and found["stage"] == "head"
+    assert len(scored["views"]) == 4 and set(scored["scores"]) == {"bright", "dark"}
+    for view in scored["views"]:
+        assert view["scores"]["bright"] + view["scores"]["dark"] == pytest.approx(1)
+        assert 0 < view["scores"]["bright"] < 1 and set(view["overlays"]) == {"bright", "dark"}
+        bright, dark = (cv2.imread(str(tmp_path / view["overlays"][label])) for label in ("bright", "dark"))
+        assert (bright != dark).any()
+    highest = max(view["scores"]["dark"] for view in scored["views"])
+    assert scored["scores"]["dark"]["max"] == highest
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_classifier_without_readable_files(tmp_path):
+    (tmp_path / "a.dcm").write_text("x")
+    found = predict(Classifier(), tmp_path, tmp_path / "out")
+    assert len(found["problems"]) == 1 and found["exams"][0]["scores"] == {}

@@ -6,6 +6,7 @@ seeds. To make it again: `python tests/models/test_swin.py` (needs torch and tra
 
 import functools
 import re
+import sys
 import zlib
 from pathlib import Path
 
@@ -14,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.swin import VARIANTS, Block, Swin, from_windows, position_index, regions, to_windows
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "swin.npz"
 SMALL = {"width": 8, "depths": (2, 2), "heads": (2, 4), "drop_path_rate": 0.0}
-# Patches, windows and merging divide none of its sides; shifted windows in both stages. Of the second, all, and the
-# last stage's map is no higher than a window: nothing is shifted there.
-SIZE, EVEN = (2, 75, 106, 3), (2, 56, 112, 3)
+SIZE = (2, 75, 106, 3)   # divided by nothing: zeros fill patches, windows and merged maps; both stages are shifted
+EVEN = (2, 56, 112, 3)   # divided by all; the second stage's map is as high as a window, and not shifted
 # timm's and the authors' without their classifier (head)
 PARAMETERS = {"tiny": 27_519_354, "small": 48_837_258, "base": 86_743_224, "large": 194_995_476}
 
@@ -174,9 +175,8 @@ def test_maps_smaller_than_a_window(size):
     torch = pytest.importorskip("torch")
     model = Swin(**SMALL)
     params, x = random_params(model, channels=1), image(size)
-    with pytest.raises(RuntimeError, match="size|shape") as e:
+    with pytest.raises(RuntimeError, match="size|shape"):
         torch_run(torch_model(model, params), x)
-    print('MSG', e.value)
     theirs = torch_model(model, params)
     for i, stage in enumerate(theirs.encoder.layers):
         if min(-(-length // (4 * 2**i)) for length in size[1:3]) <= 7:
@@ -310,15 +310,29 @@ def test_windows_by_hand():
 @pytest.mark.parametrize("shifted, width, seen", [
     (False, 12, range(4, 8)), (True, 12, range(2, 6)), (True, 4, range(0, 4)), (True, 3, range(0, 3))])
 def test_a_token_sees_its_window(shifted, width, seen):
-    """Columns of a map 4 times as wide as its window that reach the token in column 5 (or the last), by its gradient."""
+    """Columns of a map, with windows of 4 x 4, that reach the token in column 5 (or the last), by its gradient."""
     block = Block(1, 4, shifted, 0.0, 1e-5, jnp.float32)
     x = jnp.asarray(image((1, 12, width, 4)))
-    params = block.init(jax.random.key(0), x, False)
-    slope = jax.grad(lambda x: block.apply(params, x, False)[0, 5, min(5, width - 1)].sum())(x)
+    params = jax.jit(block.init, static_argnums=2)(jax.random.key(0), x, False)
+    slope = jax.jit(jax.grad(lambda x: block.apply(params, x, False)[0, 5, min(5, width - 1)].sum()))(x)
     assert np.flatnonzero(np.abs(slope[0]).max((0, 2)) > 1e-7).tolist() == list(seen)
 
 
 # --- behaviour --------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_on_eight_devices_equal_one():
+    """Every parameter, with weights large enough that the attention's gradients are not lost beside the others."""
+    with jax.enable_x64(True):
+        model = Swin(dtype=jnp.float64, **SMALL | {"depths": (2, 1)})
+        params, x = random_params(model, np.float64), image((8, 40, 72, 3), dtype=np.float64)
+        weights = weights_of_pooled(model, x)
+        alone = gradients(model, params, x, weights)
+        mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+        batch, copied = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (("data", "fsdp"), None))
+        x, weights = jax.device_put((x, weights), batch)
+        together = gradients(model, jax.device_put(params, copied), x, weights)
+    close_gradients(flatten_dict(together, sep="/"), flatten_dict(alone, sep="/"), 1e-7)
 
 
 def test_offsets_are_added_and_give_the_gradient_of_a_stage():
@@ -371,8 +385,8 @@ def test_attention_and_mlp_are_dropped_apart():
     """Of 64 samples, some are left as they were, and the others are one of three things."""
     block = Block(1, 2, False, 0.5, 1e-5, jnp.float32)
     x = jnp.broadcast_to(image((1, 4, 4, 4)), (64, 4, 4, 4))
-    params = block.init({"params": jax.random.key(0)}, x, False)
-    y = np.asarray(block.apply(params, x, True, rngs={"dropout": jax.random.key(1)}))
+    params = jax.jit(block.init, static_argnums=2)(jax.random.key(0), x, False)
+    y = np.asarray(jax.jit(lambda key: block.apply(params, x, True, rngs={"dropout": key}))(jax.random.key(1)))
     assert len(np.unique(y.reshape(64, -1).round(4), axis=0)) == 4 and (y == x).all((1, 2, 3)).any()
 
 
@@ -395,4 +409,8 @@ def test_wrong_options_name_the_right_ones(options, message):
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(GOLDEN.parent.parent))
+    from live import declare_operators
+
+    declare_operators()
     write_golden()

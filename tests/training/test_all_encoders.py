@@ -23,7 +23,7 @@ IMAGE = {
     "dinov2": dict(variant="small", width=16, depth=2, heads=2, size=56, registers=2),
     "efficientnet": dict(variant="b0", width=0.25, depth=0.3, depthwise="native"),
     "resnet": dict(variant="18", width=8, depths=(1, 1, 1, 1)),
-    "swin": dict(width=8, depths=(2, 1), heads=(1, 2)),
+    "swin": dict(width=32, depths=(2, 1), heads=(1, 2)),
     "vit": dict(variant="tiny", width=16, depth=2, heads=2),
 }
 TEXT = {

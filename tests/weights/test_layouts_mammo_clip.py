@@ -161,8 +161,9 @@ def test_what_the_original_code_cannot_be_is_not_written(section, change, messag
         layouts.layout("mammo_clip").write(model.variables, meta(model._replace(model=changed)))
     with pytest.raises(UserError, match="pooling sep"):
         layouts.layout("mammo_clip").write({}, meta(model._replace(model=model.model | {"pooling": "sep"})))
-    with pytest.raises(UserError, match="1 channels"):
-        layouts.layout("mammo_clip").write({}, meta(model._replace(image=model.image | {"channels": 1})))
+    for change, message in (({"channels": 1}, "have 1 channels"), ({"intensity": "range"}, "channels and range")):
+        with pytest.raises(UserError, match=message):
+            layouts.layout("mammo_clip").write({}, meta(model._replace(image=model.image | change)))
 
 
 def test_a_prefix_of_parallel_training_is_taken_off(tmp_path):

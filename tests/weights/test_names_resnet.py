@@ -11,7 +11,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from live import library
 
 from mammoclip_jax import models
@@ -24,7 +24,6 @@ NAMINGS = {"resnet": HUGGINGFACE, "resnet/torchvision": TORCHVISION}
 SHALLOW = (1, 2, 1, 1)                                              # a block with a plain shortcut, and without
 BASIC = {"variant": "18", "width": 8, "depths": SHALLOW}
 BOTTLENECK = {"variant": "50", "width": 8, "depths": SHALLOW}
-STAGES = [*BOTTLENECK["depths"]]
 
 
 def zeros(table, options, channels=3):
@@ -223,6 +222,17 @@ def test_signs_tell_the_namings_apart(who, options):
     assert [other for other in names.NAMINGS if keys.issuperset(names.naming(other).signs)] == [who]
 
 
+@pytest.mark.parametrize("other, options", [
+    *((name, {"variant": "b0"}) for name in names.NAMINGS if name.startswith("efficientnet")),
+    ("clip_text", {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8,
+                   "max_position_embeddings": 8, "vocab_size": 8}),
+])
+def test_signs_are_in_no_other_encoder(other, options):
+    table = names.naming(other)
+    keys = set(naming.write(table, zeros(table, options, 3 if table.stem else 0), options))
+    assert not any(keys.issuperset(mine.signs) for mine in NAMINGS.values())
+
+
 def test_places_of_some_arrays():
     """By hand: which convolutions of a block are 1 x 1, and stages that count from 1 and from 0."""
     assert TORCHVISION.layers({}) == TORCHVISION.layers({"variant": "50"})
@@ -236,7 +246,8 @@ def test_places_of_some_arrays():
     assert HUGGINGFACE.leaf("bn1/mean").key == "embedder.embedder.normalization.running_mean"
     assert HUGGINGFACE.leaf("bottleneck4_2/conv3/kernel") == (
         "encoder.stages.3.layers.2.layer.2.convolution.weight", "pointwise", (0, 1))
-    assert HUGGINGFACE.leaf("layer1_0/downsample_1/scale").key == "encoder.stages.0.layers.0.shortcut.normalization.weight"
+    assert HUGGINGFACE.leaf("layer1_0/downsample_1/scale").key == (
+        "encoder.stages.0.layers.0.shortcut.normalization.weight")
 
 
 def test_projection_of_medclip():

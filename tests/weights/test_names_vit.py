@@ -44,7 +44,8 @@ def random_variables(table, options, channels=3):
         if kind in ("scale", "lambda1"):
             value = random.uniform(0.6, 1.4, leaf.shape)
         else:
-            value = random.normal(size=leaf.shape) * ((2 / np.prod(leaf.shape[:-1])) ** 0.5 if kind == "kernel" else 0.3)
+            spread = (2 / np.prod(leaf.shape[:-1])) ** 0.5 if kind == "kernel" else 0.3
+            value = random.normal(size=leaf.shape) * spread
         values[path] = value.astype(np.float32)
     return unflatten_dict(values, sep="/")
 
@@ -273,6 +274,7 @@ def test_every_variant_has_the_keys_and_shapes_of_the_originals(build, arguments
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_no_network_of_timm_is_taken_for_another():
     """Those that are accepted have what our network has and no key tells; with one block each, as all are alike."""
     torch, timm = pytest.importorskip("torch"), library("timm")
@@ -347,7 +349,8 @@ def test_places_of_some_arrays():
     """By hand, after the published files."""
     query, key, value = (f"encoder/layer_11/attention/attention/{name}/kernel" for name in ("query", "key", "value"))
     assert HUGGINGFACE_VIT.leaf(key) == ("encoder.layer.11.attention.attention.key.weight", "dense", (0, 1))
-    assert HUGGINGFACE_VIT.leaf("encoder/layer_0/mlp/fc2/kernel") == ("encoder.layer.0.output.dense.weight", "dense", (0, 1))
+    assert HUGGINGFACE_VIT.leaf("encoder/layer_0/mlp/fc2/kernel") == (
+        "encoder.layer.0.output.dense.weight", "dense", (0, 1))
     assert HUGGINGFACE_VIT.leaf("encoder/layer_0/attention/output/dense/bias").key == (
         "encoder.layer.0.attention.output.dense.bias")
     assert HUGGINGFACE_VIT.leaf("encoder/layer_3/norm2/scale").key == "encoder.layer.3.layernorm_after.weight"
@@ -390,7 +393,8 @@ def test_config_of_transformers_tells_what_shapes_do_not(change, told):
     ({"patch_size": 14}, "patch_size 14; the arrays of the file are of 4"), ({"patch_size": [4, 8]}, r"\[4, 8\]"),
     ({"image_size": 24}, "image_size 24; .* 20"), ({"image_size": [20, 28]}, r"image_size \[20, 28\]"),
     ({"num_register_tokens": 4}, "num_register_tokens 4; .* 0"), ({"hidden_size": 768}, "hidden_size 768; .* 192"),
-    ({"num_hidden_layers": 12}, "num_hidden_layers 12; .* 2"), ({"use_swiglu_ffn": True}, "use_swiglu_ffn True; .* False"),
+    ({"num_hidden_layers": 12}, "num_hidden_layers 12; .* 2"),
+    ({"use_swiglu_ffn": True}, "use_swiglu_ffn True; .* False"),
 ])
 def test_configs_of_transformers_that_are_another_network(change, message):
     with pytest.raises(UserError, match=message):

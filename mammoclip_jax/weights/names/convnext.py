@@ -53,9 +53,9 @@ def _timm(shapes: Shapes, config: Any) -> dict:
     options = _options(shapes, TIMM.stem, r"stages\.(\d+)\.blocks\.(\d+)\.")
     for key, shape in shapes.items():
         if key.endswith("mlp.fc1.weight") and len(shape) == 4:
-            raise UserError(f"{key} has the shape {shape}: a 1 x 1 convolution in place of a linear layer, as in timm's "
-                            "convnext_atto to convnext_nano. Reshape every mlp.fc1.weight and mlp.fc2.weight to its "
-                            "first two axes; the network stays the same.")
+            raise UserError(f"{key} has the shape {shape}: a 1 x 1 convolution in place of a linear layer, as timm's "
+                            "convnext_atto to convnext_nano have it. Reshape every mlp.fc1.weight and mlp.fc2.weight "
+                            "to its first two axes; the network stays the same.")
     if (options.get("depths"), options.get("width")) == _XXLARGE:
         raise UserError("these are the blocks of timm's convnext_xxlarge, whose norms have an epsilon of 1e-5; the "
                         "ConvNeXt here has 1e-6, and would compute something else.")
@@ -119,7 +119,7 @@ def _huggingface(shapes: Shapes, config: Mapping[str, Any] | None) -> dict:
     counts, width = VARIANTS[options["variant"]] if "variant" in options else (options["depths"], options["width"])
     config = config or {}
     check_config(config, {"num_stages": len(counts), "hidden_sizes": [width * 2**i for i in range(len(counts))],
-                          "depths": list(counts), "hidden_act": "gelu"})
+                          "depths": list(counts), "hidden_act": "gelu", "patch_size": 4})
     return options | {"layer_norm_eps": config.get("layer_norm_eps", 1e-12)}    # as its published configs
 
 

@@ -40,7 +40,7 @@ def _options(shapes: Shapes, config: Mapping[str, Any] | None) -> dict:
                         "4 x 4 pixels, [width, channels, 4, 4].")
     counts = depths(shapes, r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
     tables = [_shape(shapes, _TABLE.format(i)) for i in range(max(len(counts), 1))]
-    found = Variant(shapes[HUGGINGFACE.stem][0], counts, tuple(heads for _, heads in tables))
+    found = Variant(shapes[HUGGINGFACE.stem][0], counts, tuple(table[-1] for table in tables))
     window = _window(tables[0][0])
     config = config or {}
     check_config(config, _FIXED | {"embed_dim": found.width, "depths": list(found.depths),

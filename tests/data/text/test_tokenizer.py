@@ -105,12 +105,14 @@ def test_hugging_face_folder_with_vocabulary_alone(tmp_path):
 
 
 def test_hub_out_of_reach_is_an_error_with_a_remedy(monkeypatch):
+    import huggingface_hub
     import transformers
 
-    def refuse(name):
+    def refuse(name, local_files_only=False):
         raise OSError(f"We couldn't connect to 'https://huggingface.co' to load {name}")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, name, timeout: refuse(name))
     with pytest.raises(UserError, match="someone/clinical-bert.*couldn't connect.*give its path"):
         tokenizer.load("someone/clinical-bert")
 

@@ -1,0 +1,152 @@
+"""A run that starts from other weights: from a published file or a model folder into its first state, and on record.
+
+What is loaded and adapted is tested in weights/test_warm_start.py; here the sources are real ones.
+"""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+import test_source as published
+
+from mammoclip_jax import models, run, source
+from mammoclip_jax.config import defaults
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.training.mesh import make_mesh
+from mammoclip_jax.training.step import init_variables
+from mammoclip_jax.weights import card, torch_writer
+
+PREPROCESSING = {"geometry": "fit", "height": published.HEIGHT, "width": published.WIDTH, "intensity": "voi", "bits": 8}
+
+
+@pytest.fixture(autouse=True)
+def small_images(monkeypatch):
+    published.shrink(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    place = tmp_path_factory.mktemp("published")
+    words = published.tokenizer_file(place / "tokenizer.json")
+    file = published.published_file(place / "b0.tar", published.published_state())
+    return source.import_weights(file, tokenizer=str(words), origin="shawn24/Mammo-CLIP", licence="CC BY-NC-SA 4.0")
+
+
+@pytest.fixture
+def parent(imported, tmp_path):
+    return published.model_folder(tmp_path / "parent", imported)
+
+
+def config_from(**entries):
+    """A run with the published network of the small files, and other projections."""
+    config = defaults()
+    config.model.image.update(name="efficientnet", variant="b0")
+    config.model.text.update(name="bert", **published.TEXT["bert"])
+    config.model.dim = 8
+    config.losses.mammo_clip = dict(weight=1.0)
+    config.data.text_length = 16
+    config.warm_start.update(entries)
+    return config
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Zeros in the shapes of that run's variables."""
+    model = models.build(config_from().model, published.ROWS)
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (published.HEIGHT, published.WIDTH, 3), 16))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def meta_of(config):
+    """As `pretrain` makes it."""
+    return {"preprocessing": PREPROCESSING, "config": json.loads(config.to_json_best_effort()),
+            "provenance": {"data": {"phantom": {"licence": "CC0-1.0", "real": False}}}}
+
+
+def same_towers(found, variables, *names):
+    for collection, tree in found.items():
+        for name in names:
+            if name in variables[collection]:
+                published.assert_same(jax.device_get(tree[name]), variables[collection][name])
+
+
+def test_both_towers_of_a_model_folder_begin_the_run(imported, parent, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config = config_from(parent={"weights": str(parent), "load": ("image_encoder/", "text_encoder/")})
+    meta = meta_of(config)
+    state, _ = run.build_training(config, published.ROWS, PREPROCESSING, make_mesh({}, jax.devices()[:1]),
+                                  start=lambda fresh: run.start_variables(fresh, config, workdir, meta))
+    same_towers({"params": state.params, "batch_stats": state.batch_stats}, imported.variables, "image_encoder",
+                "text_encoder")
+    assert state.params["image_projection"]["dense"]["kernel"].shape == (1280, 8)
+    noted = json.loads((workdir / "warm_start.json").read_text())
+    report = noted["reports"]["parent"]
+    assert set(noted["config"]) == {"parent"} and "image_encoder/stem/kernel" in report["loaded"]
+    assert "image_projection/dense/kernel" in report["fresh"]
+    assert f"warm start from {parent}" in caplog.text
+    # The source's own images were prepared otherwise, which a run has to say.
+    assert "prepared otherwise" in caplog.text and "intensity 'published' -> 'voi'" in caplog.text
+
+    provenance = meta["provenance"]
+    (origin,) = provenance["parents"]
+    assert (origin["name"], origin["origin"], origin["kind"], origin["step"]) == (
+        "parent", "shawn24/Mammo-CLIP", "dual_encoder", 7)
+    (entry,) = provenance["licences"]
+    assert entry["licence"] == "cc-by-nc-sa-4.0" and entry["stated"] is True
+    assert "phantom" in provenance["data"] and noted["provenance"]["parents"] == provenance["parents"]
+    shown = card.render(meta | {"kind": "dual_encoder", "step": 0, "tokenizer": None}, parameters={})
+    assert "shawn24/Mammo-CLIP" in shown and "CC BY-NC-SA 4.0" in shown
+
+
+def test_a_published_file_and_a_tower_of_its_own(fresh, imported, tmp_path):
+    """The image tower from a single encoder's file, the text tower from a checkpoint; all without an import before."""
+    tower = {key.removeprefix("image_encoder."): 2 * value for key, value in published.published_state().items()
+             if key.startswith("image_encoder.")}
+    torch_writer.write(tmp_path / "tower.pth", tower)
+    published.published_file(tmp_path / "b0.tar", published.published_state())
+    config = config_from(image={"weights": str(tmp_path / "tower.pth")},
+                         text={"weights": str(tmp_path / "b0.tar"), "load": "text_encoder/"})
+    meta = meta_of(config)
+    variables = run.start_variables(fresh, config, tmp_path, meta)
+    same_towers(variables, imported.variables, "text_encoder")
+    stem = variables["params"]["image_encoder"]["stem"]["kernel"]
+    np.testing.assert_array_equal(stem, 2 * imported.variables["params"]["image_encoder"]["stem"]["kernel"])
+    kinds = {parent["name"]: parent["kind"] for parent in meta["provenance"]["parents"]}
+    assert kinds == {"image": "image_encoder", "text": "dual_encoder"}
+    assert {entry["licence"] for entry in meta["provenance"]["licences"]} == {"unknown", "mammo_clip"}
+
+
+def test_a_resumed_run_reads_nothing_again(fresh, parent, tmp_path):
+    config = config_from(parent={"weights": str(parent), "load": ("image_encoder/",)})
+    begun, resumed = meta_of(config), meta_of(config)
+    run.start_variables(fresh, config, tmp_path, begun)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    parent.rename(parent.with_name("moved"))
+    assert run.start_variables(fresh, config, tmp_path, resumed) is fresh
+    assert resumed["provenance"] == json.loads(json.dumps(begun["provenance"]))
+    (tmp_path / "checkpoints" / "5").rmdir()        # nothing was saved yet: it begins anew, and misses the weights
+    with pytest.raises(UserError, match="parent: there is no such file or folder"):
+        run.start_variables(fresh, config, tmp_path, resumed)
+
+
+def test_without_an_entry_nothing_is_read_or_noted(tmp_path):
+    fresh, meta = {"params": {}}, {"provenance": {"data": {}}}
+    assert run.start_variables(fresh, config_from(), tmp_path, meta, open_weights=None) is fresh
+    assert meta == {"provenance": {"data": {}}} and not list(tmp_path.iterdir())
+
+
+def test_weights_that_do_not_fit_stop_the_run_before_it_begins(fresh, imported, parent, tmp_path):
+    config = config_from(parent={"weights": str(parent)})       # 16 dimensions there, 8 here
+    meta = meta_of(config)
+    with pytest.raises(UserError, match="projection/dense/.*8.*16"):
+        run.start_variables(fresh, config, tmp_path, meta)
+    assert not (tmp_path / "warm_start.json").exists() and list(meta["provenance"]) == ["data"]
+    config = config_from(parent={"weights": str(parent), "skip": (".*_projection/",)})
+    variables = run.start_variables(fresh, config, tmp_path, meta)
+    assert variables["params"]["logit_scale"] == published.LOGIT_SCALE
+    same_towers(variables, imported.variables, "image_encoder", "text_encoder")
+    assert not variables["params"]["image_projection"]["dense"]["kernel"].any()
