@@ -54,7 +54,7 @@ def check_flags(values) -> None:
         raise UserError("say which model: either --workdir=RUN or --weights=FOLDER, FILE or hub name.")
     lacking = [name for name in ("dataset", "evaluators", "out") if not getattr(values, name)]
     if values.weights and lacking:
-        raise UserError(f"--weights has no run whose config says the rest: give {', '.join('--' + x for x in lacking)}.")
+        raise UserError(f"--weights has no run whose config says the rest: give --{', --'.join(lacking)}.")
 
 
 def main(argv) -> int:

@@ -41,8 +41,8 @@ def load(name, *, batch_size: int = 32) -> "Model | Classifier":
     variables, meta = open_weights(name)
     kind = meta["kind"]
     if kind == "detector":
-        raise UserError(f"{name} holds a detector, which is not used by `load`: models.detector(config.model) gives its "
-                        "raw outputs, source.open_weights its variables and config.")
+        raise UserError(f"{name} holds a detector, which `load` does not run yet: models.detector(config.model) gives "
+                        "its raw outputs, source.open_weights its variables and config.")
     if kind not in KINDS:
         raise UserError(f"{name} holds a single encoder ({kind}), which embeds nothing by itself: start a training "
                         "from it with config.warm_start.")

@@ -21,7 +21,7 @@ VIEWS = 4           # of an exam, as a rule: a larger batch would be padding
 
 def define_flags() -> None:
     """The flags of the command."""
-    flags.DEFINE_string("weights", None, "A run, one checkpoint of it, a model folder, a published file, or a hub name.",
+    flags.DEFINE_string("weights", None, "A run, a checkpoint of it, a model folder, a published file or a hub name.",
                         required=True)
     flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.", required=True)
     flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.", required=True)

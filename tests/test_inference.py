@@ -36,7 +36,8 @@ def meta():
 @pytest.fixture(scope="module")
 def variables(meta):
     vocabulary = tokenizer.Tokenize.from_json(meta["tokenizer"]).vocab_size
-    return init_variables(models.build(meta["config"]["model"], vocabulary), jax.random.key(0), (HEIGHT, WIDTH, 1), 16)
+    model = models.build(meta["config"]["model"], vocabulary)
+    return jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), 16))(jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +100,13 @@ def test_map_equals_its_formula_with_finite_differences(model, meta, variables, 
     expected = np.maximum((weights * features).sum(-1), 0)
     stride, centre = models.build(meta["config"]["model"], 50).image_encoder.stage_grids(HEIGHT, WIDTH)[stage]
     assert stride == 32 and features.shape[:2] == (3, 2)
-    found = model.grad_cam(images[:1], ["a mass"], stage=stage, method=method)[0]
-    # The value of a cell stands at its centre, which lies between pixels: the mean of the four around it.
-    rows, columns = (np.array([int(stride * i + c) for i in range(n)]) for n, c in zip((3, 2), centre))
-    inside = [(i, j) for i in range(3) for j in range(2) if rows[i] < HEIGHT - 1 and columns[j] < WIDTH - 1]
+    assert_at_centres(model.grad_cam(images[:1], ["a mass"], stage=stage, method=method)[0], expected, stride, centre)
+
+
+def assert_at_centres(found, expected, stride, centre):
+    """The value of a cell stands at its centre, which lies between pixels: the mean of the four around it."""
+    rows, columns = (np.array([int(stride * i + c) for i in range(n)]) for n, c in zip(expected.shape, centre))
+    inside = [(i, j) for i, j in np.ndindex(expected.shape) if rows[i] < len(found) - 1 and columns[j] < len(found[0]) - 1]
     at = np.array([found[rows[i] - 1:rows[i] + 1, columns[j] - 1:columns[j] + 1].mean() for i, j in inside])
     cells = np.array([expected[i, j] for i, j in inside])
     assert cells.max() > 0
@@ -188,6 +192,23 @@ def test_a_label_or_its_weights_give_the_same_map(classifier, small):
         classifier.grad_cam(small, ["masss"] * 3, stage="stage5")
 
 
+def test_the_map_of_a_label_is_its_weights_on_the_last_stage(classifier):
+    """CAM (Zhou et al. 2016, arXiv:1512.04150), since pooling is a mean there; so both methods are one."""
+    images = np.random.default_rng(1).integers(0, 255, (3, 128, 96), dtype=np.uint8)
+    pixels = augment.eval_images(images, inference.preprocess_options(classifier.config))
+    module = models.classifier(classifier.config.model)
+    maps = np.asarray(jax.jit(module.apply)(classifier._variables, pixels)[1]["head"], np.float64)
+    grid = module.image_encoder.stage_grids(128, 96)["head"]
+    wide = inference.Classifier(classifier._variables, {
+        "config": classifier.config.to_dict(), "provenance": {},
+        "preprocessing": classifier.preprocessing | {"height": 128, "width": 96}}, 3, batch_size=8)
+    found = wide.grad_cam(images, ["mass", "calcification", "mass"], stage="head")
+    for i, label in enumerate((0, 1, 0)):
+        assert_at_centres(found[i], np.maximum(maps[i] @ head_of()[0][label], 0), *grid)
+    again = wide.grad_cam(images, ["mass", "calcification", "mass"], stage="head", method="hires_cam")
+    np.testing.assert_allclose(again, found, atol=1e-4)         # each divided by its largest value
+
+
 def test_what_embeds_nothing_is_refused_with_what_it_is_for(monkeypatch):
     for kind, message in (("detector", "a.pth holds a detector.*models.detector"),
                           ("image_encoder", r"a.pth holds a single encoder \(image_encoder\).*config.warm_start"),
@@ -214,6 +235,8 @@ def test_token_ids_embed_as_their_text(model, meta):
     np.testing.assert_array_equal(model.embed_tokens(*longer), expected)
     with pytest.raises(UserError, match="is empty"):
         model.embed_tokens(ids[:0], mask[:0])
+    with pytest.raises(UserError, match="exceeds this BERT's 512 positions"):
+        model.embed_tokens(np.ones((1, 600), int), np.ones((1, 600), bool))
 
 
 def test_files_are_read_as_the_model_was_trained(classifier, tmp_path):
@@ -235,13 +258,28 @@ def test_files_are_read_as_the_model_was_trained(classifier, tmp_path):
         classifier.read_images([])
 
 
-def test_an_exam_by_labels(classifier, tmp_path):
-    """The whole way of a user: a folder of files in, probabilities by label and overlays out."""
+def pictures(folder):
+    """Two files in it."""
     for name, grey in (("a", 120), ("b", 220)):
         picture = np.zeros((200, 160), np.uint8)
         cv2.circle(picture, (0, 100), 90, grey, -1)
         cv2.circle(picture, (40, 100), 15, 250, -1)
-        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    return [folder / "a.png", folder / "b.png"]
+
+
+def test_an_exam_by_prompts(model, tmp_path):
+    images = model.read_images(pictures(tmp_path))
+    cosines = model.similarity(model.embed_image(images), model.embed_text(["a mass", "no mass"]))
+    found = model.predict(tmp_path, prompts={"mass": {"positive": "a mass", "negative": "no mass"}})
+    scores = [view["scores"]["mass"] for view in found["exams"][0]["views"]]
+    np.testing.assert_allclose(scores, cosines[:, 0] - cosines[:, 1], atol=1e-6)
+    assert (found["step"], found["problems"]) == (7, [])
+
+
+def test_an_exam_by_labels(classifier, tmp_path):
+    """The whole way of a user: a folder of files in, probabilities by label and overlays out."""
+    pictures(tmp_path)
     expected = classifier.classify(classifier.read_images([tmp_path / "a.png", tmp_path / "b.png"]))
     found = classifier.predict(tmp_path, tmp_path / "out", stage="stage5")
     views = found["exams"][0]["views"]

@@ -130,8 +130,8 @@ class AdaptedModel:
     """A Linen `model` with adapters: used as the model itself, its parameters are the model's and `params["lora"]`.
 
     With `train=True` and dropout, the adapters run beside their layers; otherwise they are merged into the kernels.
-    What is frozen is the trainer's business (training/optimizer.py): all base parameters of a top module ("text_encoder")
-    in which a kernel is adapted, as PEFT does with its model.
+    What is frozen is the trainer's business (training/optimizer.py): all base parameters of a top module
+    ("text_encoder") in which a kernel is adapted, as PEFT does with its model.
 
     Attributes:
         pattern: of the adapted kernels' paths from the root, as in `init`.
@@ -162,8 +162,8 @@ class AdaptedModel:
         adapters = init(variables["params"], self.pattern, self.rank, jax.random.fold_in(key, 1))
         for tower in getattr(self.model, "frozen", ()):
             if f"{tower}_encoder" in adapters:
-                raise UserError(f"config.model.lora adapts the {tower} tower, and config.model.frozen has {tower!r}: its "
-                                "adapters would not be trained. Leave it out of frozen; LoRA freezes the base itself.")
+                raise UserError(f"config.model.lora adapts the {tower} tower, and config.model.frozen has {tower!r}: "
+                                "its adapters would not be trained. Leave it out of frozen; LoRA freezes the base itself.")
         return variables | {"params": variables["params"] | {ADAPTERS: adapters}}
 
     def apply(self, variables: Tree, *args, train: bool = False, **kwargs) -> Any:

@@ -29,8 +29,8 @@ _STORAGES = {
 def write(path: str | Path, value: Any) -> None:
     """Writes nested dicts, lists, tuples, texts, numbers, None and NumPy arrays; the arrays become tensors on the CPU.
 
-    A NumPy scalar becomes a tensor without axes. An array that occurs twice is stored once. The file appears under its name only when it is whole, and the same
-    value always gives the same bytes.
+    A NumPy scalar becomes a tensor without axes. An array that occurs twice is stored once. The file appears under its
+    name only when it is whole, and the same value always gives the same bytes.
 
     Raises:
         UserError: a value of another kind, or an array of a dtype that PyTorch has not; the message says where it is.

@@ -172,7 +172,7 @@ def test_maps_smaller_than_a_window(size):
 
     It then shifts them as well; that is switched off here, as it does itself for maps of one window.
     """
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     model = Swin(**SMALL)
     params, x = random_params(model, channels=1), image(size)
     with pytest.raises(RuntimeError, match="size|shape"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from mammoclip_jax import inference, losses, models
 from mammoclip_jax.config import defaults
@@ -17,7 +18,6 @@ from mammoclip_jax.training.optimizer import make_optimizer, slash_name
 from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
-FAST = {"xla_backend_optimization_level": 0}
 IMAGE = {
     "convnext": dict(width=8, depths=(1, 1, 1, 1), depthwise="native"),
     "dinov2": dict(variant="small", width=16, depth=2, heads=2, size=56, registers=2),
@@ -50,30 +50,19 @@ def tiny_config(image, text):
     return config
 
 
-def tiny_batch(breasts=16):
-    rng = np.random.default_rng(0)
-    return {
-        "image": rng.integers(0, 255, (breasts, 2, HEIGHT, WIDTH), dtype=np.uint8),
-        "token_ids": rng.integers(0, VOCABULARY, (breasts, 2, LENGTH), dtype=np.int32),
-        "token_mask": np.arange(LENGTH) < rng.integers(3, LENGTH, (breasts, 2, 1)),
-        "flip_horizontal": rng.random(breasts) < 0.5, "flip_vertical": rng.random(breasts) < 0.5,
-        "record": np.zeros((breasts, 2), np.int32), "source": np.zeros(breasts, np.int32),
-        "mask": np.ones(breasts, bool),
-    }
-
-
 def gradients_on(config, mesh):
     """(loss, {path: gradient})."""
     model = models.build(config.model, VOCABULARY)
-    initialise = jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), LENGTH), compiler_options=FAST)
+    initialise = jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), LENGTH), compiler_options=tiny.FAST)
     variables = initialise(jax.random.key(0))
     # Away from the start, where a layer scale of 1e-6 or a zero hides the gradients of what it multiplies.
     variables["params"] = jax.tree.map(lambda p: p + 0.3 if p.ndim == 1 else p, variables["params"])
     optimizer = make_optimizer(config.train, variables["params"])
     state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), config.train), meshes.replicated(mesh))
     gradient_fn = make_gradient_fn(model, losses.build(config.losses), inference.preprocess_options(config), mesh)
-    run = jax.jit(gradient_fn, compiler_options=FAST)
-    loss, _, _, gradients = jax.device_get(run(state, meshes.put_batch(tiny_batch(), mesh)))
+    run = jax.jit(gradient_fn, compiler_options=tiny.FAST)
+    batch = tiny.batch(16, HEIGHT, WIDTH, LENGTH, VOCABULARY, flips=True)
+    loss, _, _, gradients = jax.device_get(run(state, meshes.put_batch(batch, mesh)))
     return loss, {slash_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(gradients)}
 
 

@@ -4,16 +4,14 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny import FAST, HEIGHT, LENGTH, VOCABULARY, WIDTH, batch, build
 
-from mammoclip_jax import inference, losses, models
+from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import mesh as meshes
-from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
-from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+from mammoclip_jax.training.step import init_variables
 
-HEIGHT, WIDTH, LENGTH, VOCABULARY = 32, 32, 8, 40
-FAST = {"xla_backend_optimization_level": 0}
 RESNET = dict(name="resnet", variant="18", width=8, depths=(1, 1, 1, 1))
 BERT = dict(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
 
@@ -29,39 +27,13 @@ def tiny_config(frozen=(), rules=()):
     return config
 
 
-def tiny_batch(breasts=8):
-    rng = np.random.default_rng(0)
-    return {
-        "image": rng.integers(0, 255, (breasts, 2, HEIGHT, WIDTH), dtype=np.uint8),
-        "token_ids": rng.integers(0, VOCABULARY, (breasts, 2, LENGTH), dtype=np.int32),
-        "token_mask": np.arange(LENGTH) < rng.integers(3, LENGTH, (breasts, 2, 1)),
-        "flip_horizontal": np.zeros(breasts, bool), "flip_vertical": np.zeros(breasts, bool),
-        "record": np.zeros((breasts, 2), np.int32), "source": np.zeros(breasts, np.int32),
-        "mask": np.ones(breasts, bool),
-    }
-
-
-def build(config, mesh):
-    """(state, step function, gradient function)."""
-    model = models.build(config.model, VOCABULARY)
-    preprocess = inference.preprocess_options(config)
-    variables = jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), LENGTH),
-                        compiler_options=FAST)(jax.random.key(0))
-    params, train, towers = variables["params"], config.train, config.model.frozen
-    optimizer = make_optimizer(train, params, towers)
-    state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), train), meshes.replicated(mesh))
-    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh,
-                                   frozen_parameters(train, params, towers))
-    return state, make_train_step(gradient_fn, optimizer, train), gradient_fn
-
-
 def three_steps(config):
     """States before and after, without their keys."""
     mesh = meshes.make_mesh({"data": -1})
-    before, step, _ = build(config, mesh)
-    step, batch, state = jax.jit(step, compiler_options=FAST), meshes.put_batch(tiny_batch(), mesh), before
+    _, before, step, _ = build(config, mesh)
+    step, placed, state = jax.jit(step, compiler_options=FAST), meshes.put_batch(batch(), mesh), before
     for _ in range(3):
-        state, _ = step(state, batch)
+        state, _ = step(state, placed)
     return [flatten_dict(jax.device_get(s._replace(key=None, opt_state=None))._asdict(), sep="/")
             for s in (before, state)]
 
@@ -69,7 +41,8 @@ def three_steps(config):
 @pytest.mark.parametrize("frozen, rules, still, moving", [
     (("image",), (), ("image_encoder/",), ("image_projection/dense/kernel", "text_encoder/")),
     (("image", "text"), (), ("image_encoder/", "text_encoder/"), ("image_projection/", "text_projection/dense/kernel")),
-    ((), ("image_encoder/layer1_0", "logit_scale"), ("image_encoder/layer1_0", "logit_scale"), ("image_encoder/conv1",)),
+    ((), ("image_encoder/layer1_0", "logit_scale"), ("image_encoder/layer1_0", "logit_scale"),
+     ("image_encoder/conv1",)),
 ])
 def test_frozen_parts_keep_their_bits_under_decay_and_averaging(frozen, rules, still, moving):
     before, after = three_steps(tiny_config(frozen, rules))
@@ -90,8 +63,8 @@ def test_frozen_parts_keep_their_bits_under_decay_and_averaging(frozen, rules, s
 def flops(config):
     """Of the compiled gradient on one device."""
     mesh = meshes.make_mesh({}, jax.devices()[:1])
-    state, _, gradient_fn = build(config, mesh)
-    compiled = jax.jit(gradient_fn, compiler_options=FAST).lower(state, meshes.put_batch(tiny_batch(), mesh)).compile()
+    _, state, _, gradient_fn = build(config, mesh)
+    compiled = jax.jit(gradient_fn, compiler_options=FAST).lower(state, meshes.put_batch(batch(), mesh)).compile()
     return compiled.cost_analysis()["flops"]
 
 
@@ -107,8 +80,8 @@ def test_the_gradients_of_the_rest_are_as_without_freezing():
     results = []
     for rules in ((), ("image_encoder/", "text_encoder/encoder/layer_0/attention")):
         mesh = meshes.make_mesh({}, jax.devices()[:1])
-        state, _, gradient_fn = build(tiny_config((), rules), mesh)
-        gradients = jax.jit(gradient_fn, compiler_options=FAST)(state, meshes.put_batch(tiny_batch(), mesh))[3]
+        _, state, _, gradient_fn = build(tiny_config((), rules), mesh)
+        gradients = jax.jit(gradient_fn, compiler_options=FAST)(state, meshes.put_batch(batch(), mesh))[3]
         results.append(flatten_dict(jax.device_get(gradients), sep="/"))
     zero = 0
     for path, gradient in results[0].items():

@@ -5,17 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny import FAST, HEIGHT, LENGTH, VOCABULARY, WIDTH, build
+from tiny import batch as tiny_batch
 
-from mammoclip_jax import inference, losses, models
+from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
 from mammoclip_jax.training import mesh as meshes
-from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
-from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+from mammoclip_jax.training.step import init_variables
 
-HEIGHT, WIDTH, LENGTH, VOCABULARY = 32, 32, 8, 40
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def tiny_config(**options):
@@ -30,38 +29,12 @@ def tiny_config(**options):
     return config
 
 
-def tiny_batch(breasts=8):
-    rng = np.random.default_rng(0)
-    return {
-        "image": rng.integers(0, 255, (breasts, 2, HEIGHT, WIDTH), dtype=np.uint8),
-        "token_ids": rng.integers(0, VOCABULARY, (breasts, 2, LENGTH), dtype=np.int32),
-        "token_mask": np.arange(LENGTH) < rng.integers(3, LENGTH, (breasts, 2, 1)),
-        "flip_horizontal": np.zeros(breasts, bool), "flip_vertical": np.zeros(breasts, bool),
-        "record": np.zeros((breasts, 2), np.int32), "source": np.zeros(breasts, np.int32),
-        "mask": np.ones(breasts, bool),
-    }
-
-
-def build(config, mesh):
-    """(model, state, jitted step with the batch in place, gradient function)."""
-    model = models.build(config.model, VOCABULARY)
-    preprocess = inference.preprocess_options(config)
-    variables = jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), LENGTH),
-                        compiler_options=FAST)(jax.random.key(0))
-    params, train, towers = variables["params"], config.train, config.model.frozen
-    optimizer = make_optimizer(train, params, towers)
-    state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), train), meshes.replicated(mesh))
-    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh,
-                                   frozen_parameters(train, params, towers))
-    return model, state, jax.jit(make_train_step(gradient_fn, optimizer, train), compiler_options=FAST), gradient_fn
-
-
 @pytest.fixture(scope="module")
 def trained():
     """(config, model, state before, state after three steps)."""
     config, mesh = tiny_config(), meshes.make_mesh({"data": -1})
     model, before, step, _ = build(config, mesh)
-    batch, state = meshes.put_batch(tiny_batch(), mesh), before
+    step, batch, state = jax.jit(step, compiler_options=FAST), meshes.put_batch(tiny_batch(), mesh), before
     for _ in range(3):
         state, metrics = step(state, batch)
         assert np.isfinite(metrics["loss"])

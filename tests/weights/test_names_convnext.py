@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from comparison import close
 from live import library
 
 from mammoclip_jax import models
@@ -90,13 +91,6 @@ def randomise(theirs):
 def run(model, variables, x, train):
     pooled, stages = model.apply(variables, x, train=train)
     return pooled, stages[model.stage_names[-1]]
-
-
-def close(ours, theirs, tolerance=1e-4):
-    """Largest difference relative to the largest value: float32 rounding."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 @pytest.mark.parity
@@ -293,7 +287,6 @@ def test_convolutions_in_place_of_linear_layers_may_be_reshaped_as_the_message_s
     ({"hidden_act": "gelu_new"}, "hidden_act gelu_new.*gelu"), ({"hidden_sizes": [8, 16, 32, 96]}, "hidden_sizes"),
     ({"depths": [3, 3, 9, 3]}, r"depths \[3, 3, 9, 3\].*\[1, 2, 1, 1\]"), ({"num_stages": 3}, "num_stages 3"),
     ({"patch_size": 8}, "patch_size 8"),
-    ({"patch_size": 2}, "patch_size 2.*4"),
 ])
 def test_configs_of_transformers_that_are_another_network(change, message):
     config = {"hidden_sizes": (8, 16, 32, 64), "depths": [1, 2, 1, 1], "num_stages": 4, "hidden_act": "gelu"}

@@ -10,7 +10,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
+from comparison import close
 from live import library
 
 from mammoclip_jax import models
@@ -117,13 +118,6 @@ def randomise(theirs):
 def run(model, variables, x, train):
     (pooled, stages), new = model.apply(variables, x, train=train, mutable=["batch_stats"])
     return pooled, stages["head"], new["batch_stats"]
-
-
-def close(ours, theirs, tolerance=1e-4):
-    """Largest difference relative to the largest value."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
 @pytest.mark.parity

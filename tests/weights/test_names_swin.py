@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from comparison import close
 from live import library
 
 from mammoclip_jax import models
@@ -67,13 +68,6 @@ def randomise(model):
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
 def run(model, variables, x):
     return model.apply(variables, x, train=False)
-
-
-def close(ours, theirs):
-    """Largest difference relative to the largest value: float32 rounding."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
 @pytest.mark.parity

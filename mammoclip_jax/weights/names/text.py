@@ -133,5 +133,6 @@ GPT2 = Naming(
     "gpt2", _conv1d, _gpt2_options, ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight"),
     unused=r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)")
 CLIP_TEXT = Naming(
-    "clip_text", _linear, _clip_options, ("embeddings.token_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight"),
+    "clip_text", _linear, _clip_options,
+    ("embeddings.token_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight"),
     unused=r"embeddings\.position_ids|(text_projection|vision_model|visual_projection)\..*|logit_scale")
