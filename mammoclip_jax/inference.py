@@ -28,12 +28,17 @@ from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 CAM_METHODS = ("grad_cam", "hires_cam")
+PIXELS = 2**23          # of the images that are computed at a time by default: six of 1520 x 912
 SHORTEST_TEXT = 16      # tokens; texts are padded to a power of two from here on
 
 
-def load(name, *, batch_size: int = 32) -> "Model | Classifier":
+def load(name, *, batch_size: int | None = None) -> "Model | Classifier":
     """The model of a run or of one checkpoint in it (`workdir/checkpoints/STEP`), of a model folder, of a published
     file, or of that name on the hub.
+
+    Args:
+        batch_size: images or texts at a time on the devices; by default as many as have 8 million pixels, at most 32.
+            No result depends on it.
 
     Raises:
         UserError: there is no such thing, or it is an encoder alone or a detector.
@@ -76,16 +81,17 @@ class ImageModel:
         stages: names of the image encoder's stages, first to last, for `grad_cam`.
     """
 
-    def __init__(self, variables, meta, step: int, *, batch_size: int = 32, mesh=None):
+    def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):
         self.config = complete(meta["config"])
         self.preprocessing = meta["preprocessing"]
         self.provenance = meta["provenance"]
         self._mesh = mesh or make_mesh({"data": -1})
+        height, width = self.preprocessing["height"], self.preprocessing["width"]
+        batch_size = batch_size or min(max(PIXELS // (height * width), 1), 32)
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._module = self._build(meta)
         self._options = preprocess_options(self.config)
         self.set_variables(variables, step)
-        height, width = self.preprocessing["height"], self.preprocessing["width"]
         image = jax.ShapeDtypeStruct((1, height, width, self._options.channels), jnp.float32)
         self._grids = self._module.image_encoder.stage_grids(height, width)
         self._stage_shapes = {}
@@ -163,7 +169,10 @@ class ImageModel:
 
     def _batched(self, function, *arrays):
         """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off."""
-        size, out = self._batch_size, []
+        size, out = self._mesh.size, []
+        while size < min(len(arrays[0]), self._batch_size):
+            size *= 2       # few sizes, so that few programs are compiled
+        size = min(size, self._batch_size)
         for start in range(0, len(arrays[0]), size):
             parts = [array[start:start + size] for array in arrays]
             n = len(parts[0])

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import test_source as published
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mammoclip_jax import models, run, source
 from mammoclip_jax.config import defaults
@@ -18,6 +19,7 @@ from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import card, torch_writer
 
+SMALLER = {"width": 0.25, "depth": 0.3}
 PREPROCESSING = {"geometry": "fit", "height": published.HEIGHT, "width": published.WIDTH, "intensity": "voi", "bits": 8}
 
 
@@ -39,24 +41,30 @@ def parent(imported, tmp_path):
     return published.model_folder(tmp_path / "parent", imported)
 
 
-def config_from(**entries):
-    """A run with the published network of the small files, and other projections."""
+def config_from(size={}, dim=8, **entries):
+    """A run with the published network of the small files, or one of other `size`, and other projections."""
     config = defaults()
-    config.model.image.update(name="efficientnet", variant="b0")
+    config.model.image.update(name="efficientnet", variant="b0", **size)
     config.model.text.update(name="bert", **published.TEXT["bert"])
-    config.model.dim = 8
+    config.model.dim = dim
     config.losses.mammo_clip = dict(weight=1.0)
     config.data.text_length = 16
     config.warm_start.update(entries)
     return config
 
 
+def variables_of(config, make):
+    """`make(path, shape)` in the places of that run's variables."""
+    model = models.build(config.model, published.ROWS)
+    image = published.HEIGHT, published.WIDTH, 3
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image, config.data.text_length))
+    return unflatten_dict({path: make(path, leaf.shape) for path, leaf in flatten_dict(shapes, sep="/").items()},
+                          sep="/")
+
+
 @pytest.fixture(scope="module")
 def fresh():
-    """Zeros in the shapes of that run's variables."""
-    model = models.build(config_from().model, published.ROWS)
-    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (published.HEIGHT, published.WIDTH, 3), 16))
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return variables_of(config_from(), lambda path, shape: np.zeros(shape, np.float32))
 
 
 def meta_of(config):
@@ -72,17 +80,22 @@ def same_towers(found, variables, *names):
                 published.assert_same(jax.device_get(tree[name]), variables[collection][name])
 
 
-def test_both_towers_of_a_model_folder_begin_the_run(imported, parent, tmp_path, caplog):
+def test_both_towers_of_a_model_folder_begin_the_run(imported, tmp_path, caplog):
+    """With the optimiser and all that `pretrain` puts around the variables; small, since it is compiled."""
     caplog.set_level(logging.INFO)
+    theirs, random = config_from(SMALLER, dim=16), np.random.default_rng(0)
+    variables = variables_of(theirs, lambda path, shape: published.random_array(path, shape, random))
+    model = json.loads(theirs.model.to_json())
+    parent = published.model_folder(tmp_path / "parent", imported._replace(
+        variables=variables, meta=imported.meta | {"config": imported.meta["config"] | {"model": model}}))
     workdir = tmp_path / "run"
     workdir.mkdir()
-    config = config_from(parent={"weights": str(parent), "load": ("image_encoder/", "text_encoder/")})
+    config = config_from(SMALLER, parent={"weights": str(parent), "load": ("image_encoder/", "text_encoder/")})
     meta = meta_of(config)
     state, _ = run.build_training(config, published.ROWS, PREPROCESSING, make_mesh({}, jax.devices()[:1]),
                                   start=lambda fresh: run.start_variables(fresh, config, workdir, meta))
-    same_towers({"params": state.params, "batch_stats": state.batch_stats}, imported.variables, "image_encoder",
-                "text_encoder")
-    assert state.params["image_projection"]["dense"]["kernel"].shape == (1280, 8)
+    same_towers({"params": state.params, "batch_stats": state.batch_stats}, variables, "image_encoder", "text_encoder")
+    assert state.params["image_projection"]["dense"]["kernel"].shape[1] == 8
     noted = json.loads((workdir / "warm_start.json").read_text())
     report = noted["reports"]["parent"]
     assert set(noted["config"]) == {"parent"} and "image_encoder/stem/kernel" in report["loaded"]

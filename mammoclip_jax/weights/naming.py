@@ -21,6 +21,8 @@ State = Mapping[str, np.ndarray]
 # Axes of PyTorch's array in the order of ours. Depthwise and 1 x 1 kernels lose their axes of length one as well.
 _AXES = {"same": None, "dense": (1, 0), "conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1), "pointwise": (1, 0, 2, 3)}
 _DROPPED = {"depthwise": (3,), "pointwise": (2, 3)}
+# What PyTorch calls our arrays of convolutions and of batch norm.
+KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _TRACKED = "num_batches_tracked"        # beside every running mean of PyTorch: a count that nothing here needs
 
 

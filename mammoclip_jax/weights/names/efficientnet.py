@@ -9,11 +9,10 @@ from typing import Any
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.efficientnet import STAGES, VARIANTS, block_name, block_specs, outer_channels, pads
-from mammoclip_jax.weights.naming import Leaf, Naming
+from mammoclip_jax.weights.naming import KINDS, Leaf, Naming
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # The published stages in the words of transformers' config.json.
 _STAGES = dict(zip(("num_block_repeats", "kernel_sizes", "strides", "expand_ratios", "in_channels", "out_channels"),
                    map(list, zip(*STAGES))))
@@ -35,7 +34,7 @@ def leaf(path: str, outer: Mapping[str, str], inner: Mapping[str, str], block: C
     layout = "same"
     if kind == "kernel":
         layout = "conv" if layer == "stem" else "depthwise" if rest == "depthwise" else "pointwise"
-    return Leaf(f"{name}.{_KINDS[kind]}", layout)
+    return Leaf(f"{name}.{KINDS[kind]}", layout)
 
 
 def variant(shapes: Shapes, stem: str, head: str, excite: str) -> str:

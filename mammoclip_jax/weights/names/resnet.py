@@ -9,9 +9,8 @@ from typing import Any
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.resnet import VARIANTS, ResNet, Variant
 from mammoclip_jax.weights.names.efficientnet import Shapes
-from mammoclip_jax.weights.naming import Leaf, Naming
+from mammoclip_jax.weights.naming import KINDS, Leaf, Naming
 
-_KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _SMOOTHED = ("resnetaa", "resnetblur")      # timm's with a filter without parameters before each stride
 
 
@@ -49,7 +48,7 @@ def _leaf(path: str, outer: Mapping[str, str], inner: Mapping[str, str], block: 
     if kind == "kernel":
         small = rest in ("conv3", "downsample_0") or (rest == "conv1" and top.startswith("bottleneck"))
         layout = "pointwise" if small else "dense" if layer == "fc" else "conv"
-    return Leaf(f"{name}.{_KINDS[kind]}", layout)
+    return Leaf(f"{name}.{KINDS[kind]}", layout)
 
 
 def _layers(options: Mapping[str, Any]) -> dict[str, str]:
