@@ -168,7 +168,10 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     options = json.loads(json.dumps(config.warm_start.to_dict()))
     note = Path(workdir, "warm_start.json")
     if any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*")):
-        noted = json.loads(note.read_text()) if note.exists() else {"config": {}, "provenance": {}}
+        if not note.exists() and any(entry.get("weights") for entry in options.values()):
+            raise UserError(f"{note} is missing: it says what this run began with and which terms bind it. Put it back, "
+                            "take config.warm_start out if the run began without, or name another --workdir.")
+        noted = json.loads(note.read_text()) if note.exists() else {"config": options, "provenance": {}}
         if noted["config"] != options:
             logging.warning("config.warm_start is not what this run began with; it goes on from its checkpoint")
         meta["provenance"] |= noted["provenance"]

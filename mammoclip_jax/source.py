@@ -154,17 +154,22 @@ def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
 
 
 def _from_hub(name: str) -> Path:
-    """The files of a model on the hub, from the local cache where they are there."""
-    if name.count("/") != 1 or name.startswith((".", "/")) or Path(name).suffix in files.SUFFIXES:
+    """The files of a model on the hub, or the one that OWNER/NAME/FILE names; from the local cache where it has them."""
+    owner, model, file = (*name.split("/", 2), "", "")[:3]
+    is_file = Path(name).suffix in files.SUFFIXES
+    if not model or name.startswith((".", "/")) or is_file != bool(file):
         raise UserError(f"{name}: there is no such file or folder, and no model on the hub can have that name.")
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.md", "*.bin", "*.tar", "*.pth"]
+    repository = f"{owner}/{model}"
     for local in (True, False):
         try:
             if not local:
-                HfApi().model_info(name, timeout=10)    # asks once, where a download would try for half a minute
-            path = Path(snapshot_download(name, local_files_only=local, allow_patterns=wanted))
+                HfApi().model_info(repository, timeout=10)  # asks once; a download would try for half a minute
+            if file:
+                return Path(hf_hub_download(repository, file, local_files_only=local))
+            path = Path(snapshot_download(repository, local_files_only=local, allow_patterns=wanted))
         except Exception as error:      # of many kinds: not cached, no network, no such model, no permission
             problem = error
             continue

@@ -146,6 +146,15 @@ def test_a_resumed_run_reads_nothing_again(fresh, parent, tmp_path):
         run.start_variables(fresh, config, tmp_path, resumed)
 
 
+def test_terms_are_not_lost_with_the_note(fresh, tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    config = config_from(parent={"weights": "somewhere"})
+    with pytest.raises(UserError, match="warm_start.json is missing: .*which terms bind it"):
+        run.start_variables(fresh, config, tmp_path, meta_of(config))
+    config = config_from(parent={"weights": ""})                # declared by the config, never used
+    assert run.start_variables(fresh, config, tmp_path, meta_of(config)) is fresh
+
+
 def test_without_an_entry_nothing_is_read_or_noted(tmp_path):
     fresh, meta = {"params": {}}, {"provenance": {"data": {}}}
     assert run.start_variables(fresh, config_from(), tmp_path, meta, open_weights=None) is fresh

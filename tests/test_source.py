@@ -299,7 +299,7 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
     with pytest.raises(UserError, match=r"somebody/model: .*hub could not be asked for it \(Network is unreachable\)"):
         source.open_weights("somebody/model")
     assert asked == [("somebody/model", True), ("somebody/model", None)]     # the cache, then the hub, once
-    for name in ("model", "a/b/c", "./a", "/a", "models/b5.tar"):
+    for name in ("model", "a/b/c", "./a", "/a", "models/b5.tar", "./a/b/c.tar"):
         with pytest.raises(UserError, match="no model on the hub can have that name"):
             source.open_weights(name)
     assert len(asked) == 2
@@ -312,6 +312,24 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
     assert meta["kind"] == "dual_encoder" and meta["step"] == 7
     assert meta["config"]["name"] == meta["provenance"]["licences"][0]["weights"] == "somebody/model"
     assert source.import_weights("somebody/model", origin="a letter").meta["config"]["name"] == "a letter"
+
+
+def test_one_file_of_a_model_on_the_hub(monkeypatch, tmp_path, file):
+    """Mammo-CLIP's are in folders of their repository."""
+    (tmp_path / "b5.tar").write_bytes(file.read_bytes())
+    asked = []
+
+    def download(name, path, *, local_files_only):
+        asked.append((name, path, local_files_only))
+        if local_files_only:
+            raise FileNotFoundError("not in the cache")
+        return str(tmp_path / "b5.tar")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, name, timeout: None)
+    _, meta = source.open_weights("somebody/model/checkpoints/b5.tar")
+    assert asked == [("somebody/model", "checkpoints/b5.tar", True), ("somebody/model", "checkpoints/b5.tar", False)]
+    assert meta["provenance"]["licences"][0]["weights"] == "somebody/model/checkpoints/b5.tar"
 
 
 def test_what_is_of_no_use_is_refused(file, tmp_path):

@@ -25,7 +25,7 @@ from mammoclip_jax.weights.layouts.parts import (
     tower,
     write_linear,
 )
-from mammoclip_jax.weights.names.downstream import _check_published as check_published
+from mammoclip_jax.weights.names.downstream import check_published
 from mammoclip_jax.weights.naming import State, write
 
 PREPROCESSING = {"geometry": "stretch", "height": 1520, "width": 912, "intensity": "published", "bits": 8,

@@ -67,7 +67,7 @@ def write_classifier(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> d
         UserError: the published code has no such image encoder.
     """
     image = meta["config"]["model"]["image"]
-    _check_published(image, "nominal")
+    check_published(image, "nominal")
     head = variables["params"]["classification_head"]
     state = _encoder_state(variables, image, _ENCODER)
     return {"model": state | {leaf.key: to_torch(leaf, np.asarray(head[name])) for name, leaf in _HEAD_LEAVES.items()}}
@@ -106,7 +106,7 @@ def write_detector(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> dic
     """
     model = meta["config"]["model"]
     image, stages = model["image"], tuple(model["stages"])
-    _check_published(image, "detector")
+    check_published(image, "detector")
     if stages != _STAGES[image["variant"]]:
         raise UserError(f"the published detector takes the maps {_STAGES[image['variant']]} of {image['variant']}; "
                         f"config.model.stages is {stages}.")
@@ -166,7 +166,7 @@ def _check_all_known(state, prefixes, keys):
                         "Is it another model?")
 
 
-def _check_published(image, pads):
+def check_published(image, pads):
     if image["name"] != "efficientnet" or image.get("variant") not in _STAGES:
         raise UserError(f"the published code has the EfficientNets {' and '.join(_STAGES)} here; config.model.image is "
                         f"{dict(image)}.")
