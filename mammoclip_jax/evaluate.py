@@ -63,6 +63,9 @@ def main(argv) -> int:
     values = flags.FLAGS
     check_flags(values)
     model = inference.load(values.workdir or values.weights, batch_size=values.batch_size)
+    if model.kind != "dual_encoder":
+        raise UserError(f"{values.workdir or values.weights} is a {model.kind}; the evaluators here compare images with "
+                        "texts, and take a dual encoder. `predict` scores exams with it.")
     path = Path(values.workdir or values.out)
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
     config = values.config or model.config
