@@ -23,11 +23,11 @@ def run(tmp_path, monkeypatch):
     model.config = config
     folders = {str(tmp_path / "phantom"): FakeDataset(3),
                "/elsewhere/films": FakeDataset(1, split="train", name="films", real=True)}
-    monkeypatch.setattr(command.inference, "load", lambda path, batch_size: model)
     monkeypatch.setattr(command.Dataset, "open", lambda folder: folders[folder])
 
-    def call(**flags):
-        given = {"workdir": str(tmp_path), "config": None, "dataset": [], "evaluators": [], "split": "", "out": "",
+    def call(model=model, **flags):
+        monkeypatch.setattr(command.inference, "load", lambda path, batch_size: model)
+        given = {"workdir": str(tmp_path), "weights": "", "config": None, "dataset": [], "evaluators": [], "split": "", "out": "",
                  "batch_size": 8, "json": str(tmp_path / "figures.json")}
         monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**given | flags))
         assert command.main([]) == 0
@@ -59,3 +59,25 @@ def test_a_checkpoint_inside_a_run_finds_the_runs_folder(run, tmp_path):
 def test_an_unknown_evaluator_is_explained(run):
     with pytest.raises(UserError, match="Did you mean 'retrieval'"):
         run(evaluators=["retreival"])
+
+
+def test_weights_without_a_run_are_evaluated_where_one_says(run, tmp_path):
+    figures = run(workdir="", weights="models/b5", dataset=["/elsewhere/films"], evaluators=["zero_shot"],
+                  split="train", out=str(tmp_path / "there"))
+    assert set(figures["protocol"]) == {"films/zero_shot"} and (tmp_path / "there" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"workdir": ""}, "either --workdir=RUN or --weights"),
+    ({"weights": "b"}, "either --workdir=RUN or --weights"),
+    ({"workdir": "", "weights": "b"}, "give --dataset, --evaluators, --out"),
+    ({"workdir": "", "weights": "b", "dataset": ["c"], "out": "d"}, "give --evaluators[.]"),
+])
+def test_one_model_and_what_no_config_says(run, given, message):
+    with pytest.raises(UserError, match=message):
+        run(**given)
+
+
+def test_a_model_without_texts_is_refused(run):
+    with pytest.raises(UserError, match="is a classifier; .* take a dual encoder"):
+        run(model=SimpleNamespace(kind="classifier", config=defaults()))
