@@ -6,7 +6,7 @@
 
 Without --dataset the folders of the run's config are used, without --evaluators those of config.evaluate. A
 report.html and all tables go to --out, by default the folder `evaluation` of the workdir. --weights names a model
-folder, a published file or a model on the hub instead of a run; it needs --dataset, --evaluators and --out.
+folder, a published file or a model on the hub instead of a run; it needs --dataset, --out, and --evaluators or --config.
 """
 
 import shlex
@@ -52,7 +52,8 @@ def check_flags(values) -> None:
     """Raises UserError unless there is one model, and for one without a run also what its config would say."""
     if bool(values.workdir) == bool(values.weights):
         raise UserError("say which model: either --workdir=RUN or --weights=FOLDER, FILE or hub name.")
-    lacking = [name for name in ("dataset", "evaluators", "out") if not getattr(values, name)]
+    lacking = [name for name in ("dataset", "evaluators", "out")
+               if not getattr(values, name) and not (name == "evaluators" and values.config)]
     if values.weights and lacking:
         raise UserError(f"--weights has no run whose config says the rest: give --{', --'.join(lacking)}.")
 

@@ -67,6 +67,14 @@ def test_weights_without_a_run_are_evaluated_where_one_says(run, tmp_path):
     assert set(figures["protocol"]) == {"films/zero_shot"} and (tmp_path / "there" / "report.html").is_file()
 
 
+def test_a_config_says_how_weights_are_evaluated(run, tmp_path):
+    config = defaults()
+    config.evaluate.evaluators.saliency = {"resamples": 5, "gallery": 1}
+    figures = run(workdir="", weights="models/b5", config=config, dataset=[str(tmp_path / "phantom")],
+                  out=str(tmp_path / "there"))
+    assert set(figures["protocol"]) == {"phantom/saliency"}
+
+
 @pytest.mark.parametrize("given, message", [
     ({"workdir": ""}, "either --workdir=RUN or --weights"),
     ({"weights": "b"}, "either --workdir=RUN or --weights"),
