@@ -1,5 +1,6 @@
 """Eight simulated CPU devices and a compilation cache for all tests; the paths of real data, where it is."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -24,3 +25,11 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data is not at {path}")
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """After each file: together they would take more memory maps than a Linux process may have (65,530)."""
+    yield
+    jax.clear_caches()
+    gc.collect()
