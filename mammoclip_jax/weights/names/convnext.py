@@ -7,8 +7,7 @@ from typing import Any
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.convnext import VARIANTS, Variant
-from mammoclip_jax.weights.names.efficientnet import Shapes
-from mammoclip_jax.weights.names.resnet import check_config, depths
+from mammoclip_jax.weights.names.shapes import Shapes, check_config, depths
 from mammoclip_jax.weights.naming import Leaf, Naming
 
 _STEM = "embeddings/patch_embeddings"

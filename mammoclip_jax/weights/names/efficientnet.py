@@ -9,9 +9,8 @@ from typing import Any
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.efficientnet import STAGES, VARIANTS, block_name, block_specs, outer_channels, pads
+from mammoclip_jax.weights.names.shapes import Shapes
 from mammoclip_jax.weights.naming import KINDS, Leaf, Naming
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 # The published stages in the words of transformers' config.json.
 _STAGES = dict(zip(("num_block_repeats", "kernel_sizes", "strides", "expand_ratios", "in_channels", "out_channels"),

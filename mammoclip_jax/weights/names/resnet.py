@@ -2,31 +2,15 @@
 
 import functools
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.resnet import VARIANTS, ResNet, Variant
-from mammoclip_jax.weights.names.efficientnet import Shapes
+from mammoclip_jax.weights.names.shapes import Shapes, check_config, depths
 from mammoclip_jax.weights.naming import KINDS, Leaf, Naming
 
 _SMOOTHED = ("resnetaa", "resnetblur")      # timm's with a filter without parameters before each stride
-
-
-def depths(shapes: Shapes, block: str) -> tuple[int, ...]:
-    """Blocks of each stage; the expression `block` finds keys of a block, its stage and its number there."""
-    found = {(int(match[1]), int(match[2])) for key in shapes if (match := re.match(block, key))}
-    return tuple(Counter(stage for stage, _ in sorted(found)).values())
-
-
-def check_config(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raises UserError if config.json says something else than `expected`; what it does not say is not checked."""
-    for key, value in expected.items():
-        found = config.get(key, value)
-        if (list(found) if isinstance(found, tuple) else found) != value:
-            raise UserError(f"config.json has {key} {found}; the network here has {value} with this file's arrays: it "
-                            "is another architecture, or the config of another file.")
 
 
 def _leaf(path: str, outer: Mapping[str, str], inner: Mapping[str, str], block: Callable[[int, int], str]) -> Leaf:

@@ -11,10 +11,10 @@ from typing import Any
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.swin import VARIANTS, Swin, Variant
-from mammoclip_jax.weights.names.efficientnet import Shapes
-from mammoclip_jax.weights.names.resnet import check_config, depths
+from mammoclip_jax.weights.names.shapes import Shapes, check_config, depths, shape_of
 from mammoclip_jax.weights.naming import Leaf, Naming
 
+_WHAT = "Swin of transformers"
 _PROJECTION = "embeddings/patch_embeddings/projection/kernel"
 _TABLE = "encoder.layers.{}.blocks.0.attention.self.relative_position_bias_table"
 # What the Swin here always has; those without it are refused, as are SwinV2 and Donut's Swin by their type.
@@ -35,11 +35,11 @@ def _options(shapes: Shapes, config: Mapping[str, Any] | None) -> dict:
     Raises:
         UserError: the file holds no Swin, one with other patches or windows, or the config is of another network.
     """
-    if _shape(shapes, HUGGINGFACE.stem)[2:] != (4, 4):
+    if shape_of(shapes, HUGGINGFACE.stem, _WHAT)[2:] != (4, 4):
         raise UserError(f"{HUGGINGFACE.stem} has the shape {shapes[HUGGINGFACE.stem]}: the Swin here has patches of "
                         "4 x 4 pixels, [width, channels, 4, 4].")
     counts = depths(shapes, r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
-    tables = [_shape(shapes, _TABLE.format(i)) for i in range(max(len(counts), 1))]
+    tables = [shape_of(shapes, _TABLE.format(i), _WHAT) for i in range(max(len(counts), 1))]
     found = Variant(shapes[HUGGINGFACE.stem][0], counts, tuple(table[-1] for table in tables))
     window = _window(tables[0][0])
     config = config or {}
@@ -57,12 +57,6 @@ def _window(rows: int) -> int:
         raise UserError(f"{_TABLE.format(0)} has {rows} rows; a square window of w x w tokens has (2 w - 1)^2, as in "
                         "169 of 7 x 7.")
     return (side + 1) // 2
-
-
-def _shape(shapes, key):
-    if key not in shapes:
-        raise UserError(f"the file has no {key}: it holds no Swin of transformers, or another part of it.")
-    return shapes[key]
 
 
 # The index of relative positions follows from the window: files from before version 5 have it, later ones do not.

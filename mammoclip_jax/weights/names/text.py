@@ -4,6 +4,7 @@ Ours are named after theirs: dots turned into slashes, list numbers joined to th
 sizes come from the shapes and the rest is what the published models have.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -11,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.bert import BertConfig
 from mammoclip_jax.models.clip_text import ClipTextConfig
 from mammoclip_jax.models.gpt2 import Gpt2Config
 from mammoclip_jax.models.modernbert import ModernBertConfig
+from mammoclip_jax.weights.names.shapes import Shapes, shape_of
 from mammoclip_jax.weights.naming import Leaf, Naming, State
 
-Shapes = Mapping[str, tuple[int, ...]]
 HfConfig = Mapping[str, Any] | None
+_shape = functools.partial(shape_of, what="text encoder of this kind")
 
 _MINILM = 384       # width of MiniLM, whose 12 heads are 32 wide; all others of BERT's kind have heads of 64
 _BIOMEDLM = 2560    # width of BioMedLM: 20 heads of 128, and scores divided by the layer's number
@@ -54,12 +55,6 @@ def _options(config: Any) -> dict:
     """The fields that differ from the defaults, and the vocabulary."""
     return {f.name: getattr(config, f.name) for f in fields(config)
             if f.name == "vocab_size" or getattr(config, f.name) != f.default}
-
-
-def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
-    if key not in shapes:
-        raise UserError(f"the file has no {key}: it holds no text encoder of this kind, or another part of it.")
-    return shapes[key]
 
 
 def _count(shapes: Iterable[str], prefix: str) -> int:

@@ -19,10 +19,10 @@ import numpy as np
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.vit import DINOV2, VIT, Variant, VisionTransformer, dinov2, vit
+from mammoclip_jax.weights.names.shapes import Shapes, shape_of
 from mammoclip_jax.weights.naming import Leaf, Naming
 
-Shapes = Mapping[str, tuple[int, ...]]
-
+_shape = functools.partial(shape_of, what="vision transformer of this kind")
 _STEM, _POSITIONS, _REGISTERS = (
     f"embeddings/{name}" for name in ("patch_embeddings/projection", "position_embeddings", "register_tokens"))
 _FUSED = ("query", "key", "value")      # in the order of a fused kernel's rows
@@ -90,12 +90,6 @@ def _is_gated(names, shapes, block):
     """Gate and value are one kernel, with twice as many rows as the next has columns; timm names both kinds alike."""
     rows, columns = (f"{block}{names.inner.get(f'mlp/weights_{way}')}.weight" for way in ("in", "out"))
     return rows in shapes and shapes[rows][0] == 2 * _shape(shapes, columns)[1]
-
-
-def _shape(shapes, key):
-    if key not in shapes:
-        raise UserError(f"the file has no {key}: it holds no vision transformer of this kind, or another part of it.")
-    return shapes[key]
 
 
 def _options(build: Callable[..., VisionTransformer], variants: Mapping[str, Variant], found: Mapping) -> dict:
