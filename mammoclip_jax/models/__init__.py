@@ -51,14 +51,14 @@ def classifier(config):
     """The `heads.Classifier` of `config.model`: an image encoder and a linear head."""
     from mammoclip_jax.models import heads
 
-    return heads.from_options(_plain(config))
+    return heads.from_options(_plain(config), image_encoder)
 
 
 def detector(config):
     """The `retinanet.RetinaNet` of `config.model`: an image encoder, a feature pyramid and two subnets."""
     from mammoclip_jax.models import retinanet
 
-    return retinanet.from_options(_plain(config))
+    return retinanet.from_options(_plain(config), image_encoder)
 
 
 def image_encoder(options, dtype=jnp.float32):

@@ -1,6 +1,6 @@
 """A linear classification head on an image encoder."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
@@ -47,10 +46,11 @@ class Classifier(nn.Module):
         return pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32)), stages
 
 
-def from_options(options: Mapping[str, Any]) -> Classifier:
+def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Module]) -> Classifier:
     """The classifier of {"image": options of an image encoder, "labels": names, "activation", "dtype"}.
 
-    Other fields of `config.model` are those of a dual encoder, and are not looked at.
+    Other fields of `config.model` are those of a dual encoder, and are not looked at. `image_encoder` makes the encoder
+    of options and a dtype (`models.image_encoder`).
 
     Raises:
         UserError: a field is missing, there is no label, or the activation is not in `ACTIVATIONS`.
@@ -60,7 +60,7 @@ def from_options(options: Mapping[str, Any]) -> Classifier:
     if activation not in ACTIVATIONS:
         raise UserError(f"config.model.activation is {activation!r}.{suggestion(str(activation), ACTIVATIONS)} "
                         f"It may be {' or '.join(ACTIVATIONS)}.")
-    return Classifier(models.image_encoder(options["image"], jnp.dtype(options["dtype"])), len(labels))
+    return Classifier(image_encoder(options["image"], jnp.dtype(options["dtype"])), len(labels))
 
 
 def labels_of(options: Mapping[str, Any], needed: Iterable[str], what: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ Boxes are (left, top, right, bottom) in pixels of the network's input.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +15,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.heads import labels_of
 from mammoclip_jax.names import suggestion
@@ -206,10 +205,11 @@ class RetinaNet(nn.Module):
         return strides
 
 
-def from_options(options: Mapping[str, Any]) -> RetinaNet:
+def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Module]) -> RetinaNet:
     """The detector of {"image": options of an image encoder, "stages": three names, "labels": names, "dtype"}.
 
-    Other fields of `config.model` are those of a dual encoder, and are not looked at.
+    Other fields of `config.model` are those of a dual encoder, and are not looked at. `image_encoder` makes the encoder
+    of options and a dtype (`models.image_encoder`).
 
     Raises:
         UserError: a field is missing, or the stages are not three.
@@ -220,4 +220,4 @@ def from_options(options: Mapping[str, Any]) -> RetinaNet:
         raise UserError(f"config.model.stages is {stages}: it must name three stages of the image encoder, "
                         "of strides that are multiples of 8, 16 and 32.")
     dtype = jnp.dtype(options["dtype"])
-    return RetinaNet(models.image_encoder(options["image"], dtype), stages, len(labels), dtype=dtype)
+    return RetinaNet(image_encoder(options["image"], dtype), stages, len(labels), dtype=dtype)
