@@ -21,6 +21,12 @@ def defaults() -> ConfigDict:
         "name": "",                         # what the run is called in the report
         "seed": 0,
         "mesh": {"data": -1, "fsdp": 1, "space": 1},   # devices along each axis; -1 takes what is left
+        # How the training state lies on the mesh (training/mesh.py: state_shardings).
+        "sharding": {
+            "state": "replicated",          # "zero1": optimiser's state over the axis fsdp; "fsdp": parameters too
+            "min_size": 2**18,              # elements; smaller arrays are replicated
+            "rules": (),                    # (regular expression on parameter paths, axis of each dimension), ...
+        },
         "cpu_devices": 1,                   # devices that a CPU host is split into; one a core keeps all cores busy
         "compilation_cache": "~/.cache/mammoclip_jax/xla",   # "" switches it off
 
@@ -58,7 +64,6 @@ def defaults() -> ConfigDict:
             "pooling_token": placeholder(int),   # id of the token that the poolings "eot" and "sep" look for
             "frozen": (),                   # towers (image, text) that stay as they are; their projections are trained
             "lora": {},                # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
-            "image_micro_batches": 1,       # parts that the images of a step are encoded in, to save memory
             "logit_scale": 1 / 0.07,
             "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
         },
@@ -69,6 +74,9 @@ def defaults() -> ConfigDict:
         "train": {
             "steps": 1000,
             "batch_size": 8,                # breasts, over all devices
+            # Parts that the images and texts of a step are encoded in, to save memory (training/towers.py). Negatives
+            # are counted over the whole batch; batch statistics are those of a part.
+            "micro_batches": {"image": 1, "text": 1},
             "lr": 5e-5,
             "warmup_steps": 100,
             "weight_decay": 1e-4,

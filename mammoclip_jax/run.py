@@ -14,7 +14,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import host, inference, losses, models, provenance
+from mammoclip_jax import host, inference, provenance
 from mammoclip_jax.data import pipeline
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
@@ -30,14 +30,8 @@ from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.prepare import prepare
 from mammoclip_jax.source import open_weights
 from mammoclip_jax.training import loop
-from mammoclip_jax.training.mesh import check_batch_size, make_mesh
-from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
-from mammoclip_jax.training.step import (
-    init_state,
-    init_variables,
-    make_gradient_fn,
-    make_train_step,
-)
+from mammoclip_jax.trainer import make_trainer
+from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.writer import read_metrics
 from mammoclip_jax.weights import warm_start
 
@@ -59,7 +53,6 @@ def pretrain(config, workdir) -> dict:
     workdir.mkdir(parents=True, exist_ok=True)
     host.configure(config)
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.train.batch_size, mesh)
     datasets = open_datasets(config, workdir)
     tokenize = load_tokenizer(config, workdir, datasets)
     meta = {
@@ -70,10 +63,11 @@ def pretrain(config, workdir) -> dict:
     }
     (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
     iterator = train_iterator(config, datasets, tokenize)
-    state, step_fn = build_training(config, tokenize.vocab_size, meta["preprocessing"], mesh,
-                                    start=lambda fresh: start_variables(fresh, config, workdir, meta))
+    trainer = make_trainer(config, tokenize.vocab_size, meta["preprocessing"], mesh)
+    state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
+    logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
     curve = Curve(config, datasets, meta, mesh)
-    outcome = loop.fit(step_fn, state, iterator, mesh=mesh, config=config, workdir=workdir, meta=meta,
+    outcome = loop.fit(trainer, state, iterator, config=config, workdir=workdir, meta=meta,
                        evaluate=curve if config.evaluate.curve_evaluators else None)
     model = inference.load(workdir, batch_size=config.evaluate.batch_size)
     results, page = final_evaluation(model, datasets, config, workdir)
@@ -185,25 +179,6 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     if jax.process_index() == 0:
         note.write_text(json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
     return variables
-
-
-def build_training(config, vocab_size: int, preprocessing: dict, mesh, start=lambda fresh: fresh):
-    """(initial TrainState, step function) of a config; prints the table of parameters.
-
-    `start` may change the freshly initialised variables.
-    """
-    model = models.build(config.model, vocab_size)
-    preprocess = inference.preprocess_options(config)
-    image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
-    init_key, state_key = jax.random.split(jax.random.key(config.seed))
-    initialise = jax.jit(lambda key: init_variables(model, key, image_shape, config.data.text_length))
-    abstract = jax.eval_shape(initialise, init_key)["params"]
-    frozen = frozen_parameters(config.train, abstract, config.model.frozen)
-    optimizer = make_optimizer(config.train, abstract, config.model.frozen)
-    state = init_state(start(initialise(init_key)), optimizer, state_key, config.train)
-    logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
-    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, frozen)
-    return state, make_train_step(gradient_fn, optimizer, config.train)
 
 
 class Curve:

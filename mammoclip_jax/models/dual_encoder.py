@@ -49,9 +49,6 @@ class DualEncoder(nn.Module):
         pooling_token: id of the token that the poolings "eot" and "sep" look for.
         frozen: towers, "image" or "text", that training leaves as they are: they run in evaluation mode (running
             statistics, no dropout) and no gradient enters them. Their projections are trained.
-        image_micro_batches: parts that the images of a training step are encoded in, one after the other, each
-            computed again in the backward pass: memory falls by that factor, and batch statistics are those of a
-            part. Negatives are still counted over the whole batch.
         logit_scale: initial value of the factor on cosines, 1/0.07 in CLIP; the parameter is its logarithm.
     """
 
@@ -62,7 +59,6 @@ class DualEncoder(nn.Module):
     pooling: str = "eos"
     pooling_token: int | None = None
     frozen: tuple[str, ...] = ()
-    image_micro_batches: int = 1
     logit_scale: float = 1 / 0.07
 
     def setup(self):
@@ -99,10 +95,7 @@ class DualEncoder(nn.Module):
         breasts, views = image.shape[:2]
         texts = ids.shape[1]
         images = image.reshape(-1, *image.shape[2:])
-        if train and self.image_micro_batches > 1:
-            image_vectors, stages = self._encode_in_parts(images), {}
-        else:
-            image_vectors, stages = self.encode_image(images, train=train)
+        image_vectors, stages = self.encode_image(images, train=train)
         text_vectors, states = self.encode_text(
             ids.reshape(-1, ids.shape[2]), mask.reshape(-1, mask.shape[2]), train=train)
         return Embeddings(
@@ -112,21 +105,6 @@ class DualEncoder(nn.Module):
             image_stages=stages,
             text_states=states,
         )
-
-    def _encode_in_parts(self, images: Float[Array, "N H W C"]) -> Float[Array, "N D"]:
-        parts = self.image_micro_batches
-        if len(images) % parts:
-            raise UserError(f"{len(images)} images do not split into config.model.image_micro_batches={parts} parts")
-
-        def encode(module, carry, part):
-            return carry, module.encode_image(part, train=True)[0]
-
-        # Image i goes to part i % parts, so that a batch sharded by its rows keeps every part spread over all devices.
-        stacked = images.reshape(-1, parts, *images.shape[1:]).swapaxes(0, 1)
-        scan = nn.scan(nn.remat(encode, prevent_cse=False), variable_broadcast="params", variable_carry="batch_stats",
-                       split_rngs={"params": False, "dropout": True})
-        _, vectors = scan(self, None, stacked)
-        return vectors.swapaxes(0, 1).reshape(len(images), -1)
 
 
 def _unit(x):

@@ -173,7 +173,10 @@ class AdaptedModel:
         if not (train and self.dropout):
             return self.model.apply({**variables, "params": merge(base, adapters, self.alpha)}, *args, train=train,
                                     **kwargs)
-        with adapted(adapters, self.alpha, self.dropout):
+        if "method" in kwargs:      # of one tower: the other's adapters stay idle
+            tower = kwargs["method"].removeprefix("encode_")
+            adapters = {name: tree for name, tree in adapters.items() if name.startswith(f"{tower}_")}
+        with adapted(adapters, self.alpha, self.dropout) if adapters else contextlib.nullcontext():
             return self.model.apply({**variables, "params": base}, *args, train=train, **kwargs)
 
 

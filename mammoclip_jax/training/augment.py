@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 
 class Preprocess(NamedTuple):
@@ -29,21 +29,38 @@ class Preprocess(NamedTuple):
     brightness: float = 0.0
 
 
-def train_images(batch, key, options: Preprocess) -> Float[Array, "B V H W C"]:
-    """Flipped as the batch says, then varied at random, then normalised."""
-    image = to_unit(batch["image"])
-    flip_horizontal, flip_vertical = (batch[f"flip_{axis}"][:, None, None, None] for axis in ("horizontal", "vertical"))
-    image = jnp.where(flip_horizontal, image[..., ::-1], image)
-    image = jnp.where(flip_vertical, image[..., ::-1, :], image)
+class Draws(NamedTuple):
+    """What varies the N images of a batch: drawn at once, so that it does not depend on micro-batches."""
+
+    flip_horizontal: Bool[Array, "N"]
+    flip_vertical: Bool[Array, "N"]
+    matrix: Float[Array, "N 2 3"]       # see `random_affine`
+    gain: Float[Array, "N"]
+    lift: Float[Array, "N"]
+
+
+def draw(batch, key, options: Preprocess) -> Draws:
+    """For the images of a `Batch`, breast by breast; flips are those that the batch says."""
+    breasts, views, height, width = batch["image"].shape
+    n = breasts * views
     affine_key, intensity_key = jax.random.split(key)
-    flat = image.reshape(-1, *image.shape[2:])
+    gain, lift = jax.random.uniform(intensity_key, (2, n), minval=-1.0)
+    flips = (jnp.repeat(batch[f"flip_{axis}"], views) for axis in ("horizontal", "vertical"))
+    return Draws(*flips, random_affine(affine_key, (n, height, width), options),
+                 options.contrast * gain, options.brightness * lift)
+
+
+def train_images(image: Shaped[Array, "N H W"], draws: Draws, options: Preprocess) -> Float[Array, "N H W C"]:
+    """Flipped, then varied as drawn, then normalised."""
+    image = to_unit(image)
+    image = jnp.where(draws.flip_horizontal[:, None, None], image[..., ::-1], image)
+    image = jnp.where(draws.flip_vertical[:, None, None], image[:, ::-1], image)
     if options.affine_probability > 0:
-        matrices = random_affine(affine_key, flat.shape, options)
-        flat = jax.vmap(warp)(flat, matrices)
+        image = jax.vmap(warp)(image, draws.matrix)
     if options.contrast or options.brightness:
-        gain, lift = jax.random.uniform(intensity_key, (2, flat.shape[0], 1, 1), minval=-1.0)
-        flat = jnp.clip(flat * (1 + options.contrast * gain) + options.brightness * lift * (flat > 0), 0, 1)
-    return normalise(flat, options).reshape(*image.shape, options.channels)
+        gain, lift = draws.gain[:, None, None], draws.lift[:, None, None]
+        image = jnp.clip(image * (1 + gain) + lift * (image > 0), 0, 1)
+    return normalise(image, options)
 
 
 def eval_images(image: Shaped[Array, "N H W"], options: Preprocess) -> Float[Array, "N H W C"]:

@@ -13,7 +13,7 @@ import jax
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import checkpoint
-from mammoclip_jax.training.mesh import put_batch, replicated
+from mammoclip_jax.training.mesh import put_batch
 from mammoclip_jax.training.writer import MetricWriter, Progress
 
 
@@ -27,11 +27,10 @@ class Outcome(NamedTuple):
 
 
 def fit(
-    step_fn: Callable,
+    trainer,
     state,
     iterator,
     *,
-    mesh,
     config,
     workdir,
     meta: dict,
@@ -40,7 +39,8 @@ def fit(
     """Trains to `config.steps`, from the newest checkpoint in `workdir` if there is one.
 
     Args:
-        step_fn: `(state, batch) -> (state, metrics)`, not yet jitted.
+        trainer: a `trainer.Trainer`: the step and the mesh.
+        state: on the mesh, as `trainer.init` makes it.
         iterator: a checkpointable Grain iterator of this process's `Batch`es.
         config: the whole config; `config.train` rules the loop.
         meta: JSON to keep in every checkpoint.
@@ -53,7 +53,6 @@ def fit(
     train = config.train
     images_per_step = train.batch_size * config.data.views
     main_process = jax.process_index() == 0
-    state = jax.device_put(state, replicated(mesh))
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(checkpoint.open_manager(workdir, keep=train.keep_checkpoints))
         restored = checkpoint.restore(manager, state, iterator)
@@ -64,19 +63,18 @@ def fit(
         writer = MetricWriter(workdir, resumed_step=first, active=main_process)
         stack.callback(writer.close)
         stop = stack.enter_context(_StopRequest())
-        stack.enter_context(jax.set_mesh(mesh))
+        stack.enter_context(jax.set_mesh(trainer.mesh))
         progress = Progress(train.steps, first, images_per_step, active=main_process)
-        step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(jax.tree.map(lambda x: x.sharding, state), None))
         compiled, pending, last = None, None, {}
         for step in range(first + 1, train.steps + 1):
             waited = time.monotonic()
             host_batch = next(iterator)
             progress.waited_for_data(time.monotonic() - waited)
-            batch = put_batch(host_batch, mesh)
+            batch = put_batch(host_batch, trainer.mesh, config.model.image.get("rows"))
             if compiled is None:
                 # Compiled once, ahead: another shape later is an error, never a silent recompilation.
                 with progress.pause():
-                    compiled = step_fn.lower(state, batch).compile()
+                    compiled = trainer.jitted().lower(state, batch).compile()
             state, metrics = compiled(state, batch)
             # The step before is fetched only now, so that the device never waits for the host.
             if pending:

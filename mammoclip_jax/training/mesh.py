@@ -1,12 +1,17 @@
-"""The device mesh, and the one rule that keeps gradients right on it."""
+"""The device mesh: who holds which rows of a batch and which part of the state, and the rule that keeps gradients right."""
+
+import re
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import lookup
+from mammoclip_jax.training.optimizer import slash_name
 
 AXES = ("data", "fsdp", "space")
+STATES = ("replicated", "zero1", "fsdp")
 
 
 def make_mesh(shape, devices=None) -> jax.sharding.Mesh:
@@ -35,18 +40,99 @@ def batch_sharding(mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def batch_shardings(batch, mesh, rows: str | None = None) -> dict[str, NamedSharding]:
+    """Of each array of a `Batch`: `batch_sharding`, or, with `rows`, the rows of the images over that mesh axis too.
+
+    Then breasts are split over the other axes alone; texts, which have no rows, are on every device of the axis.
+    """
+    if rows is None:
+        return dict.fromkeys(batch, batch_sharding(mesh))
+    others = tuple(axis for axis in AXES if axis != rows)
+    shardings = dict.fromkeys(batch, NamedSharding(mesh, PartitionSpec(others)))
+    return shardings | {"image": NamedSharding(mesh, PartitionSpec(others, None, rows))}
+
+
 def replicated(mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh) -> None:
-    """Raises UserError unless the global batch splits evenly over the devices (same reason as `batch_sharding`)."""
-    if batch_size < 1 or batch_size % mesh.size:
-        raise UserError(f"config.train.batch_size={batch_size} does not split evenly over {mesh.size} devices: "
-                        f"choose a multiple of {mesh.size}.")
+def check_batch_size(config, mesh) -> None:
+    """Raises UserError unless every (micro-)batch of a config splits evenly over the devices (`batch_sharding`)."""
+    batch, rows = config.train.batch_size, config.model.image.get("rows")
+    devices = mesh.size // (mesh.shape[rows] if rows else 1)
+    if batch < 1 or batch % devices:
+        raise UserError(f"config.train.batch_size={batch} does not split evenly over {devices} devices: "
+                        f"choose a multiple of {devices}.")
+    for tower, each in (("image", config.data.views), ("text", config.data.texts)):
+        parts = config.train.micro_batches[tower]
+        if parts < 1 or batch * each % (parts * devices):
+            raise UserError(f"config.train.micro_batches.{tower}={parts} does not split {batch} breasts with {each} "
+                            f"{tower}s evenly over {devices} devices: {batch * each} must be a multiple of "
+                            f"{parts} * {devices}.")
 
 
-def put_batch(batch, mesh):
-    """This process's part of a batch -> global arrays on the mesh, rows split by `batch_sharding`."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), dict(batch))
+def put_batch(batch, mesh, rows: str | None = None):
+    """This process's part of a batch -> global arrays on the mesh, split by `batch_shardings`."""
+    shardings = batch_shardings(batch, mesh, rows)
+    return {name: jax.make_array_from_process_local_data(shardings[name], np.asarray(x)) for name, x in batch.items()}
+
+
+def state_shardings(state, mesh, config):
+    """A tree like the (abstract) TrainState: on which devices each of its arrays lies.
+
+    Args:
+        config: `config.sharding`. `state` is "replicated", "zero1" (the optimiser's state and the average over the
+            axis fsdp, as ZeRO stage 1; arXiv:1910.02054) or "fsdp" (parameters too). Of an array with `min_size`
+            elements or more the largest dimension that the axis divides is split; others are replicated. `rules` is a
+            list of (regular expression on the parameter's path, axis of the mesh for each dimension or None); the
+            first that matches wins, for a parameter and for what the optimiser keeps of it.
+
+    Raises:
+        UserError: a rule matches nothing, or does not fit an array.
+    """
+    lookup(dict.fromkeys(STATES, True), config.state, "config.sharding.state")
+    paths = {slash_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
+    for rule, _ in config.rules:
+        if not any(re.match(rule, path) for path in paths):
+            raise UserError(f"config.sharding.rules: no parameter path matches {rule!r}; the parameter table at the "
+                            "start of the log lists all paths.")
+    specs = {path: _spec(path, shape, mesh, config) for path, shape in paths.items()}
+
+    def of_parameter(path, x):
+        name = slash_name(path)
+        return NamedSharding(mesh, specs[name] if config.state == "fsdp" or _ruled(name, config) else PartitionSpec())
+
+    def of_copy(path, x):
+        """Moments and averages stand under the path of their parameter."""
+        parts = slash_name(path).split("/")
+        for start in range(len(parts)):
+            name = "/".join(parts[start:])
+            if paths.get(name) == x.shape and (config.state != "replicated" or _ruled(name, config)):
+                return NamedSharding(mesh, specs[name])
+        return replicated(mesh)
+
+    everywhere = jax.tree.map(lambda _: replicated(mesh), state)
+    return everywhere._replace(
+        params=jax.tree_util.tree_map_with_path(of_parameter, state.params),
+        opt_state=jax.tree_util.tree_map_with_path(of_copy, state.opt_state),
+        ema=jax.tree_util.tree_map_with_path(of_copy, state.ema))
+
+
+def _ruled(path, config):
+    return any(re.match(rule, path) for rule, _ in config.rules)
+
+
+def _spec(path, shape, mesh, config) -> PartitionSpec:
+    for rule, axes in config.rules:
+        if re.match(rule, path):
+            spec = PartitionSpec(*axes)
+            if len(axes) > len(shape) or any(axis and n % mesh.shape[axis] for n, axis in zip(shape, axes)):
+                raise UserError(f"config.sharding.rules: {tuple(axes)} does not split {path} of shape {shape} evenly "
+                                f"on the mesh {dict(mesh.shape)}.")
+            return spec
+    size = mesh.shape["fsdp"]
+    divisible = [i for i, n in enumerate(shape) if n % size == 0]
+    if size == 1 or np.prod(shape) < config.min_size or not divisible:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda i: shape[i])
+    return PartitionSpec(*(None,) * largest, "fsdp")

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mammoclip_jax.training import augment
+from mammoclip_jax.training import augment, towers
 from mammoclip_jax.types import TrainState
 
 
@@ -28,8 +28,8 @@ def init_state(variables, optimizer, key, config) -> TrainState:
     )
 
 
-def make_gradient_fn(model, losses, preprocess, mesh, frozen=None):
-    """`(TrainState, Batch) -> (loss, metrics, batch_stats, gradients)` over the global batch.
+def make_gradient_fn(model, losses, preprocess, mesh, config, frozen=None):
+    """`(TrainState, Batch) -> (loss, metrics, batch_stats, gradients)` over the global batch; `config` is config.train.
 
     Where `frozen`, a tree like the parameters (`optimizer.frozen_parameters`), is True, no gradient is computed: it is
     zero. Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
@@ -37,16 +37,17 @@ def make_gradient_fn(model, losses, preprocess, mesh, frozen=None):
 
     def gradient_fn(state, batch):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        image = augment.train_images(batch, augment_key, preprocess)
+        draws = augment.draw(batch, augment_key, preprocess)
 
         def loss_fn(params):
             if frozen is not None:
                 params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
-            embeddings, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats}, image, batch["token_ids"], batch["token_mask"],
-                train=True, rngs={"dropout": dropout_key}, mutable=["batch_stats"])
+            embeddings, batch_stats = towers.embed(
+                model, {"params": params, "batch_stats": state.batch_stats}, batch,
+                lambda image, drawn: augment.train_images(image, drawn, preprocess), draws, dropout_key,
+                config.micro_batches)
             loss, metrics = total_loss(losses, embeddings, batch, mesh, state.step)
-            return loss, (metrics, updated.get("batch_stats", {}))
+            return loss, (metrics, batch_stats)
 
         (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return loss, metrics, batch_stats, gradients

@@ -1,0 +1,90 @@
+"""What a config trains: its model, the state and the step, as shapes and as programs."""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mammoclip_jax import inference, losses, models
+from mammoclip_jax.training import mesh as meshes
+from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
+from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+from mammoclip_jax.types import Batch, TrainState
+
+
+class Trainer(NamedTuple):
+    """One training program on one mesh. `state` and `batch` are shapes, dtypes and shardings; no array exists yet."""
+
+    model: Any                  # DualEncoder, or one with adapters
+    mesh: jax.sharding.Mesh
+    state: TrainState           # of jax.ShapeDtypeStruct
+    batch: Batch                # of jax.ShapeDtypeStruct: the global batch
+    step: Callable              # (TrainState, Batch) -> (TrainState, metrics), not yet jitted
+    gradient: Callable          # (TrainState, Batch) -> (loss, metrics, batch_stats, gradients), not yet jitted
+    init: Callable              # (start=lambda variables: variables) -> TrainState on the mesh
+
+    def jitted(self):
+        """The step as a program that reuses the state's memory."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.state)
+        return jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
+    """The Trainer of a config.
+
+    Args:
+        vocab_size: of the tokenizer.
+        preprocessing: of the data set (`dataset.json`); height, width and bits count here.
+        mesh: may be of devices that are not there (ahead-of-time compilation); then `init` cannot be called.
+
+    Raises:
+        UserError: an unknown part or option, a batch that does not split over the mesh, a rule without parameters.
+    """
+    meshes.check_batch_size(config, mesh)
+    model = models.build(config.model, vocab_size)
+    preprocess = inference.preprocess_options(config)
+    image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
+    init_key, state_key = jax.random.split(jax.random.key(config.seed))
+
+    def variables():
+        return init_variables(model, init_key, image_shape, config.data.text_length)
+
+    abstract = jax.eval_shape(variables)
+    frozen = frozen_parameters(config.train, abstract["params"], config.model.frozen)
+    optimizer = make_optimizer(config.train, abstract["params"], config.model.frozen)
+
+    def fresh_state(variables):
+        return init_state(variables, optimizer, state_key, config.train)
+
+    state = jax.eval_shape(fresh_state, abstract)
+    shardings = meshes.state_shardings(state, mesh, config.sharding)
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+    def init(start=lambda variables: variables) -> TrainState:
+        """The state before the first step; `start` may change the fresh variables (a warm start)."""
+        return jax.jit(fresh_state, out_shardings=shardings)(start(jax.jit(variables)()))
+
+    gradient = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, config.train, frozen)
+    return Trainer(model, mesh, state, abstract_batch(config, preprocessing, mesh),
+                   make_train_step(gradient, optimizer, config.train), gradient, init)
+
+
+def abstract_batch(config, preprocessing: dict, mesh) -> Batch:
+    """The shapes, dtypes and shardings of a config's global training batch."""
+    breasts, views, texts, length = (
+        config.train.batch_size, config.data.views, config.data.texts, config.data.text_length)
+    pixel = np.uint8 if preprocessing["bits"] == 8 else np.uint16
+    shapes = {
+        "image": ((breasts, views, preprocessing["height"], preprocessing["width"]), pixel),
+        "record": ((breasts, views), np.int32),
+        "source": ((breasts,), np.int32),
+        "token_ids": ((breasts, texts, length), np.int32),
+        "token_mask": ((breasts, texts, length), bool),
+        "flip_horizontal": ((breasts,), bool),
+        "flip_vertical": ((breasts,), bool),
+        "mask": ((breasts,), bool),
+    }
+    shardings = meshes.batch_shardings(shapes, mesh, config.model.image.get("rows"))
+    return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=shardings[name])
+            for name, (shape, dtype) in shapes.items()}
