@@ -30,9 +30,10 @@ def get_config():
     config.data.flip_vertical = 0.5
     config.augment.update(affine_probability=0.5, rotate=20.0, translate=0.1, scale=(0.8, 1.2), shear=20.0)
 
-    config.model.image.update(name="efficientnet", variant="b5")
-    config.model.text.update(
-        name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072)
+    # Where memory or a TPU asks for it (docs/compile.md): remat, scan and lanes change no result.
+    config.model.image.update(name="efficientnet", variant="b5", remat="none", scan=False, lanes=False)
+    config.model.text.update(name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+                             intermediate_size=3072, remat="none")
     config.model.dim = 512
     config.warm_start.image = dict(weights="")
     config.warm_start.text = dict(weights="")

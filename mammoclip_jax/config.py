@@ -63,8 +63,10 @@ def defaults() -> ConfigDict:
             "pooling": "eos",               # of the token states, a name in models.pooling.POOLINGS
             "pooling_token": placeholder(int),   # id of the token that the poolings "eot" and "sep" look for
             "frozen": (),                   # towers (image, text) that stay as they are; their projections are trained
+            "cached_text": False,           # run a frozen text tower once, before training, over all training texts
             "lora": {},                # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
             "logit_scale": 1 / 0.07,
+            "logit_bias": placeholder(float),    # initial, for the sigmoid loss (-10 in SigLIP, with a logit_scale of 10)
             "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
         },
         # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from
@@ -90,6 +92,8 @@ def defaults() -> ConfigDict:
             "eval_every": 0,                # steps; 0: only at the end
             "checkpoint_every": 500,
             "keep_checkpoints": 2,
+            "watchdog_seconds": 1800.0,     # without a step done, after which the run ends itself; 0: never
+            "profile_steps": (),            # the first and last step to trace; see training/profile.py
         },
         "evaluate": {
             "folders": (),                  # names of data.folders; () takes all that have the split
@@ -112,6 +116,14 @@ def defaults() -> ConfigDict:
     return config
 
 
+def complete(config) -> ConfigDict:
+    """A config, or the sections of one that a model folder holds, with the defaults of all other fields."""
+    whole = defaults()
+    with whole.unlocked():
+        whole.update(ConfigDict(config))
+    return whole
+
+
 def check(config: ConfigDict) -> None:
     """Raises UserError when the config cannot describe a run."""
     if not config.data.folders:
@@ -121,3 +133,7 @@ def check(config: ConfigDict) -> None:
     if not config.train.warmup_steps < config.train.steps:
         raise UserError(f"config.train.warmup_steps={config.train.warmup_steps} must be below "
                         f"config.train.steps={config.train.steps}.")
+    traced = config.train.profile_steps
+    if traced and (len(traced) != 2 or not 1 <= traced[0] <= traced[1]):
+        raise UserError(f"config.train.profile_steps={tuple(traced)} must be the first and the last step to trace, "
+                        "or () for none.")

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from ml_collections import ConfigDict
 
 from mammoclip_jax import host, models
-from mammoclip_jax.config import defaults
+from mammoclip_jax.config import complete
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
@@ -56,20 +55,6 @@ def load(name, *, batch_size: int | None = None) -> "Model | Classifier":
     return KINDS[kind](variables, meta, meta["step"], batch_size=batch_size)
 
 
-def complete(config) -> ConfigDict:
-    """A config, or the sections of one that a model folder holds, with the defaults of all other fields."""
-    whole = defaults()
-    with whole.unlocked():
-        whole.update(ConfigDict(config))
-    return whole
-
-
-def preprocess_options(config) -> augment.Preprocess:
-    """`config.image` and `config.augment` as one named tuple."""
-    fields = dict(config.image) | dict(config.augment)
-    return augment.Preprocess(**fields | {"scale": tuple(fields["scale"])})
-
-
 class ImageModel:
     """What all models share: preprocessed images in batches through the image encoder, and maps over them.
 
@@ -90,7 +75,7 @@ class ImageModel:
         batch_size = batch_size or min(max(PIXELS // (height * width), 1), 32)
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._module = self._build(meta)
-        self._options = preprocess_options(self.config)
+        self._options = augment.preprocess_options(self.config)
         self.set_variables(variables, step)
         image = jax.ShapeDtypeStruct((1, height, width, self._options.channels), jnp.float32)
         self._grids = self._module.image_encoder.stage_grids(height, width)

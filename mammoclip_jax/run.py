@@ -1,5 +1,10 @@
-"""The whole pretraining job of a config: data, model, training, evaluation, report."""
+"""The whole pretraining job of a config: data, model, training, evaluation, report.
 
+Of several processes all train; process 0 alone prepares data, writes and evaluates, on its own devices, while the
+others wait. Evaluation on the way should therefore be cheap; the `evaluate` command does the rest.
+"""
+
+import contextlib
 import dataclasses
 import json
 import logging
@@ -14,13 +19,14 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import host, inference, provenance
+from mammoclip_jax import cached_text, host, inference, provenance
 from mammoclip_jax.data import pipeline
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.data.text import tokenizer
+from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import report
 from mammoclip_jax.evaluation.display import text_table
@@ -29,19 +35,24 @@ from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.prepare import prepare
 from mammoclip_jax.source import open_weights
-from mammoclip_jax.training import loop
+from mammoclip_jax.training import goodput, loop
 from mammoclip_jax.trainer import make_trainer
-from mammoclip_jax.training.mesh import make_mesh
+from mammoclip_jax.training.mesh import make_mesh, process_rows, replicated
+from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
 from mammoclip_jax.weights import warm_start
 
 
-def pretrain(config, workdir) -> dict:
+def pretrain(config, workdir, *, before: float = 0.0) -> dict:
     """Runs the job to its end, going on from what `workdir` holds.
 
+    Args:
+        before: seconds that this process has spent before, on imports; they count as startup in the goodput ledger.
+
     Returns:
-        step, loss, images_per_second, data_wait_share, seconds, metrics {name: {value, low, high, n}}, protocol,
-        report (a path).
+        step, loss, images_per_second, data_wait_share, seconds, and in process 0 metrics {name: {value, low, high,
+        n}}, protocol, report (a path), goodput (productive share of the time of all attempts), ledger (that time by
+        kind).
 
     Raises:
         UserError: the config or the data are wrong.
@@ -49,38 +60,57 @@ def pretrain(config, workdir) -> dict:
     """
     started = time.monotonic()
     config_module.check(config)
+    if config.model.cached_text:
+        cached_text.check(config)
+    host.configure(config)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    host.configure(config)
+    host.share_workdir(workdir)
+    before += time.monotonic() - started
+    with contextlib.closing(goodput.Ledger(workdir, active=host.is_main(), before=before)) as ledger:
+        figures = train_and_evaluate(config, workdir, ledger)
+        summary = ledger.summary()
+    if summary:
+        logging.info("%s", goodput.sentence(summary))
+        figures |= {"goodput": summary.pop("goodput"), "ledger": summary}
+    return figures | {"seconds": time.monotonic() - started}
+
+
+def train_and_evaluate(config, workdir, ledger) -> dict:
+    """The figures of `pretrain` but the seconds and the goodput; `ledger` is told what the time goes into."""
     mesh = make_mesh(config.mesh)
-    datasets = open_datasets(config, workdir)
-    tokenize = load_tokenizer(config, workdir, datasets)
+    host.meet(mesh)
+    with host.main_first("data"):
+        datasets = open_datasets(config, workdir)
+        tokenize = load_tokenizer(config, workdir, datasets)
     meta = {
         "config": json.loads(config.to_json_best_effort()),
         "tokenizer": tokenize.to_json(),
         "preprocessing": common_preprocessing(datasets),
         "provenance": provenance.collect(datasets),
     }
-    (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
-    iterator = train_iterator(config, datasets, tokenize)
+    if host.is_main():
+        (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
     trainer = make_trainer(config, tokenize.vocab_size, meta["preprocessing"], mesh)
+    iterator = train_iterator(config, datasets, tokenize, mesh, workdir)
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
+    if config.model.cached_text:
+        cached_text.prepare(config, trainer, state, datasets, tokenize, workdir)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
-    curve = Curve(config, datasets, meta, mesh)
+    evaluation = Evaluation(config, datasets, meta, mesh)
     outcome = loop.fit(trainer, state, iterator, config=config, workdir=workdir, meta=meta,
-                       evaluate=curve if config.evaluate.curve_evaluators else None)
-    model = inference.load(workdir, batch_size=config.evaluate.batch_size)
-    results, page = final_evaluation(model, datasets, config, workdir)
-    print(text_table(results))
-    print(f"report: {page}")
-    figures = {"step": int(outcome.state.step), "seconds": time.monotonic() - started, "report": str(page)}
-    return figures | outcome.metrics | to_json(results)
+                       evaluate=evaluation.on_the_way if config.evaluate.curve_evaluators else None,
+                       ledger=ledger)
+    figures = {"step": int(outcome.state.step)} | outcome.metrics
+    ledger.turn_to("evaluation")
+    return figures | evaluation.at_the_end(outcome.state, workdir)
 
 
 def open_datasets(config, workdir) -> dict[str, Dataset]:
     """The dataset folders of `config.data.folders`, made first where the config says how (phantom, prepare).
 
-    `{workdir}` in a path stands for the run's folder.
+    Only process 0 makes them, and has to come first (`host.main_first`). `{workdir}` in a path stands for the run's
+    folder.
     """
     def placed(options):
         return {key: value.format(workdir=workdir) if isinstance(value, str) else value
@@ -88,9 +118,9 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
 
     datasets = {}
     for name, folder in placed(config.data.folders).items():
-        if name in config.data.phantom:
+        if name in config.data.phantom and host.is_main():
             make_phantom(**placed(config.data.phantom[name]))
-        if name in config.data.prepare:
+        if name in config.data.prepare and host.is_main():
             options = placed(config.data.prepare[name])
             started = time.monotonic()
             source, root = options.pop("source"), options.pop("root")
@@ -139,16 +169,16 @@ def common_preprocessing(datasets) -> dict:
     return wanted
 
 
-def train_iterator(config, datasets, tokenize):
-    """This process's checkpointable Grain iterator of training batches."""
+def train_iterator(config, datasets, tokenize, mesh, workdir):
+    """This process's checkpointable iterator of its devices' parts of the training batches."""
     data = config.data
+    rows = process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
     return pipeline.train_iterator(
-        list(datasets.values()), tokenize, split="train", batch_size=config.train.batch_size // jax.process_count(),
+        list(datasets.values()), tokenize, split="train", batch_size=config.train.batch_size, rows=rows,
         views=data.views, texts=data.texts, text_length=data.text_length, seed=config.seed,
-        process_index=jax.process_index(), process_count=jax.process_count(),
         flip_horizontal=data.flip_horizontal, flip_vertical=data.flip_vertical,
         shuffle_sentences=data.shuffle_sentences, read_threads=data.read_threads,
-        text=pipeline.TextOptions(**{name: data[name] for name in pipeline.TextOptions._fields}))
+        text=pipeline.text_options(data), features=TextFeatures(workdir) if config.model.cached_text else None)
 
 
 def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:
@@ -172,32 +202,59 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         return fresh
     if not options:
         return fresh
-    variables, started = warm_start.start(fresh, options, open_weights)
+    with host.main_first("warm start"):     # what comes from the hub is fetched once
+        variables, started = warm_start.start(fresh, options, open_weights)
     for line in started.differences(meta):
         logging.warning("%s", line)
     meta["provenance"] |= started.provenance
-    if jax.process_index() == 0:
+    if host.is_main():
         note.write_text(json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
     return variables
 
 
-class Curve:
-    """Called with a state on the way: the cheap evaluators on the split for curves, as {name: value}."""
+class Evaluation:
+    """What a state is worth, found out by process 0 on its own devices; every process has to call."""
 
     def __init__(self, config, datasets, meta, mesh):
-        self.config, self.datasets, self.meta, self.mesh = config, datasets, meta, mesh
+        self.config, self.datasets, self.meta = config, datasets, meta
+        self.gather = jax.jit(lambda variables: variables, out_shardings=replicated(mesh))
+        self.mesh = make_mesh({"data": -1}, jax.local_devices())
         self.model = None
 
-    def __call__(self, state) -> dict[str, float]:
-        variables = {"params": state.ema or state.params, "batch_stats": state.batch_stats}
-        step = int(state.step)
-        if self.model is None:
-            self.model = inference.Model(variables, self.meta, step, mesh=self.mesh,
-                                         batch_size=self.config.evaluate.batch_size)
-        self.model.set_variables(variables, step)
-        evaluation = self.config.evaluate
-        return scalars(evaluate(self.model, chosen(self.datasets, evaluation), evaluation.curve_evaluators,
-                                split=evaluation.curve_split))
+    def on_the_way(self, state) -> dict[str, float]:
+        """The cheap evaluators on the split for curves, as {name: value}; {} in other processes."""
+        settings = self.config.evaluate
+
+        def curve(model):
+            return scalars(evaluate(model, chosen(self.datasets, settings), settings.curve_evaluators,
+                                    split=settings.curve_split))
+
+        return self._in_main(curve, state)
+
+    def at_the_end(self, state, workdir) -> dict:
+        """All evaluators and the report: metrics, protocol and report (its path); {} in other processes."""
+        def whole(model):
+            results, page = final_evaluation(model, self.datasets, self.config, workdir)
+            print(text_table(results))
+            print(f"report: {page}")
+            return {"report": str(page)} | to_json(results)
+
+        return self._in_main(whole, state)
+
+    def _in_main(self, function, state) -> dict:
+        variables, step = {"params": state.ema or state.params, "batch_stats": state.batch_stats}, int(state.step)
+        if jax.process_count() > 1:
+            variables = jax.device_get(self.gather(variables))      # whole, and of no other process's devices
+        found = {}
+        if host.is_main():
+            with jax.set_mesh(self.mesh):
+                if self.model is None:
+                    self.model = inference.Model(variables, self.meta, step, mesh=self.mesh,
+                                                 batch_size=self.config.evaluate.batch_size)
+                self.model.set_variables(variables, step)
+                found = function(self.model)
+        barrier("evaluation")
+        return found
 
 
 def final_evaluation(model, datasets, config, workdir):

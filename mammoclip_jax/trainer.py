@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mammoclip_jax import inference, losses, models
-from mammoclip_jax.training import mesh as meshes
+from mammoclip_jax import losses, models
+from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
 from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
 from mammoclip_jax.types import Batch, TrainState
@@ -43,7 +43,7 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
     """
     meshes.check_batch_size(config, mesh)
     model = models.build(config.model, vocab_size)
-    preprocess = inference.preprocess_options(config)
+    preprocess = augment.preprocess_options(config)
     image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
 
@@ -66,12 +66,13 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         return jax.jit(fresh_state, out_shardings=shardings)(start(jax.jit(variables)()))
 
     gradient = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, config.train, frozen)
-    return Trainer(model, mesh, state, abstract_batch(config, preprocessing, mesh),
+    text_width = abstract["params"]["text_projection"]["dense"]["kernel"].shape[0]
+    return Trainer(model, mesh, state, abstract_batch(config, preprocessing, mesh, text_width),
                    make_train_step(gradient, optimizer, config.train), gradient, init)
 
 
-def abstract_batch(config, preprocessing: dict, mesh) -> Batch:
-    """The shapes, dtypes and shardings of a config's global training batch."""
+def abstract_batch(config, preprocessing: dict, mesh, text_width: int) -> Batch:
+    """The shapes, dtypes and shardings of a config's global training batch; texts are pooled to `text_width` numbers."""
     breasts, views, texts, length = (
         config.train.batch_size, config.data.views, config.data.texts, config.data.text_length)
     pixel = np.uint8 if preprocessing["bits"] == 8 else np.uint16
@@ -85,6 +86,8 @@ def abstract_batch(config, preprocessing: dict, mesh) -> Batch:
         "flip_vertical": ((breasts,), bool),
         "mask": ((breasts,), bool),
     }
+    if config.model.cached_text:
+        shapes["text_features"] = ((breasts, texts, text_width), np.float32)
     shardings = meshes.batch_shardings(shapes, mesh, config.model.image.get("rows"))
     return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=shardings[name])
             for name, (shape, dtype) in shapes.items()}

@@ -20,6 +20,7 @@ class Batch(TypedDict, total=False):
     source: Int[Array, "B"]                   # int32 position of the data set in config.data.train
     token_ids: Int[Array, "B T L"]            # int32, padded with the tokenizer's pad id
     token_mask: Bool[Array, "B T L"]          # True for real tokens, special ones included
+    text_features: Float[Array, "B T C"]      # float32, pooled states; only with config.model.cached_text
     flip_horizontal: Bool[Array, "B"]         # to do on the device; the texts' laterality words are already swapped
     flip_vertical: Bool[Array, "B"]           # to do on the device; only set where no text names a position
     mask: Bool[Array, "B"]                    # False for rows that only fill up the batch: they never count
@@ -33,6 +34,7 @@ class Embeddings(NamedTuple):
     logit_scale: Float[Array, ""]             # multiplies cosines: exp of the parameter, after the clamp
     image_stages: Mapping[str, Array] = {}    # named stage maps [B*V h w c], where asked for
     text_states: Any = None                   # token states [B*T L c], where asked for
+    logit_bias: Float[Array, ""] | None = None    # added to the logits of the sigmoid loss, where the model has one
 
 
 class TrainState(NamedTuple):

@@ -1,15 +1,18 @@
 """The benchmark command on tiny images: every mode gives its rows; no figure is judged here."""
 
+import csv
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from mammoclip_jax import benchmark
-from mammoclip_jax.benchmarks import timing
+from mammoclip_jax.benchmarks import plot, timing
 from mammoclip_jax.benchmarks.prepare import straightforward
 from mammoclip_jax.errors import UserError
 
@@ -35,7 +38,7 @@ def test_a_mode_compares_each_codec_with_png(images, mode):
     ratio = {"codecs": "decode_ratio", "input": "ratio"}[mode]
     assert all(row[ratio] > 0 for row in rows)
     assert [row[ratio] for row in rows if "cv2" in row["codec"]] == [1.0, 1.0]
-    assert len(benchmark.table(rows).splitlines()) == len(rows) + 1
+    assert len(benchmark.table(rows).splitlines()) == len(rows) + 2
 
 
 @pytest.mark.slow
@@ -66,3 +69,102 @@ def test_wrong_input_is_said(tmp_path):
         benchmark.benchmark("speed")
     with pytest.raises(UserError, match="no image"):
         benchmark.benchmark("codecs", str(tmp_path))
+
+
+TINY = Path(__file__).parent / "configs" / "tiny.py"
+
+
+def command(*arguments, **environment):
+    """What the command prints for the tiny config."""
+    done = subprocess.run([sys.executable, "-m", "mammoclip_jax.benchmark", f"--config={TINY}", *arguments],
+                          capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_on_more_and_more_devices(tmp_path):
+    shown = command("--mode=step", "--images=2", "--height=64", "--width=48", "--steps=3", "--warm_up=1",
+                    "--devices=1,2", "--text_lengths=9,5", "--vocab_size=600",
+                    "--config.train.micro_batches.image=2", f"--json={tmp_path}/figures.json",
+                    f"--csv={tmp_path}/rows.csv", f"--plot={tmp_path}/rows.png")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    one, two = figures["rows"]
+    assert (one["devices"], one["images"]) == (1, 2) and (two["devices"], two["images"]) == (2, 4)
+    assert two["model_gflops"] == pytest.approx(2 * one["model_gflops"], rel=1e-3)
+    for row in (one, two):
+        assert row["work"] == "pretrain" and row["device_kind"] == "cpu" and row["mfu"] is None
+        assert row["p10"] <= row["seconds"] <= row["p90"]
+        rate = row["images"] / row["seconds"] / row["devices"]
+        assert row["images_per_second_per_device"] == pytest.approx(rate, rel=1e-2)
+        assert row["compiled_gflops"] > 0 and row["compiled_gbytes"] > 0 and 0 < row["peak_gib"] < 8
+        assert row["peak_of"].startswith("process since") and row["compile_seconds"] > 0
+        assert row["micro_batches"] == "2/1"
+        assert row["data_wait_share"] is None and row["malloc"].startswith("glibc.malloc.hugetlb=1")
+    assert figures["images_per_second"] == two["images_per_second"] and figures["versions"]["jax"]
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert [row["devices"] for row in rows] == ["1", "2"] and rows[0].keys() == one.keys()
+    assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    assert "share its cores" in shown and f"again: {figures['command']}" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["input", "end_to_end"])
+def test_real_data_are_waited_for(tmp_path, mode):
+    command(f"--mode={mode}", "--steps=2", "--warm_up=1", f"--workdir={tmp_path}/run",
+            f"--json={tmp_path}/figures.json")
+    (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert (row["work"], row["images"], row["height"], row["width"]) == (mode, 8, 64, 48)
+    if mode == "end_to_end":
+        assert 0 <= row["data_wait_share"] <= 1 and row["model_gflops"] > 0
+    else:
+        assert row["data_wait_share"] is None and row["model_gflops"] is None and row["images_per_second"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+def test_the_image_tower_is_compared_with_pytorch(tmp_path):
+    pytest.importorskip("efficientnet_pytorch")
+    shown = command("--against=torch", "--work=image_tower", "--images=2", "--height=64", "--width=48", "--steps=2",
+                    "--warm_up=1", "--peers=tuned", "--config.image.channels=3", "--config.model.image.width=0.5",
+                    f"--json={tmp_path}/figures.json", OMP_WAIT_POLICY="PASSIVE")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    ours, tuned = figures["rows"]
+    assert (ours["side"], tuned["side"]) == ("jax", "tuned") and ours["parameters"] == tuned["parameters"]
+    assert figures["time_ratio"] == {"tuned": tuned["time_ratio"]} and tuned["time_ratio"] > 0
+    assert figures["memory_ratio"] == {"tuned": tuned["memory_ratio"]} and figures["images_per_second"] > 0
+    assert "parameters: " in shown
+
+
+def test_rows_are_added_to_a_csv_file_with_the_same_columns(tmp_path):
+    path = tmp_path / "rows.csv"
+    for name in ("a", "b"):
+        benchmark.write_csv(path, [{"name": name, "seconds": 1.5}])
+    assert path.read_text().split() == ["name,seconds", "a,1.5", "b,1.5"]
+    with pytest.raises(UserError, match="rows.csv has other columns: name,seconds"):
+        benchmark.write_csv(path, [{"name": "c"}])
+
+
+def test_what_rows_have_in_common_stands_once_below_a_wide_table():
+    wide = [{"devices": devices, "mfu": None} | {f"column{i}": i for i in range(12)} for devices in (1, 2)]
+    lines = benchmark.table(wide).splitlines()
+    assert lines[:4] == ["| devices |", "| ------: |", "|       1 |", "|       2 |"]
+    assert lines[4:] == ["", *(f"column{i}: {i}" for i in range(12))]
+    assert "mfu" not in benchmark.table(wide)
+
+
+def test_a_plot_is_of_rates_or_of_sides(tmp_path):
+    for name, rows in (("devices", [{"devices": n, "images_per_second": 2.0 * n} for n in (1, 2)]),
+                       ("sides", [{"side": "jax", "seconds": 1.0}, {"side": "tuned", "seconds": 2.0}])):
+        plot.save(tmp_path / f"{name}.png", rows, "title")
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--mode=step"], "--mode=step measures the training of a config"),
+    (["--against=torch"], "--against measures the training of a config"),
+    ([], "give a --mode"),
+])
+def test_what_is_missing_is_said(arguments, message):
+    done = subprocess.run([sys.executable, "-m", "mammoclip_jax.benchmark", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr

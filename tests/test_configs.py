@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import inference, losses, models
+from mammoclip_jax import losses, models
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import augment
 from mammoclip_jax.training.optimizer import make_optimizer
 from mammoclip_jax.training.step import init_variables
 
@@ -46,7 +47,7 @@ def test_config_builds(path):
     assert f"--config=configs/{path.name}" in path.read_text(), "the comment on top gives the command"
     params = abstract_params(config, (1520, 912))
     make_optimizer(config.train, params)
-    assert losses.build(config.losses) and inference.preprocess_options(config)
+    assert losses.build(config.losses) and augment.preprocess_options(config)
 
 
 @pytest.mark.parametrize("name, image_tower, features", [

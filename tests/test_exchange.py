@@ -29,7 +29,7 @@ from test_source import (
 )
 
 from mammoclip_jax import inference, run, source
-from mammoclip_jax.config import defaults
+from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
 from mammoclip_jax.weights import __main__ as weights
@@ -76,7 +76,7 @@ def imported(place, name, **options):
 
 def own_run(workdir, model, **config):
     """A run that ended with the weights of `model`; its config is whole, and changed by `config`."""
-    whole = inference.complete(model.meta["config"])
+    whole = complete(model.meta["config"])
     with whole.unlocked():
         whole.model.update(config)
     meta = {key: value for key, value in model.meta.items() if key not in ("kind", "step")}

@@ -83,7 +83,7 @@ def test_map_equals_its_formula_with_finite_differences(model, meta, variables, 
         module = models.build(meta["config"]["model"] | {"dtype": "float64"},
                               tokenizer.Tokenize.from_json(meta["tokenizer"]).vocab_size)
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
-        pixels = np.asarray(augment.eval_images(images[:1], inference.preprocess_options(model.config)), np.float64)
+        pixels = np.asarray(augment.eval_images(images[:1], augment.preprocess_options(model.config)), np.float64)
 
         @jax.jit
         def score(offset):
@@ -151,7 +151,7 @@ def small():
 
 def features_of(classifier, images):
     """What its head sees."""
-    pixels = augment.eval_images(images, inference.preprocess_options(classifier.config))
+    pixels = augment.eval_images(images, augment.preprocess_options(classifier.config))
     module = models.classifier(classifier.config.model)
     features = jax.jit(lambda variables, x: module.apply(variables, x, method="features")[0])
     return np.asarray(features(classifier._variables, pixels), np.float64)
@@ -195,7 +195,7 @@ def test_a_label_or_its_weights_give_the_same_map(classifier, small):
 
 def test_the_map_of_a_label_is_its_weights_on_the_last_stage(classifier, small):
     """CAM (Zhou et al. 2016, arXiv:1512.04150), since pooling is a mean there."""
-    pixels = augment.eval_images(small, inference.preprocess_options(classifier.config))
+    pixels = augment.eval_images(small, augment.preprocess_options(classifier.config))
     module = models.classifier(classifier.config.model)
     maps = np.asarray(jax.jit(module.apply)(classifier._variables, pixels)[1]["head"], np.float64)
     grid = module.image_encoder.stage_grids(published.HEIGHT, published.WIDTH)["head"]

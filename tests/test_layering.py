@@ -43,7 +43,7 @@ def test_imports_point_down(path):
             assert top not in ("jax", "flax", "optax", "orbax"), f"{path} imports {name}"
         if name.startswith("flax.linen") or name == "flax":
             assert folder == "models", f"{path} imports {name}"
-        assert top not in ("tensorflow", "torch"), f"{path} imports {name}"
+        assert top not in ("tensorflow", "torch") or path.name == "torch_peer.py", f"{path} imports {name}"
 
 
 def test_modules_stay_short():

@@ -80,6 +80,8 @@ def test_the_whole_job_leaves_what_it_promises(whole):
     figures = json.loads((whole / "figures.json").read_text())
     assert figures["step"] == STEPS and np.isfinite(figures["loss"]) and figures["images_per_second"] > 0
     assert 0 <= figures["data_wait_share"] <= 1
+    assert 0 < figures["goodput"] < 1 and figures["ledger"]["attempts"] == 1
+    assert sum(figures["ledger"]["seconds"].values()) == pytest.approx(figures["ledger"]["wall"])
     assert {"phantom/zero_shot/mass/auroc", "phantom/saliency/mass/pointing_game"} <= set(figures["metrics"])
     assert Path(figures["report"]).stat().st_size > 10_000
     losses, rows = losses_by_step(whole)
@@ -119,3 +121,15 @@ def test_a_damaged_newest_checkpoint_is_skipped(whole, tmp_path):
     output = finish(start(workdir, data=whole))
     assert "cannot be read" in output and "resumed at step 9" in output
     assert_same_bits(final_variables(whole), final_variables(workdir))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path):
+    """In short what `python tests/kill_often.py --kills=200` does at length."""
+    figures = tmp_path / "kills.json"
+    done = subprocess.run([sys.executable, ROOT / "tests/kill_often.py", "--kills=6", "--seed=1", f"--json={figures}"],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(figures.read_text())
+    assert found["kills"] == sum(found["by_phase"].values()) == 6 and found["same_bits"]
+    assert 0 < found["goodput"] < 1 and 0.8 < found["accounted"] < 1.02

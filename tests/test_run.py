@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mammoclip_jax import models, run, source
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.trainer import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import card, torch_writer
@@ -92,8 +93,8 @@ def test_both_towers_of_a_model_folder_begin_the_run(imported, tmp_path, caplog)
     workdir.mkdir()
     config = config_from(SMALLER, parent={"weights": str(parent), "load": ("image_encoder/", "text_encoder/")})
     meta = meta_of(config)
-    state, _ = run.build_training(config, published.ROWS, PREPROCESSING, make_mesh({}, jax.devices()[:1]),
-                                  start=lambda fresh: run.start_variables(fresh, config, workdir, meta))
+    trainer = make_trainer(config, published.ROWS, PREPROCESSING | {"bits": 8}, make_mesh({}, jax.devices()[:1]))
+    state = trainer.init(lambda fresh: run.start_variables(fresh, config, workdir, meta))
     same_towers({"params": state.params, "batch_stats": state.batch_stats}, variables, "image_encoder", "text_encoder")
     assert state.params["image_projection"]["dense"]["kernel"].shape[1] == 8
     noted = json.loads((workdir / "warm_start.json").read_text())

@@ -16,9 +16,10 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mammoclip_jax import inference, source
-from mammoclip_jax.config import defaults
+from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import checksum
 from mammoclip_jax.weights import card, folder, names, torch_writer
 from mammoclip_jax.weights.layouts import downstream, mammo_clip
 from mammoclip_jax.weights.naming import abstract, write
@@ -118,6 +119,7 @@ def run_folder(workdir, variables, meta, step=5):
              "opt_state": {}, "ema": None, "key": np.zeros(2, np.uint32)}
     with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+    checksum.write(workdir / "checkpoints" / str(step))
     return workdir
 
 
@@ -363,5 +365,5 @@ def test_runs_checkpoints_folders_and_files_open_alike(file, tokenizer, tmp_path
 def test_a_config_of_the_published_code_needs_no_field_of_ours(file):
     """What the file does not say has our defaults when the model is built."""
     _, meta = source.open_weights(file)
-    whole = inference.complete(meta["config"])
+    whole = complete(meta["config"])
     assert whole.augment == defaults().augment and whole.image.mean == 0.25 and whole.model.pooling == "bos"

@@ -1,7 +1,13 @@
-"""One file a mode of `python -m mammoclip_jax.benchmark`; each has `run(sample, **options) -> Figures`."""
+"""What `python -m mammoclip_jax.benchmark` measures, and how.
+
+MODES compare functions on image files, one file a mode with `run(sample, **options) -> rows`. WORKS are what
+`programs.py` does for a config, by mode (`training.py`); `against.py` compares them with the settings PEERS of PyTorch.
+"""
 
 MODES = {
     "codecs": "mammoclip_jax.benchmarks.codecs",
     "input": "mammoclip_jax.benchmarks.input",
     "prepare": "mammoclip_jax.benchmarks.prepare",
 }
+WORKS = {"step": ("pretrain", "image_tower"), "input": ("input",), "end_to_end": ("end_to_end",)}
+PEERS = ("reference", "tuned", "compiled")

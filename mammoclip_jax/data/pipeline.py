@@ -2,8 +2,7 @@
 
 Sampling follows Mammo-CLIP (Ghosh et al., MICCAI 2024), with these repairs: exams of different dates are not merged,
 two texts are drawn without replacement, sentence shuffling works, empty texts are no positives, flips never contradict
-the text. What a step sees depends on the seed alone: not on threads, and, up to the order inside the global batch, not
-on the number of processes.
+the text. What a step sees, row by row, depends on the seed alone: not on threads, nor on the number of processes.
 """
 
 import json
@@ -19,6 +18,7 @@ import pandas as pd
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text import label_values, reports, templating
 from mammoclip_jax.data.text.augment_text import alternatives
+from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 
@@ -46,6 +46,11 @@ class TextOptions(NamedTuple):
 
 
 PAIRINGS = ("any", "sections")
+
+
+def text_options(data) -> TextOptions:
+    """The fields of that name in `config.data`."""
+    return TextOptions(**{name: data[name] for name in TextOptions._fields})
 
 
 class Breast(NamedTuple):
@@ -127,6 +132,17 @@ def _caption_fields(group: pd.DataFrame, text: TextOptions) -> tuple[tuple[int, 
     return tuple(found)
 
 
+def drawable_texts(datasets: Sequence[Dataset], split: str, *, text: TextOptions, mirrored: bool) -> set[str]:
+    """Every text that may be drawn where no captions are rendered and no sentences shuffled; with `mirrored`, what the
+    horizontal flip makes of it as well."""
+    found = {(breast.source, words) for breast in breasts(datasets, split, text=text).items for words in breast.texts}
+    if text.augmented:
+        variants = [alternatives(dataset.path) for dataset in datasets]
+        found |= {(source, other) for source, words in found for other in variants[source].get(words, ())}
+    texts = {words for _, words in found}
+    return texts | {reports.swap_laterality(words) for words in texts} if mirrored else texts
+
+
 def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Generator) -> list[int]:
     """Choose `count` images of a breast: first one of each view, then unused ones, and only then again the same.
 
@@ -166,6 +182,7 @@ class _Sample:
     augment: Augment
     text: TextOptions = TextOptions()
     variants: tuple[Mapping[str, tuple[str, ...]], ...] = ()     # by data set: text to its augmented texts
+    features: TextFeatures | None = None
 
     def __call__(self, breast: Breast, rng: np.random.Generator) -> dict[str, np.ndarray]:
         records = draw_views(breast.views, self.views, rng)
@@ -174,7 +191,8 @@ class _Sample:
         ids, mask = self.tokenizer.encode(texts, self.text_length)
         dataset = self.datasets[breast.source]
         images = {record: dataset.read(record) for record in dict.fromkeys(records)}
-        return {
+        cached = {"text_features": self.features.of(texts)} if self.features else {}
+        return cached | {
             "image": np.stack([images[record] for record in records]),
             "record": np.array(records, np.int32),
             "source": np.int32(breast.source),
@@ -237,8 +255,7 @@ def train_dataset(
     texts: int = 2,
     text_length: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     flip_horizontal: float = 0.5,
     flip_vertical: float = 0.5,
     shuffle_sentences: float = 0.0,
@@ -246,10 +263,14 @@ def train_dataset(
     weights: Sequence[float] | None = None,
     read_threads: int = 4,
     text: TextOptions = TextOptions(),
+    features: TextFeatures | None = None,
 ) -> grain.IterDataset:
-    """Endless shuffled batches; `batch_size` breasts for this process, all keys of Batch, mask True throughout.
+    """Endless shuffled batches of `batch_size` breasts over all processes; all keys of Batch (text_features where there
+    are `features` of all `drawable_texts`), mask True throughout.
 
-    Without `weights` every breast comes once an epoch, and no global batch holds a breast twice: the breasts left over
+    `rows` are the places in each batch that this process makes, in this order (None: all of them); what stands at a
+    place does not depend on who makes it.
+    Without `weights` every breast comes once an epoch, and no batch holds a breast twice: the breasts left over
     by the last batch of an epoch are dropped, others in each epoch. With `weights`, one a data set, the sets are
     drawn in these proportions, each in its own order. The flips and the shuffling are probabilities: see Augment.
     Images are decoded by `read_threads` threads (0: in the caller's), at most two batches ahead.
@@ -259,29 +280,68 @@ def train_dataset(
     if text.pairing not in PAIRINGS:
         raise UserError(f"pairing={text.pairing!r} must be one of {', '.join(PAIRINGS)}")
     items = breasts(datasets, split, other_views=other_views, text=text).items
-    global_batch = batch_size * process_count
     if weights is None:
-        stream = grain.MapDataset.source(items).seed(seed).shuffle()[:len(items) // global_batch * global_batch]
+        stream = grain.MapDataset.source(items).seed(seed).shuffle()[:len(items) // batch_size * batch_size]
         if not len(stream):
-            raise UserError(f"a batch of {global_batch} breasts needs more than the {len(items)} with images and text "
+            raise UserError(f"a batch of {batch_size} breasts needs more than the {len(items)} with images and text "
                             f"in split {split!r}: lower the batch size or add data sets")
         stream = stream.repeat()
     else:
         stream = _mixed(items, datasets, weights, seed)
     augment = Augment(flip_horizontal, flip_vertical, shuffle_sentences)
     variants = tuple(alternatives(dataset.path) for dataset in datasets) if text.augmented else ()
-    sample = _Sample(tuple(datasets), tokenizer, views, texts, text_length, augment, text, variants)
-    # The random numbers belong to the place in the global stream, so they precede the split by process.
-    stream = stream.random_map(sample)[process_index::process_count]
-    options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * batch_size if read_threads else 0)
+    sample = _Sample(tuple(datasets), tokenizer, views, texts, text_length, augment, text, variants, features)
+    rows = range(batch_size) if rows is None else rows
+    # The random numbers belong to the place in the whole stream, so they precede the split by process.
+    stream = grain.MapDataset.source(_Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
+    options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * len(rows) if read_threads else 0)
     # Batching comes after the threads: they share the work of one batch, and hold no more than two.
-    return stream.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
+    return stream.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
 
 
-def train_iterator(datasets: Sequence[Dataset], tokenizer: Tokenize, **options) -> grain.DatasetIterator:
-    """The iterator over `train_dataset` (same arguments): `get_state` and `set_state` resume exactly, and
-    `grain.checkpoint.CheckpointSave(iterator)` puts it into an Orbax checkpoint."""
-    return iter(train_dataset(datasets, tokenizer, **options))
+class _Part:
+    """The `rows` of every batch of a stream, one after the other."""
+
+    def __init__(self, stream: grain.MapDataset, batch_size: int, rows: tuple[int, ...]):
+        self._stream, self._batch_size, self._rows = stream, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._stream) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        batch, place = divmod(i, len(self._rows))
+        return self._stream[batch * self._batch_size + self._rows[place]]
+
+
+class BatchIterator(grain.DatasetIterator):
+    """The iterator over a `train_dataset`. Its state is {"batches": how many it has given}, read ahead or not: the same
+    in every process and for any number of them, so that a run may go on with more or fewer."""
+
+    def __init__(self, dataset: grain.IterDataset, rows: int):
+        self._parts, self._rows, self._given = iter(dataset), rows, 0
+        super().__init__(self._parts)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        part = next(self._parts)
+        self._given += 1
+        return part
+
+    def get_state(self) -> dict[str, int]:
+        return {"batches": self._given}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._given = int(state["batches"])
+        self._parts.set_state({"next_index": self._given * self._rows})
+
+    def close(self) -> None:
+        self._parts.close()
+
+
+def train_iterator(datasets: Sequence[Dataset], tokenizer: Tokenize, *, batch_size: int,
+                   rows: Sequence[int] | None = None, **options) -> BatchIterator:
+    """The iterator over `train_dataset` (same arguments): `get_state` and `set_state` resume exactly."""
+    dataset = train_dataset(datasets, tokenizer, batch_size=batch_size, rows=rows, **options)
+    return BatchIterator(dataset, batch_size if rows is None else len(rows))
 
 
 def _mixed(items: list[Breast], datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> grain.MapDataset:

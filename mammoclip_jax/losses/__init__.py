@@ -11,6 +11,7 @@ from mammoclip_jax.names import check_options, lookup
 LOSSES = {
     "clip": "contrastive.clip",
     "mammo_clip": "multiview.mammo_clip",
+    "sigmoid": "contrastive.sigmoid",
 }
 
 

@@ -42,6 +42,7 @@ def build(config, vocab_size: int):
     text = text_encoder(options.pop("text"), vocab_size, dtype)
     options["projection"] = dict(options["projection"])
     adapters = options.pop("lora", None)
+    options.pop("cached_text", None)        # how the model is trained, not what it is
     check_options(DualEncoder, options, "config.model")
     model = DualEncoder(image_encoder=image, text_encoder=text, **options)
     return lora.adapt(model, adapters) if adapters else model

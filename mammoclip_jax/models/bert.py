@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models.elementwise import Dropout, gelu
 from mammoclip_jax.names import check_choices, check_options
 
 ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
 }
@@ -124,7 +125,7 @@ class Embeddings(nn.Module):
         x = x + table(c.max_position_embeddings, "position_embeddings")(jnp.arange(ids.shape[1]))
         x = x + table(c.type_vocab_size, "token_type_embeddings")(jnp.zeros((), jnp.int32))
         x = nn.LayerNorm(c.layer_norm_eps, use_fast_variance=False, name="LayerNorm")(x).astype(self.dtype)
-        return nn.Dropout(c.hidden_dropout_prob, deterministic=not train)(x)
+        return Dropout(c.hidden_dropout_prob, deterministic=not train)(x)
 
 
 class Encoder(nn.Module):
@@ -191,7 +192,7 @@ class SelfAttention(nn.Module):
         scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) / width ** 0.5
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        weights = nn.Dropout(c.attention_probs_dropout_prob, deterministic=not train)(weights)
+        weights = Dropout(c.attention_probs_dropout_prob, deterministic=not train)(weights)
         return jnp.einsum("nhqk,nhkd->nhqd", weights, value).transpose(0, 2, 1, 3).reshape(x.shape)
 
 
@@ -218,7 +219,7 @@ class Output(nn.Module):
                  train: bool) -> Float[Array, "N L C"]:
         c = self.config
         x = _dense(c, c.hidden_size, self.dtype, "dense")(x)
-        x = nn.Dropout(c.hidden_dropout_prob, deterministic=not train)(x) + residual
+        x = Dropout(c.hidden_dropout_prob, deterministic=not train)(x) + residual
         return nn.LayerNorm(c.layer_norm_eps, use_fast_variance=False, name="LayerNorm")(x).astype(self.dtype)
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.bert import ACTIVATIONS as BERT_ACTIVATIONS
 from mammoclip_jax.models.bert import REMAT
+from mammoclip_jax.models.elementwise import Dropout
 from mammoclip_jax.models.layers import sigmoid
 from mammoclip_jax.names import check_choices, check_options
 
@@ -179,7 +180,7 @@ class Attention(nn.Module):
         visible = jnp.tri(x.shape[1], dtype=bool) & mask[:, None, None, :]
         scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        weights = nn.Dropout(c.attention_dropout, deterministic=not train)(weights)
+        weights = Dropout(c.attention_dropout, deterministic=not train)(weights)
         context = jnp.einsum("nhqk,nhkd->nhqd", weights, value).transpose(0, 2, 1, 3).reshape(x.shape)
         return _dense(c.hidden_size, self.dtype, "out_proj", c.hidden_size ** -0.5)(context)
 

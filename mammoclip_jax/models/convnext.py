@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.depthwise import depthwise_conv
+from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import GlobalPool, Stages, drop_path
 from mammoclip_jax.names import check_choices
 
@@ -85,7 +86,7 @@ class Layer(nn.Module):
         c = x.shape[-1]
         y = Depthwise(self.dtype, self.formulation, name="dwconv")(x)
         y = _norm(y, self.dtype, "layernorm")
-        y = nn.gelu(_dense(4 * c, self.dtype, "pwconv1")(y), approximate=False)
+        y = gelu(_dense(4 * c, self.dtype, "pwconv1")(y))
         y = _dense(c, self.dtype, "pwconv2")(y)
         scale = self.param("layer_scale_parameter", nn.initializers.constant(_LAYER_SCALE), (c,))
         y = y * scale.astype(y.dtype)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models.elementwise import Dropout, gelu
 from mammoclip_jax.models.pooling import pool
 from mammoclip_jax.types import Embeddings
 
@@ -36,8 +37,8 @@ class Projection(nn.Module):
         projected = nn.Dense(self.dim, use_bias=self.bias, name="dense")(x)
         if self.kind == "linear":
             return projected
-        hidden = nn.Dense(self.dim, name="hidden")(nn.gelu(projected, approximate=False))
-        hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+        hidden = nn.Dense(self.dim, name="hidden")(gelu(projected))
+        hidden = Dropout(self.dropout, not train)(hidden)
         return nn.LayerNorm(epsilon=1e-5, name="norm")(hidden + projected)
 
 
@@ -50,6 +51,7 @@ class DualEncoder(nn.Module):
         frozen: towers, "image" or "text", that training leaves as they are: they run in evaluation mode (running
             statistics, no dropout) and no gradient enters them. Their projections are trained.
         logit_scale: initial value of the factor on cosines, 1/0.07 in CLIP; the parameter is its logarithm.
+        logit_bias: initial value of what the sigmoid loss adds to the logits, -10 in SigLIP; None: no such parameter.
     """
 
     image_encoder: nn.Module
@@ -60,6 +62,7 @@ class DualEncoder(nn.Module):
     pooling_token: int | None = None
     frozen: tuple[str, ...] = ()
     logit_scale: float = 1 / 0.07
+    logit_bias: float | None = None
 
     def setup(self):
         for tower in self.frozen:
@@ -69,6 +72,9 @@ class DualEncoder(nn.Module):
         self.image_projection = Projection(dim=self.dim, **options)
         self.text_projection = Projection(dim=self.dim, **options)
         self.log_scale = self.param("logit_scale", lambda _: jnp.float32(math.log(self.logit_scale)))
+        self.bias = None
+        if self.logit_bias is not None:
+            self.bias = self.param("logit_bias", lambda _: jnp.float32(self.logit_bias))
 
     def encode_image(
         self, image: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
@@ -83,11 +89,22 @@ class DualEncoder(nn.Module):
         self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool = False
     ) -> tuple[Float[Array, "N D"], Float[Array, "N L c"]]:
         """Unit vectors and the token states; the one way of texts in training, evaluation and export."""
+        pooled, states = self.pool_text(ids, mask, train=train)
+        return self.project_text(pooled, train=train), states
+
+    def pool_text(
+        self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool = False
+    ) -> tuple[Float[Array, "N c"], Float[Array, "N L c"]]:
+        """What is projected, in float32, and the token states."""
         frozen = "text" in self.frozen
         states = self.text_encoder(ids, mask, train=train and not frozen)
         states = jax.lax.stop_gradient(states) if train and frozen else states
         pooled = pool(states, ids, mask, self.pooling, self.pooling_token)
-        return _unit(self.text_projection(pooled.astype(jnp.float32), train)), states
+        return pooled.astype(jnp.float32), states
+
+    def project_text(self, pooled: Float[Array, "N c"], *, train: bool = False) -> Float[Array, "N D"]:
+        """Unit vectors of what `pool_text` gave, now or long ago (config.model.cached_text)."""
+        return _unit(self.text_projection(pooled, train))
 
     def __call__(
         self, image: Float[Array, "B V H W C"], ids: Int[Array, "B T L"], mask: Bool[Array, "B T L"], *, train: bool
@@ -104,6 +121,7 @@ class DualEncoder(nn.Module):
             logit_scale=jnp.exp(self.log_scale),
             image_stages=stages,
             text_states=states,
+            logit_bias=self.bias,
         )
 
 

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import packed
 from mammoclip_jax.models.depthwise import Pads
+from mammoclip_jax.models.elementwise import Dropout
 from mammoclip_jax.models.layers import (
-    POOLING, BatchNorm, Conv, Depthwise, GlobalPool, Pointwise, SqueezeExcite, Stages, drop_path)
+    POOLING, BatchNorm, Conv, Depthwise, GlobalPool, Place, Pointwise, SqueezeExcite, Stages, drop_path)
 from mammoclip_jax.names import check_choices
 
 
@@ -54,7 +56,9 @@ STAGES = (
 _STEM = (3, 2)  # kernel size and stride
 
 PADS = ("nominal", "detector", "symmetric", "same")
-REMAT = ("none", "block", "conv")
+REMAT = ("none", "block", "expand", "conv")
+# Names of what is kept (layers.py). Expansions are half of what convolutions make, and cheap to make again.
+_POLICIES = {"block": ("moments",), "expand": ("moments", "conv"), "conv": ("moments", "conv", "expand")}
 
 
 class BlockSpec(NamedTuple):
@@ -136,31 +140,35 @@ class Block(nn.Module):
     """Expansion, depthwise convolution, squeeze-excite, projection; shortcut where the shapes allow it."""
 
     spec: BlockSpec
-    drop_rate: float
     dtype: Any
     formulation: str | None
     momentum: float = 0.99
     eps: float = 1e-3
+    place: Place = Place()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N H W inputs"], train: bool, padding: Pads) -> Float[Array, "N h w outputs"]:
+    def __call__(
+        self, x: Float[Array, "N H W inputs"], train: bool, padding: Pads, drop: tuple[Array, Array] | None = None
+    ) -> Float[Array, "N h w outputs"]:
+        """`drop` is the rate of drop-connect and its PRNG key; None is without."""
         spec, shortcut = self.spec, x
         act = _act(lite=not spec.squeezed)
         norm = functools.partial(BatchNorm, eps=self.eps, momentum=self.momentum)
+        place, columns = self.place, self.place.columns
         if spec.expanded != spec.inputs:
-            x = Pointwise(spec.expanded, self.dtype, name="expand")(x)
-            x = norm(act, name="expand_bn")(x, train)
-        x = Depthwise(spec.size, spec.stride, self.dtype, self.formulation, name="depthwise")(x, padding)
-        x = norm(act, name="depthwise_bn")(x, train)
+            x = Pointwise(spec.expanded, self.dtype, place, "expand", name="expand")(x)
+            x = norm(act, columns=columns, name="expand_bn")(x, train)
+        x = Depthwise(spec.size, spec.stride, self.dtype, self.formulation, place, name="depthwise")(x, padding)
+        columns //= spec.stride if columns > 1 else 1
+        place = place._replace(columns=columns)
+        x = norm(act, columns=columns, name="depthwise_bn")(x, train)
         if spec.squeezed:
-            x = SqueezeExcite(spec.squeezed, name="se")(x)
-        x = Pointwise(spec.outputs, self.dtype, name="project")(x)
-        x = norm(name="project_bn")(x, train)
+            x = SqueezeExcite(spec.squeezed, columns, name="se")(x)
+        x = Pointwise(spec.outputs, self.dtype, place, name="project")(x)
+        x = norm(columns=columns, name="project_bn")(x, train)
         if spec.stride != 1 or spec.inputs != spec.outputs:
             return x
-        if train and self.drop_rate > 0:
-            x = drop_path(x, self.drop_rate, self.make_rng("dropout"))
-        return x + shortcut
+        return (x if drop is None else drop_path(x, *drop)) + shortcut
 
 
 def _act(lite):
@@ -177,8 +185,14 @@ class EfficientNet(nn.Module):
         pooling: of the head map, "avg", "max" or "gem" (generalised mean, learnable exponent from 3).
         drop_rate: dropout after pooling in place of the variant's.
         drop_connect_rate: of the last block; earlier ones in proportion to their index.
-        remat: what the backward pass computes again: "none", a whole "block" at a time, or all but the
-            convolutions' outputs ("conv").
+        remat: what the backward pass computes again: "none", a whole "block" at a time, all but the outputs of
+            convolutions ("conv"), or of those but the expansions ("expand"); one for all, or one for each of the seven
+            stages.
+        scan: blocks of equal shape run as a loop: much faster to compile, and with `remat` the only way to save
+            memory on CPU, where the compiler otherwise merges the recomputation with the first pass. Parameters keep
+            their names, and results are the same.
+        rows: mesh axis that the rows of the images are split over (mesh.batch_shardings), None for whole images.
+        lanes: maps are laid out for a TPU's 128 lanes (packed.py); results are the same, elsewhere it costs time.
         dtype: of products and activations; parameters and statistics are float32.
         depthwise: formulation of the depthwise convolutions; None lets the platform decide.
         batch_norm_momentum: of the running statistics; a run of a few hundred steps needs less than the published one.
@@ -194,7 +208,10 @@ class EfficientNet(nn.Module):
     pooling: str = "avg"
     drop_rate: float | None = None
     drop_connect_rate: float = 0.2
-    remat: str = "none"
+    remat: str | Sequence[str] = "none"
+    scan: bool = False
+    rows: str | None = None
+    lanes: bool = False
     dtype: Any = jnp.float32
     depthwise: str | None = None
     taps: Sequence[int] = ()
@@ -203,8 +220,13 @@ class EfficientNet(nn.Module):
 
     def __post_init__(self):
         self.taps = tuple(self.taps)    # a list, from JSON, has no hash
+        if not isinstance(self.remat, str):
+            self.remat = tuple(self.remat)
         super().__post_init__()
-        check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": POOLING, "remat": REMAT})
+        check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": POOLING})
+        if len(self._remats()) != len(STAGES) or not set(self._remats()) <= set(REMAT):
+            raise UserError(f"EfficientNet's remat={self.remat!r} must be one of {', '.join(REMAT)}, or "
+                            f"{len(STAGES)} of them, one a stage.")
         blocks = len(self._specs())
         for tap in self.taps:
             if not 0 <= tap < blocks:
@@ -253,21 +275,34 @@ class EfficientNet(nn.Module):
         stages = Stages("EfficientNet", self.stage_names, offsets)
         norm = functools.partial(
             BatchNorm, _act(scaling.lite), eps=self.batch_norm_eps, momentum=self.batch_norm_momentum)
-        padding = self._padding(table, "stem", x, *_STEM)
-        x = Conv(outer_channels(32, scaling, self.width), *_STEM, self.dtype, name="stem")(x, padding)
-        x = stages.keep("stem", norm(name="stem_bn")(x, train))
-        for i, spec in enumerate(specs):
-            padding = self._padding(table, block_name(i), x, spec.size, spec.stride)
-            drop_rate = self.drop_connect_rate * i / len(specs)
-            x = self._block()(spec, drop_rate, self.dtype, self.depthwise, self.batch_norm_momentum,
-                              self.batch_norm_eps, name=block_name(i))(x, train, padding)
-            for name in self._names_after(i, specs):
+        padding = self._padding(table, "stem", x.shape, *_STEM)
+        outputs = outer_channels(32, scaling, self.width)
+        place = self._place(outputs, x.shape, *_STEM, padding, before=True)
+        x = Conv(outputs, *_STEM, self.dtype, place, name="stem")(packed.repack(x, 1, place.columns), padding)
+        columns = max(place.columns // 2, 1)
+        x = norm(columns=columns, name="stem_bn")(x, train)
+        x = stages.keep("stem", packed.repack(x, columns, 1))
+        for group in self._groups(specs, table):
+            spec = specs[group[0]]
+            padding = self._padding(table, block_name(group[0]), x.shape, spec.size, spec.stride)
+            drops = [self._drop(i / len(specs), train) for i in group]
+            place = self._place(spec.expanded, x.shape, spec.size, spec.stride, padding)
+            options = spec, self.dtype, self.depthwise, self.batch_norm_momentum, self.batch_norm_eps, place
+            x = packed.repack(x, 1, place.columns)
+            if len(group) > 1 and not self.is_initializing():
+                x = self._scanned(group, options, x, train, padding, drops)
+            else:
+                for i, drop in zip(group, drops):
+                    x = self._remat_block(spec)(*options, name=block_name(i))(x, train, padding, drop)
+            x = packed.repack(x, max(place.columns // spec.stride, 1), 1)
+            for name in self._names_after(group[-1], specs):
                 x = stages.keep(name, x)
-        x = Pointwise(outer_channels(1280, scaling, self.width), self.dtype, name="head")(x)
+        place = Place(self.rows, self.lanes)
+        x = Pointwise(outer_channels(1280, scaling, self.width), self.dtype, place, name="head")(x)
         x = stages.keep("head", norm(name="head_bn")(x, train))
         pooled = GlobalPool(self.pooling, name="pool")(x)
         rate = scaling.drop_rate if self.drop_rate is None else self.drop_rate
-        return nn.Dropout(rate)(pooled, deterministic=not train), stages.maps
+        return Dropout(rate, not train)(pooled), stages.maps
 
     def _names_after(self, i, specs):
         """Names under which the output of block i is kept."""
@@ -282,13 +317,60 @@ class EfficientNet(nn.Module):
         return None if self.pads == "same" else pads(self.variant, self.pads, self.depth)
 
     @staticmethod
-    def _padding(table, name, x, size, stride):
+    def _padding(table, name, shape, size, stride):
         if table is not None:
             return table[name]
-        return same_pad(x.shape[1], size, stride), same_pad(x.shape[2], size, stride)
+        return same_pad(shape[1], size, stride), same_pad(shape[2], size, stride)
 
-    def _block(self):
-        if self.remat == "none":
+    def _place(self, channels, shape, size, stride, padding, before=False) -> Place:
+        """Of a block whose widest map has so many channels; `before` a stride they count after it, in the stem."""
+        columns = packed.columns(channels, shape[2], size, stride, padding[1], before) if self.lanes else 1
+        return Place(self.rows, self.lanes, columns)
+
+    def _remats(self) -> tuple[str, ...]:
+        return (self.remat,) * len(STAGES) if isinstance(self.remat, str) else self.remat
+
+    def _groups(self, specs, table) -> list[list[int]]:
+        """Numbers of consecutive blocks that are run as one loop; each by itself without `scan`."""
+        groups = []
+        for i, spec in enumerate(specs):
+            same = i and specs[i - 1] == spec and (not table or table[block_name(i - 1)] == table[block_name(i)])
+            if self.scan and same and not self._names_after(i - 1, specs):
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return groups
+
+    def _drop(self, depth: float, train: bool):
+        """Drop-connect of the block at this depth, from 0 to 1: (rate, key), or None."""
+        if not train or self.drop_connect_rate == 0 or self.is_initializing():
+            return None
+        return jnp.float32(self.drop_connect_rate * depth), self.make_rng("dropout")
+
+    def _remat_block(self, spec: BlockSpec):
+        remat = self._remats()[spec.stage - 1]
+        if remat == "none":
             return Block
-        policy = jax.checkpoint_policies.save_only_these_names("conv") if self.remat == "conv" else None
+        policy = jax.checkpoint_policies.save_only_these_names(*_POLICIES[remat])
         return nn.remat(Block, static_argnums=(2, 3), policy=policy)
+
+    def _scanned(self, group, options, x, train, padding, drops):
+        """The blocks of `group`, which are equal but for their weights and drop-connect, as one loop."""
+        block, remat = Block(*options, parent=None), self._remats()[options[0].stage - 1]
+        names = [block_name(i) for i in group]
+
+        def run(x, variables, drop):
+            if not train:
+                return block.apply(variables, x, train, padding, drop), {}
+            return block.apply(variables, x, train, padding, drop, mutable=["batch_stats"])
+
+        if remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(*_POLICIES[remat])
+            run = jax.checkpoint(run, policy=policy, prevent_cse=False)     # a loop's passes are not merged
+        variables = [{kind: self.variables[kind][name] for kind in ("params", "batch_stats")} for name in names]
+        items = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(variables, drops))
+        x, updated = jax.lax.scan(lambda x, item: run(x, *item), x, items)
+        if train:
+            for i, name in enumerate(names):
+                self.put_variable("batch_stats", name, jax.tree.map(lambda stack, i=i: stack[i], updated["batch_stats"]))
+        return x

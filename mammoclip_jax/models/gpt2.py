@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import bert
+from mammoclip_jax.models.elementwise import Dropout
 from mammoclip_jax.names import check_choices, check_options
 
 
@@ -97,7 +98,7 @@ class Gpt2(nn.Module):
             return nn.Embed(size, c.n_embd, embedding_init=nn.initializers.normal(c.initializer_range), name=name)
 
         x = table(c.vocab_size, "wte")(ids) + table(c.n_positions, "wpe")(positions(mask))
-        x = nn.Dropout(c.embd_pdrop, deterministic=not train)(x)
+        x = Dropout(c.embd_pdrop, deterministic=not train)(x)
         visible = jnp.tri(ids.shape[1], dtype=bool) & mask[:, None, None, :]
         layer = nn.remat(Layer) if self.remat == "block" else Layer
         for i in range(c.n_layer):
@@ -147,10 +148,10 @@ class Attention(nn.Module):
         scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) * scale
         scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        weights = nn.Dropout(c.attn_pdrop, deterministic=not self.train)(weights)
+        weights = Dropout(c.attn_pdrop, deterministic=not self.train)(weights)
         context = jnp.einsum("nhqk,nhkd->nhqd", weights, value).transpose(0, 2, 1, 3).reshape(x.shape)
         context = _dense(c.n_embd, self.dtype, "c_proj", _small(c))(context)
-        return nn.Dropout(c.resid_pdrop, deterministic=not self.train)(context)
+        return Dropout(c.resid_pdrop, deterministic=not self.train)(context)
 
 
 class FeedForward(nn.Module):
@@ -165,7 +166,7 @@ class FeedForward(nn.Module):
         c = self.config
         hidden = _dense(c.n_inner or 4 * c.n_embd, self.dtype, "c_fc", c.initializer_range)(x)
         x = _dense(c.n_embd, self.dtype, "c_proj", _small(c))(bert.ACTIVATIONS[c.activation_function](hidden))
-        return nn.Dropout(c.resid_pdrop, deterministic=not self.train)(x)
+        return Dropout(c.resid_pdrop, deterministic=not self.train)(x)
 
 
 def positions(mask: Bool[Array, "N L"]) -> Int[Array, "N L"]:

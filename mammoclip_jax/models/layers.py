@@ -6,17 +6,20 @@ all statistics are computed in float32 (float64 for float64 input).
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import packed
 from mammoclip_jax.models.depthwise import Pads, depthwise_conv
+from mammoclip_jax.models.packed import on_lanes
 from mammoclip_jax.names import suggestion
 
 # Normal with variance 2 / fan_out, as TensorFlow's EfficientNet. The last axis counts the outputs.
@@ -38,6 +41,25 @@ def relu6(x):
     return jnp.clip(x, 0, 6)
 
 
+class Place(NamedTuple):
+    """How the maps of a layer lie in memory and on devices; results do not depend on it."""
+
+    rows: str | None = None     # mesh axis that the rows are split over; None: whole images
+    lanes: bool = False         # channels along a TPU's lanes (packed.on_lanes)
+    columns: int = 1            # columns in a cell of the layer's input (packed.py)
+
+    def put(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
+        """A convolution's output where it belongs, under the name by which it may be kept.
+
+        Rows are pinned after every convolution, because the partitioner of jax 0.10.2 otherwise doubles kernel gradients
+        where a stage's number of rows does not divide by the axis. Needs `jax.set_mesh`.
+        """
+        if self.rows:
+            others = tuple(axis for axis in jax.sharding.get_abstract_mesh().axis_names if axis != self.rows)
+            x = lax.with_sharding_constraint(x, PartitionSpec(others, self.rows))
+        return on_lanes(x) if self.lanes else x
+
+
 class Conv(nn.Module):
     """Dense k x k convolution without bias; parameter kernel [k, k, in, out]."""
 
@@ -45,14 +67,14 @@ class Conv(nn.Module):
     size: int
     stride: int = 1
     dtype: Any = jnp.float32
+    place: Place = Place()
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W in"], padding: Pads) -> Float[Array, "N h w out"]:
-        kernel = self.param("kernel", _fan_out_normal, (self.size, self.size, x.shape[-1], self.features))
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return checkpoint_name(y, "conv")
+        columns = self.place.columns
+        kernel = self.param("kernel", _fan_out_normal, (self.size, self.size, x.shape[-1] // columns, self.features))
+        y = packed.convolve(x.astype(self.dtype), kernel, self.stride, padding, columns)
+        return checkpoint_name(self.place.put(y), "conv")
 
 
 class Depthwise(nn.Module):
@@ -62,27 +84,43 @@ class Depthwise(nn.Module):
     stride: int = 1
     dtype: Any = jnp.float32
     formulation: str | None = None
+    place: Place = Place()
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], padding: Pads) -> Float[Array, "N h w C"]:
-        deviation = (2 / self.size**2) ** 0.5
-        kernel = self.param("kernel", nn.initializers.normal(deviation), (self.size, self.size, x.shape[-1]))
-        y = depthwise_conv(x.astype(self.dtype), kernel, self.stride, padding, self.formulation)
-        return checkpoint_name(y, "conv")
+        deviation, columns = (2 / self.size**2) ** 0.5, self.place.columns
+        shape = (self.size, self.size, x.shape[-1] // columns)
+        kernel = self.param("kernel", nn.initializers.normal(deviation), shape)
+        x = self.place.put(x.astype(self.dtype))
+        if columns > 1:
+            y = packed.depthwise(x, kernel, self.stride, padding, columns)
+        else:
+            y = depthwise_conv(x, kernel, self.stride, padding, self.formulation)
+        return checkpoint_name(self.place.put(y), "conv")
 
 
 class Pointwise(nn.Module):
-    """1 x 1 convolution without bias as one matrix product; parameter kernel [in, out]."""
+    """1 x 1 convolution without bias as one matrix product; parameter kernel [in, out].
+
+    The backward pass may keep its output under `kept`, the name that a `jax.checkpoint` policy looks for.
+    """
 
     features: int
     dtype: Any = jnp.float32
+    place: Place = Place()
+    kept: str = "conv"
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W in"]) -> Float[Array, "N H W out"]:
-        kernel = self.param("kernel", _fan_out_normal, (x.shape[-1], self.features))
-        rows = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        y = jnp.dot(rows, kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
-        return checkpoint_name(y, "conv")
+        columns = self.place.columns
+        kernel = self.param("kernel", _fan_out_normal, (x.shape[-1] // columns, self.features))
+        kernel = packed.pointwise(kernel, columns).astype(self.dtype)
+        x = self.place.put(x.astype(self.dtype))
+        if self.place.lanes:
+            y = packed.convolve(x, kernel[None, None], 1, ((0, 0), (0, 0)), 1)    # a product would lose the layout
+        else:
+            y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+        return checkpoint_name(self.place.put(y), self.kept)
 
 
 class Affine(nn.Module):
@@ -100,13 +138,17 @@ class SqueezeExcite(nn.Module):
     """Scales channels by a function of their means; `features` is the width of the bottleneck."""
 
     features: int
+    columns: int = 1        # in a cell (packed.py)
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         wide = _accumulator(x)
         means = jnp.mean(x.astype(wide), axis=(1, 2))
+        if self.columns > 1:
+            means = jnp.mean(means.reshape(len(x), self.columns, -1), axis=1)
         squeezed = swish(Affine(self.features, name="reduce")(means))
-        scale = sigmoid(Affine(x.shape[-1], name="expand")(squeezed))
+        scale = checkpoint_name(sigmoid(Affine(means.shape[-1], name="expand")(squeezed)), "moments")
+        scale = jnp.tile(scale, (1, self.columns))
         return (x.astype(wide) * scale[:, None, None, :]).astype(x.dtype)
 
 
@@ -120,18 +162,20 @@ class BatchNorm(nn.Module):
     act: str | None = None
     eps: float = 1e-3
     momentum: float = 0.99
+    columns: int = 1        # in a cell (packed.py)
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N H W C"]:
-        c = x.shape[-1]
+        c = x.shape[-1] // self.columns
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
         if not train:
             deviation = lax.rsqrt(running_var.value + self.eps)
-            return _affine_act(x, running_mean.value, deviation, scale, bias, self.act)
-        y, mean, var = batch_norm_act(x, scale, bias, self.eps, self.act)
+            values = (jnp.tile(v, self.columns) for v in (running_mean.value, deviation, scale, bias))
+            return _affine_act(x, *values, self.act)
+        y, mean, var = batch_norm_act(x, scale, bias, self.eps, self.act, self.columns)
         if not self.is_initializing():
             count = x.size // c
             var = var * (count / max(count - 1, 1))
@@ -140,58 +184,70 @@ class BatchNorm(nn.Module):
         return y
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm_act(
-    x: Float[Array, "N H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], eps: float, act: str | None
+    x: Float[Array, "N H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], eps: float, act: str | None,
+    columns: int = 1,
 ) -> tuple[Float[Array, "N H W C"], Float[Array, "C"], Float[Array, "C"]]:
     """Normalises by the batch's own statistics: act((x - mean) / sqrt(var + eps) * scale + bias), mean, biased var.
 
     The backward pass keeps x, mean and 1 / sqrt(var + eps), and computes the rest again. No gradient flows through
-    the returned mean and variance: they are for running statistics.
+    the returned mean and variance: they are for running statistics. With `columns`, x is [N H W/columns columns*C].
     """
-    return _batch_norm_forward(x, scale, bias, eps, act)[0]
+    return _batch_norm_forward(x, scale, bias, eps, act, columns)[0]
 
 
-def _batch_norm_forward(x, scale, bias, eps, act):
-    mean, var = _moments(x)
+def _batch_norm_forward(x, scale, bias, eps, act, columns):
+    mean, var = (checkpoint_name(moment, "moments") for moment in _moments(x, columns))
     deviation = lax.rsqrt(var + eps)
-    return (_affine_act(x, mean, deviation, scale, bias, act), mean, var), (x, mean, deviation, scale, bias)
+    y = _affine_act(x, *(jnp.tile(v, columns) for v in (mean, deviation, scale, bias)), act)
+    return (y, mean, var), (x, mean, deviation, scale, bias)
 
 
-def _batch_norm_backward(eps, act, saved, gradients):
+def _batch_norm_backward(eps, act, columns, saved, gradients):
     # Without the barrier the compiler finds the forward pass's tanh here, and keeps that map too until now.
     x, mean, deviation, scale, bias = lax.optimization_barrier(saved)
-    count = x.size // x.shape[-1]
+    count = x.size // len(mean)
     factor = scale * deviation
+
+    def everywhere(v):
+        return jnp.tile(v, columns)
+
     wide = x.astype(mean.dtype)
     gradient = gradients[0].astype(mean.dtype)
-    if act == "swish":
-        z = wide * factor + (bias - mean * factor)
-        s = sigmoid(z)
-        gradient = gradient * (s * (1 + z * (1 - s)))
-    elif act == "relu6":
-        z = wide * factor + (bias - mean * factor)
-        gradient = gradient * ((z > 0) & (z < 6))
-    to_bias = jnp.sum(gradient, axis=(0, 1, 2))
-    to_scale = deviation * (jnp.sum(gradient * wide, axis=(0, 1, 2)) - mean * to_bias)
+    if act is not None:
+        z = wide * everywhere(factor) + everywhere(bias - mean * factor)
+        gradient = gradient * _SLOPES[act](z)
+    to_bias = _sum(gradient, columns)
+    to_scale = deviation * (_sum(gradient * wide, columns) - mean * to_bias)
     # factor * (gradient - to_bias / count - (x - mean) * deviation * to_scale / count), x's terms gathered
     slope = factor * deviation * to_scale / count
-    to_x = gradient * factor - wide * slope + (mean * slope - factor * to_bias / count)
+    to_x = gradient * everywhere(factor) - wide * everywhere(slope) + everywhere(mean * slope - factor * to_bias / count)
     return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
 
 
 batch_norm_act.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
-def _moments(x):
-    """Mean and biased variance in two passes.
+def _moments(x, columns):
+    """Mean and biased variance.
 
-    E[x^2] - E[x]^2 loses digits where the mean is far from zero, 7e-4 of the variance at 100 deviations, and saves
-    nothing on CPU, where each of its sums is a pass too (same bytes accessed, same time).
+    In two passes: E[x^2] - E[x]^2 loses digits where the mean is far from zero, 7e-4 of the variance at 100 deviations,
+    and saves nothing on CPU, where each of its sums is a pass too (same bytes accessed, same time). In 16 bits x itself
+    has lost more than that, and a TPU makes both sums while it writes x: there in one.
     """
+    count, narrow = x.size // (x.shape[-1] // columns), x.dtype.itemsize < 4
     x = x.astype(_accumulator(x))
-    mean = jnp.mean(x, axis=(0, 1, 2))
-    return mean, jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
+    mean = _sum(x, columns) / count
+    if narrow:
+        return mean, jnp.maximum(_sum(x * x, columns) / count - mean * mean, 0)
+    return mean, _sum(jnp.square(x - jnp.tile(mean, columns)), columns) / count
+
+
+def _sum(x, columns):
+    """Over all but the channels."""
+    total = jnp.sum(x, axis=(0, 1, 2))
+    return jnp.sum(total.reshape(columns, -1), axis=0) if columns > 1 else total
 
 
 def _affine_act(x, mean, deviation, scale, bias, act):
@@ -201,7 +257,13 @@ def _affine_act(x, mean, deviation, scale, bias, act):
     return _ACTIVATIONS[act](z).astype(x.dtype)
 
 
-_ACTIVATIONS = {None: lambda z: z, "swish": swish, "relu6": relu6}      # their slopes are in _batch_norm_backward
+def _swish_slope(z):
+    s = sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+_ACTIVATIONS = {None: lambda z: z, "swish": swish, "relu6": relu6}
+_SLOPES = {"swish": _swish_slope, "relu6": lambda z: (z > 0) & (z < 6)}
 
 
 def _accumulator(x):
@@ -230,10 +292,10 @@ class GlobalPool(nn.Module):
         return jnp.mean(jnp.maximum(x, 1e-6) ** exponent, axis=(1, 2)) ** (1 / exponent)
 
 
-def drop_path(x: Float[Array, "N H W C"], rate: float, key: Array) -> Float[Array, "N H W C"]:
+def drop_path(x: Float[Array, "N H W C"], rate: float | Array, key: Array) -> Float[Array, "N H W C"]:
     """Zeroes whole samples with probability `rate` and divides the others by 1 - rate: drop-connect."""
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
 class Stages:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.bert import ACTIVATIONS, REMAT
+from mammoclip_jax.models.elementwise import Dropout
 from mammoclip_jax.names import check_choices, check_options
 
 Rotation = tuple[Float[Array, "L half"], Float[Array, "L half"]]
@@ -161,7 +162,7 @@ class Embeddings(nn.Module):
     def __call__(self, ids: Int[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
         c = self.config
         x = nn.Embed(c.vocab_size, c.hidden_size, embedding_init=_normal(c), name="tok_embeddings")(ids)
-        return nn.Dropout(c.embedding_dropout, deterministic=not train)(_norm(c, "norm")(x))
+        return Dropout(c.embedding_dropout, deterministic=not train)(_norm(c, "norm")(x))
 
 
 class Layer(nn.Module):
@@ -195,7 +196,7 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], rotation: Rotation, *,
                  train: bool) -> Float[Array, "N L C"]:
         c = self.config
-        dropout = nn.Dropout(c.attention_dropout, deterministic=not train)
+        dropout = Dropout(c.attention_dropout, deterministic=not train)
         qkv = _dense(3 * c.hidden_size, c.attention_bias, self.dtype, "Wqkv", _normal(c))(x)
         # Heads before tokens, as in bert.py.
         qkv = qkv.reshape(*x.shape[:2], 3, c.num_attention_heads, -1).transpose(2, 0, 3, 1, 4)
@@ -220,7 +221,7 @@ class FeedForward(nn.Module):
         wide = _dense(2 * c.intermediate_size, c.mlp_bias, self.dtype, "Wi", _normal(c))(x)
         hidden, gate = jnp.split(wide, 2, axis=-1)
         hidden = ACTIVATIONS[c.hidden_activation](hidden) * gate
-        hidden = nn.Dropout(c.mlp_dropout, deterministic=not train)(hidden)
+        hidden = Dropout(c.mlp_dropout, deterministic=not train)(hidden)
         return _dense(c.hidden_size, c.mlp_bias, self.dtype, "Wo", _normal_out(c))(hidden)
 
 

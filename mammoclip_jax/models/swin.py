@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.convnext import Patches
+from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import GlobalPool, Stages, drop_path
 from mammoclip_jax.models.vit import Output
 from mammoclip_jax.names import check_choices
@@ -137,7 +138,7 @@ class Block(nn.Module):
 
         x = residual(x, self._attend(_norm(self.eps, self.dtype, "layernorm_before")(x)))
         y = _norm(self.eps, self.dtype, "layernorm_after")(x)
-        y = nn.gelu(Output(4 * x.shape[-1], self.dtype, name="intermediate")(y), approximate=False)
+        y = gelu(Output(4 * x.shape[-1], self.dtype, name="intermediate")(y))
         return residual(x, Output(x.shape[-1], self.dtype, name="output")(y))
 
     def _attend(self, x):

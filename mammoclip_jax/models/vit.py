@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.attention import ATTENTIONS, attention
+from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import Stages, drop_path
 from mammoclip_jax.names import check_choices, check_options, suggestion
 
@@ -156,7 +157,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
         width = x.shape[-1]
         if self.kind == "mlp":
-            hidden = nn.gelu(_dense(4 * width, self.dtype, "fc1")(x), approximate=False)
+            hidden = gelu(_dense(4 * width, self.dtype, "fc1")(x))
             return _dense(width, self.dtype, "fc2")(hidden)
         hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
         gate, value = jnp.split(_dense(2 * hidden, self.dtype, "weights_in")(x), 2, axis=-1)

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import logging
 import math
-import signal
 import time
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -12,13 +10,14 @@ from typing import Callable, NamedTuple
 import jax
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.training import checkpoint
+from mammoclip_jax.training import disk
+from mammoclip_jax.training.checkpoint import Checkpoints
+from mammoclip_jax.training.goodput import Ledger
 from mammoclip_jax.training.mesh import put_batch
+from mammoclip_jax.training.profile import Profiler
+from mammoclip_jax.training.stop import Stopped, StopRequest
+from mammoclip_jax.training.watchdog import Watchdog
 from mammoclip_jax.training.writer import MetricWriter, Progress
-
-
-class Stopped(Exception):
-    """The run was asked to stop (SIGTERM or SIGINT); it has saved and goes on with the same workdir."""
 
 
 class Outcome(NamedTuple):
@@ -35,8 +34,9 @@ def fit(
     workdir,
     meta: dict,
     evaluate: Callable | None = None,
+    ledger: Ledger | None = None,
 ) -> Outcome:
-    """Trains to `config.steps`, from the newest checkpoint in `workdir` if there is one.
+    """Trains to `config.steps`, from the newest whole checkpoint in `workdir` if there is one.
 
     Args:
         trainer: a `trainer.Trainer`: the step and the mesh.
@@ -45,61 +45,85 @@ def fit(
         config: the whole config; `config.train` rules the loop.
         meta: JSON to keep in every checkpoint.
         evaluate: `state -> {name: value}`, called every `config.eval_every` steps and not timed as training.
+        ledger: of the run's time; by default one of this call.
 
     Raises:
         Stopped: on SIGTERM or SIGINT, after saving.
-        UserError: the loss is not finite; the batch's records are in `workdir/not_finite_step_N.json`.
+        UserError: the loss is not finite (the batch's records are in `workdir/not_finite_step_N.json`), a checkpoint
+            could not be written, or none of those there can be read.
     """
-    train = config.train
-    images_per_step = train.batch_size * config.data.views
-    main_process = jax.process_index() == 0
+    train, main_process = config.train, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        manager = stack.enter_context(checkpoint.open_manager(workdir, keep=train.keep_checkpoints))
-        restored = checkpoint.restore(manager, state, iterator)
+        stack.enter_context(disk.explained(workdir))
+        if ledger is None:
+            ledger = stack.enter_context(contextlib.closing(Ledger(workdir, active=main_process)))
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep=train.keep_checkpoints))
+        restored = checkpoints.restore(state, iterator)
         state = state if restored is None else restored
         first = int(state.step)
-        if restored is not None:
-            logging.info("resumed at step %d from %s", first, manager.directory)
-        writer = MetricWriter(workdir, resumed_step=first, active=main_process)
-        stack.callback(writer.close)
-        stop = stack.enter_context(_StopRequest())
+        ledger.resumed(first)
+        writer = stack.enter_context(contextlib.closing(
+            MetricWriter(workdir, resumed_step=first, active=main_process)))
+        progress = Progress(train.steps, first, train.batch_size * config.data.views, ledger, active=main_process)
+        stop = stack.enter_context(StopRequest(trainer.mesh))
+        stack.enter_context(Watchdog(ledger, workdir, train.watchdog_seconds))
+        profiler = stack.enter_context(Profiler(workdir, train.profile_steps, ledger, active=main_process))
         stack.enter_context(jax.set_mesh(trainer.mesh))
-        progress = Progress(train.steps, first, images_per_step, active=main_process)
+        stack.enter_context(ledger.phase("productive"))
         compiled, pending, last = None, None, {}
         for step in range(first + 1, train.steps + 1):
-            waited = time.monotonic()
-            host_batch = next(iterator)
-            progress.waited_for_data(time.monotonic() - waited)
+            profiler.before(step)
+            host_batch = _next_batch(iterator, pending, ledger)
             batch = put_batch(host_batch, trainer.mesh, config.model.image.get("rows"))
             if compiled is None:
                 # Compiled once, ahead: another shape later is an error, never a silent recompilation.
-                with progress.pause():
+                with ledger.phase("compile"):
                     compiled = trainer.jitted().lower(state, batch).compile()
             state, metrics = compiled(state, batch)
             # The step before is fetched only now, so that the device never waits for the host.
             if pending:
                 last = _finish(pending, progress, writer, train, workdir)
             pending = (step, metrics, host_batch)
-            save_due = step % train.checkpoint_every == 0 or step == train.steps or stop.requested
-            evaluation_due = evaluate and train.eval_every and step % train.eval_every == 0 and not stop.requested
+            profiler.after(step, metrics)
+            stopping = stop.agreed() and step < train.steps
+            save_due = step % train.checkpoint_every == 0 or step == train.steps or stopping
+            evaluation_due = evaluate and train.eval_every and step % train.eval_every == 0 and not stopping
             if save_due or evaluation_due:
                 last, pending = _finish(pending, progress, writer, train, workdir), None
-            with progress.pause():
-                if evaluation_due:
+            if evaluation_due:
+                with ledger.phase("evaluation"):
                     writer.write(step, evaluate(state))
-                if save_due:
-                    checkpoint.save(manager, state, iterator, meta)
-            if stop.requested and step < train.steps:
-                raise Stopped(f"saved step {step} and stopped; the same command with the same --workdir goes on")
+            if save_due:
+                with ledger.phase("checkpoint"):
+                    checkpoints.save(state, iterator, meta)
+            else:
+                checkpoints.poll()
+            if stopping:
+                break
+        with ledger.phase("checkpoint"):
+            checkpoints.wait()
+        if int(state.step) < train.steps:
+            raise Stopped(f"saved step {step} and stopped; the same command with the same --workdir goes on")
         return Outcome(state, last)
+
+
+def _next_batch(iterator, pending, ledger):
+    """The next batch. The wait counts as such unless the devices had the step before to do all the while."""
+    started = time.monotonic()
+    batch = next(iterator)
+    if not pending or pending[1]["loss"].is_ready():
+        ledger.move(time.monotonic() - started, "data_wait")
+    return batch
 
 
 def _finish(pending, progress, writer, train, workdir) -> dict:
     """Fetches the metrics of a dispatched step, checks, logs and shows them; returns them as floats."""
     step, metrics, batch = pending
     metrics = {name: float(value) for name, value in metrics.items()}
+    progress.ledger.done(step)
     if not math.isfinite(metrics["loss"]):
-        path = Path(workdir, f"not_finite_step_{step}.json")
+        process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = Path(workdir, f"not_finite_step_{step}{process}.json")
         path.write_text(json.dumps({"step": step, "records": batch["record"].tolist(),
                                     "sources": batch["source"].tolist(), "metrics": str(metrics)}))
         raise UserError(f"the loss of step {step} is {metrics['loss']}: the records of its batch are in {path} "
@@ -111,20 +135,3 @@ def _finish(pending, progress, writer, train, workdir) -> dict:
         writer.write(step, metrics | figures)
     progress.show(step, metrics["loss"])
     return metrics | figures
-
-
-class _StopRequest:
-    """Notes SIGTERM and the first SIGINT while the loop runs; the loop stops at the end of its step."""
-
-    def __enter__(self):
-        self.requested = False
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number, frame):
-        self.requested = True
-        logging.warning("asked to stop: finishing the step, then saving")
-
-    def __exit__(self, *error):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

@@ -71,10 +71,22 @@ def check_batch_size(config, mesh) -> None:
                             f"{parts} * {devices}.")
 
 
+def process_rows(batch_size: int, mesh, rows: str | None = None) -> np.ndarray:
+    """The places in a global batch, rising, that this process's devices hold by `batch_shardings`."""
+    held = batch_shardings(("mask",), mesh, rows)["mask"].addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
+
+
 def put_batch(batch, mesh, rows: str | None = None):
-    """This process's part of a batch -> global arrays on the mesh, split by `batch_shardings`."""
+    """This process's part of a batch (`process_rows`) -> global arrays on the mesh, split by `batch_shardings`."""
     shardings = batch_shardings(batch, mesh, rows)
-    return {name: jax.make_array_from_process_local_data(shardings[name], np.asarray(x)) for name, x in batch.items()}
+    share = len(process_rows(mesh.size, mesh, rows))        # of mesh.size; the same in every process
+
+    def put(sharding, x):
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(sharding, x, (len(x) * mesh.size // share, *x.shape[1:]))
+
+    return {name: put(shardings[name], x) for name, x in batch.items()}
 
 
 def state_shardings(state, mesh, config):

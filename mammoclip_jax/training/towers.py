@@ -43,17 +43,26 @@ def embed(model, variables, batch, augment, draws, key, micro_batches) -> tuple[
     def encode_text(stats, inputs, key):
         return apply(stats, key, *inputs, method="encode_text")
 
+    def project_text(stats, features, key):
+        vectors = model.apply({"params": params, "batch_stats": stats}, features, train=True, rngs={"dropout": key},
+                              method="project_text")
+        return vectors, None, stats
+
     stats = variables["batch_stats"]
     images = _flat(batch["image"]), draws
-    texts = _flat(batch["token_ids"]), _flat(batch["token_mask"])
     image, stages, stats = _in_parts(encode_image, stats, images, image_key, micro_batches["image"])
-    text, states, stats = _in_parts(encode_text, stats, texts, text_key, micro_batches["text"])
+    if "text_features" in batch:    # of a frozen tower, encoded once (cached_text.py)
+        text, states, stats = project_text(stats, _flat(batch["text_features"]), text_key)
+    else:
+        texts = _flat(batch["token_ids"]), _flat(batch["token_mask"])
+        text, states, stats = _in_parts(encode_text, stats, texts, text_key, micro_batches["text"])
     return Embeddings(
         image=image.reshape(breasts, views, -1),
         text=text.reshape(breasts, -1, text.shape[-1]),
         logit_scale=jnp.exp(params["logit_scale"]),
         image_stages=stages if stages is not None else {},
         text_states=states,
+        logit_bias=params.get("logit_bias"),
     ), stats
 
 

@@ -1,6 +1,5 @@
 """Where figures of a run go: metrics.jsonl, TensorBoard, and one progress line."""
 
-import contextlib
 import json
 import math
 import sys
@@ -58,32 +57,26 @@ def read_metrics(path) -> list[dict]:
 
 
 class Progress:
-    """One line that is rewritten on a terminal, and printed every half minute elsewhere."""
+    """One line that is rewritten on a terminal, and printed every half minute elsewhere.
 
-    def __init__(self, total: int, first: int, images_per_step: int, active: bool = True):
+    The time of training is what the ledger calls productive or waiting for data: compilation, evaluation and saving do
+    not count.
+    """
+
+    def __init__(self, total: int, first: int, images_per_step: int, ledger, active: bool = True):
         self.total, self.first, self.images_per_step, self.active = total, first, images_per_step, active
+        self.ledger = ledger
         self.terminal = sys.stderr.isatty()
-        self.start = self.shown = time.monotonic()
-        self.paused = 0.0
-        self.waited = 0.0
-
-    def waited_for_data(self, seconds: float) -> None:
-        self.waited += seconds
-
-    @contextlib.contextmanager
-    def pause(self):
-        """Around what is not training (compilation, evaluation, saving): the rate leaves its time out."""
-        started = time.monotonic()
-        yield
-        self.paused += time.monotonic() - started
+        self.shown = time.monotonic()
 
     def figures(self, step: int) -> dict:
         """images_per_second, data_wait_share of the training time so far, and seconds left."""
-        elapsed = max(time.monotonic() - self.start - self.paused, 1e-9)
+        waited = self.ledger.seconds("data_wait")
+        elapsed = max(self.ledger.seconds("productive") + waited, 1e-9)
         steps = max(step - self.first, 1)
         return {
             "images_per_second": steps * self.images_per_step / elapsed,
-            "data_wait_share": self.waited / elapsed,
+            "data_wait_share": waited / elapsed,
             "seconds_left": (self.total - step) * elapsed / steps,
         }
 

@@ -202,16 +202,36 @@ def test_the_seed_decides_everything_and_threads_nothing(tokens):
     assert any((a["record"] != b["record"]).any() for a, b in zip(reference, other, strict=True))
 
 
-def test_processes_share_one_stream_without_overlap(tokens):
-    datasets = [FakeDataset(_rows(13))]
-    options = _options(**ON)
-    alone = _take(pipeline.train_iterator(datasets, tokens, **{**options, "batch_size": 6}), 5)
-    parts = [_take(pipeline.train_iterator(datasets, tokens, **options, process_index=i, process_count=2), 5)
-             for i in range(2)]
-    for whole, first, second in zip(alone, *parts, strict=True):
-        for key in whole:        # element k of the global stream goes to process k % 2
-            np.testing.assert_array_equal(whole[key], np.stack([first[key], second[key]], 1).reshape(whole[key].shape))
+@pytest.mark.parametrize("rows", [[range(6)], [range(3), range(3, 6)], [[i] for i in range(6)], [[0, 3, 4], [1, 2, 5]]])
+def test_processes_make_the_rows_of_the_same_batches(tokens, rows):
+    """Whatever the number of processes and the rows that each has: contiguous ones, or those of scattered devices."""
+    datasets, options = [FakeDataset(_rows(13))], _options(**ON, batch_size=6)
+    alone = _take(pipeline.train_iterator(datasets, tokens, **options), 5)
+    parts = [_take(pipeline.train_iterator(datasets, tokens, **options, rows=own), 5) for own in rows]
+    for whole, *pieces in zip(alone, *parts, strict=True):
+        for own, piece in zip(rows, pieces, strict=True):
+            _equal({key: value[list(own)] for key, value in whole.items()}, piece)
         assert len(set(whole["record"][:, 0] // 2)) == 6
+
+
+def test_the_position_is_the_number_of_batches_for_any_number_of_processes(tokens):
+    def make(rows):
+        return pipeline.train_iterator([FakeDataset(_rows(13))], tokens, **_options(**ON, batch_size=4), rows=rows)
+
+    alone = make(None)
+    _take(alone, 5)
+    states = []
+    for rows in ([0, 1], [2, 3], [3]):
+        part = make(rows)
+        _take(part, 5)
+        states.append(part.get_state())
+    assert states == [alone.get_state()] * 3 == [{"batches": 5}] * 3
+    expected = _take(alone, 3)
+    for rows in ([0, 1], [2, 3], [1]):
+        part = make(rows)
+        part.set_state({"batches": 5})
+        for whole, piece in zip(expected, _take(part, 3), strict=True):
+            _equal({key: value[rows] for key, value in whole.items()}, piece)
 
 
 def test_iterator_resumes_exactly(tokens):
@@ -275,9 +295,9 @@ def test_weighted_mixture_resumes_and_does_not_depend_on_the_number_of_processes
     fresh.set_state(state)
     for a, b in zip(expected, _take(fresh, 3), strict=True):
         _equal(a, b)
-    alone = next(pipeline.train_iterator(datasets, tokens, **{**options, "batch_size": 6}))
-    second = next(pipeline.train_iterator(datasets, tokens, **options, process_index=1, process_count=2))
-    _equal({k: v[1::2] for k, v in alone.items()}, second)
+    alone = next(pipeline.train_iterator(datasets, tokens, **options))
+    last = next(pipeline.train_iterator(datasets, tokens, **options, rows=[2]))
+    _equal({k: v[2:] for k, v in alone.items()}, last)
 
 
 @pytest.mark.parametrize("change", [dict(height=7), dict(width=5), dict(bits=16)])
@@ -289,7 +309,7 @@ def test_images_of_different_form_are_an_error_naming_both_folders(tokens, chang
 
 def test_too_few_breasts_for_a_batch_is_an_error(tokens):
     with pytest.raises(UserError, match="batch of 6 breasts .* 5 "):
-        pipeline.train_iterator([FakeDataset(_rows(5))], tokens, **_options(process_count=2))
+        pipeline.train_iterator([FakeDataset(_rows(5))], tokens, **_options(batch_size=6))
 
 
 

@@ -1,7 +1,8 @@
-"""Loss terms against a naive NumPy loop, and the same on 1 and 8 devices."""
+"""Loss terms against a naive NumPy loop, and the same on 1 and 8 devices in every form."""
 
 import jax
 import jax.numpy as jnp
+import naive
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 from mammoclip_jax.types import Embeddings
 
 B, D = 16, 8
+FAST = {"xla_backend_optimization_level": 0}
 
 
 def unit(x):
@@ -21,18 +23,19 @@ def unit(x):
 def embeddings():
     rng = np.random.default_rng(0)
     image, text = (unit(rng.normal(size=(B, 2, D))).astype(np.float32) for _ in range(2))
-    return Embeddings(image=image, text=text, logit_scale=np.float32(7.3))
+    return Embeddings(image=image, text=text, logit_scale=np.float32(7.3), logit_bias=np.float32(-2.5))
+
+
+@pytest.fixture
+def batch():
+    """Few different texts; two rows that only fill up."""
+    token_ids = np.random.default_rng(1).integers(0, 5, size=(B, 2, 1), dtype=np.int32).repeat(3, axis=2)
+    return {"token_ids": token_ids, "mask": np.arange(B) < B - 2}
 
 
 def naive_cross_entropy(queries, keys, scale, smoothing=0.0):
-    """Row by row in float64, as torch.nn.functional.cross_entropy defines it."""
-    total = 0.0
-    for i, query in enumerate(queries.astype(np.float64)):
-        logits = [scale * float(query @ key) for key in keys.astype(np.float64)]
-        log_sum = np.log(sum(np.exp(logit - max(logits)) for logit in logits)) + max(logits)
-        target = [(1 - smoothing) * (j == i) + smoothing / len(keys) for j in range(len(keys))]
-        total -= sum(t * (logit - log_sum) for t, logit in zip(target, logits))
-    return total / len(queries)
+    every_row = np.ones(len(queries), bool)
+    return naive.info_nce(queries.astype(np.float64), keys.astype(np.float64), scale, every_row, smoothing=smoothing)[0]
 
 
 def naive_mammo_clip(e, smoothing=0.0):
@@ -66,24 +69,67 @@ def test_gradient_equals_finite_differences(embeddings):
     gradient = jax.grad(loss)(jax.tree.map(jnp.asarray, embeddings))
     for field, position in (("image", (3, 1, 2)), ("text", (5, 0, 4)), ("logit_scale", ())):
         def shifted(by):
-            values = {name: np.array(getattr(embeddings, name), np.float64) for name in ("image", "text", "logit_scale")}
+            values = {name: np.array(getattr(embeddings, name), np.float64)
+                      for name in ("image", "text", "logit_scale")}
             values[field][position] += by
             return naive_mammo_clip(Embeddings(**values))
         numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
         np.testing.assert_allclose(getattr(gradient, field)[position], numeric, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("duplicates", ["negative", "positive", "ignore"])
+def test_terms_leave_out_filling_rows_and_treat_equal_texts_as_told(embeddings, batch, duplicates):
+    image, text, scale = np.float64(embeddings.image), np.float64(embeddings.text), float(embeddings.logit_scale)
+    ids, mask = batch["token_ids"][..., 0], batch["mask"]
+
+    def both(queries, keys, ids):
+        return naive.info_nce(queries, keys, scale, mask, ids, None, duplicates, 0.1)
+
+    def found(name):
+        ((_, function, _, _),) = losses.build({name: {"label_smoothing": 0.1, "duplicates": duplicates}})
+        return function(embeddings, batch, None)
+
+    loss, metrics = found("clip")
+    assert loss == pytest.approx(np.mean(both(image[:, 0], text[:, 0], ids[:, :1])), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(
+        naive.accuracy(image[:, 0], text[:, 0], mask, ids[:, :1], None, duplicates))
+    loss, _ = found("sigmoid")
+    assert loss == pytest.approx(naive.sigmoid_loss(
+        image[:, 0], text[:, 0], scale, -2.5, mask, ids[:, :1], None, duplicates, 0.1), rel=1e-5)
+    loss, metrics = found("mammo_clip")
+    pairs = np.mean([both(image[:, v], text[:, t], ids[:, t:t + 1]) for v in range(2) for t in range(2)])
+    images = np.mean(naive.info_nce(image[:, 0], image[:, 1], scale, mask))
+    texts = np.mean(naive.info_nce(text[:, 0], text[:, 1], scale, mask, ids, None, duplicates))
+    assert metrics["text_to_text"] == pytest.approx(texts, rel=1e-5)
+    assert loss == pytest.approx(pairs + images + 0.5 * texts, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["plain", "gathered", "ring"])
 @pytest.mark.parametrize("name", losses.LOSSES)
-def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, name):
-    loss = term(name)
-    values = []
-    for devices in (jax.devices()[:1], jax.devices()):
-        mesh = make_mesh({"data": -1}, devices)
-        sharding = Embeddings(batch_sharding(mesh), batch_sharding(mesh), replicated(mesh), {}, None)
-        placed = jax.device_put(embeddings, sharding)
-        values.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(placed)))
+def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, batch, name, form):
     assert len(jax.devices()) == 8
+    values = []
+    for devices, form in ((jax.devices()[:1], "plain"), (jax.devices(), form)):
+        mesh = make_mesh({"data": -1}, devices)
+        rows, everywhere = batch_sharding(mesh), replicated(mesh)
+        placed = jax.device_put(embeddings, Embeddings(rows, rows, everywhere, {}, None, everywhere))
+        ((_, function, _, _),) = losses.build({name: {"form": form, "duplicates": "positive"}})
+
+        def loss(embeddings, batch, function=function, mesh=mesh):
+            return function(embeddings, batch, mesh)[0]
+
+        gradient = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)
+        values.append(jax.device_get(gradient(placed, jax.device_put(batch, rows))))
     jax.tree.map(lambda one, eight: np.testing.assert_allclose(one, eight, rtol=2e-5, atol=1e-6), *values)
+
+
+def test_a_batch_of_filling_rows_alone_costs_nothing(embeddings):
+    nothing = {"mask": np.zeros(B, bool)}
+    for name in losses.LOSSES:
+        ((_, function, _, _),) = losses.build({name: {}})
+        gradient_fn = jax.value_and_grad(lambda e, function=function: function(e, nothing, None)[0])
+        loss, gradient = gradient_fn(jax.tree.map(jnp.asarray, embeddings))
+        assert loss == 0 and all((g == 0).all() for g in jax.tree.leaves(gradient))
 
 
 def test_perfect_alignment_costs_little_and_chance_costs_log_b():
@@ -101,3 +147,5 @@ def test_unknown_names_and_wrong_shapes_are_explained(embeddings):
         losses.build({"clip": {"label_smooting": 0.1}})
     with pytest.raises(UserError, match="needs 2 views and 2 texts"):
         term("mammo_clip")(embeddings._replace(text=embeddings.text[:, :1]))
+    with pytest.raises(UserError, match="needs a model with a logit bias: set config.model.logit_bias"):
+        term("sigmoid")(embeddings._replace(logit_bias=None))

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tiny
 
-from mammoclip_jax import inference, losses, models
+from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.trainer import make_trainer
 from mammoclip_jax.training import mesh as meshes
-from mammoclip_jax.training.optimizer import make_optimizer, slash_name
-from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn
+from mammoclip_jax.training.optimizer import slash_name
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 IMAGE = {
@@ -52,15 +52,12 @@ def tiny_config(image, text):
 
 def gradients_on(config, mesh):
     """(loss, {path: gradient})."""
-    model = models.build(config.model, VOCABULARY)
-    initialise = jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), LENGTH), compiler_options=tiny.FAST)
-    variables = initialise(jax.random.key(0))
+    config.train.batch_size, config.data.text_length = 16, LENGTH
+    trainer = make_trainer(config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8}, mesh)
+    state = trainer.init()
     # Away from the start, where a layer scale of 1e-6 or a zero hides the gradients of what it multiplies.
-    variables["params"] = jax.tree.map(lambda p: p + 0.3 if p.ndim == 1 else p, variables["params"])
-    optimizer = make_optimizer(config.train, variables["params"])
-    state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), config.train), meshes.replicated(mesh))
-    gradient_fn = make_gradient_fn(model, losses.build(config.losses), inference.preprocess_options(config), mesh)
-    run = jax.jit(gradient_fn, compiler_options=tiny.FAST)
+    state = state._replace(params=jax.tree.map(lambda p: p + 0.3 if p.ndim == 1 else p, state.params))
+    run = jax.jit(trainer.gradient, compiler_options=tiny.FAST)
     batch = tiny.batch(16, HEIGHT, WIDTH, LENGTH, VOCABULARY, flips=True)
     loss, _, _, gradients = jax.device_get(run(state, meshes.put_batch(batch, mesh)))
     return loss, {slash_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(gradients)}

@@ -1,6 +1,11 @@
 """The loop: one compilation, a NaN that stops it, a checkpoint that carries everything, a log without repeats."""
 
+import errno
 import json
+import os
+import signal
+import time
+from typing import Callable, NamedTuple
 
 import grain
 import jax
@@ -9,8 +14,8 @@ import pytest
 
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.training import checkpoint, loop
-from mammoclip_jax.training.mesh import make_mesh
+from mammoclip_jax.training import checkpoint, goodput, loop
+from mammoclip_jax.training.mesh import make_mesh, replicated
 from mammoclip_jax.training.writer import MetricWriter, Progress, read_metrics
 from mammoclip_jax.types import TrainState
 
@@ -34,11 +39,25 @@ def step_fn(state, batch):
     return state._replace(step=state.step + 1, params={"w": state.params["w"] * 0.5 + mean}), {"loss": mean}
 
 
-def fit(workdir, steps, iterator=None, **options):
+class Trainer(NamedTuple):
+    """What the loop uses of a trainer.Trainer."""
+
+    mesh: jax.sharding.Mesh
+    step: Callable
+
+    def jitted(self):
+        return jax.jit(self.step, out_shardings=replicated(self.mesh))
+
+
+def trainer(step=step_fn):
+    return Trainer(make_mesh({"data": -1}), step)
+
+
+def fit(workdir, steps, iterator=None, step=step_fn, evaluate=None, **options):
     config = defaults()
-    config.train.update(steps=steps, batch_size=8, log_every=1, checkpoint_every=4)
-    return loop.fit(step_fn, state(), iterator or batches(), mesh=make_mesh({"data": -1}), config=config,
-                    workdir=workdir, meta={"config": {"name": "test"}}, **options)
+    config.train.update(dict(steps=steps, batch_size=8, log_every=1, checkpoint_every=4) | options)
+    return loop.fit(trainer(step), jax.device_put(state(), replicated(trainer().mesh)), iterator or batches(),
+                    config=config, workdir=workdir, meta={"config": {"name": "test"}}, evaluate=evaluate)
 
 
 def naive(steps):
@@ -61,14 +80,12 @@ def test_nothing_is_compiled_after_the_first_step(tmp_path):
     compiled, seen = [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None)
-    config = defaults()
-    config.train.update(steps=12, batch_size=8, eval_every=1, checkpoint_every=5)
 
     def fresh_step(state, batch):       # not compiled by another test
         return step_fn(state, batch)
 
-    loop.fit(fresh_step, state(), batches(), mesh=make_mesh({"data": -1}), config=config, workdir=tmp_path, meta={},
-             evaluate=lambda state: seen.append(len(compiled)) or {})
+    fit(tmp_path, 12, step=fresh_step, eval_every=1, checkpoint_every=5,
+        evaluate=lambda state: seen.append(len(compiled)) or {})
     assert len(seen) == 12 and seen[0] > 0
     assert seen[1:] == [seen[1]] * 11
 
@@ -95,10 +112,8 @@ def test_a_state_with_nan_is_never_saved(tmp_path):
 
 
 def test_evaluations_are_logged_at_their_steps(tmp_path):
-    config = defaults()
-    config.train.update(steps=6, batch_size=8, log_every=2, eval_every=3, checkpoint_every=6)
-    loop.fit(step_fn, state(), batches(), mesh=make_mesh({"data": -1}), config=config, workdir=tmp_path,
-             meta={}, evaluate=lambda state: {"eval/w": state.params["w"]})
+    fit(tmp_path, 6, log_every=2, eval_every=3, checkpoint_every=6,
+        evaluate=lambda state: {"eval/w": state.params["w"]})
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert {row["step"]: row["eval/w"] for row in rows if "eval/w" in row} == {3: naive(3), 6: naive(6)}
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
@@ -112,6 +127,48 @@ def test_no_checkpoint_is_explained(tmp_path):
         checkpoint.load(tmp_path)
 
 
+def test_the_time_of_a_run_adds_up_over_its_attempts(tmp_path):
+    began = time.monotonic()
+    fit(tmp_path, 6, eval_every=2, evaluate=lambda state: time.sleep(0.05) or {})
+    fit(tmp_path, 9)
+    took = time.monotonic() - began
+    summary = goodput.summarise(goodput.read(tmp_path / goodput.NAME))
+    assert summary["attempts"] == 2 and summary["seconds"]["lost"] == 0 and summary["seconds"]["evaluation"] >= 0.15
+    assert all(summary["seconds"][kind] > 0 for kind in ("startup", "compile", "data_wait", "checkpoint", "productive"))
+    assert 0 < summary["wall"] + summary["idle"] <= took + 0.1
+
+
+def test_a_request_to_stop_is_followed_after_the_step_and_saved(tmp_path):
+    with pytest.raises(loop.Stopped, match="saved step 3"):
+        fit(tmp_path, 10, eval_every=2, evaluate=lambda state: os.kill(os.getpid(), signal.SIGTERM) or {})
+    assert checkpoint.load(tmp_path)[0] == 3
+    assert float(fit(tmp_path, 10).state.params["w"]) == naive(10)
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, 10, eval_every=2, evaluate=lambda state: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_save_that_fails_ends_the_run_and_the_one_before_is_gone_on_from(tmp_path, monkeypatch):
+    fit(tmp_path, 4)
+    monkeypatch.setattr(checkpoint.checksum, "write", lambda *arguments: 1 / 0)
+    with pytest.raises(UserError, match=r"step 8 could not be saved and is not listed \(whole checkpoints: 4;"):
+        fit(tmp_path, 12)
+    monkeypatch.undo()
+    assert float(fit(tmp_path, 12).state.params["w"]) == naive(12)
+
+
+def test_the_disk_full_while_metrics_are_written_is_explained(tmp_path, monkeypatch):
+    def full(self, step, metrics):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(MetricWriter, "write", full)
+    with pytest.raises(UserError, match=f"the disk of {tmp_path} is full"):
+        fit(tmp_path, 4)
+
+
 def test_writer_cuts_what_is_after_the_restored_step_and_half_a_line(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 3, "lo')
@@ -121,12 +178,10 @@ def test_writer_cuts_what_is_after_the_restored_step_and_half_a_line(tmp_path):
     assert read_metrics(path) == [{"step": 1, "loss": 3}, {"step": 2, "loss": None, "rate": 5.0}]
 
 
-def test_progress_counts_training_time_alone(monkeypatch):
-    clock = iter([0.0, 2.0, 7.0, 10.0])             # start, pause from 2 to 7, figures at 10
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    progress = Progress(total=30, first=10, images_per_step=16)
-    with progress.pause():
-        pass
-    progress.waited_for_data(0.5)
-    figures = progress.figures(15)
+def test_progress_counts_training_time_alone():
+    class Ledger:
+        def seconds(self, kind):
+            return {"productive": 4.5, "data_wait": 0.5}[kind]
+
+    figures = Progress(total=30, first=10, images_per_step=16, ledger=Ledger()).figures(15)
     assert figures == {"images_per_second": 16.0, "data_wait_share": 0.1, "seconds_left": 15.0}

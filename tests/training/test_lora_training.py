@@ -12,9 +12,9 @@ from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
+from mammoclip_jax.trainer import make_trainer
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import init_variables
-
 
 
 def tiny_config(**options):
@@ -148,20 +148,13 @@ def test_adapters_with_dropout_run_beside_other_image_encoders(image, pattern, p
     """By shapes: in the image tower, beside one that makes its modules while it runs, and inside a scan over parts."""
     config = tiny_config()
     config.model.image = image
-    config.model.image_micro_batches = parts
+    config.train.micro_batches.update(image=parts, text=parts)
     config.model.lora.pattern = pattern
-    model, batch = models.build(config.model, VOCABULARY), tiny_batch()
-    variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (HEIGHT, WIDTH, 1), LENGTH))
-
-    def run(params, others):
-        image = batch["image"][..., None].astype(np.float32)
-        out, _ = model.apply({"params": params} | others, image, batch["token_ids"], batch["token_mask"], train=True,
-                             rngs={"dropout": jax.random.key(0)}, mutable=["batch_stats"])
-        return out.image.sum() + out.text.sum()
-
-    params = variables.pop("params")
-    gradients = jax.eval_shape(jax.grad(run), params, variables)
-    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, params)
+    config.train.batch_size, config.data.text_length = 8, LENGTH
+    trainer = make_trainer(config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8},
+                           meshes.make_mesh({}, jax.devices()[:1]))
+    gradients = jax.eval_shape(trainer.gradient, trainer.state, trainer.batch)[3]
+    assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, trainer.state.params)
 
 
 def test_mistakes_are_named():

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mammoclip_jax import inference, losses, models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.trainer import make_trainer
 from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_name
-from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 
@@ -45,14 +44,9 @@ def tiny_batch(breasts=16, seed=0):
 
 
 def build(config, mesh):
-    model = models.build(config.model, VOCABULARY)
-    preprocess = inference.preprocess_options(config)
-    shape = (HEIGHT, WIDTH, preprocess.channels)
-    variables = jax.jit(lambda key: init_variables(model, key, shape, LENGTH))(jax.random.key(0))
-    optimizer = make_optimizer(config.train, variables["params"])
-    state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), config.train), meshes.replicated(mesh))
-    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh)
-    return state, gradient_fn, make_train_step(gradient_fn, optimizer, config.train)
+    config.train.batch_size, config.data.text_length = 16, LENGTH
+    trainer = make_trainer(config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8}, mesh)
+    return trainer.init(), trainer.gradient, trainer.step
 
 
 @pytest.mark.parametrize("shape", [{"data": -1}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "space": 2}])
@@ -126,8 +120,14 @@ def test_logit_scale_is_clamped_on_the_parameter():
 
 def test_batch_and_mesh_sizes_are_checked():
     mesh = meshes.make_mesh({"data": -1})
+    config = tiny_config()
+    config.train.batch_size = 12
     with pytest.raises(UserError, match="batch_size=12 does not split evenly over 8 devices"):
-        meshes.check_batch_size(12, mesh)
+        meshes.check_batch_size(config, mesh)
+    config.train.batch_size = 16
+    config.train.micro_batches.text = 8
+    with pytest.raises(UserError, match="micro_batches.text=8 does not split 16 breasts with 2 texts"):
+        meshes.check_batch_size(config, mesh)
     with pytest.raises(UserError, match="there are 8"):
         meshes.make_mesh({"data": 3})
 
@@ -151,7 +151,10 @@ def test_flips_follow_the_batch():
     batch = tiny_batch(4)
     batch["flip_horizontal"] = np.array([True, False, True, False])
     batch["flip_vertical"] = np.array([True, True, False, False])
-    ours = np.asarray(augment.train_images(batch, jax.random.key(0), PLAIN._replace(channels=1)))[..., 0]
+    options = PLAIN._replace(channels=1)
+    draws = augment.draw(batch, jax.random.key(0), options)
+    flat = batch["image"].reshape(-1, HEIGHT, WIDTH)
+    ours = np.asarray(augment.train_images(flat, draws, options)).reshape(4, 2, HEIGHT, WIDTH)
     plain = (batch["image"] / 255 - 0.25) / 0.5
     expected = [plain[0][:, ::-1, ::-1], plain[1][:, ::-1], plain[2][:, :, ::-1], plain[3]]
     np.testing.assert_allclose(ours, np.stack(expected), atol=1e-5)

@@ -1,12 +1,8 @@
 """A tiny training: a batch that fits any encoder, and the step of a config."""
 
-import jax
 import numpy as np
 
-from mammoclip_jax import inference, losses, models
-from mammoclip_jax.training import mesh as meshes
-from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
-from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+from mammoclip_jax.trainer import make_trainer
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 32, 32, 8, 40
 FAST = {"xla_backend_optimization_level": 0}        # these programs run a few times, and take longer to compile
@@ -27,13 +23,6 @@ def batch(breasts=8, height=HEIGHT, width=WIDTH, length=LENGTH, vocabulary=VOCAB
 
 def build(config, mesh):
     """(model, state on the mesh, step function, gradient function)."""
-    model = models.build(config.model, VOCABULARY)
-    preprocess = inference.preprocess_options(config)
-    variables = jax.jit(lambda key: init_variables(model, key, (HEIGHT, WIDTH, 1), LENGTH),
-                        compiler_options=FAST)(jax.random.key(0))
-    params, train, towers = variables["params"], config.train, config.model.frozen
-    optimizer = make_optimizer(train, params, towers)
-    state = jax.device_put(init_state(variables, optimizer, jax.random.key(1), train), meshes.replicated(mesh))
-    gradient_fn = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh,
-                                   frozen_parameters(train, params, towers))
-    return model, state, make_train_step(gradient_fn, optimizer, train), gradient_fn
+    config.train.batch_size, config.data.text_length = 8, LENGTH
+    trainer = make_trainer(config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8}, mesh)
+    return trainer.model, trainer.init(), trainer.step, trainer.gradient

@@ -1,0 +1,31 @@
+"""Images per second as a picture: over device counts where rows differ in them, else a bar a row."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.figure
+
+
+def save(path: str | Path, rows: Sequence[dict], title: str) -> None:
+    """A PNG of `rows`, which have images_per_second, or seconds and side (of a comparison)."""
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    counts = [row.get("devices") for row in rows]
+    if len(set(counts)) > 1:
+        rates = [row["images_per_second"] for row in rows]
+        axes.plot(counts, rates, "o-", label="measured")
+        axes.plot(counts, [rates[0] * count / counts[0] for count in counts], "--", color="gray", label="linear")
+        axes.set(xlabel="devices", ylabel="images / s", xticks=counts)
+        axes.legend()
+    else:
+        unit = "images_per_second" if "images_per_second" in rows[0] else "seconds"
+        names = [" ".join(str(row[key]) for key in ("side", "model", "work", "codec", "function", "remat", "bits",
+                                                    "threads", "workers") if key in row) for row in rows]
+        middle = [row[unit] for row in rows]
+        # p10 and p90 are of the seconds in training rows and of the rate in others.
+        bars = axes.barh(range(len(rows)), middle)
+        axes.bar_label(bars, fmt="%.3g")
+        axes.set(yticks=range(len(rows)), yticklabels=names, xlabel=unit.replace("_", " "))
+        axes.invert_yaxis()
+    axes.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=120)

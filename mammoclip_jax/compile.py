@@ -1,0 +1,96 @@
+"""Compile a config's training step for TPUs that are not there: memory, FLOPs, traffic, collectives, largest batch.
+
+Examples:
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py --topology=v5e:4x4 --config.model.dtype=bfloat16
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py --topology=v5e:16x16 --images_per_chip=12 \
+        --config.model.dtype=bfloat16 --remat=block --table=docs/compile.csv
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py --topology=v5e:4x4 --config.model.dtype=bfloat16 \
+        --search --remat=none --remat=conv --remat=block --micro_batches=1 --micro_batches=2
+
+It needs libtpu (pip install -e .[aot]) and no TPU. B5 takes some ten minutes on two cores; what was compiled once is
+kept in --cache. Exit status 3: it does not fit.
+"""
+
+import itertools
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mammoclip_jax import command
+from mammoclip_jax.errors import UserError
+
+DOES_NOT_FIT = 3
+
+
+def define_flags() -> None:
+    """The flags of the command."""
+    config_flags.DEFINE_config_file("config", None, "The experiment: a Python file with get_config().")
+    flags.DEFINE_string("topology", "v5e:4x4", "TPU topology, as v5e:16x16, v6e:4x4, v5p:2x2x2 or v4:2x2x1.")
+    flags.DEFINE_float("images_per_chip", 0, "Sets config.train.batch_size; 0 leaves it.", lower_bound=0)
+    flags.DEFINE_integer("height", 1520, "Rows of the prepared images.", lower_bound=1)
+    flags.DEFINE_integer("width", 912, "Columns of the prepared images.", lower_bound=1)
+    flags.DEFINE_enum("bits", "8", ["8", "16"], "Of a stored pixel.")
+    flags.DEFINE_integer("vocab_size", 28_996, "Of the tokenizer; Bio_ClinicalBERT's by default.", lower_bound=1)
+    flags.DEFINE_bool("search", False, "Find the largest batch that fits, for each --remat, --scan, --micro_batches.")
+    flags.DEFINE_multi_string("remat", [], "Value(s) of config.model.image.remat; one a stage with commas between.")
+    flags.DEFINE_multi_enum("scan", [], ["true", "false"], "Value(s) of config.model.image.scan.")
+    flags.DEFINE_multi_integer("micro_batches", [], "Value(s) of config.train.micro_batches.image.", lower_bound=1)
+    flags.DEFINE_multi_string("xla", [], "Option(s) of the compiler, NAME=VALUE.")
+    flags.DEFINE_string("cache", "~/.cache/mammoclip_jax/compile", "Folder of compiled programs' figures; '' for none.")
+    flags.DEFINE_string("json", "", "File for the figures.")
+    flags.DEFINE_string("csv", "", "File for one row a program.")
+    flags.DEFINE_string("table", "", "CSV file that the rows are added to.")
+    flags.DEFINE_string("hlo", "", "File for the text of the (last) optimised program.")
+
+
+def main(argv) -> int:
+    """The command; see --help."""
+    del argv
+    values = flags.FLAGS
+    from mammoclip_jax.aot import topology
+
+    topology.prepare(values.topology)       # before jax is used
+    from mammoclip_jax import config as config_module
+    from mammoclip_jax.aot import report, session
+
+    config_module.check(values.config)
+
+    job = session.Session(
+        topology.load(values.topology), {"height": values.height, "width": values.width, "bits": int(values.bits)},
+        values.vocab_size, values.cache, dict(_option(item) for item in values.xla))
+    found = []
+    for options in itertools.product(values.remat or [None], values.scan or [None], values.micro_batches or [None]):
+        config = session.variant(values.config, *options)
+        if values.search:
+            found.append(job.search(config, values.images_per_chip))
+        else:
+            found.append(job.compile(session.with_images(config, values.images_per_chip, job.target)))
+        print(report.text(found[-1].figures), flush=True)
+    figures = {"programs": [each.figures | {"config": json.loads(each.config.to_json_best_effort())} for each in found],
+               "command": shlex.join(["python", "-m", "mammoclip_jax.compile", *sys.argv[1:]])}
+    print(f"again: {figures['command']}")
+    command.write_json(values.json, figures)
+    if values.hlo:
+        Path(values.hlo).write_text(found[-1].text)
+    if values.csv:
+        report.write(values.csv, [row for each in found for row in each.rows])
+    if values.table:
+        report.update(values.table, [each.rows[-1] for each in found])
+    return 0 if all(each.figures["fits"] for each in found) else DOES_NOT_FIT
+
+
+def _option(item):
+    name, equals, value = item.partition("=")
+    if not equals:
+        raise UserError(f"--xla={item}: write NAME=VALUE.")
+    return name, value
+
+
+if __name__ == "__main__":
+    define_flags()
+    flags.mark_flags_as_required(["config"])
+    command.run(main)

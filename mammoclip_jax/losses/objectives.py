@@ -1,0 +1,146 @@
+"""InfoNCE and the sigmoid loss as sums that may be taken block by block over the pairs of queries and keys.
+
+Logits come in blocks [n m] with `counts` (bool) and `weights`, as `pairs.judge` gives them. A summary holds, for each
+row (axis 1) or column (axis 0) of a block, what the loss needs of it; summaries of blocks that share their rows merge
+into one, so no device must see all logits of a row at once (Milakov & Gimelshein 2018, arXiv:1805.02867).
+"""
+
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LOWEST = -1e30      # below any logit, and finite: differences of two are no NaN
+
+
+class Objective(NamedTuple):
+    """The three functions of a loss."""
+
+    summarise: Callable     # (logits, counts, weights, axis, seen=None) -> summary of this block [n]
+    merge: Callable         # summaries [K n] of K blocks -> summary [n]
+    empty: Callable         # (n, dtype) -> summary [n] of no pairs
+
+
+class Vectors(NamedTuple):
+    """What the logits are made of."""
+
+    queries: Float[Array, "n D"]
+    keys: Float[Array, "m D"]
+    scale: Float[Array, ""]
+    bias: Float[Array, ""] | None = None
+
+
+def summarise(objective: Objective, vectors: Vectors, counts, weights, seen=(None, None)):
+    """Summaries `(of the rows [n], of the columns [m])` of the block `scale * queries @ keys.T + bias`, in fp32.
+
+    Args:
+        seen: the summaries of all blocks, where they are known already.
+    """
+    dtype = logits_dtype(vectors)
+    queries, keys = vectors.queries.astype(dtype), vectors.keys.astype(dtype)
+    logits = vectors.scale * jnp.matmul(queries, keys.T, precision="highest")
+    if vectors.bias is not None:
+        logits += vectors.bias
+    weights = weights.astype(dtype)
+    return tuple(objective.summarise(logits, counts, weights, axis, s) for axis, s in zip((1, 0), seen))
+
+
+def logits_dtype(vectors: Vectors):
+    """fp32, or float64 where a test computes in it."""
+    return jnp.promote_types(vectors.queries.dtype, jnp.float32)
+
+
+class SoftmaxSummary(NamedTuple):
+    best: Any               # highest logit of a positive pair
+    rival: Any              # highest logit of a negative pair
+    exponentials: Any       # sum of exp(logit - max(best, rival))
+    positives: Any          # sum of weight * logit
+    weights: Any            # sum of the weights
+    logits: Any             # sum of the logits, where labels are smoothed
+    count: Any              # number of pairs that count
+
+
+class SigmoidSummary(NamedTuple):
+    best: Any               # as above
+    rival: Any
+    loss: Any               # sum over the pairs that count
+    count: Any
+
+
+def _extremes(logits, counts, weights, axis):
+    """Highest logits of the positive and of the negative pairs. No gradient: they serve the numerics and metrics."""
+    logits = jax.lax.stop_gradient(logits)
+    positive = weights > 0
+    best = jnp.where(counts & positive, logits, LOWEST).max(axis, initial=LOWEST)
+    return best, jnp.where(counts & ~positive, logits, LOWEST).max(axis, initial=LOWEST)
+
+
+def _merge_softmax(parts):
+    best, rival = parts.best.max(0), parts.rival.max(0)
+    rescale = jnp.exp(jnp.maximum(parts.best, parts.rival) - jnp.maximum(best, rival))
+    return SoftmaxSummary(best, rival, (parts.exponentials * rescale).sum(0), *(x.sum(0) for x in parts[3:]))
+
+
+def _merge_sigmoid(parts):
+    return SigmoidSummary(parts.best.max(0), parts.rival.max(0), parts.loss.sum(0), parts.count.sum(0))
+
+
+def _empty(kind):
+    def empty(n, dtype):
+        lowest, zero = jnp.full(n, LOWEST, dtype), jnp.zeros(n, dtype)
+        return kind(lowest, lowest, *(zero for _ in kind._fields[2:]))
+    return empty
+
+
+def softmax(label_smoothing: float) -> Objective:
+    """What `cross_entropy` needs. The logits are only summed where there is smoothing."""
+    def summarise(logits, counts, weights, axis, seen=None):
+        # Relative to the highest logit of all blocks, once that is known, the exponentials of blocks just add.
+        best, rival = _extremes(logits, counts, weights, axis) if seen is None else (seen.best, seen.rival)
+        highest = jnp.expand_dims(jnp.maximum(best, rival), axis)
+        weights = jnp.where(counts, weights, 0)
+        return SoftmaxSummary(
+            best, rival,
+            exponentials=jnp.exp(jnp.where(counts, logits - highest, -jnp.inf)).sum(axis),
+            positives=(weights * logits).sum(axis),
+            weights=weights.sum(axis),
+            logits=jnp.where(counts, logits, 0).sum(axis) if label_smoothing else jnp.zeros_like(best),
+            count=counts.sum(axis, dtype=logits.dtype))
+
+    return Objective(summarise, _merge_softmax, _empty(SoftmaxSummary))
+
+
+def sigmoid(label_smoothing: float) -> Objective:
+    """-y log sigmoid(logit) - (1 - y) log sigmoid(-logit), where y is the weight w, smoothed: (1 - e) w + e / 2."""
+    def summarise(logits, counts, weights, axis, seen=None):
+        best, rival = _extremes(logits, counts, weights, axis) if seen is None else (seen.best, seen.rival)
+        target = (1 - label_smoothing) * weights + label_smoothing / 2
+        loss = jnp.where(counts, jax.nn.softplus(logits) - target * logits, 0)
+        return SigmoidSummary(best, rival, loss.sum(axis), counts.sum(axis, dtype=logits.dtype))
+
+    return Objective(summarise, _merge_sigmoid, _empty(SigmoidSummary))
+
+
+def cross_entropy(summary: SoftmaxSummary, label_smoothing: float) -> Float[Array, ""]:
+    """Mean over the rows that have a positive of -sum_j t_ij log softmax_j, 0 where there is no such row.
+
+    t_ij = (1 - e) w_ij / sum_j w_ij + e / n_i over the n_i pairs that count.
+    """
+    has_positive = summary.weights > 0
+    positives, weights, logits, count, exponentials = (
+        jnp.where(has_positive, x, 1) for x in (summary.positives, summary.weights, summary.logits, summary.count,
+                                                summary.exponentials))
+    highest = jnp.where(has_positive, jax.lax.stop_gradient(jnp.maximum(summary.best, summary.rival)), 1)
+    # Differences to the highest logit, which are exact where a positive is the highest.
+    gap = (1 - label_smoothing) * (highest - positives / weights)
+    if label_smoothing:
+        gap += label_smoothing * (highest - logits / count)
+    loss = jnp.where(has_positive, gap + jnp.log(exponentials), 0)
+    return loss.sum() / jnp.maximum(has_positive.sum(), 1)
+
+
+def accuracy(summary) -> Float[Array, ""]:
+    """Share of the rows that have a positive in which it is more similar than every negative (a tie is a miss)."""
+    has_positive = summary.best > LOWEST
+    return (has_positive & (summary.best > summary.rival)).sum() / jnp.maximum(has_positive.sum(), 1)
