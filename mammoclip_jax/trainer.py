@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mammoclip_jax import losses, models
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
 from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
@@ -43,6 +44,7 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
     """
     meshes.check_batch_size(config, mesh)
     model = models.build(config.model, vocab_size)
+    check_rows(config, model.image_encoder, preprocessing, mesh)
     preprocess = augment.preprocess_options(config)
     image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
@@ -50,7 +52,8 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
     def variables():
         return init_variables(model, init_key, image_shape, config.data.text_length)
 
-    abstract = jax.eval_shape(variables)
+    with jax.set_mesh(mesh):
+        abstract = jax.eval_shape(variables)
     frozen = frozen_parameters(config.train, abstract["params"], config.model.frozen)
     optimizer = make_optimizer(config.train, abstract["params"], config.model.frozen)
 
@@ -63,12 +66,30 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
 
     def init(start=lambda variables: variables) -> TrainState:
         """The state before the first step; `start` may change the fresh variables (a warm start)."""
-        return jax.jit(fresh_state, out_shardings=shardings)(start(jax.jit(variables)()))
+        with jax.set_mesh(mesh):
+            return jax.jit(fresh_state, out_shardings=shardings)(start(jax.jit(variables)()))
 
     gradient = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, config.train, frozen)
     text_width = abstract["params"]["text_projection"]["dense"]["kernel"].shape[0]
     return Trainer(model, mesh, state, abstract_batch(config, preprocessing, mesh, text_width),
                    make_train_step(gradient, optimizer, config.train), gradient, init)
+
+
+def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
+    """Raises UserError where the rows of an image are split over more devices than its smallest map has rows.
+
+    The partitioner of jax 0.10.2 gives wrong gradients then.
+    """
+    rows = config.model.image.get("rows")
+    if rows is None:
+        return
+    if rows not in mesh.shape:
+        raise UserError(f"config.model.image.rows={rows!r} is no axis of the mesh: {', '.join(mesh.shape)}.")
+    height = preprocessing["height"]
+    smallest = height // max(stride for stride, _ in encoder.stage_grids(height, preprocessing["width"]).values())
+    if smallest < mesh.shape[rows]:
+        raise UserError(f"{height} rows leave {smallest} of its smallest map for the {mesh.shape[rows]} devices of "
+                        f"config.mesh.{rows}: make that axis smaller.")
 
 
 def abstract_batch(config, preprocessing: dict, mesh, text_width: int) -> Batch:

@@ -137,11 +137,12 @@ def _ruled(path, config):
 def _spec(path, shape, mesh, config) -> PartitionSpec:
     for rule, axes in config.rules:
         if re.match(rule, path):
-            spec = PartitionSpec(*axes)
-            if len(axes) > len(shape) or any(axis and n % mesh.shape[axis] for n, axis in zip(shape, axes)):
+            named = [axis for axis in axes if axis]
+            if (len(axes) > len(shape) or len(set(named)) < len(named)
+                    or any(axis and n % mesh.shape[axis] for n, axis in zip(shape, axes))):
                 raise UserError(f"config.sharding.rules: {tuple(axes)} does not split {path} of shape {shape} evenly "
                                 f"on the mesh {dict(mesh.shape)}.")
-            return spec
+            return PartitionSpec(*axes)
     size = mesh.shape["fsdp"]
     divisible = [i for i, n in enumerate(shape) if n % size == 0]
     if size == 1 or np.prod(shape) < config.min_size or not divisible:

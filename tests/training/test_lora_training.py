@@ -73,7 +73,8 @@ def test_it_starts_as_the_model_without_adapters(trained):
     plain = tiny_config()
     plain.model.lora = {}
     base = models.build(plain.model, VOCABULARY)
-    fresh = jax.jit(lambda key: init_variables(base, key, (HEIGHT, WIDTH, 1), LENGTH))(jax.random.key(0))
+    key = jax.random.split(jax.random.key(config.seed))[0]
+    fresh = jax.jit(lambda key: init_variables(base, key, (HEIGHT, WIDTH, 1), LENGTH))(key)
     without = {name: tree for name, tree in before.params.items() if name != "lora"}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), dict(fresh["params"]), without)
     adapted = encode(model, {"params": before.params, "batch_stats": before.batch_stats})
