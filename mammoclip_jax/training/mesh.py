@@ -59,6 +59,8 @@ def replicated(mesh) -> NamedSharding:
 def check_batch_size(config, mesh) -> None:
     """Raises UserError unless every (micro-)batch of a config splits evenly over the devices (`batch_sharding`)."""
     batch, rows = config.train.batch_size, config.model.image.get("rows")
+    if rows is not None and rows not in mesh.shape:
+        raise UserError(f"config.model.image.rows={rows!r} is no axis of the mesh: {', '.join(mesh.shape)}.")
     devices = mesh.size // (mesh.shape[rows] if rows else 1)
     if batch < 1 or batch % devices:
         raise UserError(f"config.train.batch_size={batch} does not split evenly over {devices} devices: "
