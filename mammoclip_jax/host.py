@@ -28,9 +28,12 @@ VISIBLE = 60                # seconds until a new file must be seen by all; NFS 
 
 
 def configure(config) -> None:
-    """Follows `config.cpu_devices` and `config.compilation_cache`."""
+    """Follows `config.cpu_devices` and `config.compilation_cache`; before the first computation."""
     if config.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    # A CPU is not kept waiting by the host, which it is. Dispatched ahead, a step would take its memory while the step
+    # before still has its own: gigabytes more, and pages cleared anew.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     keep_freed_memory()
     enable_compilation_cache(config.compilation_cache)
 
