@@ -1,5 +1,7 @@
 """Gradient caching: micro-batches of a tower give the gradient of one pass over the same micro-batches."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,7 +68,7 @@ def one_pass(config):
     keys = dict(zip(("image", "text"), jax.random.split(dropout_key)))
     terms = losses.build(config.losses)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=tiny.FAST)
     def run(state, batch, draws):
         def loss_fn(params):
             stats, vectors = state.batch_stats, {}
