@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this machine.
-#   bash launch/gpu_node.sh [--dry-run] --config=configs/b5.py --workdir=runs/b5 [--config.field=value ...]
+#   bash launch/gpu_node.sh [--dry-run] --config=configs/mammoclip_b5.py --workdir=runs/b5 [--config.field=value ...]
 # One process drives them all, unless PROCESSES says how many GPUs there are: then each has a process of its own, with
 # its own threads that decode images. Worth it where `data wait` on the progress line is not near zero.
 set -euo pipefail
