@@ -7,8 +7,8 @@ Examples:
     python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py --topology=v5e:4x4 --config.model.dtype=bfloat16 \
         --search --remat=none --remat=conv --remat=block --micro_batches=1 --micro_batches=2
 
-It needs libtpu (pip install -e .[aot]) and no TPU. B5 takes some ten minutes on two cores; what was compiled once is
-kept in --cache. Exit status 3: it does not fit.
+It needs libtpu (pip install -e .[aot]) and no TPU. A whole B5 step takes the better part of an hour on two cores;
+what was compiled once is kept in --cache. Exit status 3: it does not fit.
 """
 
 import itertools
