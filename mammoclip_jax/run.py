@@ -35,7 +35,7 @@ from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.prepare import prepare
 from mammoclip_jax.source import open_weights
-from mammoclip_jax.training import goodput, loop
+from mammoclip_jax.training import checkpoint, goodput, loop
 from mammoclip_jax.trainer import make_trainer
 from mammoclip_jax.training.mesh import make_mesh, process_rows, replicated
 from mammoclip_jax.training.processes import barrier
@@ -191,7 +191,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     """
     options = json.loads(json.dumps(config.warm_start.to_dict()))
     note = Path(workdir, "warm_start.json")
-    if any(path.name.isdigit() for path in Path(workdir, "checkpoints").glob("*")):
+    if checkpoint.steps(Path(workdir, "checkpoints")):
         if not note.exists() and any(entry.get("weights") for entry in options.values()):
             raise UserError(f"{note} is missing: it says what this run began with and which terms bind it. Put it back, "
                             "take config.warm_start out if the run began without, or name another --workdir.")

@@ -21,11 +21,11 @@ import orbax.checkpoint as ocp
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import checksum, disk
+from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.types import TrainState
 
 # Orbax writes these while it renames the folder, after the checksums of all others are noted.
 COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")
-PATIENCE = 3600      # seconds that processes wait for process 0 to look through the checkpoints
 
 
 class Checkpoints:
@@ -74,7 +74,7 @@ class Checkpoints:
             if errors:
                 if jax.process_index() == 0:
                     _put_aside(self.folder, list(errors))   # or the run could not save that step again
-                _wait_for_process_0("damaged checkpoints are put aside")
+                barrier("damaged checkpoints are put aside")
                 self._manager.reload()
             iterator.set_state(restored["data"])
             logging.info("resumed at step %d from %s", step, self.folder)
@@ -223,7 +223,7 @@ def _put_damaged_aside(folder: Path) -> None:
             shutil.rmtree(left)             # a save that was cut short
         listed = steps(folder)
         _put_aside(folder, newest_whole(folder, listed)[1] if listed else [])
-    _wait_for_process_0("checkpoints are looked at")
+    barrier("checkpoints are looked at")
 
 
 def _put_aside(folder: Path, damaged: list[int]) -> None:
@@ -233,16 +233,6 @@ def _put_aside(folder: Path, damaged: list[int]) -> None:
         place.parent.mkdir(exist_ok=True)
         (folder / str(step)).rename(place)
         logging.warning("the damaged checkpoint of step %d is now in %s", step, place)
-
-
-def _wait_for_process_0(what: str) -> None:
-    """Through the coordinator: reading large checkpoints takes longer than a collective of devices would wait."""
-    if jax.process_count() > 1:
-        try:
-            ocp.multihost.get_barrier_sync_fn()(key=what, timeout_ms=PATIENCE * 1000)
-        except RuntimeError as error:
-            raise UserError(f"another process ended while this one waited ({what}): see the log of process 0. "
-                            f"{str(error).splitlines()[0]}") from error
 
 
 def _temporary(folder: Path, step: int) -> Path:
