@@ -16,7 +16,6 @@ of that config; --against=torch compares its step with PyTorch's. Each figure is
 
 import csv
 import importlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -28,7 +27,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mammoclip_jax import command
+from mammoclip_jax import command, provenance
 from mammoclip_jax.benchmarks import MODES, PEERS, WORKS, sample, worker
 from mammoclip_jax.errors import UserError
 
@@ -96,20 +95,9 @@ def _one_cpu(rows: list[dict]) -> bool:
 def _figures(mode: str, rows: list[dict], **more) -> dict:
     cores = len(os.sched_getaffinity(0))
     return {"mode": mode} | more | {
-        "rows": rows, "versions": versions(),
+        "rows": rows, "versions": provenance.versions(PACKAGES),
         "environment": {name: os.environ[name] for name in SET if name in os.environ},
         "machine": f"{platform.machine()}, {cores} cores, Python {platform.python_version()}"}
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that the figures depend on."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def table(rows: list[dict]) -> str:

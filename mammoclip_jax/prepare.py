@@ -10,7 +10,6 @@ Run again, it goes on where it stopped, or takes over what is new, changed or me
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 import time
@@ -30,6 +29,7 @@ from mammoclip_jax.data.store.codecs import CODECS, DEFAULT_CODEC
 from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options
+from mammoclip_jax.provenance import version
 
 
 def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = None, codec: str = DEFAULT_CODEC,
@@ -55,7 +55,7 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
     table = read(source, root, options)
     check_options(Preprocessing, preprocessing, "prepare")
     provenance = {"source": source, "options": {name: str(value) for name, value in (options or {}).items()},
-                  "version": _version()}
+                  "version": version("mammoclip_jax")}
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     return build(table, root, out, preprocessing=Preprocessing(**preprocessing), shards=shards, workers=workers,
                  codec=codec, max_quarantined=max_quarantined, vocab_size=vocab_size, provenance=provenance, key=key,
@@ -67,13 +67,6 @@ def read(source: str, root, options: dict | None = None) -> SourceTable:
     reader = sources.reader(source)
     check_options(reader, options or {}, f"data source {source!r}")
     return reader(root, **(options or {}))
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("mammoclip_jax")
-    except importlib.metadata.PackageNotFoundError:     # a checkout that was never installed
-        return "not installed"
 
 
 def define_flags() -> None:

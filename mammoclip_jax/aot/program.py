@@ -7,7 +7,6 @@ so a change in the code that changes the program is another entry.
 
 import gzip
 import hashlib
-import importlib.metadata
 import json
 import logging
 import time
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from mammoclip_jax import provenance
 from mammoclip_jax.aot import memory, topology
 from mammoclip_jax.trainer import Trainer, make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 
-PACKAGES = ("jax", "jaxlib", "libtpu")
+PACKAGES = ("jax", "jaxlib", "libtpu")      # that decide what is compiled
 
 
 class Compiled(NamedTuple):
@@ -33,17 +33,6 @@ class Compiled(NamedTuple):
     seconds: float              # of the compilation, when it was done
     key: str
     versions: dict[str, str]
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide what is compiled."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def trainer_for(config, devices, preprocessing: dict, vocab_size: int) -> Trainer:
@@ -62,7 +51,7 @@ def compile_step(trainer: Trainer, target: topology.Topology, cache: str | Path,
     """
     with jax.set_mesh(trainer.mesh):
         lowered = trainer.jitted().lower(trainer.state, trainer.batch)
-    known = versions()
+    known = provenance.versions(PACKAGES)
     facts = json.dumps([target.name, known, options, lowered.as_text()])
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
     return read(cache, key) or _write(cache, _compile(lowered, options, key, known))
