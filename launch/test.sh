@@ -17,4 +17,5 @@ done
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" "$extras"
 cd "$root"
 marks="$parity${parity:+${slow:+ and }}$slow"
-exec python -m pytest ${marks:+-m "$marks"} ${arguments[@]+"${arguments[@]}"}
+# A process for each core, up to four: each holds eight simulated devices. A file stays whole, its fixtures are made once.
+exec python -m pytest -n auto --maxprocesses=4 --dist=loadfile ${marks:+-m "$marks"} ${arguments[@]+"${arguments[@]}"}
