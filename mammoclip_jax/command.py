@@ -11,6 +11,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import write_text
 from mammoclip_jax.names import suggestion
 
 INTERRUPTED = 75    # EX_TEMPFAIL: stopped on request and saved; the same command goes on
@@ -70,7 +71,5 @@ def write_json(path: str, figures: dict) -> None:
     """Writes `figures` where --json asked for it ('' is nowhere), whole or not at all."""
     if not path:
         return
-    partial = Path(f"{path}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(figures, indent=2, default=str) + "\n")
-    partial.replace(path)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(figures, indent=2, default=str) + "\n")

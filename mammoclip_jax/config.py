@@ -66,7 +66,7 @@ def defaults() -> ConfigDict:
             "cached_text": False,           # run a frozen text tower once, before training, over all training texts
             "lora": {},                # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
             "logit_scale": 1 / 0.07,
-            "logit_bias": placeholder(float),    # initial, for the sigmoid loss (-10 in SigLIP, with a logit_scale of 10)
+            "logit_bias": placeholder(float),    # initial, of the sigmoid loss (SigLIP: -10, with logit_scale=10)
             "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
         },
         # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from

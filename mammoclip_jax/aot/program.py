@@ -17,6 +17,7 @@ import jax
 
 from mammoclip_jax import provenance
 from mammoclip_jax.aot import memory, topology
+from mammoclip_jax.files import whole, write_text
 from mammoclip_jax.trainer import Trainer, make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 
@@ -90,12 +91,7 @@ def _write(cache, compiled: Compiled) -> Compiled:
         folder = Path(cache).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         entry = compiled._asdict()
-        _replace(folder / f"{compiled.key}.hlo.gz", gzip.compress(entry.pop("text").encode(), 6))
-        _replace(folder / f"{compiled.key}.json", json.dumps(entry, indent=2).encode())
+        with whole(folder / f"{compiled.key}.hlo.gz") as partial:
+            partial.write_bytes(gzip.compress(entry.pop("text").encode(), 6))
+        write_text(folder / f"{compiled.key}.json", json.dumps(entry, indent=2))
     return compiled
-
-
-def _replace(path, content):
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+from mammoclip_jax.files import whole
+
 GIB, MIB = 2**30, 2**20
 KEY = ("topology", "config", "dtype", "height", "width", "remat", "scan", "micro_batches", "images_per_chip",
        "options")
@@ -53,12 +55,10 @@ def row(config, figures: dict, preprocessing: dict, options: dict) -> dict:
 
 def write(path, rows: list[dict]) -> None:
     """A CSV file of rows alone, in place of what was there."""
-    partial = Path(f"{path}.partial")
-    with partial.open("w", newline="") as file:
+    with whole(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)
 
 
 def update(path, rows: list[dict]) -> None:

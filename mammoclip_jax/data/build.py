@@ -38,15 +38,10 @@ from mammoclip_jax.data.manifest import (
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
 from mammoclip_jax.data.store.codecs import DEFAULT_CODEC, known
-from mammoclip_jax.data.store.shards import (
-    SCHEMA_VERSION,
-    Dataset,
-    replace,
-    shard_name,
-    write_text,
-)
+from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import whole, write_text
 
 IMAGES_PER_SHARD = 256
 BUILDING = ".building"
@@ -307,13 +302,12 @@ def _write_folder(out, building, table, index, problems, counts, parameters) -> 
         if path.name not in names:
             path.unlink()
     write_text(out / "quarantine.csv", quarantine_text(problems))
-    partial = out / "index.parquet.partial"
-    index.to_parquet(partial, index=False)
-    replace(partial, out / "index.parquet")
+    with whole(out / "index.parquet") as partial:
+        index.to_parquet(partial, index=False)
     texts = [text for texts in _training_rows(index)["texts"] for text in texts]
     if texts:
-        tokenizer.train_wordpiece(texts, parameters["vocab_size"]).save(str(out / "tokenizer.json.partial"))
-        replace(out / "tokenizer.json.partial", out / "tokenizer.json")
+        with whole(out / "tokenizer.json") as partial:
+            tokenizer.train_wordpiece(texts, parameters["vocab_size"]).save(str(partial))
     info = {
         "schema_version": SCHEMA_VERSION,
         "name": index["dataset"].iloc[0],

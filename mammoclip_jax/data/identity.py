@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from mammoclip_jax.data.manifest import Problem
-from mammoclip_jax.data.store.shards import replace
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import whole
 
 HASHED = ("patient", "study", "image")
 _KEY_BYTES = 32
@@ -36,10 +36,9 @@ class Identity:
         path = Path(key) if key else private_folder(out) / "key"
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.touch(mode=0o600)
-            partial.write_text(secrets.token_hex(_KEY_BYTES))
-            replace(partial, path)
+            with whole(path) as partial:
+                partial.touch(mode=0o600)
+                partial.write_text(secrets.token_hex(_KEY_BYTES))
         try:
             self._key = bytes.fromhex(path.read_text().strip())
         except ValueError:

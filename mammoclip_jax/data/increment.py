@@ -16,6 +16,7 @@ import pandas as pd
 from array_record.python.array_record_module import ArrayRecordReader
 
 from mammoclip_jax.data.manifest import Problem, SourceTable
+from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.store.shards import shard_name
 
 _STAT_THREADS = 16      # a network file system answers many at a time
@@ -68,7 +69,7 @@ def plain_hash(text: str) -> str:
 def of_dataset(out: Path) -> dict[str, Stored]:
     """The records of a finished data set, by key; none of one made before there were keys."""
     info = json.loads((out / "dataset.json").read_text())
-    index = pd.read_parquet(out / "index.parquet")
+    index = read_table(out / "index.parquet")
     if "key" not in index:
         return {}
     return _stored(index.to_dict("records"), lambda shard: out / shard_name(shard, info["shards"]))

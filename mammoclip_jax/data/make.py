@@ -16,7 +16,8 @@ from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes, render
 from mammoclip_jax.data.pool import WorkerLost, ordered_map
 from mammoclip_jax.data.store.codecs import encode
-from mammoclip_jax.data.store.shards import ShardWriter, shard_name, write_text
+from mammoclip_jax.data.store.shards import ShardWriter, shard_name
+from mammoclip_jax.files import write_text
 
 
 class Task(NamedTuple):

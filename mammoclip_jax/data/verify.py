@@ -31,6 +31,7 @@ from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes
 from mammoclip_jax.data.store import storage
 from mammoclip_jax.data.store.codecs import decode, header
+from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.errors import UserError
 
@@ -124,7 +125,7 @@ def _info(folder, report: _Report) -> dict | None:
 
 def _index(folder, report: _Report) -> pd.DataFrame | None:
     try:
-        index = pd.read_parquet(io.BytesIO((folder / "index.parquet").read_bytes()))
+        index = read_table((folder / "index.parquet").read_bytes())
     except (OSError, ValueError) as error:      # pyarrow's errors are among them
         report.check("index.parquet", False, "index.parquet", f"cannot be read ({type(error).__name__})")
         return None

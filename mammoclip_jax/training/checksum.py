@@ -10,6 +10,8 @@ import json
 import zlib
 from pathlib import Path
 
+from mammoclip_jax.files import write_text
+
 NAME = "checksums.json"
 CHUNK = 1 << 22      # bytes
 
@@ -21,9 +23,7 @@ def write(folder, names=None) -> None:
     if names is None:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     noted |= {name: [(folder / name).stat().st_size, crc32(folder / name)] for name in names if name != NAME}
-    partial = folder / f"{NAME}.partial"
-    partial.write_text(_text(noted))
-    partial.replace(folder / NAME)
+    write_text(folder / NAME, _text(noted))
 
 
 def damage(folder) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from mammoclip_jax.files import write_text
+
 
 class MetricWriter:
     """Appends rows `{"step": int, name: float, ...}` to `workdir/metrics.jsonl` and the same to TensorBoard.
@@ -21,9 +23,7 @@ class MetricWriter:
             return
         path = Path(workdir, "metrics.jsonl")
         kept = [row for row in read_metrics(path) if row["step"] <= resumed_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.replace(path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(Path(workdir, "tensorboard")), purge_step=resumed_step + 1)
 

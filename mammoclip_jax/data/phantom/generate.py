@@ -20,6 +20,7 @@ from mammoclip_jax.data.phantom import exam as exams
 from mammoclip_jax.data.phantom import report, writer
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import whole, write_text
 
 DESCRIPTION = "phantom.json"
 TABLE = "images.parquet"
@@ -188,12 +189,9 @@ def _write_table(out: Path, count: int, parameters: Parameters) -> None:
             rows += json.loads(path.read_text())["images"]
         except (OSError, ValueError, KeyError):
             raise UserError(f"{path} is absent or damaged: remove the folder {path.parent} and run again.") from None
-    partial = out / f".{TABLE}.partial"
-    pd.DataFrame(rows).to_parquet(partial, index=False)
-    os.replace(partial, out / TABLE)
+    with whole(out / TABLE) as partial:
+        pd.DataFrame(rows).to_parquet(partial, index=False)
 
 
 def _write_json(path: Path, content: dict) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")

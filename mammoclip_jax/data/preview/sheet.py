@@ -20,7 +20,8 @@ from mammoclip_jax.data.pixels.render import Preprocessing, inner
 from mammoclip_jax.data.preview.cards import UNKNOWN, Card, Source, card, eight, facts
 from mammoclip_jax.data.preview.sample import spread
 from mammoclip_jax.data.store.codecs import decode
-from mammoclip_jax.data.store.shards import Dataset, write_text
+from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.files import write_text
 
 _LOOKED_AT = 400        # images whose pixels are measured for the plots
 _NO_AIR = "Original not shown: no air is seen in it, so nothing tells burned-in text from the breast."

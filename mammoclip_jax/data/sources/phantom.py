@@ -19,6 +19,7 @@ from mammoclip_jax.data import manifest
 from mammoclip_jax.data.manifest import SourceTable
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.phantom.exam import Parameters
+from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.errors import UserError
 
 LICENCE = "CC0-1.0"
@@ -47,7 +48,7 @@ def read(root: str | Path, test_fraction: float = 0.25, val_fraction: float = 0.
 def _table(root: Path) -> pd.DataFrame:
     path = root / phantom.TABLE
     try:
-        return pd.read_parquet(path)
+        return read_table(path)
     except FileNotFoundError:
         raise UserError(f"{root} is not complete: {path} is absent. {phantom.how_to_make(root)}") from None
     except (OSError, ValueError) as error:

@@ -4,7 +4,6 @@ A folder holds `images-00000-of-00004.array_record` ..., whose records are those
 i is record i, and `dataset.json`, which is written last: a folder without it is not whole.
 """
 
-import io
 import json
 import os
 import threading
@@ -16,7 +15,9 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from mammoclip_jax.data.store import storage
 from mammoclip_jax.data.store.codecs import decode
+from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import replace
 
 SCHEMA_VERSION = 1
 
@@ -40,20 +41,6 @@ class ShardWriter:
     def close(self) -> None:
         self._writer.close()
         replace(self._partial, self.path)
-
-
-def replace(partial: Path, path: Path) -> None:
-    """Renames once the bytes are on the disk, so that no crash leaves half a file under the final name."""
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    replace(partial, path)
 
 
 class Dataset:
@@ -89,7 +76,7 @@ class Dataset:
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
             raise UserError(f"{path} is not whole: {', '.join(missing[:3])} missing. Copy it again or prepare it anew.")
-        index = pd.read_parquet(io.BytesIO((path / "index.parquet").read_bytes()))
+        index = read_table((path / "index.parquet").read_bytes())
         for column in ("texts", "sections"):
             index[column] = [list(value) for value in index[column]]
         if len(index) != info["counts"]["images"]:

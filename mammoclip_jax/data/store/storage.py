@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import whole
 
 
 class Remote:
@@ -62,13 +63,11 @@ class Remote:
         return target
 
     def _fetch(self, system: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
-        partial = target.with_name(target.name + ".partial")
-        system.get_file(path, str(partial))
-        found, expected = partial.stat().st_size, system.size(path)
-        if found != expected:
-            partial.unlink()
-            raise UserError(f"{self} came with {found} of {expected} bytes. Try again.")
-        os.replace(partial, target)
+        with whole(target) as partial:
+            system.get_file(path, str(partial))
+            found, expected = partial.stat().st_size, system.size(path)
+            if found != expected:
+                raise UserError(f"{self} came with {found} of {expected} bytes. Try again.")
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:

@@ -19,9 +19,10 @@ from pathlib import Path
 import pandas as pd
 from absl import app, flags
 
-from mammoclip_jax.data.store.shards import replace
+from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.text import reports
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import whole
 
 FILE = "texts_augmented.parquet"
 JOURNAL = "texts_augmented.jsonl"      # what is done so far; removed at the end
@@ -44,7 +45,7 @@ def augment(folder: str | Path, translate: Translate, *, model: str, batch: int 
     folder = Path(folder)
     if not (folder / "index.parquet").is_file():
         raise UserError(f"{folder} is no data set folder: it has no index.parquet. Give what prepare wrote.")
-    index = pd.read_parquet(folder / "index.parquet", columns=["texts", "split"])
+    index = read_table(folder / "index.parquet", columns=["texts", "split"])
     drawn = (text.strip() for texts in index["texts"][index["split"] == "train"] for text in texts)
     texts = list(dict.fromkeys(text for text in drawn if text))
     journal = folder / JOURNAL
@@ -64,9 +65,8 @@ def augment(folder: str | Path, translate: Translate, *, model: str, batch: int 
             file.flush()
     reasons = [fault(text, other) for text, other in done]
     kept = [pair for pair, reason in zip(done, reasons, strict=True) if not reason]
-    partial = folder / f"{FILE}.partial"
-    pd.DataFrame(kept, columns=["text", "augmented"], dtype="str").to_parquet(partial)
-    replace(partial, folder / FILE)
+    with whole(folder / FILE) as partial:
+        pd.DataFrame(kept, columns=["text", "augmented"], dtype="str").to_parquet(partial)
     journal.unlink()
     counts = Counter(reasons)
     return {"texts": len(texts), "kept": len(kept)} | {
@@ -112,7 +112,7 @@ def alternatives(folder: str | Path) -> dict[str, tuple[str, ...]]:
     if not path.is_file():
         raise UserError(f"{path} is missing: run python -m mammoclip_jax.data.text.augment_text --data={folder} first, "
                         "or set config.data.augmented=0")
-    return {text: tuple(part) for text, part in pd.read_parquet(path).groupby("text", sort=False)["augmented"]}
+    return {text: tuple(part) for text, part in read_table(path).groupby("text", sort=False)["augmented"]}
 
 
 def translator(forth: str, back: str, temperature: float = 1.5, beams: int = 5) -> Translate:

@@ -13,6 +13,7 @@ from typing import Iterable, Sequence
 import numpy as np
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import whole, write_text
 
 FEATURES, INDEX = "text_features.npy", "text_features.json"
 
@@ -59,17 +60,15 @@ class TextFeatures:
 def write(folder: str | Path, fingerprint: str, texts: Sequence[str], parts: Iterable[np.ndarray]) -> None:
     """Stores the features of `texts`, which come in `parts` [n, C]; what a stop leaves behind is not taken for them."""
     folder = Path(folder)
-    index, partial = folder / INDEX, folder / f"{FEATURES}.partial"
     features, row = None, 0
-    for part in parts:
-        if features is None:
-            features = np.lib.format.open_memmap(partial, "w+", np.float32, (len(texts), part.shape[1]))
-        features[row:row + len(part)] = part
-        row += len(part)
-    features.flush()
-    # An index belongs to the features beside it: without one there are none.
-    index.unlink(missing_ok=True)
-    partial.replace(folder / FEATURES)
-    partial = index.with_suffix(".partial")
-    partial.write_text(json.dumps({"fingerprint": fingerprint, "texts": [text_hash(text) for text in texts]}))
-    partial.replace(index)
+    with whole(folder / FEATURES) as partial:
+        for part in parts:
+            if features is None:
+                features = np.lib.format.open_memmap(partial, "w+", np.float32, (len(texts), part.shape[1]))
+            features[row:row + len(part)] = part
+            row += len(part)
+        features.flush()
+        # An index belongs to the features beside it: without one there are none.
+        (folder / INDEX).unlink(missing_ok=True)
+    index = {"fingerprint": fingerprint, "texts": [text_hash(text) for text in texts]}
+    write_text(folder / INDEX, json.dumps(index))
