@@ -7,11 +7,11 @@ import importlib.util
 from pathlib import Path
 
 
-def get_config():
+def get_config(hardware=""):
     spec = importlib.util.spec_from_file_location("mammoclip_b5", Path(__file__).with_name("mammoclip_b5.py"))
     b5 = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(b5)
-    config = b5.get_config()
+    config = b5.get_config(hardware)
     config.name = "Mammo-CLIP B2"
     config.model.image.variant = "b2"
     return config

@@ -11,15 +11,19 @@ What differs from the released code, because that is wrong there: the affine's a
 not fixed at +20, flips are told to the text, empty reports are no positives. The elastic warp moves no pixel by half
 a pixel and is left out. The paper starts both towers from public weights: name yours as above (efficientnet_pytorch's
 file, a folder or hub name of the BERT), or both start at random.
+
+`--config=configs/mammoclip_b5.py:tpu` is the same training for TPUs: bfloat16, maps laid out for 128 lanes, and so much
+computed again that eight images fit a v5e chip (docs/compile.csv).
 """
 
 from mammoclip_jax.config import defaults
+from mammoclip_jax.names import check_name
 
 BREASTS = 10_140      # of the training split: 25,355 images, 80 % of them, two views a breast
 EPOCHS = 10
 
 
-def get_config():
+def get_config(hardware=""):
     config = defaults()
     config.name = "Mammo-CLIP B5"
     config.seed = 10
@@ -30,10 +34,15 @@ def get_config():
     config.data.flip_vertical = 0.5
     config.augment.update(affine_probability=0.5, rotate=20.0, translate=0.1, scale=(0.8, 1.2), shear=20.0)
 
-    # Where memory or a TPU asks for it (docs/compile.md): remat, scan and lanes change no result.
+    # remat, scan and lanes change no result (docs/compile.md).
     config.model.image.update(name="efficientnet", variant="b5", remat="none", scan=False, lanes=False)
     config.model.text.update(name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
                              intermediate_size=3072, remat="none")
+    check_name(hardware, ("", "tpu"), "hardware")
+    if hardware == "tpu":
+        config.model.dtype = "bfloat16"
+        config.model.image.update(remat="expand", lanes=True)
+        config.model.text.remat = "block"
     config.model.dim = 512
     config.warm_start.image = dict(weights="")
     config.warm_start.text = dict(weights="")

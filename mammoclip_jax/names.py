@@ -19,10 +19,15 @@ def lookup(table: Mapping[str, str], name: str, kind: str) -> str:
     Raises:
         UserError: the name is not in the table; the message suggests the nearest and lists all.
     """
-    if name not in table:
-        known = ", ".join(sorted(table))
-        raise UserError(f"there is no {kind} {name!r}.{suggestion(name, table)} Known: {known}.")
+    check_name(name, table, kind)
     return table[name]
+
+
+def check_name(name: str, known: Iterable[str], kind: str) -> None:
+    """Raises UserError if `name` is not among `known`; the message suggests the nearest and lists all."""
+    if name not in known:
+        listed = ", ".join(sorted(known))
+        raise UserError(f"there is no {kind} {name!r}.{suggestion(name, known)} Known: {listed}.")
 
 
 def check_options(function: Callable, options: Iterable[str], kind: str) -> None:

@@ -127,7 +127,7 @@ def test_nothing_fits_says_the_smallest(config, job, monkeypatch):
 
 def test_variants_leave_the_config_alone(config):
     stages = session.variant(config, "block,none", "true", 2)
-    assert stages.model.image.remat == ("block", "none") and stages.train.micro_batches.image == 2
+    assert stages.model.image.remat == "block,none" and stages.train.micro_batches.image == 2
     assert stages.model.image.scan is True and not {"remat", "scan"} & set(config.model.image)
     assert config.train.micro_batches.image == 1
 

@@ -23,11 +23,10 @@ def text(figures: dict) -> str:
 def row(config, figures: dict, preprocessing: dict, options: dict) -> dict:
     """One line of the table, values as text."""
     image = config.model.image
-    remat = image.get("remat", "none")
     values = {
         "topology": figures["topology"], "config": config.name or image.name, "dtype": config.model.dtype,
         "height": preprocessing["height"], "width": preprocessing["width"],
-        "remat": remat if isinstance(remat, str) else " ".join(remat), "scan": image.get("scan", False),
+        "remat": image.get("remat", "none").replace(",", " "), "scan": image.get("scan", False),
         "micro_batches": config.train.micro_batches.image, "images_per_chip": f"{figures['images_per_chip']:g}",
         "options": " ".join(f"{name}={value}" for name, value in options.items()),
         "fits": figures["fits"], "hbm_gib": _gib(figures["hbm_bytes"]),

@@ -90,7 +90,7 @@ def variant(config, remat: str | None = None, scan: str | None = None, parts: in
     """
     config = copy.deepcopy(config)
     if remat is not None:
-        config.model.image.remat = tuple(remat.split(",")) if "," in remat else remat
+        config.model.image.remat = remat
     if scan is not None:
         config.model.image.scan = scan == "true"
     if parts is not None:

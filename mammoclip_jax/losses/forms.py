@@ -18,7 +18,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.objectives import Objective, Vectors, summarise
 from mammoclip_jax.losses.pairs import Rows, judge
 from mammoclip_jax.losses.ring import ring
-from mammoclip_jax.names import lookup
+from mammoclip_jax.names import check_name
 
 FORMS = ("auto", "plain", "gathered", "ring")
 PLAIN_BYTES = 2**26     # of a device's fp32 logits; above, "auto" takes the ring
@@ -58,7 +58,7 @@ def choose(form: str, size: int, mesh) -> str:
     Up to there plain is as fast as any and needs little (118 MiB a chip at 16,384 rows on 16 v5e, and up to six times
     that for the six pairs of `mammo_clip`); beyond, its memory grows with the square of the batch.
     """
-    lookup(dict.fromkeys(FORMS, True), form, "form of the contrastive loss")
+    check_name(form, FORMS, "form of the contrastive loss")
     if form in ("gathered", "ring") and mesh is None:
         raise UserError(f"the form {form!r} of a contrastive loss needs a mesh of devices: take 'plain' without one.")
     if form != "auto":

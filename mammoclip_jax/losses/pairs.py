@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from mammoclip_jax.names import lookup
+from mammoclip_jax.names import check_name
 
 DUPLICATES = ("negative", "positive", "ignore")
 
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
         Raises:
             UserError: `duplicates` is none of `DUPLICATES`.
         """
-        lookup(dict.fromkeys(DUPLICATES, True), duplicates, "treatment of duplicates")
+        check_name(duplicates, DUPLICATES, "treatment of duplicates")
         if ids is not None:
             ids = None if duplicates == "negative" else jnp.reshape(ids, (size, -1))
         return cls(jnp.arange(size), jnp.ones(size, bool) if mask is None else mask, ids)

@@ -187,7 +187,7 @@ class EfficientNet(nn.Module):
         drop_connect_rate: of the last block; earlier ones in proportion to their index.
         remat: what the backward pass computes again: "none", a whole "block" at a time, all but the outputs of
             convolutions ("conv"), or of those but the expansions ("expand"); one for all, or one for each of the seven
-            stages.
+            stages with commas between.
         scan: blocks of equal shape run as a loop: much faster to compile, and with `remat` the only way to save
             memory on CPU, where the compiler otherwise merges the recomputation with the first pass. Parameters keep
             their names, and results are the same.
@@ -208,7 +208,7 @@ class EfficientNet(nn.Module):
     pooling: str = "avg"
     drop_rate: float | None = None
     drop_connect_rate: float = 0.2
-    remat: str | Sequence[str] = "none"
+    remat: str = "none"
     scan: bool = False
     rows: str | None = None
     lanes: bool = False
@@ -220,13 +220,11 @@ class EfficientNet(nn.Module):
 
     def __post_init__(self):
         self.taps = tuple(self.taps)    # a list, from JSON, has no hash
-        if not isinstance(self.remat, str):
-            self.remat = tuple(self.remat)
         super().__post_init__()
         check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": POOLING})
         if len(self._remats()) != len(STAGES) or not set(self._remats()) <= set(REMAT):
             raise UserError(f"EfficientNet's remat={self.remat!r} must be one of {', '.join(REMAT)}, or "
-                            f"{len(STAGES)} of them, one a stage.")
+                            f"{len(STAGES)} of them with commas between, one a stage.")
         blocks = len(self._specs())
         for tap in self.taps:
             if not 0 <= tap < blocks:
@@ -328,7 +326,8 @@ class EfficientNet(nn.Module):
         return Place(self.rows, self.lanes, columns)
 
     def _remats(self) -> tuple[str, ...]:
-        return (self.remat,) * len(STAGES) if isinstance(self.remat, str) else self.remat
+        given = self.remat.split(",")
+        return tuple(given * len(STAGES) if len(given) == 1 else given)
 
     def _groups(self, specs, table) -> list[list[int]]:
         """Numbers of consecutive blocks that are run as one loop; each by itself without `scan`."""

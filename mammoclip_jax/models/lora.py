@@ -96,7 +96,7 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0) -> Iterator[None
     needs the PRNG "dropout", and is 0 in evaluation. Enter it inside the function that is jitted or differentiated.
 
     Raises:
-        UserError: an adapted layer is not x @ kernel (+ bias), or none of the adapters met its layer.
+        UserError: an adapted layer is not x @ kernel (+ bias), or an adapter did not meet its layer.
     """
     pairs, met = _pairs(adapters), set()
 
@@ -120,9 +120,10 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0) -> Iterator[None
 
     with nn.intercept_methods(intercept):
         yield
-    if not met:
-        raise UserError(f"LoRA: no layer met its adapter ({', '.join(sorted(pairs)[:3])}, ...): "
-                        "the adapters must be named from the root of the applied model")
+    if missed := sorted(pairs.keys() - met):
+        raise UserError(f"LoRA: no layer met its adapter ({', '.join(missed[:3])}{', ...' * (len(missed) > 3)}): adapters "
+                        "are named from the root of the applied model, of layers that run, and with dropout outside of "
+                        "scanned blocks (model.image.scan=False)")
 
 
 @dataclass(frozen=True)

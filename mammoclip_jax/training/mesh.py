@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import lookup
+from mammoclip_jax.names import check_name
 from mammoclip_jax.training.optimizer import slash_name
 
 AXES = ("data", "fsdp", "space")
@@ -104,7 +104,7 @@ def state_shardings(state, mesh, config):
     Raises:
         UserError: a rule matches nothing, or does not fit an array.
     """
-    lookup(dict.fromkeys(STATES, True), config.state, "config.sharding.state")
+    check_name(config.state, STATES, "config.sharding.state")
     paths = {slash_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
     for rule, _ in config.rules:
         if not any(re.match(rule, path) for path in paths):

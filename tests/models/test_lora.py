@@ -223,6 +223,9 @@ def test_mistakes_are_named(params, adapters):
         lora.merge({"kernel": np.zeros((8, 24))}, {"kernel": pair}, ALPHA)
     with pytest.raises(UserError, match="no layer met"), lora.adapted({"text_encoder": adapters}, ALPHA):
         jax.eval_shape(_states, params)
+    with pytest.raises(UserError, match=r"no layer met its adapter \(elsewhere/kernel\)"), \
+            lora.adapted({**adapters, "elsewhere": {"kernel": pair}}, ALPHA):
+        jax.eval_shape(lambda params: _states(params), params)      # traced anew
     kernel = {"kernel": np.zeros((3, 3, 2, 5), np.float32)}
     with pytest.raises(UserError, match="lora.merge"), lora.adapted(lora.init(kernel, "kernel", 1, key), ALPHA):
         Conv(5, 3).apply({"params": kernel}, jnp.zeros((1, 4, 4, 2)), ((1, 1), (1, 1)))
