@@ -7,7 +7,7 @@ import pytest
 
 from mammoclip_jax.models.efficientnet import EfficientNet
 
-MIXED = ("block", "block", "expand", "conv", "conv", "none", "none")
+MIXED = "block,block,expand,conv,conv,none,none"
 OPTIONS = [dict(scan=True), dict(remat="block"), dict(scan=True, remat="block"), dict(scan=True, remat="conv"),
            dict(scan=True, remat=MIXED), dict(lanes=True), dict(lanes=True, scan=True, remat="expand")]
 FAST = {"xla_backend_optimization_level": 0}

@@ -1,6 +1,7 @@
 """Planted identities are gone, and what a radiologist means stays."""
 
 import re
+from datetime import date
 
 import pytest
 from hypothesis import given, settings
@@ -81,12 +82,12 @@ def test_twice_is_once(words, between):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.dates(), st.sampled_from(["%Y-%m-%d", "%m/%d/%Y", "%d.%m.%Y", "%B %d, %Y", "%d %b %Y", "%Y%m%d", "%d-%b-%y"]),
+@given(st.dates(date(1900, 1, 1), date(2049, 12, 31)),
+       st.sampled_from(["%Y-%m-%d", "%m/%d/%Y", "%d.%m.%Y", "%B %d, %Y", "%d %b %Y", "%Y%m%d", "%d-%b-%y"]),
        st.integers(10 ** 5, 10 ** 12),
        st.sampled_from(["{date} {number}", "Mass. {date}: {number}.", "({date}, {number})"]))
-def test_any_date_and_number_goes(date, form, number, sentence):
-    date = date.replace(year=1900 + date.year % 150)
-    text = deidentify(sentence.format(date=date.strftime(form), number=number))
+def test_any_date_and_number_goes(day, form, number, sentence):
+    text = deidentify(sentence.format(date=day.strftime(form), number=number))
     assert not re.search(r"\d", text)
 
 
