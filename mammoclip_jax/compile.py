@@ -1,11 +1,11 @@
 """Compile a config's training step for TPUs that are not there: memory, FLOPs, traffic, collectives, largest batch.
 
 Examples:
-    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py --topology=v5e:4x4 --config.model.dtype=bfloat16
-    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py --topology=v5e:16x16 --images_per_chip=12 \
-        --config.model.dtype=bfloat16 --remat=block --table=docs/compile.csv
-    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py --topology=v5e:4x4 --config.model.dtype=bfloat16 \
-        --search --remat=none --remat=conv --remat=block --micro_batches=1 --micro_batches=2
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 --images_per_chip=8
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:16x16 --images_per_chip=16 \
+        --remat=block --scan=true --table=docs/compile.csv
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 \
+        --search --remat=none --remat=expand --remat=block --micro_batches=1 --micro_batches=2
 
 It needs libtpu (pip install -e .[aot]) and no TPU. A whole B5 step takes the better part of an hour on two cores;
 what was compiled once is kept in --cache. Exit status 3: it does not fit.
