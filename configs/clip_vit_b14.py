@@ -10,15 +10,12 @@ paper runs at 518 x 518, at four times as many tokens. No paper's recipe: losses
 `--config=configs/clip_vit_b14.py:tpu` computes in bfloat16.
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 
 def get_config(hardware=""):
-    spec = importlib.util.spec_from_file_location("mammoclip_b5", Path(__file__).with_name("mammoclip_b5.py"))
-    b5 = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(b5)
-    config = b5.get_config(hardware)
+    config = runpy.run_path(str(Path(__file__).with_name("mammoclip_b5.py")))["get_config"](hardware)
     config.name = "CLIP ViT-B/14"
     config.model.image = dict(name="dinov2", variant="base", registers=4, pooling="all", remat="block")
     return config

@@ -3,15 +3,12 @@
     python -m mammoclip_jax.pretrain --config=configs/mammoclip_b2.py --workdir=runs/mammoclip_b2
 """
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 
 def get_config(hardware=""):
-    spec = importlib.util.spec_from_file_location("mammoclip_b5", Path(__file__).with_name("mammoclip_b5.py"))
-    b5 = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(b5)
-    config = b5.get_config(hardware)
+    config = runpy.run_path(str(Path(__file__).with_name("mammoclip_b5.py")))["get_config"](hardware)
     config.name = "Mammo-CLIP B2"
     config.model.image.variant = "b2"
     return config
