@@ -24,7 +24,8 @@ from mammoclip_jax.training import checksum, disk
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.types import TrainState
 
-# Orbax writes these while it renames the folder, after the checksums of all others are noted.
+# Orbax writes these, or writes them again, just before it renames the folder: they are noted when that is done, and do
+# not count should the process end in between.
 COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 
 
@@ -136,7 +137,7 @@ class Checkpoints:
 
     def _note_checksums(self):
         """Called by Orbax, on process 0 and in the background, between writing a step and renaming its folder."""
-        checksum.write(_temporary(self.folder, self._saving))
+        checksum.write(_temporary(self.folder, self._saving), leave_out=COMMIT_FILES)
 
     @contextlib.contextmanager
     def _failures_explained(self):

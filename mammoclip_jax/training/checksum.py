@@ -16,12 +16,13 @@ NAME = "checksums.json"
 CHUNK = 1 << 22      # bytes
 
 
-def write(folder, names=None) -> None:
-    """Notes the files `names` of the folder, all of them by default, beside those noted before."""
+def write(folder, names=None, leave_out=()) -> None:
+    """Notes the files `names` of the folder, by default all but those to `leave_out`, beside those noted before."""
     folder = Path(folder)
     noted = _read(folder) if (folder / NAME).exists() else {}
     if names is None:
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        names = [name for name in names if name not in leave_out]
     noted |= {name: [(folder / name).stat().st_size, crc32(folder / name)] for name in names if name != NAME}
     write_text(folder / NAME, _text(noted))
 

@@ -153,7 +153,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
 
 def test_a_save_that_fails_ends_the_run_and_the_one_before_is_gone_on_from(tmp_path, monkeypatch):
     fit(tmp_path, 4)
-    monkeypatch.setattr(checkpoint.checksum, "write", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(checkpoint.checksum, "write", lambda *arguments, **options: 1 / 0)
     with pytest.raises(UserError, match=r"step 8 could not be saved and is not listed \(whole checkpoints: 4;"):
         fit(tmp_path, 12)
     monkeypatch.undo()
