@@ -79,8 +79,8 @@ def row(config, work: str, worker, tunables: str, size: tuple[int, int]) -> dict
         "data_wait_share": _rounded(sum(waits) / seconds.sum()) if waits else None,
         "compile_seconds": _rounded(about.get("compile_seconds")), "parameters": about.get("parameters"),
         "micro_batches": f"{config.train.micro_batches.image}/{config.train.micro_batches.text}",
-        "remat": image.get("remat", "none").replace(",", "+"), "scan": image.get("scan", False), "dtype": config.model.dtype,
-        "steps": len(seconds), "malloc": tunables or "mallopt",
+        "remat": image.get("remat", "none").replace(",", "+"), "scan": image.get("scan", False),
+        "dtype": config.model.dtype, "steps": len(seconds), "malloc": tunables or "mallopt",
     }
 
 

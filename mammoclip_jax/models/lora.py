@@ -121,9 +121,9 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0) -> Iterator[None
     with nn.intercept_methods(intercept):
         yield
     if missed := sorted(pairs.keys() - met):
-        raise UserError(f"LoRA: no layer met its adapter ({', '.join(missed[:3])}{', ...' * (len(missed) > 3)}): adapters "
-                        "are named from the root of the applied model, of layers that run, and with dropout outside of "
-                        "scanned blocks (model.image.scan=False)")
+        listed = ", ".join(missed[:3] + ["..."] * (len(missed) > 3))
+        raise UserError(f"LoRA: no layer met its adapter ({listed}): adapters are named from the root of the applied "
+                        "model, of layers that run, and with dropout outside of scanned blocks (model.image.scan=False)")
 
 
 @dataclass(frozen=True)

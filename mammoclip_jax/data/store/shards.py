@@ -5,7 +5,6 @@ i is record i, and `dataset.json`, which is written last: a folder without it is
 """
 
 import json
-import os
 import threading
 from pathlib import Path
 
