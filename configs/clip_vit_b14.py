@@ -7,7 +7,7 @@ paper runs at 518 x 518, at four times as many tokens. No paper's recipe: losses
         --config.warm_start.image.weights=facebook/dinov2-with-registers-base \
         --config.warm_start.text.weights=emilyalsentzer/Bio_ClinicalBERT
 
-`--config=configs/clip_vit_b14.py:tpu` computes in bfloat16.
+`--config=configs/clip_vit_b14.py:tpu` computes in bfloat16, and the text encoder's blocks again.
 """
 
 import runpy

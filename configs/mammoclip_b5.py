@@ -13,7 +13,7 @@ a pixel and is left out. The paper starts both towers from public weights: name 
 file, a folder or hub name of the BERT), or both start at random.
 
 `--config=configs/mammoclip_b5.py:tpu` is the same training for TPUs: bfloat16, maps laid out for 128 lanes, and so much
-computed again that eight images fit a v5e chip (docs/compile.csv).
+computed again that eight images fit a v5e chip (docs/compile.md; measured without the affine augmentation).
 """
 
 from mammoclip_jax.config import defaults
@@ -34,12 +34,12 @@ def get_config(hardware=""):
     config.data.flip_vertical = 0.5
     config.augment.update(affine_probability=0.5, rotate=20.0, translate=0.1, scale=(0.8, 1.2), shear=20.0)
 
-    # remat, scan and lanes change no result (docs/compile.md).
+    # remat, scan and lanes change no result (docs/training.md).
     config.model.image.update(name="efficientnet", variant="b5", remat="none", scan=False, lanes=False)
     config.model.text.update(name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
                              intermediate_size=3072, remat="none")
-    check_name(hardware, ("", "tpu"), "hardware")
-    if hardware == "tpu":
+    if hardware:
+        check_name(hardware, ("tpu",), "hardware")
         config.model.dtype = "bfloat16"
         config.model.image.update(remat="expand", lanes=True)
         config.model.text.remat = "block"

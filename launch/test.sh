@@ -2,6 +2,7 @@
 # Installs the test extras and runs the tests.
 #   bash launch/test.sh [--parity] [--slow] [pytest arguments]
 # --parity adds PyTorch and compares with it live; without it the same tests use the small outputs in tests/golden.
+# -n 0 runs all in one process, for --pdb and for machines with little memory.
 # --slow adds the tests that take more than ten seconds each.
 set -euo pipefail
 extras=test

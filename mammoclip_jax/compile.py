@@ -1,9 +1,8 @@
 """Compile a config's training step for TPUs that are not there: memory, FLOPs, traffic, collectives, largest batch.
 
 Examples:
-    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 --images_per_chip=8
-    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:16x16 --images_per_chip=16 \
-        --remat=block --scan=true --table=docs/compile.csv
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 --images_per_chip=8 \
+        --config.augment.affine_probability=0 --table=docs/compile.csv
     python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 \
         --search --remat=none --remat=expand --remat=block --micro_batches=1 --micro_batches=2
 

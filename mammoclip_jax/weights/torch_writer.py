@@ -1,10 +1,8 @@
 """Writes what `torch.load(path, weights_only=True)` opens, without PyTorch: its zip format (see torch_file.py)."""
 
 import hashlib
-import os
 import pickle
 import struct
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import whole
 
 _ALIGNMENT = 64             # of a storage in the file, so that it can be mapped
 _ZIP64 = 1 << 31            # from this size on, zipfile adds a field of 20 bytes to a record's header
@@ -44,19 +43,8 @@ def write(path: str | Path, value: Any) -> None:
         raise UserError(f"{path}: the value holds itself, or is nested too deeply to be written.") from None
     pickled += pickle.STOP
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            _write_archive(stream, bytes(pickled), arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)       # mkstemp's files are for their owner alone
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with whole(path) as partial, partial.open("wb") as stream:
+        _write_archive(stream, bytes(pickled), arrays)
 
 
 def _write_archive(stream, pickled: bytes, arrays: list[np.ndarray]) -> None:
