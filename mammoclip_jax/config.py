@@ -67,7 +67,32 @@ def defaults() -> ConfigDict:
             "lora": {},                # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
             "logit_scale": 1 / 0.07,
             "logit_bias": placeholder(float),    # initial, of the sigmoid loss (SigLIP: -10, with logit_scale=10)
+            # Of a classifier or detector (config.task.kind) alone, which have no text, dim, projection, ...
+            "labels": (),                   # names of the outputs
+            "activation": "sigmoid",        # softmax: the labels are classes
+            "combine": "mean",              # or max: of the features of a breast's or exam's views
+            "features": 256,                # channels of a detector's pyramid and subnets
+            "input_size": (),               # height and width that a detector stretches images to; (): as they are
+            "stages": (),                   # of the image encoder, three: the detector's C3, C4 and C5
             "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
+        },
+        # What is learnt from the data: texts and images together, or labels.
+        "task": {
+            "kind": "pretrain",             # classifier, detector: config.model.labels from the data sets' labels
+            "label": "",                    # of a classifier: whose values its labels are, as density of A, B, C, D
+            "unit": "image",                # breast, exam: with as many views (classifier)
+            "encoder": "train",             # eval: without dropout, and with the batch statistics that it came with
+            "pos_weight": "",               # of a yes/no label: "" is 1, balanced: negatives / positives, or a number
+            "sampling": "uniform",          # balanced: as many of each class
+            "fraction": 1.0,                # of the training patients, stratified
+            "folds": 0,                     # instead of the data sets' splits: patients in so many parts, stratified
+            "fold": 0,                      # the part that is tested; the next one is for validation
+            "focal_alpha": 0.25, "focal_gamma": 2.0,    # of a detector
+            # Images without boxes teach a detector what background is; "zero": nothing; "leave_out": it sees none, as
+            # published.
+            "without_boxes": "count",
+            "monitor": "",                  # name in metrics.jsonl, eval/DATASET/EVALUATOR/METRIC: keeps the best state
+            "patience": 0,                  # evaluations without a better one, after which training ends; 0: never
         },
         # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from
         # its checkpoint.
@@ -81,6 +106,7 @@ def defaults() -> ConfigDict:
             "micro_batches": {"image": 1, "text": 1},
             "lr": 5e-5,
             "warmup_steps": 100,
+            "layer_decay": 1.0,             # factor on the rate of each layer of the image encoder, from the last down
             "weight_decay": 1e-4,
             "b1": 0.9, "b2": 0.999, "eps": 1e-8,
             "clip_norm": 0.0,               # 0: no clipping
@@ -106,8 +132,8 @@ def defaults() -> ConfigDict:
         "predict": {
             "exam": "",                     # an exam folder to score into the report
             "prompts": "mammo_clip",
-            "stage": "",                    # of the image encoder, for the overlays; "" is the last
-            "method": "grad_cam",           # or hires_cam
+            "stage": "",                    # of the image encoder, for the overlays; "" leaves it to the method
+            "method": "grad_cam",           # of the overlays: one of explain.METHODS, such as occlusion
         },
     })
     config.lock()
@@ -128,7 +154,7 @@ def check(config: ConfigDict) -> None:
     """Raises UserError when the config cannot describe a run."""
     if not config.data.folders:
         raise UserError("config.data.folders is empty: name at least one dataset folder to train on.")
-    if not config.losses:
+    if config.task.kind == "pretrain" and not config.losses:
         raise UserError("config.losses is empty: name at least one loss term, such as mammo_clip.")
     if not config.train.warmup_steps < config.train.steps:
         raise UserError(f"config.train.warmup_steps={config.train.warmup_steps} must be below "

@@ -1,4 +1,4 @@
-"""Evaluate a trained model: zero-shot, retrieval, saliency, each value with its interval.
+"""Evaluate a trained model: classification, detection, retrieval, saliency, each value with its interval.
 
     python -m mammoclip_jax.evaluate --workdir=runs/demo
     python -m mammoclip_jax.evaluate --workdir=runs/demo --dataset=data/mias --evaluators=zero_shot --json=scores.json
@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from mammoclip_jax import command, inference
+from mammoclip_jax import command, inference, supervised
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import EVALUATORS, report, result
@@ -35,6 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_list("evaluators", [], f"Which of {', '.join(EVALUATORS)}, instead of the config's.")
     flags.DEFINE_string("split", "", "train, val, test or all, instead of the config's.")
     flags.DEFINE_integer("batch_size", 32, "Images at a time on the devices; no result depends on it.")
+    flags.DEFINE_string("cache", "", "Folder that keeps image features for the next time.")
     flags.DEFINE_string("out", "", "Folder for results, tables and report.html.")
     flags.DEFINE_string("json", "", "File for the figures.")
 
@@ -64,20 +65,19 @@ def main(argv) -> int:
     values = flags.FLAGS
     check_flags(values)
     model = inference.load(values.workdir or values.weights, batch_size=values.batch_size)
-    if model.kind != "dual_encoder":
-        raise UserError(f"{values.workdir or values.weights} is a {model.kind}; the evaluators here compare images with "
-                        "texts, and take a dual encoder. `predict` scores exams with it.")
     path = Path(values.workdir or values.out)
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
     config = values.config or model.config
     datasets = open_datasets(config, workdir, values.dataset)
+    if not values.dataset and model.config.task.kind != "pretrain":
+        datasets = supervised.split(model.config, datasets)
     evaluators = {name: dict(options) for name, options in config.evaluate.evaluators.items()}
     if values.evaluators:
         evaluators = {name: evaluators.get(name, {}) for name in values.evaluators}
     if values.split:
         evaluators = {name: options | {"split": values.split} for name, options in evaluators.items()}
     out = Path(values.out or workdir / "evaluation")
-    results = evaluate(model, datasets, evaluators, split=config.evaluate.split)
+    results = evaluate(model, datasets, evaluators, split=config.evaluate.split, cache=values.cache)
     page = report.write(out, results, model=model, datasets=datasets, history=read_metrics(workdir / "metrics.jsonl"),
                         command=shlex.join(["python", "-m", "mammoclip_jax.evaluate", *sys.argv[1:]]))
     print(text_table(results))

@@ -6,6 +6,8 @@
 """
 
 import functools
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -15,23 +17,28 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from mammoclip_jax import host, models
+from mammoclip_jax.boxes import decode
 from mammoclip_jax.config import complete
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import exam
+from mammoclip_jax.explain.explained import Explained
 from mammoclip_jax.models.heads import ACTIVATIONS
-from mammoclip_jax.names import lookup, suggestion
+from mammoclip_jax.models.nms import Detections, nms
+from mammoclip_jax.models.retinanet import anchors
+from mammoclip_jax.names import check_name, check_options, lookup
 from mammoclip_jax.source import open_weights
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
+from mammoclip_jax.training.step import init_variables
 
-CAM_METHODS = ("grad_cam", "hires_cam")
 PIXELS = 2**23          # of the images that are computed at a time by default: six of 1520 x 912
+FEATURES = ("pooled", "stages")
 SHORTEST_TEXT = 16      # tokens; texts are padded to a power of two from here on
 
 
-def load(name, *, batch_size: int | None = None) -> "Model | Classifier":
+def load(name, *, batch_size: int | None = None) -> "Model | Classifier | Detector | ImageEncoder":
     """The model of a run or of one checkpoint in it (`workdir/checkpoints/STEP`), of a model folder, of a published
     file, or of that name on the hub.
 
@@ -40,22 +47,19 @@ def load(name, *, batch_size: int | None = None) -> "Model | Classifier":
             No result depends on it.
 
     Raises:
-        UserError: there is no such thing, or it is an encoder alone or a detector.
+        UserError: there is no such thing, or it is a text encoder alone.
     """
     variables, meta = open_weights(name)
     kind = meta["kind"]
-    if kind == "detector":
-        raise UserError(f"{name} holds a detector, which `load` does not run yet: models.detector(config.model) gives "
-                        "its raw outputs, source.open_weights its variables and config.")
     if kind not in KINDS:
-        raise UserError(f"{name} holds a single encoder ({kind}), which embeds nothing by itself: start a training "
-                        "from it with config.warm_start.")
+        raise UserError(f"{name} holds a single encoder ({kind}), which has nothing to compare texts with: start a "
+                        "training from it with config.warm_start.")
     config = complete(meta["config"])
     host.enable_compilation_cache(config.compilation_cache)
     return KINDS[kind](variables, meta, meta["step"], batch_size=batch_size)
 
 
-class ImageModel:
+class ImageModel(Explained):
     """What all models share: preprocessed images in batches through the image encoder, and maps over them.
 
     Attributes:
@@ -63,7 +67,7 @@ class ImageModel:
         preprocessing: how files become pixels, as in dataset.json.
         step: the training step of the weights.
         provenance: data sets, licences and versions behind the weights.
-        stages: names of the image encoder's stages, first to last, for `grad_cam`.
+        stages: names of the image encoder's stages, first to last, for `saliency`.
     """
 
     def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):
@@ -77,21 +81,49 @@ class ImageModel:
         self._module = self._build(meta)
         self._options = augment.preprocess_options(self.config)
         self.set_variables(variables, step)
-        image = jax.ShapeDtypeStruct((1, height, width, self._options.channels), jnp.float32)
-        self._grids = self._module.image_encoder.stage_grids(height, width)
-        self._stage_shapes = {}
 
         def note_stages(variables, image):      # while it is traced: what it returned would come back sorted by name
-            _, stages = self._encode(variables, image)
-            self._stage_shapes = {name: stage.shape[1:] for name, stage in stages.items()}
+            self.stages = tuple(self._encode(variables, image)[1])
 
-        jax.eval_shape(note_stages, self._variables, image)
-        self.stages = tuple(self._stage_shapes)
+        jax.eval_shape(note_stages, self._variables, self._blank())
 
     def set_variables(self, variables, step: int) -> None:
         """Other weights of the same shapes; nothing is compiled anew."""
         self._variables = jax.device_put(variables, replicated(self._mesh))
         self.step = step
+
+    def fingerprint(self) -> str:
+        """16 hex digits of all that its vectors depend on beside the images: weights, module, normalisation."""
+        parts = {section: self.config[section] for section in ("image", "model")}
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda part: part.to_dict()).encode())
+        for path, value in jax.tree_util.tree_leaves_with_path(self._variables):
+            value = np.asarray(value)
+            digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()[:16]
+
+    def image_features(self, images: Shaped[np.ndarray, "N H W"], of: str = "pooled") -> Float[np.ndarray, "N c"]:
+        """What the image encoder says of preprocessed images, before projection or head, in evaluation mode.
+
+        Args:
+            images: uint8 or uint16.
+            of: "pooled": the encoder's pooled features; "stages": the mean of each stage map over the image, from the
+                first stage to the last, one behind the other.
+
+        Raises:
+            UserError: `of` is something else, or there is no image.
+        """
+        check_name(of, FEATURES, "kind of image features")
+        return self._batched(functools.partial(self._image_features, of), np.asarray(images))
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _image_features(self, of, variables, images):
+        pixels = augment.eval_images(images, self._options)
+        pooled, stages = self._module.apply(variables, pixels, train=False,
+                                            method=lambda module, x, train: module.image_encoder(x, train=train))
+        if of == "pooled":
+            return pooled.astype(jnp.float32)
+        return jnp.concatenate([stages[name].astype(jnp.float32).mean(axis=(1, 2)) for name in self.stages], axis=-1)
 
     def read_images(self, files: Sequence[str | Path]) -> Shaped[np.ndarray, "N H W"]:
         """Files (DICOM, PNG, ...) as this model wants its images.
@@ -110,50 +142,25 @@ class ImageModel:
         return exam.predict(self, folder, out, **options)
 
     def _build(self, meta):
-        """The Linen module; it has an `image_encoder`."""
+        """The Linen module; it has an `image_encoder`, and a `project_image`."""
         raise NotImplementedError
 
-    def _encode(self, variables, image, offsets={}):
-        """(vectors [N, D] that `_cam` differentiates, stage maps)."""
+    def _encode(self, variables, image, offsets={}, **options):
+        """(vectors [N, D] that the maps explain, stage maps); `options` are those of Linen's `apply`."""
         raise NotImplementedError
 
-    def _maps(self, images, directions, stage: str, method: str) -> Float[np.ndarray, "N H W"]:
-        if stage not in self._stage_shapes:
-            raise UserError(f"the image encoder has no stage {stage!r}.{suggestion(stage, self.stages)} "
-                            f"Stages: {', '.join(self.stages)}.")
-        if method not in CAM_METHODS:
-            raise UserError(f"there is no method {method!r}.{suggestion(method, CAM_METHODS)} "
-                            f"Known: {', '.join(CAM_METHODS)}.")
-        cam = functools.partial(self._cam, stage, method)
-        return self._batched(cam, np.asarray(images), np.asarray(directions, np.float32))
+    def _fresh(self, key):
+        """Variables as before training."""
+        raise NotImplementedError
 
-    @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-    def _cam(self, stage, method, variables, images, directions):
-        pixels = augment.eval_images(images, self._options)
-
-        def score(offset):
-            vectors, stages = self._encode(variables, pixels, {stage: offset})
-            return jnp.sum(vectors * directions), stages[stage]
-
-        zeros = jnp.zeros((len(images), *self._stage_shapes[stage]))
-        gradient, features = jax.grad(score, has_aux=True)(zeros)
-        weights = gradient.mean(axis=(1, 2), keepdims=True) if method == "grad_cam" else gradient
-        cam = jax.nn.relu((weights * features).sum(-1))
-        cam = self._over_image(cam, stage)
-        highest = cam.max(axis=(1, 2), keepdims=True)
-        return cam / jnp.where(highest > 0, highest, 1.0)
-
-    def _over_image(self, maps, stage):
-        """Stage maps [N h w] resampled to the image, each cell at the place that it looks at."""
-        stride, centre = self._grids[stage]
-        # scale_and_translate puts the centre of the first cell at stride / 2 + translation.
-        translation = jnp.array(centre) - stride / 2
-        return jax.image.scale_and_translate(
-            maps, (len(maps), self.preprocessing["height"], self.preprocessing["width"]), (1, 2),
-            jnp.full(2, stride, jnp.float32), translation, "linear", antialias=False)
+    def _directions(self, towards) -> Float[np.ndarray, "N D"]:
+        raise NotImplementedError
 
     def _batched(self, function, *arrays):
-        """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off."""
+        """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off.
+
+        The function returns an array or a tree of arrays, whose first dimension is that of the rows.
+        """
         size, out = self._mesh.size, []
         while size < min(len(arrays[0]), self._batch_size):
             size *= 2       # few sizes, so that few programs are compiled
@@ -163,10 +170,10 @@ class ImageModel:
             n = len(parts[0])
             parts = [np.pad(part, [(0, size - n)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
             parts = jax.device_put(parts, batch_sharding(self._mesh))
-            out.append(np.asarray(function(self._variables, *parts))[:n])
+            out.append(jax.tree.map(lambda x: np.asarray(x)[:n], function(self._variables, *parts)))
         if not out:
             raise UserError("nothing to compute: the list of images or texts is empty.")
-        return np.concatenate(out)
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
 
 
 class Model(ImageModel):
@@ -202,32 +209,24 @@ class Model(ImageModel):
         length = min(length, ids.shape[1])
         return self._batched(self._embed_text, ids[:, :length], mask[:, :length])
 
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosines that was learnt: one over the temperature."""
+        return float(np.exp(self._variables["params"]["logit_scale"]))
+
     def similarity(self, images: Float[np.ndarray, "N D"], texts: Float[np.ndarray, "M D"]) -> np.ndarray:
         """Cosines [N, M] of unit vectors."""
         return np.asarray(images) @ np.asarray(texts).T
 
-    def grad_cam(
-        self, images: Shaped[np.ndarray, "N H W"], texts: Sequence[str] | Float[np.ndarray, "N D"], *, stage: str,
-        method: str = "grad_cam",
-    ) -> Float[np.ndarray, "N H W"]:
-        """What in each image speaks for its text, at a stage of the image encoder, laid over the image.
+    def _directions(self, towards):
+        texts = len(towards) and isinstance(towards[0], str)
+        return self.embed_text(towards) if texts else np.asarray(towards, np.float32)
 
-        With features F and the cosine's gradient G, both [h w c], the map is relu(sum_c a_c F_c) with a_c the mean of
-        G_c over the map ("grad_cam": Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2) or relu(sum_c G_c F_c)
-        ("hires_cam": Draelos and Carin 2020, arXiv:2011.08891, eq. 4), which keeps where the gradient is. It is divided
-        by its largest value; all zero where nothing speaks for the text.
+    def _encode(self, variables, image, offsets={}, **options):
+        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image", **options)
 
-        Args:
-            texts: N texts, or N directions such as the difference of two text embeddings.
-
-        Raises:
-            UserError: the encoder has no such stage, or there is no such method.
-        """
-        directions = self.embed_text(texts) if len(texts) and isinstance(texts[0], str) else texts
-        return self._maps(images, directions, stage, method)
-
-    def _encode(self, variables, image, offsets={}):
-        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image")
+    def _fresh(self, key):
+        return init_variables(self._module, key, self._blank().shape[1:], self.config.data.text_length)
 
     @functools.partial(jax.jit, static_argnums=0)
     def _embed_image(self, variables, images):
@@ -251,25 +250,109 @@ class Classifier(ImageModel):
         """Probabilities of preprocessed images, uint8 or uint16: each label by itself, or classes that sum to one."""
         return self._batched(self._classify, np.asarray(images))
 
-    def grad_cam(self, images, labels: Sequence[str] | Float[np.ndarray, "N labels"], *, stage: str,
-                 method: str = "grad_cam") -> Float[np.ndarray, "N H W"]:
-        """As `Model.grad_cam`, of the logit of each image's label (or of weights on all logits).
+    def classify_views(self, images: Shaped[np.ndarray, "N V H W"], there: Bool[np.ndarray, "N V"]) -> np.ndarray:
+        """Probabilities [N labels] of breasts or exams from their views; `there` is False for a view that is not."""
+        return self._batched(self._classify_views, np.asarray(images), np.asarray(there, bool))
 
-        Raises:
-            UserError: there is no such label, stage or method.
-        """
-        if len(labels) and isinstance(labels[0], str):
+    def _directions(self, towards):
+        if len(towards) and isinstance(towards[0], str):
             rows = dict(zip(self.labels, np.eye(len(self.labels)), strict=True))
-            labels = [lookup(rows, label, "label") for label in labels]
-        return self._maps(images, labels, stage, method)
+            towards = [lookup(rows, label, "label") for label in towards]
+        return np.asarray(towards, np.float32)
 
-    def _encode(self, variables, image, offsets={}):
-        return self._module.apply(variables, image, train=False, offsets=offsets)
+    def _encode(self, variables, image, offsets={}, **options):
+        return self._module.apply(variables, image, train=False, offsets=offsets, **options)
+
+    def _fresh(self, key):
+        return self._module.init(key, self._blank())
 
     @functools.partial(jax.jit, static_argnums=0)
     def _classify(self, variables, images):
         logits, _ = self._encode(variables, augment.eval_images(images, self._options))
         return ACTIVATIONS[self.config.model.activation](logits)
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def _classify_views(self, variables, images, there):
+        pixels = augment.eval_images(images.reshape(-1, *images.shape[2:]), self._options)
+        logits = self._module.apply(variables, pixels, there, train=False, method="of_views")
+        return ACTIVATIONS[self.config.model.activation](logits)
 
-KINDS = {model.kind: model for model in (Model, Classifier)}
+
+class Detector(ImageModel):
+    """A RetinaNet: boxes of `labels`; and maps of each label's highest logit."""
+
+    kind = "detector"
+
+    def _build(self, meta):
+        self.labels = tuple(self.config.model.labels)
+        self._canvas = (self.preprocessing["height"], self.preprocessing["width"])
+        self._input_size = tuple(self.config.model.input_size) or self._canvas
+        return models.detector(self.config.model)
+
+    def detect(self, images: Shaped[np.ndarray, "N H W"], **options) -> Detections:
+        """The boxes [N, K, 4] of preprocessed images, in their pixels, by falling score; see `models.nms.Detections`.
+
+        Classes are places in `labels`. Images are stretched to config.model.input_size first, where that is given.
+
+        Args:
+            options: of `models.nms.nms`: threshold, overlap, limit (K), candidates, class_aware.
+
+        Raises:
+            UserError: there is no such option.
+        """
+        check_options(nms, options, "detect")
+        return self._batched(functools.partial(self._detect, tuple(sorted(options.items()))), np.asarray(images))
+
+    def map_stage(self, method: str, stage: str | None = None) -> str:
+        """As of all models.
+
+        Raises:
+            UserError: besides, images are stretched: the maps would not lie on them.
+        """
+        if self._input_size != self._canvas:
+            raise UserError(f"config.model.input_size is {self._input_size}, the images have {self._canvas} pixels: "
+                            "maps are made for detectors that see images as they are.")
+        return super().map_stage(method, stage)
+
+    _directions, _fresh = Classifier._directions, Classifier._fresh
+
+    def _blank(self):
+        return jnp.zeros((1, *self._input_size, self._options.channels))
+
+    def _encode(self, variables, image, offsets={}, **options):
+        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image", **options)
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _detect(self, options, variables, images):
+        pixels = augment.resized(augment.eval_images(images, self._options), self._input_size)
+        logits, deltas = self._module.apply(variables, pixels, train=False)
+        boxes = decode(deltas, anchors(*self._input_size), self._input_size)
+        scale = np.array(self._canvas[::-1] * 2) / np.array(self._input_size[::-1] * 2)
+        found = jax.vmap(functools.partial(nms, **dict(options)))(boxes, jax.nn.sigmoid(logits))
+        return found._replace(boxes=found.boxes * scale.astype(np.float32))
+
+
+class ImageEncoder(ImageModel):
+    """An image encoder alone, such as published ImageNet or DINOv2 weights: features for a linear probe, and maps.
+
+    It has seen no data set of ours, so it takes canvases of any size and preparation; `preprocessing` is that of
+    `read_images`. Normalisation is the weights' own. Maps are of N directions in the space of pooled features.
+    """
+
+    kind = "image_encoder"
+
+    def _build(self, meta):
+        return models.image_encoder_alone(self.config.model)
+
+    def predict(self, folder, out=None, **options):
+        """Raises UserError: features are no scores."""
+        raise UserError("an image encoder alone scores nothing: train a head on it (`finetune` with "
+                        "config.warm_start), or measure its features with the evaluator linear_probe.")
+
+    def _directions(self, towards):
+        return np.asarray(towards, np.float32)
+
+    _encode, _fresh = Classifier._encode, Classifier._fresh
+
+
+KINDS = {model.kind: model for model in (Model, Classifier, Detector, ImageEncoder)}

@@ -2,6 +2,7 @@
 
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams/0042 --out=predictions
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --prompts=mine.json
+    python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --method=occlusion
 
 A folder that holds files is one exam; a folder of folders holds one exam each. Files that cannot be scored are listed
 with their reason, the others are scored, and the exit status is then 1.
@@ -27,6 +28,10 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.", required=True)
     flags.DEFINE_string("prompts", "", "A prompt file (JSON), or the name of one in evaluation/prompts. Default: "
                                        "config.predict.prompts of the run.")
+    flags.DEFINE_string("method", "", "Of the overlays: grad_cam, occlusion, ... (docs/saliency.md). Default: "
+                                      "config.predict.method of the run.")
+    flags.DEFINE_string("stage", "", "Stage of the image encoder that the method looks at. Default: "
+                                     "config.predict.stage of the run; with --method, what the method chooses.")
     flags.DEFINE_integer("overlay_size", 0, "Pixels of an overlay's longer side; 0: as many as the original image.")
     flags.DEFINE_string("json", "", "Another file for the prediction.")
 
@@ -38,7 +43,8 @@ def main(argv) -> int:
     model = inference.load(values.weights, batch_size=VIEWS)
     settings = model.config.predict
     found = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
-                    stage=settings.stage, method=settings.method, overlay_size=values.overlay_size)
+                    stage=values.stage or ("" if values.method else settings.stage),
+                    method=values.method or settings.method, overlay_size=values.overlay_size)
     target = Path(values.out, "prediction.json")
     for path in filter(None, (target, values.json)):
         write_json(path, found)

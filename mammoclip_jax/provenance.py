@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import platform
+import subprocess
+from pathlib import Path
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pydicom", "opencv-python-headless")
 MISSING = "not installed"
@@ -32,3 +34,20 @@ def version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return MISSING
+
+
+def code() -> dict:
+    """JSON: the version of this program, and of a git checkout the commit and whether its files were changed since."""
+    found = {"version": version("mammoclip_jax"), "commit": "", "changed": False}
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return found        # installed, or below someone else's checkout
+    return found | {"commit": _git("rev-parse", "HEAD") or "", "changed": bool(_git("status", "--porcelain", "--", "."))}
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the folder of this package; None where it fails or is not there."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+                              timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

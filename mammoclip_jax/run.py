@@ -19,7 +19,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import cached_text, host, inference, provenance
+from mammoclip_jax import cached_text, host, inference, provenance, supervised
 from mammoclip_jax.data import pipeline
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
@@ -82,17 +82,23 @@ def train_and_evaluate(config, workdir, ledger) -> dict:
     host.meet(mesh)
     with host.main_first("data"):
         datasets = open_datasets(config, workdir)
-        tokenize = load_tokenizer(config, workdir, datasets)
+        labelled = config.task.kind != "pretrain"
+        datasets = supervised.split(config, datasets) if labelled else datasets
+        tokenize = None if labelled else load_tokenizer(config, workdir, datasets)
     meta = {
+        "kind": config.task.kind if labelled else "dual_encoder",
         "config": json.loads(config.to_json_best_effort()),
-        "tokenizer": tokenize.to_json(),
+        "tokenizer": tokenize.to_json() if tokenize else None,
         "preprocessing": common_preprocessing(datasets),
         "provenance": provenance.collect(datasets),
     }
     if host.is_main():
         (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
-    trainer = make_trainer(config, tokenize.vocab_size, meta["preprocessing"], mesh)
-    iterator = train_iterator(config, datasets, tokenize, mesh, workdir)
+    if labelled:
+        trainer, iterator = supervised.prepare(config, datasets, meta["preprocessing"], mesh)
+    else:
+        trainer = make_trainer(config, tokenize.vocab_size, meta["preprocessing"], mesh)
+        iterator = train_iterator(config, datasets, tokenize, mesh, workdir)
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
     if config.model.cached_text:
         cached_text.prepare(config, trainer, state, datasets, tokenize, workdir)
@@ -249,8 +255,8 @@ class Evaluation:
         if host.is_main():
             with jax.set_mesh(self.mesh):
                 if self.model is None:
-                    self.model = inference.Model(variables, self.meta, step, mesh=self.mesh,
-                                                 batch_size=self.config.evaluate.batch_size)
+                    self.model = inference.KINDS[self.meta["kind"]](variables, self.meta, step, mesh=self.mesh,
+                                                                    batch_size=self.config.evaluate.batch_size)
                 self.model.set_variables(variables, step)
                 found = function(self.model)
         barrier("evaluation")

@@ -3,7 +3,6 @@
 from typing import Any, Callable, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mammoclip_jax import losses, models
@@ -17,7 +16,7 @@ from mammoclip_jax.types import Batch, TrainState
 class Trainer(NamedTuple):
     """One training program on one mesh. `state` and `batch` are shapes, dtypes and shardings; no array exists yet."""
 
-    model: Any                  # DualEncoder, or one with adapters
+    model: Any                  # DualEncoder (perhaps with adapters), Classifier or RetinaNet
     mesh: jax.sharding.Mesh
     state: TrainState           # of jax.ShapeDtypeStruct
     batch: Batch                # of jax.ShapeDtypeStruct: the global batch
@@ -42,18 +41,35 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
     Raises:
         UserError: an unknown part or option, a batch that does not split over the mesh, a rule without parameters.
     """
-    meshes.check_batch_size(config, mesh)
     model = models.build(config.model, vocab_size)
     check_rows(config, model.image_encoder, preprocessing, mesh)
     preprocess = augment.preprocess_options(config)
     image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
+
+    def fresh(key):
+        return init_variables(model, key, image_shape, config.data.text_length)
+
+    def gradient(frozen):
+        return make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, config.train, frozen)
+
+    def batch(params):
+        return abstract_batch(config, preprocessing, mesh, params["text_projection"]["dense"]["kernel"].shape[0])
+
+    return assemble(config, mesh, model, fresh, batch, gradient)
+
+
+def assemble(config, mesh, model, fresh: Callable, batch: Callable, gradient: Callable) -> Trainer:
+    """The Trainer of a model and its loss, whatever they are.
+
+    Args:
+        fresh: key -> variables at the start.
+        batch: abstract parameters -> the abstract global batch.
+        gradient: tree of the frozen parameters -> `Trainer.gradient`.
+    """
+    meshes.check_batch_size(config, mesh)
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
-
-    def variables():
-        return init_variables(model, init_key, image_shape, config.data.text_length)
-
     with jax.set_mesh(mesh):
-        abstract = jax.eval_shape(variables)
+        abstract = jax.eval_shape(fresh, init_key)
     frozen = frozen_parameters(config.train, abstract["params"], config.model.frozen)
     optimizer = make_optimizer(config.train, abstract["params"], config.model.frozen)
 
@@ -67,12 +83,11 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
     def init(start=lambda variables: variables) -> TrainState:
         """The state before the first step; `start` may change the fresh variables (a warm start)."""
         with jax.set_mesh(mesh):
-            return jax.jit(fresh_state, out_shardings=shardings)(start(jax.jit(variables)()))
+            return jax.jit(fresh_state, out_shardings=shardings)(start(jax.jit(fresh)(init_key)))
 
-    gradient = make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, config.train, frozen)
-    text_width = abstract["params"]["text_projection"]["dense"]["kernel"].shape[0]
-    return Trainer(model, mesh, state, abstract_batch(config, preprocessing, mesh, text_width),
-                   make_train_step(gradient, optimizer, config.train), gradient, init)
+    gradient = gradient(frozen)
+    return Trainer(model, mesh, state, batch(abstract["params"]), make_train_step(gradient, optimizer, config.train),
+                   gradient, init)
 
 
 def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
@@ -108,6 +123,4 @@ def abstract_batch(config, preprocessing: dict, mesh, text_width: int) -> Batch:
     }
     if config.model.cached_text:
         shapes["text_features"] = ((breasts, texts, text_width), np.float32)
-    shardings = meshes.batch_shardings(shapes, mesh, config.model.image.get("rows"))
-    return {name: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=shardings[name])
-            for name, (shape, dtype) in shapes.items()}
+    return meshes.abstract(shapes, mesh, config.model.image.get("rows"))

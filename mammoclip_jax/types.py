@@ -1,6 +1,6 @@
 """The few types that pass between the parts.
 
-Dimensions: B breasts, V views of a breast, T texts of a breast, L tokens, H x W pixels, D embedding width.
+Dimensions: B breasts (or exams, or images), V views of each, T texts of each, L tokens, H x W pixels, D embedding width.
 All three types are pytrees of plain containers, so `jax.tree` and Orbax walk them by name without registration.
 """
 
@@ -23,6 +23,11 @@ class Batch(TypedDict, total=False):
     text_features: Float[Array, "B T C"]      # float32, pooled states; only with config.model.cached_text
     flip_horizontal: Bool[Array, "B"]         # to do on the device; the texts' laterality words are already swapped
     flip_vertical: Bool[Array, "B"]           # to do on the device; only set where no text names a position
+    view_mask: Bool[Array, "B V"]             # of labelled batches (data/labelled.py): False for views not there
+    target: Float[Array, "B K"]               # 1, 0, one-hot for classes; 0 where unknown
+    known: Bool[Array, "B K"]
+    boxes: Float[Array, "B V M 4"]            # left, top, right, bottom in canvas pixels
+    box_classes: Int[Array, "B V M"]          # int32, -1 where there is no box
     mask: Bool[Array, "B"]                    # False for rows that only fill up the batch: they never count
 
 

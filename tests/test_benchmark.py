@@ -28,6 +28,12 @@ def images(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+def test_a_probe_is_compared_with_features_of_every_epoch(images):
+    rows = benchmark.benchmark("probe", str(images), limit=2, height=64, width=48, repeats=1)["rows"]
+    assert [row["images"] for row in rows] == [2, 2, 2] and rows[0]["ratio"] == 1 and rows[1]["ratio"] > 1
+
+
 @pytest.mark.parametrize("mode", ["codecs", "input"])
 def test_a_mode_compares_each_codec_with_png(images, mode):
     figures = benchmark.benchmark(mode, str(images), limit=2, height=32, width=24, repeats=2)

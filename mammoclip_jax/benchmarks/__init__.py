@@ -8,6 +8,7 @@ MODES = {
     "codecs": "mammoclip_jax.benchmarks.codecs",
     "input": "mammoclip_jax.benchmarks.input",
     "prepare": "mammoclip_jax.benchmarks.prepare",
+    "probe": "mammoclip_jax.benchmarks.probe",
 }
 WORKS = {"step": ("pretrain", "image_tower"), "input": ("input",), "end_to_end": ("end_to_end",)}
 PEERS = ("reference", "tuned", "compiled")

@@ -293,13 +293,13 @@ def train_dataset(
     sample = _Sample(tuple(datasets), tokenizer, views, texts, text_length, augment, text, variants, features)
     rows = range(batch_size) if rows is None else rows
     # The random numbers belong to the place in the whole stream, so they precede the split by process.
-    stream = grain.MapDataset.source(_Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
+    stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * len(rows) if read_threads else 0)
     # Batching comes after the threads: they share the work of one batch, and hold no more than two.
     return stream.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
 
 
-class _Part:
+class Part:
     """The `rows` of every batch of a stream, one after the other."""
 
     def __init__(self, stream: grain.MapDataset, batch_size: int, rows: tuple[int, ...]):

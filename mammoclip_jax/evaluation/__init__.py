@@ -1,7 +1,19 @@
 """Evaluators: functions `(model, dataset, **options) -> Result`. To add one, write a file and add its line here."""
 
 EVALUATORS = {
+    "classification": "mammoclip_jax.evaluation.classifier:classification",
+    "detection": "mammoclip_jax.evaluation.detection:detection",
+    "linear_probe": "mammoclip_jax.evaluation.probe:linear_probe",
     "zero_shot": "mammoclip_jax.evaluation.zero_shot:zero_shot",
     "retrieval": "mammoclip_jax.evaluation.retrieval:retrieval",
     "saliency": "mammoclip_jax.evaluation.saliency:saliency",
+}
+
+# The kinds of model (`inference.KINDS`) that an evaluator takes, where it does not take all.
+MODELS = {
+    "classification": ("classifier",),
+    "detection": ("detector",),
+    "retrieval": ("dual_encoder",),
+    "saliency": ("dual_encoder", "classifier", "detector"),
+    "zero_shot": ("dual_encoder",),
 }

@@ -5,16 +5,38 @@ from typing import Any, NamedTuple
 
 from mammoclip_jax.evaluation import EVALUATORS
 from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.evaluation.tables import latex_table as latex_table
+from mammoclip_jax.evaluation.tables import shown as shown
 
+# End of a metric's name -> what it is of.
+_LEVELS = {"": "per breast, mean of views", "_max": "per breast, max of views", "_image": "per image",
+           "_exam": "per exam, mean of breasts", "_exam_max": "per exam, max of images"}
 # Last part of a metric's name -> heading and kind of number.
 _HEADINGS = (
-    (r"auroc", "AUROC per breast, mean of views", "plain"),
-    (r"auroc_max", "AUROC per breast, max of views", "plain"),
-    (r"auroc_image", "AUROC per image", "plain"),
+    *((f"auroc{level}", f"AUROC {of}", "plain") for level, of in _LEVELS.items()),
+    *((f"macro_auroc{level}", f"Macro AUROC {of}", "plain") for level, of in _LEVELS.items()),
+    *((f"accuracy{level}", f"Accuracy {of}", "percent") for level, of in _LEVELS.items()),
+    *((f"balanced_accuracy{level}", f"Balanced accuracy {of}", "percent") for level, of in _LEVELS.items()),
+    (r"majority.*", "always the commonest", "percent"),
+    (r"auprc.*", "AUPRC", "plain"),
+    (r"best_f1.*", "Best F1, its threshold chosen here", "plain"),
+    (r"sensitivity_at_specificity_(\d+).*", r"Sensitivity at \1 % specificity", "percent"),
+    (r"specificity_at_sensitivity_(\d+).*", r"Specificity at \1 % sensitivity", "percent"),
+    (r"pf1.*", "Probabilistic F1", "plain"),
+    (r"brier.*", "Brier score", "plain"),
+    (r"ece.*", "Calibration error (ECE)", "plain"),
     (r"recall@(\d+)", r"R@\1", "percent"),
     (r"chance@(\d+)", "chance", "percent"),
     (r"commonest@(\d+)", "commonest texts", "percent"),
     (r"median_rank", "Median rank", "count"),
+    (r"mean_rank", "Mean rank", "count"),
+    (r"chance_rank", "chance", "count"),
+    (r"precision@(\d+)", r"Agree in the first \1", "percent"),
+    (r"precision_chance", "chance", "percent"),
+    (r"m?ap@(.+)", r"AP, IoU \1", "plain"),
+    (r"m?ap_coco@(.+)", r"COCO AP, IoU \1", "plain"),
+    (r"sensitivity@([\d.]+)_fp", r"Sensitivity at \1 FP/image", "percent"),
+    (r"mean_sensitivity", "mean of these", "percent"),
     (r"pointing_game", "Pointing game hits", "percent"),
     (r"centre_guess", "centre guess", "percent"),
     (r"chance", "random pixel", "percent"),
@@ -27,13 +49,19 @@ _HEADINGS = (
 # Baselines stand in the cell of the metric that they belong to, not in columns of their own.
 _BASELINES = (
     (r"recall@(\d+)", (r"chance@\1", r"commonest@\1")),
+    (r"mean_rank", ("chance_rank",)),
+    (r"precision@\d+", ("precision_chance",)),
+    (r"accuracy(_.*|)", (r"majority\1",)),
     (r"pointing_game", ("centre_guess", "chance")),
     (r"energy_in_box", ("box_share",)),
 )
 _FEW = 20         # a figure over fewer cases says too little to stand on top
-# What the page puts first: pattern on the metric's name, heading, the baseline's metric or number, its name.
+# What the page puts first: pattern on the metric's name, heading, the baseline's metric or number or None, its name.
+_LEARNT = {"zero_shot": "Zero-shot ", "linear_probe": "Linear probe: "}       # before the heading, by evaluator
 _HEADLINES = (
-    (r"(?P<what>.+)/auroc", "Zero-shot AUROC, {what}", 0.5, "a coin"),
+    (r"(?P<what>.+)/auroc", "AUROC, {what}", 0.5, "a coin"),
+    (r"(?P<what>[^@]+)/accuracy", "Accuracy, {what}", "{what}/majority", "always the commonest"),
+    (r"(?P<what>[^@]+)/ap@0\.5", "Boxes of {what}: AP at IoU 0.5", None, ""),
     (r"image_to_text/recall@(?P<what>5)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
     (r"text_to_image/recall@(?P<what>5)", "Report to image, R@{what}", "text_to_image/chance@{what}", "chance"),
     (r"(?P<what>.+)/pointing_game", "Map points at the {what}", "{what}/centre_guess", "centre guess"),
@@ -126,9 +154,11 @@ def headlines(results: list[Result]) -> list[Headline]:
                 match = re.fullmatch(pattern, metric)
                 if match and entry["value"] is not None and entry["n"] >= _FEW:
                     what = match["what"]
-                    value = baseline if isinstance(baseline, float) else _value(result, baseline.format(what=what))
-                    found.append(Headline(title.format(what=what), _source(result), heading(metric)[1], entry, value,
-                                          baseline_name))
+                    named = baseline.format(what=what) if isinstance(baseline, str) else ""
+                    value = _value(result, named) if named else baseline
+                    how = _LEARNT.get(result.name.rpartition("/")[2], "")
+                    found.append(Headline(how + title.format(what=what), _source(result), heading(metric)[1], entry,
+                                          value, baseline_name))
     return found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.overlay import picture
+from mammoclip_jax.evaluation.overlay import detections, picture
 from mammoclip_jax.evaluation.saliency import directions, peak_of
 from mammoclip_jax.evaluation.zero_shot import load_prompts, score, text_bank
 
@@ -19,6 +19,8 @@ from mammoclip_jax.evaluation.zero_shot import load_prompts, score, text_bank
 _BESIDE = (".txt", ".json", ".csv", ".xml", ".htm", ".html", ".pdf", ".md", ".log", ".ini", ".inf")
 COSINES = "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability"
 PROBABILITY = "output of the classifier, from 0 to 1; a calibrated probability only where that was tested"
+BEST_BOX = "score of the best box, from 0 to 1, 0 where there is none; not a calibrated probability"
+SHOWN = 5       # boxes of a label in its overlay, at most; "boxes" has all
 AGGREGATION = {
     "breast": "mean and max over the views of a side; an image of unknown laterality is a breast of its own",
     "exam": "mean: of the breasts' means; max: over all views",
@@ -32,21 +34,27 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
     Args:
         model: an `inference.Model`; its `preprocessing` rules how files become pixels.
         out: folder for the overlays, one PNG a view and label, on the original image's pixels; None: no overlays.
-        stage: of the image encoder, for the overlays; "" is the last.
-        method: of the overlays, "grad_cam" or "hires_cam".
+        stage: of the image encoder, for the overlays; "" leaves the choice to the method.
+        method: of the overlays, one of `explain.METHODS`.
         overlay_size: pixels of an overlay's longer side; 0 keeps the original's size.
 
     Returns:
-        JSON: "exams" [{"exam", "views", "breasts", "scores"}], "problems" [{"file", "stage", "reason", "remedy"}],
+        JSON: "exams" [{"exam", "views", "breasts", "scores"}], where the views of a detector have "boxes" by falling
+        score [{"label", "score", "box": left, top, right, bottom in the original}]; "problems" [{"file", "stage",
+        "reason", "remedy"}],
         "ignored", "prompts", "aggregation", "explains", "stage", and the model's "preprocessing",
         "preprocessing_fingerprint", "step" and "provenance".
 
     Raises:
-        UserError: no such folder, no file in it, or bad prompts.
+        UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.
     """
-    pairs = {} if model.kind == "classifier" else load_prompts(prompts)
-    build = _by_labels if model.kind == "classifier" else functools.partial(_by_prompts, pairs=pairs, explain=explain)
-    scorer = build(model, stage=stage or model.stages[-1], method=method)
+    pairs = load_prompts(prompts) if model.kind == "dual_encoder" else {}
+    if model.kind == "detector":
+        scorer = _Finder(model, lambda images: {}, {}, BEST_BOX, "", "boxes")
+    else:
+        by_prompts = functools.partial(_by_prompts, pairs=pairs, explain=explain)
+        build = _by_labels if model.kind == "classifier" else by_prompts
+        scorer = build(model, stage=model.map_stage(method, stage), method=method)
     root, ignored = Path(exam), []
     exams, problems = [], []
     for name, files in exam_folders(root, ignored):
@@ -61,7 +69,7 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         "exams": exams, "problems": problems, "ignored": sorted(ignored),
         "prompts": {label: pair._asdict() for label, pair in pairs.items()},
         "aggregation": AGGREGATION | {"view": scorer.meaning}, "explains": explain,
-        "stage": scorer.stage, "method": method,
+        "stage": scorer.stage, "method": scorer.method,
         "preprocessing": dict(model.preprocessing), "preprocessing_fingerprint": fingerprint(model.preprocessing),
         "step": model.step, "provenance": model.provenance,
     }
@@ -152,8 +160,8 @@ class _Scorer(NamedTuple):
         if not rendered:
             return
         images = np.stack([view.image for _, view in rendered])
-        maps = {label: self.model.grad_cam(images, np.stack([towards] * len(images)), stage=self.stage,
-                                                method=self.method)
+        maps = {label: self.model.saliency(images, np.stack([towards] * len(images)), stage=self.stage,
+                                           method=self.method)
                 for label, towards in self.towards.items()}
         for i, (path, view) in enumerate(rendered):
             shown = original_grey(path, self.model.preprocessing["intensity"])
@@ -166,6 +174,40 @@ class _Scorer(NamedTuple):
                 heat = view.transform.map_inverse(np.asarray(heats[i], dtype=np.float32))
                 (out / target).write_bytes(picture(shown, heat, peak=peak, side=size))
                 views[i]["overlays"][label], views[i]["peaks"][label] = str(target), peak
+
+
+class _Finder(_Scorer):
+    """A detector: a view's score is that of its best box, and its overlays show its boxes."""
+
+    def views(self, rendered: list[tuple[Path, Rendered]], root: Path) -> list[dict[str, Any]]:
+        """As of a `_Scorer`, with "boxes"."""
+        if not rendered:
+            return []
+        labels, found = self.model.labels, self.model.detect(np.stack([view.image for _, view in rendered]))
+        best = {label: np.where(found.classes == k, found.scores, 0).max(axis=1) for k, label in enumerate(labels)}
+        views = _Scorer.views(self._replace(score=lambda images: best), rendered, root)
+        for i, (_, view) in enumerate(rendered):
+            height, width = view.transform.original
+            kept = found.valid[i]
+            boxes = np.clip(view.transform.boxes_inverse(found.boxes[i][kept]), 0, [width, height] * 2)
+            views[i]["boxes"] = [
+                {"label": labels[kind], "score": float(score), "box": box.tolist()}
+                for kind, score, box in zip(found.classes[i][kept], found.scores[i][kept], boxes, strict=True)]
+        return views
+
+    def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
+        """As of a `_Scorer`; a peak is the centre of the label's best box."""
+        for (path, _), view in zip(rendered, views, strict=True):
+            shown = original_grey(path, self.model.preprocessing["intensity"])
+            view |= {"overlays": {}, "peaks": {}}
+            for label in self.model.labels:
+                own = [item for item in view["boxes"] if item["label"] == label][:SHOWN]
+                boxes = [item["box"] for item in own]
+                target = Path("overlays", f"{view['file']}_{label}.png")
+                (out / target).parent.mkdir(parents=True, exist_ok=True)
+                (out / target).write_bytes(detections(shown, (), boxes, [item["score"] for item in own], size))
+                view["overlays"][label] = str(target)
+                view["peaks"][label] = np.reshape(boxes[0], (2, 2)).mean(0).tolist() if boxes else None
 
 
 def _by_prompts(model, *, pairs, explain: str, stage: str, method: str) -> _Scorer:

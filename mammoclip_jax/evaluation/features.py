@@ -1,16 +1,22 @@
 """What the evaluators share: which rows to score, their embeddings (computed once), and the grouping into breasts."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.text.label_values import birads_number, density_number, text_of
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import cache
+from mammoclip_jax.names import check_name
 
 CHUNK = 64          # images in memory at a time; no result depends on it
 _READERS = 4        # threads
+_SAVE_EVERY = 300   # seconds, of vectors that are kept on disk while more are computed
 
 
 def select(index: pd.DataFrame, split: str = "test", patients: int | None = None, seed: int = 0) -> np.ndarray:
@@ -53,6 +59,35 @@ def breasts(rows: pd.DataFrame) -> np.ndarray:
     return keys.groupby(list(keys.columns), sort=False).ngroup().to_numpy()
 
 
+def exams(rows: pd.DataFrame) -> np.ndarray:
+    """Int [n]: number of the exam (data set, patient, study) of each row, in order of first appearance."""
+    return rows.groupby([rows[c].astype(str) for c in ("dataset", "patient", "study")], sort=False).ngroup().to_numpy()
+
+
+def label_texts(rows: pd.DataFrame, label: str) -> np.ndarray:
+    """str [n]: the value of a label for each row as the name of a class, "" where it is unknown.
+
+    Density is "A" to "D" and BI-RADS "0" to "6" whatever their type ("4A" is "4"); yes/no labels are "1" and "0". Where
+    a density is F or G the scale is mini-MIAS's, whose D is another one: it stays "F", "G", "D".
+    """
+    values = [json.loads(labels).get(label) for labels in rows["labels"]]
+    own_scale = label == "density" and not {"F", "G"}.isdisjoint(map(text_of, values))
+    return np.array([text_of(v) if own_scale else _class_name(label, v) for v in values], dtype=object)
+
+
+def _class_name(label: str, value: Any) -> str:
+    if label == "density":
+        number = density_number(value)
+        return "ABCD"[number - 1] if number else ""
+    if label == "birads":
+        number = birads_number(value)
+        return "" if number is None else str(number)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(sorted(map(text_of, value)))
+    whole = isinstance(value, (bool, float)) and float(value).is_integer()
+    return str(int(value)) if whole else text_of(value)
+
+
 def first_rows(groups: np.ndarray) -> np.ndarray:
     """Position of the first member of each group 0..G-1."""
     return np.unique(groups, return_index=True)[1]
@@ -70,20 +105,97 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
-class Features:
-    """Image embeddings of one data set under one model, each computed once however many evaluators ask."""
+class Level(NamedTuple):
+    """What a metric is of; `suffix` is the end of its name."""
 
-    def __init__(self, model, dataset):
-        self.model, self.dataset = model, dataset
-        self._known: dict[int, np.ndarray] = {}
+    suffix: str
+    unit: str       # a key of UNITS
+    how: str        # "mean" or "max" over its images
+
+
+LEVELS = (Level("", "breast", "mean"), Level("_max", "breast", "max"), Level("_image", "image", "mean"),
+          Level("_exam", "exam", "mean"), Level("_exam_max", "exam", "max"))
+UNITS = {"image": lambda rows: np.arange(len(rows)), "breast": breasts, "exam": exams}
+
+
+def pooled(values: np.ndarray, rows: pd.DataFrame, unit: str, how: str) -> np.ndarray:
+    """`values` [n] or [n, D] of images → one for each of the rows' units, a key of UNITS, by "mean" or "max".
+
+    The mean of an exam is that of its breasts' means, so that a breast with more views weighs no more.
+    """
+    group = UNITS[unit](rows)
+    if unit == "exam" and how == "mean":
+        breast = breasts(rows)
+        values, group = aggregate(values, breast, "mean"), group[first_rows(breast)]
+    return aggregate(values, group, how)
+
+
+class TextBank:
+    """Text embeddings under one model as it is now, each text computed once however many data sets and evaluators ask.
+
+    It lives in memory, for as long as the model's weights stay the same.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self._known: dict[str, np.ndarray] = {}
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit-norm float32 [n, D], as `inference.Model.embed_text`."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if missing:
+            embedded = np.asarray(self.model.embed_text(missing), dtype=np.float32)
+            self._known.update(zip(missing, embedded, strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+
+# Kinds of image vectors, and how a model computes them.
+KINDS: dict[str, Callable] = {
+    "embedding": lambda model, images: model.embed_image(images),
+    "pooled": lambda model, images: model.image_features(images),
+    "stages": lambda model, images: model.image_features(images, of="stages"),
+}
+
+
+class Features:
+    """Image vectors of one data set under one model, each computed once however many evaluators ask.
+
+    Attributes:
+        texts: the texts' embeddings; shared between data sets where a `TextBank` is given.
+    """
+
+    def __init__(self, model, dataset, texts: TextBank | None = None, folder: str | Path = ""):
+        """`folder` keeps the vectors for later runs (see cache.py); "": they live in memory only."""
+        self.model, self.dataset, self.folder = model, dataset, folder
+        self.texts = texts or TextBank(model)
+        self._known: dict[str, dict[int, np.ndarray]] = {}
 
     def images(self, positions: Sequence[int]) -> np.ndarray:
         """Unit-norm float32 [n, D] of the rows at `positions` of the data set's index."""
-        missing = [i for i in dict.fromkeys(int(p) for p in positions) if i not in self._known]
+        return self.of("embedding", positions)
+
+    def of(self, kind: str, positions: Sequence[int]) -> np.ndarray:
+        """Float32 [n, c] of the rows at `positions`; `kind` is a key of KINDS.
+
+        Raises:
+            UserError: there is no such kind, or the model has no such vectors.
+        """
+        check_name(kind, KINDS, "kind of image features")
+        if kind == "embedding" and not hasattr(self.model, "embed_image"):
+            raise UserError(f"a {self.model.kind} has no embedding: choose the features pooled or stages.")
+        path = cache.path_of(self.folder, self.model, self.dataset, kind) if self.folder else None
+        if kind not in self._known:
+            self._known[kind] = cache.load(path) if path else {}
+        known = self._known[kind]
+        missing = [i for i in dict.fromkeys(int(p) for p in positions) if i not in known]
+        saved = time.monotonic()
         for chunk in chunks(missing):
-            embedded = np.asarray(self.model.embed_image(read(self.dataset, chunk)), dtype=np.float32)
-            self._known.update(zip(chunk, embedded, strict=True))
-        return np.stack([self._known[int(p)] for p in positions])
+            computed = np.asarray(KINDS[kind](self.model, read(self.dataset, chunk)), dtype=np.float32)
+            known.update(zip(chunk, computed, strict=True))
+            if path and (chunk[-1] == missing[-1] or time.monotonic() - saved > _SAVE_EVERY):
+                cache.save(path, known)
+                saved = time.monotonic()
+        return np.stack([known[int(p)] for p in positions])
 
 
 def chunks(positions: Sequence[int]) -> Iterator[list[int]]:

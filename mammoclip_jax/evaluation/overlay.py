@@ -7,6 +7,7 @@ import numpy as np
 
 # BGR. White on black shows on any tissue and any heat.
 _LINE, _EDGE = (255, 255, 255), (0, 0, 0)
+_FOUND = (0, 159, 230)      # Okabe and Ito's orange
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -39,16 +40,39 @@ def draw(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = ()
     if scale != 1:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         canvas = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    line = max(1, round(max(canvas.shape[:2]) / 240))
-    for box in boxes:
-        x0, y0, x1, y1 = (round(float(corner) * scale) for corner in box)
-        for colour, thickness in ((_EDGE, line + 2), (_LINE, line)):
-            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), colour, thickness)
+    line = _line(canvas)
+    _rectangles(canvas, boxes, scale, _LINE)
     if peak is not None:
         centre = tuple(int(float(c) * scale) for c in peak)
         for colour, thickness in ((_EDGE, line + 2), (_LINE, line)):
             cv2.drawMarker(canvas, centre, colour, cv2.MARKER_CROSS, 6 * line, thickness)
     return canvas
+
+
+def detections(image: np.ndarray, truth: Iterable, found: Iterable, scores: Iterable, side: int = 0) -> bytes:
+    """PNG bytes of `image` with its true boxes in white and the boxes `found` in orange, with their scores."""
+    canvas = draw(image, None, truth, None, side)
+    scale, found, line = canvas.shape[0] / image.shape[0], list(found), _line(canvas)
+    _rectangles(canvas, found, scale, _FOUND)
+    for box, score in zip(found, scores, strict=True):
+        place = (round(float(box[0]) * scale), max(round(float(box[1]) * scale) - 2 * line, 8 * line))
+        for colour, thickness in ((_EDGE, line + 2), (_FOUND, (line + 1) // 2)):
+            cv2.putText(canvas, f"{score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.3 * line, colour, thickness,
+                        cv2.LINE_AA)
+    return png(canvas)
+
+
+def _rectangles(canvas: np.ndarray, boxes: Iterable, scale: float, colour: tuple) -> None:
+    line = _line(canvas)
+    for box in boxes:
+        x0, y0, x1, y1 = (round(float(corner) * scale) for corner in box)
+        for each, thickness in ((_EDGE, line + 2), (colour, line)):
+            cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), each, thickness)
+
+
+def _line(canvas: np.ndarray) -> int:
+    """Pixels of a line's width."""
+    return max(1, round(max(canvas.shape[:2]) / 240))
 
 
 def picture(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None,

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import json
+import re
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax import provenance
-from mammoclip_jax.evaluation import plots, result
+from mammoclip_jax.evaluation import illustrations, plots, result, statistics
 from mammoclip_jax.evaluation.display import (
     Headline,
     headlines,
@@ -27,11 +28,14 @@ _COUNTS = ("images", "patients", "studies", "boxes", "texts", "quarantined")
 _PICTURE_SIDE = 900      # pixels; larger pictures are shrunk for the page
 PACKAGES = ("mammoclip_jax", *provenance.PACKAGES, "scikit-learn")
 TABLES = "results"       # folder beside the page
+_GALLERIES = ("gallery", "pictures")     # tables whose rows are pictures, of maps and of detections
+_OTHER_LEVELS = re.compile(r".*_(max|image|exam|exam_max)")     # ends of metrics that stand below the others
 
 
 def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mapping[str, Any],
           history: Sequence[Mapping[str, Any]] = (), command: str = "", title: str = "",
-          predictions: Sequence[tuple[Mapping[str, Any], Path]] = ()) -> Path:
+          predictions: Sequence[tuple[Mapping[str, Any], Path]] = (),
+          resamples: int = statistics.RESAMPLES) -> Path:
     """Writes `out/report.html`, and all tables and pictures to `out/results`.
 
     Args:
@@ -41,12 +45,13 @@ def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mappin
         history: rows of the run's metrics.jsonl.
         command: the command that made the results, to be repeated.
         predictions: (what `exam.predict` returned, the folder it was given for overlays).
+        resamples: of the patients, for the bands of curves and the intervals of subgroups.
 
     Returns:
         the path of the page.
     """
     out = Path(out)
-    results = list(results)
+    results = [_with_subgroups(found, datasets, resamples) for found in results]
     result.save(results, out / TABLES)
     infos = {name: dict(dataset.info) for name, dataset in datasets.items()}
     title = title or getattr(model.config, "name", "") or "Evaluation"
@@ -59,7 +64,7 @@ def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mappin
         datasets=[_dataset(name, info) for name, info in infos.items()],
         headlines=headlines(results),
         curves=plots.curves(list(history)),
-        results=[_section(r) for r in results],
+        results=[_section(r, resamples) for r in results],
         galleries=[gallery for r in results if (gallery := _gallery(r))],
         exams=[exam for found, folder in predictions for exam in _exams(found, Path(folder))],
         config=config_text(model.config),
@@ -116,16 +121,68 @@ def _dataset(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
             "citation": info.get("citation", ""), "fingerprint": info.get("fingerprint", "")}
 
 
-def _section(found: Result) -> dict[str, Any]:
-    """A result as the page shows it: the table of metrics, the short further tables, the names of the long ones."""
+def _with_subgroups(found: Result, datasets: Mapping[str, Any], resamples: int) -> Result:
+    """A result with the table "subgroups" of its predictions, where there are some to compare."""
+    dataset = datasets.get(found.name.partition("/")[0])
+    table = illustrations.by_subgroup(found, dataset.index, resamples) if dataset is not None else ()
+    return found._replace(tables=found.tables | {"subgroups": table}) if len(table) else found
+
+
+def _section(found: Result, resamples: int) -> dict[str, Any]:
+    """A result as the page shows it: tables of metrics, plots, the short further tables, links to all."""
     dataset, _, evaluator = found.name.partition("/")
-    tables, long = [], []
+    tables, links = [], []
     for name, table in found.tables.items():
-        if name != "gallery" and len(table):
-            (tables if len(table) <= _LONG_TABLE else long).append((name, table))
+        if name not in _GALLERIES and len(table):
+            links.append((f"{name}.csv", f"{TABLES}/{found.name}/{name}.csv"))
+            if len(table) <= _LONG_TABLE:
+                tables.append((name, _cells(table)))
     return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "protocol": found.protocol,
-            "metrics": pivot(found), "tables": [(name, _cells(table)) for name, table in tables],
-            "files": [f"{TABLES}/{found.name}/{name}.csv" for name, _ in long]}
+            "metrics": _metrics(found), "plots": _plots(found, resamples), "tables": tables, "links": links}
+
+
+def _metrics(found: Result) -> list[tuple[str, dict[str, Any]]]:
+    """(heading, table) of the metrics; those of single images, exams and maxima stand below the others, folded.
+
+    Labels whose metrics are of another kind, yes/no and classes, have tables of their own.
+    """
+    above = {name: entry for name, entry in found.metrics.items() if not _OTHER_LEVELS.fullmatch(name)}
+    below = {name: entry for name, entry in found.metrics.items() if name not in above}
+    parts = [("", above or below)] + [("Images, exams, maximum over views", below)] * bool(above and below)
+    return [(heading, pivot(found._replace(metrics=metrics))) for heading, part in parts for metrics in _alike(part)]
+
+
+def _alike(metrics: Mapping[str, dict]) -> list[dict[str, dict]]:
+    """The metrics "row/column" in groups of rows, of which each has columns that are all another's too."""
+    rows: dict[str, set[str]] = {}
+    for name in metrics:
+        row, _, column = name.rpartition("/")
+        rows.setdefault(row, set()).add(column)
+    groups: list[tuple[set[str], set[str]]] = []        # (columns, rows)
+    for row, columns in rows.items():
+        group = next((g for g in groups if columns <= g[0] or g[0] <= columns), None)
+        if group is None:
+            groups.append((set(columns), {row}))
+        else:
+            group[0].update(columns)
+            group[1].add(row)
+    return [{name: entry for name, entry in metrics.items() if name.rpartition("/")[0] in members}
+            for _, members in groups]
+
+
+def _plots(found: Result, resamples: int) -> list[tuple[str, list[Any]]]:
+    """(label, plots) of the predictions, then the figures that no gallery shows, under their name."""
+    subgroups = found.tables.get("subgroups", pd.DataFrame({"label": []}))
+    groups = []
+    for label in illustrations.predicted(found):
+        drawn = list(illustrations.of_label(label, illustrations.has_probabilities(found, label), resamples))
+        forest = illustrations.forest(label.label, subgroups)
+        groups.append((label.label.replace("_", " "), drawn + [forest] * (forest is not None)))
+    shown = {row["figure"] for name in _GALLERIES if name in found.tables and len(found.tables[name])
+             for row in found.tables[name].to_dict(orient="records")}
+    figures = [(name.replace("_", " ").replace("froc", "FROC"), inline(png))
+               for name, png in found.figures.items() if name not in shown]
+    return [group for group in (*groups, ("figures", figures)) if group[1]]
 
 
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
@@ -135,23 +192,28 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _gallery(found: Result) -> dict[str, Any] | None:
-    """The pictures of a result with their captions; None without any."""
-    table = found.tables.get("gallery")
-    if table is None or not len(table):
+    """The pictures of a result, of maps or of detections, with their captions; None without any."""
+    tables = [found.tables[name] for name in _GALLERIES if name in found.tables and len(found.tables[name])]
+    if not tables:
         return None
-    pictures = []
-    for row in table.to_dict(orient="records"):
-        scored = row.get("hit") is not None and not pd.isna(row.get("hit"))
-        pictures.append({
-            "uri": inline(found.figures[row["figure"]]),
-            "label": row["label"], "where": " ".join(filter(None, (row["laterality"], row["view"]))),
-            "image": row["image"], "real": bool(row["real"]),
-            "hit": None if not scored else row["hit"] >= 0.5,
-            "energy": number(row["energy"], "percent") if scored else "",
-            "share": number(row["box_share"], "percent") if scored else "",
-        })
+    pictures = [{"uri": inline(found.figures[row["figure"]]), "label": str(row["label"]).replace("_", " "),
+                 "where": " ".join(filter(None, (row["laterality"], row["view"]))), "image": row["image"],
+                 "real": bool(row["real"])} | _caption(row)
+                for table in tables for row in table.to_dict(orient="records")]
     dataset, _, evaluator = found.name.partition("/")
-    return {"dataset": dataset, "evaluator": evaluator, "real": any(p["real"] for p in pictures), "pictures": pictures}
+    return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "real": any(p["real"] for p in pictures),
+            "pictures": pictures}
+
+
+def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
+    """{"hit": whether a map's maximum is in a box, None where that is not asked; "note": the rest of the caption}."""
+    if "found" in row:
+        true, found = int(row["boxes"]), int(row["found"])
+        return {"hit": None, "note": f"{true} true box{'es' * (true != 1)}, {found} found"}
+    if row.get("hit") is None or pd.isna(row["hit"]):
+        return {"hit": None, "note": "no box to compare with"}
+    return {"hit": row["hit"] >= 0.5, "note": f"energy in box {number(row['energy'], 'percent')} (box: "
+                                              f"{number(row['box_share'], 'percent')} of the breast)"}
 
 
 def _exams(found: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.evaluation.tables import latex_table
+
 COLUMNS = ("result", "metric", "value", "low", "high", "n", "reason")
 
 
@@ -45,10 +47,12 @@ def to_json(results: list[Result]) -> dict[str, Any]:
 
 
 def save(results: list[Result], out: Path) -> None:
-    """Writes `metrics.csv`, `metrics.json`, and every table and figure in folders named after the results."""
+    """Writes `metrics.csv`, `.json` and `.tex`, and every table and figure in folders named after the results."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(to_rows(results), columns=list(COLUMNS)).to_csv(out / "metrics.csv", index=False)
+    metrics = pd.DataFrame(to_rows(results), columns=list(COLUMNS))
+    metrics.to_csv(out / "metrics.csv", index=False)
+    (out / "metrics.tex").write_text(latex_table(metrics.fillna({"reason": ""})), encoding="utf-8")
     write_json(out / "metrics.json", to_json(results))
     for result in results:
         folder = out / result.name

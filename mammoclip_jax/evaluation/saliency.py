@@ -1,4 +1,5 @@
-"""Does a map for a text look where the finding is? Scored against two guesses that look at no finding at all."""
+"""Does a map for a text look where the finding is? Scored against two guesses that look at no finding at all, and, if
+asked, against maps of the same model with random weights."""
 
 import json
 from typing import Any, Iterator, Mapping, NamedTuple
@@ -9,7 +10,7 @@ import pandas as pd
 
 from mammoclip_jax.data.pixels import breast
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation import map_similarity, regions, statistics
 from mammoclip_jax.evaluation.features import chunks, label_values, read, select
 from mammoclip_jax.evaluation.overlay import side_by_side
 from mammoclip_jax.evaluation.result import Result
@@ -19,11 +20,11 @@ from mammoclip_jax.evaluation.zero_shot import (
     prompts_name,
     text_bank,
 )
+from mammoclip_jax.explain import METHODS
 
 # What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
 # "positive" the cosine to the positive texts alone.
 EXPLAIN = ("score", "positive")
-METHODS = {"grad_cam": "Grad-CAM", "hires_cam": "HiResCAM"}
 _CARRIED = ("image", "patient", "laterality", "view", "real")
 _GALLERY_SIDE = 480      # pixels of a gallery picture's longer side
 
@@ -39,53 +40,122 @@ class Look(NamedTuple):
     flat: bool            # the map has no maximum; it counts as a miss
 
 
+class Asked(NamedTuple):
+    """What is asked of every image."""
+
+    method: str
+    stage: str
+    options: Mapping[str, Any]
+    tolerance: float
+    quantiles: tuple[float, ...]
+    deletion_steps: int
+    deletion_fill: str
+
+
+class Shown(NamedTuple):
+    """One image's map with one set of weights."""
+
+    heat: np.ndarray                # [H, W]
+    curves: np.ndarray | None       # [2, steps + 1]: insertion and deletion
+
+
 def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = ("mass", "calcification"),
              prompts: str | Mapping[str, Any] = "mammo_clip", explain: str = "score", stage: str | None = None,
-             method: str = "grad_cam", tolerance: float = 0.0, patients: int | None = None, gallery: int = 6,
+             method: str = "grad_cam", options: Mapping[str, Any] = {}, tolerance: float = 0.0,
+             quantiles: tuple[float, ...] = (0.95,), deletion_steps: int = 0, deletion_fill: str = "black",
+             sanity: bool = False, cascade: tuple[str, ...] = (), patients: int | None = None, gallery: int = 6,
              resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
-    """Pointing game and energy in box of saliency maps for each label's texts, on the images with its boxes.
+    """Saliency maps for each label's texts, on the images with its boxes: how well they lie over the boxes.
 
     Args:
         explain: one of EXPLAIN.
-        stage: of the image encoder; None is the last.
-        method: one of METHODS.
+        stage: of the image encoder; None leaves the choice to the method.
+        method: one of `explain.METHODS`; options: its own, such as {"window": 96}.
         tolerance: canvas pixels added to each side of a box, for the map and both baselines.
+        quantiles: of the map over the breast, from which on a pixel belongs to the prediction.
+        deletion_steps: points of the insertion and deletion curves, two forward passes each; 0 leaves them out.
+        deletion_fill: what a deleted pixel becomes, "black" or "blur".
+        sanity: whether the same is done with random weights, drawn by `seed`, and the maps compared.
+        cascade: stages of the image encoder; for each, maps of a model whose weights above that stage are random are
+            compared.
         gallery: pictures of each label, drawn by `seed`, hits and misses alike; where no image has boxes of a label
             they show images that have the label.
 
     Metrics: "mass/pointing_game", "mass/centre_guess", "mass/chance", "mass/ratio_to_centre", "mass/ratio_to_chance",
-    "mass/energy_in_box", "mass/box_share", "mass/energy_ratio".
+    "mass/energy_in_box", "mass/box_share", "mass/energy_ratio"; for each quantile "mass/iou_0.95", "mass/dice_0.95",
+    "mass/regions_0.95", "mass/localised_0.95_iou_0.25", "mass/localised_0.95_iou_0.5"; "mass/insertion_auc",
+    "mass/deletion_auc". With `sanity` all of them once more as "mass/energy_ratio_randomised", and with `sanity` or
+    `cascade` "mass/rank_correlation_randomised", "mass/ssim_above_stage5".
     """
     pairs = {label: pair for label, pair in load_prompts(prompts).items() if label in labels}
-    stage = stage or model.stages[-1]
+    asked = Asked(method, model.map_stage(method, stage), dict(options), tolerance, tuple(quantiles), deletion_steps,
+                  deletion_fill)
     positions = select(dataset.index, split, patients, seed)
+    towards = directions(model, pairs, explain)
+    others = _other_weights(model, sanity, cascade, seed)
     metrics, figures, looks, shown = {}, {}, [], []
-    for label, direction in directions(model, pairs, explain).items():
+    for label, direction in towards.items():
         boxes = {p: b for p in positions if len(b := boxes_of(dataset.index.iloc[p], label))}
         chosen = _gallery_choice(dataset, positions, boxes, label, gallery, seed)
-        rows = []
-        for position, image, heat in _maps(model, dataset, sorted({*boxes, *chosen}), direction, stage, method):
+        rows = {name: [] for name in ("", *others)}
+        for position, image, tissue, maps in _maps(model, dataset, sorted({*boxes, *chosen}), direction, asked, others):
             row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(_CARRIED)].to_dict()
-            if position in boxes:
-                row |= look(heat, boxes[position], breast_mask(image), tolerance)._asdict()
-                rows.append(row)
+            heat = maps[""].heat
+            for name in rows if position in boxes else ():
+                rows[name].append(row | {"weights": name or "trained"}
+                                  | _scores(maps[name], boxes[position], tissue, asked, heat if name else None))
             if position in chosen:
                 name = f"{label}_{len(shown):03d}"
                 figures[name] = side_by_side(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
-                shown.append({"figure": name} | row)
-        metrics |= {f"{label}/{name}": entry for name, entry in _summary(rows, resamples, seed).items()}
-        looks += rows
+                shown.append({"figure": name} | (rows[""][-1] if position in boxes else row))
+        for name in rows:
+            found = _summary(rows[name], asked, resamples, seed, compared=bool(name), alone=name in ("", "randomised"))
+            metrics |= {f"{label}/{metric}" + f"_{name}" * bool(name): entry for metric, entry in found.items()}
+            looks += rows[name]
     tables = {"images": pd.DataFrame(looks), "gallery": pd.DataFrame(shown)}
-    return Result("saliency", _protocol(split, prompts, stage, method, explain, tolerance), metrics, tables, figures)
+    return Result("saliency", _protocol(split, prompts, explain, asked, others), metrics, tables, figures)
 
 
-def _maps(model, dataset, positions: list[int], direction: np.ndarray, stage: str,
-          method: str) -> Iterator[tuple]:
-    """(position, canvas, map) of each row at `positions`."""
+def _other_weights(model, sanity: bool, cascade: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """{how metrics call them: random weights for `model.using`}."""
+    whole = {"randomised": model.randomise(seed)} if sanity else {}
+    return whole | {f"above_{stage}": model.randomise(seed, keep=stage) for stage in cascade}
+
+
+def _maps(model, dataset, positions: list[int], direction: np.ndarray, asked: Asked,
+          others: Mapping[str, Any]) -> Iterator[tuple]:
+    """(position, canvas, breast, {name of the weights: Shown}) of each row at `positions`; "" are the model's own."""
     for chunk in chunks(positions):
         images = read(dataset, chunk)
-        maps = model.grad_cam(images, np.stack([direction] * len(chunk)), stage=stage, method=method)
-        yield from zip(chunk, images, np.asarray(maps), strict=True)
+        tissue = np.stack([breast_mask(image) for image in images])
+        towards = np.stack([direction] * len(chunk))
+        maps = {"": _explained(model, images, tissue, towards, asked)}
+        for name, variables in others.items():
+            with model.using(variables):
+                maps[name] = _explained(model, images, tissue, towards, asked)
+        for i, position in enumerate(chunk):
+            yield position, images[i], tissue[i], {name: shown[i] for name, shown in maps.items()}
+
+
+def _explained(model, images, tissue, towards, asked: Asked) -> list[Shown]:
+    heats = np.asarray(model.saliency(images, towards, method=asked.method, stage=asked.stage, **asked.options))
+    curves = [None] * len(heats)
+    if asked.deletion_steps:
+        curves = model.deletion_curves(images, towards, heats, tissue, steps=asked.deletion_steps,
+                                       fill=asked.deletion_fill)
+    return [Shown(*both) for both in zip(heats, curves, strict=True)]
+
+
+def _scores(shown: Shown, boxes: np.ndarray, tissue: np.ndarray, asked: Asked, trained: np.ndarray | None) -> dict:
+    """Columns of one image's row; `trained` is the map that a random one is compared with."""
+    heat = shown.heat
+    row = look(heat, boxes, tissue, asked.tolerance)._asdict() | regions.columns(heat, tissue, boxes, asked.quantiles)
+    if shown.curves is not None:
+        areas = np.trapezoid(shown.curves, dx=1 / asked.deletion_steps)
+        row |= dict(zip(("insertion", "deletion"), areas, strict=True))
+    if trained is not None:
+        row |= {name: getattr(map_similarity, name)(trained, heat, tissue) for name in ("rank_correlation", "ssim")}
+    return row
 
 
 def boxes_of(row: pd.Series, label: str) -> np.ndarray:
@@ -123,8 +193,7 @@ def look(heat: np.ndarray, boxes: np.ndarray, tissue: np.ndarray, tolerance: flo
 
     A pixel counts by its centre. Pointing game: Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016.
     """
-    grid = _centres(np.ones(heat.shape, dtype=bool))
-    in_box = inside(grid, boxes).reshape(heat.shape)
+    in_box = regions.boxes_mask(boxes, heat.shape)
     flat = bool(heat.max() == heat.min())
     peaks, points = _centres(heat == heat.max()), _centres(tissue)
     return Look(
@@ -156,27 +225,50 @@ def _gallery_choice(dataset, positions, boxes, label, count, seed) -> list[int]:
     return [int(p) for p in np.random.default_rng(seed).permutation(candidates)[:count]]
 
 
-def _summary(table: list[dict], resamples: int, seed: int) -> dict[str, dict]:
-    """Metrics of one label from the rows of its images."""
-    column = {name: [row[name] for row in table] for name in Look._fields}
-    patient = [row["patient"] for row in table]
-    options = {"resamples": resamples, "seed": seed}
-    means = {"pointing_game": "hit", "centre_guess": "centre", "chance": "chance", "energy_in_box": "energy",
-             "box_share": "box_share"}
-    ratios = {"ratio_to_centre": ("hit", "centre"), "ratio_to_chance": ("hit", "chance"),
-              "energy_ratio": ("energy", "box_share")}
+def _summary(table: list[dict], asked: Asked, resamples: int, seed: int, *, compared: bool,
+             alone: bool) -> dict[str, dict]:
+    """Metrics of one label from the rows of its images: of the maps `alone`, and of their likeness to the trained."""
+    means = {"rank_correlation": "rank_correlation", "ssim": "ssim"} if compared else {}
+    ratios = {}
+    if alone:
+        means |= {"pointing_game": "hit", "centre_guess": "centre", "chance": "chance", "energy_in_box": "energy",
+                  "box_share": "box_share"}
+        means |= {f"{name}_{q:g}": f"{name}_{q:g}" for q in asked.quantiles for name in ("iou", "dice", "regions")}
+        means |= {"insertion_auc": "insertion", "deletion_auc": "deletion"} if asked.deletion_steps else {}
+        ratios = {"ratio_to_centre": ("hit", "centre"), "ratio_to_chance": ("hit", "chance"),
+                  "energy_ratio": ("energy", "box_share")}
+        ratios |= {f"localised_{q:g}_iou_{least:g}": (f"found_{q:g}_{least:g}", "boxes")
+                   for q in asked.quantiles for least in regions.OVERLAPS}
     if not table:
         nothing = statistics.entry(None, n=0, reason="no image has boxes of this label")
         return dict.fromkeys((*means, *ratios), nothing)
+    column = {name: [row[name] for row in table] for name in table[0]}
+    patient = column["patient"]
+    options = {"resamples": resamples, "seed": seed}
     return ({name: statistics.mean(column[of], patient, **options) for name, of in means.items()} |
             {name: statistics.ratio(column[a], column[b], patient, **options) for name, (a, b) in ratios.items()})
 
 
-def _protocol(split, prompts, stage, method, explain, tolerance) -> str:
+def _protocol(split, prompts, explain, asked: Asked, others) -> str:
     what = "positive minus negative texts" if explain == "score" else "positive texts"
-    return (f"Split {split}, images with boxes of the label. {METHODS[method]} at stage {stage} of the cosine to the "
-            f"{what} of {prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, "
-            f"tolerance {tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's centroid "
-            "under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
-            "the boxes; box_share: share of the breast within them. Intervals: 95 %, percentile bootstrap over "
-            "patients.")
+    where = f" at stage {asked.stage}" if asked.stage else ""
+    options = "".join(f", {name}={value}" for name, value in asked.options.items())
+    parts = [
+        f"Split {split}, images with boxes of the label. {METHODS[asked.method].title}{where}{options} of the cosine "
+        f"to the {what} of {prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, "
+        f"tolerance {asked.tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's "
+        "centroid under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
+        "the boxes; box_share: share of the breast within them."]
+    if asked.quantiles:
+        parts.append("iou, dice: of the union of the boxes and the breast's pixels from that quantile of the map on; "
+                     "regions: connected parts of it; localised: share of the boxes that overlap the bounding box of "
+                     "such a part by that IoU.")
+    if asked.deletion_steps:
+        parts.append("insertion_auc, deletion_auc: mean score while the breast's hottest pixels replace those of a "
+                     f"blurred image, or become {asked.deletion_fill}, in {asked.deletion_steps} steps; the score is "
+                     "the cosine or difference of cosines itself, no probability.")
+    if others:
+        parts.append("randomised: the same with random weights, above_...: with random weights above that stage, "
+                     "towards the trained model's texts; rank_correlation (Spearman, over the breast) and ssim: of "
+                     "their maps with the trained model's.")
+    return " ".join([*parts, f"Intervals: {statistics.INTERVAL}."])

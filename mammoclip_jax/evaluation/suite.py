@@ -8,14 +8,14 @@ from typing import Any, Mapping
 
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import EVALUATORS, result
-from mammoclip_jax.evaluation.features import Features
+from mammoclip_jax.evaluation import EVALUATORS, MODELS, result
+from mammoclip_jax.evaluation.features import Features, TextBank
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_options, lookup
 
 
 def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mapping[str, Any]],
-             out: Path | str | None = None, *, split: str = "test") -> list[Result]:
+             out: Path | str | None = None, *, split: str = "test", cache: Path | str = "") -> list[Result]:
     """Every evaluator on every data set; results are named "dataset/evaluator" and, with `out`, saved there.
 
     Args:
@@ -23,17 +23,18 @@ def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mappin
         datasets: {name: data.shards.Dataset}, prepared as the model's training data were.
         evaluators: {name: options}. An option `evaluator` says which one it is when the name is another; an option
             `folders` names the only data sets that it is for.
+        cache: folder that keeps image features for later runs; "": none.
         split: for entries without a `split` of their own. A data set without images in an entry's split is passed over.
 
     Raises:
         UserError: an unknown evaluator or option, a data set that was prepared differently, or nothing to evaluate at
             all.
     """
-    plans = {name: _plan(name, dict(options)) for name, options in evaluators.items()}
-    results = []
+    plans = {name: _plan(model, name, dict(options)) for name, options in evaluators.items()}
+    results, texts = [], TextBank(model)
     for folder, dataset in datasets.items():
         check_preprocessing(model, folder, dataset)
-        features = Features(model, dataset)
+        features = Features(model, dataset, texts, cache)
         for name, (function, options, folders) in plans.items():
             options = {"split": split} | options
             if folders and folder not in folders:
@@ -52,10 +53,15 @@ def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mappin
     return results
 
 
-def _plan(name: str, options: dict[str, Any]):
+def _plan(model, name: str, options: dict[str, Any]):
     """(function, its options, data sets it is for) of an entry of the config."""
     folders = tuple(options.pop("folders", ()))
-    target = lookup(EVALUATORS, options.pop("evaluator", name), "evaluator")
+    evaluator = options.pop("evaluator", name)
+    target = lookup(EVALUATORS, evaluator, "evaluator")
+    if model.kind not in MODELS.get(evaluator, (model.kind,)):
+        possible = [other for other in EVALUATORS if model.kind in MODELS.get(other, (model.kind,))]
+        raise UserError(f"the evaluator {evaluator!r} takes a {' or '.join(MODELS[evaluator])}, and this model is a "
+                        f"{model.kind}. For it there are: {', '.join(possible)}.")
     module, _, attribute = target.partition(":")
     function = getattr(importlib.import_module(module), attribute)
     check_options(function, options, f"evaluator {name!r}")
@@ -63,7 +69,12 @@ def _plan(name: str, options: dict[str, Any]):
 
 
 def check_preprocessing(model, name: str, dataset) -> None:
-    """Raises UserError when a data set's images were prepared otherwise than those that the model has learnt from."""
+    """Raises UserError when a data set's images were prepared otherwise than those that the model has learnt from.
+
+    An image encoder alone has learnt from none: it takes them as they are.
+    """
+    if model.kind == "image_encoder":
+        return
     learnt, found = (dataclasses.asdict(Preprocessing.from_dict(values))
                      for values in (model.preprocessing, dataset.info["preprocessing"]))
     for key in learnt:

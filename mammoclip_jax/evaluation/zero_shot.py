@@ -1,80 +1,112 @@
-"""Zero-shot classification with prompt pairs: how much nearer is an image to "mass" than to "no mass"?"""
+"""Zero-shot classification with prompts: how much nearer is an image to "mass" than to "no mass"?"""
 
-import json
-from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, softmax
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation import classification, statistics
 from mammoclip_jax.evaluation.features import (
+    LEVELS,
     Features,
-    aggregate,
-    breasts,
-    first_rows,
+    label_texts,
     label_values,
     select,
     unit,
 )
+from mammoclip_jax.evaluation.predictions import IDENTITY, class_numbers
+from mammoclip_jax.evaluation.prompt_files import PROMPTS as PROMPTS
+from mammoclip_jax.evaluation.prompt_files import Pair, Prompts, load, prompts_name
+from mammoclip_jax.evaluation.prompt_files import load_prompts as load_prompts
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.names import suggestion
+from mammoclip_jax.names import check_name, suggestion
 
-PROMPTS = Path(__file__).with_name("prompts")
-
-
-class Pair(NamedTuple):
-    """Texts that say a finding is there and that it is not. Several of a side are averaged as embeddings."""
-
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
+# "published": Mammo-CLIP's evaluation (breastclip/evaluator.py, lines 146 to 194).
+PROTOCOLS = {"default": LEVELS, "published": tuple(level for level in LEVELS if level.unit == "image")}
 
 
-def load_prompts(prompts: str | Path | Mapping[str, Any]) -> dict[str, Pair]:
-    """{label: Pair} from a name in `evaluation/prompts`, a JSON file, or the mapping that a file holds as "labels".
+def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str, Any] = "mammo_clip",
+              labels: tuple[str, ...] | None = None, protocol: str = "default",
+              temperature: str | float | None = None, patients: int | None = None,
+              resamples: int = statistics.RESAMPLES, seed: int = 0, features: Features | None = None) -> Result:
+    """Each label of the prompt file: AUROC of those with a pair of sides, accuracy and AUROCs of those with classes.
+
+    Args:
+        labels: of the prompt file; None: all of them.
+        protocol: "default", or "published": single images, softmax of raw cosines.
+        temperature: that cosines are divided by before the softmax over classes: a number, "none" (1), "learned" (the
+            model's own), or None: learned where the model has one, else none. AUROCs of pairs and accuracies are the
+            same for any.
+        patients: limits the work to so many, drawn by `seed`.
+
+    Metrics of pairs: "mass/auroc" (breast, mean over views), "mass/auroc_max" (breast, maximum), "mass/auroc_image",
+    "mass/auroc_exam" (mean of breasts), "mass/auroc_exam_max"; of classes: "density/accuracy", "…/majority",
+    "…/balanced_accuracy", "…/macro_auroc" at the same levels. The first level has all of `classification` besides. A
+    breast or exam is positive when any of its images is; images whose label is unknown are left out.
 
     Raises:
-        UserError: no such file, or a label without texts on both sides.
+        UserError: bad prompts, a label that they do not have, or one whose values are of another kind; an unknown
+            protocol or temperature.
     """
-    if isinstance(prompts, Mapping):
-        source, labels = "the given prompts", prompts
-    else:
-        path = Path(prompts) if str(prompts).endswith(".json") else PROMPTS / f"{prompts}.json"
-        if not path.is_file():
-            known = sorted(p.stem for p in PROMPTS.glob("*.json"))
-            raise UserError(f"no prompt file {prompts!r}.{suggestion(str(prompts), known)} Known: {', '.join(known)}; "
-                            "or give the path of a .json file.")
-        source, labels = str(path), _labels_of(path)
-    pairs = {label: Pair(*(_texts(entry, side) for side in Pair._fields)) for label, entry in labels.items()}
-    for label, pair in pairs.items():
-        if not pair.positive or not pair.negative:
-            raise UserError(f"{source}: label {label!r} needs texts under both 'positive' and 'negative'.")
-    return pairs
+    check_name(protocol, PROTOCOLS, "protocol of zero_shot")
+    asked = _only(load(prompts), labels)
+    scale = _scale(model, "none" if protocol == "published" and temperature is None else temperature)
+    if protocol == "published" and scale != 1:
+        raise UserError(f"temperature={temperature!r} does not go with protocol='published', which takes raw cosines.")
+    positions = select(dataset.index, split, patients, seed)
+    rows = dataset.index.iloc[positions].reset_index(drop=True)
+    features = features or Features(model, dataset)
+    images = features.images(positions)
+    options = {"resamples": resamples, "seed": seed}
+    metrics, counts, predictions, tables = {}, [], [], {}
+    scores = score(images, text_bank(features.texts, asked.pairs))
+    for label, values in scores.items():
+        truth = label_values(rows, label)
+        found, row = _pair(rows, truth, values, scale, PROTOCOLS[protocol], options)
+        metrics |= {f"{label}/{name}": entry for name, entry in found.items()}
+        counts.append({"label": label} | row)
+        predictions.append(rows[list(IDENTITY)].assign(label=label, truth=truth, score=values))
+    for label, (names, directions) in class_bank(features.texts, asked.classes).items():
+        value = label_texts(rows, label)
+        truth, other = np.where(np.isin(value, names), value, ""), sorted(set(value) - {*names, ""})
+        cosines = images @ directions.T
+        found, row, confusion = _classes(rows, truth, other, cosines, names, scale, PROTOCOLS[protocol], options)
+        metrics |= {f"{label}/{name}": entry for name, entry in found.items()}
+        counts.append({"label": label} | row)
+        tables[f"confusion_{label}"] = confusion
+        chances = dict(zip([f"p_{name}" for name in names], softmax(scale * cosines, axis=1).T))
+        tables[f"predictions_{label}"] = rows[list(IDENTITY)].assign(label=label, truth=truth, **chances)
+    tables = {"labels": pd.DataFrame(counts), "prompts": _texts(asked), **tables}
+    if scores:
+        tables |= {"predictions": pd.concat(predictions, ignore_index=True),
+                   "scores": rows[["image", "patient", "laterality", "view"]].assign(**scores)}
+    return Result("zero_shot", _protocol(split, prompts, protocol, scale, asked), metrics, tables)
 
 
-def _labels_of(path: Path) -> Mapping[str, Any]:
-    try:
-        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a prompt file ({type(error).__name__}: {error}); it should be JSON like "
-                        '{"labels": {"mass": {"positive": ["mass"], "negative": ["no mass"]}}}.') from error
-    if not isinstance(labels, Mapping):
-        raise UserError(f'{path}: "labels" should map each label to its texts, not be a {type(labels).__name__}.')
-    return labels
+def text_bank(texts, pairs: Mapping[str, Pair]) -> dict[str, np.ndarray]:
+    """{label: float32 [2, D]}: unit-norm mean embedding of the positive and of the negative texts.
+
+    `texts`: a model or a `features.TextBank`; it is asked once.
+    """
+    return _means(texts, pairs)
 
 
-def _texts(entry: Any, side: str) -> tuple[str, ...]:
-    texts = entry.get(side, ()) if isinstance(entry, Mapping) else ()
-    return (texts,) if isinstance(texts, str) else tuple(texts)
+def class_bank(texts, classes: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, tuple[list[str], np.ndarray]]:
+    """{label: (names of its C classes, float32 [C, D])}: unit-norm mean embedding of the texts of each class."""
+    means = _means(texts, {label: tuple(named.values()) for label, named in classes.items()})
+    return {label: (list(named), means[label]) for label, named in classes.items()}
 
 
-def text_bank(model, pairs: Mapping[str, Pair]) -> dict[str, np.ndarray]:
-    """{label: float32 [2, D]}: unit-norm mean embedding of the positive and of the negative texts."""
-    texts = list(dict.fromkeys(text for pair in pairs.values() for side in pair for text in side))
-    vector = dict(zip(texts, np.asarray(model.embed_text(texts), dtype=np.float32), strict=True))
-    return {label: unit(np.stack([np.mean([vector[t] for t in side], axis=0) for side in pair]))
-            for label, pair in pairs.items()}
+def _means(bank, sides_of: Mapping[str, tuple[tuple[str, ...], ...]]) -> dict[str, np.ndarray]:
+    texts = list(dict.fromkeys(text for sides in sides_of.values() for side in sides for text in side))
+    if not texts:
+        return {}
+    vector = dict(zip(texts, np.asarray(bank.embed_text(texts), dtype=np.float32), strict=True))
+    return {label: unit(np.stack([np.mean([vector[t] for t in side], axis=0) for side in sides]))
+            for label, sides in sides_of.items()}
 
 
 def score(images: np.ndarray, bank: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -82,66 +114,136 @@ def score(images: np.ndarray, bank: Mapping[str, np.ndarray]) -> dict[str, np.nd
     return {label: images @ (sides[0] - sides[1]) for label, sides in bank.items()}
 
 
-def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str, Any] = "mammo_clip",
-              labels: tuple[str, ...] | None = None, patients: int | None = None,
-              resamples: int = statistics.RESAMPLES, seed: int = 0, features: Features | None = None) -> Result:
-    """AUROC of each label of the prompt file: a breast's mean and maximum over its views, and single images.
-
-    Metrics: "mass/auroc" (breast, mean), "mass/auroc_max" (breast, maximum), "mass/auroc_image". A breast is positive
-    when any of its images is; images whose label is unknown are left out. `patients` limits the work to so many, drawn
-    by `seed`.
-    """
-    pairs = load_prompts(prompts)
-    pairs = pairs if labels is None else {label: pairs[label] for label in _known(labels, pairs)}
-    positions = select(dataset.index, split, patients, seed)
-    rows = dataset.index.iloc[positions].reset_index(drop=True)
-    scores = score((features or Features(model, dataset)).images(positions), text_bank(model, pairs))
-    metrics, counts = {}, []
-    for label, values in scores.items():
-        truth = label_values(rows, label)
-        known = ~np.isnan(truth)
-        found, row = _label(rows[known], truth[known], values[known], resamples, seed)
-        metrics |= {f"{label}/{name}": entry for name, entry in found.items()}
-        counts.append({"label": label, **row, "positive_prompts": "; ".join(pairs[label].positive),
-                       "negative_prompts": "; ".join(pairs[label].negative)})
-    per_image = rows[["image", "patient", "laterality", "view"]].assign(**scores)
-    tables = {"labels": pd.DataFrame(counts), "scores": per_image}
-    return Result("zero_shot", _protocol(split, prompts), metrics, tables)
-
-
-def _known(labels, pairs) -> list[str]:
+def _only(asked: Prompts, labels: tuple[str, ...] | None) -> Prompts:
+    if labels is None:
+        return asked
+    known = (*asked.pairs, *asked.classes)
     for label in labels:
-        if label not in pairs:
-            known = ", ".join(pairs)
-            raise UserError(f"the prompts have no label {label!r}.{suggestion(label, pairs)} Known: {known}.")
-    return list(labels)
+        if label not in known:
+            raise UserError(f"{asked.source}: no label {label!r}.{suggestion(label, known)} Known: {', '.join(known)}.")
+    return asked._replace(pairs={label: asked.pairs[label] for label in labels if label in asked.pairs},
+                          classes={label: asked.classes[label] for label in labels if label in asked.classes})
 
 
-def _label(rows, truth, values, resamples, seed) -> tuple[dict[str, dict], dict[str, Any]]:
-    """Metrics of one label over the rows where it is known, and the row of the table of labels."""
-    if len(rows) == 0:
+def _scale(model, temperature: str | float | None) -> float:
+    """The factor on cosines, 1 / temperature."""
+    learned = getattr(model, "logit_scale", None)
+    if temperature is None:
+        temperature = "none" if learned is None else "learned"
+    if temperature == "learned":
+        if learned is None:
+            raise UserError("temperature='learned', but this model has no logit_scale; give a number, or 'none'.")
+        return float(learned)
+    if temperature == "none":
+        return 1.0
+    if isinstance(temperature, str) or not temperature > 0:
+        raise UserError(f"temperature={temperature!r} should be 'none', 'learned' or a number above 0.")
+    return 1 / float(temperature)
+
+
+def _pair(rows, truth, values, scale, levels, options) -> tuple[dict[str, dict], dict[str, Any]]:
+    """Metrics of a label over the images where it is known, and its row of the table of labels.
+
+    All of `classification.binary` at the first level, AUROC at the others.
+    """
+    if np.isnan(truth).all():
         nothing = statistics.entry(None, n=0, reason="no image has this label")
-        return dict.fromkeys(("auroc", "auroc_max", "auroc_image"), nothing), {"images": 0}
-    group = breasts(rows)
-    patient = rows["patient"].to_numpy()
-    options = {"resamples": resamples, "seed": seed}
-    breast_truth, breast_patient = aggregate(truth, group, "max"), patient[first_rows(group)]
-    found = {
-        "auroc": statistics.auroc(breast_truth, aggregate(values, group, "mean"), breast_patient, **options),
-        "auroc_max": statistics.auroc(breast_truth, aggregate(values, group, "max"), breast_patient, **options),
-        "auroc_image": statistics.auroc(truth, values, patient, **options),
-    }
-    return found, {"images": len(rows), "positive_images": int(truth.sum()), "breasts": len(breast_truth),
-                   "positive_breasts": int(breast_truth.sum()), "patients": len(set(patient))}
+        return {f"auroc{level.suffix}": nothing for level in levels}, {"images": 0}
+    metrics = {}
+    for level in levels:
+        _, known, margins, patients = classification.scored(rows, truth, values, level)
+        whole = level is levels[0]
+        ranked = classification.RANKED if whole else {"auroc": classification.RANKED["auroc"]}
+        found = statistics.estimate(ranked, known, margins, patients, **options)
+        if whole:
+            found |= statistics.estimate(classification.PROBABILITIES, known, expit(scale * margins), patients,
+                                         **options)
+        metrics |= {name + level.suffix: entry for name, entry in found.items()}
+    return metrics, _counts(rows, truth, lambda known: {"positive": int(known.sum())})
 
 
-def prompts_name(prompts: str | Path | Mapping[str, Any]) -> str:
-    """How a protocol calls the prompts."""
-    return "the given prompts" if isinstance(prompts, Mapping) else f"the {Path(prompts).stem} prompts"
+def _classes(rows, truth, other, cosines, names, scale, levels, options):
+    """(metrics, row of the table of labels, confusion counts) of a label with classes.
+
+    All of `classification.multiclass` at the first level. truth: str [n], "" unknown; other: values that are no class;
+    cosines [n, C].
+    """
+    number = class_numbers(truth, names)
+    if np.isnan(number).all():
+        reason = (f"no image has one of the classes {', '.join(names)}, but {', '.join(other[:3])}" if other else
+                  "no image has this label")
+        return ({f"accuracy{level.suffix}": statistics.entry(None, n=0, reason=reason) for level in levels},
+                {"images": 0}, pd.DataFrame())
+    metrics, confusion = {}, np.zeros((len(names), len(names)), dtype=int)
+    for level in levels:
+        _, right, pooled, patients = classification.scored(rows, number, cosines, level)
+        chances = softmax(scale * pooled, axis=1)
+        found = _averages(right, chances, patients, options)
+        if level is levels[0]:
+            np.add.at(confusion, (right, chances.argmax(1)), 1)
+            others = {name: classification.naming(metric, names) for name, metric in classification.CLASSES.items()
+                      if name not in found}
+            found |= statistics.estimate(others, right, chances, patients, **options)
+        metrics |= {name + level.suffix: entry for name, entry in found.items()}
+    table = pd.DataFrame(confusion, columns=[f"said_{name}" for name in names])
+    table.insert(0, "truth", names)
+    counts = _counts(rows, number, lambda known: {name: int((known == i).sum()) for i, name in enumerate(names)})
+    return metrics, counts | {"left_out_values": ", ".join(other)}, table
 
 
-def _protocol(split: str, prompts) -> str:
-    return (f"Split {split}, {prompts_name(prompts)}. Score: cosine to the positive texts minus cosine to the negative "
-            "texts, each side the normalised mean of its text embeddings. auroc: mean over the views of a breast; "
-            "auroc_max: maximum over them; auroc_image: single images. A breast is positive when any of its images is. "
-            "Intervals: 95 %, percentile bootstrap over patients.")
+def _averages(truth, chances, patients, options) -> dict[str, dict]:
+    """Metrics of truth int [n] and probabilities [n, C]. Averages over classes are over those that occur."""
+    present, number = np.unique(truth, return_inverse=True)
+    right = chances.argmax(1) == truth
+    found = {"accuracy": statistics.mean(right, patients, **options),
+             "majority": statistics.entry(np.bincount(number).max() / len(truth), n=len(truth))}
+    if len(present) < 2:
+        nothing = statistics.entry(None, n=len(truth), reason="all are of one class")
+        return found | {"balanced_accuracy": nothing, "macro_auroc": nothing}
+    # It asks of each item only whether it is recognised, so any wrong class stands for one that does not occur.
+    said = np.where(right, number, (number + 1) % len(present))
+    return found | {
+        "balanced_accuracy": statistics.balanced_accuracy(number, said, patients, classes=len(present), **options),
+        "macro_auroc": statistics.macro_auroc(number, chances[:, present], patients, **options)}
+
+
+def _counts(rows: pd.DataFrame, truth: np.ndarray, kinds) -> dict[str, Any]:
+    """How many images, breasts, exams and patients have a known truth, and how many of each unit are of which kind."""
+    counts = {"patients": len(set(classification.scored(rows, truth, truth, LEVELS[0]).patients))}
+    for level in LEVELS:
+        if level.how == "mean":
+            known = classification.scored(rows, truth, truth, level).truth
+            counts |= {f"{level.unit}s": len(known)} | {f"{kind}_{level.unit}s": n for kind, n in kinds(known).items()}
+    return counts
+
+
+def _texts(asked: Prompts) -> pd.DataFrame:
+    """Every text that was asked: label, side (or class), text."""
+    sides = {label: pair._asdict() for label, pair in asked.pairs.items()} | asked.classes
+    return pd.DataFrame([(label, side, text) for label, named in sides.items() for side, texts in named.items()
+                         for text in texts], columns=["label", "side", "text"])
+
+
+def _protocol(split: str, prompts, protocol: str, scale: float, asked: Prompts) -> str:
+    said = [f"Split {split}, {prompts_name(prompts)}."]
+    if protocol == "published":
+        said += ["Mammo-CLIP's published protocol on this data set's images: single images, softmax of raw cosines. It "
+                 "is not the published table: there VinDr has a row a finding and RSNA a fold whose file was not "
+                 "released, here every image of the split is one row."]
+    if asked.pairs:
+        said += ["Score of a pair: cosine to the positive texts minus cosine to the negative texts, each side the "
+                 f"normalised mean of its text embeddings; the "
+                 f"probability is the sigmoid of {scale:.4g} times the score."]
+    if asked.classes:
+        said += [f"Classes: softmax of {scale:.4g} times the cosines to the normalised mean of each class's texts; "
+                 "accuracy is of the highest, majority that of always answering the commonest class; macro_auroc (one "
+                 "against the rest) and balanced_accuracy are means over the classes that occur. A breast or exam has "
+                 "the last of its images' classes in the order of the prompt file."]
+    if asked.pairs:
+        said += ["A breast or exam is positive when any of its images is."]
+    if protocol == "published":
+        said += ["_image: single images."]
+    else:
+        said += ["No ending: mean over the views of a breast; _max: maximum over them; _image: single images; _exam: "
+                 "mean of the breasts; _exam_max: maximum over an exam's images; of scores, for classes of cosines."]
+    return " ".join([*said, f"Intervals: {statistics.INTERVAL}."])

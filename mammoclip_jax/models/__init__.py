@@ -42,7 +42,8 @@ def build(config, vocab_size: int):
     text = text_encoder(options.pop("text"), vocab_size, dtype)
     options["projection"] = dict(options["projection"])
     adapters = options.pop("lora", None)
-    options.pop("cached_text", None)        # how the model is trained, not what it is
+    for other in ("cached_text", "labels", "activation", "combine", "stages", "features", "input_size"):
+        options.pop(other, None)        # how the model is trained, or what a classifier or detector has
     check_options(DualEncoder, options, "config.model")
     model = DualEncoder(image_encoder=image, text_encoder=text, **options)
     return lora.adapt(model, adapters) if adapters else model
@@ -60,6 +61,14 @@ def detector(config):
     from mammoclip_jax.models import retinanet
 
     return retinanet.from_options(_plain(config), image_encoder)
+
+
+def image_encoder_alone(config):
+    """The `alone.ImageEncoder` of `config.model`: its image encoder, at the place where whole models have it."""
+    from mammoclip_jax.models import alone
+
+    options = _plain(config)
+    return alone.ImageEncoder(image_encoder(options["image"], jnp.dtype(options["dtype"])))
 
 
 def image_encoder(options, dtype=jnp.float32):

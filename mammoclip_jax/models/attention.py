@@ -1,5 +1,8 @@
 """Softmax attention whose memory does not grow with the square of the number of tokens."""
 
+import re
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -8,6 +11,7 @@ from jaxtyping import Array, Float
 ATTENTIONS = ("auto", "plain", "chunked")
 CHUNK = 256  # queries at a time, at most
 PLAIN_LENGTH = 512  # up to here "auto" makes all weights at once
+_RECORDED = "queries_and_keys"
 
 
 def attention(
@@ -34,8 +38,29 @@ def attention(
     return jnp.moveaxis(out, 0, 2).reshape(filled.shape)[:, :, :length]
 
 
-def _plain(query, key, value):
+def weights(
+    query: Float[Array, "N heads Q d"], key: Float[Array, "N heads K d"]
+) -> Float[Array, "N heads Q K"]:
+    """softmax(q k^T / sqrt(d)) in each head, in at least float32: how much each query takes from each key."""
     scores = jnp.einsum("nhqd,nhkd->nhqk", query, key)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / query.shape[-1] ** 0.5
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("nhqk,nhkd->nhqd", weights, value)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def record(module: nn.Module, query: Float[Array, "N heads L d"], key: Float[Array, "N heads L d"]) -> None:
+    """Hands queries and keys to whoever applies the model with `mutable=["intermediates"]`; does nothing otherwise."""
+    module.sow("intermediates", _RECORDED, (query, key))
+
+
+def recorded(intermediates) -> list[tuple[Float[Array, "N heads L d"], Float[Array, "N heads L d"]]]:
+    """Queries and keys of every layer that was recorded, by the numbers in the layers' names."""
+    found = {}
+    for path, array in jax.tree_util.tree_leaves_with_path(intermediates):
+        names = "/".join(str(getattr(part, "key", "")) for part in path)
+        if _RECORDED in names:
+            found.setdefault(tuple(map(int, re.findall(r"\d+", names))), []).append(array)
+    return [tuple(found[layer]) for layer in sorted(found)]
+
+
+def _plain(query, key, value):
+    return jnp.einsum("nhqk,nhkd->nhqd", weights(query, key).astype(value.dtype), value)

@@ -83,7 +83,12 @@ class DualEncoder(nn.Module):
         frozen = "image" in self.frozen
         pooled, stages = self.image_encoder(image, train=train and not frozen, offsets=offsets)
         pooled = jax.lax.stop_gradient(pooled) if train and frozen else pooled
-        return _unit(self.image_projection(pooled.astype(jnp.float32), train)), stages
+        return self.project_image(pooled, train=train), stages
+
+    def project_image(self, pooled: Float[Array, "... c"], *, train: bool = False) -> Float[Array, "... D"]:
+        """Unit vectors of pooled features, or of the features of places of the stage that is pooled."""
+        wide = jnp.promote_types(pooled.dtype, jnp.float32)
+        return _unit(self.image_projection(pooled.astype(wide), train))
 
     def encode_text(
         self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool = False

@@ -237,6 +237,11 @@ class EfficientNet(nn.Module):
         specs = self._specs()
         return ("stem", *(name for i in range(len(specs)) for name in self._names_after(i, specs)), "head")
 
+    @property
+    def pooled_stage(self) -> str:
+        """The stage whose cells lie in the space of the pooled vector."""
+        return "head"
+
     def stage_grids(self, height: int, width: int) -> dict[str, tuple[int, tuple[float, float]]]:
         """Where the cells of each stage map lie in an input of this size: {name: (stride, (row, column))}.
 

@@ -6,13 +6,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import suggestion
+from mammoclip_jax.names import check_name, suggestion
 
 # Logits [N labels] -> probabilities: each label by itself, or classes that sum to one.
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
+COMBINATIONS = ("mean", "max")      # of the features of an example's views
 
 
 class Classifier(nn.Module):
@@ -24,6 +25,7 @@ class Classifier(nn.Module):
 
     image_encoder: nn.Module
     classes: int
+    combine: str = "mean"
 
     def setup(self):
         self.classification_head = nn.Dense(self.classes)
@@ -36,7 +38,24 @@ class Classifier(nn.Module):
         Training needs the "dropout" generator and a mutable "batch_stats".
         """
         pooled, stages = self.features(image, train=train, offsets=offsets)
-        return self.classification_head(pooled), stages
+        return self.project_image(pooled), stages
+
+    def project_image(self, pooled: Float[Array, "... c"], *, train: bool = False) -> Float[Array, "... classes"]:
+        """Logits of pooled features, or of the features of places of the stage that is pooled."""
+        return self.classification_head(pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32)))
+
+    def of_views(
+        self, image: Float[Array, "B*V H W C"], there: Bool[Array, "B V"], *, train: bool = False
+    ) -> Float[Array, "B classes"]:
+        """Logits of breasts or exams from their views' features, combined over the views that are there."""
+        pooled, _ = self.features(image, train=train)
+        pooled = pooled.reshape(*there.shape, -1)
+        if self.combine == "max":
+            pooled = jnp.where(there[..., None], pooled, -jnp.inf).max(axis=1)
+        else:
+            weights = there / there.sum(axis=1, keepdims=True)
+            pooled = (pooled * weights[..., None]).sum(axis=1)
+        return self.classification_head(pooled)
 
     def features(
         self, image: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
@@ -47,7 +66,8 @@ class Classifier(nn.Module):
 
 
 def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Module]) -> Classifier:
-    """The classifier of {"image": options of an image encoder, "labels": names, "activation", "dtype"}.
+    """The classifier of {"image": options of an image encoder, "labels": names, "activation", "dtype"}, and
+    perhaps "combine", one of `COMBINATIONS`.
 
     Other fields of `config.model` are those of a dual encoder, and are not looked at. `image_encoder` makes the encoder
     of options and a dtype (`models.image_encoder`).
@@ -60,7 +80,9 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
     if activation not in ACTIVATIONS:
         raise UserError(f"config.model.activation is {activation!r}.{suggestion(str(activation), ACTIVATIONS)} "
                         f"It may be {' or '.join(ACTIVATIONS)}.")
-    return Classifier(image_encoder(options["image"], jnp.dtype(options["dtype"])), len(labels))
+    combine = options.get("combine", "mean")
+    check_name(combine, COMBINATIONS, "combination of views (config.model.combine)")
+    return Classifier(image_encoder(options["image"], jnp.dtype(options["dtype"])), len(labels), combine)
 
 
 def labels_of(options: Mapping[str, Any], needed: Iterable[str], what: str) -> tuple[str, ...]:

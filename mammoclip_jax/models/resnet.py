@@ -104,6 +104,11 @@ class ResNet(nn.Module):
         """Names of the stage maps, from the input on."""
         return ("stem", *(f"stage{i}" for i in range(1, len(self._depths) + 1)))
 
+    @property
+    def pooled_stage(self) -> str | None:
+        """The stage whose cells lie in the space of the pooled vector; None where `fc` stands between."""
+        return self.stage_names[-1] if self.fc is None else None
+
     def stage_grids(self, height: int, width: int) -> dict[str, tuple[int, tuple[float, float]]]:
         """Where the cells of each stage map lie in an input of any size: {name: (stride, (row, column))}.
 

@@ -23,7 +23,6 @@ LEVELS = (3, 4, 5, 6, 7)
 RATIOS = (0.5, 1.0, 2.0)                        # height / width
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))      # of the level's size; the ratios keep the area
 CELL_ANCHORS = len(RATIOS) * len(SCALES)
-BOX_SCALE = (0.1, 0.1, 0.2, 0.2)                # of the targets dx, dy, log dw, log dh
 PRIOR = 0.01                                    # probability of every class at the start
 FIELDS = ("image", "stages", "labels", "dtype")
 
@@ -49,27 +48,6 @@ def anchors(height: int, width: int) -> Float[np.ndarray, "A 4"]:
         centre = np.stack([x, y], axis=-1)[:, :, None]
         boxes.append(np.concatenate([centre - half, centre + half], axis=-1).reshape(-1, 4))
     return np.concatenate(boxes).astype(np.float32)
-
-
-def decode(
-    deltas: Float[Array, "... A 4"], anchors: Float[Array, "A 4"], size: tuple[int, int] | None = None
-) -> Float[Array, "... A 4"]:
-    """Boxes of the network's regressions: the anchor's centre moved, its sides scaled, as R-CNN (arXiv:1311.2524).
-
-    Args:
-        size: (height, width) of the image, which the boxes are cut to; None leaves them. A box that lies outside has
-            no area then, where the original's may have its sides exchanged.
-    """
-    low, high = anchors[..., :2], anchors[..., 2:]
-    sides = high - low
-    shift, log_scale = jnp.split(deltas * jnp.array(BOX_SCALE, deltas.dtype), 2, axis=-1)
-    centre = low + sides / 2 + shift * sides
-    half = jnp.exp(log_scale) * sides / 2
-    boxes = jnp.concatenate([centre - half, centre + half], axis=-1)
-    if size is None:
-        return boxes
-    height, width = size
-    return jnp.clip(boxes, 0, jnp.array([width, height] * 2, boxes.dtype))
 
 
 class Conv(nn.Module):
@@ -172,18 +150,30 @@ class RetinaNet(nn.Module):
     def __call__(
         self, image: Float[Array, "N H W C"], *, train: bool = False
     ) -> tuple[Float[Array, "N A classes"], Float[Array, "N A 4"]]:
-        """Logits, whose sigmoids are the probabilities, and regressions for `decode`; anchors as `anchors(H, W)`.
+        """Logits, whose sigmoids are the probabilities, and regressions for `boxes.decode`; anchors as `anchors(H, W)`.
 
         Training needs the "dropout" generator and a mutable "batch_stats".
 
         Raises:
             UserError: the encoder has no such stages, or their strides do not fit.
         """
+        logits, regressions, _ = self._outputs(image, train, {})
+        return logits, regressions
+
+    def encode_image(
+        self, image: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
+    ) -> tuple[Float[Array, "N classes"], Mapping[str, Array]]:
+        """Each class's highest logit of all anchors, and the image encoder's named stage maps; `offsets` are added to
+        the stages of their name."""
+        logits, _, maps = self._outputs(image, train, offsets)
+        return logits.max(axis=1), maps
+
+    def _outputs(self, image, train, offsets):
         height, width = image.shape[1:3]
         strides = self._strides(height, width)
-        _, maps = self.image_encoder(image, train=train)
+        _, maps = self.image_encoder(image, train=train, offsets=offsets)
         levels = self.fpn([maps[stage] for stage in self.stages], strides, grid_sizes(height, width))
-        return self._flat(self.classification, levels, self.classes), self._flat(self.regression, levels, 4)
+        return (self._flat(self.classification, levels, self.classes), self._flat(self.regression, levels, 4), maps)
 
     @staticmethod
     def _flat(subnet, levels, values):
@@ -206,7 +196,8 @@ class RetinaNet(nn.Module):
 
 
 def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Module]) -> RetinaNet:
-    """The detector of {"image": options of an image encoder, "stages": three names, "labels": names, "dtype"}.
+    """The detector of {"image": options of an image encoder, "stages": three names, "labels": names, "dtype"}, and
+    perhaps "features", the channels of the pyramid.
 
     Other fields of `config.model` are those of a dual encoder, and are not looked at. `image_encoder` makes the encoder
     of options and a dtype (`models.image_encoder`).
@@ -220,4 +211,4 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
         raise UserError(f"config.model.stages is {stages}: it must name three stages of the image encoder, "
                         "of strides that are multiples of 8, 16 and 32.")
     dtype = jnp.dtype(options["dtype"])
-    return RetinaNet(image_encoder(options["image"], dtype), stages, len(labels), dtype=dtype)
+    return RetinaNet(image_encoder(options["image"], dtype), stages, len(labels), options.get("features", 256), dtype)

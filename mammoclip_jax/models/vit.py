@@ -15,7 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.attention import ATTENTIONS, attention
+from mammoclip_jax.models.attention import ATTENTIONS, attention, record
+from mammoclip_jax.models.cubic import cubic_matrix
 from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import Stages, drop_path
 from mammoclip_jax.names import check_choices, check_options, suggestion
@@ -79,33 +80,6 @@ def _from_options(kind, variants, variant, dtype, published, options):
     return VisionTransformer(dtype=dtype, **variants[variant]._asdict() | published | options)
 
 
-def cubic_matrix(old: int, new: int, antialias: bool) -> Float[np.ndarray, "new old"]:
-    """Bicubic resampling of `old` values to `new` as a matrix, as in `torch.nn.functional.interpolate`.
-
-    With align_corners=False. Without antialiasing torch's kernel has a = -0.75 and repeats the values at the border;
-    with it a = -0.5, the kernel is widened by old / new where that exceeds 1, and cut and normalised at the border.
-    """
-    a, scale = (-0.5, max(old / new, 1.0)) if antialias else (-0.75, 1.0)
-    matrix = np.zeros((new, old))
-    for row in range(new):
-        centre = (row + 0.5) * old / new
-        first = int(np.floor(centre - 2 * scale + 0.5))
-        taps = np.arange(first, int(np.floor(centre + 2 * scale + 0.5)) + 1)
-        if antialias:
-            taps = taps[(taps >= 0) & (taps < old)]
-        weights = _cubic((taps + 0.5 - centre) / scale, a)
-        np.add.at(matrix[row], np.clip(taps, 0, old - 1), weights / weights.sum())
-    return matrix
-
-
-def _cubic(x, a):
-    """Keys' kernel (1981): 1 at 0, 0 at every other whole number and from 2 on."""
-    x = np.abs(x)
-    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
-    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with its output projection."""
 
@@ -132,7 +106,9 @@ class SelfAttention(nn.Module):
             y = _dense(x.shape[-1], self.dtype, name)(x)
             return y.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
 
-        context = attention(project("query"), project("key"), project("value"), self.how)
+        query, key = project("query"), project("key")
+        record(self, query, key)
+        context = attention(query, key, project("value"), self.how)
         return context.transpose(0, 2, 1, 3).reshape(x.shape)
 
 
@@ -323,6 +299,26 @@ class VisionTransformer(nn.Module):
         """Names of the stage maps, from the input on; "last" is behind the last norm."""
         blocks = self.stages or {-(-self.depth * quarter // 4) for quarter in (1, 2, 3, 4)}
         return (*(f"block{block}" for block in sorted(blocks)), "last")
+
+    @property
+    def grad_cam_stage(self) -> str:
+        """The last stage at whose patches the pooled vector has a gradient (see above)."""
+        behind = {"cls": self.depth, "all": self.depth + 1}.get(self.pooling, self.depth + 2)
+        numbers = [*(int(name.removeprefix("block")) for name in self.stage_names[:-1]), self.depth + 1]
+        fitting = [name for name, number in zip(self.stage_names, numbers, strict=True) if number < behind]
+        return fitting[-1] if fitting else self.stage_names[0]
+
+    @property
+    def pooled_stage(self) -> str | None:
+        """The stage whose patches lie in the space of the pooled vector; None where that is twice as long."""
+        return {"cls": "last", "mean": "last", "all": f"block{self.depth}"}.get(self.pooling)
+
+    def pooled_tokens(self, patches: int) -> Float[np.ndarray, "L"]:
+        """The share of each token in the pooled vector, for an image of so many patches; they sum to 1."""
+        first = 1 + self.registers
+        cls, mean = np.eye(1, first + patches)[0], np.repeat([0.0, 1 / patches], [first, patches])
+        every = np.full(first + patches, 1 / (first + patches))
+        return {"cls": cls, "mean": mean, "all": every, "cls+mean": (cls + mean) / 2}[self.pooling]
 
     def stage_grids(self, height: int, width: int) -> dict[str, tuple[int, tuple[float, float]]]:
         """Where the cells of each stage map lie in an input of any size: {name: (stride, (row, column))}.

@@ -69,8 +69,42 @@ def train_images(image: Shaped[Array, "N H W"], draws: Draws, options: Preproces
     return normalise(image, options)
 
 
+def boxes(
+    boxes: Float[Array, "N M 4"], draws: Draws, size: tuple[int, int], affine: bool
+) -> tuple[Float[Array, "N M 4"], Bool[Array, "N M"]]:
+    """Boxes (left, top, right, bottom) where `train_images` moves them, cut to the image; and which are still there.
+
+    A turned box becomes the upright one around it. One of which less than a quarter is left in the image is gone.
+    """
+    height, width = size
+    left, top, right, bottom = jnp.moveaxis(boxes, -1, 0)
+    horizontal, vertical = draws.flip_horizontal[:, None], draws.flip_vertical[:, None]
+    left, right = jnp.where(horizontal, width - right, left), jnp.where(horizontal, width - left, right)
+    top, bottom = jnp.where(vertical, height - bottom, top), jnp.where(vertical, height - top, bottom)
+    if affine:
+        # `matrix` says where a pixel comes from: boxes go the other way. Pixel i covers i to i + 1.
+        inverse = jnp.linalg.inv(draws.matrix[:, :, :2])
+        rows = jnp.stack([top, top, bottom, bottom], -1) - height / 2 - draws.matrix[:, None, None, 0, 2]
+        columns = jnp.stack([left, right, left, right], -1) - width / 2 - draws.matrix[:, None, None, 1, 2]
+        new_rows = inverse[:, 0, 0, None, None] * rows + inverse[:, 0, 1, None, None] * columns + height / 2
+        new_columns = inverse[:, 1, 0, None, None] * rows + inverse[:, 1, 1, None, None] * columns + width / 2
+        left, right = new_columns.min(-1), new_columns.max(-1)
+        top, bottom = new_rows.min(-1), new_rows.max(-1)
+    cut = jnp.stack([jnp.clip(left, 0, width), jnp.clip(top, 0, height),
+                     jnp.clip(right, 0, width), jnp.clip(bottom, 0, height)], -1)
+    area, kept = (right - left) * (bottom - top), (cut[..., 2] - cut[..., 0]) * (cut[..., 3] - cut[..., 1])
+    return cut, kept > 0.25 * area
+
+
 def eval_images(image: Shaped[Array, "N H W"], options: Preprocess) -> Float[Array, "N H W C"]:
     return normalise(to_unit(image), options)
+
+
+def resized(image: Float[Array, "N H W C"], size: tuple[int, int]) -> Float[Array, "N h w C"]:
+    """Stretched to (height, width), with antialiasing; the image itself where that is its size."""
+    if image.shape[1:3] == tuple(size):
+        return image
+    return jax.image.resize(image, (len(image), *size, image.shape[-1]), "linear")
 
 
 def to_unit(image):

@@ -162,13 +162,15 @@ def steps(folder) -> list[int]:
 def load(path) -> tuple[int, dict, dict]:
     """(step, variables, meta) of a workdir, a `checkpoints` folder or one step in it, as NumPy arrays.
 
-    `variables` holds `params` (the averaged ones where the run kept them) and `batch_stats`. A damaged step is reported
-    and the one before is taken, unless it was asked for by name.
+    `variables` holds `params` (the averaged ones where the run kept them) and `batch_stats`. Of a workdir whose run kept
+    its best state (best.py) that one is taken. A damaged step is reported and the one before is taken, unless it was
+    asked for by name.
 
     Raises:
         UserError: no checkpoint is there, or none that is whole.
     """
     path = Path(path).absolute()
+    path = path / "best" if steps(path / "best" / "checkpoints") else path
     if path.name.isdigit() and not (path / "checkpoints").is_dir():
         folder, wanted = path.parent, [int(path.name)]
     else:

@@ -11,6 +11,7 @@ import jax
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import disk
+from mammoclip_jax.training.best import Best
 from mammoclip_jax.training.checkpoint import Checkpoints
 from mammoclip_jax.training.goodput import Ledger
 from mammoclip_jax.training.mesh import put_batch
@@ -44,7 +45,9 @@ def fit(
         iterator: a checkpointable Grain iterator of this process's `Batch`es.
         config: the whole config; `config.train` rules the loop.
         meta: JSON to keep in every checkpoint.
-        evaluate: `state -> {name: value}`, called every `config.eval_every` steps and not timed as training.
+        evaluate: `state -> {name: value}`, called every `config.eval_every` steps and not timed as training. With
+            `config.task.monitor` the state with the highest value of that name is what is returned in the end, and
+            `config.task.patience` may end training early (training/best.py).
         ledger: of the run's time; by default one of this call.
 
     Raises:
@@ -64,14 +67,17 @@ def fit(
         ledger.resumed(first)
         writer = stack.enter_context(contextlib.closing(
             MetricWriter(workdir, resumed_step=first, active=main_process)))
-        progress = Progress(train.steps, first, train.batch_size * config.data.views, ledger, active=main_process)
+        images = math.prod(trainer.batch["image"].shape[:2])
+        progress = Progress(train.steps, first, images, ledger, active=main_process)
+        best = Best(workdir, config.task.monitor, config.task.patience, first) if config.task.monitor else None
         stop = stack.enter_context(StopRequest(trainer.mesh))
         stack.enter_context(Watchdog(ledger, workdir, train.watchdog_seconds))
         profiler = stack.enter_context(Profiler(workdir, train.profile_steps, ledger, active=main_process))
         stack.enter_context(jax.set_mesh(trainer.mesh))
         stack.enter_context(ledger.phase("productive"))
         compiled, pending, last = None, None, {}
-        for step in range(first + 1, train.steps + 1):
+        last_step = first if best and best.over else train.steps
+        for step in range(first + 1, last_step + 1):
             profiler.before(step)
             host_batch = _next_batch(iterator, pending, ledger)
             batch = put_batch(host_batch, trainer.mesh, config.model.image.get("rows"))
@@ -92,19 +98,25 @@ def fit(
                 last, pending = _finish(pending, progress, writer, train, workdir), None
             if evaluation_due:
                 with ledger.phase("evaluation"):
-                    writer.write(step, evaluate(state))
+                    figures = evaluate(state)
+                    writer.write(step, figures)
+                if best:
+                    with ledger.phase("checkpoint"):
+                        best.update(step, figures, state, iterator, meta)
+                    save_due = True     # so that at most one evaluation is repeated when a run goes on
+            over = best is not None and best.over
             if save_due:
                 with ledger.phase("checkpoint"):
                     checkpoints.save(state, iterator, meta)
             else:
                 checkpoints.poll()
-            if stopping:
+            if stopping or over:
                 break
         with ledger.phase("checkpoint"):
             checkpoints.wait()
-        if int(state.step) < train.steps:
+        if int(state.step) < train.steps and not (best and best.over):
             raise Stopped(f"saved step {step} and stopped; the same command with the same --workdir goes on")
-        return Outcome(state, last)
+        return Outcome(best.restore(state, iterator) if best else state, last)
 
 
 def _next_batch(iterator, pending, ledger):

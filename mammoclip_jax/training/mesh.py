@@ -52,6 +52,13 @@ def batch_shardings(batch, mesh, rows: str | None = None) -> dict[str, NamedShar
     return shardings | {"image": NamedSharding(mesh, PartitionSpec(others, None, rows))}
 
 
+def abstract(shapes, mesh, rows: str | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch of {name: (shape, dtype)} as shapes, dtypes and shardings."""
+    shardings = batch_shardings(shapes, mesh, rows)
+    return {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=shardings[name])
+            for name, (shape, dtype) in shapes.items()}
+
+
 def replicated(mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

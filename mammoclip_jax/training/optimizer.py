@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mammoclip_jax.errors import UserError
@@ -31,6 +32,9 @@ def make_optimizer(config, params, towers=()) -> optax.GradientTransformation:
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     steps.append(optax.adamw(schedule(config), b1=config.b1, b2=config.b2, eps=config.eps,
                              weight_decay=config.weight_decay, mask=decayed))
+    if config.layer_decay != 1.0:
+        factors = layer_factors(params, config.layer_decay)
+        steps.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
     labels = jax.tree.map(lambda hit: "frozen" if hit else "trained", frozen)
     return optax.multi_transform({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
 
@@ -47,6 +51,33 @@ def frozen_parameters(config, params, towers=()):
     whole = {f"{tower}_encoder" for tower in towers} | set(params.get("lora", ()))
     by_rule = matches(params, config.frozen, "config.train.frozen")
     return {name: jax.tree.map(lambda hit, name=name: hit or name in whole, tree) for name, tree in by_rule.items()}
+
+
+def layer_factors(params, decay: float):
+    """A tree like `params`: the factor on each parameter's update, `decay ** d` at depth d below the encoder's top.
+
+    Layers of the image encoder are its numbered blocks; what comes before them is one more, what comes after, and all
+    other parts of the model, have 1. As BEiT (Bao et al. 2021, arXiv:2106.08254) and MAE fine-tune.
+    """
+    encoder = params.get("image_encoder", {})
+    places = {slash_name(path): _layer(slash_name(path)) for path, _ in jax.tree_util.tree_leaves_with_path(encoder)}
+    numbered = sorted({place for place in places.values() if place})
+    depth = {place: len(numbered) - i for i, place in enumerate(numbered)} | {(): 0, None: len(numbered) + 1}
+
+    def factor(path, _):
+        tower, _, inside = slash_name(path).partition("/")
+        return decay ** depth[places[inside]] if tower == "image_encoder" else 1.0
+
+    return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _layer(path: str):
+    """Numbers of the blocks that a parameter of an image encoder is in; None before the first, () after the last."""
+    parts = path.split("/")
+    if parts[0].startswith(("stem", "embeddings", "conv1", "bn1")):
+        return None
+    named = (part for part in parts if re.match(r"(block|layer|stage)s?_?\d", part))
+    return tuple(int(number) for part in named for number in re.findall(r"\d+", part))
 
 
 def matches(params, rules, field: str):

@@ -66,11 +66,9 @@ def make_train_step(gradient_fn, optimizer, config):
         if ema is not None:
             # In this form the average of a parameter that does not change keeps its bits.
             ema = jax.tree.map(lambda mean, p: mean + (1 - config.ema_decay) * (p - mean), ema, params)
-        metrics |= {
-            "loss": loss,
-            "gradient_norm": optax.tree.norm(gradients),
-            "logit_scale": jnp.exp(params["logit_scale"]),
-        }
+        metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        if "logit_scale" in params:
+            metrics["logit_scale"] = jnp.exp(params["logit_scale"])
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.key), metrics
 
     return step
@@ -88,6 +86,6 @@ def total_loss(losses, embeddings, batch, mesh, step):
 
 def clamp_logit_scale(params, highest):
     """Keeps exp(logit_scale) at most `highest` (0: no clamp, as Mammo-CLIP), on the parameter as CLIP does."""
-    if not highest:
+    if not highest or "logit_scale" not in params:
         return params
     return params | {"logit_scale": jnp.minimum(params["logit_scale"], jnp.log(highest))}

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
-from mammoclip_jax.models.vit import cubic_matrix
+from mammoclip_jax.models.cubic import cubic_matrix
 from mammoclip_jax.names import check_options, suggestion
 from mammoclip_jax.weights import licences
 

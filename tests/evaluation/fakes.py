@@ -1,5 +1,6 @@
 """A data set and a model with the interfaces of `data.shards.Dataset` and `inference.Model`, made of arithmetic."""
 
+import contextlib
 import json
 
 import cv2
@@ -68,6 +69,8 @@ class FakeModel:
     provenance = {"datasets": ["phantom"]}
     preprocessing = {"geometry": "fit", "height": SHAPE[0], "width": SHAPE[1], "bits": 8}
 
+    weights = None
+
     def __init__(self):
         self.calls = []
 
@@ -83,6 +86,25 @@ class FakeModel:
     def similarity(self, a, b):
         return a @ b.T
 
-    def grad_cam(self, images, texts, *, stage, method):
+    def map_stage(self, method, stage=None):
+        return stage or self.stages[-1]
+
+    def saliency(self, images, texts, *, stage, method, **options):
         assert np.shape(texts) == (len(images), 2) and stage in self.stages
-        return images.astype(np.float32) / np.maximum(images.max(axis=(1, 2), keepdims=True), 1)
+        bright = images.astype(np.float32) / np.maximum(images.max(axis=(1, 2), keepdims=True), 1)
+        return bright if self.weights is None else bright[:, ::-1] * self.weights
+
+    def deletion_curves(self, images, texts, maps, tissue, *, steps, fill):
+        """Falls with the heat that is left, and rises with that which has come."""
+        assert tissue.dtype == bool and maps.shape == tissue.shape == images.shape
+        share = np.linspace(0, 1, steps + 1)
+        return np.stack([np.stack([share, 1 - share]) * heat.mean() for heat in maps])
+
+    def randomise(self, seed=0, keep=None):
+        return 0.5 if keep else 0.25
+
+    @contextlib.contextmanager
+    def using(self, variables):
+        self.weights = variables
+        yield
+        self.weights = None

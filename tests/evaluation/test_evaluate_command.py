@@ -28,7 +28,7 @@ def run(tmp_path, monkeypatch):
     def call(model=model, **flags):
         monkeypatch.setattr(command.inference, "load", lambda path, batch_size: model)
         given = {"workdir": str(tmp_path), "weights": "", "config": None, "dataset": [], "evaluators": [], "split": "", "out": "",
-                 "batch_size": 8, "json": str(tmp_path / "figures.json")}
+                 "batch_size": 8, "cache": "", "json": str(tmp_path / "figures.json")}
         monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**given | flags))
         assert command.main([]) == 0
         return json.loads((tmp_path / "figures.json").read_text())
@@ -86,6 +86,8 @@ def test_one_model_and_what_no_config_says(run, given, message):
         run(**given)
 
 
-def test_a_model_without_texts_is_refused(run):
-    with pytest.raises(UserError, match="is a classifier; .* take a dual encoder"):
-        run(model=SimpleNamespace(kind="classifier", config=defaults()))
+def test_an_evaluator_that_is_not_for_the_model_is_refused(run):
+    model = FakeModel()
+    model.kind = "classifier"
+    with pytest.raises(UserError, match="'zero_shot' takes a dual_encoder, and this model is a classifier. .*saliency"):
+        run(model=model, evaluators=["zero_shot"])

@@ -170,7 +170,8 @@ def test_display_grey_is_what_the_policy_says(exam):
 def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command.inference, "load", lambda path, batch_size: Model())
     monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(
-        weights="w", exam=str(exam), out=str(tmp_path / "out"), prompts="mammo_clip", overlay_size=0, json=""))
+        weights="w", exam=str(exam), out=str(tmp_path / "out"), prompts="mammo_clip", overlay_size=0, json="",
+        method="occlusion", stage=""))
     assert command.main([]) == 0
     (exam / "broken.dcm").write_text("x")
     assert command.main([]) == 1
@@ -178,6 +179,7 @@ def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_p
     written = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert written["preprocessing_fingerprint"] == fingerprint(PREPROCESSING)
     assert written["problems"][0]["file"] == "broken.dcm"
+    assert (written["method"], written["stage"]) == ("occlusion", "head")      # the fake has a stage for all
 
 
 class Classifier:
@@ -190,7 +192,10 @@ class Classifier:
         bright = images.reshape(len(images), -1).mean(1) / 255
         return np.stack([bright, 1 - bright], 1).astype(np.float32)
 
-    def grad_cam(self, images, labels, *, stage, method):
+    def map_stage(self, method, stage):
+        return stage or self.stages[-1]
+
+    def saliency(self, images, labels, *, stage, method):
         assert stage == "head" and labels.shape == (len(images), 2) and (labels.sum(1) == 1).all()
         light = images.astype(np.float32) / 255
         return np.where(labels[:, 0, None, None] == 1, light, 1 - light)

@@ -79,7 +79,10 @@ def test_every_section_is_there_and_reachable(written):
     page = Page(written[0].read_text())
     wanted = ["data", "headline", "curves", "results", "saliency", "films", "exams", "provenance", "reproduce"]
     assert page.ids == wanted
-    assert page.links == [f"#{name}" for name in wanted]
+    assert [link for link in page.links if link.startswith("#")] == [f"#{name}" for name in wanted]
+    files = [link for link in page.links if not link.startswith("#")]
+    assert {"results/metrics.csv", "results/metrics.tex", "results/phantom/zero_shot/predictions.csv"} <= set(files)
+    assert all((written[0].parent / file).is_file() for file in files)
     for words in ("A <run> & more", "phantom : computer phantoms", "films : real mammograms", "Zero-shot AUROC, mass",
                   "Training loss", "Pointing game hits", "exam <7>", "numpy", "step 7",
                   "python -m mammoclip_jax.evaluate --workdir='runs/x y'", "Not a medical device"):

@@ -92,3 +92,50 @@ def test_without_boxes_the_gallery_shows_images_that_have_the_label():
     result = saliency(FakeModel(), dataset, gallery=2)
     assert result.metrics["mass/pointing_game"]["value"] is None
     assert len(result.figures) == 2
+
+
+def test_regions_of_the_hottest_pixels_are_scored():
+    """A mass is the brightest square, and the map its brightness: half its quantile away from the box."""
+    result = saliency(FakeModel(), FakeDataset(8), labels=("mass",), quantiles=(0.5, 0.97), resamples=20, gallery=0)
+    at = {name.removeprefix("mass/"): entry["value"] for name, entry in result.metrics.items()}
+    assert at["iou_0.97"] > 2 * at["iou_0.5"] > 0 and 1 >= at["dice_0.97"] >= at["iou_0.97"]
+    assert at["localised_0.97_iou_0.25"] == 1 >= at["localised_0.97_iou_0.5"] and at["localised_0.5_iou_0.5"] == 0
+    assert at["regions_0.97"] >= 1
+    assert not any("insertion" in name or "randomised" in name for name in at)
+
+
+def test_curves_become_their_areas():
+    """The fake's insertion curve rises evenly to the mean heat, its deletion curve falls so."""
+    dataset = FakeDataset(5)
+    result = saliency(FakeModel(), dataset, labels=("mass",), deletion_steps=4, resamples=20, gallery=0)
+    heats = [image.astype(np.float32) / image.max() for image, labels in zip(dataset.images, dataset.index["labels"])
+             if "1" in labels]
+    for name in ("insertion_auc", "deletion_auc"):
+        assert result.metrics[f"mass/{name}"]["value"] == pytest.approx(np.mean([h.mean() for h in heats]) / 2, rel=1e-5)
+        assert result.metrics[f"mass/{name}"]["low"] is not None
+
+
+def test_random_weights_stand_beside_the_trained_ones():
+    """The fake's random map is upside down."""
+    model, dataset = FakeModel(), FakeDataset(8)
+    plain = saliency(model, dataset, labels=("mass",), resamples=20, gallery=0)
+    result = saliency(model, dataset, labels=("mass",), resamples=20, gallery=0, sanity=True, cascade=("stage_3",))
+    assert {name: result.metrics[name] for name in plain.metrics} == plain.metrics
+    value = {name.removeprefix("mass/"): entry["value"] for name, entry in result.metrics.items()}
+    assert value["energy_ratio"] > 1 and value["pointing_game"] == 1 > value["pointing_game_randomised"]
+    assert value["box_share_randomised"] == value["box_share"]
+    assert -1 <= value["rank_correlation_randomised"] < 0.9 and value["ssim_randomised"] < 0.9
+    assert value["rank_correlation_above_stage_3"] == pytest.approx(value["rank_correlation_randomised"])
+    assert "energy_ratio_above_stage_3" not in value and model.weights is None
+    assert set(result.tables["images"]["weights"]) == {"trained", "randomised", "above_stage_3"}
+    assert "random weights" in result.protocol and "random weights" not in plain.protocol
+
+
+def test_a_method_and_its_options_reach_the_model():
+    class Model(FakeModel):
+        def saliency(self, images, texts, *, stage, method, **options):
+            assert (method, options) == ("occlusion", {"window": 8})
+            return super().saliency(images, texts, stage=stage, method=method)
+
+    result = saliency(Model(), FakeDataset(3), method="occlusion", options={"window": 8}, resamples=0, gallery=0)
+    assert "occlusion at stage head, window=8 of the cosine" in result.protocol

@@ -18,9 +18,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax import models
+from mammoclip_jax.boxes import decode
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.efficientnet import EfficientNet
-from mammoclip_jax.models.retinanet import RetinaNet, anchors, decode, grid_sizes, repeat_to
+from mammoclip_jax.models.retinanet import RetinaNet, anchors, grid_sizes, repeat_to
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "retinanet.npz"
 CLASSES = 2

@@ -18,7 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.attention import attention
-from mammoclip_jax.models.vit import DINOV2, POOLING, VIT, cubic_matrix, dinov2, vit
+from mammoclip_jax.models.cubic import cubic_matrix
+from mammoclip_jax.models.vit import DINOV2, POOLING, VIT, dinov2, vit
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vit.npz"
 TINY = {"width": 32, "depth": 2, "heads": 4, "patch": 4, "size": 20}

@@ -1,0 +1,224 @@
+"""Data set folders to batches of labelled images: what classifiers and detectors are trained on.
+
+An example is an image, a breast or an exam with the values of its labels, and, for a detector, its boxes. What a step
+sees depends on the seed alone, as in pipeline.py: not on threads, nor on the number of processes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import grain
+import numpy as np
+import pandas as pd
+
+from mammoclip_jax.data.pipeline import BatchIterator, Part, check_alike, draw_views
+from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import check_name, suggestion
+
+UNITS = {"image": 1, "breast": 2, "exam": 4}        # and the views that a batch has of it
+SAMPLINGS = ("uniform", "balanced")
+
+
+class Target(NamedTuple):
+    """What is to be learnt.
+
+    Attributes:
+        labels: names of the outputs.
+        values_of: the label whose values `labels` are, such as "density" of A, B, C, D; "": each output is a yes/no
+            label of its own.
+        boxes: whether boxes with these labels are wanted too.
+    """
+
+    labels: tuple[str, ...]
+    values_of: str = ""
+    boxes: bool = False
+
+    def of(self, labels: Mapping) -> np.ndarray:
+        """Float32 [K] of a manifest's labels: 1, 0, or NaN where unknown; a class is one-hot, all NaN where unknown.
+
+        Raises:
+            UserError: a yes/no label holds something else, or a class is not among the outputs.
+        """
+        if not self.values_of:
+            values = [labels.get(name) for name in self.labels]
+            for name, value in zip(self.labels, values):
+                if value not in (None, 0, 1):
+                    raise UserError(f"label {name!r} is no yes/no label, it holds {value!r}: set config.task.label to "
+                                    f"{name!r} and config.model.labels to its values.")
+            return np.array([np.nan if value is None else float(value) for value in values], np.float32)
+        value = labels.get(self.values_of)
+        if value is None:
+            return np.full(len(self.labels), np.nan, np.float32)
+        if str(value) not in self.labels:
+            raise UserError(f"label {self.values_of!r} holds {value!r}, which is not in config.model.labels "
+                            f"{self.labels}.{suggestion(str(value), self.labels)}")
+        return np.array([name == str(value) for name in self.labels], np.float32)
+
+
+class Example(NamedTuple):
+    """One training example before sampling."""
+
+    source: int                             # position of the data set in the list given
+    views: tuple[tuple[int, ...], ...]      # rows of its index, by (laterality, view)
+    target: tuple[float, ...]
+    boxes: tuple[tuple[int, int, float, float, float, float], ...] = ()    # (row, class, left, top, right, bottom)
+
+
+def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str = "image") -> list[Example]:
+    """The images, breasts or exams of a split whose target is known, at least in part, in the order of the indexes.
+
+    A label of a breast or exam is there when it is in any of its images, and absent when it is absent in all; classes
+    are those of its first image that has one.
+
+    Raises:
+        UserError: no example is left, or a label is of the wrong kind.
+    """
+    check_name(unit, UNITS, "unit of config.task.unit")
+    found: list[Example] = []
+    for source, dataset in enumerate(datasets):
+        index = dataset.index.reset_index(drop=True)
+        index = index[index["split"] == split]
+        for _, group in index.groupby(group_keys(index, unit), sort=False):
+            values = np.stack([target.of(json.loads(labels)) for labels in group["labels"]])
+            value = joined(values, classes=bool(target.values_of))
+            boxes = _boxes(group, target) if target.boxes else ()
+            value[[kind for _, kind, *_ in boxes]] = 1      # what has a box is there
+            if not np.isnan(value).all():
+                found.append(Example(source, _by_view(group), tuple(map(float, value)), boxes))
+    if not found:
+        folders = ", ".join(str(dataset.path) for dataset in datasets)
+        raise UserError(f"no {unit} to use in split {split!r} of {folders}: none has a value of "
+                        f"{target.values_of or ', '.join(target.labels)}; look at the columns split and labels of "
+                        "index.parquet.")
+    return found
+
+
+def group_keys(index: pd.DataFrame, unit: str) -> list:
+    """What `groupby` puts the rows of an index together by: an image of unknown laterality is a breast of its own."""
+    if unit == "image":
+        return [index["dataset"], index["image"]]
+    if unit == "exam":
+        return [index["dataset"], index["patient"], index["study"]]
+    alone = np.where(index["laterality"] == "", index["image"], "")
+    return [index["dataset"], index["patient"], index["study"], index["laterality"], alone]
+
+
+def joined(values: np.ndarray, classes: bool) -> np.ndarray:
+    """Targets [n K] of images -> [K] of the breast or exam that they make up; NaN where unknown."""
+    known = ~np.isnan(values)
+    if classes:
+        rows = np.flatnonzero(known.any(axis=1))
+        return values[rows[0]] if len(rows) else values[0]
+    highest = np.where(known, values, -1).max(axis=0)
+    return np.where(highest >= 0, highest, np.nan).astype(np.float32)
+
+
+def _by_view(group: pd.DataFrame) -> tuple[tuple[int, ...], ...]:
+    rows = group.groupby([group["laterality"], group["view"]], sort=True).groups
+    return tuple(tuple(map(int, found)) for found in rows.values())
+
+
+def _boxes(group: pd.DataFrame, target: Target) -> tuple:
+    classes = {name: place for place, name in enumerate(target.labels)}
+    return tuple((int(row), classes[box["label"]], *map(float, box["box"]))
+                 for row, boxes in zip(group.index, group["boxes_canvas"]) for box in json.loads(boxes)
+                 if box["label"] in classes)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Example to one row of a Batch, arrays without the leading dimension. Can be pickled."""
+
+    datasets: tuple[Dataset, ...]
+    views: int
+    boxes: int              # places for boxes in a view; 0: none are wanted
+    flip_horizontal: float
+    flip_vertical: float
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        records = draw_views(example.views, min(self.views, sum(map(len, example.views))), rng)
+        there = np.arange(self.views) < len(records)
+        records = (records * self.views)[:self.views]       # a view that is not there repeats another, masked
+        dataset = self.datasets[example.source]
+        images = {record: dataset.read(record) for record in dict.fromkeys(records)}
+        horizontal, vertical = rng.random(2) < (self.flip_horizontal, self.flip_vertical)
+        target = np.array(example.target, np.float32)
+        return self._boxes(example, records) | {
+            "image": np.stack([images[record] for record in records]),
+            "record": np.array(records, np.int32),
+            "source": np.int32(example.source),
+            "view_mask": there,
+            "target": np.nan_to_num(target),
+            "known": ~np.isnan(target),
+            "flip_horizontal": np.bool_(horizontal),
+            "flip_vertical": np.bool_(vertical),
+            "mask": np.bool_(True),
+        }
+
+    def _boxes(self, example: Example, records: list[int]) -> dict[str, np.ndarray]:
+        if not self.boxes:
+            return {}
+        boxes, classes = no_boxes((self.views, self.boxes))
+        for view, record in enumerate(records):
+            own = [box for box in example.boxes if box[0] == record]
+            for place, (_, kind, *corners) in enumerate(own):
+                boxes[view, place], classes[view, place] = corners, kind
+        return {"boxes": boxes, "box_classes": classes}
+
+
+def no_boxes(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """(boxes float32 [*shape, 4] of 0, classes int32 [*shape] of -1, which marks a place without a box)."""
+    return np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int32)
+
+
+def most_boxes(found: Sequence[Example]) -> int:
+    """The largest number of boxes of an image, at least 1."""
+    counts = [np.unique([box[0] for box in example.boxes], return_counts=True)[1].max(initial=0) for example in found]
+    return int(max([1, *counts]))
+
+
+def train_iterator(datasets: Sequence[Dataset], found: Sequence[Example], *, batch_size: int, views: int, boxes: int,
+                   seed: int, rows: Sequence[int] | None = None, sampling: str = "uniform",
+                   flip_horizontal: float = 0.0, flip_vertical: float = 0.0, read_threads: int = 4) -> BatchIterator:
+    """Endless shuffled batches of `examples`, whose state can be saved: the keys of Batch but the texts'.
+
+    Args:
+        found: of `examples`.
+        views: images of an example; `boxes`: places for boxes in each, 0 for none.
+        rows: the places in each batch that this process makes (None: all).
+        sampling: "uniform": every example once an epoch, but for those left over by its last batch; "balanced": of
+            each class, or of those that have any of the labels and those that have none, equally many in the long run,
+            each in its own order.
+
+    Raises:
+        UserError: too few examples, images of different shapes, or only one class to balance.
+    """
+    check_alike(datasets)
+    check_name(sampling, SAMPLINGS, "sampling of config.task.sampling")
+    if sampling == "balanced":
+        stream = _balanced(found, seed)
+    else:
+        stream = grain.MapDataset.source(list(found)).seed(seed).shuffle()[:len(found) // batch_size * batch_size]
+        if not len(stream):
+            raise UserError(f"a batch of {batch_size} needs more than the {len(found)} examples that there are: lower "
+                            "config.train.batch_size or add data sets.")
+        stream = stream.repeat()
+    sample = _Sample(tuple(datasets), views, boxes, flip_horizontal, flip_vertical)
+    rows = tuple(range(batch_size) if rows is None else map(int, rows))
+    stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, rows))
+    options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * len(rows) if read_threads else 0)
+    return BatchIterator(stream.to_iter_dataset(options).batch(len(rows), drop_remainder=True), len(rows))
+
+
+def _balanced(found: Sequence[Example], seed: int) -> grain.MapDataset:
+    targets = np.nan_to_num([example.target for example in found])
+    one_hot = targets.shape[1] > 1 and (targets.sum(axis=1) == 1).all()
+    kinds = targets.argmax(axis=1) if one_hot else targets.any(axis=1)
+    classes = [[found[i] for i in np.flatnonzero(kinds == kind)] for kind in np.unique(kinds)]
+    if len(classes) < 2:
+        raise UserError("config.task.sampling=balanced needs two classes, and all examples are of one: use uniform.")
+    streams = [grain.MapDataset.source(members).seed(seed + i).shuffle().repeat() for i, members in enumerate(classes)]
+    return grain.MapDataset.mix(streams, weights=[1 / len(streams)] * len(streams)).seed(seed)

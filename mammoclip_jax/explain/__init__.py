@@ -1,0 +1,84 @@
+"""Saliency maps: which parts of an image speak for a text or a label?
+
+To add a method: write `(subject, pixels, direction, stage, **options) -> map` in a file here and give it a line in
+`METHODS`. `subject` is a `maps.Subject`, `pixels` [1 H W C] what the network sees of one image, `direction` [D] what is
+asked about. The map is signed, and larger where more speaks for the direction.
+"""
+
+import importlib
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import check_name, suggestion
+
+
+class Method(NamedTuple):
+    """`over` is what the map is over: "stage", a stage map of the encoder; "pooled", the one that is pooled and
+    projected; "tokens", a transformer's patches; "image", the pixels."""
+
+    title: str
+    function: str
+    over: str
+
+
+METHODS = {
+    "grad_cam": Method("Grad-CAM", "cam.grad_cam", "stage"),
+    "grad_cam_pp": Method("Grad-CAM++", "cam.grad_cam_pp", "stage"),
+    "hires_cam": Method("HiResCAM", "cam.hires_cam", "stage"),
+    "similarity": Method("similarity to the text at each place", "similarity.similarity", "pooled"),
+    "attention_rollout": Method("attention rollout", "rollout.attention_rollout", "tokens"),
+    "integrated_gradients": Method("integrated gradients", "integrated_gradients.integrated_gradients", "image"),
+    "occlusion": Method("occlusion", "occlusion.occlusion", "image"),
+}
+
+
+def function_of(method: str, options: Mapping[str, Any] = {}) -> Callable:
+    """The function of a method that `options` fit.
+
+    Raises:
+        UserError: there is no such method, or it has no such option.
+    """
+    check_name(method, METHODS, "method")
+    module, name = METHODS[method].function.split(".")
+    function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    known = tuple(function.__kwdefaults__ or ())
+    for option in options:
+        if option not in known:
+            raise UserError(f"{method} has no option {option!r}.{suggestion(option, known)} "
+                            f"Known: {', '.join(known) or 'none'}.")
+    return function
+
+
+def stage_of(method: str, stage: str | None, encoder, stages: Iterable[str]) -> str:
+    """The stage of the image encoder that the method looks at; "" where it looks at none.
+
+    Args:
+        stage: the one that is asked for; None or "" leaves the choice to the method: the last one that has a gradient.
+        encoder: the encoder's module; stages: names of its maps.
+
+    Raises:
+        UserError: there is no such method or stage, or the method cannot look at it, or not into this encoder.
+    """
+    check_name(method, METHODS, "method")
+    kind, stages = type(encoder).__name__, tuple(stages)
+    if stage and stage not in stages:
+        raise UserError(f"the image encoder has no stage {stage!r}.{suggestion(stage, stages)} "
+                        f"Stages: {', '.join(stages)}.")
+    over = METHODS[method].over
+    if over == "stage":
+        return stage or getattr(encoder, "grad_cam_stage", stages[-1])
+    if over == "pooled":
+        pooled = getattr(encoder, "pooled_stage", None)
+        if pooled not in stages:
+            raise UserError(f"{method} needs a stage whose cells are projected as the pooled vector is, and this "
+                            f"{kind} returns none: use grad_cam.")
+        if stage and stage != pooled:
+            raise UserError(f"{method} projects the cells of stage {pooled!r}, which the model pools and projects: not "
+                            f"those of {stage!r}. Leave the stage out.")
+        return pooled
+    if over == "tokens" and not hasattr(encoder, "pooled_tokens"):
+        raise UserError(f"{method} needs an encoder in which every token attends to every other one (vit, dinov2), not "
+                        f"{kind}: use grad_cam.")
+    if stage:
+        raise UserError(f"{method} looks at no single stage of the encoder: leave stage={stage!r} out.")
+    return ""

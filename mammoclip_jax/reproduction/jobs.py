@@ -1,0 +1,273 @@
+"""From published rows to runs: which config a row has, whether what it needs is at hand, the run, and its result file.
+
+Rows that need the same computation, such as several columns with one set of weights, are one job. A job's folder is
+named by a hash of its config and of the fingerprints of data and weights: a result is never taken for another one's,
+and what is whole is not run again.
+"""
+
+import hashlib
+import json
+import logging
+import runpy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from mammoclip_jax import config as config_module
+from mammoclip_jax import inference, provenance, run
+from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import report, result
+from mammoclip_jax.evaluation.features import label_texts
+from mammoclip_jax.evaluation.published.rows import Row
+from mammoclip_jax.evaluation.suite import check_preprocessing, evaluate
+from mammoclip_jax.reproduction import recipes
+from mammoclip_jax.weights import licences
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"
+EVERY = ""          # key of the weights that stand for the columns which have none of their own
+_SHOWN = 16         # hex digits of a hash in a folder's name
+
+
+class Weights(NamedTuple):
+    """A model, and what its results have to say about it."""
+
+    name: str
+    model: Any
+    fingerprint: str
+
+    @property
+    def licences(self) -> list[str]:
+        """Titles of the terms of the weights, of those that they come from and of their data."""
+        return [entry["title"] for entry in licences.terms(self.model.provenance)]
+
+
+class Hand(NamedTuple):
+    """What is at hand: {column or EVERY: Weights}, {source: Dataset}."""
+
+    weights: Mapping[str, Weights]
+    data: Mapping[str, Dataset]
+
+    def of(self, row: Row) -> Weights | None:
+        return self.weights.get(row.model) or self.weights.get(EVERY)
+
+
+class Recipe(NamedTuple):
+    """How a row is measured here."""
+
+    file: str           # of configs/reproduce, without .py
+    argument: str
+    metric: str         # name in the run's figures
+    splits: tuple[str, ...]
+
+
+class Job(NamedTuple):
+    """A computation and the rows that it is for."""
+
+    rows: tuple[Row, ...]
+    config: ConfigDict
+    recipe: Recipe
+    weights: Weights
+    dataset: Dataset
+    stamp: dict[str, Any]       # what a result has to agree in to stand for this job
+    folder: Path
+
+
+def open_hand(weights: Mapping[str, str], folders: Mapping[str, str]) -> Hand:
+    """Loads the models and opens the data sets that the user named; each file once.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    models = {name: inference.load(name) for name in dict.fromkeys(weights.values())}
+    known = {name: Weights(name, model, model.fingerprint()) for name, model in models.items()}
+    return Hand({column: known[name] for column, name in weights.items()},
+                {source: Dataset.open(folder) for source, folder in folders.items()})
+
+
+def recipe(row: Row, protocol: str) -> Recipe | None:
+    """The config of a row, None where there is none. The published unit is kept: images of VinDr, breasts of RSNA."""
+    kind, label = row.step.rpartition("_")[0], row.label
+    published = protocol == "published"
+    splits = ("train", "test") if published or row.task == "linear_probe" else ("train", "val", "test")
+    tail = f"fraction={row.fraction},protocol={protocol}"
+    name = ("accuracy" if label == "density" else "auroc") + "_image" * (row.dataset == "vindr")
+    if row.task == "zero_shot":
+        name = "accuracy_image" if label == "density" else "auroc_image"
+        return Recipe("zero_shot", f"label={label},protocol={protocol}", f"{row.dataset}/zero_shot/{label}/{name}",
+                      ("test",))
+    if row.task == "detection":
+        return Recipe("vindr_detector", f"label={label},frozen={int(kind == 'frozen')},{tail}",
+                      f"{row.dataset}/detection/{label}/ap@0.5", splits)
+    if row.task in ("linear_probe", "finetune"):
+        argument = f"task={kind},{tail}" if row.dataset == "rsna" else f"label={label},task={kind},{tail}"
+        part = label if row.fraction == 100 else f"{label} at {row.fraction} %"
+        evaluator, of = ("linear_probe", part) if kind == "linear_probe" and not published else ("classification", label)
+        return Recipe(f"{row.dataset}_classifier", argument, f"{row.dataset}/{evaluator}/{of}/{name}", splits)
+    return None
+
+
+def lacking(row: Row, hand: Hand, protocol: str) -> str:
+    """Why a row cannot be run, for people; "" where everything is at hand."""
+    found = recipe(row, protocol)
+    if found is None:
+        return "Mammo-FActOR is not part of this program yet"
+    missing = []
+    if row.dataset not in hand.data:
+        missing.append(f"data: --data={row.dataset}=DIR, a folder that prepare --source={row.dataset} made")
+    else:
+        missing += _lacking_labels(hand.data[row.dataset], row, found.splits)
+    weights = hand.of(row)
+    if weights is None:
+        missing.append(f"weights: --weights={row.model}=FILE ({row.weights}), or --weights=FILE of your own")
+    elif row.task == "zero_shot" and weights.model.kind != "dual_encoder":
+        missing.append(f"a text encoder: {weights.name} is a {weights.model.kind}")
+    return "; ".join(missing)
+
+
+def _lacking_labels(dataset: Dataset, row: Row, splits: Sequence[str]) -> list[str]:
+    known = label_texts(dataset.index, row.label) != ""
+    there = set(dataset.index["split"][known])
+    absent = [split for split in splits if split not in there]
+    return [f"{dataset.path} has no image of known {row.label} in split {', '.join(absent)}"] if absent else []
+
+
+def plan(rows: Sequence[Row], hand: Hand, protocol: str, out: Path, overrides: Mapping[str, Any],
+         configs: Path = CONFIGS) -> list[Job]:
+    """The jobs of rows that lack nothing.
+
+    Raises:
+        UserError: there is no folder of configs, an override fits no field, or an encoder fits no detector.
+    """
+    grouped: dict[tuple, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row.table, row.step, hand.of(row).name), []).append(row)
+    return [_job(tuple(group), hand, protocol, out, overrides, configs) for group in grouped.values()]
+
+
+def _job(rows, hand: Hand, protocol, out, overrides, configs) -> Job:
+    row, weights = rows[0], hand.of(rows[0])
+    dataset, found = hand.data[row.dataset], recipe(row, protocol)
+    config = read_config(configs, found)
+    apply_overrides(config, overrides, trained=config.task.kind != "pretrain")
+    if config.task.kind != "pretrain":
+        theirs = weights.model.config
+        recipes.use_encoder(config, "", theirs.model.image.to_dict(), theirs.image.to_dict())
+    stamp = {"config": config_hash(config), "data": dataset.info.get("fingerprint", ""), "weights": weights.fingerprint}
+    digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
+    # Paths come after the hash: the same run of another machine, or of moved files, is the same run.
+    config.data.folders[row.dataset] = str(dataset.path)
+    if config.task.kind != "pretrain":
+        config.warm_start.image.weights = weights.name
+    return Job(rows, config, found, weights, dataset, stamp, out / row.table / f"{row.step}-{digest[:_SHOWN]}")
+
+
+def read_config(configs: Path, found: Recipe) -> ConfigDict:
+    """The config of a recipe.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = Path(configs, f"{found.file}.py")
+    if not path.is_file():
+        raise UserError(f"there is no {path}: run this in a checkout, or say with --configs where configs/reproduce is.")
+    return runpy.run_path(str(path))["get_config"](found.argument)
+
+
+def config_hash(config: ConfigDict) -> str:
+    """SHA-256 of the config as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(json.loads(config.to_json_best_effort()), sort_keys=True).encode()).hexdigest()
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any], trained: bool = True) -> None:
+    """Sets fields such as "train.steps"; those of the section train are for configs that train.
+
+    Raises:
+        UserError: the config has no such field, or it holds another kind of value.
+    """
+    for name, value in overrides.items():
+        if name.startswith("train.") and not trained:
+            continue
+        try:
+            config.update_from_flattened_dict({name: value})
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"--override={name}={value}: {error}") from None
+
+
+def done(job: Job) -> dict | None:
+    """The result of an earlier run of the same config, data and weights; None without."""
+    path = job.folder / "result.json"
+    found = json.loads(path.read_text()) if path.is_file() else None
+    return found if found and found["stamp"] == job.stamp else None
+
+
+def carry_out(job: Job, command: str = "") -> dict:
+    """Evaluates, or trains and evaluates, and writes result.json: entry, protocol, stamp, code, weights, report.
+
+    A training that was stopped goes on.
+
+    Raises:
+        UserError: data, weights and config do not go together.
+        training.loop.Stopped: asked to stop, and saved.
+    """
+    started = time.monotonic()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    figures = (_evaluate if job.config.task.kind == "pretrain" else _train)(job, command)
+    entry = figures["metrics"].get(job.recipe.metric)
+    if entry is None:
+        raise UserError(f"the run in {job.folder} has no metric {job.recipe.metric}; it has "
+                        f"{', '.join(sorted(figures['metrics']))[:300]}.")
+    evaluator = job.recipe.metric.split("/")[1]
+    found = {
+        "rows": [row.name for row in job.rows], "metric": job.recipe.metric, "entry": entry,
+        "config": f"{job.recipe.file}.py:{job.recipe.argument}",
+        "protocol": figures["protocol"][f"{job.rows[0].dataset}/{evaluator}"], "stamp": job.stamp,
+        "weights": {"name": job.weights.name, "licences": job.weights.licences},
+        "licence_of_data": job.dataset.info.get("licence", ""), "real": bool(job.dataset.info.get("real", True)),
+        "code": provenance.code(), "report": str(Path(figures["report"]).relative_to(job.folder)),
+        "seconds": time.monotonic() - started}
+    result.write_json(job.folder / "result.json", found)
+    return found
+
+
+def _evaluate(job: Job, command: str) -> dict:
+    datasets, model = {job.rows[0].dataset: job.dataset}, job.weights.model
+    evaluators = {name: options.to_dict() for name, options in job.config.evaluate.evaluators.items()}
+    results = evaluate(model, datasets, evaluators, split=job.config.evaluate.split)
+    page = report.write(job.folder, results, model=model, datasets=datasets, title=job.config.name, command=command)
+    return result.to_json(results) | {"report": str(page)}
+
+
+def _train(job: Job, command: str) -> dict:
+    del command
+    if job.weights.model.kind != "image_encoder":
+        check_preprocessing(job.weights.model, job.rows[0].dataset, job.dataset)
+    config_module.check(job.config)
+    logging.info("%s: training in %s", job.config.name, job.folder)
+    return run.pretrain(job.config, job.folder)
+
+
+def all_of(jobs: Sequence[Job], command: str = "", tell: Callable[[str], None] = print) -> dict[str, dict]:
+    """{row's name: its job's result, or {"failed": reason}}; what is done already is read, not run.
+
+    Raises:
+        training.loop.Stopped: asked to stop; what was done so far is on disk.
+    """
+    found = {}
+    for number, job in enumerate(jobs, 1):
+        where = f"{number}/{len(jobs)} {job.rows[0].table}/{job.rows[0].step}"
+        outcome = done(job)
+        if outcome:
+            tell(f"{where}: done before, {job.folder}")
+        else:
+            tell(f"{where}: {job.config.name}")
+            try:
+                outcome = carry_out(job, command)
+            except UserError as error:
+                tell(f"{where}: failed: {error}")
+                outcome = {"failed": str(error)}
+        found |= {row.name: outcome | {"folder": str(job.folder)} for row in job.rows}
+    return found

@@ -1,0 +1,87 @@
+"""The best state so far by a figure of the evaluations on the way, and when to stop waiting for a better one.
+
+    workdir/best.json                 every evaluation's step and figure
+    workdir/best/checkpoints/STEP     a whole checkpoint: what is loaded of the run
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import jax
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import write_text
+from mammoclip_jax.training.checkpoint import Checkpoints, steps
+from mammoclip_jax.training.processes import barrier
+
+
+KEPT = 2        # the one before too: a run that is killed between this save and its own goes on from before both
+
+
+class Best:
+    """Keeps the state with the highest `monitor`; every process calls `update` at the same steps.
+
+    Evaluations noted after the step that a run resumes from are forgotten: they come again, and give the same.
+    """
+
+    def __init__(self, workdir, monitor: str, patience: int, resumed_step: int):
+        """`patience`: evaluations without a higher figure, after which `over` is True; 0: never."""
+        self._workdir, self._monitor, self._patience = Path(workdir), monitor, patience
+        self._path, self.folder = self._workdir / "best.json", self._workdir / "best"
+        noted = json.loads(self._path.read_text()) if self._path.exists() else []
+        self._history = [entry for entry in noted if entry["step"] <= resumed_step]
+        self._best = max(self._history, key=lambda entry: entry["value"], default=None)
+        barrier("best.json is read")
+        if jax.process_index() == 0:
+            for step in steps(self.folder / "checkpoints"):
+                if step > resumed_step:
+                    shutil.rmtree(self.folder / "checkpoints" / str(step))
+        barrier("the best state is looked at")
+
+    @property
+    def over(self) -> bool:
+        """Whether training should end."""
+        if not self._patience or self._best is None:
+            return False
+        return sum(entry["step"] > self._best["step"] for entry in self._history) >= self._patience
+
+    def update(self, step: int, figures, state, iterator, meta) -> None:
+        """Notes an evaluation, and keeps the state where it is the best.
+
+        Raises:
+            UserError: there is no such figure, or it cannot be computed.
+        """
+        value = None
+        if jax.process_index() == 0:
+            if self._monitor not in figures:
+                raise UserError(f"config.task.monitor={self._monitor!r} is no figure of the evaluations on the way: "
+                                f"{', '.join(sorted(figures)) or 'config.evaluate.curve_evaluators has none'}.")
+            value = figures[self._monitor]
+        value = _same_everywhere(value)
+        if not math.isfinite(value):
+            raise UserError(f"{self._monitor} is {value} at step {step}: it cannot tell which state is the best.")
+        self._history = [*self._history, {"step": step, "value": value}]
+        if self._best is None or value > self._best["value"]:
+            self._best = self._history[-1]
+            with Checkpoints(self.folder, keep=KEPT) as checkpoints:
+                checkpoints.save(state, iterator, meta)
+        if jax.process_index() == 0:
+            write_text(self._path, json.dumps(self._history, indent=1) + "\n")
+
+    def restore(self, state, iterator):
+        """The best state, or `state` where there was no evaluation."""
+        if self._best is None:
+            return state
+        with Checkpoints(self.folder, keep=KEPT) as checkpoints:
+            return checkpoints.restore(state, iterator)
+
+
+def _same_everywhere(value) -> float:
+    """Process 0's number in every process."""
+    if jax.process_count() == 1:
+        return float(value)
+    from jax.experimental import multihost_utils
+
+    return float(multihost_utils.broadcast_one_to_all(jax.numpy.float32(0 if value is None else value)))

@@ -1,0 +1,81 @@
+"""A classifier's result: its predictions against the labels, of images or of whole breasts and exams."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from .fakes import FakeDataset
+from mammoclip_jax.config import defaults
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.classifier import classification
+
+
+class FakeClassifier:
+    """The probability of a mass is the brightest pixel's; of a breast or exam the highest of the views that are there."""
+
+    kind, step, labels = "classifier", 3, ("mass",)
+
+    def __init__(self, **task):
+        self.config = defaults()
+        self.config.task.update(kind="classifier", **task)
+
+    def classify(self, images):
+        score = images.reshape(len(images), -1).max(axis=1) / 255
+        return np.stack([score, 1 - score], axis=1)[:, :len(self.labels)]
+
+    def classify_views(self, images, there):
+        scores = images.reshape(*images.shape[:2], -1).max(axis=2) / 255
+        score = np.where(there, scores, 0).max(axis=1)
+        return np.stack([score, 1 - score], axis=1)[:, :len(self.labels)]
+
+
+def test_images_are_scored_and_kept():
+    dataset = FakeDataset(8)
+    found = classification(FakeClassifier(), dataset, resamples=20)
+    truth = [json.loads(labels)["mass"] for labels in dataset.index["labels"]]
+    scores = [image.max() / 255 for image in dataset.images]
+    assert found.metrics["mass/auroc_image"]["value"] == pytest.approx(roc_auc_score(truth, scores))
+    assert found.metrics["mass/auroc_image"]["n"] == 32 and found.metrics["mass/auroc"]["n"] == 16
+    table = found.tables["predictions"]
+    assert table["truth"].tolist() == truth and table["score"].tolist() == pytest.approx(scores)
+
+
+@pytest.mark.parametrize("unit, count, metric", [("breast", 16, "auroc"), ("exam", 8, "auroc_exam")])
+def test_breasts_and_exams_are_scored_whole(unit, count, metric):
+    dataset = FakeDataset(8)
+    found = classification(FakeClassifier(unit=unit), dataset, resamples=0)
+    groups = dataset.index.groupby(["patient", "laterality"] if unit == "breast" else ["patient"], sort=False).indices
+    scores = [max(dataset.images[i].max() / 255 for i in members) for members in groups.values()]
+    truth = [max(json.loads(dataset.index["labels"][i])["mass"] for i in members) for members in groups.values()]
+    assert found.metrics[f"mass/{metric}"] | {"low": None, "high": None} == {
+        "value": pytest.approx(roc_auc_score(truth, scores)), "low": None, "high": None, "n": count}
+    assert "mass/auroc_image" not in found.metrics
+
+
+def test_a_view_that_is_not_there_counts_for_nothing():
+    dataset = FakeDataset(4)
+    dataset.index = dataset.index.drop([0, 5]).reset_index(drop=True)
+    dataset.images = [image for i, image in enumerate(dataset.images) if i not in (0, 5)]
+    found = classification(FakeClassifier(unit="exam"), dataset, resamples=0)
+    groups = dataset.index.groupby("patient", sort=False).indices
+    scores = [max(dataset.images[i].max() / 255 for i in members) for members in groups.values()]
+    assert found.tables["predictions"]["score"].tolist() == pytest.approx(scores)
+
+
+def test_classes_of_a_label():
+    dataset = FakeDataset(8)
+    dataset.index["labels"] = [json.dumps({"density": "D" if json.loads(x)["mass"] else "A"})
+                               for x in dataset.index["labels"]]
+    model = FakeClassifier(label="density")
+    model.labels = ("D", "A")
+    found = classification(model, dataset, resamples=0)
+    table = found.tables["predictions"]
+    right = np.where(table["p_D"] >= table["p_A"], "D", "A") == table["truth"]
+    assert found.metrics["density/accuracy_image"]["value"] == pytest.approx(right.mean())
+
+
+def test_a_label_that_is_not_the_models_is_named():
+    with pytest.raises(UserError, match="holds 0, which is not in"):
+        classification(FakeClassifier(), FakeDataset(2), label="mass")

@@ -1,0 +1,23 @@
+"""Tables of numbers as text and as LaTeX."""
+
+import numpy as np
+import pandas as pd
+
+from mammoclip_jax.evaluation.display import latex_table, shown
+
+TABLE = pd.DataFrame({"metric": ["mass/auroc_image", "100 % & more"], "value": [0.83, None], "low": [0.78, None],
+                      "high": [0.88, np.nan], "n": [40, 0], "p_delong": [1e-9, 0.25], "positives": [12.0, np.nan]})
+
+
+def test_numbers_have_three_decimals_small_p_say_so_and_none_is_a_dash():
+    found = shown(TABLE)
+    assert found.iloc[0].tolist() == ["mass/auroc_image", "0.830", "0.780", "0.880", "40", "<0.001", "12"]
+    assert found.iloc[1].tolist() == ["100 % & more", "–", "–", "–", "0", "0.250", "–"]
+
+
+def test_latex_is_escaped_and_intervals_stand_behind_their_value():
+    text = latex_table(TABLE, caption="Of 50 %", label="tab:a_b")
+    assert r"mass/auroc\_image & 0.830 [0.780, 0.880] & 40 & <0.001 & 12 \\" in text
+    assert r"100 \% \& more & -- & 0 & 0.250 & -- \\" in text
+    assert r"p\_delong" in text and "low" not in text and r"\label{tab:a_b}" in text
+    assert text.count(r"\\") == 3 and r"\toprule" in text
