@@ -41,13 +41,15 @@ def code() -> dict:
     found = {"version": version("mammoclip_jax"), "commit": "", "changed": False}
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return found        # installed, or below someone else's checkout
-    return found | {"commit": _git("rev-parse", "HEAD") or "", "changed": bool(_git("status", "--porcelain", "--", "."))}
+    changed = bool(_git("status", "--porcelain", "--", "."))
+    return found | {"commit": _git("rev-parse", "HEAD") or "", "changed": changed}
 
 
 def _git(*arguments: str) -> str | None:
     """What git says of the folder of this package; None where it fails or is not there."""
     try:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
-                              timeout=20).stdout.strip()
+        found = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
+                               check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
+    return found.stdout.strip()

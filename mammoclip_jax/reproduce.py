@@ -3,13 +3,14 @@
     python -m mammoclip_jax.reproduce --list
     python -m mammoclip_jax.reproduce vindr_mass 'rsna_cancer/zero_shot' --data=vindr=data/vindr,rsna=data/rsna \
         --weights=b5=b5-model-best-epoch-7.tar,b2=b2-model-best-epoch-10.tar --out=scores/mammo_clip
-    python -m mammoclip_jax.reproduce '*/linear_probe_*/b5' --data=vindr=data/vindr --weights=runs/mine --out=scores/mine
+    python -m mammoclip_jax.reproduce '*/linear_probe_*/b5' --data=vindr=data/vindr --weights=runs/mine \
+        --out=scores/mine
 
-Words are rows, TABLE/STEP/MODEL, or patterns of them; none: all. --weights=FILE without a column stands for every column
+Words are rows, TABLE/STEP/MODEL, or patterns of them; none: all. --weights=FILE without a column is for every column
 that has no weights of its own. --protocol=published follows the released code, its errors included; default, what
 docs/reproduce.md says; both: --protocol=default,published. Runs that were stopped go on, and results whose config, data
-and weights are the same are not measured again. Exit status: 0 all rows are measured, 1 some are not, 2 a mistake in the
-command, 75 stopped on request.
+and weights are the same are not measured again. Exit status: 0 all rows are measured, 1 some are not, 2 a mistake in
+the command, 75 stopped on request.
 """
 
 import logging
@@ -46,7 +47,8 @@ def main(argv) -> int:
     chosen = published.chosen(patterns)
     weights = arguments.pairs(values.weights, "weights", {row.model for row in published.rows()}, alone=True)
     data = arguments.pairs(values.data, "data", {row.dataset for row in published.rows()})
-    overrides = {name: arguments.value(text) for name, text in arguments.pairs(values.override, "override", None).items()}
+    overrides = arguments.pairs(values.override, "override")
+    overrides = {name: arguments.value(text) for name, text in overrides.items()}
     for protocol in values.protocol:
         check_name(protocol, arguments.PROTOCOLS, "protocol for --protocol")
     if not values.list and not values.out:
@@ -56,7 +58,8 @@ def main(argv) -> int:
     from mammoclip_jax.training.loop import Stopped
 
     hand = jobs.open_hand(weights, data)
-    reasons = {protocol: {row.name: jobs.lacking(row, hand, protocol) for row in chosen} for protocol in values.protocol}
+    reasons = {protocol: {row.name: jobs.lacking(row, hand, protocol) for row in chosen}
+               for protocol in values.protocol}
     if values.list:
         for protocol in values.protocol:
             print(f"protocol {protocol}\n{outcome.listing(chosen, reasons[protocol])}")

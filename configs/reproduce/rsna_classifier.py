@@ -10,8 +10,8 @@
 The folds are the released ones (train_folds.csv): 1 and 2 train, as hard-coded there, 0 tests, and 3, which they leave
 unused, validates. A breast's score is the mean of its images'. protocol=default chooses the state, or the probe's C, on
 fold 3. protocol=published chooses the epoch on fold 0, the test fold, with the released constant of fold 0 as positive
-weight, and its "linear probe" keeps the encoder in training mode; fractions are of patients, stratified by cancer, where
-they were of rows.
+weight, and its "linear probe" keeps the encoder in training mode; fractions are of patients, stratified by cancer,
+where they were of rows.
 """
 
 from mammoclip_jax.names import check_name

@@ -4,15 +4,16 @@
         --intensity=published --crop=published --height=1520 --width=912
     python -m mammoclip_jax.finetune --config=configs/reproduce/vindr_classifier.py:label=mass,fraction=10 \
         --workdir=runs/mass_10 --config.warm_start.image.weights=b5-model-best-epoch-7.tar
-    python -m mammoclip_jax.evaluate --config=configs/reproduce/vindr_classifier.py:label=mass,task=linear_probe,fraction=10 \
+    python -m mammoclip_jax.evaluate \
+        --config=configs/reproduce/vindr_classifier.py:label=mass,task=linear_probe,fraction=10 \
         --weights=b5-model-best-epoch-7.tar --dataset=data/vindr --out=scores/mass_10
 
 protocol=default: fractions of the patients, stratified; the state, or the probe's C, is chosen on the validation split;
 the probe is a logistic regression on features of the encoder in evaluation mode; positives weigh as many negatives as
 there are. protocol=published: the released recipe, with its errors: the epoch is chosen on the test split, the positive
 weights are its constants, and the encoder of the "linear probe" stays in training mode (finetune runs it too). Not even
-then is all as published: a row is an image here and was a finding there (4,095 test rows of 4,000 images), and fractions
-are of patients, stratified, where they were of rows, so that a patient's other images are not seen here. Prepare with
+then is all as published: a row is an image here and was a finding there (4,095 test rows of 4,000 images), and
+fractions are of patients, stratified, where they were of rows, so that a patient's other images are not seen here. Prepare with
 --option=val=0 for the published training set of 16,000 images.
 """
 

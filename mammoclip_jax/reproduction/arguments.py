@@ -31,7 +31,7 @@ def config_argument(text: str, **known: Any) -> ConfigDict:
     check_name(found["protocol"], PROTOCOLS, "protocol")
     check_name(found["encoder"], recipes.ENCODERS, "encoder")
     if not 0 < found.get("fraction", 100) <= 100:
-        raise UserError(f"the config's argument has fraction={found['fraction']}: it is per cent, above 0 and up to 100.")
+        raise UserError(f"the config's argument has fraction={found['fraction']}: per cent, above 0, up to 100.")
     return ConfigDict(found)
 
 

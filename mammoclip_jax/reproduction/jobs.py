@@ -105,7 +105,8 @@ def recipe(row: Row, protocol: str) -> Recipe | None:
     if row.task in ("linear_probe", "finetune"):
         argument = f"task={kind},{tail}" if row.dataset == "rsna" else f"label={label},task={kind},{tail}"
         part = label if row.fraction == 100 else f"{label} at {row.fraction} %"
-        evaluator, of = ("linear_probe", part) if kind == "linear_probe" and not published else ("classification", label)
+        probe = kind == "linear_probe" and not published
+        evaluator, of = ("linear_probe", part) if probe else ("classification", label)
         return Recipe(f"{row.dataset}_classifier", argument, f"{row.dataset}/{evaluator}/{of}/{name}", splits)
     return None
 
@@ -173,7 +174,7 @@ def read_config(configs: Path, found: Recipe) -> ConfigDict:
     """
     path = Path(configs, f"{found.file}.py")
     if not path.is_file():
-        raise UserError(f"there is no {path}: run this in a checkout, or say with --configs where configs/reproduce is.")
+        raise UserError(f"there is no {path}: run this in a checkout, or name configs/reproduce with --configs.")
     return runpy.run_path(str(path))["get_config"](found.argument)
 
 

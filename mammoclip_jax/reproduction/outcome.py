@@ -55,7 +55,7 @@ def _ours(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(records: Sequence[Mapping[str, Any]]) -> str:
-    """Lines for the terminal: ours beside the published; then what was not measured, by reason; then what phantom is."""
+    """Lines for the terminal: ours beside the published; what was not measured, by reason."""
     lines, missing = [("row", "published", "ours", "95 % interval", "n", "protocol", "verdict")], {}
     for entry in records:
         if entry["ours"] is None:

@@ -58,7 +58,7 @@ def detector_stages(config: ConfigDict, published: bool = True) -> None:
         config.model.stages = ("stage2", "stage3", "stage4")
         return
     if image.name != "efficientnet":
-        raise UserError(f"which maps of {image.name} a detector takes is not known: finetune with a config of your own.")
+        raise UserError(f"which maps of {image.name} a detector takes is not known: use a config of your own.")
     stages = _C3_TO_C5.get(image.get("variant"), ("stage3", "stage5", "head"))
     taps = tuple(int(stage.removeprefix("block")) for stage in stages if stage.startswith("block"))
     image.update(taps=taps, **({"pads": "detector"} if published else {}))

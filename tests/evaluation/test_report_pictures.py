@@ -46,8 +46,8 @@ def classified(dataset):
 
 def detected(dataset):
     picture = png(np.full((64, 48), 90, np.uint8))
-    shown = [dict(figure=f"mass_{i:03d}", label="mass", image=f"i{i}", patient="p", laterality="L", view="CC", real=False,
-                  boxes=i % 2, found=2) for i in range(6)]
+    shown = [dict(figure=f"mass_{i:03d}", label="mass", image=f"i{i}", patient="p", laterality="L", view="CC",
+                  real=False, boxes=i % 2, found=2) for i in range(6)]
     metrics = {"mass/ap@0.5": statistics.entry(0.4, 0.3, 0.5, n=30),
                "mass@0.5/lesion/mean_sensitivity": statistics.entry(0.6, 0.5, 0.7, n=30)}
     return Result("phantom/detection", "Split test.", metrics, {"pictures": pd.DataFrame(shown)},

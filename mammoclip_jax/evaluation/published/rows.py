@@ -1,6 +1,6 @@
 """The published values: one row a number of Mammo-CLIP's charts, with how it was read and how it was measured.
 
-A row's name is TABLE/STEP/MODEL: "vindr_mass/linear_probe_10/b5", its step the task and the percentage of training data.
+A row's name is TABLE/STEP/MODEL: "vindr_mass/linear_probe_10/b5", its step the task and the per cent of training data.
 """
 
 import fnmatch
