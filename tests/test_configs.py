@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import losses, models
+from mammoclip_jax import losses, models, supervised
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import _plan
 from mammoclip_jax.training import augment
@@ -52,9 +52,27 @@ def test_config_builds(path):
         assert plans
         return
     config_module.check(config)
+    if config.task.kind != "pretrain":
+        check_labelled(config)
+        return
     params = abstract_params(config, (1520, 912))
     make_optimizer(config.train, params)
     assert losses.build(config.losses) and augment.preprocess_options(config)
+
+
+def check_labelled(config):
+    """A classifier's or detector's config builds, its evaluators are for it, and one of them gives what is monitored."""
+    wanted = supervised.target(config)
+    model = (models.classifier if config.task.kind == "classifier" else models.detector)(config.model)
+    image = jax.ShapeDtypeStruct((1, 320, 224, config.image.channels), np.float32)
+    params = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)["params"]
+    make_optimizer(config.train, params, config.model.frozen)
+    for evaluators in (config.evaluate.evaluators, config.evaluate.curve_evaluators):
+        for name, options in evaluators.items():
+            _plan(SimpleNamespace(kind=config.task.kind), name, dict(options))
+    start, folder, evaluator, label, _ = config.task.monitor.split("/")
+    assert start == "eval" and folder in config.data.folders and evaluator in config.evaluate.curve_evaluators
+    assert label in (wanted.values_of, *wanted.labels) and config.train.eval_every
 
 
 @pytest.mark.parametrize("name, image_tower, features", [

@@ -13,8 +13,8 @@ the probe is a logistic regression on features of the encoder in evaluation mode
 there are. protocol=published: the released recipe, with its errors: the epoch is chosen on the test split, the positive
 weights are its constants, and the encoder of the "linear probe" stays in training mode (finetune runs it too). Not even
 then is all as published: a row is an image here and was a finding there (4,095 test rows of 4,000 images), and
-fractions are of patients, stratified, where they were of rows, so that a patient's other images are not seen here. Prepare with
---option=val=0 for the published training set of 16,000 images.
+fractions are of patients, stratified, where they were of rows, so that a patient's other images are not seen here.
+Prepare with --option=val=0 for the published training set of 16,000 images.
 """
 
 from mammoclip_jax.names import check_name

@@ -10,8 +10,8 @@ decay, gradients clipped at 0.1, the pads of the released detector, the epoch wi
 box. It differs where it must: fractions are of patients, not of boxes (there an image could lose some of its boxes to
 the background); the rate warms up for an epoch and falls by a cosine, where it was constant; the warp's elastic part is
 left out. protocol=default: all images, as many with as without the finding, at 1280 x 768 (the canvas's proportions),
-as many steps; the state is chosen on the validation split, and AP counts false positives on images without the finding, so
-that it is lower than the published one by construction: compare it with other models, not with the table.
+as many steps; the state is chosen on the validation split, and AP counts false positives on images without the finding,
+so that it is lower than the published one by construction: compare it with other models, not with the table.
 """
 
 from mammoclip_jax.names import check_name

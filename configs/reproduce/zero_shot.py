@@ -4,8 +4,8 @@
         --weights=b5-model-best-epoch-7.tar --dataset=data/vindr --out=scores/mass
 
 label: mass, suspicious_calcification, density (VinDr) or cancer (RSNA). `protocol=published` scores single images by
-the raw cosines; "default" breasts and exams besides, with the learned temperature. In both every image is one row, where
-the published VinDr values count an image once for each finding. No density prompts were released: ours stand in.
+the raw cosines; "default" breasts and exams besides, with the learned temperature. In both every image is one row,
+where the published VinDr values count an image once for each finding. No density prompts were released: ours stand in.
 """
 
 from mammoclip_jax.names import check_name

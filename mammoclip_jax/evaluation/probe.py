@@ -25,7 +25,8 @@ MOST_CLASSES = 20
 # Classes in an order that does not follow from their names: mini-MIAS's fatty, fatty-glandular, dense-glandular.
 _ORDERS = (("F", "G", "D"),)
 _IMAGES = tuple(level for level in LEVELS if level.unit == "image")
-_SHOWN = {False: ("auroc", "auroc_image", "auroc_exam", "auprc"),       # in the table of draws, by whether classes
+# Of parts of the training patients, and in the table of draws, by whether the label has classes.
+_SHOWN = {False: ("auroc", "auroc_image", "auroc_exam", "auprc"),
           True: ("macro_auroc", "macro_auroc_image", "macro_auroc_exam", "accuracy", "balanced_accuracy")}
 
 
@@ -114,7 +115,8 @@ def linear_probe(model, dataset, *, label: str | Sequence[str] = "", split: str 
                 metrics |= {f"{name}/{metric}": entry for metric, entry in values.items()}
                 predicted[name] = (bool(task.classes), _predictions(task, probabilities))
             else:
-                metrics |= {f"{name} at {setting.name}/{metric}": _mean(metric, found) for metric in found[0]}
+                metrics |= {f"{name} at {setting.name}/{metric}": _mean(metric, found)
+                            for metric in _SHOWN[bool(task.classes)]}
     tables = {name: pd.DataFrame(lines) for name, lines in tables.items()} | _joined(predicted)
     return Result("linear_probe", _protocol(split, folds, seeds, representation, options), metrics, tables)
 
