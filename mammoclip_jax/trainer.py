@@ -66,7 +66,6 @@ def assemble(config, mesh, model, fresh: Callable, batch: Callable, gradient: Ca
         batch: abstract parameters -> the abstract global batch.
         gradient: tree of the frozen parameters -> `Trainer.gradient`.
     """
-    meshes.check_batch_size(config, mesh)
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(fresh, init_key)
@@ -91,10 +90,11 @@ def assemble(config, mesh, model, fresh: Callable, batch: Callable, gradient: Ca
 
 
 def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
-    """Raises UserError where the rows of an image, or of one of its maps, do not split evenly over the devices.
+    """Raises UserError where a batch, or the rows of an image or its maps, do not split evenly over the devices.
 
     The partitioner of jax 0.10.2 then gives wrong gradients of depthwise convolutions, while the loss stays right.
     """
+    meshes.check_batch_size(config, mesh)
     rows = config.model.image.get("rows")
     if rows is None:
         return

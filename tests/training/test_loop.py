@@ -44,6 +44,7 @@ class Trainer(NamedTuple):
 
     mesh: jax.sharding.Mesh
     step: Callable
+    batch: dict = {"image": jax.ShapeDtypeStruct((8, 2, 4, 4), "uint8")}     # its shape alone
 
     def jitted(self):
         return jax.jit(self.step, out_shardings=replicated(self.mesh))
