@@ -26,7 +26,7 @@ from mammoclip_jax.evaluation import exam
 from mammoclip_jax.explain.explained import Explained
 from mammoclip_jax.models.heads import ACTIVATIONS
 from mammoclip_jax.models.nms import Detections, nms
-from mammoclip_jax.models.retinanet import anchors
+from mammoclip_jax.models.retinanet import anchors, input_size
 from mammoclip_jax.names import check_name, check_options, lookup
 from mammoclip_jax.source import open_weights
 from mammoclip_jax.training import augment
@@ -68,7 +68,11 @@ class ImageModel(Explained):
         step: the training step of the weights.
         provenance: data sets, licences and versions behind the weights.
         stages: names of the image encoder's stages, first to last, for `saliency`.
+        labels: of a classifier or detector.
     """
+
+    labels: tuple[str, ...] = ()
+    _encoding: str | None = None        # the module's method that `_encode` calls; None: the module itself
 
     def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):
         self.config = complete(meta["config"])
@@ -147,14 +151,18 @@ class ImageModel(Explained):
 
     def _encode(self, variables, image, offsets={}, **options):
         """(vectors [N, D] that the maps explain, stage maps); `options` are those of Linen's `apply`."""
-        raise NotImplementedError
+        return self._module.apply(variables, image, train=False, offsets=offsets, method=self._encoding, **options)
 
     def _fresh(self, key):
         """Variables as before training."""
-        raise NotImplementedError
+        return self._module.init(key, self._blank())
 
     def _directions(self, towards) -> Float[np.ndarray, "N D"]:
-        raise NotImplementedError
+        """Of labels, those that pick them out among the vectors; directions as they are."""
+        if len(towards) and isinstance(towards[0], str):
+            rows = dict(zip(self.labels, np.eye(len(self.labels)), strict=True))
+            towards = [lookup(rows, label, "label") for label in towards]
+        return np.asarray(towards, np.float32)
 
     def _batched(self, function, *arrays):
         """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off.
@@ -180,6 +188,7 @@ class Model(ImageModel):
     """A dual encoder: embeddings, similarities, scores by prompts and Grad-CAM."""
 
     kind = "dual_encoder"
+    _encoding = "encode_image"
 
     def _build(self, meta):
         self._tokenize = Tokenize.from_json(meta["tokenizer"]) if meta["tokenizer"] else None
@@ -220,10 +229,7 @@ class Model(ImageModel):
 
     def _directions(self, towards):
         texts = len(towards) and isinstance(towards[0], str)
-        return self.embed_text(towards) if texts else np.asarray(towards, np.float32)
-
-    def _encode(self, variables, image, offsets={}, **options):
-        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image", **options)
+        return self.embed_text(towards) if texts else super()._directions(towards)
 
     def _fresh(self, key):
         return init_variables(self._module, key, self._blank().shape[1:], self.config.data.text_length)
@@ -254,18 +260,6 @@ class Classifier(ImageModel):
         """Probabilities [N labels] of breasts or exams from their views; `there` is False for a view that is not."""
         return self._batched(self._classify_views, np.asarray(images), np.asarray(there, bool))
 
-    def _directions(self, towards):
-        if len(towards) and isinstance(towards[0], str):
-            rows = dict(zip(self.labels, np.eye(len(self.labels)), strict=True))
-            towards = [lookup(rows, label, "label") for label in towards]
-        return np.asarray(towards, np.float32)
-
-    def _encode(self, variables, image, offsets={}, **options):
-        return self._module.apply(variables, image, train=False, offsets=offsets, **options)
-
-    def _fresh(self, key):
-        return self._module.init(key, self._blank())
-
     @functools.partial(jax.jit, static_argnums=0)
     def _classify(self, variables, images):
         logits, _ = self._encode(variables, augment.eval_images(images, self._options))
@@ -282,11 +276,12 @@ class Detector(ImageModel):
     """A RetinaNet: boxes of `labels`; and maps of each label's highest logit."""
 
     kind = "detector"
+    _encoding = "encode_image"
 
     def _build(self, meta):
         self.labels = tuple(self.config.model.labels)
         self._canvas = (self.preprocessing["height"], self.preprocessing["width"])
-        self._input_size = tuple(self.config.model.input_size) or self._canvas
+        self._input_size = input_size(self.config.model, self._canvas)
         return models.detector(self.config.model)
 
     def detect(self, images: Shaped[np.ndarray, "N H W"], **options) -> Detections:
@@ -314,13 +309,8 @@ class Detector(ImageModel):
                             "maps are made for detectors that see images as they are.")
         return super().map_stage(method, stage)
 
-    _directions, _fresh = Classifier._directions, Classifier._fresh
-
     def _blank(self):
         return jnp.zeros((1, *self._input_size, self._options.channels))
-
-    def _encode(self, variables, image, offsets={}, **options):
-        return self._module.apply(variables, image, train=False, offsets=offsets, method="encode_image", **options)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _detect(self, options, variables, images):
@@ -348,11 +338,6 @@ class ImageEncoder(ImageModel):
         """Raises UserError: features are no scores."""
         raise UserError("an image encoder alone scores nothing: train a head on it (`finetune` with "
                         "config.warm_start), or measure its features with the evaluator linear_probe.")
-
-    def _directions(self, towards):
-        return np.asarray(towards, np.float32)
-
-    _encode, _fresh = Classifier._encode, Classifier._fresh
 
 
 KINDS = {model.kind: model for model in (Model, Classifier, Detector, ImageEncoder)}

@@ -21,6 +21,7 @@ from mammoclip_jax.models import retinanet
 from mammoclip_jax.names import check_name
 from mammoclip_jax.trainer import Trainer, assemble, check_rows
 from mammoclip_jax.training import augment, mesh as meshes
+from mammoclip_jax.training.step import held
 from mammoclip_jax.types import Batch
 
 KINDS = ("pretrain", "classifier", "detector")
@@ -126,7 +127,7 @@ def make_trainer(config, preprocessing: dict, mesh, found, boxes: int) -> Traine
     check_rows(config, model.image_encoder, preprocessing, mesh)
     preprocess = augment.preprocess_options(config)
     size = (preprocessing["height"], preprocessing["width"])
-    shape = (1, *input_size(config, size), preprocess.channels)
+    shape = (1, *retinanet.input_size(config.model, size), preprocess.channels)
 
     def fresh(key):
         return model.init(key, jnp.zeros(shape, jnp.float32), train=False)
@@ -148,8 +149,7 @@ def make_gradient_fn(model, objective, preprocess, task, frozen=None):
         image = augment.train_images(batch["image"].reshape(-1, *batch["image"].shape[2:]), draws, preprocess)
 
         def loss_fn(params):
-            if frozen is not None:
-                params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
+            params = held(params, frozen)
 
             def apply(*inputs, method=None):
                 return model.apply({"params": params, "batch_stats": state.batch_stats}, *inputs, train=training,
@@ -208,7 +208,7 @@ def positive_weights(wanted_weight: str, wanted: labelled.Target, found) -> np.n
 def detection_loss(config, size: tuple[int, int]):
     """RetinaNet's loss; boxes follow the images' flips and affine maps."""
     task = config.task
-    height, width = input_size(config, size)
+    height, width = retinanet.input_size(config.model, size)
     anchors = retinanet.anchors(height, width)
     scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
 
@@ -226,11 +226,6 @@ def detection_loss(config, size: tuple[int, int]):
         return loss, metrics, updated
 
     return loss_fn
-
-
-def input_size(config, canvas: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that the network sees: `config.model.input_size`, or the canvas."""
-    return tuple(config.model.input_size) or canvas
 
 
 def abstract_batch(config, preprocessing: dict, mesh, labels: int, boxes: int) -> Batch:

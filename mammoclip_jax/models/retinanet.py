@@ -27,6 +27,11 @@ PRIOR = 0.01                                    # probability of every class at 
 FIELDS = ("image", "stages", "labels", "dtype")
 
 
+def input_size(options, canvas: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that the network sees: `options.input_size`, of `config.model`, or the canvas."""
+    return tuple(options.input_size) or canvas
+
+
 def grid_sizes(height: int, width: int) -> list[tuple[int, int]]:
     """(rows, columns) of each pyramid level of an image: its sides over 2^level, rounded up."""
     return [(-(-height // 2**level), -(-width // 2**level)) for level in LEVELS]

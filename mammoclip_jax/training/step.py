@@ -40,8 +40,7 @@ def make_gradient_fn(model, losses, preprocess, mesh, config, frozen=None):
         draws = augment.draw(batch, augment_key, preprocess)
 
         def loss_fn(params):
-            if frozen is not None:
-                params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
+            params = held(params, frozen)
             embeddings, batch_stats = towers.embed(
                 model, {"params": params, "batch_stats": state.batch_stats}, batch,
                 lambda image, drawn: augment.train_images(image, drawn, preprocess), draws, dropout_key,
@@ -53,6 +52,13 @@ def make_gradient_fn(model, losses, preprocess, mesh, config, frozen=None):
         return loss, metrics, batch_stats, gradients
 
     return gradient_fn
+
+
+def held(params, frozen):
+    """`params` without a gradient where `frozen`, a tree like them, is True; None: with one everywhere."""
+    if frozen is None:
+        return params
+    return jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
 
 
 def make_train_step(gradient_fn, optimizer, config):
