@@ -13,6 +13,7 @@ import grain
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.manifest import breast_keys
 from mammoclip_jax.data.pipeline import BatchIterator, Part, check_alike, draw_views
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
@@ -81,7 +82,8 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
     for source, dataset in enumerate(datasets):
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
-        for _, group in index.groupby(group_keys(index, unit), sort=False):
+        keys = {"image": index["image"], "breast": breast_keys(index), "exam": index["study"]}[unit]
+        for _, group in index.groupby([index["dataset"], keys], sort=False):
             values = np.stack([target.of(json.loads(labels)) for labels in group["labels"]])
             value = joined(values, classes=bool(target.values_of))
             boxes = _boxes(group, target) if target.boxes else ()
@@ -94,16 +96,6 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
                         f"{target.values_of or ', '.join(target.labels)}; look at the columns split and labels of "
                         "index.parquet.")
     return found
-
-
-def group_keys(index: pd.DataFrame, unit: str) -> list:
-    """What `groupby` puts the rows of an index together by: an image of unknown laterality is a breast of its own."""
-    if unit == "image":
-        return [index["dataset"], index["image"]]
-    if unit == "exam":
-        return [index["dataset"], index["patient"], index["study"]]
-    alone = np.where(index["laterality"] == "", index["image"], "")
-    return [index["dataset"], index["patient"], index["study"], index["laterality"], alone]
 
 
 def joined(values: np.ndarray, classes: bool) -> np.ndarray:
@@ -161,17 +153,13 @@ class _Sample:
     def _boxes(self, example: Example, records: list[int]) -> dict[str, np.ndarray]:
         if not self.boxes:
             return {}
-        boxes, classes = no_boxes((self.views, self.boxes))
+        shape = (self.views, self.boxes)
+        boxes, classes = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int32)
         for view, record in enumerate(records):
             own = [box for box in example.boxes if box[0] == record]
             for place, (_, kind, *corners) in enumerate(own):
                 boxes[view, place], classes[view, place] = corners, kind
         return {"boxes": boxes, "box_classes": classes}
-
-
-def no_boxes(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """(boxes float32 [*shape, 4] of 0, classes int32 [*shape] of -1, which marks a place without a box)."""
-    return np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int32)
 
 
 def most_boxes(found: Sequence[Example]) -> int:

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.labelled import UNITS, Target, group_keys, joined
+from mammoclip_jax.data.labelled import UNITS, Target, joined
 from mammoclip_jax.evaluation import classification as scores_of
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.features import LEVELS, chunks, read, select
+from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
+from mammoclip_jax.evaluation.features import UNITS as GROUPS
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
@@ -62,15 +63,15 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
     if unit == "image":
         probabilities = [model.classify(read(dataset, chunk)) for chunk in chunks(positions)]
         return index.reset_index(drop=True), np.concatenate(probabilities), targets
-    groups = index.groupby(group_keys(index, unit), sort=False).indices.values()
-    firsts, whole, found = [], [], []
-    for members in groups:
-        group = index.iloc[members]
-        views = group.drop_duplicates(["laterality", "view"])["position"].to_numpy()[:UNITS[unit]]
-        padded = np.resize(views, UNITS[unit])
-        images = read(dataset, padded)
-        there = np.arange(UNITS[unit]) < len(views)
-        whole.append(model.classify_views(images[None], there[None])[0])
-        firsts.append(members[0])
-        found.append(joined(targets[members], classes=bool(wanted.values_of)))
-    return index.iloc[firsts].reset_index(drop=True), np.stack(whole), np.stack(found)
+    group, views = GROUPS[unit](index), UNITS[unit]
+    members = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
+    found = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
+    shown = [index.iloc[rows].drop_duplicates(["laterality", "view"])["position"].to_numpy()[:views] for rows in members]
+    there = np.stack([np.arange(views) < len(rows) for rows in shown])
+    shown = np.stack([np.resize(rows, views) for rows in shown])       # a view that is not there repeats another, masked
+    probabilities = []
+    for start in range(0, len(shown), CHUNK // views):
+        part = slice(start, start + CHUNK // views)
+        images = read(dataset, shown[part].ravel())
+        probabilities.append(model.classify_views(images.reshape(-1, views, *images.shape[1:]), there[part]))
+    return index.iloc[first_rows(group)].reset_index(drop=True), np.concatenate(probabilities), found
