@@ -38,13 +38,11 @@ def all_folds(count: int, workdir: Path) -> int:
     from mammoclip_jax.evaluation import folds, report, result
     from mammoclip_jax.evaluation.display import text_table
 
-    own = ("--workdir", "--json", "--config.task.fold=")
-    given = [argument for argument in sys.argv[1:] if not argument.startswith(own)]
     folders = [workdir / f"fold_{fold}" for fold in range(count)]
     for fold, folder in enumerate(folders):
         logging.info("fold %d of %d: %s", fold + 1, count, folder)
-        ended = subprocess.run([sys.executable, "-m", "mammoclip_jax.finetune", *given, f"--workdir={folder}",
-                                f"--config.task.fold={fold}"])
+        own = (f"--workdir={folder}", "--json=", f"--config.task.fold={fold}")     # the last of a flag counts
+        ended = subprocess.run([sys.executable, "-m", "mammoclip_jax.finetune", *sys.argv[1:], *own])
         if ended.returncode:
             return ended.returncode
     results = folds.pooled([folder / report.TABLES for folder in folders])

@@ -16,7 +16,6 @@ from mammoclip_jax.files import write_text
 from mammoclip_jax.training.checkpoint import Checkpoints, steps
 from mammoclip_jax.training.processes import barrier
 
-
 KEPT = 2        # the one before too: a run that is killed between this save and its own goes on from before both
 
 
@@ -28,8 +27,8 @@ class Best:
 
     def __init__(self, workdir, monitor: str, patience: int, resumed_step: int):
         """`patience`: evaluations without a higher figure, after which `over` is True; 0: never."""
-        self._workdir, self._monitor, self._patience = Path(workdir), monitor, patience
-        self._path, self.folder = self._workdir / "best.json", self._workdir / "best"
+        self._monitor, self._patience = monitor, patience
+        self._path, self.folder = Path(workdir, "best.json"), Path(workdir, "best")
         noted = json.loads(self._path.read_text()) if self._path.exists() else []
         self._history = [entry for entry in noted if entry["step"] <= resumed_step]
         self._best = max(self._history, key=lambda entry: entry["value"], default=None)
@@ -71,11 +70,19 @@ class Best:
             write_text(self._path, json.dumps(self._history, indent=1) + "\n")
 
     def restore(self, state, iterator):
-        """The best state, or `state` where there was no evaluation."""
+        """The best state, or `state` where there was no evaluation.
+
+        Raises:
+            UserError: it is not there any more, or cannot be read.
+        """
         if self._best is None:
             return state
         with Checkpoints(self.folder, keep=KEPT) as checkpoints:
-            return checkpoints.restore(state, iterator)
+            restored = checkpoints.restore(state, iterator)
+        if restored is None:
+            raise UserError(f"{self.folder} holds no checkpoint, though {self._path} says that step {self._best['step']} "
+                            "was the best: put the folder back, or remove best.json and go on without.")
+        return restored
 
 
 def _same_everywhere(value) -> float:
