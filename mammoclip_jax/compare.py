@@ -21,7 +21,7 @@ from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import comparison, curves, result, statistics
 from mammoclip_jax.evaluation.classification import scored
-from mammoclip_jax.evaluation.display import latex_table, shown
+from mammoclip_jax.evaluation.tables import latex_table, shown
 from mammoclip_jax.evaluation.predictions import read_all
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics.paired import PERMUTATIONS

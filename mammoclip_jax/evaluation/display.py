@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 
 from mammoclip_jax.evaluation import EVALUATORS
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.evaluation.tables import latex_table as latex_table
-from mammoclip_jax.evaluation.tables import shown as shown
 
 # End of a metric's name -> what it is of.
 _LEVELS = {"": "per breast, mean of views", "_max": "per breast, max of views", "_image": "per image",

@@ -12,8 +12,9 @@ from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.overlay import detections, picture
+from mammoclip_jax.evaluation.prompt_files import load_prompts
 from mammoclip_jax.evaluation.saliency import directions, peak_of
-from mammoclip_jax.evaluation.zero_shot import load_prompts, score, text_bank
+from mammoclip_jax.evaluation.zero_shot import score, text_bank
 
 # Written by viewers, exporters and reporting systems beside the images; anything else has to be an image.
 _BESIDE = (".txt", ".json", ".csv", ".xml", ".htm", ".html", ".pdf", ".md", ".log", ".ini", ".inf")

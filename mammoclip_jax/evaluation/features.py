@@ -49,6 +49,12 @@ def label_values(rows: pd.DataFrame, label: str) -> np.ndarray:
     return np.array([np.nan if v is None else float(v) for v in values])
 
 
+def boxes_of(row: pd.Series, label: str) -> np.ndarray:
+    """float [k, 4]: the boxes (x0, y0, x1, y1) of `label` in canvas pixels."""
+    found = [item["box"] for item in json.loads(row["boxes_canvas"]) if item["label"] == label]
+    return np.array(found, dtype=np.float64).reshape(-1, 4)
+
+
 def breasts(rows: pd.DataFrame) -> np.ndarray:
     """Int [n]: number of the breast (data set, patient, study, laterality) of each row, in order of first appearance.
 

@@ -1,7 +1,6 @@
 """Does a map for a text look where the finding is? Scored against two guesses that look at no finding at all, and, if
 asked, against maps of the same model with random weights."""
 
-import json
 from typing import Any, Iterator, Mapping, NamedTuple
 
 import cv2
@@ -11,15 +10,11 @@ import pandas as pd
 from mammoclip_jax.data.pixels import breast
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import map_similarity, regions, statistics
-from mammoclip_jax.evaluation.features import chunks, label_values, read, select
+from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
 from mammoclip_jax.evaluation.overlay import side_by_side
+from mammoclip_jax.evaluation.prompt_files import Pair, load_prompts, prompts_name
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.evaluation.zero_shot import (
-    Pair,
-    load_prompts,
-    prompts_name,
-    text_bank,
-)
+from mammoclip_jax.evaluation.zero_shot import text_bank
 from mammoclip_jax.explain import METHODS
 
 # What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
@@ -156,12 +151,6 @@ def _scores(shown: Shown, boxes: np.ndarray, tissue: np.ndarray, asked: Asked, t
     if trained is not None:
         row |= {name: getattr(map_similarity, name)(trained, heat, tissue) for name in ("rank_correlation", "ssim")}
     return row
-
-
-def boxes_of(row: pd.Series, label: str) -> np.ndarray:
-    """float [k, 4]: the boxes (x0, y0, x1, y1) of `label` in canvas pixels."""
-    found = [item["box"] for item in json.loads(row["boxes_canvas"]) if item["label"] == label]
-    return np.array(found, dtype=np.float64).reshape(-1, 4)
 
 
 def breast_mask(canvas: np.ndarray) -> np.ndarray:

@@ -18,9 +18,7 @@ from mammoclip_jax.evaluation.features import (
     unit,
 )
 from mammoclip_jax.evaluation.predictions import IDENTITY, class_numbers
-from mammoclip_jax.evaluation.prompt_files import PROMPTS as PROMPTS
 from mammoclip_jax.evaluation.prompt_files import Pair, Prompts, load, prompts_name
-from mammoclip_jax.evaluation.prompt_files import load_prompts as load_prompts
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name, suggestion
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from mammoclip_jax.evaluation import display, result
+from mammoclip_jax.evaluation import result, tables
 from mammoclip_jax.evaluation.published.rows import Row
 from mammoclip_jax.files import write_text
 
@@ -109,4 +109,4 @@ def write(out: Path, records: Sequence[Mapping[str, Any]]) -> None:
     measured = whole[whole["ours"].notna()]
     shown = measured.assign(published=[published(r) for r in records if r["ours"] is not None])[list(LATEX)]
     caption = "Ours beside the values of Mammo-CLIP's charts; 95\\,\\% intervals over patients."
-    write_text(out / "reproduce.tex", display.latex_table(shown, caption, "tab:reproduce"))
+    write_text(out / "reproduce.tex", tables.latex_table(shown, caption, "tab:reproduce"))

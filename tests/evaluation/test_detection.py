@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from naive_boxes import naive_iou
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import average_precision as ap
@@ -17,14 +18,6 @@ from mammoclip_jax.models.nms import Detections
 from .fakes import FakeDataset, FakeModel
 
 IOUS = (0.25, 0.5)
-
-
-def naive_iou(a, b):
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def random_cases(seed, images=30, ties=False):

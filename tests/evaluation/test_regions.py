@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from naive_boxes import naive_iou
 
 from mammoclip_jax.evaluation import regions
 from mammoclip_jax.evaluation.saliency import inside
@@ -21,13 +22,6 @@ def naive_regions(part):
         (y0, x0), (y1, x1) = np.min(seen, axis=0), np.max(seen, axis=0)
         found.append((x0, y0, x1 + 1, y1 + 1))
     return found
-
-
-def naive_iou(a, b):
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0) * max(height, 0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return both / (sum(areas) - both)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -7,7 +7,8 @@ from sklearn.metrics import roc_auc_score
 from .fakes import FakeDataset, FakeModel
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
-from mammoclip_jax.evaluation.zero_shot import load_prompts, score, text_bank, zero_shot
+from mammoclip_jax.evaluation.prompt_files import load_prompts
+from mammoclip_jax.evaluation.zero_shot import score, text_bank, zero_shot
 
 
 class NoisyModel(FakeModel):

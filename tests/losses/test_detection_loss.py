@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from naive_boxes import naive_iou
 
 from mammoclip_jax import boxes as geometry
 from mammoclip_jax.errors import UserError
@@ -16,15 +17,6 @@ from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 SIZE = (64, 96)
 ANCHORS = anchors(*SIZE)
 N, M, K = 8, 3, 2
-
-
-def naive_iou(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def naive_match(anchors, boxes, valid, force_match=False):

@@ -5,16 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
+from naive_boxes import naive_iou
 
 from mammoclip_jax.models.nms import nms
-
-
-def naive_iou(a, b):
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    both = width * height
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
 
 
 def naive_nms(boxes, scores, threshold=0.05, overlap=0.5, limit=100, class_aware=True):
