@@ -4,7 +4,7 @@
     python -m mammoclip_jax.finetune --config=configs/phantom_classifier.py --workdir=runs/tuned \
         --config.warm_start.image.weights=runs/demo
 
-About 8 minutes on 2 CPU cores; the same images and encoder as configs/demo.py.
+The same images and encoder as configs/demo.py.
 """
 
 from mammoclip_jax.config import defaults

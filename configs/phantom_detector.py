@@ -3,8 +3,6 @@
     python -m mammoclip_jax.finetune --config=configs/phantom_detector.py --workdir=runs/detector
     python -m mammoclip_jax.finetune --config=configs/phantom_detector.py --workdir=runs/frozen \
         --config.warm_start.image.weights=runs/demo --config.model.frozen='("image",)' --config.task.encoder=eval
-
-About 15 minutes on 2 CPU cores.
 """
 
 from mammoclip_jax.config import defaults

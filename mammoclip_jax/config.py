@@ -86,7 +86,7 @@ def defaults() -> ConfigDict:
             "sampling": "uniform",          # balanced: as many of each class
             "fraction": 1.0,                # of the training patients, stratified
             "folds": 0,                     # instead of the data sets' splits: patients in so many parts, stratified
-            "fold": 0,                      # the part that is tested; the next one is for validation
+            "fold": 0,                      # the part that is tested, the next is for validation; -1: all in turn (finetune)
             "focal_alpha": 0.25, "focal_gamma": 2.0,    # of a detector
             # Images without boxes teach a detector what background is; "zero": nothing; "leave_out": it sees none, as
             # published.
