@@ -68,7 +68,8 @@ def _split(config, dataset: Dataset) -> Dataset:
     splits = index["split"].to_numpy(copy=True)
     if task.folds:
         if not 0 <= task.fold < task.folds:
-            raise UserError(f"config.task.fold={task.fold} must be 0 to {task.folds - 1}, below config.task.folds.")
+            raise UserError(f"config.task.fold={task.fold} must be from 0 to {task.folds - 1}, below config.task.folds; "
+                            "-1, all of them, is for `finetune`.")
         fold = subsets.folds(index["patient"], strata, task.folds, config.seed)
         splits = np.where(fold == task.fold, "test", np.where(fold == (task.fold + 1) % task.folds, "val", "train"))
     if task.fraction < 1.0:
