@@ -71,8 +71,8 @@ class Example(NamedTuple):
 def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str = "image") -> list[Example]:
     """The images, breasts or exams of a split whose target is known, at least in part, in the order of the indexes.
 
-    A label of a breast or exam is there when it is in any of its images, and absent when it is absent in all; classes
-    are those of its first image that has one.
+    A label of a breast or exam is there when it is in any of its images, and absent when it is absent in all; of
+    classes it has the last, in their order, that its images have.
 
     Raises:
         UserError: no example is left, or a label is of the wrong kind.
@@ -102,8 +102,7 @@ def joined(values: np.ndarray, classes: bool) -> np.ndarray:
     """Targets [n K] of images -> [K] of the breast or exam that they make up; NaN where unknown."""
     known = ~np.isnan(values)
     if classes:
-        rows = np.flatnonzero(known.any(axis=1))
-        return values[rows[0]] if len(rows) else values[0]
+        return values[np.where(known.any(axis=1), values.argmax(axis=1), -1).argmax()]
     highest = np.where(known, values, -1).max(axis=0)
     return np.where(highest >= 0, highest, np.nan).astype(np.float32)
 

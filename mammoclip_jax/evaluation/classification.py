@@ -3,11 +3,11 @@
 Each metric is measured at several levels (`features.LEVELS`), which the end of its name says: "auroc" a breast by the
 mean over its views, "auroc_max" by their maximum, "auroc_image" single images, "auroc_exam" the mean of the breasts,
 "auroc_exam_max" the maximum over the exam. A breast or exam is positive when any of its images is; of classes it has
-the last that its images have. Patients, (data set, patient), are what is resampled.
+the last, in their order, that its images have; averages over classes are over those that occur. Patients, (data set,
+patient), are what is resampled.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import LEVELS, UNITS, Level, first_rows, pooled
 from mammoclip_jax.evaluation.predictions import class_numbers
-from mammoclip_jax.evaluation.statistics import Metric, confusion, discrimination, probability
+from mammoclip_jax.evaluation.statistics import confusion, discrimination, probability
 
 # Names of metrics of yes/no labels: by the scores' order, by the probabilities, by decisions at a threshold.
 RANKED = {"auroc": discrimination.AUROC, "auprc": discrimination.AVERAGE_PRECISION,
@@ -98,22 +98,9 @@ def multiclass(rows: pd.DataFrame, truth, probabilities, classes, *,
     """
     truth = np.asarray(truth)
     numbers = truth if np.issubdtype(truth.dtype, np.number) else class_numbers(truth, classes)
-    metrics, asked = {}, {name: naming(metric, classes) for name, metric in CLASSES.items()}
+    metrics = {}
     for level in levels:
         _, known, found, patients = scored(rows, numbers, probabilities, level)
-        entries = statistics.estimate(asked, known, found, patients, resamples=resamples, seed=seed)
+        entries = statistics.estimate(CLASSES, known, found, patients, resamples=resamples, seed=seed)
         metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     return metrics
-
-
-def naming(metric: Metric, classes) -> Metric:
-    """`metric`, its reason with the names of the classes that are absent."""
-    if metric.lacks is not discrimination.absent_classes:
-        return metric
-    return metric._replace(lacks=partial(_absent, tuple(map(str, classes))))
-
-
-def _absent(classes: tuple[str, ...], truth, prediction) -> str:
-    del prediction
-    absent = [name for k, name in enumerate(classes) if not (truth == k).any()]
-    return f"none is of class {', '.join(absent)}" if absent else ""

@@ -12,7 +12,6 @@ from mammoclip_jax.evaluation.classification import (
     CLASSES,
     PROBABILITIES,
     RANKED,
-    naming,
     scored,
 )
 from mammoclip_jax.evaluation.features import LEVELS, Level
@@ -75,7 +74,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, metrics: tuple[str, ...] | None
 def metrics_of(label: Predicted, wanted: tuple[str, ...] | None) -> Mapping[str, Metric]:
     """Those of the wanted metrics (None: of DEFAULT) that a label can have."""
     possible = CLASSES if label.classes else RANKED | PROBABILITIES
-    return {name: naming(possible[name], label.classes) for name in wanted or DEFAULT if name in possible}
+    return {name: possible[name] for name in wanted or DEFAULT if name in possible}
 
 
 def _row(name: str, metric: Metric, first: Predicted, second: Predicted, level: Level, permutations: int,

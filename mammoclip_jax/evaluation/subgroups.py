@@ -12,12 +12,13 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.classification import Scored, naming, scored
+from mammoclip_jax.evaluation.classification import Scored, scored
 from mammoclip_jax.evaluation.comparison import LEVEL_NAMES, METRICS, metrics_of
 from mammoclip_jax.evaluation.features import label_texts
 from mammoclip_jax.evaluation.predictions import Predicted, labels
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics.bootstrap import bootstrap
+from mammoclip_jax.evaluation.statistics.discrimination import few_classes
 from mammoclip_jax.evaluation.statistics.paired import lacking
 from mammoclip_jax.names import check_name
 
@@ -96,7 +97,7 @@ def subgroups(predictions: pd.DataFrame, index: pd.DataFrame, *, by: tuple[str, 
 
 def _of_label(label: Predicted, known: pd.DataFrame, by, metric: str, level: str, options) -> Iterator[dict]:
     """Rows of the table: the whole, then each subgroup, but no subgroup that is the whole again."""
-    measure = naming(METRICS[metric], label.classes)
+    measure = METRICS[metric]
     keys = pd.MultiIndex.from_frame(label.rows[["dataset", "image"]].astype(str))
     absent = ~keys.isin(known.index)
     if absent.any():
@@ -130,6 +131,9 @@ def _measured(metric, units: Scored, member: np.ndarray, label: Predicted, optio
            "positives": None if label.classes else int(truth.sum()), "gap": None, "gap_low": None, "gap_high": None}
     if entry["value"] is None or member.all() or lacking(metric, units.truth, units.prediction):
         return row
+    absent = [label.classes[k] for k in np.setdiff1d(units.truth, truth)] if label.classes else []
+    if absent and metric.lacks is few_classes:      # the two are means over different classes
+        return row | {"reason": f"none is of class {', '.join(absent)}: a mean over the others, with no gap to the whole"}
     part, whole = metric.summary(truth, prediction), metric.summary(units.truth, units.prediction)
     gap = bootstrap(entry["value"] - metric.point(units.truth, units.prediction),
                     lambda w: metric.of(part(w[:, member])) - metric.of(whole(w)), units.patients, **options)

@@ -176,33 +176,18 @@ def _classes(rows, truth, other, cosines, names, scale, levels, options):
     for level in levels:
         _, right, pooled, patients = classification.scored(rows, number, cosines, level)
         chances = softmax(scale * pooled, axis=1)
-        found = _averages(right, chances, patients, options)
+        asked = classification.CLASSES
         if level is levels[0]:
             np.add.at(confusion, (right, chances.argmax(1)), 1)
-            others = {name: classification.naming(metric, names) for name, metric in classification.CLASSES.items()
-                      if name not in found}
-            found |= statistics.estimate(others, right, chances, patients, **options)
+        else:
+            asked = {name: asked[name] for name in ("accuracy", "balanced_accuracy", "macro_auroc")}
+        found = statistics.estimate(asked, right, chances, patients, **options)
+        found["majority"] = statistics.entry(np.bincount(right).max() / len(right), n=len(right))
         metrics |= {name + level.suffix: entry for name, entry in found.items()}
     table = pd.DataFrame(confusion, columns=[f"said_{name}" for name in names])
     table.insert(0, "truth", names)
     counts = _counts(rows, number, lambda known: {name: int((known == i).sum()) for i, name in enumerate(names)})
     return metrics, counts | {"left_out_values": ", ".join(other)}, table
-
-
-def _averages(truth, chances, patients, options) -> dict[str, dict]:
-    """Metrics of truth int [n] and probabilities [n, C]. Averages over classes are over those that occur."""
-    present, number = np.unique(truth, return_inverse=True)
-    right = chances.argmax(1) == truth
-    found = {"accuracy": statistics.mean(right, patients, **options),
-             "majority": statistics.entry(np.bincount(number).max() / len(truth), n=len(truth))}
-    if len(present) < 2:
-        nothing = statistics.entry(None, n=len(truth), reason="all are of one class")
-        return found | {"balanced_accuracy": nothing, "macro_auroc": nothing}
-    # It asks of each item only whether it is recognised, so any wrong class stands for one that does not occur.
-    said = np.where(right, number, (number + 1) % len(present))
-    return found | {
-        "balanced_accuracy": statistics.balanced_accuracy(number, said, patients, classes=len(present), **options),
-        "macro_auroc": statistics.macro_auroc(number, chances[:, present], patients, **options)}
 
 
 def _counts(rows: pd.DataFrame, truth: np.ndarray, kinds) -> dict[str, Any]:

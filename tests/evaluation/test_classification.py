@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import average_precision_score, cohen_kappa_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, cohen_kappa_score, f1_score, recall_score, roc_auc_score
 
 from mammoclip_jax.evaluation import classification
 from mammoclip_jax.evaluation.classification import binary, multiclass, scored
@@ -96,10 +96,17 @@ def test_classes(rows, as_names):
     assert {"ece_exam", "brier_exam", "kappa_linear_exam"} <= set(found)
 
 
-def test_an_absent_class_is_named(rows):
-    found = multiclass(rows, np.array(["A", "C"] * 60), np.full((120, 3), 1 / 3), "ABC", **QUICK)
-    assert found["macro_f1_image"]["value"] is None and found["macro_f1_image"]["reason"] == "none is of class B"
-    assert found["accuracy_image"]["value"] == 0.5
+def test_averages_are_over_the_classes_that_occur(rows):
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], 120)
+    found = multiclass(rows, np.array(["A", "C"] * 60), p, "ABC", **QUICK)
+    truth, said = np.tile([0, 2], 60), p.argmax(1)
+    assert found["macro_f1_image"]["value"] == pytest.approx(f1_score(truth, said, labels=[0, 2], average="macro"))
+    assert found["balanced_accuracy_image"]["value"] == pytest.approx(recall_score(truth, said, labels=[0, 2],
+                                                                                   average="macro"))
+    one_by_one = [roc_auc_score(truth == k, p[:, k]) for k in (0, 2)]
+    assert found["macro_auroc_image"]["value"] == pytest.approx(np.mean(one_by_one))
+    alone = multiclass(rows, np.array(["B"] * 120), p, "ABC", **QUICK)
+    assert alone["macro_auroc_image"]["value"] is None and alone["macro_auroc_image"]["reason"] == "all are of one class"
 
 
 def test_patients_of_two_data_sets_are_not_one(rows, mass):

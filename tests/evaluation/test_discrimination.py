@@ -126,6 +126,8 @@ def test_macro_auroc_is_scikit_learns_one_against_the_rest(distinct):
         assert value == pytest.approx(roc_auc_score(y, q, multi_class="ovr"))
 
 
-def test_an_absent_class_has_no_macro_auroc():
-    found = statistics.macro_auroc([0, 1, 0], np.full((3, 3), 1 / 3), [0, 1, 2])
-    assert found["value"] is None and "class 2" in found["reason"]
+def test_an_absent_class_is_left_out_of_macro_auroc():
+    p = np.random.default_rng(0).dirichlet([1, 1, 1], 3)
+    found = statistics.macro_auroc([0, 1, 0], p, [0, 1, 2], resamples=0)
+    assert found["value"] == np.mean([roc_auc_score([1, 0, 1], p[:, 0]), roc_auc_score([0, 1, 0], p[:, 1])])
+    assert statistics.macro_auroc([1, 1], p[:2], [0, 1])["reason"] == "all are of one class"

@@ -81,6 +81,11 @@ def test_classes_have_subgroups_too_and_other_labels_are_passed_over():
     assert table["value"].notna().all()
 
 
+def test_a_mean_over_fewer_classes_has_no_gap():
+    row = subgroups(made.density(INDEX, 1), INDEX, by=("vendor",), metric="macro_f1", **QUICK).tables["subgroups"].iloc[1]
+    assert row["value"] > 0 and row["gap"] is None and "a mean over the others" in row["reason"]
+
+
 def test_errors():
     with pytest.raises(UserError, match="Did you mean 'density'"):
         subgroups(MASS, INDEX, by=("densities",))

@@ -6,10 +6,10 @@ A prediction is [n, K]: probabilities, or one-hot decisions; the class with the 
 from typing import Any, Callable
 
 import numpy as np
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, recall_score
 
 from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, Metric, estimate
-from mammoclip_jax.evaluation.statistics.discrimination import absent_classes, one_class, share
+from mammoclip_jax.evaluation.statistics.discrimination import few_classes, one_class, share
 
 
 def one_hot(classes, count: int | None = None) -> np.ndarray:
@@ -40,13 +40,19 @@ def _accuracy(matrix: np.ndarray) -> np.ndarray:
     return share(hits.sum(1), truths.sum(1))
 
 
-def _balanced_accuracy(matrix: np.ndarray) -> np.ndarray:
-    hits, truths, _ = _parts(matrix)
+def _occurring(truth, prediction) -> Callable[[np.ndarray], tuple]:
+    """`weights [r, n] -> _parts` of the classes that occur among the truths alone."""
+    whole, there = matrices(truth, prediction), np.unique(truth)
+    return lambda weights: tuple(part[:, there] for part in _parts(whole(weights)))
+
+
+def _balanced_accuracy(parts) -> np.ndarray:
+    hits, truths, _ = parts
     return share(hits, truths).mean(1)
 
 
-def _macro_f1(matrix: np.ndarray) -> np.ndarray:
-    hits, truths, predictions = _parts(matrix)
+def _macro_f1(parts) -> np.ndarray:
+    hits, truths, predictions = parts
     return np.where((truths > 0).all(1), share(2 * hits, truths + predictions).mean(1), np.nan)
 
 
@@ -85,14 +91,15 @@ def _constant(truth, prediction) -> str:
     return ""
 
 
-def _decided(score, **options) -> Callable[[np.ndarray, np.ndarray], float]:
+def _decided(score) -> Callable[[np.ndarray, np.ndarray], float]:
     """`score` of scikit-learn on truth and decisions."""
-    return lambda truth, prediction: float(score(truth, prediction.argmax(1), **options))
+    return lambda truth, prediction: float(score(truth, prediction.argmax(1)))
 
 
-def _point_macro_f1(truth, prediction) -> float:
-    return float(f1_score(truth, prediction.argmax(1), labels=range(prediction.shape[1]), average="macro",
-                          zero_division=0))
+def _averaged(score) -> Callable[[np.ndarray, np.ndarray], float]:
+    """`score` of scikit-learn on truth and decisions, averaged over the classes that occur."""
+    return lambda truth, prediction: float(
+        score(truth, prediction.argmax(1), labels=np.unique(truth), average="macro", zero_division=0))
 
 
 def _kappa_metric(weighting: str | None, power: int) -> Metric:
@@ -104,8 +111,8 @@ def _kappa_metric(weighting: str | None, power: int) -> Metric:
 
 
 ACCURACY = Metric(matrices, _accuracy, _decided(accuracy_score), _none_lacks)
-BALANCED_ACCURACY = Metric(matrices, _balanced_accuracy, _decided(balanced_accuracy_score), absent_classes)
-MACRO_F1 = Metric(matrices, _macro_f1, _point_macro_f1, absent_classes)
+BALANCED_ACCURACY = Metric(_occurring, _balanced_accuracy, _averaged(recall_score), few_classes)
+MACRO_F1 = Metric(_occurring, _macro_f1, _averaged(f1_score), few_classes)
 KAPPA = {"unweighted": _kappa_metric(None, 0), "linear": _kappa_metric("linear", 1),
          "quadratic": _kappa_metric("quadratic", 2)}
 SENSITIVITY, SPECIFICITY = _rate((1, 1), (1, 0)), _rate((0, 0), (0, 1))
@@ -120,13 +127,13 @@ def accuracy(truth, predicted, patients, *, classes: int | None = None, resample
 
 def balanced_accuracy(truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES,
                       seed: int = 0) -> dict[str, Any]:
-    """Mean over the classes of the share of a class's items that are recognised; not adjusted for chance."""
+    """Mean over the classes that occur of the share of one's items that are recognised; not adjusted for chance."""
     return _one(BALANCED_ACCURACY, truth, predicted, patients, classes, resamples, seed)
 
 
 def macro_f1(truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES,
              seed: int = 0) -> dict[str, Any]:
-    """Mean over the classes of F1; a class that is never predicted has 0."""
+    """Mean over the classes that occur of F1; a class that is never predicted has 0."""
     return _one(MACRO_F1, truth, predicted, patients, classes, resamples, seed)
 
 

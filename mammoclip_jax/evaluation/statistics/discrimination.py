@@ -164,23 +164,23 @@ def _one(metric: Metric, labels, scores, patients, resamples, seed) -> dict[str,
 
 
 def _curves(truth, probabilities):
-    """`weights -> [Curve of each class against the others]` for truth int [n], probabilities [n, K]."""
-    found = [curve(truth == k, probabilities[:, k]) for k in range(probabilities.shape[1])]
+    """`weights -> [Curve of each class that occurs against the others]` for truth int [n], probabilities [n, K]."""
+    found = [curve(truth == k, probabilities[:, k]) for k in np.unique(truth)]
     return lambda weights: [of(weights) for of in found]
 
 
-def absent_classes(truth, probabilities) -> str:
-    """Why a metric over all K classes has no value, or ""; truth int [n], probabilities [n, K]."""
-    absent = sorted(set(range(probabilities.shape[1])) - set(np.unique(truth).tolist()))
-    return f"no item of class {', '.join(map(str, absent))} (counted from 0)" if absent else ""
+def few_classes(truth, prediction) -> str:
+    """Why a mean over the classes that occur has no value, or ""; truth int [n]."""
+    del prediction
+    return "all are of one class" if len(np.unique(truth)) < 2 else ""
 
 
 MACRO_AUROC = Metric(
     _curves, lambda curves: np.mean([_area(c) for c in curves], axis=0),
-    lambda truth, p: float(np.mean([roc_auc_score(truth == k, p[:, k]) for k in range(p.shape[1])])), absent_classes)
+    lambda truth, p: float(np.mean([roc_auc_score(truth == k, p[:, k]) for k in np.unique(truth)])), few_classes)
 
 
 def macro_auroc(truth, probabilities, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Mean over the classes of the AUROC of a class against all others; truth int [n], probabilities [n, K]."""
+    """Mean over the classes that occur of the AUROC of one against all others; truth int [n], probabilities [n, K]."""
     return estimate({"": MACRO_AUROC}, np.asarray(truth), np.asarray(probabilities, dtype=np.float64), patients,
                     resamples=resamples, seed=seed)[""]
