@@ -37,5 +37,5 @@ def get_config(label="density"):
     train.no_decay = (r".*(bias|scale)$",)
     train.eval_every, train.checkpoint_every, train.log_every = 20, 60, 10
     config.evaluate.curve_evaluators.classification = dict(resamples=0)
-    config.evaluate.evaluators.classification = dict()
+    config.evaluate.evaluators.classification = dict(choose_on="val")
     return config

@@ -37,5 +37,5 @@ def get_config():
     train.no_decay = (r".*(bias|scale)$",)
     train.eval_every, train.checkpoint_every = 60, 60
     config.evaluate.curve_evaluators.classification = dict(resamples=0)
-    config.evaluate.evaluators.classification = dict()
+    config.evaluate.evaluators.classification = dict(choose_on="val")
     return config

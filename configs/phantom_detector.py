@@ -35,5 +35,5 @@ def get_config():
     train.no_decay = (r".*(bias|scale)$",)
     train.eval_every, train.checkpoint_every = 75, 75
     config.evaluate.curve_evaluators.detection = dict(resamples=0)
-    config.evaluate.evaluators.detection = dict()
+    config.evaluate.evaluators.detection = dict(sanity=True)
     return config

@@ -70,7 +70,7 @@ def defaults() -> ConfigDict:
             # Of a classifier or detector (config.task.kind) alone, which have no text, dim, projection, ...
             "labels": (),                   # names of the outputs
             "activation": "sigmoid",        # softmax: the labels are classes
-            "combine": "mean",              # or max: of the features of a breast's or exam's views
+            "combine": "mean",              # or max, attention: of the features of a breast's or exam's views
             "features": 256,                # channels of a detector's pyramid and subnets
             "input_size": (),               # height and width that a detector stretches images to; (): as they are
             "stages": (),                   # of the image encoder, three: the detector's C3, C4 and C5

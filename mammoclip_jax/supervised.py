@@ -67,6 +67,9 @@ def _split(config, dataset: Dataset) -> Dataset:
     strata = [str(wanted.of(json.loads(labels)).tolist()) for labels in index["labels"]]
     splits = index["split"].to_numpy(copy=True)
     if task.folds:
+        if task.folds < 3:
+            raise UserError(f"config.task.folds={task.folds}: one fold is tested, the next chooses the state and the "
+                            "others train, so there must be 3 or more.")
         if not 0 <= task.fold < task.folds:
             raise UserError(f"config.task.fold={task.fold} must be from 0 to {task.folds - 1}, below config.task.folds; "
                             "-1, all of them, is for `finetune`.")

@@ -74,6 +74,7 @@ BOXES = [[{"label": "mass", "box": [4, 6, 30, 40]}] if i % 3 == 0 else [] for i 
 def test_many_devices_learn_what_one_does(kind, task):
     films = Films(LABELS, boxes=BOXES)
     config = config_of(kind, **task)
+    config.model.combine = "attention"
     config.augment.update(affine_probability=0.5, rotate=10.0)
     config.data.flip_horizontal = 0.5
     one, eight = steps(config, films, 1), steps(config, films, 8)
@@ -170,6 +171,12 @@ def test_a_fraction_is_of_patients_and_smaller_ones_are_part_of_larger():
     assert parts[0] < parts[1] and len(parts[0]) <= 10 and 40 <= len(parts[1]) <= 42
 
 
+@pytest.mark.parametrize("values, expected", [([[1, 0, 0], [0, 0, 1]], [0, 0, 1]), ([[0, 1, 0], [np.nan] * 3], [0, 1, 0]),
+                                              ([[np.nan] * 3] * 2, [np.nan] * 3)])
+def test_a_breast_has_the_last_class_of_its_images(values, expected):
+    np.testing.assert_array_equal(labelled.joined(np.array(values, np.float32), classes=True), expected)
+
+
 @pytest.mark.parametrize("change, said", [
     (dict(labels=()), "labels is empty"),
     (dict(kind="classifyer"), "Did you mean 'classifier'"),
@@ -180,6 +187,7 @@ def test_a_fraction_is_of_patients_and_smaller_ones_are_part_of_larger():
     (dict(labels=("birads",)), "no yes/no label"),
     (dict(labels=("masses",)), "no image to use"),
     (dict(folds=3, fold=3), "from 0 to 2"),
+    (dict(folds=2, fold=0), "must be 3 or more"),
     (dict(folds=100), "100 folds"),
     (dict(fraction=0.0), "fraction of 0"),
 ])

@@ -197,7 +197,7 @@ def train_iterator(datasets: Sequence[Dataset], found: Sequence[Example], *, bat
     rows = tuple(range(batch_size) if rows is None else map(int, rows))
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, rows))
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * len(rows) if read_threads else 0)
-    return BatchIterator(stream.to_iter_dataset(options).batch(len(rows), drop_remainder=True), len(rows))
+    return BatchIterator(iter(stream.to_iter_dataset(options).batch(len(rows), drop_remainder=True)), len(rows))
 
 
 def _balanced(found: Sequence[Example], seed: int) -> grain.MapDataset:

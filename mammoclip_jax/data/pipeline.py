@@ -317,9 +317,9 @@ class BatchIterator(grain.DatasetIterator):
     """The iterator over a `train_dataset`. Its state is {"batches": how many it has given}, read ahead or not: the same
     in every process and for any number of them, so that a run may go on with more or fewer."""
 
-    def __init__(self, dataset: grain.IterDataset, rows: int):
-        self._parts, self._rows, self._given = iter(dataset), rows, 0
-        super().__init__(self._parts)
+    def __init__(self, parts: grain.DatasetIterator, rows: int):
+        self._parts, self._rows, self._given = parts, rows, 0
+        super().__init__(parts)
 
     def __next__(self) -> dict[str, np.ndarray]:
         part = next(self._parts)
@@ -341,7 +341,7 @@ def train_iterator(datasets: Sequence[Dataset], tokenizer: Tokenize, *, batch_si
                    rows: Sequence[int] | None = None, **options) -> BatchIterator:
     """The iterator over `train_dataset` (same arguments): `get_state` and `set_state` resume exactly."""
     dataset = train_dataset(datasets, tokenizer, batch_size=batch_size, rows=rows, **options)
-    return BatchIterator(dataset, batch_size if rows is None else len(rows))
+    return BatchIterator(iter(dataset), batch_size if rows is None else len(rows))
 
 
 def _mixed(items: list[Breast], datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> grain.MapDataset:

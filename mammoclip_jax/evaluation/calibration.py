@@ -12,7 +12,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.classification import DECISIONS
+from mammoclip_jax.evaluation.classification import DECISIONS, Scored
 from mammoclip_jax.evaluation.statistics import confusion, discrimination
 from mammoclip_jax.evaluation.statistics.probability import (
     BINS,
@@ -170,6 +170,24 @@ def recalibrated(validation: tuple, test: tuple, method: Callable = platt, *, re
         for name, measure in (("ece", statistics.calibration_error), ("brier", statistics.brier)):
             found[name + suffix] = measure(truth, p, patients, resamples=resamples, seed=seed)
     return found
+
+
+def on_validation(validation: Scored, test: Scored, *, resamples: int = statistics.RESAMPLES,
+                  seed: int = 0) -> dict[str, dict[str, Any]]:
+    """{metric: entry} on the test data of what the validation data choose, both at the same level.
+
+    Of a yes/no label the threshold of Youden and its decisions, and "ece_recalibrated", "brier_recalibrated" after Platt
+    scaling; of classes these two after temperature scaling. What cannot be chosen has a reason.
+    """
+    options, classes = {"resamples": resamples, "seed": seed}, test.prediction.ndim == 2
+    pairs = ((validation.truth, validation.prediction), (test.truth, test.prediction, test.patients))
+    try:
+        found = recalibrated(*pairs, temperature if classes else platt, **options)
+        found = {name: entry for name, entry in found.items() if name.endswith("_recalibrated")}
+        return found if classes else operating_point(*pairs, **options) | found
+    except UserError as error:
+        names = (() if classes else ("threshold", *DECISIONS)) + ("ece_recalibrated", "brier_recalibrated")
+        return dict.fromkeys(names, statistics.entry(None, n=len(test.truth), reason=str(error)))
 
 
 def _need_both(truth: np.ndarray, what: str) -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.data.labelled import UNITS, Target, joined
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import calibration, statistics
 from mammoclip_jax.evaluation import classification as scores_of
-from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.classification import scored
 from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
 from mammoclip_jax.evaluation.features import UNITS as GROUPS
 from mammoclip_jax.evaluation.predictions import IDENTITY
@@ -15,54 +17,71 @@ from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
 
 
-
 def classification(model, dataset, *, split: str = "test", label: str | None = None, unit: str | None = None,
-                   patients: int | None = None, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
+                   choose_on: str = "", patients: int | None = None, resamples: int = statistics.RESAMPLES,
+                   seed: int = 0) -> Result:
     """Metrics of every label of a classifier, or of its classes, and a table of all predictions.
 
     Args:
         label: whose values the model's labels are; "": each is a yes/no label. None: what the model was trained on.
         unit: that is scored at once, "image", "breast" or "exam". None: what the model was trained on. Scores of images
             are put together to breasts and exams as well.
+        choose_on: a split, such as "val", on which a threshold is chosen and probabilities are recalibrated: adds the
+            metrics of `calibration.on_validation`.
         patients: limits the work to so many, drawn by `seed`.
 
     Raises:
-        UserError: no such split or unit, or labels that are none of the model's.
+        UserError: no such split or unit, labels that are none of the model's, or choices made on what is scored.
     """
+    if choose_on and (choose_on == split or "all" in (choose_on, split)):
+        raise UserError(f"choose_on={choose_on!r} and split={split!r}: what is chosen on the images that are scored "
+                        "flatters; choose on the validation part.")
     task = model.config.task
     label, unit = (task.label if label is None else label), unit or task.unit
     check_name(unit, UNITS, "unit")
     wanted = Target(tuple(model.labels), label)
-    rows, probabilities, truth = _predict(model, dataset, select(dataset.index, split, patients, seed), wanted, unit)
     # Of whole breasts there are no scores of images, of whole exams none of breasts.
     levels = tuple(level for level in LEVELS if UNITS[level.unit] >= UNITS[unit])
-    options = {"resamples": resamples, "seed": seed, "levels": levels}
+    means = tuple(level for level in levels if level.how == "mean")
+    options = {"resamples": resamples, "seed": seed}
+    rows, known = _predict(model, dataset, select(dataset.index, split, patients, seed), wanted, unit)
+    chosen = _predict(model, dataset, select(dataset.index, choose_on), wanted, unit) if choose_on else None
+    metrics, tables = {}, []
+    for name, (truth, prediction) in known.items():
+        if label:
+            found = scores_of.multiclass(rows, truth, prediction, wanted.labels, levels=means, **options)
+            names = np.array([None if np.isnan(k) else wanted.labels[int(k)] for k in truth], dtype=object)
+            columns = {"truth": names} | {f"p_{name}": p for name, p in zip(wanted.labels, prediction.T)}
+        else:
+            found = scores_of.binary(rows, truth, prediction, levels=levels, **options)
+            columns = {"truth": truth, "score": prediction}
+        for level in means if chosen else ():
+            both = [scored(at, *of[name], level) for at, of in (chosen, (rows, known))]
+            more = calibration.on_validation(*both, **options)
+            found |= {key + level.suffix: entry for key, entry in more.items()}
+        metrics |= {f"{name}/{key}": entry for key, entry in found.items()}
+        tables.append(rows[list(IDENTITY)].assign(label=name, **columns))
+    protocol = [f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
+                f"{unit} at a time."]
     if label:
-        truth = np.array([None if np.isnan(t).any() else wanted.labels[t.argmax()] for t in truth], dtype=object)
-        options["levels"] = tuple(level for level in levels if level.how == "mean")
-        metrics = scores_of.multiclass(rows, truth, probabilities, wanted.labels, **options)
-        metrics = {f"{label}/{name}": entry for name, entry in metrics.items()}
-        table = rows[list(IDENTITY)].assign(label=label, truth=truth)
-        tables = {"predictions": table.assign(**{f"p_{name}": p for name, p in zip(wanted.labels, probabilities.T)})}
-    else:
-        metrics, tables = {}, []
-        for name, score, known in zip(wanted.labels, probabilities.T, truth.T):
-            found = scores_of.binary(rows, known, score, **options)
-            metrics |= {f"{name}/{key}": entry for key, entry in found.items()}
-            tables.append(rows[list(IDENTITY)].assign(label=name, truth=known, score=score))
-        tables = {"predictions": pd.concat(tables, ignore_index=True)}
-    protocol = (f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
-                f"{unit} at a time. Intervals: {statistics.INTERVAL}.")
-    return Result("classification", protocol, metrics, tables)
+        protocol += ["Averages over classes are over those that occur."]
+    if choose_on:
+        protocol += [f"Chosen on split {choose_on}: threshold (Youden) of the decisions, and the scaling (Platt; of classes "
+                     "by temperature) behind what is recalibrated."]
+    protocol += [f"Intervals: {statistics.INTERVAL}."]
+    return Result("classification", " ".join(protocol), metrics, {"predictions": pd.concat(tables, ignore_index=True)})
 
 
 def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
-    """(rows [n], probabilities [n K], targets [n K]) of the images or groups of images at `positions`."""
+    """(rows [n] of the images or groups of images at `positions`, {label: (truth [n], prediction [n] or [n K])}).
+
+    The truth of a label with classes is the class's number; NaN is unknown.
+    """
     index = dataset.index.iloc[positions].assign(position=positions)
     targets = np.stack([wanted.of(json.loads(labels)) for labels in index["labels"]])
     if unit == "image":
         probabilities = [model.classify(read(dataset, chunk)) for chunk in chunks(positions)]
-        return index.reset_index(drop=True), np.concatenate(probabilities), targets
+        return index.reset_index(drop=True), _by_label(wanted, targets, np.concatenate(probabilities))
     group, views = GROUPS[unit](index), UNITS[unit]
     members = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
     found = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
@@ -74,4 +93,11 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
         part = slice(start, start + CHUNK // views)
         images = read(dataset, shown[part].ravel())
         probabilities.append(model.classify_views(images.reshape(-1, views, *images.shape[1:]), there[part]))
-    return index.iloc[first_rows(group)].reset_index(drop=True), np.concatenate(probabilities), found
+    return index.iloc[first_rows(group)].reset_index(drop=True), _by_label(wanted, found, np.concatenate(probabilities))
+
+
+def _by_label(wanted: Target, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, tuple]:
+    if wanted.values_of:
+        number = np.where(np.isnan(targets).any(axis=1), np.nan, targets.argmax(axis=1))
+        return {wanted.values_of: (number, probabilities)}
+    return dict(zip(wanted.labels, zip(targets.T, probabilities.T)))

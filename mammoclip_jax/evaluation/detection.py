@@ -1,6 +1,6 @@
 """How well a detector finds the boxes of findings, and how often it marks what is none."""
 
-from typing import Any, Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,7 @@ class Images(NamedTuple):
 def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | None = None, patients: int | None = None,
               iou: Sequence[float] = (0.25, 0.5), protocol: str = "default",
               sizes: tuple[float, float] = (0.003, 0.01), threshold: float = THRESHOLD, gallery: int = 6,
-              resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
+              sanity: bool = False, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
     """Average precision and FROC of a detector's boxes, for each label.
 
     Args:
@@ -46,6 +46,7 @@ def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | No
         sizes: shares of the canvas at which a box is no longer small, and is large.
         threshold: only detections with a score above it count.
         gallery: pictures of each label, drawn by `seed`, half of them of images without it.
+        sanity: whether average precision is measured with random weights too, drawn by `seed`: "mass/ap@0.5_randomised".
 
     Metrics, of each label and IoU: "mass/ap@0.5" (VOC, all points), "mass/ap_coco@0.5", "mass/ap_coco@0.5:0.95", their
     means over labels "map@0.5", ...; and "mass@0.5/GROUP/sensitivity@RATE_fp" at `froc.RATES` false positives per image
@@ -64,13 +65,19 @@ def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | No
     if protocol == "published":
         with_box = [any(len(boxes_of(dataset.index.iloc[p], label)) for label in labels) for p in positions]
         positions = positions[np.array(with_box, bool)]
-    images = look(model, dataset, positions, threshold=threshold, **PROTOCOLS[protocol])
+    looking = {"threshold": threshold, **PROTOCOLS[protocol]}
+    images = look(model, dataset, positions, **looking)
     everyone = np.unique(images.rows["patient"].astype(str)) if len(images.rows) else np.array(["nobody"])
     known = {label: np.arange(len(positions)) if protocol == "published" else _known(images.rows, label)
              for label in labels}
-    cases = {label: [_case(images, i, label, model.labels.index(label)) for i in known[label]] for label in labels}
+    cases = _cases(images, known, model.labels)
     options = {"resamples": resamples, "seed": seed}
     metrics = average_precision.entries(cases, iou, everyone, **options)
+    if sanity:
+        with model.using(model.randomise(seed)):
+            guesses = _cases(look(model, dataset, positions, **looking), known, model.labels)
+        found = average_precision.entries(guesses, iou, everyone, **options)
+        metrics |= {f"{name}_randomised": entry for name, entry in found.items()}
     tables = {"detections": _detections(images, known, cases, iou[-1]), "images": _counts(images, cases)}
     figures: dict[str, bytes] = {}
     if protocol == "default":
@@ -89,7 +96,7 @@ def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | No
             shown.append({"figure": name, "label": label} | images.rows.iloc[place][list(_CARRIED)].to_dict()
                          | {"boxes": len(truth), "found": len(boxes)})
     tables["pictures"] = pd.DataFrame(shown)
-    return Result("detection", _protocol(split, protocol, iou, sizes, threshold), metrics, tables, figures)
+    return Result("detection", _protocol(split, protocol, iou, sizes, threshold, sanity), metrics, tables, figures)
 
 
 def look(model, dataset, positions: Sequence[int], **options) -> Images:
@@ -121,6 +128,10 @@ def _known(rows: pd.DataFrame, label: str) -> np.ndarray:
         return np.zeros(0, int)
     with_box = np.array([len(boxes_of(row, label)) > 0 for _, row in rows.iterrows()])
     return np.flatnonzero(with_box | (label_values(rows, label) == 0))
+
+
+def _cases(images: Images, known: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, list[Case]]:
+    return {label: [_case(images, i, label, labels.index(label)) for i in places] for label, places in known.items()}
 
 
 def _case(images: Images, i: int, label: str, number: int) -> Case:
@@ -174,7 +185,7 @@ def _chosen(cases: Sequence[Case], count: int, seed: int) -> list[int]:
     return with_box + without[:count - len(with_box)]
 
 
-def _protocol(split, protocol, iou, sizes, threshold) -> str:
+def _protocol(split, protocol, iou, sizes, threshold, sanity) -> str:
     thresholds = " and ".join(f"{least:g}" for least in iou)
     if protocol == "published":
         images = ("images that have a box of one of the labels, none without, as Mammo-CLIP was scored; suppression "
@@ -193,4 +204,6 @@ def _protocol(split, protocol, iou, sizes, threshold) -> str:
                  "again is none. mean_sensitivity: over "
                  f"R = 1/8 to 4. Sizes by a box's share of the canvas: small below {100 * sizes[0]:g} %, large from "
                  f"{100 * sizes[1]:g} %. ")
+    if sanity:
+        text += "randomised: the same with random weights. "
     return text + f"Intervals: {statistics.INTERVAL}."

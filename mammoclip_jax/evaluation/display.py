@@ -21,7 +21,9 @@ _HEADINGS = (
     (r"sensitivity_at_specificity_(\d+).*", r"Sensitivity at \1 % specificity", "percent"),
     (r"specificity_at_sensitivity_(\d+).*", r"Specificity at \1 % sensitivity", "percent"),
     (r"pf1.*", "Probabilistic F1", "plain"),
+    (r"brier_recalibrated.*", "Brier score, recalibrated", "plain"),
     (r"brier.*", "Brier score", "plain"),
+    (r"ece_recalibrated.*", "Calibration error (ECE), recalibrated", "plain"),
     (r"ece.*", "Calibration error (ECE)", "plain"),
     (r"recall@(\d+)", r"R@\1", "percent"),
     (r"chance@(\d+)", "chance", "percent"),
@@ -80,10 +82,12 @@ class Headline(NamedTuple):
 def heading(metric: str) -> tuple[str, str]:
     """(heading, kind of number) of a metric by the last part of its name."""
     name = metric.rpartition("/")[2]
+    learnt = name.removesuffix("_randomised")
+    weights = ", random weights" if name != learnt else ""
     for pattern, text, kind in _HEADINGS:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(text), kind
-    return name.replace("_", " "), "plain"
+        if match := re.fullmatch(pattern, learnt):
+            return match.expand(text) + weights, kind
+    return learnt.replace("_", " ") + weights, "plain"
 
 
 def number(value: float | None, kind: str) -> str:

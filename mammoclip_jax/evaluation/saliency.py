@@ -1,5 +1,5 @@
-"""Does a map for a text look where the finding is? Scored against two guesses that look at no finding at all, and, if
-asked, against maps of the same model with random weights."""
+"""Does a map for a text or label look where the finding is? Scored against two guesses that look at no finding at all,
+and, if asked, against maps of the same model with random weights."""
 
 from typing import Any, Iterator, Mapping, NamedTuple
 
@@ -16,10 +16,12 @@ from mammoclip_jax.evaluation.prompt_files import Pair, load_prompts, prompts_na
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.zero_shot import text_bank
 from mammoclip_jax.explain import METHODS
+from mammoclip_jax.names import check_name
 
 # What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
 # "positive" the cosine to the positive texts alone.
 EXPLAIN = ("score", "positive")
+LABELS = ("mass", "calcification")
 _CARRIED = ("image", "patient", "laterality", "view", "real")
 _GALLERY_SIDE = 480      # pixels of a gallery picture's longer side
 
@@ -54,15 +56,17 @@ class Shown(NamedTuple):
     curves: np.ndarray | None       # [2, steps + 1]: insertion and deletion
 
 
-def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = ("mass", "calcification"),
+def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] | None = None,
              prompts: str | Mapping[str, Any] = "mammo_clip", explain: str = "score", stage: str | None = None,
              method: str = "grad_cam", options: Mapping[str, Any] = {}, tolerance: float = 0.0,
              quantiles: tuple[float, ...] = (0.95,), deletion_steps: int = 0, deletion_fill: str = "black",
              sanity: bool = False, cascade: tuple[str, ...] = (), patients: int | None = None, gallery: int = 6,
              resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
-    """Saliency maps for each label's texts, on the images with its boxes: how well they lie over the boxes.
+    """Saliency maps for each label, on the images with its boxes: how well they lie over the boxes.
 
     Args:
+        labels: of the prompt file, or of a classifier or detector; None: those of LABELS that it has.
+        prompts: whose texts a dual encoder is asked about; a classifier or detector is asked about its labels.
         explain: one of EXPLAIN.
         stage: of the image encoder; None leaves the choice to the method.
         method: one of `explain.METHODS`; options: its own, such as {"window": 96}.
@@ -81,12 +85,14 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = (
     "mass/regions_0.95", "mass/localised_0.95_iou_0.25", "mass/localised_0.95_iou_0.5"; "mass/insertion_auc",
     "mass/deletion_auc". With `sanity` all of them once more as "mass/energy_ratio_randomised", and with `sanity` or
     `cascade` "mass/rank_correlation_randomised", "mass/ssim_above_stage5".
+
+    Raises:
+        UserError: a label that there is not, or a method or stage that does not fit the model.
     """
-    pairs = {label: pair for label, pair in load_prompts(prompts).items() if label in labels}
     asked = Asked(method, model.map_stage(method, stage), dict(options), tolerance, tuple(quantiles), deletion_steps,
                   deletion_fill)
     positions = select(dataset.index, split, patients, seed)
-    towards = directions(model, pairs, explain)
+    towards = _towards(model, prompts, labels, explain)
     others = _other_weights(model, sanity, cascade, seed)
     metrics, figures, looks, shown = {}, {}, [], []
     for label, direction in towards.items():
@@ -108,7 +114,7 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] = (
             metrics |= {f"{label}/{metric}" + f"_{name}" * bool(name): entry for metric, entry in found.items()}
             looks += rows[name]
     tables = {"images": pd.DataFrame(looks), "gallery": pd.DataFrame(shown)}
-    return Result("saliency", _protocol(split, prompts, explain, asked, others), metrics, tables, figures)
+    return Result("saliency", _protocol(model, split, prompts, explain, asked, others), metrics, tables, figures)
 
 
 def _other_weights(model, sanity: bool, cascade: tuple[str, ...], seed: int) -> dict[str, Any]:
@@ -157,6 +163,21 @@ def breast_mask(canvas: np.ndarray) -> np.ndarray:
     """bool [H, W]: the breast on a canvas, as the crop finds it, at the canvas's own resolution."""
     small, _ = breast.breast_mask(canvas)
     return cv2.resize(small.astype(np.uint8), canvas.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
+
+
+def _towards(model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None,
+             explain: str) -> dict[str, np.ndarray]:
+    """`directions` of the labels that are asked about; of a classifier or detector those of their logits."""
+    known = {name: None for name in model.labels} or load_prompts(prompts)
+    for label in labels or ():
+        check_name(label, known, "label of the evaluator saliency")
+    wanted = labels or tuple(label for label in LABELS if label in known)
+    if not wanted:
+        raise UserError(f"the evaluator saliency looks for boxes of {' and '.join(LABELS)}, and this model is asked about "
+                        f"{', '.join(known)}: give its option labels.")
+    if model.labels:
+        return dict(zip(wanted, np.eye(len(known), dtype=np.float32)[[model.labels.index(label) for label in wanted]]))
+    return directions(model, {label: known[label] for label in wanted}, explain)
 
 
 def directions(model, pairs: Mapping[str, Pair], explain: str) -> dict[str, np.ndarray]:
@@ -238,13 +259,14 @@ def _summary(table: list[dict], asked: Asked, resamples: int, seed: int, *, comp
             {name: statistics.ratio(column[a], column[b], patient, **options) for name, (a, b) in ratios.items()})
 
 
-def _protocol(split, prompts, explain, asked: Asked, others) -> str:
+def _protocol(model, split, prompts, explain, asked: Asked, others) -> str:
     what = "positive minus negative texts" if explain == "score" else "positive texts"
+    what = "label's logit" if model.labels else f"cosine to the {what} of {prompts_name(prompts)}"
     where = f" at stage {asked.stage}" if asked.stage else ""
     options = "".join(f", {name}={value}" for name, value in asked.options.items())
     parts = [
-        f"Split {split}, images with boxes of the label. {METHODS[asked.method].title}{where}{options} of the cosine "
-        f"to the {what} of {prompts_name(prompts)}. pointing_game: the map's maximum lies in a box of the label, "
+        f"Split {split}, images with boxes of the label. {METHODS[asked.method].title}{where}{options} of the {what}. "
+        "pointing_game: the map's maximum lies in a box of the label, "
         f"tolerance {asked.tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's "
         "centroid under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
         "the boxes; box_share: share of the breast within them."]
@@ -255,9 +277,9 @@ def _protocol(split, prompts, explain, asked: Asked, others) -> str:
     if asked.deletion_steps:
         parts.append("insertion_auc, deletion_auc: mean score while the breast's hottest pixels replace those of a "
                      f"blurred image, or become {asked.deletion_fill}, in {asked.deletion_steps} steps; the score is "
-                     "the cosine or difference of cosines itself, no probability.")
+                     "the logit, cosine or difference of cosines itself, no probability.")
     if others:
         parts.append("randomised: the same with random weights, above_...: with random weights above that stage, "
-                     "towards the trained model's texts; rank_correlation (Spearman, over the breast) and ssim: of "
+                     "towards the trained model's directions; rank_correlation (Spearman, over the breast) and ssim: of "
                      "their maps with the trained model's.")
     return " ".join([*parts, f"Intervals: {statistics.INTERVAL}."])

@@ -1,4 +1,4 @@
-"""A linear classification head on an image encoder."""
+"""A linear classification head on an image encoder, over one view or several."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,14 +13,32 @@ from mammoclip_jax.names import check_name, suggestion
 
 # Logits [N labels] -> probabilities: each label by itself, or classes that sum to one.
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
-COMBINATIONS = ("mean", "max")      # of the features of an example's views
+COMBINATIONS = ("mean", "max", "attention")     # of the features of an example's views
+
+
+class ViewAttention(nn.Module):
+    """Weights of an example's views from their features: gated attention (Ilse et al. 2018, arXiv:1802.04712, eq. 9).
+
+    Parameters: tanh/{kernel, bias} and gate/{kernel, bias} [features, hidden], score/kernel [hidden, 1].
+    """
+
+    hidden: int = 128
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "B V c"], there: Bool[Array, "B V"]) -> Float[Array, "B V"]:
+        """Weights that sum to one over the views that are there, and are 0 elsewhere."""
+        gated = jnp.tanh(nn.Dense(self.hidden, name="tanh")(features)) * nn.sigmoid(
+            nn.Dense(self.hidden, name="gate")(features))
+        scores = nn.Dense(1, use_bias=False, name="score")(gated)[..., 0]
+        return nn.softmax(jnp.where(there, scores, -jnp.inf), axis=-1)
 
 
 class Classifier(nn.Module):
     """Logits of `classes` labels from the pooled features of an image encoder, after the encoder's own dropout.
 
     As Mammo-CLIP's `BreastClipClassifier` (Classifiers/models/breast_clip_classifier.py). Parameters:
-    image_encoder/..., classification_head/{kernel [features, classes], bias [classes]}.
+    image_encoder/..., classification_head/{kernel [features, classes], bias [classes]}, and with the combination
+    "attention" view_attention/...
     """
 
     image_encoder: nn.Module
@@ -29,6 +47,8 @@ class Classifier(nn.Module):
 
     def setup(self):
         self.classification_head = nn.Dense(self.classes)
+        if self.combine == "attention":
+            self.view_attention = ViewAttention()
 
     def __call__(
         self, image: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
@@ -38,6 +58,8 @@ class Classifier(nn.Module):
         Training needs the "dropout" generator and a mutable "batch_stats".
         """
         pooled, stages = self.features(image, train=train, offsets=offsets)
+        if self.combine == "attention" and self.is_initializing():
+            self.view_attention(pooled[:, None], jnp.ones((len(pooled), 1), bool))
         return self.project_image(pooled), stages
 
     def project_image(self, pooled: Float[Array, "... c"], *, train: bool = False) -> Float[Array, "... classes"]:
@@ -53,7 +75,8 @@ class Classifier(nn.Module):
         if self.combine == "max":
             pooled = jnp.where(there[..., None], pooled, -jnp.inf).max(axis=1)
         else:
-            weights = there / there.sum(axis=1, keepdims=True)
+            weights = (self.view_attention(pooled, there) if self.combine == "attention" else
+                       there / there.sum(axis=1, keepdims=True))
             pooled = (pooled * weights[..., None]).sum(axis=1)
         return self.classification_head(pooled)
 

@@ -64,6 +64,7 @@ class FakeModel:
 
     kind = "dual_encoder"
     stages = ("stage_3", "head")
+    labels = ()
     step = 7
     config = defaults()
     provenance = {"datasets": ["phantom"]}

@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from .fakes import FakeDataset
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.calibration import choose_threshold, platt
 from mammoclip_jax.evaluation.classifier import classification
 
 
@@ -79,3 +80,31 @@ def test_classes_of_a_label():
 def test_a_label_that_is_not_the_models_is_named():
     with pytest.raises(UserError, match="holds 0, which is not in"):
         classification(FakeClassifier(), FakeDataset(2), label="mass")
+
+
+def test_a_threshold_and_a_scaling_come_from_the_validation_part():
+    dataset = FakeDataset(12, seed=1)
+    patients = dataset.index["patient"].unique()
+    dataset.index["split"] = np.where(dataset.index["patient"].isin(patients[:6]), "val", "test")
+    model = FakeClassifier()
+    plain = classification(model, dataset, resamples=0)
+    found = classification(model, dataset, choose_on="val", resamples=0)
+    assert {name: found.metrics[name] for name in plain.metrics} == plain.metrics
+    parts = {}
+    for split in ("val", "test"):
+        places = np.flatnonzero(dataset.index["split"] == split)
+        parts[split] = (np.array([json.loads(dataset.index["labels"][i])["mass"] for i in places]),
+                        np.array([dataset.images[i].max() / 255 for i in places]))
+    cut = choose_threshold(*parts["val"])
+    truth, score = parts["test"]
+    assert found.metrics["mass/threshold_image"]["value"] == cut
+    assert found.metrics["mass/sensitivity_image"]["value"] == (score[truth == 1] >= cut).mean()
+    scaled = platt(*parts["val"])(score)
+    assert found.metrics["mass/brier_recalibrated_image"]["value"] == pytest.approx(((scaled - truth) ** 2).mean())
+    assert found.metrics["mass/brier_recalibrated_image"]["value"] < found.metrics["mass/brier_image"]["value"]
+    assert "Chosen on split val" in found.protocol and "Chosen" not in plain.protocol
+    with pytest.raises(UserError, match="flatters"):
+        classification(model, dataset, choose_on="test")
+    dataset.index["labels"] = np.where(dataset.index["split"] == "val", '{"mass": 0}', dataset.index["labels"])
+    reason = classification(model, dataset, choose_on="val", resamples=0).metrics["mass/threshold"]["reason"]
+    assert "needs positive and negative cases" in reason

@@ -357,3 +357,16 @@ def test_wrong_options_say_what_is_right(dataset, options, message):
 def test_what_is_no_detector_is_refused(dataset):
     with pytest.raises(UserError, match="needs a detector, this model is a dual_encoder"):
         detection(FakeModel(), dataset)
+
+
+def test_random_weights_stand_beside_the_trained_ones(dataset):
+    class Detector(FakeDetector):
+        def detect(self, images, **options):
+            found = super().detect(images, **options)
+            return found if self.weights is None else found._replace(boxes=found.boxes + 30)
+
+    model = Detector()
+    plain, found = (detection(model, dataset, resamples=0, gallery=0, sanity=sanity) for sanity in (False, True))
+    assert {name: found.metrics[name] for name in plain.metrics} == plain.metrics and model.weights is None
+    assert found.metrics["mass/ap@0.5"]["value"] > 0.9 and found.metrics["mass/ap@0.5_randomised"]["value"] == 0
+    assert "random weights" in found.protocol and "random weights" not in plain.protocol

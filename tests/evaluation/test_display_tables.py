@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.evaluation import display
 from mammoclip_jax.evaluation.tables import latex_table, shown
 
 TABLE = pd.DataFrame({"metric": ["mass/auroc_image", "100 % & more"], "value": [0.83, None], "low": [0.78, None],
@@ -21,3 +22,8 @@ def test_latex_is_escaped_and_intervals_stand_behind_their_value():
     assert r"100 \% \& more & -- & 0 & 0.250 & -- \\" in text
     assert r"p\_delong" in text and "low" not in text and r"\label{tab:a_b}" in text
     assert text.count(r"\\") == 3 and r"\toprule" in text
+
+
+def test_what_random_weights_do_is_headed_as_what_trained_ones_do():
+    assert display.heading("mass/ap@0.5_randomised") == ("AP, IoU 0.5, random weights", "plain")
+    assert display.heading("mass/energy_ratio_randomised") == ("Energy ÷ share, random weights", "times")

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from .fakes import SHAPE, FakeDataset, FakeModel
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
 from mammoclip_jax.evaluation.saliency import breast_mask, inside, look, peak_of, saliency
 
@@ -139,3 +140,29 @@ def test_a_method_and_its_options_reach_the_model():
 
     result = saliency(Model(), FakeDataset(3), method="occlusion", options={"window": 8}, resamples=0, gallery=0)
     assert "occlusion at stage head, window=8 of the cosine" in result.protocol
+
+
+@pytest.mark.parametrize("kind", ["classifier", "detector"])
+def test_a_classifier_is_asked_about_its_labels(kind):
+    class Labelled(FakeModel):
+        labels = ("calcification", "mass")
+
+        def saliency(self, images, directions, *, stage, method, **options):
+            asked.append(directions)
+            return super().saliency(images, directions, stage=stage, method=method)
+
+    asked, model = [], Labelled()
+    model.kind = kind
+    result = saliency(model, FakeDataset(6), resamples=0, gallery=0)
+    assert all((directions == [0, 1]).all() for directions in asked) and asked      # no image has a calcification's box
+    assert result.metrics["mass/pointing_game"]["value"] == 1
+    assert "of the label's logit" in result.protocol and "texts" not in result.protocol
+
+
+def test_labels_that_are_not_there_are_errors():
+    with pytest.raises(UserError, match="no label of the evaluator saliency 'masss'. Did you mean 'mass'"):
+        saliency(FakeModel(), FakeDataset(2), labels=("masss",))
+    model = FakeModel()
+    model.labels = ("A", "B")
+    with pytest.raises(UserError, match="this model is asked about A, B: give its option labels"):
+        saliency(model, FakeDataset(2))

@@ -1,4 +1,4 @@
-"""The classification head: logits are pooled @ kernel + bias, and what config.model must have."""
+"""The classification head: logits are pooled @ kernel + bias, over views too, and what config.model must have."""
 
 import jax
 import jax.numpy as jnp
@@ -89,3 +89,40 @@ def test_wrong_options_say_what_is_right(change, message):
 def test_missing_field_is_named():
     with pytest.raises(UserError, match="lacks activation"):
         models.classifier({name: value for name, value in OPTIONS.items() if name != "activation"})
+
+
+THERE = np.array([[True, True, True, True], [True, False, True, False], [False, False, False, True]])
+
+
+@pytest.fixture(scope="module")
+def views():
+    return np.random.default_rng(1).normal(size=(12, 32, 32, 3)).astype(np.float32)
+
+
+def view_weights(params, features, combine):
+    """[3, 4] in plain NumPy."""
+    if combine == "mean":
+        return THERE / THERE.sum(axis=1, keepdims=True)
+    attention = jax.tree.map(np.asarray, params["view_attention"])
+    tanh, gate = (features @ attention[name]["kernel"] + attention[name]["bias"] for name in ("tanh", "gate"))
+    scores = (np.tanh(tanh) / (1 + np.exp(-gate)) @ attention["score"]["kernel"])[..., 0]
+    return np.exp(scores) * THERE / (np.exp(scores) * THERE).sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("combine", ["mean", "max", "attention"])
+def test_views_are_combined_and_one_that_is_not_there_changes_nothing(combine, views):
+    model = models.classifier(OPTIONS | {"combine": combine})
+    variables = jax.jit(model.init)(jax.random.key(0), views[:1])
+    assert ("view_attention" in variables["params"]) == (combine == "attention")
+    logits = jax.jit(lambda x, there: model.apply(variables, x, there, method="of_views"))
+    features = np.asarray(model.apply(variables, views, method="features")[0]).reshape(3, 4, -1)
+    if combine == "max":
+        whole = np.where(THERE[..., None], features, -np.inf).max(axis=1)
+    else:
+        whole = (features * view_weights(variables["params"], features, combine)[..., None]).sum(axis=1)
+    head = variables["params"]["classification_head"]
+    found = logits(views, THERE)
+    np.testing.assert_allclose(found, whole @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(logits(np.where(THERE.reshape(-1, 1, 1, 1), views, 9.0), THERE), found)
+    alone = model.apply(variables, views, np.ones((12, 1), bool), method="of_views")
+    np.testing.assert_allclose(alone, model.apply(variables, views)[0], rtol=1e-5, atol=1e-6)
