@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,7 @@ class MetricWriter:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.add_scalar(re.sub(r"[^-/\w.]", "_", name), value, step)     # what TensorBoard takes as a name
 
     def close(self) -> None:
         if self.active:

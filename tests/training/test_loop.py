@@ -186,3 +186,10 @@ def test_progress_counts_training_time_alone():
 
     figures = Progress(total=30, first=10, images_per_step=16, ledger=Ledger()).figures(15)
     assert figures == {"images_per_second": 16.0, "data_wait_share": 0.1, "seconds_left": 15.0}
+
+
+def test_names_that_tensorboard_does_not_take_are_no_news(tmp_path, caplog):
+    writer = MetricWriter(tmp_path, resumed_step=0)
+    writer.write(1, {"eval/phantom/mass@0.5/sensitivity@0.125_fp": 0.5})
+    writer.close()
+    assert not caplog.records and "mass@0.5" in (tmp_path / "metrics.jsonl").read_text()
