@@ -1,15 +1,14 @@
 """Fine-tuning on phantom exams: which images show a mass, which calcifications?
 
     python -m mammoclip_jax.finetune --config=configs/phantom_classifier.py --workdir=runs/classifier
-    python -m mammoclip_jax.finetune --config=configs/phantom_classifier.py --workdir=runs/tuned \
-        --config.warm_start.image.weights=runs/demo
 
-The same images and encoder as configs/demo.py.
+The encoder is a Lite one, without squeeze-and-excitation, and its pooling is a generalised mean: late maps stay local, so
+that Grad-CAM has something to show.
 """
 
 from mammoclip_jax.config import defaults
 
-GEOMETRY = dict(geometry="fit", height=192, width=128, intensity="voi", bits=8)
+GEOMETRY = dict(geometry="fit", height=256, width=176, intensity="voi", bits=8)
 
 
 def get_config():
@@ -24,10 +23,9 @@ def get_config():
     config.image.channels = 1
     config.augment.update(affine_probability=0.5, rotate=10.0, translate=0.05, scale=(0.9, 1.1), shear=5.0)
 
-    config.model.image.update(name="efficientnet", variant="b0", width=0.5, depth=0.5, pooling="max", drop_rate=0.0,
+    config.model.image.update(name="efficientnet", variant="lite0", width=0.5, depth=0.5, pooling="gem", drop_rate=0.0,
                               drop_connect_rate=0.0, batch_norm_momentum=0.9)
     config.model.labels = ("mass", "calcification")
-    config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
     config.task.update(kind="classifier", pos_weight="balanced", monitor="eval/phantom/classification/mass/auroc_image",
                        patience=4)
 
@@ -38,4 +36,5 @@ def get_config():
     train.eval_every, train.checkpoint_every = 60, 60
     config.evaluate.curve_evaluators.classification = dict(resamples=0)
     config.evaluate.evaluators.classification = dict(choose_on="val")
+    config.evaluate.evaluators.saliency = dict(stage="head", sanity=True)
     return config
