@@ -25,7 +25,7 @@ def get_config(label="density"):
     config.model.image.update(name="efficientnet", variant="lite0", batch_norm_momentum=0.9)
     config.model.labels = LABELS[label]
     config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
-    # With so few films the statistics of ImageNet serve better than those of batches of 16.
+    # Batch statistics stay those of ImageNet: a batch of 16 films says little of them (docs/finetune.md).
     config.task.update(kind="classifier", encoder="eval", folds=5, fold=-1)
     if label == "density":
         config.model.activation, config.task.label = "softmax", "density"
