@@ -30,10 +30,10 @@ def get_config():
     config.task.monitor = "eval/phantom/detection/mass/ap@0.5"
 
     train = config.train
-    train.batch_size, train.steps, train.warmup_steps = 16, 450, 45
+    train.batch_size, train.steps, train.warmup_steps = 16, 360, 36
     train.lr, train.weight_decay, train.clip_norm = 2e-3, 0.05, 1.0
     train.no_decay = (r".*(bias|scale)$",)
-    train.eval_every, train.checkpoint_every = 75, 75
+    train.eval_every, train.checkpoint_every = 90, 90
     config.evaluate.curve_evaluators.detection = dict(resamples=0)
     config.evaluate.evaluators.detection = dict(sanity=True)
     return config

@@ -105,7 +105,8 @@ def defaults() -> ConfigDict:
             # are counted over the whole batch; batch statistics are those of a part.
             "micro_batches": {"image": 1, "text": 1},
             "lr": 5e-5,
-            "warmup_steps": 100,
+            "warmup_steps": 100,            # linear, from 0
+            "schedule": "cosine",           # after it: cosine or linear to 0, or constant
             "layer_decay": 1.0,             # factor on the rate of each layer of the image encoder, from the last down
             "weight_decay": 1e-4,
             "b1": 0.9, "b2": 0.999, "eps": 1e-8,

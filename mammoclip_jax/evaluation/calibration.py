@@ -186,8 +186,14 @@ def on_validation(validation: Scored, test: Scored, *, resamples: int = statisti
         found = {name: entry for name, entry in found.items() if name.endswith("_recalibrated")}
         return found if classes else operating_point(*pairs, **options) | found
     except UserError as error:
-        names = (() if classes else ("threshold", *DECISIONS)) + ("ece_recalibrated", "brier_recalibrated")
-        return dict.fromkeys(names, statistics.entry(None, n=len(test.truth), reason=str(error)))
+        return not_chosen(test, str(error))
+
+
+def not_chosen(test: Scored, reason: str) -> dict[str, dict[str, Any]]:
+    """The metrics of `on_validation`, each without a value, for that reason."""
+    names = () if test.prediction.ndim == 2 else ("threshold", *DECISIONS)
+    return dict.fromkeys((*names, "ece_recalibrated", "brier_recalibrated"),
+                         statistics.entry(None, n=len(test.truth), reason=reason))
 
 
 def _need_both(truth: np.ndarray, what: str) -> None:

@@ -36,6 +36,8 @@ CLASSES = {"accuracy": confusion.ACCURACY, "balanced_accuracy": confusion.BALANC
            "macro_auroc": discrimination.MACRO_AUROC, "brier": probability.BRIER,
            "ece": probability.expected_calibration_error()}
 
+OVER_CLASSES = "Averages over classes are over those that occur."    # for the protocols of what calls `multiclass`
+
 
 class Scored(NamedTuple):
     """What is scored at one level, where the truth is known."""

@@ -27,15 +27,13 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
         unit: that is scored at once, "image", "breast" or "exam". None: what the model was trained on. Scores of images
             are put together to breasts and exams as well.
         choose_on: a split, such as "val", on which a threshold is chosen and probabilities are recalibrated: adds the
-            metrics of `calibration.on_validation`.
+            metrics of `calibration.on_validation`. They have a reason and no value where the data set lacks that
+            split, or where it is among what is scored.
         patients: limits the work to so many, drawn by `seed`.
 
     Raises:
-        UserError: no such split or unit, labels that are none of the model's, or choices made on what is scored.
+        UserError: no such split or unit, or labels that are none of the model's.
     """
-    if choose_on and (choose_on == split or "all" in (choose_on, split)):
-        raise UserError(f"choose_on={choose_on!r} and split={split!r}: what is chosen on the images that are scored "
-                        "flatters; choose on the validation part.")
     task = model.config.task
     label, unit = (task.label if label is None else label), unit or task.unit
     check_name(unit, UNITS, "unit")
@@ -45,7 +43,8 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
     means = tuple(level for level in levels if level.how == "mean")
     options = {"resamples": resamples, "seed": seed}
     rows, known = _predict(model, dataset, select(dataset.index, split, patients, seed), wanted, unit)
-    chosen = _predict(model, dataset, select(dataset.index, choose_on), wanted, unit) if choose_on else None
+    missing = _why_not(dataset, choose_on, split)
+    chosen = _predict(model, dataset, select(dataset.index, choose_on), wanted, unit) if choose_on and not missing else None
     metrics, tables = {}, []
     for name, (truth, prediction) in known.items():
         if label:
@@ -55,21 +54,36 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
         else:
             found = scores_of.binary(rows, truth, prediction, levels=levels, **options)
             columns = {"truth": truth, "score": prediction}
-        for level in means if chosen else ():
-            both = [scored(at, *of[name], level) for at, of in (chosen, (rows, known))]
-            more = calibration.on_validation(*both, **options)
+        for level in means if choose_on else ():
+            here = scored(rows, truth, prediction, level)
+            if missing:
+                more = calibration.not_chosen(here, missing)
+            else:
+                more = calibration.on_validation(scored(chosen[0], *chosen[1][name], level), here, **options)
             found |= {key + level.suffix: entry for key, entry in more.items()}
         metrics |= {f"{name}/{key}": entry for key, entry in found.items()}
         tables.append(rows[list(IDENTITY)].assign(label=name, **columns))
     protocol = [f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
                 f"{unit} at a time."]
     if label:
-        protocol += ["Averages over classes are over those that occur."]
-    if choose_on:
+        protocol += [scores_of.OVER_CLASSES]
+    if missing:
+        protocol += [f"No threshold and no recalibration: {missing}"]
+    elif choose_on:
         protocol += [f"Chosen on split {choose_on}: threshold (Youden) of the decisions, and the scaling (Platt; of classes "
                      "by temperature) behind what is recalibrated."]
     protocol += [f"Intervals: {statistics.INTERVAL}."]
     return Result("classification", " ".join(protocol), metrics, {"predictions": pd.concat(tables, ignore_index=True)})
+
+
+def _why_not(dataset, choose_on: str, split: str) -> str:
+    """Why nothing can be chosen on that split, or ""."""
+    if choose_on and (choose_on == split or "all" in (choose_on, split)):
+        return (f"what is chosen on the images that are scored flatters, and split {choose_on!r}, to choose on, is among "
+                f"those of split {split!r}.")
+    if choose_on and choose_on not in set(dataset.index["split"]):
+        return f"the data set has no split {choose_on!r} to choose on."
+    return ""
 
 
 def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):

@@ -41,6 +41,8 @@ def _pooled(name: str, tables: list[pd.DataFrame], resamples: int, seed: int) ->
             for fold, table in enumerate(tables) for metric, entry in _metrics(table, name, 0, seed).items()]
     protocol = (f"{len(tables)} folds by patient; every image scored once, by the model that did not see its patient. "
                 f"Metrics over all of them together. Intervals: {statistics.INTERVAL}, with the models as they are.")
+    if any(classes for *_, classes in predictions.labels(whole, name)):
+        protocol += f" {classification.OVER_CLASSES}"
     return Result(name.rpartition("/")[0] or name, protocol, metrics, {"predictions": whole, "folds": pd.DataFrame(each)})
 
 

@@ -118,7 +118,10 @@ def linear_probe(model, dataset, *, label: str | Sequence[str] = "", split: str 
                 metrics |= {f"{name} at {setting.name}/{metric}": _mean(metric, found)
                             for metric in _SHOWN[bool(task.classes)]}
     tables = {name: pd.DataFrame(lines) for name, lines in tables.items()} | _joined(predicted)
-    return Result("linear_probe", _protocol(split, folds, seeds, representation, options), metrics, tables)
+    protocol = _protocol(split, folds, seeds, representation, options)
+    if any(classes for classes, _ in predicted.values()):
+        protocol += f" {classification.OVER_CLASSES}"
+    return Result("linear_probe", protocol, metrics, tables)
 
 
 def _check(index: pd.DataFrame, labels: Sequence[str], folds: int, seeds: Sequence[int]) -> None:

@@ -56,6 +56,7 @@ STAGES = (
 _STEM = (3, 2)  # kernel size and stride
 
 PADS = ("nominal", "detector", "symmetric", "same")
+STRIDES = (8, 16, 32)
 REMAT = ("none", "block", "expand", "conv")
 # Names of what is kept (layers.py). Expansions are half of what convolutions make, and cheap to make again.
 _POLICIES = {"block": ("moments",), "expand": ("moments", "conv"), "conv": ("moments", "conv", "expand")}
@@ -76,10 +77,15 @@ class BlockSpec(NamedTuple):
     outputs: int
 
 
-def block_specs(width: float, depth: float, lite: bool = False) -> list[BlockSpec]:
-    """The blocks of all stages for these multipliers; squeeze-excite has a quarter of the block's input channels."""
-    specs = []
+def block_specs(width: float, depth: float, lite: bool = False, output_stride: int = 32) -> list[BlockSpec]:
+    """The blocks of all stages for these multipliers; squeeze-excite has a quarter of the block's input channels.
+
+    Stages that would take the whole network's stride beyond `output_stride` keep the resolution of the one before.
+    """
+    specs, total = [], _STEM[1]
     for stage, (repeats, size, stride, expansion, inputs, outputs) in enumerate(STAGES, start=1):
+        stride = stride if total * stride <= output_stride else 1
+        total *= stride
         fixed = lite and stage in (1, len(STAGES))
         inputs = inputs if lite and stage == 1 else round_channels(inputs, width)
         outputs = round_channels(outputs, width)
@@ -108,7 +114,9 @@ def same_pad(length: int, size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def pads(variant: str, kind: str = "nominal", depth: float | None = None) -> dict[str, Pads]:
+def pads(
+    variant: str, kind: str = "nominal", depth: float | None = None, output_stride: int = 32
+) -> dict[str, Pads]:
     """Zeros around every spatial convolution, by layer: {"stem": ((top, bottom), (left, right)), "block00": ...}.
 
     Published weights were trained with amounts fixed at construction for a square input of the nominal size, and
@@ -123,7 +131,7 @@ def pads(variant: str, kind: str = "nominal", depth: float | None = None) -> dic
     scaling = VARIANTS[variant]
     length = scaling.size
     table = {}
-    specs = block_specs(1.0, depth or scaling.depth, scaling.lite)
+    specs = block_specs(1.0, depth or scaling.depth, scaling.lite, output_stride)
     layers = [("stem", *_STEM)] + [(block_name(i), spec.size, spec.stride) for i, spec in enumerate(specs)]
     for name, size, stride in layers:
         table[name] = (((size - 1) // 2,) * 2 if kind == "symmetric" else same_pad(length, size, stride),) * 2
@@ -185,6 +193,8 @@ class EfficientNet(nn.Module):
         pooling: of the head map, "avg", "max" or "gem" (generalised mean, learnable exponent from 3).
         drop_rate: dropout after pooling in place of the variant's.
         drop_connect_rate: of the last block; earlier ones in proportion to their index.
+        output_stride: of the head map, in pixels; 16 or 8 for maps that show smaller things. Late stages then do not
+            stride, and are not dilated: weights trained at 32 see their neighbours nearer than they did.
         remat: what the backward pass computes again: "none", a whole "block" at a time, all but the outputs of
             convolutions ("conv"), or of those but the expansions ("expand"); one for all, or one for each of the seven
             stages with commas between.
@@ -208,6 +218,7 @@ class EfficientNet(nn.Module):
     pooling: str = "avg"
     drop_rate: float | None = None
     drop_connect_rate: float = 0.2
+    output_stride: int = 32
     remat: str = "none"
     scan: bool = False
     rows: str | None = None
@@ -222,6 +233,9 @@ class EfficientNet(nn.Module):
         self.taps = tuple(self.taps)    # a list, from JSON, has no hash
         super().__post_init__()
         check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": POOLING})
+        if self.output_stride not in STRIDES:
+            raise UserError(f"EfficientNet's output_stride={self.output_stride} must be one of "
+                            f"{', '.join(map(str, STRIDES))}.")
         if len(self._remats()) != len(STAGES) or not set(self._remats()) <= set(REMAT):
             raise UserError(f"EfficientNet's remat={self.remat!r} must be one of {', '.join(REMAT)}, or "
                             f"{len(STAGES)} of them with commas between, one a stage.")
@@ -314,10 +328,11 @@ class EfficientNet(nn.Module):
 
     def _specs(self):
         scaling = VARIANTS[self.variant]
-        return block_specs(self.width or scaling.width, self.depth or scaling.depth, scaling.lite)
+        width, depth = self.width or scaling.width, self.depth or scaling.depth
+        return block_specs(width, depth, scaling.lite, self.output_stride)
 
     def _pads(self):
-        return None if self.pads == "same" else pads(self.variant, self.pads, self.depth)
+        return None if self.pads == "same" else pads(self.variant, self.pads, self.depth, self.output_stride)
 
     @staticmethod
     def _padding(table, name, shape, size, stride):

@@ -7,15 +7,26 @@ import jax.numpy as jnp
 import optax
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import lookup
+
+# (rate after the warm-up, steps left) -> schedule. The cosine is Mammo-CLIP's (codebase/breastclip/scheduler/
+# warmup_cosine.py), lr cos^2(pi t / 2), which is lr (1 + cos(pi t)) / 2.
+SCHEDULES = {
+    "cosine": optax.cosine_decay_schedule,
+    "linear": lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
+    "constant": lambda lr, steps: optax.constant_schedule(lr),
+}
 
 
 def schedule(config) -> optax.Schedule:
-    """Linear warm-up from 0 to `lr`, then `lr * cos^2(pi/2 t)` to 0, by step.
+    """The rate by step: linear warm-up from 0 to `lr`, then as `config.schedule` says, to 0 at the last step or constant.
 
-    Mammo-CLIP's schedule (codebase/breastclip/scheduler/warmup_cosine.py); cos^2(pi t / 2) is (1 + cos(pi t)) / 2.
+    Raises:
+        UserError: there is no such schedule.
     """
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0, peak_value=config.lr, warmup_steps=config.warmup_steps, decay_steps=config.steps)
+    after = lookup(SCHEDULES, config.schedule, "config.train.schedule")(config.lr, config.steps - config.warmup_steps)
+    warm_up = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    return optax.join_schedules([warm_up, after], [config.warmup_steps])
 
 
 def make_optimizer(config, params, towers=()) -> optax.GradientTransformation:

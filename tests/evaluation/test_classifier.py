@@ -103,8 +103,21 @@ def test_a_threshold_and_a_scaling_come_from_the_validation_part():
     assert found.metrics["mass/brier_recalibrated_image"]["value"] == pytest.approx(((scaled - truth) ** 2).mean())
     assert found.metrics["mass/brier_recalibrated_image"]["value"] < found.metrics["mass/brier_image"]["value"]
     assert "Chosen on split val" in found.protocol and "Chosen" not in plain.protocol
-    with pytest.raises(UserError, match="flatters"):
-        classification(model, dataset, choose_on="test")
+    assert parts["test"][0].size == found.metrics["mass/sensitivity_image"]["n"]
     dataset.index["labels"] = np.where(dataset.index["split"] == "val", '{"mass": 0}', dataset.index["labels"])
     reason = classification(model, dataset, choose_on="val", resamples=0).metrics["mass/threshold"]["reason"]
     assert "needs positive and negative cases" in reason
+
+
+@pytest.mark.parametrize("choose_on, split, reason", [
+    ("test", "test", "flatters"), ("val", "all", "flatters"), ("dev", "test", "no split 'dev'")])
+def test_where_nothing_can_be_chosen_the_rest_is_scored_and_a_reason_given(choose_on, split, reason):
+    dataset, model = FakeDataset(6, seed=1), FakeClassifier()
+    plain = classification(model, dataset, split=split, resamples=0)
+    found = classification(model, dataset, split=split, choose_on=choose_on, resamples=0)
+    assert {name: found.metrics[name] for name in plain.metrics} == plain.metrics
+    for name in ("threshold_image", "kappa", "brier_recalibrated_exam"):
+        entry = found.metrics[f"mass/{name}"]
+        assert entry["value"] is None and reason in entry["reason"] and entry["n"] == plain.metrics["mass/auroc" + {
+            "threshold_image": "_image", "kappa": "", "brier_recalibrated_exam": "_exam"}[name]]["n"]
+    assert reason in found.protocol

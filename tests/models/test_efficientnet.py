@@ -190,6 +190,28 @@ def test_features_equal_torch(variant, size, train_size):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("output_stride, late", [(16, (6,)), (8, (4, 6))])
+def test_late_stages_without_their_stride_equal_torch(output_stride, late):
+    """The same network with the strides of its late stages taken out, and pads to match."""
+    import torch
+
+    model = EfficientNet(output_stride=output_stride, **SMALL, **FIXED)
+    variables, x = random_variables(EfficientNet(**SMALL, **FIXED)), image(SMALL_SIZE)
+    theirs = torch_model(model, variables)
+    specs = block_specs(SMALL["width"], SMALL["depth"])
+    for i, spec in enumerate(specs):
+        if spec.stage in late and spec.stride == 2:
+            convolution = theirs._blocks[i]._depthwise_conv
+            convolution.stride, convolution.static_padding = (1, 1), torch.nn.ZeroPad2d(spec.size // 2)
+    _, stages, _ = run(model, variables, x, False)
+    with torch.no_grad():
+        head = theirs.eval().extract_features(torch.tensor(x.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+    close(stages["head"], head)
+    grids = model.stage_grids(*SMALL_SIZE[1:3])
+    assert grids["head"][0] == output_stride and grids["stage3"] == EfficientNet(**SMALL).stage_grids(75, 106)["stage3"]
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize(
     "options", [SMALL, SMALL_LITE, pytest.param({"variant": "b0"}, marks=pytest.mark.slow)], ids=str)
 def test_gradients_equal_torch(options):
@@ -449,7 +471,8 @@ def test_any_number_of_channels():
 
 @pytest.mark.parametrize("options, message", [
     ({"variant": "b9"}, "variant 'b9'.*b0"), ({"pads": "nominl"}, "Did you mean 'nominal'"),
-    ({"remat": "all"}, "remat='all' must be one of"), ({"remat": "block,block"}, "one a stage"), ({"pooling": "mean"}, "pooling 'mean'"),
+    ({"remat": "all"}, "remat='all' must be one of"), ({"remat": "block,block"}, "one a stage"),
+    ({"pooling": "mean"}, "pooling 'mean'"), ({"output_stride": 4}, "output_stride=4 must be one of 8, 16, 32"),
 ])
 def test_wrong_options_name_the_right_ones(options, message):
     with pytest.raises(UserError, match=message):
@@ -461,10 +484,11 @@ if __name__ == "__main__":
         write_golden(*item)
 
 
-@pytest.mark.parametrize("kind", ["nominal", "detector", "symmetric", "same"])
-def test_stage_grids_say_where_a_cell_looks(kind):
+@pytest.mark.parametrize("kind, output_stride", [
+    ("nominal", 32), ("nominal", 8), ("detector", 32), ("symmetric", 32), ("same", 32)])
+def test_stage_grids_say_where_a_cell_looks(kind, output_stride):
     """The pixels that a cell of an averaging network depends on are centred there."""
-    model = EfficientNet(variant="b0", width=0.25, depth=0.3, pads=kind)
+    model = EfficientNet(variant="b0", width=0.25, depth=0.3, pads=kind, output_stride=output_stride)
     height, width = 192, 208
     grids = model.stage_grids(height, width)
     image = jnp.ones((1, height, width, 1))

@@ -94,6 +94,20 @@ def test_published_schedule():
         np.testing.assert_allclose(rate(step), expected, atol=1e-12)
 
 
+def test_other_schedules():
+    config = tiny_config().train
+    config.update(steps=1100, warmup_steps=100, lr=5e-5)
+    for name, late in (("linear", (5e-5, 2.5e-5, 0)), ("constant", (5e-5, 5e-5, 5e-5))):
+        config.schedule = name
+        rates = [schedule(config)(step) for step in (0, 50, 100, 600, 1100)]
+        np.testing.assert_allclose(rates, (0, 2.5e-5, *late), atol=1e-12)
+    config.warmup_steps = 0
+    assert float(schedule(config)(0)) == np.float32(5e-5)
+    config.schedule = "cosin"
+    with pytest.raises(UserError, match="cosine"):
+        schedule(config)
+
+
 def test_frozen_parameters_stay_and_excluded_ones_do_not_decay():
     params = {"image": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "text": {"kernel": jnp.ones(3)}}
     config = tiny_config().train
