@@ -7,7 +7,8 @@ paper runs at 518 x 518, at four times as many tokens. No paper's recipe: losses
         --config.warm_start.image.weights=facebook/dinov2-with-registers-base \
         --config.warm_start.text.weights=emilyalsentzer/Bio_ClinicalBERT
 
-`--config=configs/clip_vit_b14.py:tpu` computes in bfloat16, and the text encoder's blocks again.
+`--config=configs/clip_vit_b14.py:tpu` computes in bfloat16, the text encoder's blocks again, and attention in a kernel
+for TPUs that leaves no weights in memory.
 """
 
 import runpy
@@ -18,4 +19,6 @@ def get_config(hardware=""):
     config = runpy.run_path(str(Path(__file__).with_name("mammoclip_b5.py")))["get_config"](hardware)
     config.name = "CLIP ViT-B/14"
     config.model.image = dict(name="dinov2", variant="base", registers=4, pooling="all", remat="block")
+    if hardware == "tpu":
+        config.model.image.attention = "flash"
     return config

@@ -1,15 +1,20 @@
 """Softmax attention whose memory does not grow with the square of the number of tokens."""
 
+import functools
+import math
 import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-ATTENTIONS = ("auto", "plain", "chunked")
+ATTENTIONS = ("auto", "plain", "chunked", "flash")
 CHUNK = 256  # queries at a time, at most
+BLOCK = 768  # queries, and keys, that are on the chip together in the TPU kernel, at most
+_LANES = 128
 PLAIN_LENGTH = 512  # up to here "auto" makes all weights at once
 _RECORDED = "queries_and_keys"
 
@@ -24,12 +29,66 @@ def attention(
         how: "plain" makes all weights [N heads Q K] at once and keeps them for the backward pass; "chunked" goes
             through the queries `chunk` at a time and computes the weights again in the backward pass (Rabe and Staats
             2021, arXiv:2112.05682, over queries alone), so that [N heads chunk K] is the most that is ever held;
-            "auto" is "chunked" above 512 queries.
+            "auto" is "chunked" above 512 queries; "flash" on a TPU never writes weights to memory (`flash`), and is
+            "chunked" elsewhere.
         chunk: the most queries at a time; they are shared out evenly, so that few rows are filled up.
     """
-    length = query.shape[2]
-    if how == "plain" or (how == "auto" and length <= PLAIN_LENGTH):
+    if how == "plain" or (how == "auto" and query.shape[2] <= PLAIN_LENGTH):
         return _plain(query, key, value)
+    chunked = functools.partial(_chunked, chunk=chunk)
+    if how == "flash":
+        return lax.platform_dependent(query, key, value, tpu=flash, default=chunked)
+    return chunked(query, key, value)
+
+
+def flash(
+    query: Float[Array, "N heads Q d"], key: Float[Array, "N heads K d"], value: Float[Array, "N heads K d"]
+) -> Float[Array, "N heads Q d"]:
+    """`attention` by jax's Pallas kernel for TPUs (Dao et al. 2022, arXiv:2205.14135): weights stay on the chip.
+
+    Lengths are filled up to whole blocks; what was filled up attends to itself alone. The compiler cannot split a
+    kernel over devices, so that under `jax.set_mesh` each runs it on its rows N.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(mesh.axis_names)
+    while query.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    if mesh.empty or mesh.size == 1:
+        return _kernel(query, key, value)
+    split = PartitionSpec(axes)
+    return jax.shard_map(_kernel, in_specs=split, out_specs=split, check_vma=False)(query, key, value)
+
+
+def _kernel(query, key, value):
+    from jax.experimental.pallas.ops.tpu import flash_attention as pallas
+
+    (queries, block_q), (keys, block_k) = (_whole_blocks(x.shape[2]) for x in (query, key))
+    rows = query.shape[0]
+
+    def filled(x, length):
+        return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
+
+    def real(length, whole):
+        return jnp.broadcast_to(jnp.arange(whole) < length, (rows, whole)).astype(jnp.int32)
+
+    blocks = pallas.BlockSizes(
+        block_q, block_k, block_k, 1, block_q_major_dkv=block_q, block_k_major_dkv=block_k, block_k_dkv=block_k,
+        block_q_dkv=block_q, block_k_major_dq=block_k, block_k_dq=block_k, block_q_dq=block_q)
+    segments = pallas.SegmentIds(real(query.shape[2], queries), real(key.shape[2], keys))
+    out = pallas.flash_attention(filled(query, queries), filled(key, keys), filled(value, keys), None, segments,
+                                 sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks)
+    return out[:, :, :query.shape[2]]
+
+
+def _whole_blocks(length: int) -> tuple[int, int]:
+    """(length filled up, size of a block): equal blocks, of whole lanes, as few as BLOCK allows."""
+    parts = -(-length // BLOCK)
+    size = -(-length // (parts * _LANES)) * _LANES
+    return parts * size, size
+
+
+def _chunked(query, key, value, chunk):
+    length = query.shape[2]
     parts = -(-length // chunk)
     size = -(-length // parts)
     filled = jnp.pad(query, ((0, 0), (0, 0), (0, parts * size - length), (0, 0)))

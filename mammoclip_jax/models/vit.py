@@ -256,7 +256,7 @@ class VisionTransformer(nn.Module):
             last norm, as MaMA's `--pool_feat`), "cls+mean" (the first two, 2 x width).
         drop_path: of the last block; from 0 in the first in equal steps.
         stages: numbers of the blocks, from 1, whose patch maps are returned; None for the ends of the four quarters.
-        attention: "plain", "chunked" or "auto" (see `attention.attention`).
+        attention: "plain", "chunked", "flash" or "auto" (see `attention.attention`).
         remat: what the backward pass computes again: "none" or a whole "block" at a time.
         eps: of the LayerNorms.
         dtype: of products and activations; parameters, norms and softmax are float32.

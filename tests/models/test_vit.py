@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.attention import attention
+from mammoclip_jax.models.attention import attention, flash
 from mammoclip_jax.models.cubic import cubic_matrix
 from mammoclip_jax.models.vit import DINOV2, POOLING, VIT, dinov2, vit
+from mammoclip_jax.training.mesh import make_mesh
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "vit.npz"
 TINY = {"width": 32, "depth": 2, "heads": 4, "patch": 4, "size": 20}
@@ -285,6 +287,42 @@ def attend(query, key, value, how, chunk):
         return jnp.sum(jnp.sin(out)), out
 
     return jax.grad(objective, has_aux=True)((query, key, value))
+
+
+def attend_with(how, arrays):
+    """Result and gradients; "flash" is the kernel itself, wherever it runs."""
+    def objective(arrays):
+        out = flash(*arrays) if how == "flash" else attention(*arrays, how)
+        return jnp.sum(jnp.sin(out)), out
+
+    return jax.jit(jax.grad(objective, has_aux=True))(arrays)
+
+
+@pytest.mark.parametrize("queries, keys", [(130, 130), (900, 50)])
+def test_the_kernel_for_tpus_equals_plain(queries, keys):
+    """Interpreted on CPU: lengths that fill no block, and two blocks of queries."""
+    arrays = tuple(2 * image((2, 1, length, 16), seed) for seed, length in enumerate((queries, keys, keys)))
+    with pltpu.force_tpu_interpret_mode():
+        fused = attend_with("flash", arrays)
+    jax.tree.map(functools.partial(close, tolerance=1e-5), fused, attend_with("plain", arrays))
+    np.testing.assert_array_equal(attention(*arrays, "flash"), attention(*arrays, "chunked"))   # on CPU
+
+
+@pytest.mark.parametrize("rows", [8, 4, 3])
+def test_each_device_runs_the_kernel_on_its_rows(rows, monkeypatch):
+    """The interpreter cannot run on several devices at once; here a plain attention stands for the kernel."""
+    arrays = tuple(image((rows, 2, 5, 8), seed) for seed in range(3))
+    seen = []
+
+    def kernel(query, key, value):
+        seen.append(len(query))
+        return attention(query, key, value, "plain")
+
+    monkeypatch.setattr("mammoclip_jax.models.attention._kernel", kernel)
+    with jax.set_mesh(make_mesh({"data": 4, "fsdp": 2})):
+        split = attend_with("flash", arrays)
+    jax.tree.map(functools.partial(close, tolerance=1e-6), split, attend_with("plain", arrays))
+    assert set(seen) == {{8: 1, 4: 1, 3: 3}[rows]}
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 16, 64])
