@@ -423,7 +423,7 @@ def test_the_last_patches_do_not_reach_the_class_token():
     (vit, {"variant": "bse"}, "Did you mean 'base'"), (dinov2, {"variant": "huge"}, "variant 'huge'.*giant"),
     (vit, {"pooling": "max"}, "pooling 'max'"), (vit, {"remat": "blok"}, "Did you mean 'block'"),
     (dinov2, {"register": 4}, "Did you mean 'registers'"), (vit, {"stages": (13,)}, "block 13"),
-    (vit, {"heads": 5}, "multiple of heads"), (vit, {"attention": "flash"}, "attention 'flash'"),
+    (vit, {"heads": 5}, "multiple of heads"), (vit, {"attention": "flsh"}, "attention 'flsh'"),
 ])
 def test_wrong_options_name_the_right_ones(build, options, message):
     with pytest.raises(UserError, match=message):
