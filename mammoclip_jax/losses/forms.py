@@ -1,6 +1,6 @@
 """The three ways in which devices compare all queries of a global batch with all keys.
 
-plain     an array program under `jit`: XLA gathers the keys, a device computes its rows of logits once for both
+plain     an array program under `jit`: every device gets all keys, computes its rows of logits once for both
           directions, and keeps them for the backward pass. The fastest.
 gathered  the same with the collectives written out in `shard_map`, independent of what the partitioner chooses.
 ring      keys go from device to device in `shard_map`, and logits exist for one chunk of them at a time
@@ -12,7 +12,7 @@ All give the summaries (losses/objectives.py) of every row and every column of t
 from math import prod
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.objectives import Objective, Vectors, summarise
@@ -44,7 +44,7 @@ def compare(
     form = choose(form, size, mesh)
     labels = None if labels is None else jax.lax.stop_gradient(labels)
     if form == "plain":
-        return summarise(objective, vectors, *judge(rows, rows, labels, duplicates))
+        return summarise(objective, _with_all_keys(vectors, mesh), *judge(rows, rows, labels, duplicates))
     axes = row_axes(size, mesh) if axes is None else axes
     if form == "gathered":
         return gathered(objective, vectors, rows, labels, duplicates, mesh, axes)
@@ -79,6 +79,14 @@ def row_axes(size: int, mesh) -> tuple[str, ...]:
         raise UserError(f"{size} rows do not split evenly over the mesh {dict(mesh.shape)}: change "
                         "config.train.batch_size, or take the form 'plain'.")
     return axes
+
+
+def _with_all_keys(vectors: Vectors, mesh) -> Vectors:
+    """Keys on every device, gathered once: left to itself the partitioner gathers queries too, and again for gradients."""
+    if mesh is None:
+        return vectors
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return vectors._replace(keys=jax.lax.with_sharding_constraint(vectors.keys, everywhere))
 
 
 def gathered(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates, mesh, axes):
