@@ -55,7 +55,7 @@ def choose(form: str, size: int, mesh) -> str:
     """The form for `size` rows: the one place that decides it.
 
     "auto" is plain up to 64 MiB of logits a device (16,384 rows on 16 devices, 4,096 on one), beyond that the ring.
-    Up to there plain is as fast as any and needs little (118 MiB a chip at 16,384 rows on 16 v5e, and up to six times
+    Up to there plain is as fast as any and needs little (106 MiB a chip at 16,384 rows on 16 v5e, and up to six times
     that for the six pairs of `mammo_clip`); beyond, its memory grows with the square of the batch.
     """
     check_name(form, FORMS, "form of the contrastive loss")
