@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.data.labelled import UNITS, Target, joined
-from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import calibration, statistics
 from mammoclip_jax.evaluation import classification as scores_of
 from mammoclip_jax.evaluation.classification import scored
