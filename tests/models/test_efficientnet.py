@@ -193,8 +193,7 @@ def test_features_equal_torch(variant, size, train_size):
 @pytest.mark.parametrize("output_stride, late", [(16, (6,)), (8, (4, 6))])
 def test_late_stages_without_their_stride_equal_torch(output_stride, late):
     """The same network with the strides of its late stages taken out, and pads to match."""
-    import torch
-
+    torch = pytest.importorskip("torch")
     model = EfficientNet(output_stride=output_stride, **SMALL, **FIXED)
     variables, x = random_variables(EfficientNet(**SMALL, **FIXED)), image(SMALL_SIZE)
     theirs = torch_model(model, variables)
