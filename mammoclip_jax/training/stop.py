@@ -17,6 +17,9 @@ class Stopped(Exception):
 class StopRequest:
     """A context that notes SIGTERM and SIGINT, for the loop to stop at the end of its step; a second SIGINT interrupts.
 
+    Where the process was started with SIGINT ignored (nohup, a script's background job), it stays ignored: Ctrl-C in that
+    terminal is meant for another program.
+
     With several processes one that is asked asks all: what each knows is put together on the devices after a step, and
     read after the next one, so that no process waits for it and all read the same.
     """
@@ -36,7 +39,8 @@ class StopRequest:
         return before is not None and bool(before)
 
     def __enter__(self):
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number, frame):

@@ -146,10 +146,28 @@ def test_a_request_to_stop_is_followed_after_the_step_and_saved(tmp_path):
     assert float(fit(tmp_path, 10).state.params["w"]) == naive(10)
 
 
-def test_a_second_interrupt_does_not_wait(tmp_path):
+@pytest.fixture
+def interrupt():
+    """Sets what SIGINT does, as it is ignored where the tests themselves were started in the background."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, interrupt):
+    interrupt(signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, 10, eval_every=2, evaluate=lambda state: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_run_in_the_background_does_not_hear_ctrl_c_and_saves_on_sigterm(tmp_path, interrupt):
+    """nohup and scripts start a process with SIGINT ignored."""
+    interrupt(signal.SIG_IGN)
+    asked = iter((signal.SIGINT, signal.SIGINT, signal.SIGTERM))
+    with pytest.raises(loop.Stopped, match="saved step 7"):
+        fit(tmp_path, 10, eval_every=2, evaluate=lambda state: os.kill(os.getpid(), next(asked)) or {})
+    assert checkpoint.load(tmp_path)[0] == 7 and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_a_save_that_fails_ends_the_run_and_the_one_before_is_gone_on_from(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import types
 
 import pandas as pd
 import pytest
+import transformers
 
 from mammoclip_jax.data.text import augment_text
 from mammoclip_jax.errors import UserError
@@ -90,9 +91,8 @@ def test_errors_name_what_to_do(folder, tmp_path, monkeypatch):
 
 
 def test_translates_with_two_models(monkeypatch):
-    """The wiring to transformers, with towers of its own interface: forth upper case, back lower case."""
-    transformers = pytest.importorskip("transformers")
-    seeds = []
+    """The wiring to transformers, which a stand-in of its interface plays here: forth upper case, back lower case."""
+    seeds, torch = [], [True]
 
     class Model:
         def eval(self):
@@ -112,14 +112,15 @@ def test_translates_with_two_models(monkeypatch):
         def batch_decode(self, ids, skip_special_tokens):
             return [self.change(text) for text in ids]
 
+    stand_in = types.SimpleNamespace(
+        AutoTokenizer=types.SimpleNamespace(from_pretrained=Tokenizer), set_seed=seeds.append,
+        AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=lambda name: Model()))
+    assert set(vars(stand_in)) <= set(dir(transformers)) and hasattr(transformers.utils, "is_torch_available")
     monkeypatch.setitem(sys.modules, "sentencepiece", types.ModuleType("sentencepiece"))
-    monkeypatch.setattr(transformers.utils, "is_torch_available", lambda: True)
-    monkeypatch.setattr(transformers, "AutoTokenizer", types.SimpleNamespace(from_pretrained=Tokenizer))
-    monkeypatch.setattr(transformers, "AutoModelForSeq2SeqLM",
-                        types.SimpleNamespace(from_pretrained=lambda name: Model()))
-    monkeypatch.setattr(transformers, "set_seed", seeds.append)
+    monkeypatch.setitem(sys.modules, "transformers", stand_in)
+    monkeypatch.setitem(sys.modules, "transformers.utils", types.SimpleNamespace(is_torch_available=lambda: torch[0]))
     assert augment_text.translator("forth", "back")(["A Mass", "b"], 3) == ["a mass", "b"]
     assert seeds == [3]
-    monkeypatch.setattr(transformers.utils, "is_torch_available", lambda: False)
+    torch[0] = False
     with pytest.raises(UserError, match="pip install torch"):
         augment_text.translator("forth", "back")
