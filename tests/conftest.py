@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join([
 
 import jax
 import pytest
+from budget import Budget
 from hypothesis import settings
 from live import declare_operators
 
@@ -28,6 +29,14 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_addoption(parser):
+    parser.addoption("--write-seconds", action="store_true", help="write what each file took into tests/seconds.csv")
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Budget(config))
 
 
 @pytest.fixture(scope="session")
