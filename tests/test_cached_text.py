@@ -19,7 +19,6 @@ from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import init_variables
 
 TEXTS = [f"finding {i} in the left breast" + ", with much more to be said of it" * (i % 3) for i in range(21)]
-FAST = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass
@@ -67,7 +66,7 @@ def tokens():
 def trained(tokens):
     """(model, variables), the tower's numbers large enough that texts differ."""
     model = models.build(tiny_config().model, tokens.vocab_size)
-    variables = jax.jit(lambda: init_variables(model, jax.random.key(0), (32, 32, 3), 24), compiler_options=FAST)()
+    variables = jax.jit(lambda: init_variables(model, jax.random.key(0), (32, 32, 3), 24))()
     return model, variables
 
 
@@ -98,7 +97,7 @@ def test_loss_and_gradients_are_those_of_the_tower_run_at_every_step(trained, to
     run = lambda apply: apply(ids, mask, method="encode_text")[0]     # noqa: E731
     cached = lambda apply: apply(stored, method="project_text")       # noqa: E731
     (one, by_run), (other, by_cache) = (
-        jax.jit(jax.value_and_grad(lambda params, text=text: loss(params, text)), compiler_options=FAST)(
+        jax.jit(jax.value_and_grad(lambda params, text=text: loss(params, text)))(
             variables["params"]) for text in (run, cached))
     np.testing.assert_allclose(other, one, rtol=1e-6)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(by_run), jax.tree.leaves(by_cache), strict=True):

@@ -31,8 +31,7 @@ def start(workdir, processes, data=None):
     folders = [f"--config.data.folders.phantom={data}/data", f"--config.data.prepare.phantom.root={data}/exams",
                f"--config.data.phantom.phantom.out={data}/exams"] if data else []
     environment = os.environ | {
-        "PROCESSES": str(processes), "DEVICES": str(DEVICES // processes), "RESTARTS": "0",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0"}      # most of the time would go into compiling
+        "PROCESSES": str(processes), "DEVICES": str(DEVICES // processes), "RESTARTS": "0"}
     return subprocess.Popen(
         ["bash", str(ROOT / "launch/local.sh"), f"--config={ROOT}/tests/configs/tiny.py", f"--workdir={workdir}",
          f"--json={workdir}/figures.json", "--config.train.batch_size=8",

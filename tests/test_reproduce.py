@@ -154,8 +154,7 @@ def weights(tmp_path_factory, data):
     config.model.dim, config.image.channels, config.data.text_length = 8, 1, 16
     words = tokenizer.Tokenize(tokenizer.train_wordpiece(["no mass", "mass", "suspicious calcification"], 200))
     module = models.build(config.model, words.vocab_size)
-    fast = {"xla_backend_optimization_level": 0}
-    variables = jax.jit(lambda key: init_variables(module, key, (HEIGHT, WIDTH, 1), 16), compiler_options=fast)(
+    variables = jax.jit(lambda key: init_variables(module, key, (HEIGHT, WIDTH, 1), 16))(
         jax.random.key(0))
     meta = {"kind": "dual_encoder", "config": json.loads(config.to_json_best_effort()), "tokenizer": words.to_json(),
             "preprocessing": json.loads((data / "dataset.json").read_text())["preprocessing"], "step": 5,

@@ -15,7 +15,6 @@ from mammoclip_jax.losses.contrastive import info_nce, sigmoid_loss
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 
 B, D = 32, 6
-FAST = {"xla_backend_optimization_level": 0}
 EVERY_FORM = ("plain", "gathered", "ring")
 MESHES = {
     "1": {"data": 1}, "2": {"data": 2}, "8": {"data": 8}, "4x2": {"data": 4, "fsdp": 2},
@@ -87,7 +86,7 @@ def program(name, case, form, mesh):
         contrast = info_nce(*vectors[:3], **options)
         return contrast.forward + 0.7 * contrast.backward, contrast.accuracy
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
 def on_mesh(mesh, dtype, vectors, mask, ids, labels):
@@ -163,7 +162,7 @@ def test_rows_may_be_on_all_devices_of_the_last_axes(data, form):
         return contrast.forward + 0.7 * contrast.backward
 
     placed = [jax.device_put(x, rows if x.ndim else replicated(mesh)) for x in vectors]
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(1, 2, 3)), static_argnums=0, compiler_options=FAST)
+    gradient = jax.jit(jax.value_and_grad(loss, argnums=(1, 2, 3)), static_argnums=0)
     expected, found = gradient("plain", *vectors), gradient(form, *placed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
@@ -173,7 +172,7 @@ def test_bfloat16_vectors_are_compared_in_float32(data):
     mesh = mesh_of("8")
     expected, _ = naive.info_nce(np.float64(queries), np.float64(keys), 7.3, np.ones(B, bool))
     for form in EVERY_FORM:
-        run = jax.jit(functools.partial(info_nce, form=form, mesh=mesh), compiler_options=FAST)
+        run = jax.jit(functools.partial(info_nce, form=form, mesh=mesh))
         loss = run(queries, keys, np.float32(7.3)).forward
         assert loss.dtype == np.float32
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
@@ -187,7 +186,7 @@ def test_the_ring_keeps_no_block_of_logits_for_the_backward_pass():
             return info_nce(queries, keys, scale, form=form, mesh=mesh, chunk=chunk).forward
         vectors = jax.ShapeDtypeStruct((rows, dim), np.float32, sharding=batch_sharding(mesh))
         scale = jax.ShapeDtypeStruct((), np.float32, sharding=replicated(mesh))
-        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), compiler_options=FAST)
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
         return gradient.lower(vectors, vectors, scale).compile().memory_analysis().temp_size_in_bytes
 
     logits_of_a_device = rows // 8 * rows * 4

@@ -70,10 +70,7 @@ def output_weights(images, size=SIZE):
     return random.normal(size=(images, count, CLASSES)), random.normal(size=(images, count, 4))
 
 
-FAST = {"xla_backend_optimization_level": 0}     # to compile, since tests run a program once
-
-
-@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+@functools.partial(jax.jit, static_argnums=0)
 def gradients(model, variables, x, weights):
     """Gradient of the weighted outputs in training mode by every parameter, and the outputs."""
     def objective(params):
@@ -270,8 +267,8 @@ def test_gradients_on_eight_devices_equal_one():
 def test_starts_with_the_prior_and_the_anchors():
     """Every class has the probability 0.01 and every box is its anchor; other kernels have variance 2 / (k k out)."""
     model = small(features=64)
-    variables = jax.jit(model.init, compiler_options=FAST)(jax.random.key(0), image(SIZE))
-    logits, regressions = jax.jit(model.apply, compiler_options=FAST)(variables, image(SIZE))
+    variables = jax.jit(model.init)(jax.random.key(0), image(SIZE))
+    logits, regressions = jax.jit(model.apply)(variables, image(SIZE))
     np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.01, rtol=1e-5)
     assert not np.any(regressions)
     for name, size in (("fpn/P5_2", 3), ("fpn/P3_1", 1), ("regression/conv1", 3), ("classification/conv4", 3)):
@@ -306,7 +303,7 @@ def test_an_output_moves_with_its_object():
     variables = random_variables(model)
     x = np.zeros((2, 32, 1024, 3), np.float32)
     x[0, :, 400:432] = x[1, :, 528:560] = image((32, 32, 3))
-    logits, _ = jax.jit(model.apply, compiler_options=FAST)(variables, x)
+    logits, _ = jax.jit(model.apply)(variables, x)
     rows, columns = grid_sizes(32, 1024)[0]
     p3 = np.asarray(logits)[:, :rows * columns * 9].reshape(2, rows, columns, -1)
     assert np.ptp(p3[0]) > 0.1
@@ -337,7 +334,7 @@ def test_a_tap_is_a_stage_like_the_others():
     assert model.stage_grids(64, 64)["block06"] == model.stage_grids(64, 64)["stage5"]
     assert model.stage_grids(64, 64)["block07"][0] == 32
     x = image((1, 64, 64, 3))
-    _, stages = jax.jit(lambda: model.init_with_output(jax.random.key(0), x)[0], compiler_options=FAST)()
+    _, stages = jax.jit(lambda: model.init_with_output(jax.random.key(0), x)[0])()
     np.testing.assert_array_equal(stages["block06"], stages["stage5"])
     assert np.abs(stages["block07"] - stages["stage6"]).max() > 0 and stages["block07"].shape == stages["stage6"].shape
     with pytest.raises(UserError, match="no block 10 .* 10 blocks"):

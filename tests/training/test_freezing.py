@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny import FAST, HEIGHT, LENGTH, VOCABULARY, WIDTH, batch, build
+from tiny import HEIGHT, LENGTH, VOCABULARY, WIDTH, batch, build
 
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
@@ -31,7 +31,7 @@ def three_steps(config):
     """States before and after, without their keys."""
     mesh = meshes.make_mesh({"data": -1})
     _, before, step, _ = build(config, mesh)
-    step, placed, state = jax.jit(step, compiler_options=FAST), meshes.put_batch(batch(), mesh), before
+    step, placed, state = jax.jit(step), meshes.put_batch(batch(), mesh), before
     for _ in range(3):
         state, _ = step(state, placed)
     return [flatten_dict(jax.device_get(s._replace(key=None, opt_state=None))._asdict(), sep="/")
@@ -64,7 +64,7 @@ def flops(config):
     """Of the compiled gradient on one device."""
     mesh = meshes.make_mesh({}, jax.devices()[:1])
     _, state, _, gradient_fn = build(config, mesh)
-    compiled = jax.jit(gradient_fn, compiler_options=FAST).lower(state, meshes.put_batch(batch(), mesh)).compile()
+    compiled = jax.jit(gradient_fn).lower(state, meshes.put_batch(batch(), mesh)).compile()
     return compiled.cost_analysis()["flops"]
 
 
@@ -81,7 +81,7 @@ def test_the_gradients_of_the_rest_are_as_without_freezing():
     for rules in ((), ("image_encoder/", "text_encoder/encoder/layer_0/attention")):
         mesh = meshes.make_mesh({}, jax.devices()[:1])
         _, state, _, gradient_fn = build(tiny_config((), rules), mesh)
-        gradients = jax.jit(gradient_fn, compiler_options=FAST)(state, meshes.put_batch(batch(), mesh))[3]
+        gradients = jax.jit(gradient_fn)(state, meshes.put_batch(batch(), mesh))[3]
         results.append(flatten_dict(jax.device_get(gradients), sep="/"))
     zero = 0
     for path, gradient in results[0].items():

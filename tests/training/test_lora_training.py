@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny import FAST, HEIGHT, LENGTH, VOCABULARY, WIDTH, build
+from tiny import HEIGHT, LENGTH, VOCABULARY, WIDTH, build
 from tiny import batch as tiny_batch
 
 from mammoclip_jax import models
@@ -34,7 +34,7 @@ def trained():
     """(config, model, state before, state after three steps)."""
     config, mesh = tiny_config(), meshes.make_mesh({"data": -1})
     model, before, step, _ = build(config, mesh)
-    step, batch, state = jax.jit(step, compiler_options=FAST), meshes.put_batch(tiny_batch(), mesh), before
+    step, batch, state = jax.jit(step), meshes.put_batch(tiny_batch(), mesh), before
     for _ in range(3):
         state, metrics = step(state, batch)
         assert np.isfinite(metrics["loss"])
@@ -44,8 +44,7 @@ def trained():
 def encode(model, variables):
     batch = tiny_batch()
     image = (batch["image"][..., None] / 255).astype(np.float32)
-    run = jax.jit(lambda v: model.apply(v, image, batch["token_ids"], batch["token_mask"], train=False)[:2],
-                  compiler_options=FAST)
+    run = jax.jit(lambda v: model.apply(v, image, batch["token_ids"], batch["token_mask"], train=False)[:2])
     return jax.device_get(run(variables))
 
 
@@ -109,7 +108,7 @@ def test_dropout_in_training_is_that_of_the_adapters(trained):
         config.model.text.update(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
         _, state, _, gradient_fn = build(config, mesh)
         batch = meshes.put_batch(tiny_batch(), mesh)
-        loss, _, _, gradients = jax.jit(gradient_fn, compiler_options=FAST)(state, batch)
+        loss, _, _, gradients = jax.jit(gradient_fn)(state, batch)
         results[rate] = float(loss), flatten_dict(jax.device_get(gradients), sep="/")
     (loss, plain), (dropped_loss, dropped) = results[0.0], results[0.5]
     np.testing.assert_allclose(loss, dropped_loss, rtol=1e-5)
@@ -127,7 +126,7 @@ def test_gradients_are_the_same_on_eight_devices():
     for devices, sizes in ((jax.devices()[:1], {}), (jax.devices(), {"data": 4, "fsdp": 2})):
         mesh = meshes.make_mesh(sizes, devices)
         _, state, _, gradient_fn = build(tiny_config(), mesh)
-        run = jax.jit(gradient_fn, compiler_options=FAST)
+        run = jax.jit(gradient_fn)
         loss, _, _, gradients = jax.device_get(run(state, meshes.put_batch(tiny_batch(), mesh)))
         results.append((loss, flatten_dict(gradients["lora"], sep="/")))
     (loss, one), (loss8, eight) = results

@@ -1,6 +1,5 @@
 """Gradient caching: micro-batches of a tower give the gradient of one pass over the same micro-batches."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ def config_of(image="efficientnet", parts=(1, 1), dropout=0.1):
 def gradients(config, mesh):
     """(loss, batch statistics, gradients)."""
     trainer = make_trainer(config, tiny.VOCABULARY, PREPROCESSING, mesh)
-    run = jax.jit(trainer.gradient, compiler_options=tiny.FAST)
+    run = jax.jit(trainer.gradient)
     batch = meshes.put_batch(tiny.batch(BREASTS, flips=True), mesh)
     loss, _, stats, gradient = jax.device_get(run(state_of(trainer, config), batch))
     return loss, stats, gradient
@@ -68,7 +67,7 @@ def one_pass(config):
     keys = dict(zip(("image", "text"), jax.random.split(dropout_key)))
     terms = losses.build(config.losses)
 
-    @functools.partial(jax.jit, compiler_options=tiny.FAST)
+    @jax.jit
     def run(state, batch, draws):
         def loss_fn(params):
             stats, vectors = state.batch_stats, {}

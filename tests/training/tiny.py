@@ -5,7 +5,6 @@ import numpy as np
 from mammoclip_jax.trainer import make_trainer
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 32, 32, 8, 40
-FAST = {"xla_backend_optimization_level": 0}        # these programs run a few times, and take longer to compile
 
 
 def batch(breasts=8, height=HEIGHT, width=WIDTH, length=LENGTH, vocabulary=VOCABULARY, flips=False):
