@@ -4,8 +4,10 @@ A `Naming` says where each of our arrays is; reading and writing are the same ta
 what is read can be written back, key for key. Coverage is checked: nothing missing, nothing unused that is not listed.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -117,7 +119,7 @@ def write(naming: Naming, variables: Mapping[str, Any], options: Mapping[str, An
     return state | counts | naming.filled(options)
 
 
-def abstract(naming: Naming, options: Mapping[str, Any], channels: int) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract(naming: Naming, options: Mapping[str, Any], channels: int) -> Mapping[str, jax.ShapeDtypeStruct]:
     """{"collection/path": shape and dtype} of the encoder with these options."""
     named = {"name": naming.encoder} | dict(options)
     if channels:
@@ -126,8 +128,14 @@ def abstract(naming: Naming, options: Mapping[str, Any], channels: int) -> dict[
     else:
         module = models.text_encoder(named, named.get("vocab_size"))
         inputs = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), bool)
+    return traced(module, *inputs)
+
+
+@functools.lru_cache(maxsize=64)
+def traced(module, *inputs: jax.ShapeDtypeStruct) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """{"collection/path": shape and dtype} of a module's variables; kept, since tracing a large one takes seconds."""
     variables = jax.eval_shape(lambda *x: module.init(jax.random.key(0), *x, train=False), *inputs)
-    return flatten_dict(variables, sep="/")
+    return MappingProxyType(flatten_dict(variables, sep="/"))
 
 
 def _leaves(naming: Naming, paths: Iterable[str], options: Mapping[str, Any]) -> dict[str, Leaf]:

@@ -21,7 +21,7 @@ from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.retinanet import CELL_ANCHORS
 from mammoclip_jax.weights.names.efficientnet import LUKEMELAS
-from mammoclip_jax.weights.naming import Leaf, State, Tower, from_torch, read, to_torch, write
+from mammoclip_jax.weights.naming import Leaf, State, Tower, from_torch, read, to_torch, traced, write
 
 _ENCODER, _BACKBONE, _HEAD = "image_encoder.", "efficientnet.", "classifier.classification_head."
 _HEAD_LEAVES = {"kernel": Leaf(_HEAD + "weight", "dense"), "bias": Leaf(_HEAD + "bias")}
@@ -133,8 +133,8 @@ def _detector_shapes(options, channels):
     labels = [str(i) for i in range(options["classes"])]
     module = models.detector(options | {"labels": labels, "dtype": "float32"})
     image = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-    params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict({n: params[n] for n in _MODULES}, sep="/").items()}
+    names = {name.removeprefix("params/"): leaf.shape for name, leaf in traced(module, image).items()}
+    return {name: shape for name, shape in names.items() if name.partition("/")[0] in _MODULES}
 
 
 def _tower(state, prefix) -> Tower:
