@@ -31,11 +31,14 @@ SIZE = (2, 64, 96, 3)       # the original takes multiples of 32
 ENCODER = {"name": "efficientnet", "variant": "b0", "width": 0.5, "depth": 0.5, "pads": "detector", "taps": [7],
            "drop_rate": 0.0, "drop_connect_rate": 0.0}
 STAGES = ("stage5", "block07", "head")
+# Where the encoder is not the point: C3, C4, C5 are its last three stages.
+LITTLE = {"name": "resnet", "variant": "18", "width": 4, "depths": (1, 1, 1, 1)}
+LITTLE_STAGES = ("stage2", "stage3", "stage4")
 
 
-def small(dtype=jnp.float32, **options):
-    encoder = models.image_encoder(ENCODER, dtype)
-    return RetinaNet(encoder, **{"stages": STAGES, "classes": CLASSES, "features": 8, "dtype": dtype} | options)
+def small(dtype=jnp.float32, image=ENCODER, stages=STAGES, **options):
+    encoder = models.image_encoder(image, dtype)
+    return RetinaNet(encoder, **{"stages": stages, "classes": CLASSES, "features": 8, "dtype": dtype} | options)
 
 
 def shapes(model, size=64):
@@ -250,8 +253,9 @@ def test_small_network_equals_golden():
 
 def test_gradients_on_eight_devices_equal_one():
     with jax.enable_x64(True):
-        model = small(jnp.float64)
-        variables, x, weights = random_variables(model, np.float64), image((8, *SIZE[1:]), np.float64), output_weights(8)
+        model = small(jnp.float64, LITTLE, LITTLE_STAGES)
+        variables, x = random_variables(model, np.float64), image((8, 32, 64, 3), np.float64)
+        weights = output_weights(8, x.shape)
         alone, outputs_alone = gradients(model, variables, x, weights)
         mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
         batch, copied = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (("data", "fsdp"), None))
@@ -266,9 +270,8 @@ def test_gradients_on_eight_devices_equal_one():
 
 def test_starts_with_the_prior_and_the_anchors():
     """Every class has the probability 0.01 and every box is its anchor; other kernels have variance 2 / (k k out)."""
-    model = small(features=64)
-    variables = jax.jit(model.init)(jax.random.key(0), image(SIZE))
-    logits, regressions = jax.jit(model.apply)(variables, image(SIZE))
+    model, x = small(jnp.float32, LITTLE, LITTLE_STAGES, features=64), image((1, 32, 64, 3))
+    (logits, regressions), variables = jax.jit(model.init_with_output)(jax.random.key(0), x)
     np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.01, rtol=1e-5)
     assert not np.any(regressions)
     for name, size in (("fpn/P5_2", 3), ("fpn/P3_1", 1), ("regression/conv1", 3), ("classification/conv4", 3)):
@@ -280,7 +283,7 @@ def test_starts_with_the_prior_and_the_anchors():
 @pytest.mark.parametrize("height, width", [(64, 96), (100, 75), (152, 91)])
 @pytest.mark.parametrize("pads", ["detector", "nominal", "same"])
 def test_any_size_gives_an_output_for_every_anchor(height, width, pads):
-    model = RetinaNet(models.image_encoder(ENCODER | {"pads": pads}), STAGES, CLASSES, 8)
+    model = small(image=ENCODER | {"pads": pads})
     (logits, regressions), _ = jax.eval_shape(
         model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
     count = len(anchors(height, width))
@@ -289,8 +292,7 @@ def test_any_size_gives_an_output_for_every_anchor(height, width, pads):
 
 def test_a_tower_of_the_usual_strides():
     """ResNet has C3, C4, C5 of strides 8, 16 and 32: nothing but P5 and P4 is repeated."""
-    options = {"image": {"name": "resnet", "variant": "18", "width": 4}, "stages": ["stage2", "stage3", "stage4"],
-               "labels": ["mass"], "dtype": "bfloat16"}
+    options = {"image": LITTLE, "stages": LITTLE_STAGES, "labels": ["mass"], "dtype": "bfloat16"}
     model = models.detector(options)
     (logits, regressions), _ = jax.eval_shape(
         model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, 96, 64, 3), jnp.float32))
@@ -333,8 +335,7 @@ def test_a_tap_is_a_stage_like_the_others():
     assert tuple(model.stage_grids(64, 64)) == model.stage_names
     assert model.stage_grids(64, 64)["block06"] == model.stage_grids(64, 64)["stage5"]
     assert model.stage_grids(64, 64)["block07"][0] == 32
-    x = image((1, 64, 64, 3))
-    _, stages = jax.jit(lambda: model.init_with_output(jax.random.key(0), x)[0])()
+    _, stages = jax.jit(model.apply)(random_variables(model), image((1, 64, 64, 3)))
     np.testing.assert_array_equal(stages["block06"], stages["stage5"])
     assert np.abs(stages["block07"] - stages["stage6"]).max() > 0 and stages["block07"].shape == stages["stage6"].shape
     with pytest.raises(UserError, match="no block 10 .* 10 blocks"):

@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights.names import downstream
+from mammoclip_jax.weights.naming import traced
 
 DETECTOR = {
     "b5": {"image": {"name": "efficientnet", "variant": "b5", "pads": "detector", "taps": [37]},
@@ -37,8 +38,7 @@ def detector_options(variant, classes=1):
 
 
 def shapes(module):
-    variables = jax.eval_shape(module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-    return flatten_dict(variables, sep="/")
+    return traced(module, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
 
 
 def random_variables(module):
@@ -203,9 +203,9 @@ def test_state_dict_has_the_published_keys_and_shapes(variant):
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", DETECTOR)
-def test_detector_equals_torch(variant):
-    """Probabilities and regressions at 256 x 256 and at a size whose P6 and P7 have odd grids."""
+@pytest.mark.parametrize("variant, sizes", [("b2", [(1, 128, 128, 3), (2, 96, 160, 3)]), ("b5", [(1, 96, 160, 3)])])
+def test_detector_equals_torch(variant, sizes):
+    """Probabilities and regressions where every level has even sides, and where P6 and P7 have odd ones."""
     module = detector_module()
     import torch
 
@@ -214,7 +214,7 @@ def test_detector_equals_torch(variant):
     options, variables, _ = downstream.read_detector(numpy_state(theirs))
     model = models.detector(options | {"labels": ["mass", "calcification"], "dtype": "float32"})
     run = jax.jit(model.apply)
-    for size in ((1, 256, 256, 3), (2, 96, 160, 3)):
+    for size in sizes:
         ours, x = torch_image(size)
         logits, regressions = run(variables, ours)
         with torch.no_grad():
