@@ -14,10 +14,13 @@ from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_nam
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 
 
-def tiny_config():
+EFFICIENTNET = dict(name="efficientnet", variant="b0", width=0.25, depth=0.3, drop_rate=0.1, drop_connect_rate=0.2)
+VIT = dict(name="vit", variant="tiny", width=16, depth=1, heads=2)      # compiles soonest
+
+
+def tiny_config(image=VIT):
     config = defaults()
-    config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3, drop_rate=0.1,
-                              drop_connect_rate=0.2)
+    config.model.image.update(image)
     config.model.text.update(name="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
                              intermediate_size=64)
     config.model.dim = 16
@@ -49,15 +52,22 @@ def build(config, mesh):
     return trainer.init(), trainer.gradient, trainer.step
 
 
+def gradients_on(mesh):
+    """(loss, batch statistics, gradients) of EfficientNet's tower and BERT's."""
+    state, gradient_fn, _ = build(tiny_config(EFFICIENTNET), mesh)
+    loss, _, stats, gradients = jax.device_get(jax.jit(gradient_fn)(state, meshes.put_batch(tiny_batch(), mesh)))
+    return loss, stats, gradients
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return gradients_on(meshes.make_mesh({}, jax.devices()[:1]))
+
+
 @pytest.mark.parametrize("shape", [{"data": -1}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "space": 2}])
-def test_every_gradient_is_the_same_on_eight_devices(shape):
+def test_every_gradient_is_the_same_on_eight_devices(shape, alone):
     """Per parameter, since a wrong factor on a depthwise kernel shows neither in the loss nor under Adam."""
-    results = []
-    for devices, sizes in ((jax.devices()[:1], {}), (jax.devices(), shape)):
-        mesh = meshes.make_mesh(sizes, devices)
-        state, gradient_fn, _ = build(tiny_config(), mesh)
-        results.append(jax.device_get(jax.jit(gradient_fn)(state, meshes.put_batch(tiny_batch(), mesh))))
-    (loss, _, stats, gradients), (loss8, _, stats8, gradients8) = results
+    (loss, stats, gradients), (loss8, stats8, gradients8) = alone, gradients_on(meshes.make_mesh(shape))
     assert abs(loss - loss8) < 1e-5 * abs(loss)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats, stats8)
     scale = max(np.linalg.norm(g) for g in jax.tree.leaves(gradients))
