@@ -33,10 +33,17 @@ ROOT = Path(__file__).parent.parent
 
 def pytest_addoption(parser):
     parser.addoption("--write-seconds", action="store_true", help="write what each file took into tests/seconds.csv")
+    parser.addoption("--thorough", action="store_true", help="fuzz and simulate as often as the README says")
 
 
 def pytest_configure(config):
     config.pluginmanager.register(Budget(config))
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig) -> bool:
+    """Whether to fuzz and simulate at length; otherwise as often as the faults seeded for it need to be found."""
+    return pytestconfig.option.thorough
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from mammoclip_jax.errors import UserError
 
 sys.path.append(str(Path(__file__).parent / "sources"))     # the small sets of the adapters' own tests
 
-MUTANTS = 100       # of each set: 1,400 tables, each with one to four damaged cells or a damaged column
 CELLS = ["", " ", "nan", "NaN", "NULL", "inf", "-1", "-0.0", "0", "1e400", "1e30", "9" * 400, "-5.5", "1_0", "٣", "½",
          "💥" * 50, "é\u0301\u202e", "\"", "\"\"\",", "a\nb", "a\r\nb\n", "\t", "[", "[]", "['CC'", "['', None, 1e999]",
          "[[1, 2], {3: 4}]", "{}", "(1, 2)", "None", "True", "../../../x", "/", "\\", "C:\\x", "x" * 5000, "2019-02-30",
@@ -165,14 +164,16 @@ def hold(table) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
-def test_damaged_tables(name, tmp_path):
+def test_damaged_tables(name, tmp_path, thorough):
+    """25 tables of each set, or 100, each with one to four damaged cells or a damaged column."""
+    mutants = 100 if thorough else 25
     source, make, per_image, options = SETS[name]
     root = make(tmp_path / "set" if source == "chexpert" else tmp_path)
     read = sources.reader(source)
     paths = sorted(path for ending in ("*.csv", "Info.txt") for path in root.rglob(ending))
     hold(checked(read(root, **options)))
     read_whole = 0
-    for seed in range(MUTANTS):
+    for seed in range(mutants):
         rng = random.Random(f"{name} {seed}")
         path = rng.choice(paths)
         original = path.read_bytes()
@@ -196,4 +197,4 @@ def test_damaged_tables(name, tmp_path):
                 assert {f"{path.name}:{number}" for number in range(2, len(lines) + 1)} <= accounted, seed
         finally:
             path.write_bytes(original)
-    assert read_whole > MUTANTS / 2
+    assert read_whole > mutants / 2

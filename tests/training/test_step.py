@@ -52,11 +52,32 @@ def build(config, mesh):
     return trainer.init(), trainer.gradient, trainer.step
 
 
-def gradients_on(mesh):
+# What tests/conftest.py switches off.
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False,
+             "xla_cpu_use_fusion_emitters": True}
+
+
+def gradients_on(mesh, **compiler_options):
     """(loss, batch statistics, gradients) of EfficientNet's tower and BERT's."""
     state, gradient_fn, _ = build(tiny_config(EFFICIENTNET), mesh)
-    loss, _, stats, gradients = jax.device_get(jax.jit(gradient_fn)(state, meshes.put_batch(tiny_batch(), mesh)))
+    run = jax.jit(gradient_fn, compiler_options=compiler_options)
+    loss, _, stats, gradients = jax.device_get(run(state, meshes.put_batch(tiny_batch(), mesh)))
     return loss, stats, gradients
+
+
+def assert_same(one, other):
+    """Per parameter, since a wrong factor on a depthwise kernel shows neither in the loss nor under Adam."""
+    (loss, stats, gradients), (other_loss, other_stats, other_gradients) = one, other
+    assert abs(loss - other_loss) < 1e-5 * abs(loss)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats, other_stats)
+    scale = max(np.linalg.norm(g) for g in jax.tree.leaves(gradients))
+    compared = 0
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(other_gradients)):
+        if np.linalg.norm(a) > 1e-6 * scale:      # below, the gradient is zero but for rounding (a bias before BN)
+            ratio = np.linalg.norm(b) / np.linalg.norm(a)
+            assert abs(ratio - 1) < 1e-3, f"{slash_name(path)}: {ratio}"
+            compared += 1
+    assert compared > 60
 
 
 @pytest.fixture(scope="module")
@@ -66,18 +87,12 @@ def alone():
 
 @pytest.mark.parametrize("shape", [{"data": -1}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "space": 2}])
 def test_every_gradient_is_the_same_on_eight_devices(shape, alone):
-    """Per parameter, since a wrong factor on a depthwise kernel shows neither in the loss nor under Adam."""
-    (loss, stats, gradients), (loss8, stats8, gradients8) = alone, gradients_on(meshes.make_mesh(shape))
-    assert abs(loss - loss8) < 1e-5 * abs(loss)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats, stats8)
-    scale = max(np.linalg.norm(g) for g in jax.tree.leaves(gradients))
-    compared = 0
-    for (path, one), eight in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(gradients8)):
-        if np.linalg.norm(one) > 1e-6 * scale:      # below, the gradient is zero but for rounding (a bias before BN)
-            ratio = np.linalg.norm(eight) / np.linalg.norm(one)
-            assert abs(ratio - 1) < 1e-3, f"{slash_name(path)}: {ratio}"
-            compared += 1
-    assert compared > 60
+    assert_same(alone, gradients_on(meshes.make_mesh(shape)))
+
+
+@pytest.mark.slow
+def test_a_program_compiled_as_users_have_it_gives_the_same(alone):
+    assert_same(alone, gradients_on(meshes.make_mesh({"data": -1}), **OPTIMISED))
 
 
 def test_loss_falls_on_a_batch_seen_again_and_again():

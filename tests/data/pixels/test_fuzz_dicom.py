@@ -1,4 +1,4 @@
-"""Ten thousand damaged DICOM files: each becomes an image or `Unreadable`, which quotes nothing of the header."""
+"""Damaged DICOM files: each becomes an image or `Unreadable`, which quotes nothing of the header."""
 
 import io
 import resource
@@ -159,7 +159,9 @@ def check(data: bytes, path, preprocessing: Preprocessing) -> str:
 
 
 @pytest.mark.slow
-def test_ten_thousand_damaged_files(tmp_path, capfd, caplog):
+def test_damaged_files(tmp_path, capfd, caplog, thorough):
+    """1,000 of them, or 10,000."""
+    files = 10_000 if thorough else 1_000
     generator = np.random.default_rng(20)
     with dicom.quiet():             # what is said must come from our readers, not from the making of the files
         originals = seeds()
@@ -169,13 +171,13 @@ def test_ten_thousand_damaged_files(tmp_path, capfd, caplog):
         assert check(original, tmp_path / "a.dcm", policies[3]) == "image"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seen = {}
-    for number in range(10_000):
+    for number in range(files):
         with dicom.quiet():
             data = mutated(originals[generator.integers(len(originals))], generator)
         what = check(data, tmp_path / "a.dcm", policies[number % len(policies)])
         seen[what] = seen.get(what, 0) + 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 1_000_000, f"memory grew by {grown} KiB"
-    assert seen["image"] > 2000 and len(seen) > 10, seen
+    assert seen["image"] > files / 5 and len(seen) > 10, seen
     out, err = capfd.readouterr()
     assert PLANTED not in out + err + caplog.text
