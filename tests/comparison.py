@@ -13,14 +13,17 @@ def close(ours, theirs, tolerance=1e-4, absolute=0.0):
     assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max() + absolute
 
 
-def close_gradients(ours, theirs, tolerance):
-    """Every parameter's gradient by name, in float64: some are zero but for rounding (a bias before a norm)."""
+def close_gradients(ours, theirs, tolerance, absolute=1e-12):
+    """Every parameter's gradient by name, in float64: some are zero but for rounding (a bias before a norm).
+
+    `absolute` is relative to the largest of all.
+    """
     ours, theirs = flatten_dict(ours, sep="/"), flatten_dict(theirs, sep="/")
     assert ours.keys() == theirs.keys()
     largest = max(np.abs(value).max() for value in theirs.values())
     for name, value in ours.items():
         assert value.dtype == np.float64 and np.isfinite(value).all(), name
-        close(value, theirs[name], tolerance, 1e-12 * largest)
+        close(value, theirs[name], tolerance, absolute * largest)
 
 
 def one_and_eight(program, copied, *split):

@@ -1,9 +1,9 @@
 """What every image encoder must do: equal its original in torch, live or stored, and behave as models/__init__ says.
 
 A new encoder gets its forms in image_contract.py, its counterpart in torch_images.py and its line in FAMILIES; what is
-its own is tested in its own file. The golden files hold what torch returns in float64 for the small forms, whose weights
-`Form.variables` draws from fixed seeds. To make them again (needs torch, transformers, efficientnet_pytorch and
-efficientnet_lite_pytorch): `PYTHONPATH=tests python tests/models/test_image_encoders.py`.
+its own is tested in its own file. The golden files hold what torch returns in float64 for the small forms, whose
+weights `Form.variables` draws from fixed seeds. To make them again (needs torch, transformers, efficientnet_pytorch
+and efficientnet_lite_pytorch): `PYTHONPATH=tests python tests/models/test_image_encoders.py`.
 """
 
 import dataclasses

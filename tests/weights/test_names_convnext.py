@@ -86,8 +86,7 @@ def randomise(theirs):
             value.uniform_(0.8, 1.2, generator=generator)
 
 
-# Little optimisation: these programs run once, and take longer to compile.
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def run(model, variables, x, train):
     pooled, stages = model.apply(variables, x, train=train)
     return pooled, stages[model.stage_names[-1]]

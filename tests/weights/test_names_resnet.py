@@ -92,8 +92,7 @@ def randomise(theirs):
             value.normal_(0, 0.1, generator=generator)
 
 
-# Little optimisation: these programs run once, and take longer to compile.
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def run(model, variables, x, train):
     (pooled, stages), new = model.apply(variables, x, train=train, mutable=["batch_stats"])
     return pooled, stages["stage4"], new["batch_stats"]

@@ -178,8 +178,7 @@ CASES = {
 }
 
 
-# Little optimisation: these programs run once, and take longer to compile.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(jax.jit, static_argnums=0)
 def run(model, variables, x):
     return model.apply(variables, x, train=False)
 
