@@ -10,7 +10,6 @@ from mammoclip_jax.models.efficientnet import EfficientNet
 MIXED = "block,block,expand,conv,conv,none,none"
 OPTIONS = [dict(scan=True), dict(remat="block"), dict(scan=True, remat="block"), dict(scan=True, remat="conv"),
            dict(scan=True, remat=MIXED), dict(lanes=True), dict(lanes=True, scan=True, remat="expand")]
-FAST = {"xla_backend_optimization_level": 0}
 
 
 def small(**options):
@@ -27,7 +26,7 @@ def results(options, variables, x):
             variables | {"params": params}, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
         return jnp.sum(jnp.sin(pooled)), (pooled, stages, updated["batch_stats"])
 
-    run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, found), gradients = run(variables["params"])
     return *found, gradients
 
@@ -36,7 +35,7 @@ def results(options, variables, x):
 def reference():
     with jax.enable_x64(True):
         x = jax.random.normal(jax.random.key(0), (2, 48, 64, 1), jnp.float64)
-        variables = jax.jit(lambda key: small().init(key, x, train=False), compiler_options=FAST)(jax.random.key(1))
+        variables = jax.jit(lambda key: small().init(key, x, train=False))(jax.random.key(1))
         variables = jax.tree.map(lambda v: v.astype(jnp.float64), variables)
         return variables, x, results({}, variables, x)
 

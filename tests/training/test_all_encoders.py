@@ -57,7 +57,7 @@ def gradients_on(config, mesh):
     state = trainer.init()
     # Away from the start, where a layer scale of 1e-6 or a zero hides the gradients of what it multiplies.
     state = state._replace(params=jax.tree.map(lambda p: p + 0.3 if p.ndim == 1 else p, state.params))
-    run = jax.jit(trainer.gradient, compiler_options=tiny.FAST)
+    run = jax.jit(trainer.gradient)
     batch = tiny.batch(16, HEIGHT, WIDTH, LENGTH, VOCABULARY, flips=True)
     loss, _, _, gradients = jax.device_get(run(state, meshes.put_batch(batch, mesh)))
     return loss, {slash_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(gradients)}

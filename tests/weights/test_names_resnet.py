@@ -14,6 +14,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from comparison import close
 from live import library
+from traced import abstract
 
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
@@ -29,7 +30,7 @@ BOTTLENECK = {"variant": "50", "width": 8, "depths": SHALLOW}
 
 def zeros(table, options, channels=3):
     """Variables of this encoder without memory behind them."""
-    leaves = naming.abstract(table, options, channels)
+    leaves = abstract(table, options, channels)
     return unflatten_dict({path: np.broadcast_to(np.int8(0), leaf.shape) for path, leaf in leaves.items()}, sep="/")
 
 
