@@ -14,6 +14,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from comparison import close
 from live import library
+from traced import abstract
 
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
@@ -29,7 +30,7 @@ BOTTLENECK = {"variant": "50", "width": 8, "depths": SHALLOW}
 
 def zeros(table, options, channels=3):
     """Variables of this encoder without memory behind them."""
-    leaves = naming.abstract(table, options, channels)
+    leaves = abstract(table, options, channels)
     return unflatten_dict({path: np.broadcast_to(np.int8(0), leaf.shape) for path, leaf in leaves.items()}, sep="/")
 
 
@@ -92,8 +93,7 @@ def randomise(theirs):
             value.normal_(0, 0.1, generator=generator)
 
 
-# Little optimisation: these programs run once, and take longer to compile.
-@functools.partial(jax.jit, static_argnums=(0, 3), compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def run(model, variables, x, train):
     (pooled, stages), new = model.apply(variables, x, train=train, mutable=["batch_stats"])
     return pooled, stages["stage4"], new["batch_stats"]

@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from comparison import close
 from live import library
+from traced import abstract
 
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
@@ -28,7 +29,7 @@ STEM = "embeddings.patch_embeddings.projection.weight"
 def layout(options, channels=3):
     """{key: shape} of what would be written, without memory for it."""
     found = {}
-    for path, value in naming.abstract(HUGGINGFACE, options, channels).items():
+    for path, value in abstract(HUGGINGFACE, options, channels).items():
         leaf = HUGGINGFACE.leaf(path.partition("/")[2])
         found[leaf.key] = naming.to_torch(leaf, np.broadcast_to(np.int8(0), value.shape)).shape
     return found
@@ -37,7 +38,7 @@ def layout(options, channels=3):
 def random_state(channels=3, **options):
     random, options = np.random.default_rng(0), SMALL | options
     values = {path: random.standard_normal(leaf.shape).astype(np.float32)
-              for path, leaf in naming.abstract(HUGGINGFACE, options, channels).items()}
+              for path, leaf in abstract(HUGGINGFACE, options, channels).items()}
     return naming.write(HUGGINGFACE, unflatten_dict(values, sep="/"), options)
 
 
@@ -64,8 +65,7 @@ def randomise(model):
             value.normal_(0, 0.3, generator=generator)
 
 
-# Little optimisation: these programs run once, and take longer to compile.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(jax.jit, static_argnums=0)
 def run(model, variables, x):
     return model.apply(variables, x, train=False)
 

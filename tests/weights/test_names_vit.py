@@ -14,6 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from comparison import close
 from live import library
+from traced import abstract
 
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
@@ -30,7 +31,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pa
 def layout(table, options, channels=3):
     """{key: shape} of what would be written, without memory for it."""
     found = {key: value.shape for key, value in table.filled(options).items()}
-    for path, value in naming.abstract(table, options, channels).items():
+    for path, value in abstract(table, options, channels).items():
         leaf = table.leaf(path.partition("/")[2])
         rows, *rest = naming.to_torch(leaf, np.broadcast_to(np.int8(0), value.shape)).shape
         found[leaf.key] = (leaf.part[1] * rows, *rest)
@@ -40,7 +41,7 @@ def layout(table, options, channels=3):
 def random_variables(table, options, channels=3):
     """Kernels that keep the size of activations, scales near one; large enough that attention is far from uniform."""
     random, values = np.random.default_rng(0), {}
-    for path, leaf in naming.abstract(table, options, channels).items():
+    for path, leaf in abstract(table, options, channels).items():
         kind = path.rpartition("/")[2]
         if kind in ("scale", "lambda1"):
             value = random.uniform(0.6, 1.4, leaf.shape)
@@ -178,8 +179,7 @@ CASES = {
 }
 
 
-# Little optimisation: these programs run once, and take longer to compile.
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 1})
+@functools.partial(jax.jit, static_argnums=0)
 def run(model, variables, x):
     return model.apply(variables, x, train=False)
 
@@ -322,7 +322,7 @@ def test_what_is_read_is_written_bit_for_bit(who, options, channels):
     assert shapes(written) == shapes(state)
     assert all(np.array_equal(written[key], state[key]) for key in state)
     assert set(tower.unused) == FILLED & set(state)
-    assert len(flatten_dict(tower.variables)) == len(naming.abstract(table, tower.options, channels))
+    assert len(flatten_dict(tower.variables)) == len(abstract(table, tower.options, channels))
     if who != "authors":
         classifier = "head.weight" if who == "timm" else "classifier.weight"
         assert classifier in naming.read(table, state | {classifier: np.zeros((5, 7))}).unused
