@@ -41,7 +41,8 @@ IMAGES, TEXTS = "models/test_image_encoders.py", "models/test_text_encoders.py"
 class Mutation(NamedTuple):
     """One mistake: in `file` of the package, `old`, which stands there once, becomes `new`.
 
-    `tests` are the files that should notice, the likeliest first; those that a tree does not have are left out.
+    `tests` are what should notice, the likeliest first: files, or single tests of files that hold slow ones too. Files
+    that a tree does not have are left out, and in place of a test that is not there its whole file is run.
     """
 
     name: str
@@ -166,15 +167,15 @@ MUTATIONS = (
     Mutation("average of the weights: decay the wrong way round", "training/step.py",
              "mean + (1 - config.ema_decay) * (p - mean)",
              "mean + config.ema_decay * (p - mean)",
-             ("training/test_loop.py", "training/test_step.py", "training/test_checkpoint.py")),
+             ("training/test_step.py::test_the_average_moves_by_one_minus_its_decay",)),
     Mutation("weight decay on parameters that are excluded from it", "training/optimizer.py",
              "weight_decay=config.weight_decay, mask=decayed",
              "weight_decay=config.weight_decay",
-             ("training/test_step.py", "training/test_freezing.py")),
+             ("training/test_step.py::test_frozen_parameters_stay_and_excluded_ones_do_not_decay",)),
     Mutation("logit scale held below the limit, not below its logarithm", "training/step.py",
              'jnp.minimum(params["logit_scale"], jnp.log(highest))',
              'jnp.minimum(params["logit_scale"], highest)',
-             ("training/test_step.py",)),
+             ("training/test_step.py::test_logit_scale_is_clamped_on_the_parameter",)),
     Mutation("the same random numbers in every step", "training/step.py",
              "jax.random.split(jax.random.fold_in(state.key, state.step))",
              "jax.random.split(state.key)",
@@ -194,7 +195,7 @@ MUTATIONS = (
     Mutation("cosine schedule ends after the last step", "training/optimizer.py",
              "(config.lr, config.steps - config.warmup_steps)",
              "(config.lr, config.steps)",
-             ("training/test_step.py",)),
+             ("training/test_step.py::test_published_schedule", "training/test_step.py::test_other_schedules")),
     Mutation("layer decay: one layer off", "training/optimizer.py",
              "len(numbered) - i for i, place",
              "len(numbered) - 1 - i for i, place",
@@ -223,14 +224,14 @@ MUTATIONS = (
              "jnp.where(horizontal, width - right, left)",
              "jnp.where(horizontal, width - 1 - right, left)",
              ("training/test_augment_boxes.py",)),
-    Mutation("augmentation: vertical flip before the boxes', rows and columns exchanged", "training/augment.py",
+    Mutation("augmentation: the vertical flip mirrors columns", "training/augment.py",
              "jnp.where(draws.flip_vertical[:, None, None], image[:, ::-1], image)",
              "jnp.where(draws.flip_vertical[:, None, None], image[..., ::-1], image)",
-             ("training/test_step.py", "training/test_augment_boxes.py")),
+             ("training/test_augment_boxes.py", "training/test_step.py::test_flips_follow_the_batch")),
     Mutation("augmentation: turns about a point half a pixel off the centre", "training/augment.py",
              "centre = jnp.array([(height - 1) / 2, (width - 1) / 2])",
              "centre = jnp.array([height / 2, width / 2])",
-             ("training/test_step.py", "training/test_augment_boxes.py")),
+             ("training/test_augment_boxes.py", "training/test_step.py::test_affine_moves_a_point_as_its_matrix_says")),
     # --- data ---
     Mutation("data: a run goes on one batch too far", "data/pipeline.py",
              '{"next_index": self._given * self._rows}',
@@ -377,9 +378,14 @@ def tracked(tree: Path) -> list[str]:
     return [name for name in listed.split("\0") if (tree / name).is_file()]
 
 
-def test_files(tree: Path, mutation: Mutation) -> list[str]:
-    """Those named that the tree has, relative to it."""
-    found = [f"{TESTS}/{name}" for name in mutation.tests if (tree / TESTS / name).is_file()]
+def there(tree: Path, mutation: Mutation) -> list[str]:
+    """Those of its tests that the tree has, relative to it."""
+    found = []
+    for name in mutation.tests:
+        file, _, test = name.partition("::")
+        path = tree / TESTS / file
+        if path.is_file():
+            found.append(f"{TESTS}/{name if f'def {test}(' in path.read_text() else file}")
     if not found:
         raise SystemExit(f"{mutation.name}: none of its tests is in {tree}: {', '.join(mutation.tests)}")
     return found
@@ -391,8 +397,9 @@ def check(tree: Path, mutations) -> None:
         count = (tree / PACKAGE / mutation.file).read_text().count(mutation.old)
         if count != 1:
             raise SystemExit(f"{mutation.name}: {mutation.old!r} stands {count} times in {PACKAGE}/{mutation.file}")
-        test_files(tree, mutation)
-    missing = {name for mutation in mutations for name in mutation.tests if not (tree / TESTS / name).is_file()}
+        there(tree, mutation)
+    files = {name.partition("::")[0] for mutation in mutations for name in mutation.tests}
+    missing = {name for name in files if not (tree / TESTS / name).is_file()}
     if missing:
         print(f"not in {tree}, left out: {', '.join(sorted(missing))}", file=sys.stderr)
 
@@ -461,7 +468,7 @@ class Copies:
 
 def baseline(copies: Copies, tree: Path, mutations, pool) -> None:
     """The tests pass as long as nothing is broken."""
-    files = list(dict.fromkeys(name for mutation in mutations for name in test_files(tree, mutation)))
+    names = list(dict.fromkeys(name for mutation in mutations for name in there(tree, mutation)))
 
     def alone(name):
         with copies.one() as copy:
@@ -469,10 +476,10 @@ def baseline(copies: Copies, tree: Path, mutations, pool) -> None:
 
     started = time.monotonic()
     bad = [f"{name}: " + ("; ".join(" - ".join(both) for both in failed) or f"more than {TIMEOUT} seconds")
-           for name, (status, failed) in zip(files, pool.map(alone, files), strict=True) if status != 0]
+           for name, (status, failed) in zip(names, pool.map(alone, names), strict=True) if status != 0]
     if bad:
         raise SystemExit("\n".join(["fails while nothing is broken:", *bad]))
-    print(f"unbroken: {len(files)} files pass in {time.monotonic() - started:.0f} s", file=sys.stderr)
+    print(f"unbroken: {len(names)} files and tests pass in {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 
 def main() -> None:
@@ -497,7 +504,7 @@ def main() -> None:
         def noticed(mutation):
             with copies.one() as copy, broken(copy, mutation):
                 begun = time.monotonic()
-                status, failed = run_tests(copy, test_files(tree, mutation), "-x")
+                status, failed = run_tests(copy, there(tree, mutation), "-x")
                 return {"broken": mutation.name, "where": mutation.file, "caught_by": outcome(status, failed),
                         "seconds": round(time.monotonic() - begun, 1), "error": failed[0][1] if failed else ""}
 
