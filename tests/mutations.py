@@ -485,15 +485,16 @@ def baseline(copies: Copies, tree: Path, mutations, pool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tree", type=Path, default=Path(__file__).parent.parent, help="checkout to be broken, a copy")
-    parser.add_argument("--only", default="", metavar="NAME", help="mutations whose name has this in it")
+    parser.add_argument("--only", action="append", metavar="NAME", help="mutations whose name has this in it")
     parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
     parser.add_argument("--skip-baseline", action="store_true", help="do not run the tests unbroken first")
     parser.add_argument("--json", type=Path, help="file for the results")
     arguments = parser.parse_args()
     tree = arguments.tree.resolve()
-    mutations = [mutation for mutation in MUTATIONS if arguments.only in mutation.name]
+    mutations = [mutation for mutation in MUTATIONS
+                 if not arguments.only or any(part in mutation.name for part in arguments.only)]
     if not mutations:
-        raise SystemExit(f"no mutation has {arguments.only!r} in its name")
+        raise SystemExit(f"no mutation has {' or '.join(arguments.only)} in its name")
     check(tree, mutations)
     rows, started = [], time.monotonic()
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
