@@ -248,15 +248,15 @@ MUTATIONS = (
     Mutation("data: images of one patient in several folds", "data/subsets.py",
              "splitter.split(patients, strata, patients)",
              "splitter.split(patients, strata, np.arange(len(patients)))",
-             ("test_supervised.py", "evaluation/test_folds.py")),
+             ("test_supervised.py::test_folds_keep_patients_together_and_the_test_part_is_never_trained_on",)),
     Mutation("data: files of a partial copy count as quarantined", "data/build.py",
              'held = [problem for problem in problems if problem.stage != "absent"]',
              "held = list(problems)",
-             ("data/test_build.py",)),
-    Mutation("identities: an image has the hash of the patient of its name", "data/identity.py",
+             ("data/test_build.py::test_what_a_partial_copy_lacks_is_no_reason_to_stop",)),
+    Mutation("identities: an image has the hash of a patient of the same name", "data/identity.py",
              'f"{kind}\\0{value}".encode()',
              'f"{value}".encode()',
-             ("data/test_privacy.py",)),
+             ("data/test_privacy.py::test_a_patient_and_an_image_of_one_name_have_different_hashes",)),
     Mutation("identities: the study is not hashed", "data/identity.py",
              'HASHED = ("patient", "study", "image")',
              'HASHED = ("patient", "image")',
@@ -372,7 +372,7 @@ MUTATIONS = (
     Mutation("classifier: unknown labels count as absent", "supervised.py",
              'counts = batch["known"] & batch["mask"][:, None]',
              'counts = jnp.ones_like(batch["known"]) & batch["mask"][:, None]',
-             ("test_supervised.py",)),
+             ("test_supervised.py::test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known",)),
 )
 
 
