@@ -186,6 +186,17 @@ def test_too_many_bad_images_fail_at_the_end_and_a_higher_limit_goes_on(tmp_path
     assert prepare("report_csv", root, out, workers=1, max_quarantined=0.7, **SMALL)["images"] == 6
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_what_a_partial_copy_lacks_is_no_reason_to_stop(tmp_path, partial):
+    write(tmp_path / "a.dcm", breast())
+    rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train"}
+            for name in "abc"]
+    table = SourceTable(frame(rows), [], "", "", True, partial=partial)
+    with contextlib.nullcontext() if partial else pytest.raises(UserError, match="2 of 3 images were quarantined"):
+        counts = build(table, tmp_path, tmp_path / "out", preprocessing=Preprocessing(**SMALL), max_quarantined=0.0)
+        assert (counts["images"], counts["quarantined"], counts["absent"]) == (1, 2, 2)
+
+
 def test_nothing_left_is_an_error(tmp_path):
     root = tmp_path / "in"
     root.mkdir()

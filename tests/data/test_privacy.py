@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from tiny_dicom import breast, dataset
 
+from mammoclip_jax.data.identity import HASHED, Identity
 from mammoclip_jax.data.store.shards import Dataset as DataSet
 
 REPO = Path(__file__).parents[2]
@@ -113,6 +114,12 @@ def test_no_planted_identity_is_written(tmp_path, folder, source, options):
     if source == "report_csv":
         assert "2.5 cm mass in the left breast at 10 o'clock" in index["texts"][0][0]
         assert "BI-RADS 4" in index["texts"][0][1]
+
+
+def test_a_patient_and_an_image_of_one_name_have_different_hashes(tmp_path):
+    identity = Identity(tmp_path / "out")
+    assert len({identity.hash(kind, "7") for kind in (*HASHED, "file", "key", "option")}) == 6
+    assert Identity(tmp_path / "out").hash("patient", "7") == identity.hash("patient", "7")
 
 
 @pytest.mark.parametrize("geometry", ["fit", "stretch"])

@@ -26,6 +26,17 @@ def test_boxes_go_where_the_image_goes(seed):
     np.testing.assert_allclose(boxes[0, 0], around, atol=1.5)
 
 
+@pytest.mark.parametrize("horizontal, vertical", [(False, False), (True, False), (False, True), (True, True)])
+def test_mirrored_boxes_lie_around_the_same_pixels(horizontal, vertical):
+    image = np.zeros((1, 12, 10), np.uint8)
+    image[0, 2:5, 1:7] = 255
+    draws = augment.Draws(np.array([horizontal]), np.array([vertical]), np.eye(2, 3)[None], np.zeros(1), np.zeros(1))
+    moved = augment.train_images(image, draws, augment.Preprocess(0.0, 1.0, 1, "range"))[0, :, :, 0]
+    boxes, _ = augment.boxes(np.array([[[1.0, 2.0, 7.0, 5.0]]]), draws, (12, 10), False)
+    rows, columns = np.nonzero(moved)
+    np.testing.assert_array_equal(boxes[0, 0], [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+
+
 def test_a_box_that_leaves_the_image_is_gone_and_one_at_the_rim_is_cut():
     draws = augment.Draws(np.array([False]), np.array([False]), np.array([[[1.0, 0, 0], [0, 1, 30]]], np.float32),
                           np.zeros(1), np.zeros(1))       # everything moves 30 pixels to the left

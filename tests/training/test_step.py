@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mammoclip_jax.config import defaults
@@ -10,6 +11,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.trainer import make_trainer
 from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_name
+from mammoclip_jax.training.step import init_state, make_gradient_fn, make_train_step
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 
@@ -155,6 +157,40 @@ def test_logit_scale_is_clamped_on_the_parameter():
     state, _, step = build(config, mesh)
     _, metrics = jax.jit(step)(state, meshes.put_batch(tiny_batch(), mesh))
     np.testing.assert_allclose(metrics["logit_scale"], 5.0, rtol=1e-6)
+
+
+def test_the_average_moves_by_one_minus_its_decay():
+    params, gradients = {"kernel": jnp.array([1.0, -2.0])}, {"kernel": jnp.array([3.0, 5.0])}
+    config = tiny_config().train
+    config.ema_decay = 0.9
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(lambda state, batch: (0.0, {}, {}, gradients), optimizer, config)
+    state = init_state({"params": params}, optimizer, jax.random.key(0), config)
+    for _ in range(2):
+        state, _ = step(state, None)
+    # Weights 1, -2, -5 and -2, -7, -12: of each step a tenth goes into the average.
+    np.testing.assert_allclose(state.ema["kernel"], [0.9 * (0.9 - 0.2) - 0.5, 0.9 * (-1.8 - 0.7) - 1.2], rtol=1e-6)
+
+
+def test_each_step_draws_anew_and_a_step_done_again_the_same():
+    class Model:
+        """Vectors that are the mean of a row and a draw of the dropout."""
+
+        def apply(self, variables, rows, *others, train, rngs, mutable, method):
+            means = rows.reshape(len(rows), -1).mean(1)
+            return (jnp.stack([means, jax.random.uniform(rngs["dropout"], len(rows))], 1), None), {}
+
+    def vectors(step):
+        state = init_state({"params": {"logit_scale": jnp.zeros(())}}, optax.sgd(1.0), jax.random.key(0), config.train)
+        term = ("term", lambda embeddings, batch, mesh: (0.0, {"image": embeddings.image}), 1.0, 0)
+        run = make_gradient_fn(Model(), [term], augment.preprocess_options(config), None, config.train)
+        return np.asarray(run(state._replace(step=jnp.int32(step)), tiny_batch(4))[1]["term/image"])
+
+    config = tiny_config()
+    config.augment.affine_probability = 1.0
+    config.image.intensity = "range"        # else all means are alike
+    np.testing.assert_array_equal(vectors(3), vectors(3))
+    assert (vectors(3) != vectors(4)).all()
 
 
 def test_batch_and_mesh_sizes_are_checked():

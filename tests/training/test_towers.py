@@ -118,6 +118,25 @@ def test_without_batch_statistics_and_dropout_the_whole_batch_gives_the_same():
     assert_close(gradient, gradient1, 1e-5)
 
 
+def test_each_part_draws_for_itself_and_hands_its_statistics_on():
+    class Model:
+        """Vectors that are the row's number and a draw of the dropout; the statistic counts the passes."""
+
+        def apply(self, variables, rows, *others, train, rngs, mutable, method):
+            vectors = jnp.stack([rows.reshape(len(rows), -1)[:, 0], jax.random.uniform(rngs["dropout"], len(rows))], 1)
+            return (vectors, None), {"batch_stats": {"passes": variables["batch_stats"]["passes"] + 1}}
+
+    rows = jnp.arange(2.0 * BREASTS).reshape(BREASTS, 2, 1)
+    batch = {"image": rows, "token_ids": rows, "token_mask": rows > 0}
+    found, stats = towers.embed(
+        Model(), {"params": {"logit_scale": jnp.zeros(())}, "batch_stats": {"passes": jnp.zeros(())}}, batch,
+        lambda image, drawn: image, rows.reshape(-1), jax.random.key(0), {"image": 4, "text": 8})
+    for vectors in (found.image, found.text):
+        np.testing.assert_array_equal(vectors[..., 0], rows[..., 0])
+        assert len(np.unique(vectors[..., 1])) == 2 * BREASTS
+    assert stats["passes"] == 4 + 8
+
+
 @pytest.mark.slow
 def test_parts_stay_spread_over_eight_devices():
     config = config_of(parts=(4, 2))

@@ -1,0 +1,532 @@
+"""Breaks the package in one place after another, and shows that the tests notice each time.
+
+    python tests/mutations.py --jobs=2 --json=mutations.json
+
+Each of MUTATIONS is a small mistake, mostly of the kind that gives plausible numbers: a sign, a mask, an axis, an
+off-by-one. For each one, the tests named with it run in a copy of the tracked files of --tree with that one place
+changed. It fails unless
+
+  - all these tests pass while nothing is broken (--skip-baseline leaves this out),
+  - for each mutation a test fails, and not because the program does not run at all any more.
+
+Prints a Markdown table: what is broken, where, the first test that fails, and the seconds that took.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import json
+import os
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE, TESTS = "mammoclip_jax", "tests"
+TIMEOUT = 600       # seconds for the tests of one mutation
+OPTIONS = ("-q", "-n", "0", "-p", "no:cacheprovider", "-m", "not parity and not slow", "--tb=no", "-rfE")
+# A program with such an error does not run: that a test fails then says nothing of what the test compares.
+BROKEN = ("AttributeError", "ImportError", "IndentationError", "ModuleNotFoundError", "NameError", "SyntaxError",
+          "UnboundLocalError")
+SURVIVED, AT_IMPORT, TIMED_OUT = "SURVIVED", "broken at import", "timed out"
+IMAGES, TEXTS = "models/test_image_encoders.py", "models/test_text_encoders.py"
+
+
+class Mutation(NamedTuple):
+    """One mistake: in `file` of the package, `old`, which stands there once, becomes `new`.
+
+    `tests` are what should notice, the likeliest first: files, or single tests of files that hold slow ones too. Files
+    that a tree does not have are left out, and in place of a test that is not there its whole file is run.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    # --- losses ---
+    Mutation("contrastive loss: mean over rows that do not count too", "losses/objectives.py",
+             "return loss.sum() / jnp.maximum(has_positive.sum(), 1)",
+             "return loss.mean()",
+             ("losses/test_losses.py", "losses/test_forms.py")),
+    Mutation("contrastive loss: sums of blocks merged without their common maximum", "losses/objectives.py",
+             "(parts.exponentials * rescale).sum(0)",
+             "parts.exponentials.sum(0)",
+             ("losses/test_forms.py",)),
+    Mutation("contrastive loss: gradient through the subtracted maximum", "losses/objectives.py",
+             "    logits = jax.lax.stop_gradient(logits)\n",
+             "",
+             ("losses/test_losses.py", "losses/test_forms.py")),
+    Mutation("contrastive loss, gathered: columns as this device alone saw them", "losses/forms.py",
+             "objective.merge(jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0))",
+             "objective.merge(parts)",
+             ("losses/test_forms.py", "losses/test_losses.py")),
+    Mutation("contrastive loss, ring: mean in place of the sum over devices", "losses/ring.py",
+             "jax.lax.psum((gradients.scale, gradients.bias), axes)",
+             "jax.lax.pmean((gradients.scale, gradients.bias), axes)",
+             ("losses/test_forms.py", "losses/test_losses.py")),
+    Mutation("multi-view loss: duplicates by the text of the view's number", "losses/multiview.py",
+             "ids=of_text[t]",
+             "ids=of_text[v]",
+             ("losses/test_losses.py",)),
+    Mutation("focal loss: alpha and 1 - alpha exchanged", "losses/detection.py",
+             "jnp.where(targets, alpha, 1 - alpha)",
+             "jnp.where(targets, 1 - alpha, alpha)",
+             ("losses/test_detection_loss.py",)),
+    Mutation("box loss: sum over the four regressions, not their mean", "losses/detection.py",
+             "jnp.maximum(4 * positives, 1)",
+             "jnp.maximum(positives, 1)",
+             ("losses/test_detection_loss.py",)),
+    Mutation("box loss: images that fill up the batch count", "losses/detection.py",
+             '"box": jnp.where(mask, box, 0).sum() / images',
+             '"box": box.sum() / images',
+             ("losses/test_detection_loss.py",)),
+    # --- models ---
+    Mutation("BERT: padded keys are seen", "models/bert.py",
+             "        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)\n",
+             "",
+             ("models/test_bert.py", TEXTS)),
+    Mutation("GPT-2: positions count padding", "models/gpt2.py",
+             "jnp.cumsum(mask, axis=1, dtype=jnp.int32)",
+             "jnp.cumsum(jnp.ones_like(mask), axis=1, dtype=jnp.int32)",
+             ("models/test_gpt2.py", TEXTS)),
+    Mutation("CLIP's text tower: each token sees the next one", "models/clip_text.py",
+             "jnp.tri(x.shape[1], dtype=bool)",
+             "jnp.tri(x.shape[1], k=1, dtype=bool)",
+             ("models/test_clip_text.py", TEXTS)),
+    Mutation("Swin: shifted regions begin one token late", "models/swin.py",
+             "jnp.arange(size) >= size - shift",
+             "jnp.arange(size) > size - shift",
+             ("models/test_swin.py", IMAGES)),
+    Mutation("Swin: sign of the relative positions", "models/swin.py",
+             "places[:, :, None] - places[:, None, :]",
+             "places[:, None, :] - places[:, :, None]",
+             ("models/test_swin.py", IMAGES)),
+    Mutation("ViT: positions resampled half a cell off", "models/cubic.py",
+             "centre = (row + 0.5) * old / new",
+             "centre = row * old / new + 0.5",
+             ("models/test_vit.py", IMAGES)),
+    Mutation("ConvNeXt: layer scale left out", "models/convnext.py",
+             "y = y * scale.astype(y.dtype)",
+             "y = y * jnp.ones_like(scale).astype(y.dtype)",
+             ("models/test_convnext.py", IMAGES)),
+    Mutation("EfficientNet: the odd row of padding goes before", "models/efficientnet.py",
+             "return total // 2, total - total // 2",
+             "return total - total // 2, total // 2",
+             ("models/test_efficientnet.py", IMAGES)),
+    Mutation("batch norm: biased running variance", "models/layers.py",
+             "var = var * (count / max(count - 1, 1))",
+             "var = var * 1.0",
+             ("models/test_layers.py", "models/test_efficientnet.py", IMAGES)),
+    Mutation("batch norm: sign in the gradient through the mean", "models/layers.py",
+             "everywhere(mean * slope - factor * to_bias / count)",
+             "everywhere(mean * slope + factor * to_bias / count)",
+             ("models/test_layers.py",)),
+    Mutation("depthwise convolution: kernel gradient is a mean over parts of the batch", "models/depthwise.py",
+             "total.sum((0, 2))",
+             "total.mean(0).sum(1)",
+             ("models/test_layers.py",)),
+    Mutation("drop-connect: what is kept is not scaled up", "models/layers.py",
+             "x / jnp.asarray(1 - rate, x.dtype)",
+             "x",
+             ("models/test_layers.py",)),
+    Mutation("attention: softmax in bfloat16", "models/attention.py",
+             "scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / query.shape[-1] ** 0.5",
+             "scores = scores / query.shape[-1] ** 0.5",
+             ("models/test_attention.py", "models/test_vit.py", IMAGES)),
+    Mutation("text pooling: mean counts padding", "models/pooling.py",
+             "/ jnp.maximum(weight.sum(axis=1), 1)",
+             "/ weight.shape[1]",
+             ("models/test_pooling.py",)),
+    Mutation("LoRA: merged product not divided by the rank", "models/lora.py",
+             "(base + alpha / a.shape[1] * product)",
+             "(base + alpha * product)",
+             ("models/test_lora.py",)),
+    Mutation("classifier: a view that is not there counts in the mean", "models/heads.py",
+             "there / there.sum(axis=1, keepdims=True)",
+             "there / there.shape[1]",
+             ("models/test_heads.py",)),
+    Mutation("suppression: a box strikes out those of other classes", "models/nms.py",
+             "            struck &= classes == classes[best]\n",
+             "            struck &= classes >= 0\n",
+             ("models/test_nms.py",)),
+    Mutation("RetinaNet: anchors at the corner of their cell, not its centre", "models/retinanet.py",
+             "(np.arange(rows) + 0.5) * stride",
+             "np.arange(rows) * stride",
+             ("models/test_retinanet.py",)),
+    # --- training ---
+    Mutation("average of the weights: decay the wrong way round", "training/step.py",
+             "mean + (1 - config.ema_decay) * (p - mean)",
+             "mean + config.ema_decay * (p - mean)",
+             ("training/test_step.py::test_the_average_moves_by_one_minus_its_decay",)),
+    Mutation("weight decay on parameters that are excluded from it", "training/optimizer.py",
+             "weight_decay=config.weight_decay, mask=decayed",
+             "weight_decay=config.weight_decay",
+             ("training/test_step.py::test_frozen_parameters_stay_and_excluded_ones_do_not_decay",)),
+    Mutation("logit scale held below the limit, not below its logarithm", "training/step.py",
+             'jnp.minimum(params["logit_scale"], jnp.log(highest))',
+             'jnp.minimum(params["logit_scale"], highest)',
+             ("training/test_step.py::test_logit_scale_is_clamped_on_the_parameter",)),
+    Mutation("the same random numbers in every step", "training/step.py",
+             "jax.random.split(jax.random.fold_in(state.key, state.step))",
+             "jax.random.split(state.key)",
+             ("training/test_step.py::test_each_step_draws_anew_and_a_step_done_again_the_same",)),
+    Mutation("micro-batches: the same dropout in each", "training/towers.py",
+             "jax.random.split(key, parts)",
+             "jnp.stack([key] * parts)",
+             ("training/test_towers.py::test_each_part_draws_for_itself_and_hands_its_statistics_on",)),
+    Mutation("micro-batches: batch statistics of the first ones are lost", "training/towers.py",
+             "vectors, _, stats = encode(stats, part, key)",
+             "vectors, _, _ = encode(stats, part, key)",
+             ("training/test_towers.py::test_each_part_draws_for_itself_and_hands_its_statistics_on",)),
+    Mutation("mesh: a batch is not split over all axes", "training/mesh.py",
+             "return NamedSharding(mesh, PartitionSpec(AXES))",
+             "return NamedSharding(mesh, PartitionSpec(AXES[0]))",
+             ("training/test_all_encoders.py", "training/test_mesh.py")),
+    Mutation("cosine schedule ends after the last step", "training/optimizer.py",
+             "(config.lr, config.steps - config.warmup_steps)",
+             "(config.lr, config.steps)",
+             ("training/test_step.py::test_published_schedule", "training/test_step.py::test_other_schedules")),
+    Mutation("layer decay: one layer off", "training/optimizer.py",
+             "len(numbered) - i for i, place",
+             "len(numbered) - 1 - i for i, place",
+             ("training/test_layer_decay.py",)),
+    Mutation("checkpoint: checksum not compared", "training/checksum.py",
+             "if crc32(folder / name) != checksum:",
+             "if crc32(folder / name) < 0:",
+             ("training/test_checkpoint.py",)),
+    Mutation("checkpoint: one that is half written is listed", "training/checkpoint.py",
+             "            shutil.rmtree(left)             # a save that was cut short\n",
+             '            left.rename(left.with_name(left.name.partition(".")[0]))\n',
+             ("training/test_checkpoint.py",)),
+    Mutation("checkpoint: a run goes on from the oldest", "training/checkpoint.py",
+             "listed = sorted(self._manager.all_steps(), reverse=True)",
+             "listed = sorted(self._manager.all_steps())",
+             ("training/test_checkpoint.py",)),
+    Mutation("checkpoint: weights loaded are not the averaged ones", "training/checkpoint.py",
+             'params = state["ema"] or state["params"]',
+             'params = state["params"]',
+             ("training/test_checkpoint.py",)),
+    Mutation("early stopping: an equal figure counts as better", "training/best.py",
+             'value > self._best["value"]',
+             'value >= self._best["value"]',
+             ("training/test_best.py",)),
+    Mutation("augmentation: boxes moved by the inverse of the affine map", "training/augment.py",
+             "inverse = jnp.linalg.inv(draws.matrix[:, :, :2])",
+             "inverse = draws.matrix[:, :, :2]",
+             ("training/test_augment_boxes.py",)),
+    Mutation("augmentation: mirrored boxes one pixel off", "training/augment.py",
+             "jnp.where(horizontal, width - right, left)",
+             "jnp.where(horizontal, width - 1 - right, left)",
+             ("training/test_augment_boxes.py",)),
+    Mutation("augmentation: the vertical flip mirrors columns", "training/augment.py",
+             "jnp.where(draws.flip_vertical[:, None, None], image[:, ::-1], image)",
+             "jnp.where(draws.flip_vertical[:, None, None], image[..., ::-1], image)",
+             ("training/test_augment_boxes.py", "training/test_step.py::test_flips_follow_the_batch")),
+    Mutation("augmentation: turns about a point half a pixel off the centre", "training/augment.py",
+             "centre = jnp.array([(height - 1) / 2, (width - 1) / 2])",
+             "centre = jnp.array([height / 2, width / 2])",
+             ("training/test_augment_boxes.py", "training/test_step.py::test_affine_moves_a_point_as_its_matrix_says")),
+    # --- data ---
+    Mutation("data: a run goes on one batch too far", "data/pipeline.py",
+             '{"next_index": self._given * self._rows}',
+             '{"next_index": (self._given + 1) * self._rows}',
+             ("data/test_pipeline.py",)),
+    Mutation("data: a mirrored breast keeps its side in the text", "data/pipeline.py",
+             "texts = [reports.swap_laterality(text) for text in texts]",
+             "texts = list(texts)",
+             ("data/test_pipeline.py",)),
+    Mutation("data: images of one patient in several folds", "data/subsets.py",
+             "splitter.split(patients, strata, patients)",
+             "splitter.split(patients, strata, np.arange(len(patients)))",
+             ("test_supervised.py::test_folds_keep_patients_together_and_the_test_part_is_never_trained_on",)),
+    Mutation("data: files of a partial copy count as quarantined", "data/build.py",
+             'held = [problem for problem in problems if problem.stage != "absent"]',
+             "held = list(problems)",
+             ("data/test_build.py::test_what_a_partial_copy_lacks_is_no_reason_to_stop",)),
+    Mutation("identities: an image has the hash of a patient of the same name", "data/identity.py",
+             'f"{kind}\\0{value}".encode()',
+             'f"{value}".encode()',
+             ("data/test_privacy.py::test_a_patient_and_an_image_of_one_name_have_different_hashes",)),
+    Mutation("identities: the study is not hashed", "data/identity.py",
+             'HASHED = ("patient", "study", "image")',
+             'HASHED = ("patient", "image")',
+             ("data/test_privacy.py",)),
+    Mutation("de-identification: ages above 89 stay", "data/text/deidentify.py",
+             '(_IDS, "[id]"), (_AGES, "[age]"), ',
+             '(_IDS, "[id]"), ',
+             ("data/text/test_deidentify.py",)),
+    Mutation("pixels: window half a value off", "data/pixels/voi.py",
+             "(np.asarray(x, np.float64) - (centre - 0.5)) / (width - 1) + 0.5",
+             "(np.asarray(x, np.float64) - centre) / (width - 1) + 0.5",
+             ("data/pixels/test_voi.py",)),
+    Mutation("pixels: MONOCHROME1 not inverted", "data/pixels/polarity.py",
+             'told = meaning == "MONOCHROME1" or shape == "INVERSE"',
+             'told = shape == "INVERSE"',
+             ("data/pixels/test_polarity.py", "data/pixels/test_intensity.py")),
+    Mutation("pixels: padding takes part in the stretch of grey values", "data/pixels/intensity.py",
+             "used = present[~_within(present, padding)]",
+             "used = present",
+             ("data/pixels/test_intensity.py",)),
+    Mutation("geometry: points of a mirrored image one pixel off", "data/pixels/geometry.py",
+             "x = x1 - xy[:, 0] if self.flip_horizontal",
+             "x = x1 - 1 - xy[:, 0] if self.flip_horizontal",
+             ("data/pixels/test_geometry.py",)),
+    Mutation("geometry: radii along x and y exchanged", "data/pixels/geometry.py",
+             "xyr[:, 2:] * np.array(self.scale[::-1])",
+             "xyr[:, 2:] * np.array(self.scale)",
+             ("data/pixels/test_geometry.py",)),
+    Mutation("geometry: the wrong breast is mirrored", "data/pixels/geometry.py",
+             'flip = laterality == ("R" if chest_wall == "left" else "L")',
+             'flip = laterality == ("L" if chest_wall == "left" else "R")',
+             ("data/pixels/test_geometry.py", "data/pixels/test_render.py")),
+    Mutation("crop: its offset within the part that counts is lost", "data/pixels/render.py",
+             "return (y0 + found[0], x0 + found[1], y0 + found[2], x0 + found[3])",
+             "return found",
+             ("data/pixels/test_render.py", "data/pixels/test_published.py")),
+    # --- evaluation ---
+    Mutation("bootstrap over images, not patients", "evaluation/statistics/bootstrap.py",
+             "    count, patient = _numbered(patients)\n    rng =",
+             "    count, patient = _numbered(np.arange(len(patients)))\n    rng =",
+             ("evaluation/test_statistics.py", "evaluation/test_discrimination.py")),
+    Mutation("bootstrap: sign of the acceleration", "evaluation/statistics/bootstrap.py",
+             "left_out.mean() - left_out if len(left_out)",
+             "left_out - left_out.mean() if len(left_out)",
+             ("evaluation/test_statistics.py", "evaluation/test_coverage.py")),
+    Mutation("AUROC: tied pairs count whole", "evaluation/statistics/discrimination.py",
+             "(tp - np.diff(tp, axis=1, prepend=0) / 2)",
+             "tp",
+             ("evaluation/test_discrimination.py",)),
+    Mutation("ranking metrics: tied scores taken one by one", "evaluation/statistics/discrimination.py",
+             "np.diff(score[order]) < 0",
+             "np.diff(score[order]) <= 0",
+             ("evaluation/test_discrimination.py",)),
+    Mutation("average precision: highest precision before, not from there on", "evaluation/average_precision.py",
+             "np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]",
+             "np.maximum.accumulate(precision, axis=1)",
+             ("evaluation/test_detection.py",)),
+    Mutation("detection: a box may be found twice", "evaluation/average_precision.py",
+             "if row[best] >= least and not taken[best]:",
+             "if row[best] >= least:",
+             ("evaluation/test_detection.py",)),
+    Mutation("FROC: rates on normal images divided by all images", "evaluation/froc.py",
+             "images, never = (found.normals if group.normals else found.images),",
+             "images, never = found.images,",
+             ("evaluation/test_detection.py",)),
+    Mutation("regions: quantile over the whole canvas, not the breast", "evaluation/regions.py",
+             "np.quantile(inside, quantile)",
+             "np.quantile(heat, quantile)",
+             ("evaluation/test_regions.py",)),
+    Mutation("retrieval: ties in favour of the right item", "evaluation/ranking.py",
+             "return above + (tied_wrong + tied_right + 1) / (tied_right + 1)",
+             "return above + 1.0",
+             ("evaluation/test_ranking.py", "evaluation/test_retrieval.py")),
+    # --- explain ---
+    Mutation("saliency: what speaks against the text is shown too", "explain/maps.py",
+             "jax.nn.relu(found)",
+             "jnp.abs(found)",
+             ("explain/test_explained.py", "explain/test_cam.py", "test_inference.py")),
+    Mutation("saliency: maps laid half a cell off the image", "explain/maps.py",
+             "jnp.array([grid.row, grid.column]) - grid.stride / 2",
+             "jnp.zeros(2)",
+             ("test_inference.py", "explain/test_explained.py")),
+    Mutation("Grad-CAM: gradient averaged over channels too", "explain/cam.py",
+             "gradient.mean(axis=(0, 1))",
+             "gradient.mean()",
+             ("explain/test_cam.py",)),
+    Mutation("attention rollout: layers in the wrong order", "explain/rollout.py",
+             "in reversed(subject.attention(pixels))",
+             "in subject.attention(pixels)",
+             ("explain/test_rollout.py",)),
+    # --- weights ---
+    Mutation("weights: depthwise kernels turned over", "weights/naming.py",
+             '"depthwise": (2, 3, 0, 1)',
+             '"depthwise": (3, 2, 0, 1)',
+             ("weights/test_names_efficientnet.py", "weights/test_names_convnext.py")),
+    Mutation("weights: parts of a fused qkv in reverse", "weights/naming.py",
+             "np.split(value, count)[index]",
+             "np.split(value, count)[count - 1 - index]",
+             ("weights/test_names_vit.py",)),
+    Mutation("weights: a safetensors file with too much data is read", "weights/safetensors_file.py",
+             "end - begin != count * kind.itemsize",
+             "end - begin < count * kind.itemsize",
+             ("weights/test_weight_files.py",)),
+    # --- top level ---
+    Mutation("IoU: the intersection counts twice in the union", "boxes.py",
+             "either = area(a) + area(b) - both",
+             "either = area(a) + area(b)",
+             ("losses/test_detection_loss.py",)),
+    Mutation("inference: texts cut to the shortest of a batch", "inference.py",
+             "mask.sum(axis=1).max(initial=1)",
+             "mask.sum(axis=1).min()",
+             ("test_inference.py",)),
+    Mutation("classifier: unknown labels count as absent", "supervised.py",
+             'counts = batch["known"] & batch["mask"][:, None]',
+             'counts = jnp.ones_like(batch["known"]) & batch["mask"][:, None]',
+             ("test_supervised.py::test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known",)),
+)
+
+
+def tracked(tree: Path) -> list[str]:
+    """Files that git tracks and that are there, relative to the tree."""
+    listed = subprocess.run(["git", "-C", tree, "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if (tree / name).is_file()]
+
+
+def there(tree: Path, mutation: Mutation) -> list[str]:
+    """Those of its tests that the tree has, relative to it."""
+    found = []
+    for name in mutation.tests:
+        file, _, test = name.partition("::")
+        path = tree / TESTS / file
+        if path.is_file():
+            found.append(f"{TESTS}/{name if f'def {test}(' in path.read_text() else file}")
+    if not found:
+        raise SystemExit(f"{mutation.name}: none of its tests is in {tree}: {', '.join(mutation.tests)}")
+    return found
+
+
+def check(tree: Path, mutations) -> None:
+    """Every mutation can be made in the tree, and has tests there."""
+    for mutation in mutations:
+        count = (tree / PACKAGE / mutation.file).read_text().count(mutation.old)
+        if count != 1:
+            raise SystemExit(f"{mutation.name}: {mutation.old!r} stands {count} times in {PACKAGE}/{mutation.file}")
+        there(tree, mutation)
+    files = {name.partition("::")[0] for mutation in mutations for name in mutation.tests}
+    missing = {name for name in files if not (tree / TESTS / name).is_file()}
+    if missing:
+        print(f"not in {tree}, left out: {', '.join(sorted(missing))}", file=sys.stderr)
+
+
+def run_tests(copy: Path, files: list[str], *options: str) -> tuple[int | None, list[tuple[str, str]]]:
+    """(pytest's exit status, None after TIMEOUT; [(test that failed, its error)]) in a process of its own."""
+    # The copy comes before an installed package, in processes that tests start too. Without bytecode files, since one
+    # is taken for up to date where the file was changed within a second and has the same length.
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "400"}
+    process = subprocess.Popen([sys.executable, "-m", "pytest", *OPTIONS, *options, *files], cwd=copy, env=environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None, []
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - (.*))?$", output, re.MULTILINE)
+    if process.returncode and not failed:
+        failed = [("", output[-2000:])]
+    return process.returncode, failed
+
+
+@contextlib.contextmanager
+def broken(copy: Path, mutation: Mutation):
+    """Within it, the copy has the mistake."""
+    path = copy / PACKAGE / mutation.file
+    text = path.read_text()
+    path.write_text(text.replace(mutation.old, mutation.new))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def outcome(status: int | None, failed: list[tuple[str, str]]) -> str:
+    """The test that noticed, or what went wrong instead."""
+    if status is None:
+        return TIMED_OUT
+    if status == 0:
+        return SURVIVED
+    test, error = failed[0]
+    return AT_IMPORT if status != 1 or "::" not in test or error.startswith(BROKEN) else test
+
+
+class Copies:
+    """Copies of the tree's tracked files, of which each call uses one by itself."""
+
+    def __init__(self, tree: Path, folder: Path, count: int):
+        self.free, names = queue.Queue(), tracked(tree)
+        for number in range(count):
+            copy = folder / str(number) / "checkout"        # alone in its folder: no `shared` is beside it
+            for name in names:
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(tree / name, copy / name)
+            self.free.put(copy)
+
+    @contextlib.contextmanager
+    def one(self):
+        copy = self.free.get()
+        try:
+            yield copy
+        finally:
+            self.free.put(copy)
+
+
+def baseline(copies: Copies, tree: Path, mutations, pool) -> None:
+    """The tests pass as long as nothing is broken."""
+    names = list(dict.fromkeys(name for mutation in mutations for name in there(tree, mutation)))
+
+    def alone(name):
+        with copies.one() as copy:
+            return run_tests(copy, [name])
+
+    started = time.monotonic()
+    bad = [f"{name}: " + ("; ".join(" - ".join(both) for both in failed) or f"more than {TIMEOUT} seconds")
+           for name, (status, failed) in zip(names, pool.map(alone, names), strict=True) if status != 0]
+    if bad:
+        raise SystemExit("\n".join(["fails while nothing is broken:", *bad]))
+    print(f"unbroken: {len(names)} files and tests pass in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tree", type=Path, default=Path(__file__).parent.parent, help="checkout to be broken, a copy")
+    parser.add_argument("--only", action="append", metavar="NAME", help="mutations whose name has this in it")
+    parser.add_argument("--jobs", type=int, default=1, help="mutations at a time")
+    parser.add_argument("--skip-baseline", action="store_true", help="do not run the tests unbroken first")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    arguments = parser.parse_args()
+    tree = arguments.tree.resolve()
+    mutations = [mutation for mutation in MUTATIONS
+                 if not arguments.only or any(part in mutation.name for part in arguments.only)]
+    if not mutations:
+        raise SystemExit(f"no mutation has {' or '.join(arguments.only)} in its name")
+    check(tree, mutations)
+    rows, started = [], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        copies = Copies(tree, Path(folder), arguments.jobs)
+        if not arguments.skip_baseline:
+            baseline(copies, tree, mutations, pool)
+
+        def noticed(mutation):
+            with copies.one() as copy, broken(copy, mutation):
+                begun = time.monotonic()
+                status, failed = run_tests(copy, there(tree, mutation), "-x")
+                return {"broken": mutation.name, "where": mutation.file, "caught_by": outcome(status, failed),
+                        "seconds": round(time.monotonic() - begun, 1), "error": failed[0][1] if failed else ""}
+
+        print("| broken | where | caught by | seconds |\n|---|---|---|---:|", flush=True)
+        for row in pool.map(noticed, mutations):
+            rows.append(row)
+            test = row["caught_by"].removeprefix(f"{TESTS}/").replace("|", "\\|")
+            print(f"| {row['broken']} | `{row['where']}` | {test} | {row['seconds']:.0f} |", flush=True)
+    uncaught = [row["broken"] for row in rows if "::" not in row["caught_by"]]
+    seconds = round(time.monotonic() - started)
+    print(f"{len(rows) - len(uncaught)} of {len(rows)} caught in {seconds} s", file=sys.stderr)
+    if arguments.json:
+        content = {"tree": str(tree), "seconds": seconds, "mutations": rows}
+        arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+    if uncaught:
+        raise SystemExit("not caught: " + "; ".join(uncaught))
+
+
+if __name__ == "__main__":
+    main()
