@@ -92,6 +92,7 @@ def defaults() -> ConfigDict:
             # published.
             "without_boxes": "count",
             "monitor": "",                  # name in metrics.jsonl, eval/DATASET/EVALUATOR/METRIC: keeps the best state
+            "better": "higher",             # or lower, as of a Brier score: which figure of the monitor is the best
             "patience": 0,                  # evaluations without a better one, after which training ends; 0: never
         },
         # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from
@@ -120,6 +121,7 @@ def defaults() -> ConfigDict:
             "checkpoint_every": 500,
             "keep_checkpoints": 2,
             "watchdog_seconds": 1800.0,     # without a step done, after which the run ends itself; 0: never
+            "watchdog_evaluation_seconds": 14400.0,     # of one evaluation, the same
             "profile_steps": (),            # the first and last step to trace; see training/profile.py
         },
         "evaluate": {
@@ -160,6 +162,12 @@ def check(config: ConfigDict) -> None:
     if not config.train.warmup_steps < config.train.steps:
         raise UserError(f"config.train.warmup_steps={config.train.warmup_steps} must be below "
                         f"config.train.steps={config.train.steps}.")
+    if config.train.keep_checkpoints < 1:
+        raise UserError(f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be 1 or more: a run goes on "
+                        "from the newest.")
+    if config.task.kind == "pretrain" and config.train.batch_size < 2:
+        raise UserError(f"config.train.batch_size={config.train.batch_size}: a contrast needs other breasts to tell "
+                        "apart, 2 at the least. To save memory raise config.train.micro_batches instead.")
     traced = config.train.profile_steps
     if traced and (len(traced) != 2 or not 1 <= traced[0] <= traced[1]):
         raise UserError(f"config.train.profile_steps={tuple(traced)} must be the first and the last step to trace, "

@@ -33,6 +33,8 @@ from mammoclip_jax.evaluation.display import text_table
 from mammoclip_jax.evaluation.exam import predict
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
+from mammoclip_jax.files import write_text
+from mammoclip_jax.names import lookup
 from mammoclip_jax.prepare import prepare
 from mammoclip_jax.source import open_weights
 from mammoclip_jax.training import checkpoint, goodput, loop
@@ -85,6 +87,7 @@ def train_and_evaluate(config, workdir, ledger) -> dict:
         labelled = config.task.kind != "pretrain"
         datasets = supervised.split(config, datasets) if labelled else datasets
         tokenize = None if labelled else load_tokenizer(config, workdir, datasets)
+    check_evaluation(datasets, config.evaluate)
     meta = {
         "kind": config.task.kind if labelled else "dual_encoder",
         "config": json.loads(config.to_json_best_effort()),
@@ -93,7 +96,7 @@ def train_and_evaluate(config, workdir, ledger) -> dict:
         "provenance": provenance.collect(datasets),
     }
     if host.is_main():
-        (workdir / "config.json").write_text(json.dumps(meta["config"], indent=2) + "\n")
+        write_text(workdir / "config.json", json.dumps(meta["config"], indent=2) + "\n")
     if labelled:
         trainer, iterator = supervised.prepare(config, datasets, meta["preprocessing"], mesh)
     else:
@@ -214,7 +217,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         logging.warning("%s", line)
     meta["provenance"] |= started.provenance
     if host.is_main():
-        note.write_text(json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
+        write_text(note, json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
     return variables
 
 
@@ -280,5 +283,20 @@ def final_evaluation(model, datasets, config, workdir):
 
 
 def chosen(datasets, evaluation) -> dict[str, Dataset]:
-    """The data sets that the config evaluates on: those it names, else all."""
-    return {name: datasets[name] for name in evaluation.folders or datasets}
+    """The data sets that the config evaluates on: those it names, else all.
+
+    Raises:
+        UserError: it names one that is not there.
+    """
+    return {name: lookup(datasets, name, "config.evaluate.folders") for name in evaluation.folders or datasets}
+
+
+def check_evaluation(datasets, evaluation) -> None:
+    """Raises UserError where an evaluation on the way, or at the end, would find nothing: before training, not after."""
+    for kind, split in (("curve_evaluators", "curve_split"), ("evaluators", "split")):
+        wanted = {options.get("split", evaluation[split]) for options in evaluation[kind].values()}
+        there = {part for dataset in chosen(datasets, evaluation).values() for part in dataset.index["split"]}
+        if wanted and not wanted & (there | {"all"}):
+            raise UserError(f"config.evaluate.{kind} has nothing to evaluate: no data set has images in split "
+                            f"{', '.join(sorted(wanted))}; there are {', '.join(sorted(there))}. Set "
+                            f"config.evaluate.{split}.")

@@ -91,10 +91,12 @@ def test_published_recipe(name, image_tower, features):
 
 
 def test_impossible_configs_are_explained():
-    config = load("demo")
-    config.train.warmup_steps = config.train.steps
-    with pytest.raises(UserError, match="warmup_steps"):
-        config_module.check(config)
+    for change, message in ((dict(warmup_steps=540), "warmup_steps"), (dict(keep_checkpoints=0), "must be 1 or more"),
+                            (dict(batch_size=1), "batch_size=1: a contrast needs other breasts")):
+        config = load("demo")
+        config.train.update(change)
+        with pytest.raises(UserError, match=message):
+            config_module.check(config)
     config = load("demo")
     config.model.image.name = "efficientnett"
     with pytest.raises(UserError, match="Did you mean 'efficientnet'"):

@@ -5,6 +5,7 @@ What is loaded and adapted is tested in weights/test_warm_start.py; here the sou
 
 import json
 import logging
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -173,3 +174,17 @@ def test_weights_that_do_not_fit_stop_the_run_before_it_begins(fresh, imported, 
     assert variables["params"]["logit_scale"] == published.LOGIT_SCALE
     same_towers(variables, imported.variables, "image_encoder", "text_encoder")
     assert not variables["params"]["image_projection"]["dense"]["kernel"].any()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(curve_split="vall"), "curve_evaluators has nothing .* in split vall; there are test, train. Set .*curve_split"),
+    (dict(split="val"), "evaluators has nothing .* in split val"), (dict(folders=("phantom",)), "Did you mean 'phantoms'")])
+def test_an_evaluation_of_nothing_is_found_before_the_training(change, message):
+    settings = defaults().evaluate
+    settings.update(curve_split="train")
+    settings.evaluators.retrieval, settings.curve_evaluators.zero_shot = {}, {}
+    datasets = {"phantoms": SimpleNamespace(index={"split": ["train", "test"]})}
+    run.check_evaluation(datasets, settings)
+    settings.update(change)
+    with pytest.raises(UserError, match=message):
+        run.check_evaluation(datasets, settings)

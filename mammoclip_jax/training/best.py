@@ -1,6 +1,6 @@
 """The best state so far by a figure of the evaluations on the way, and when to stop waiting for a better one.
 
-    workdir/best.json                 every evaluation's step and figure
+    workdir/best.json                 the monitor, which figure of it is the better, every evaluation's step and figure
     workdir/best/checkpoints/STEP     a whole checkpoint: what is loaded of the run
 """
 
@@ -13,31 +13,57 @@ import jax
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
+from mammoclip_jax.names import check_name
 from mammoclip_jax.training.checkpoint import Checkpoints, steps
 from mammoclip_jax.training.processes import barrier
 
+SIGNS = {"higher": 1, "lower": -1}
 KEPT = 2        # the one before too: a run that is killed between this save and its own goes on from before both
 
 
 class Best:
-    """Keeps the state with the highest `monitor`; every process calls `update` at the same steps.
+    """Keeps the state with the best `monitor`; every process calls `update` at the same steps.
 
     Evaluations noted after the step that a run resumes from are forgotten: they come again, and give the same.
     """
 
-    def __init__(self, workdir, monitor: str, patience: int, resumed_step: int):
-        """`patience`: evaluations without a higher figure, after which `over` is True; 0: never."""
-        self._monitor, self._patience = monitor, patience
+    def __init__(self, workdir, monitor: str, patience: int, resumed_step: int, better: str = "higher"):
+        """
+        Args:
+            patience: evaluations without a better figure, after which `over` is True; 0: never.
+            better: "higher" or "lower".
+
+        Raises:
+            UserError: `better` is another word, or the run has kept its best state by another monitor.
+        """
+        check_name(better, SIGNS, "config.task.better")
+        self._kept_by, self._sign, self._patience = {"monitor": monitor, "better": better}, SIGNS[better], patience
         self._path, self.folder = Path(workdir, "best.json"), Path(workdir, "best")
-        noted = json.loads(self._path.read_text()) if self._path.exists() else []
+        noted = self._noted()
         self._history = [entry for entry in noted if entry["step"] <= resumed_step]
-        self._best = max(self._history, key=lambda entry: entry["value"], default=None)
+        self._best = max(self._history, key=self._worth, default=None)
         barrier("best.json is read")
         if jax.process_index() == 0:
             for step in steps(self.folder / "checkpoints"):
                 if step > resumed_step:
                     shutil.rmtree(self.folder / "checkpoints" / str(step))
         barrier("the best state is looked at")
+
+    def _noted(self) -> list[dict]:
+        """The evaluations in best.json."""
+        if not self._path.exists():
+            return []
+        noted = json.loads(self._path.read_text())
+        before = {name: noted[name] for name in self._kept_by}
+        if before != self._kept_by:
+            changed = ", ".join(f"config.task.{name}: {before[name]!r} -> {value!r}"
+                                for name, value in self._kept_by.items() if before[name] != value)
+            raise UserError(f"this run has kept its best state by another figure ({changed}; {self._path}): take the "
+                            "old one, or another --workdir.")
+        return noted["evaluations"]
+
+    def _worth(self, entry) -> float:
+        return self._sign * entry["value"]
 
     @property
     def over(self) -> bool:
@@ -54,20 +80,22 @@ class Best:
         """
         value = None
         if jax.process_index() == 0:
-            if self._monitor not in figures:
-                raise UserError(f"config.task.monitor={self._monitor!r} is no figure of the evaluations on the way: "
+            monitor = self._kept_by["monitor"]
+            if monitor not in figures:
+                raise UserError(f"config.task.monitor={monitor!r} is no figure of the evaluations on the way: "
                                 f"{', '.join(sorted(figures)) or 'config.evaluate.curve_evaluators has none'}.")
-            value = figures[self._monitor]
+            value = figures[monitor]
         value = _same_everywhere(value)
         if not math.isfinite(value):
-            raise UserError(f"{self._monitor} is {value} at step {step}: it cannot tell which state is the best.")
+            raise UserError(f"{self._kept_by['monitor']} is {value} at step {step}: it cannot tell which state is the "
+                            "best.")
         self._history = [*self._history, {"step": step, "value": value}]
-        if self._best is None or value > self._best["value"]:
+        if self._best is None or self._worth(self._history[-1]) > self._worth(self._best):
             self._best = self._history[-1]
             with Checkpoints(self.folder, keep=KEPT) as checkpoints:
                 checkpoints.save(state, iterator, meta)
         if jax.process_index() == 0:
-            write_text(self._path, json.dumps(self._history, indent=1) + "\n")
+            write_text(self._path, json.dumps(self._kept_by | {"evaluations": self._history}, indent=1) + "\n")
 
     def restore(self, state, iterator):
         """The best state, or `state` where there was no evaluation.

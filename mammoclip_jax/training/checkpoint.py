@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mammoclip_jax.errors import UserError
@@ -43,6 +44,7 @@ class Checkpoints:
         """
         self.folder = Path(workdir, "checkpoints").absolute()
         _put_damaged_aside(self.folder)
+        self.meta = {}            # what the restored checkpoint says
         self._saving = None       # the step that is being written
         self._needed = 0          # bytes that it will take, about
         self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
@@ -67,7 +69,9 @@ class Checkpoints:
         for step in listed:
             try:
                 restored = self._manager.restore(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()))
+                    state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
+                if not jax.jit(all_finite)(restored["state"]):
+                    raise ValueError("its parameters are not finite")
             except Exception as error:  # Orbax raises many kinds; each means that this step is of no use
                 logging.warning("checkpoint of step %d cannot be read, trying the one before: %s", step, error)
                 errors[step] = error
@@ -78,6 +82,7 @@ class Checkpoints:
                 barrier("damaged checkpoints are put aside")
                 self._manager.reload()
             iterator.set_state(restored["data"])
+            self.meta = restored["meta"]
             logging.info("resumed at step %d from %s", step, self.folder)
             return _typed(restored["state"], state)
         if listed:
@@ -152,6 +157,12 @@ class Checkpoints:
             kept = ", ".join(str(step) for step in steps(self.folder)) or "none"
             raise UserError(f"step {step} could not be saved and is not listed (whole checkpoints: {kept}; the same "
                             f"command goes on from the newest): {error}") from error
+
+
+def all_finite(state: dict):
+    """Whether every number of a state's parameters, batch statistics and average is finite; bool []."""
+    arrays = jax.tree.leaves([state[name] for name in ("params", "batch_stats", "ema")])
+    return jnp.stack([jnp.isfinite(x).all() for x in arrays]).all()
 
 
 def steps(folder) -> list[int]:

@@ -10,15 +10,19 @@ from typing import Callable, NamedTuple
 import jax
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import write_text
 from mammoclip_jax.training import disk
 from mammoclip_jax.training.best import Best
-from mammoclip_jax.training.checkpoint import Checkpoints
+from mammoclip_jax.training.checkpoint import Checkpoints, all_finite
 from mammoclip_jax.training.goodput import Ledger
-from mammoclip_jax.training.mesh import put_batch
+from mammoclip_jax.training.mesh import put_batch, replicated
 from mammoclip_jax.training.profile import Profiler
 from mammoclip_jax.training.stop import Stopped, StopRequest
 from mammoclip_jax.training.watchdog import Watchdog
 from mammoclip_jax.training.writer import MetricWriter, Progress
+
+
+OWED = "evaluation_owed"        # in a checkpoint's meta: the run was asked to stop before the evaluation of that step
 
 
 class Outcome(NamedTuple):
@@ -52,8 +56,8 @@ def fit(
 
     Raises:
         Stopped: on SIGTERM or SIGINT, after saving.
-        UserError: the loss is not finite (the batch's records are in `workdir/not_finite_step_N.json`), a checkpoint
-            could not be written, or none of those there can be read.
+        UserError: a loss, gradient or parameter is not finite (the batch's records are in
+            `workdir/not_finite_step_N.json`), a checkpoint could not be written, or none of those there can be read.
     """
     train, main_process = config.train, jax.process_index() == 0
     with contextlib.ExitStack() as stack:
@@ -64,18 +68,31 @@ def fit(
         restored = checkpoints.restore(state, iterator)
         state = state if restored is None else restored
         first = int(state.step)
+        owed = checkpoints.meta.get(OWED, False)
         ledger.resumed(first)
         writer = stack.enter_context(contextlib.closing(
-            MetricWriter(workdir, resumed_step=first, active=main_process)))
+            MetricWriter(workdir, resumed_step=first, owed=owed, active=main_process)))
         images = math.prod(trainer.batch["image"].shape[:2])
         progress = Progress(train.steps, first, images, ledger, active=main_process)
-        best = Best(workdir, config.task.monitor, config.task.patience, first) if config.task.monitor else None
+        task = config.task
+        best = Best(workdir, task.monitor, task.patience, first - owed, task.better) if task.monitor else None
         stop = stack.enter_context(StopRequest(trainer.mesh))
-        stack.enter_context(Watchdog(ledger, workdir, train.watchdog_seconds))
+        stack.enter_context(Watchdog(ledger, workdir, train.watchdog_seconds, train.watchdog_evaluation_seconds))
         profiler = stack.enter_context(Profiler(workdir, train.profile_steps, ledger, active=main_process))
         stack.enter_context(jax.set_mesh(trainer.mesh))
         stack.enter_context(ledger.phase("productive"))
         compiled, pending, last = None, None, {}
+
+        def evaluation(step, state):
+            with ledger.phase("evaluation"):
+                figures = evaluate(state)
+                writer.write(step, figures)
+            if best:
+                with ledger.phase("checkpoint"):
+                    best.update(step, figures, state, iterator, meta)
+
+        if owed and evaluate:
+            evaluation(first, state)
         last_step = first if best and best.over else train.steps
         for step in range(first + 1, last_step + 1):
             profiler.before(step)
@@ -85,6 +102,7 @@ def fit(
                 # Compiled once, ahead: another shape later is an error, never a silent recompilation.
                 with ledger.phase("compile"):
                     compiled = trainer.jitted().lower(state, batch).compile()
+                    finite = jax.jit(all_finite, out_shardings=replicated(trainer.mesh)).lower(state._asdict()).compile()
             state, metrics = compiled(state, batch)
             # The step before is fetched only now, so that the device never waits for the host.
             if pending:
@@ -93,21 +111,20 @@ def fit(
             profiler.after(step, metrics)
             stopping = stop.agreed() and step < train.steps
             save_due = step % train.checkpoint_every == 0 or step == train.steps or stopping
-            evaluation_due = evaluate and train.eval_every and step % train.eval_every == 0 and not stopping
+            evaluation_due = bool(evaluate and train.eval_every and step % train.eval_every == 0)
             if save_due or evaluation_due:
                 last, pending = _finish(pending, progress, writer, train, workdir), None
-            if evaluation_due:
-                with ledger.phase("evaluation"):
-                    figures = evaluate(state)
-                    writer.write(step, figures)
-                if best:
-                    with ledger.phase("checkpoint"):
-                        best.update(step, figures, state, iterator, meta)
-                    save_due = True     # so that at most one evaluation is repeated when a run goes on
+                if not finite(state._asdict()):
+                    raise _not_finite(f"the parameters after step {step} are not finite", step, metrics, host_batch,
+                                      workdir)
+            if evaluation_due and not stopping:
+                evaluation(step, state)
+                save_due = save_due or best is not None     # at most one evaluation is repeated when a run goes on
             over = best is not None and best.over
             if save_due:
                 with ledger.phase("checkpoint"):
-                    checkpoints.save(state, iterator, meta)
+                    # Who asks to stop may not wait for an evaluation: the run that goes on begins with it.
+                    checkpoints.save(state, iterator, meta | {OWED: True} if evaluation_due and stopping else meta)
             else:
                 checkpoints.poll()
             if stopping or over:
@@ -117,6 +134,18 @@ def fit(
         if int(state.step) < train.steps and not (best and best.over):
             raise Stopped(f"saved step {step} and stopped; the same command with the same --workdir goes on")
         return Outcome(best.restore(state, iterator) if best else state, last)
+
+
+def _not_finite(what: str, step, metrics, batch, workdir) -> UserError:
+    """The error of a step after which nothing may be saved; notes the records of its batch."""
+    process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = Path(workdir, f"not_finite_step_{step}{process}.json")
+    figures = {name: str(value) for name, value in metrics.items()}
+    write_text(path, json.dumps({"step": step, "records": batch["record"].tolist(),
+                                 "sources": batch["source"].tolist(), "metrics": figures}))
+    return UserError(f"{what}: the records of its batch are in {path} (source = position in "
+                     "config.data.folders, record = row of its index.parquet). Look at those images, or lower "
+                     "config.train.lr; the run goes on from its last checkpoint.")
 
 
 def _next_batch(iterator, pending, ledger):
@@ -133,14 +162,9 @@ def _finish(pending, progress, writer, train, workdir) -> dict:
     step, metrics, batch = pending
     metrics = {name: float(value) for name, value in metrics.items()}
     progress.ledger.done(step)
-    if not math.isfinite(metrics["loss"]):
-        process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
-        path = Path(workdir, f"not_finite_step_{step}{process}.json")
-        path.write_text(json.dumps({"step": step, "records": batch["record"].tolist(),
-                                    "sources": batch["source"].tolist(), "metrics": str(metrics)}))
-        raise UserError(f"the loss of step {step} is {metrics['loss']}: the records of its batch are in {path} "
-                        "(source = position in config.data.folders, record = row of its index.parquet). "
-                        "Look at those images, or lower config.train.lr; the run goes on from its last checkpoint.")
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise _not_finite(f"the {name} of step {step} is {metrics[name]}", step, metrics, batch, workdir)
     figures = progress.figures(step)
     figures.pop("seconds_left")
     if step % train.log_every == 0 or step == train.steps:

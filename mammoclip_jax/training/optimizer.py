@@ -3,7 +3,6 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mammoclip_jax.errors import UserError
@@ -45,9 +44,18 @@ def make_optimizer(config, params, towers=()) -> optax.GradientTransformation:
                              weight_decay=config.weight_decay, mask=decayed))
     if config.layer_decay != 1.0:
         factors = layer_factors(params, config.layer_decay)
-        steps.append(optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors)))
+        steps.append(optax.stateless(lambda updates, _: jax.tree.map(_times, updates, factors, is_leaf=_masked)))
     labels = jax.tree.map(lambda hit: "frozen" if hit else "trained", frozen)
     return optax.multi_transform({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+
+def _masked(update) -> bool:
+    """Whether it stands for that of a frozen parameter, which another part of the optimiser takes care of."""
+    return isinstance(update, optax.MaskedNode)
+
+
+def _times(update, factor):
+    return update if _masked(update) else update * factor
 
 
 def frozen_parameters(config, params, towers=()):

@@ -81,11 +81,24 @@ def make_train_step(gradient_fn, optimizer, config):
 
 
 def total_loss(losses, embeddings, batch, mesh, step):
-    """Weighted sum of the terms that have started, and the metrics of all, named `term/metric`."""
+    """Weighted sum of the terms that have started, and the metrics of all, named `term/metric`.
+
+    A term that has not started is not computed, so that nothing of it, not even a NaN, gets anywhere; its metrics are
+    NaN until then.
+    """
     total, metrics = jnp.float32(0), {}
     for name, term, weight, start_step in losses:
-        value, details = term(embeddings, batch, mesh)
-        total += jnp.where(step >= start_step, weight, 0.0) * value
+        def value_of(embeddings, term=term):
+            return term(embeddings, batch, mesh)
+
+        if start_step > 0:
+            _, shapes = jax.eval_shape(value_of, embeddings)
+            silent = jnp.float32(0), jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+            value, details = jax.lax.cond(
+                step >= start_step, value_of, lambda _, silent=silent: silent, embeddings)
+        else:
+            value, details = value_of(embeddings)
+        total += weight * value
         metrics |= {f"{name}/{key}": detail for key, detail in details.items()}
     return total, metrics
 

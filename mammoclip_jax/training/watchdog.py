@@ -14,20 +14,20 @@ EXIT_STATUS = os.EX_TEMPFAIL
 
 
 class Watchdog:
-    """A context in which training may be silent for `seconds` at most; 0 switches it off.
+    """A context in which a step may take `seconds` at most, and an evaluation on the way `evaluation`; 0: any time.
 
-    Only training counts: while the ledger says that the run compiles, evaluates, saves or starts up, nothing is waited
-    for. The stacks of all threads go to `workdir/hung_step_N.txt`, and the process ends at once with `EXIT_STATUS`:
+    Only they count: while the ledger says that the run compiles, saves or starts up, nothing is waited for. The stacks of all threads go to `workdir/hung_step_N.txt`, and the process ends at once with `EXIT_STATUS`:
     whoever hangs in a collective or in a driver can neither clean up nor save.
     """
 
-    def __init__(self, ledger, workdir, seconds: float, *, end=os._exit):
-        self.ledger, self.workdir, self.seconds, self._end = ledger, Path(workdir), seconds, end
+    def __init__(self, ledger, workdir, seconds: float, evaluation: float = 0.0, *, end=os._exit):
+        self.ledger, self.workdir, self._end = ledger, Path(workdir), end
+        self.limits = {kind: limit for kind, limit in (("productive", seconds), ("evaluation", evaluation)) if limit}
         self._marks, self._silent = None, 0.0
         self._over = threading.Event()
 
     def __enter__(self):
-        if self.seconds:
+        if self.limits:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -35,7 +35,7 @@ class Watchdog:
         self._over.set()
 
     def _watch(self):
-        every = min(self.seconds / 10, 10.0)
+        every = min(min(self.limits.values()) / 10, 10.0)
         looked = time.monotonic()
         while not self._over.wait(every):
             now = time.monotonic()
@@ -45,20 +45,23 @@ class Watchdog:
 
     def look(self, passed: float) -> None:
         """`passed` seconds after the last look: has anything been done since?"""
-        if self.ledger.marks != self._marks or self.ledger.kind != "productive":
+        kind = self.ledger.kind
+        if self.ledger.marks != self._marks or kind not in self.limits:
             self._marks, self._silent = self.ledger.marks, 0.0
             return
         self._silent += passed
-        if self._silent >= self.seconds:
-            self._bark()
+        if self._silent >= self.limits[kind]:
+            self._bark(kind)
 
-    def _bark(self):
+    def _bark(self, kind):
         process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
-        step = (self.ledger.step or 0) + 1
+        done = self.ledger.step or 0
+        what, step, field = ((f"step {done + 1}", done + 1, "watchdog_seconds") if kind == "productive" else
+                             (f"the evaluation after step {done}", done, "watchdog_evaluation_seconds"))
         path = self.workdir / f"hung_step_{step}{process}.txt"
-        logging.critical("step %d has not ended in %g s (config.train.watchdog_seconds): the stacks of all threads are "
-                         "in %s. Ending with status %d; the same command goes on from the last checkpoint.",
-                         step, self.seconds, path, EXIT_STATUS)
+        logging.critical("%s has not ended in %g s (config.train.%s): the stacks of all threads are in %s. Ending with "
+                         "status %d; the same command goes on from the last checkpoint.", what, self.limits[kind], field,
+                         path, EXIT_STATUS)
         try:
             with path.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)

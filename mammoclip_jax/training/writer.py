@@ -15,15 +15,16 @@ from mammoclip_jax.files import write_text
 class MetricWriter:
     """Appends rows `{"step": int, name: float, ...}` to `workdir/metrics.jsonl` and the same to TensorBoard.
 
-    On resume, rows after the restored step are cut off, so that each step stands once. Only process 0 writes.
+    On resume, rows after the restored step are cut off, so that each step stands once; where the evaluation of that
+    step is `owed`, its figures are too. Only process 0 writes.
     """
 
-    def __init__(self, workdir, *, resumed_step: int, active: bool = True):
+    def __init__(self, workdir, *, resumed_step: int, owed: bool = False, active: bool = True):
         self.active = active
         if not active:
             return
         path = Path(workdir, "metrics.jsonl")
-        kept = [row for row in read_metrics(path) if row["step"] <= resumed_step]
+        kept = [row for row in read_metrics(path) if row["step"] < resumed_step + ("loss" in row or not owed)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._board = SummaryWriter(str(Path(workdir, "tensorboard")), purge_step=resumed_step + 1)

@@ -24,9 +24,9 @@ def iterator():
     return types.SimpleNamespace(get_state=lambda: {"batches": 1}, set_state=lambda state: None)
 
 
-def run(folder, values, patience=0, resumed=0):
+def run(folder, values, patience=0, resumed=0, better="higher"):
     """A `Best` after evaluations at steps 10, 20, ... beyond `resumed`."""
-    best = Best(folder, "auroc", patience, resumed)
+    best = Best(folder, "auroc", patience, resumed, better)
     for number, value in enumerate(values, 1 + resumed // 10):
         if best.over:
             break
@@ -43,7 +43,22 @@ def test_the_highest_is_kept_and_loads_as_a_run(tmp_path):
 
 def test_training_ends_when_none_was_better_for_so_long(tmp_path):
     assert run(tmp_path, [0.5, 0.8, 0.7, 0.8, 0.9], patience=2).over
-    assert [entry["step"] for entry in json.loads((tmp_path / "best.json").read_text())] == [10, 20, 30, 40]
+    noted = json.loads((tmp_path / "best.json").read_text())
+    assert (noted["monitor"], noted["better"]) == ("auroc", "higher")
+    assert [entry["step"] for entry in noted["evaluations"]] == [10, 20, 30, 40]
+
+
+def test_the_lowest_is_kept_where_less_is_better(tmp_path):
+    best = run(tmp_path, [0.5, 0.2, 0.3, 0.4], patience=2, better="lower")
+    assert best.over and best.restore(state(40), iterator()).params["w"][0] == 20
+    with pytest.raises(UserError, match="there is no config.task.better 'less'"):
+        Best(tmp_path / "other", "auroc", 0, 0, "less")
+
+
+def test_a_run_does_not_go_on_by_another_figure(tmp_path):
+    run(tmp_path, [0.5])
+    with pytest.raises(UserError, match="config.task.monitor: 'auroc' -> 'brier', config.task.better: 'higher' -> 'lower'"):
+        Best(tmp_path, "brier", 0, 10, "lower")
 
 
 def test_a_run_that_goes_on_from_before_the_best_finds_it_again(tmp_path):

@@ -53,3 +53,15 @@ def test_the_step_is_scaled_and_nothing_else():
     whole, scaled, factors = update(1.0), update(0.5), layer_factors(params, 0.5)
     for a, b, factor in zip(*map(jax.tree.leaves, (whole, scaled, factors)), strict=True):
         np.testing.assert_allclose(b, a * factor, rtol=1e-6)
+
+
+def test_what_is_frozen_stays_beside_it():
+    params = params_of(dict(name="vit", width=16, depth=2, heads=2, size=64, patch=16))
+    config = defaults().train
+    config.update(warmup_steps=0, steps=10, lr=0.1, layer_decay=0.5, frozen=("image_encoder/embeddings/.*",))
+    optimizer = make_optimizer(config, params)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    encoder = updates["image_encoder"]
+    assert not any(np.any(x) for x in jax.tree.leaves(encoder["embeddings"]))
+    last, first = (np.mean(encoder["encoder"][layer]["norm1"]["scale"]) for layer in ("layer_1", "layer_0"))
+    np.testing.assert_allclose(first, last / 2, rtol=1e-6)

@@ -54,8 +54,9 @@ def trainer(step=step_fn):
     return Trainer(make_mesh({"data": -1}), step)
 
 
-def fit(workdir, steps, iterator=None, step=step_fn, evaluate=None, **options):
+def fit(workdir, steps, iterator=None, step=step_fn, evaluate=None, task={}, **options):
     config = defaults()
+    config.task.update(task)
     config.train.update(dict(steps=steps, batch_size=8, log_every=1, checkpoint_every=4) | options)
     return loop.fit(trainer(step), jax.device_put(state(), replicated(trainer().mesh)), iterator or batches(),
                     config=config, workdir=workdir, meta={"config": {"name": "test"}}, evaluate=evaluate)
@@ -110,6 +111,68 @@ def test_a_state_with_nan_is_never_saved(tmp_path):
     with pytest.raises(UserError):
         fit(tmp_path, 10, batches(bad_step=8))      # a checkpoint is due at 8
     assert checkpoint.load(tmp_path)[0] == 4
+
+
+@pytest.mark.parametrize("every", [4, 2])
+def test_a_finite_loss_with_a_gradient_that_is_not_is_found_before_it_is_saved(tmp_path, every):
+    def step(state, batch):
+        state, metrics = step_fn(state, batch)
+        bad = jax.numpy.where(state.step == 8, jax.numpy.nan, 0.0)
+        return state._replace(params={"w": state.params["w"] + bad}), metrics | {"gradient_norm": 1 + bad}
+
+    with pytest.raises(UserError, match="the gradient_norm of step 8 is nan"):
+        fit(tmp_path, 10, step=step, checkpoint_every=every)
+    assert checkpoint.load(tmp_path)[0] == 8 - every
+    found = json.loads((tmp_path / "not_finite_step_8.json").read_text())
+    assert np.ravel(found["records"]).tolist() == list(range(70, 78))
+
+
+def test_parameters_that_are_not_finite_are_never_saved_nor_gone_on_from(tmp_path, monkeypatch):
+    """Whatever made them so; a run that an older program left with them goes on from the checkpoint before."""
+    def step(state, batch):
+        state, metrics = step_fn(state, batch)
+        return state._replace(params={"w": state.params["w"] / (state.step != 8)}), metrics
+
+    with pytest.raises(UserError, match="the parameters after step 8 are not finite"):
+        fit(tmp_path, 10, step=step)
+    assert checkpoint.load(tmp_path)[0] == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "all_finite", lambda state: state["step"] < 99)
+        fit(tmp_path, 9, step=step, keep_checkpoints=3)
+    assert checkpoint.load(tmp_path)[0] == 9
+    assert float(fit(tmp_path, 10).state.params["w"]) == naive(10)
+    assert (tmp_path / "damaged_checkpoints" / "9").is_dir()
+
+
+def test_an_evaluation_that_a_stop_cut_off_comes_when_the_run_goes_on(tmp_path):
+    """The best state, the patience and the log are those of a run that was not stopped."""
+    def run(name, iterator=None):
+        return fit(tmp_path / name, 12, iterator, evaluate=lambda state: {"eval/w": -abs(float(state.step) - 6)},
+                   eval_every=3, checkpoint_every=20, task=dict(monitor="eval/w", patience=1))
+
+    class Stopping:
+        """Batches of which the sixth comes with a request to stop."""
+
+        def __init__(self):
+            self.batches, self.given = batches(), 0
+            self.get_state, self.set_state = self.batches.get_state, self.batches.set_state
+
+        def __next__(self):
+            self.given += 1
+            if self.given == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return next(self.batches)
+
+    whole = run("whole")
+    with pytest.raises(loop.Stopped, match="saved step 6"):
+        run("stopped", Stopping())
+    again = run("stopped")
+    assert int(again.state.step) == int(whole.state.step) == 6
+    best, other = ((tmp_path / name / "best.json").read_text() for name in ("whole", "stopped"))
+    assert best == other and [entry["step"] for entry in json.loads(best)["evaluations"]] == [3, 6, 9]
+    rows, others = ([{key: row.get(key) for key in ("step", "loss", "eval/w")} for row in
+                     read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "stopped"))
+    assert rows == others
 
 
 def test_evaluations_are_logged_at_their_steps(tmp_path):

@@ -11,6 +11,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.trainer import make_trainer
 from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_name
+from mammoclip_jax.training.step import total_loss
 from mammoclip_jax.training.step import init_state, make_gradient_fn, make_train_step
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
@@ -191,6 +192,27 @@ def test_each_step_draws_anew_and_a_step_done_again_the_same():
     config.image.intensity = "range"        # else all means are alike
     np.testing.assert_array_equal(vectors(3), vectors(3))
     assert (vectors(3) != vectors(4)).all()
+
+
+def test_a_term_that_has_not_started_is_not_computed():
+    """A NaN of it reaches neither the loss nor a gradient, and its metrics are NaN; from its step on it counts."""
+    def term(embeddings, batch, mesh):
+        return jnp.sum(jnp.log(embeddings)), {"share": jnp.float32(0.5)}
+
+    def plain(embeddings, batch, mesh):
+        return jnp.sum(embeddings), {}
+
+    terms = [("plain", plain, 1.0, 0), ("late", term, 2.0, 3)]
+
+    @jax.jit
+    def run(x, step):
+        return jax.value_and_grad(lambda x: total_loss(terms, x, None, None, step), has_aux=True)(x)
+
+    (loss, metrics), slope = run(jnp.array([-1.0, 2.0]), 2)
+    assert loss == 1 and slope.tolist() == [1, 1] and np.isnan(metrics["late/share"])
+    (loss, metrics), slope = run(jnp.array([1.0, 2.0]), 3)
+    np.testing.assert_allclose(loss, 3 + 2 * np.log(2), rtol=1e-6)
+    assert slope.tolist() == [3, 2] and metrics["late/share"] == 0.5
 
 
 def test_batch_and_mesh_sizes_are_checked():

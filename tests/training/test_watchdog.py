@@ -12,9 +12,9 @@ class Run:
     kind, marks, step = "productive", 0, 4
 
 
-def dog(tmp_path, seconds=30):
+def dog(tmp_path, seconds=30, evaluation=0):
     ends = []
-    return Watchdog(Run(), tmp_path, seconds, end=ends.append), ends
+    return Watchdog(Run(), tmp_path, seconds, evaluation, end=ends.append), ends
 
 
 def test_a_silent_run_is_ended_and_its_stacks_are_kept(tmp_path, caplog):
@@ -44,10 +44,21 @@ def test_what_is_not_training_may_last(tmp_path):
     assert not ends
 
 
+def test_an_evaluation_has_a_longer_time_of_its_own(tmp_path, caplog):
+    watchdog, ends = dog(tmp_path, evaluation=70)
+    watchdog.ledger.kind = "evaluation"
+    for _ in range(7):
+        assert not ends
+        watchdog.look(10)
+    watchdog.look(10)
+    assert ends == [EXIT_STATUS] and "the evaluation after step 4 has not ended in 70 s" in caplog.text
+    assert "watchdog_evaluation_seconds" in caplog.text and (tmp_path / "hung_step_4.txt").exists()
+
+
 def test_zero_switches_it_off(tmp_path):
     with Watchdog(Ledger(tmp_path), tmp_path, 0, end=lambda status: 1 / 0) as watchdog:
         time.sleep(0.01)
-    assert not list(tmp_path.glob("hung*")) and watchdog.seconds == 0
+    assert not list(tmp_path.glob("hung*")) and not watchdog.limits
 
 
 def test_a_process_that_hangs_ends_with_the_status_that_launchers_try_again(tmp_path):

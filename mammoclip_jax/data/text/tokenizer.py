@@ -17,6 +17,7 @@ from tokenizers import (
 )
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.files import write_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_TOKENS = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")   # in the order they are looked for
@@ -73,7 +74,7 @@ class Tokenize:
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json, readable by `load` and by the Hugging Face libraries."""
-        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        write_text(path, self._tokenizer.to_str(pretty=True))
 
     def to_json(self) -> str:
         """Everything that `from_json` needs, for a checkpoint."""
