@@ -16,6 +16,7 @@ import pytest
 from comparison import close_gradients, one_and_eight
 from text_contract import EOT, FORMS, GOLDEN, LEFT, RIGHT, SEP, compare, gradients, shapes, squares, states
 
+from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.pooling import pool
 
@@ -24,6 +25,10 @@ forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 def paths(model):
     return set(flax.traverse_util.flatten_dict(shapes(model), sep="/"))
+
+
+def test_every_encoder_is_here():
+    assert set(FORMS) == set(models.TEXT_ENCODERS)
 
 
 # --- against transformers ---------------------------------------------------------------------------------------------
