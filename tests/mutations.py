@@ -351,7 +351,7 @@ MUTATIONS = (
     Mutation("weights: depthwise kernels turned over", "weights/naming.py",
              '"depthwise": (2, 3, 0, 1)',
              '"depthwise": (3, 2, 0, 1)',
-             ("weights/test_names_efficientnet.py", "weights/test_names_convnext.py")),
+             ("weights/test_naming.py", "weights/test_names_efficientnet.py")),
     Mutation("weights: parts of a fused qkv in reverse", "weights/naming.py",
              "np.split(value, count)[index]",
              "np.split(value, count)[count - 1 - index]",
