@@ -367,7 +367,7 @@ MUTATIONS = (
              ("losses/test_detection_loss.py",)),
     Mutation("inference: texts cut to the shortest of a batch", "inference.py",
              "mask.sum(axis=1).max(initial=1)",
-             "mask.sum(axis=1).min()",
+             "mask.sum(axis=1).min(initial=mask.shape[1])",
              ("test_inference.py",)),
     Mutation("classifier: unknown labels count as absent", "supervised.py",
              'counts = batch["known"] & batch["mask"][:, None]',
