@@ -1,4 +1,4 @@
-"""Kernels of PyTorch in our order of axes. Reading and writing use one table: no round trip can tell that it is wrong."""
+"""Kernels of PyTorch in our order of axes. Reading and writing use one table: no round trip tells that it is wrong."""
 
 import numpy as np
 import pytest
