@@ -231,6 +231,12 @@ def test_token_ids_embed_as_their_text(model, meta):
         model.embed_tokens(np.ones((1, 600), int), np.ones((1, 600), bool))
 
 
+def test_a_short_text_does_not_cut_a_long_one(model):
+    ids = np.random.default_rng(0).integers(5, 50, (2, 40))
+    mask = np.arange(40) < np.array([[3], [40]])
+    np.testing.assert_allclose(model.embed_tokens(ids, mask)[1:], model.embed_tokens(ids[1:], mask[1:]), atol=1e-5)
+
+
 def test_files_are_read_as_the_model_was_trained(classifier, tmp_path):
     preprocessing = Preprocessing.from_dict(classifier.preprocessing)
     assert (preprocessing.intensity, preprocessing.geometry) == ("published", "stretch")

@@ -105,6 +105,10 @@ def build(name, **options):
     return models.image_encoder({"name": name} | options)
 
 
+def test_every_encoder_is_here():
+    assert set(FAMILIES) == set(models.IMAGE_ENCODERS)
+
+
 # --- against torch ----------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import pytest
 from comparison import close_gradients, one_and_eight
 from text_contract import EOT, FORMS, GOLDEN, LEFT, RIGHT, SEP, compare, gradients, shapes, squares, states
 
+from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.pooling import pool
 
@@ -24,6 +25,10 @@ forms = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 
 def paths(model):
     return set(flax.traverse_util.flatten_dict(shapes(model), sep="/"))
+
+
+def test_every_encoder_is_here():
+    assert set(FORMS) == set(models.TEXT_ENCODERS)
 
 
 # --- against transformers ---------------------------------------------------------------------------------------------
@@ -183,11 +188,13 @@ def test_bfloat16_is_close_and_parameters_stay_float32(name, changes, atol):
 
 
 @pytest.mark.parametrize("name, rates", [
-    ("bert", ("hidden_dropout_prob", "attention_probs_dropout_prob")),
-    ("gpt2", ("embd_pdrop", "attn_pdrop", "resid_pdrop")),
-    ("modernbert", ("embedding_dropout", "attention_dropout", "mlp_dropout")), ("clip_text", ("attention_dropout",)),
+    ("bert", dict(hidden_dropout_prob=1 + 2 * 2, attention_probs_dropout_prob=2)),
+    ("gpt2", dict(embd_pdrop=1, attn_pdrop=2, resid_pdrop=2 * 2)),
+    ("modernbert", dict(embedding_dropout=1, attention_dropout=4 * 2, mlp_dropout=4)),
+    ("clip_text", dict(attention_dropout=3)),
 ], ids=FORMS)
 def test_dropout_is_on_in_training_only(name, rates):
+    """At as many places as `rates` say."""
     form = FORMS[name]
     (ids, mask), params = form.text(), form.params()
 
@@ -202,8 +209,9 @@ def test_dropout_is_on_in_training_only(name, rates):
     assert not np.allclose(first, other)
     quiet = jax.jit(lambda: still.apply({"params": params}, ids, mask, train=True))()       # needs no generator
     np.testing.assert_allclose(quiet, states(model, params, ids, mask), atol=1e-6)
-    for rate in rates:
-        assert "random_bits" in str(train.trace(form.model(**off | {rate: 0.1}), jax.random.key(0)).jaxpr), rate
+    for rate, places in rates.items():
+        program = str(train.trace(form.model(**off | {rate: 0.1}), jax.random.key(0)).jaxpr)
+        assert program.count(" random_bits[") == places, rate
 
 
 @pytest.mark.parametrize("name, options, wrong, meant", [

@@ -50,17 +50,19 @@ def tiny_config(image, text):
     return config
 
 
-def gradients_on(config, mesh):
-    """(loss, {path: gradient})."""
+def gradients_on(config, mesh, state=None):
+    """(loss, {path: gradient}, the state); a state that is given is put onto the mesh."""
     config.train.batch_size, config.data.text_length = 16, LENGTH
     trainer = make_trainer(config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8}, mesh)
-    state = trainer.init()
-    # Away from the start, where a layer scale of 1e-6 or a zero hides the gradients of what it multiplies.
-    state = state._replace(params=jax.tree.map(lambda p: p + 0.3 if p.ndim == 1 else p, state.params))
+    if state is None:
+        state = trainer.init()
+        # Away from the start, where a layer scale of 1e-6 or a zero hides the gradients of what it multiplies.
+        state = state._replace(params=jax.tree.map(lambda p: p + 0.3 if p.ndim == 1 else p, state.params))
+    state = tiny.placed(state, trainer)
     run = jax.jit(trainer.gradient)
     batch = tiny.batch(16, HEIGHT, WIDTH, LENGTH, VOCABULARY, flips=True)
     loss, _, _, gradients = jax.device_get(run(state, meshes.put_batch(batch, mesh)))
-    return loss, {slash_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(gradients)}
+    return loss, {slash_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(gradients)}, state
 
 
 def test_every_encoder_has_its_small_form_here():
@@ -71,8 +73,8 @@ def test_every_encoder_has_its_small_form_here():
 @pytest.mark.parametrize("image, text", PAIRS)
 def test_every_gradient_is_the_same_on_eight_devices(image, text):
     config = tiny_config(image, text)
-    loss, one = gradients_on(config, meshes.make_mesh({}, jax.devices()[:1]))
-    loss8, eight = gradients_on(config, meshes.make_mesh({"data": 4, "fsdp": 2}))
+    loss, one, state = gradients_on(config, meshes.make_mesh({}, jax.devices()[:1]))
+    loss8, eight, _ = gradients_on(config, meshes.make_mesh({"data": 4, "fsdp": 2}), state)
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)
     largest, compared = max(np.linalg.norm(g) for g in one.values()), 0
     for path, gradient in one.items():

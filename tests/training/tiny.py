@@ -1,5 +1,6 @@
 """A tiny training: a batch that fits any encoder, and the step of a config."""
 
+import jax
 import numpy as np
 
 from mammoclip_jax.trainer import make_trainer
@@ -25,3 +26,8 @@ def build(config, mesh):
     config.train.batch_size, config.data.text_length = 8, LENGTH
     trainer = make_trainer(config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8}, mesh)
     return trainer.model, trainer.init(), trainer.step, trainer.gradient
+
+
+def placed(state, trainer):
+    """The state, lying as that of `trainer` does: drawing it anew would take as long to compile as a gradient."""
+    return jax.device_put(state, jax.tree.map(lambda x: x.sharding, trainer.state))

@@ -7,6 +7,7 @@ from pydicom.data import get_testdata_file
 from tiny_dicom import breast, write
 
 from mammoclip_jax.data.pixels import geometry
+from mammoclip_jax.data.pixels.breast import published_crop
 from mammoclip_jax.data.pixels.dicom import Unreadable
 from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes, render
 from mammoclip_jax.errors import UserError
@@ -52,7 +53,7 @@ def test_the_published_recipe_step_by_step(tmp_path):
     y0, x0, y1, x1 = (value - 5 for value in rendered.transform.crop)
     expected = cv2.resize(grey[y0:y1, x0:x1], (48, 64), interpolation=cv2.INTER_AREA)
     np.testing.assert_array_equal(rendered.image, expected)
-    assert (x0, y0 > 0, y1 < 250) == (0, True, True)
+    assert (x0, y0 > 0, y1 < 250) == (0, True, True) and (y0, x0, y1, x1) == published_crop(grey)
 
 
 def test_wrong_parameters_name_the_near_one():
