@@ -33,10 +33,10 @@ from mammoclip_jax.data.manifest import (
     Problem,
     SourceTable,
     breast_keys,
-    checked,
 )
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
+from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.store.codecs import DEFAULT_CODEC, known
 from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.data.text import tokenizer
@@ -76,7 +76,8 @@ def build(
     root, out = Path(table.root or root), Path(out)
     known(codec)
     images_in = len(table.rows) + len(table.problems)
-    table, stamps = increment.present(checked(table), root)
+    table, ran = settled(table, root)
+    table, stamps = increment.present(table, root)
     identity = None if table.public_ids else Identity(out, key)
     hashed = (lambda text: identity.hash("key", text)) if identity else increment.plain_hash
     keys = increment.keys(table.rows, stamps, hashed)

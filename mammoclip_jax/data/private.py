@@ -1,0 +1,94 @@
+"""The one way from an adapter's table to anything that is written or printed: checked, and without identities.
+
+Whatever a private source says in words goes through here, whoever wrote its adapter: the texts, the words of labels and
+boxes, views and makers. What identifies stays in memory: it goes into no file, no log and no other process.
+"""
+
+import collections
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from mammoclip_jax.data.manifest import SourceTable, checked
+from mammoclip_jax.data.pixels.fields import VENDORS, VIEWS, vendor_of, view_of
+from mammoclip_jax.data.text.deidentify import deidentify
+
+_SHORT = 4      # characters; shorter identifiers ("12") also are words and measures, and identify nobody alone
+_OLDEST = 90    # years; 45 CFR 164.514(b)(2)(i)(C) has all ages from there on in one
+_MAKERS = {*VENDORS.values(), "other", "film", ""}
+
+
+class Settled(NamedTuple):
+    """A table that may be shown, but for its identifiers, which `Identity` hashes."""
+
+    table: SourceTable
+    ran: dict               # what took identities out, for dataset.json; names nobody
+
+
+def settled(table: SourceTable, root: Path | str) -> Settled:
+    """`table`, checked; of one whose texts are private without identities, and its columns in memory emptied of them.
+
+    Of each study, what the tables tell of any of its rows is taken out of the texts of all.
+
+    Raises:
+        UserError: as `manifest.checked`.
+    """
+    table = checked(table)
+    if table.public_texts:
+        return Settled(table, {"texts": "public"})
+    identities: dict[str, set[str]] = collections.defaultdict(set)
+    for row in table.rows.itertuples():
+        identities[row.study].update(row.identities, _own(row))
+    rows = _without(table.rows, identities)
+    return Settled(table._replace(rows=rows), {"texts": "private", "rules": True, "tables": True})
+
+
+def _own(row) -> set[str]:
+    """The identifiers of a row, as they stand and by their parts and file names."""
+    given = {row.patient, row.image, row.file, row.study, *row.study.split("/")}
+    return {form for value in given for form in (value, PurePosixPath(value).stem) if len(form) >= _SHORT}
+
+
+def _without(rows: pd.DataFrame, identities: dict[str, set[str]]) -> pd.DataFrame:
+    """The rows as they may be shown. Equal texts of a study are worked on once."""
+    done: dict[tuple[str, str], str] = {}
+
+    def clean(study: str) -> Callable[[str], str]:
+        def cleaned(text: str) -> str:
+            if (study, text) not in done:
+                done[study, text] = deidentify(text, sorted(identities[study]))
+            return done[study, text]
+        return cleaned
+
+    cleaners = [clean(study) for study in rows["study"]]
+    columns = {
+        "texts": [[clean(text) for text in texts] for clean, texts in zip(cleaners, rows["texts"])],
+        "sections": [[clean(name) for name in names] for clean, names in zip(cleaners, rows["sections"])],
+        "labels": [_words(labels, clean) for clean, labels in zip(cleaners, rows["labels"])],
+        "boxes": [_words(boxes, clean) for clean, boxes in zip(cleaners, rows["boxes"])],
+        "view": [view if view in VIEWS else view_of(view) for view in rows["view"]],
+        "vendor": [maker if maker in _MAKERS else vendor_of(maker) for maker in rows["vendor"]],
+        "identities": [[] for _ in cleaners],
+    }
+    return rows.assign(**{name: pd.Series(values, rows.index, rows[name].dtype) for name, values in columns.items()})
+
+
+def _words(values: str, clean: Callable[[str], str]) -> str:
+    """JSON whose words and long numbers are cleaned; keys stay, since the adapter chose them, and so do corners."""
+    def within(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {key: within(item, key) for key, item in value.items()}
+        if isinstance(value, list):
+            return value if key == "box" else [within(item) for item in value]
+        if key == "age" and isinstance(value, (int, float)):
+            return min(value, _OLDEST)
+        if isinstance(value, int) and abs(value) >= 10 ** 5:        # a record's number is one as well
+            return clean(str(value))
+        return clean(value) if isinstance(value, str) else value
+
+    found = json.loads(values)
+    changed = within(found)
+    return values if changed == found else json.dumps(changed)
