@@ -7,15 +7,20 @@ boxes, views and makers. What identifies stays in memory: it goes into no file, 
 import collections
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pandas as pd
+from tqdm import tqdm
 
 from mammoclip_jax.data.manifest import SourceTable, checked
+from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import VENDORS, VIEWS, vendor_of, view_of
+from mammoclip_jax.data.pixels.identities import Identities
 from mammoclip_jax.data.text.deidentify import deidentify
 
+_THREADS = 16       # a network file system answers many at a time
 _SHORT = 4      # characters; shorter identifiers ("12") also are words and measures, and identify nobody alone
 _OLDEST = 90    # years; 45 CFR 164.514(b)(2)(i)(C) has all ages from there on in one
 _MAKERS = {*VENDORS.values(), "other", "film", ""}
@@ -28,10 +33,11 @@ class Settled(NamedTuple):
     ran: dict               # what took identities out, for dataset.json; names nobody
 
 
-def settled(table: SourceTable, root: Path | str) -> Settled:
+def settled(table: SourceTable, root: Path | str, headers: bool = True) -> Settled:
     """`table`, checked; of one whose texts are private without identities, and its columns in memory emptied of them.
 
-    Of each study, what the tables tell of any of its rows is taken out of the texts of all.
+    Of each study all that its tables tell, and with `headers` all that the DICOM headers of its images hold of people,
+    places and numbers, is taken out of the texts of all its rows.
 
     Raises:
         UserError: as `manifest.checked`.
@@ -39,11 +45,14 @@ def settled(table: SourceTable, root: Path | str) -> Settled:
     table = checked(table)
     if table.public_texts:
         return Settled(table, {"texts": "public"})
-    identities: dict[str, set[str]] = collections.defaultdict(set)
+    known: dict[str, Identities] = collections.defaultdict(Identities)
     for row in table.rows.itertuples():
-        identities[row.study].update(row.identities, _own(row))
-    rows = _without(table.rows, identities)
-    return Settled(table._replace(rows=rows), {"texts": "private", "rules": True, "tables": True})
+        known[row.study] |= Identities(frozenset(row.identities), numbers=frozenset(_own(row)))
+    read = _headers(table.rows, Path(table.root or root)) if headers else []
+    for study, found in read:
+        known[study] |= found
+    ran = {"texts": "private", "rules": True, "tables": True, "headers": headers}
+    return Settled(table._replace(rows=_without(table.rows, known)), ran)
 
 
 def _own(row) -> set[str]:
@@ -52,14 +61,33 @@ def _own(row) -> set[str]:
     return {form for value in given for form in (value, PurePosixPath(value).stem) if len(form) >= _SHORT}
 
 
-def _without(rows: pd.DataFrame, identities: dict[str, set[str]]) -> pd.DataFrame:
+def _headers(rows: pd.DataFrame, root: Path) -> list[tuple[str, Identities]]:
+    """Study and identities of each DICOM file of the studies that have texts; none of files that cannot be read."""
+    told = set(rows["study"][(rows["texts"].map(len) > 0) | (rows["labels"] != "{}") | (rows["boxes"] != "[]")])
+    files = [(study, file) for study, file in zip(rows["study"], rows["file"])
+             if study in told and file and not file.lower().endswith(dicom.PICTURES)]
+
+    def read(item: tuple[str, str]) -> tuple[str, Identities]:
+        try:
+            return item[0], dicom.read_identities(root / item[1])
+        except (dicom.Unreadable, OSError, ValueError):
+            return item[0], Identities()
+
+    with dicom.quiet(), ThreadPoolExecutor(_THREADS) as pool:
+        return list(tqdm(pool.map(read, files), total=len(files), desc="identities", unit="file", disable=None))
+
+
+def _without(rows: pd.DataFrame, known: dict[str, Identities]) -> pd.DataFrame:
     """The rows as they may be shown. Equal texts of a study are worked on once."""
     done: dict[tuple[str, str], str] = {}
 
     def clean(study: str) -> Callable[[str], str]:
+        told = known[study]
+        names = told.names | {number for number in told.numbers if len(number) >= _SHORT}
+
         def cleaned(text: str) -> str:
             if (study, text) not in done:
-                done[study, text] = deidentify(text, sorted(identities[study]))
+                done[study, text] = deidentify(text, names, told.places)
             return done[study, text]
         return cleaned
 

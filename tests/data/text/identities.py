@@ -1,0 +1,210 @@
+"""Sentences of reports with invented identities, and clinical sentences without any, for measuring de-identification.
+
+Every person, place and number is put together here by chance; likenesses are chance as well. The names are of many
+kinds (hyphens, particles, apostrophes, accents, ordinary words), and most stand in none of the package's lists.
+"""
+
+import random
+from typing import NamedTuple
+
+GIVEN = """
+Jane Maria Eleanor Oluwaseun Priyanka Xiomara Siobhan Thandiwe Magdalena Rosalind Mei-Ling Jo-Ann Anneliese Beatrix
+Consuelo Dagmar Esperanza Fatoumata Graciela Hyacinth Ilse Jocasta Kalinda Ludmila Marisela Nkechi Ottilie Parvati
+Quintina Rosaura Saoirse Tomasina Ulrika Valentina Wilhelmina Yevgenia Zuleika Rose Grace Hope Dawn Ruth Karen Linda
+Robert James Mohamed Ngozi Aoife Bjorn Chidi Dimitri Emeka Faisal Gunther Harish Ignacio Jaroslav Kwame Lorenzo Marek
+Nikhil Obinna Pascal Rashid Stefan Tariq Umberto Viktor Wojciech Yusuf Zoltan Mark Will Frank Susan Patricia David
+""".split()
+FAMILY = """
+Doe|Okonkwo|Zelenka|Quorthon|Vasquez|Ramanathan|O'Brien|O'Sullivan|McAllister|van der Berg|de la Cruz|Von Trapp|Del Rio|
+Smith-Jones|Garcia-Lopez|Fitzgerald-Hughes|Abdulrahman|Nakamura|Kowalczyk|Papadopoulos|Brown|Young|Long|May|Rose|Hall|
+Field|Moss|Marsh|Underwood|Bishop|Carter|Thistlewood|Featherstone|Grzeskowiak|Lindqvist|Bergström|Müller|Nuñez|Villanueva|
+Oyelaran|Adeyemi|Chatterjee|Venkataraman|Haddad|Nasser|Petrosyan|Dvorak|Szabo|Ivanenko|Tkachenko|Halvorsen|Rasmussen|
+Castellano|Bianchi|D'Angelo|Le Blanc|Mbeki|Ndlovu|Tran|Pham|Xu|Ng|Oduya|Wetherby|Pemberton|Ashworth|Culpepper|Hathaway
+""".replace("\n", "").split("|")
+PLACES = """
+Wexford General Hospital|St. Brigid's Breast Center|Mercy Ridge Medical Center|Dunmore Women's Imaging|Lakeshore Radiology|
+Saint Olave Hospital|Harrowgate Community Hospital|Mount Carmody Breast Center|Kestrel Valley Imaging Center|
+Thornbury Clinic|University of Eastmarch|Pinecrest Cancer Institute
+""".replace("\n", "").split("|")
+
+
+class Person(NamedTuple):
+    given: str
+    middle: str         # an initial
+    family: str
+
+    @property
+    def dicom(self) -> str:
+        return f"{self.family}^{self.given}^{self.middle}"
+
+    @property
+    def initials(self) -> str:
+        return self.given[0] + self.middle + self.family[0].upper()
+
+
+class Sentence(NamedTuple):
+    """A sentence, what of it identifies, and what the header of its exam holds."""
+
+    shape: int
+    text: str
+    planted: tuple[str, ...]        # as they stand in the text; each counts once
+    names: tuple[str, ...]          # of the header, "Doe^Jane^M", and its numbers
+    places: tuple[str, ...]
+
+
+def _forms(person: Person, rng: random.Random) -> str:
+    """A person's name in running text."""
+    given, middle, family = person
+    return rng.choice([f"{given} {family}", f"{given} {middle}. {family}", f"{family}, {given}", f"{family}, {given} {middle}",
+                       f"{given[0]}. {family}"])
+
+
+# In braces: p a patient, d a doctor of the header, n anyone the header does not hold; .f family, .g given, .x any form,
+# .i initials. date, time, phone, mrn, acc, age (over 89), year, place; anything else stands.
+SHAPES = (
+    "Patient {p.x} presents for annual screening mammography.",
+    "{p.lf} is a 54-year-old woman with a palpable lump in the right breast.",
+    "Findings were discussed with Dr. {d.f} by telephone at {time} on {date}.",
+    "Dictated by: {d.x}, MD",
+    "Electronically signed by {d.x}, M.D. on {date} at {time}",
+    "cc: {d.x}; {n.tx}",
+    "MRN: {mrn}  DOB: {date}  Accession: {acc}",
+    "COMPARISON: Mammograms dated {date}, {year} and {year}.",
+    "Comparison is made with outside films from {place}, {mdate}, {year}.",
+    "The case was reviewed with resident {d.x}.",
+    "{PX} MRN {mrn} HAS A STABLE LEFT BREAST MASS.",
+    "these results were called to dr {d.lf2} on {date}",
+    "ADDENDUM: Outside studies from {place} have arrived and were compared.",
+    "Ms. {p.f} was recalled for additional views of the left breast.",
+    "The patient, {p.x}, was informed of the results on {date}.",
+    "Technologist: {d.x}. Images obtained at {place}.",
+    "Thank you, Dr. {d.f}, for referring Mrs. {p.f} to {place}.",
+    "A {age}-year-old female with dense breasts, call {phone} with questions.",
+    "{d.I}/{n.i2}  D: {date}  T: {date}",
+    "Biopsy was performed by {d.x} with ultrasound guidance.",
+    "{p.f}'s prior mammogram from {date} is not available.",
+    "Spoke with {n.x}, the patient's daughter, who can be reached at {phone}.",
+    "REFERRING PHYSICIAN: {DX}  PATIENT: {PX}",
+    "NAME: {p.d} ID: {mrn}",
+    "Initialed {d.dots} after double reading; second reader {n.tx}.",
+    "Since the examination in {mdate}, {p.f} has had a benign biopsy at {place}.",
+    "Attending radiologist {d.x} personally reviewed the images and agrees with the above.",
+    "patient {p.l} returned for follow-up on {date} and denies any pain",
+    "Family history: the patient's sister {n.g} had breast cancer; {p.g} is concerned.",
+    "Signed: {d.x}\nReport faxed to {place}, fax {phone}.",
+)
+
+
+def sentences(count: int = 500, seed: int = 0) -> list[Sentence]:
+    """`count` sentences, the shapes in turn."""
+    rng = random.Random(seed)
+    return [_sentence(place % len(SHAPES), rng) for place in range(count)]
+
+
+def _person(rng: random.Random) -> Person:
+    return Person(rng.choice(GIVEN), rng.choice("ABCDEFGHJKLMNPRSTVW"), rng.choice(FAMILY))
+
+
+def _sentence(shape: int, rng: random.Random) -> Sentence:
+    patient, doctor, other = _person(rng), _person(rng), _person(rng)
+    place, mrn, acc = rng.choice(PLACES), str(rng.randint(10 ** 5, 10 ** 8)), f"A{rng.randint(10, 99)}-{rng.randint(1000, 99999)}"
+    planted: list[str] = []
+
+    def said(text: str) -> str:
+        planted.append(text)
+        return text
+
+    def filled(field: str) -> str:
+        who = {"p": patient, "d": doctor, "n": other}.get(field[0])
+        day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1940, 2024)
+        name = ("January February March April May June July August September October November December".split())[month - 1]
+        any_date = [f"{month}/{day}/{year}", f"{month:02}/{day:02}/{year % 100:02}", f"{year}-{month:02}-{day:02}",
+                    f"{name} {day}, {year}", f"{day} {name[:3]} {year}", f"{day:02}.{month:02}.{year}"]
+        phone = f"{rng.randint(200, 989)}-{rng.randint(200, 989)}-{rng.randint(1000, 9999)}"
+        made = {
+            "date": rng.choice(any_date), "mdate": rng.choice([f"{month:02}/{year}", f"{name} {year}"]), "year": str(year),
+            "time": rng.choice([f"{month}:{day:02} pm", f"{month + 9:02}:{day + 20} hours"]), "mrn": mrn, "acc": acc,
+            "phone": rng.choice([phone, f"({phone[:3]}) {phone[4:]}", phone[4:]]), "place": place,
+            "age": str(rng.randint(90, 103)), "PX": patient and _forms(patient, rng).upper(),
+            "DX": rng.choice([f"{doctor.given} {doctor.family}", f"{doctor.family}, {doctor.given}"]).upper(),
+        }
+        if field in made:
+            return said(made[field])
+        form = field[2:]
+        return said({
+            "x": lambda: _forms(who, rng), "f": lambda: who.family, "g": lambda: who.given, "d": lambda: who.dicom,
+            "lf": lambda: rng.choice([f"{who.given} {who.family}", f"{who.family}, {who.given}"]),
+            "lf2": lambda: f"{who.given} {who.family}".lower(), "l": lambda: f"{who.given} {who.family}".lower(),
+            "tx": lambda: f"Dr. {_forms(who, rng)}", "I": lambda: who.initials, "i2": lambda: who.initials[::2].lower(),
+            "dots": lambda: f"{who.given[0]}.{who.family[0].upper()}.",
+        }[form]())
+
+    pieces = []
+    for piece in SHAPES[shape].split("{"):
+        field, brace, rest = piece.partition("}")
+        pieces.append(filled(field) + rest if brace else piece)
+    return Sentence(shape, "".join(pieces), tuple(planted), (patient.dicom, doctor.dicom, mrn, acc), (place,))
+
+
+_SIDES = ("left", "right")
+_CLOCK = ("2 o'clock", "10 o'clock", "the 12:00 position", "the 4:30 position", "11 o'clock, 6 cm from the nipple")
+_SIZES = ("5 mm", "2.5 cm", "12 x 8 mm", "1.2 x 0.9 x 1.4 cm", "0.7 cm")
+_CLINICAL = (
+    "There is a {size} irregular mass in the {side} breast at {clock}.",
+    "No mass, suspicious calcification or architectural distortion is seen in the {side} breast.",
+    "BI-RADS Category {birads}: {word}.", "ACR density {density}: the breasts are heterogeneously dense.",
+    "Skin changes of the {side} nipple raise concern for Paget disease; MRI is advised.",
+    "Paget's disease of the nipple cannot be excluded on the {side}.",
+    "Cooper's ligaments are thickened in the {side} breast.", "Thickening of Cooper ligaments is unchanged, {size}.",
+    "Phyllodes tumor is in the differential for the {size} mass at {clock}.",
+    "Montgomery glands are prominent in the {side} areola.", "Findings are typical of Mondor's disease of the {side} breast.",
+    "Known Cowden syndrome; annual MRI of the {side} breast continues.",
+    "Poland syndrome with absence of the {side} pectoralis muscle.",
+    "History of mantle radiation for Hodgkin lymphoma; {side} breast scarring.",
+    "Hodgkin's disease was treated with radiation of the {side} chest.",
+    "Moderate background parenchymal enhancement of the {side} breast.", "Background enhancement: Moderate. {side} breast: normal.",
+    "Mass: oval, circumscribed, {size}, {side} breast.", "May represent a cyst of {size} in the {side} breast.",
+    "This may be a lymph node, {size}, at {clock}.", "A long segment of ductal calcification spans {size} in the {side} breast.",
+    "Long axis of the {side} axillary node measures {size}.", "The patient is a young woman with {side} breast pain.",
+    "Young age lowers the sensitivity of the {side} mammogram.", "Brown discharge from the {side} nipple.",
+    "A rose-colored rash covers the {side} breast.", "The {side} breast lies outside the field of view at {clock}.",
+    "Field of view was limited for the {side} breast.", "Magnification of a {size} field at {clock} shows no change.",
+    "Hologic Selenia Dimensions tomosynthesis of the {side} breast was performed.",
+    "Siemens Mammomat Revelation images of the {side} breast show a {size} mass.",
+    "GE Senographe Pristina, {side} CC and MLO views.", "She takes Tamoxifen for a {size} cancer of the {side} breast.",
+    "Treated with Herceptin and Taxol for {side} breast cancer.", "Premarin was stopped; {side} breast tissue is less dense.",
+    "A Savi Scout reflector lies at {clock} of the {side} breast.", "Magseed placed at {clock}, {size} from the mass.",
+    "HydroMark clip at {clock} in the {side} breast.", "Stereotactic biopsy with an Eviva 9-gauge needle, {side} breast, {clock}.",
+    "Kopans wire localization of the {size} mass at {clock}.", "Gail model risk is high; supplemental {side} breast imaging.",
+    "Tyrer-Cuzick score is 22%; MRI of the {side} breast is advised.", "Fibroadenoma of {size}, {side} breast, at {clock}.",
+    "Compared with the prior exam the {size} nodule at {clock} is unchanged.", "Stable compared to previous mammograms, {side} side.",
+    "Scarff-Bloom-Richardson grade 2 carcinoma, {size}, {side} breast.", "Nottingham grade III cancer at {clock}, {size}.",
+    "The {side} axilla shows a node of {size} with preserved fatty hilum.", "Rotter nodes on the {side} measure {size}.",
+    "Recommend {side} diagnostic mammography and ultrasound, BI-RADS {birads}.",
+    "IMPRESSION: BENIGN {SIDE} BREAST MASS, BI-RADS 2.", "THERE IS MODERATE DENSITY OF THE {SIDE} BREAST.",
+    "LEFT BREAST: NO MASS. RIGHT BREAST: CYST OF {size}.", "no evidence of malignancy in the {side} breast, birads {birads} .",
+    "a {size} mass is seen at {clock} , recommend biopsy .", "A hall of residence fall caused the {side} breast hematoma of {size}.",
+    "Lymph node dissection of the {side} axilla for Bowen disease.", "Doppler shows flow in the {side} mass of {size}.",
+    "Skin Thickening: present in the {side} breast. Architectural Distortion: none.",
+    "Dr. review is pending for the {side} breast; routine follow-up in 12 months.", "Luer lock syringe and Bard Marquee needle, {side} breast.",
+)
+
+
+def clinical(count: int = 300, seed: int = 0) -> list[str]:
+    """`count` sentences that name nobody and must not change."""
+    rng = random.Random(seed)
+    made = []
+    for place in range(count):
+        side = rng.choice(_SIDES)
+        made.append(_CLINICAL[place % len(_CLINICAL)].format(
+            side=side, SIDE=side.upper(), clock=rng.choice(_CLOCK), size=rng.choice(_SIZES), birads=rng.choice("012356"),
+            density=rng.choice("ABCD"), word=rng.choice(["Benign", "Probably benign", "Highly suggestive of malignancy"])))
+    return made
+
+
+def people(count: int = 20, seed: int = 0) -> list[str]:
+    """Header names of invented people, those that are words among them."""
+    rng = random.Random(seed)
+    wordy = ["Brown^Rose^M", "Young^May", "Long^Mark", "Moderate^Jane", "Mass^Maria", "May^Hope", "Rose^Dawn", "Hall^Frank",
+             "Field^Grace", "Left^Anna", "Cooper^Jane", "Paget^Rose", "Hodgkin^Mark"]
+    return [wordy[place % len(wordy)] if place % 2 else _person(rng).dicom for place in range(count)]
