@@ -28,7 +28,7 @@ _WHEN = (r"\b(?P<keep>(?:in|of|on|since|from|until|till?|before|after|by|during|
 _STUDY = r"(?:exam\w*|stud(?:y|ies)|mammogra\w+|biops\w+|surger\w+|lumpectom\w+|mastectom\w+|ultrasounds?|MRI)"
 _DATES = (
     rf"{_START}(?:{_Y}[/.-]{_M}[/.-]{_D}|{_Y}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))"
-    rf"(?:[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d)?)?{_END}",     # 2024-03-15
+    rf"(?:[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d|\s?[ap]\.?m\b)?)?{_END}",     # 2024-03-15
     rf"{_START}(?:{_M}[/-]{_D}|{_D}[/-]{_M})[/-](?:{_Y}|'?\d\d){_END}{_NO_UNIT}",     # 3/15/24, 15-03-2024
     rf"{_START}(?:{_M}\.{_D}|{_D}\.{_M})\.(?:{_Y}|\d\d){_END}{_NO_UNIT}",     # 15.3.2024
     rf"{_START}(?:{_M}[/-]{_Y}|{_Y}[/-](?:0[1-9]|1[0-2])|{_Y}\s?[-–/]\s?{_Y}){_END}",     # 3/2024, 2018-2020

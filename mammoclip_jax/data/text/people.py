@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator
 
 from mammoclip_jax.data.text import words
-from mammoclip_jax.data.text.names import AFTER, OWNS, Token, mixed, protected, tokens
+from mammoclip_jax.data.text.names import AFTER, OWNS, Token, mixed, protected, tokens, within
 
 _ROLES = "|".join(words.ROLES)
 # After these a person stands. Each ends where the name begins.
 _ANCHORS = [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in (
-    rf"\b(?:{_ROLES})s?(?:[ \t]*[,:][ \t]*|[ \t]+)",
+    rf"\b(?:{_ROLES})s?(?:[ \t]*[,:][ \t]*|[ \t]+(?:[-–][ \t]+)?)",
     r"\b(?:discuss(?:ed|ion)|spoke|spoken|talked|conferred|consult(?:ed|ation)|correlated|met|reviewed|shared|conversation|"
     r"telephone call|phone call|call)(?:\s+(?:by\s+(?:tele)?phone|in\s+person|directly|personally|(?:these|the)\s+"
     r"(?:findings|results|images)|findings|results|today))*\s+(?:with|to)\s+",
@@ -29,23 +29,26 @@ _ANCHORS = [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in (
     r"attending|referring|ordering|signed|signature|dictated|dictating|transcribed|author|reader|physicians?|provider|"
     r"requested|ordered|performed|interpreted|technologists?|d|t|s|reading|mother|daughter|father|next\s+of\s+kin|spouse|"
     r"emergency\s+contact|guarantor|electronically\s+signed|signed\s+electronically|e-signed|reviewed|verified|"
-    r"addendum\s+by|reported|informant|contact|nok|maiden\s+name|alias|aka|formerly|operator)\s*:\s*",
+    r"addendum\s+by|reported|informant|contact|nok|approved|overread|over-read|read|second\s+read(?:er)?|cosigner|co-signer|report|reports|"
+    r"maiden\s+name|alias|aka|formerly|operator)\s*:\s*",
     r"\b(?:under\s+the\s+)?(?:care|request|supervision|direction|courtesy|behalf|office|practice|attention|service|"
     r"guidance|name|presence)\s+of\s+(?:her\s+)?(?:\w+\s+(?=[A-Z]))?",
-    r"(?:/s/|\be-?signed,?|--+|—)\s*", r"\b(?:aka|née|nee|formerly\s+(?:known\s+as)?|maiden\s+name|named?|alias)\s+",
+    r"(?:/s/|\b(?:e-?)?signed,?|--+|—)\s*", r"\b(?:aka|née|nee|formerly\s+(?:known\s+as)?|maiden\s+name|named?|alias)\s+",
     rf"\b(?:{'|'.join(words.FAMILY)}),?\s+", r"\b(?:nurse|sister|rn|np|pa)\s+", r"\bdear\s+", r"\bpatient,\s+", r"\[name\][ \t]+",
     r"\b(?:drs?|doctor|prof(?:essor)?|mr|mrs|(?-i:Ms|Miss))\b\.?[ \t]+",
     r"\b(?:mr|mrs|ms|miss|mx|drs?|prof)\b\.?\s+(?:\[name\]|\w+)(?:\s+and\s+|\s*/\s*|,\s+|;\s+)",
 )]
 _PATIENT = re.compile(r"\b(?:patient|pt\.?|client|this\s+is|woman|lady)[ \t]+", re.IGNORECASE)
 _START = re.compile(r"(?:^|[.;:!?,]\s+|\n\s*)", re.MULTILINE)
+_PREPOSITION = re.compile(r"\b(?:by|from|to|with|for|per|of|contact|and|informed|called)[ \t]+$", re.IGNORECASE)
 _GOES_ON = re.compile(r"\[name\],[ \t]+")
 _STAFF = re.compile(r"(?<![\w/])([A-Z]{2,3}|\[name\])[/:]([a-z]{2,3})(?![\w/])")     # who dictated, who typed
 _SIGNED = re.compile(r"(?:\b(?:signed|dictated|transcribed|typed|read|reviewed|approved|performed|scanned|initials|verified|"
-                     r"technologist|tech|radiologist|reader|resident|d|t)\b(?:\s*[:=]\s*|\s+by\s*:?\s*)|\binitial(?:l?ed)?\s+(?:by\s+)?|/\s?)"
+                     r"technologist|tech|radiologist|reader|resident|overread|d|t)\b(?:\s*[:=]\s*|\s+by\s*:?\s*)|\binitial(?:l?ed)?\s+(?:by\s+)?|/\s?)"
                      r"(?-i:([A-Z]{2,3}|(?:[A-Z]\.\s?){2,3}))(?![\w/-])", re.IGNORECASE)
 _INITIAL = re.compile(r"[ \t]+[A-Z]\b\.?")
-_ENDS = re.compile(r"[ \t]*(?:$|\n|[.;)\[])|[ \t]*,?[ \t]*\[|[ \t]+\w+(?:[ \t]\w+)?:|,?[ \t]+(?:on|at|and|in|by|is|was|who|an?|has|the|her|"
+_ENDS = re.compile(r"[ \t]*(?:$|\n|[.;|)\[])|[ \t]*,?[ \t]*\[|[ \t]+\w+(?:[ \t]\w+)?:|,?[ \t]+(?:on|at|and|in|by|is|was|who|an?|has|had|will|the|her|before|after|assisted|"
+                   r""
                    r"his|regarding|to|for|with|M\.?D|D\.?O|R\.?N|DOB|MRN|ID|Acc)\b", re.IGNORECASE)
 _KINDS = (r"(?:Hospital|Medical\s(?:Center|Centre|Group|Associates|Arts)|Clinics?|(?:Comprehensive\s|Women['’]?s\s)?"
           r"(?:Breast|Imaging|Cancer|Health|Diagnostic|Mammography|Radiology|Wellness|Surgery)\s(?:and\s\w+\s)?(?:Center|"
@@ -106,9 +109,13 @@ class _Finder:
                 yield self._particles(token), token.end
         for match in _GOES_ON.finditer(self.text):
             place = self.at.get(match.end())
-            if place is not None and self.cased and self._part(self.found[place]) and self._surname_first(place):
-                yield self.found[place].start, self.found[place].end
+            if place is not None and self.cased and self._part(self.found[place]):
+                end = self._person(place)
+                if end - place > 1 or self._surname_first(place):
+                    yield self.found[place].start, self._end(end)
         yield from self._given()
+        if self.cased:
+            yield from self._shaped()
         for match in _STAFF.finditer(self.text):
             if match[1].lower() not in words.ABBREVIATIONS:
                 yield match.span(1)
@@ -162,6 +169,32 @@ class _Finder:
                 start -= 1
             if self.cased or end - start > 1:
                 yield self.found[start].start, self._end(end)
+
+    def _shaped(self) -> Iterator[tuple[int, int]]:
+        """What has a name's shape in running prose: "N. Underwood", "Ann Q. Zelenka", two capitals that are no words."""
+        for place, token in enumerate(self.found):
+            end = self._person(place)
+            own = self.found[place:end]
+            if len(own) < 2 or len(own[0].key) > 1 and own[0].key in words.CLINICAL:
+                continue
+            rest, inner = self.text[self._end(end):], within(self.text, token.start)
+            follows = bool(re.match(r"[ \t]+[a-z]", rest)) or bool(AFTER.match(rest))
+            parts = [part for part in own if len(part.key) > 1 and part.key not in words.PARTICLES]
+            unknown = [part for part in parts if part.key not in words.COMMON and not part.written.isupper()]
+            initials = [part for part in own if len(part.key) == 1]
+            comma = "," in self.text[own[0].start:own[-1].end]
+            if initials and len(parts) + len(initials) > 1 and (inner or follows and parts) and unknown + initials[1:]:
+                if not (comma and not initials):
+                    yield own[0].start, self._end(end)
+            elif len(unknown) > 1 and (inner or follows) and self._prose(token) and (
+                    not comma or _PREPOSITION.search(self.text[:token.start]) or AFTER.match(rest)):
+                yield own[0].start, self._end(end)
+
+    def _prose(self, token: Token) -> bool:
+        """Whether most words around are in lower case: not in a title, where each has a capital."""
+        place = self.at[token.start]
+        around = [other for other in self.found[max(0, place - 8):place + 9] if len(other.key) > 3]
+        return sum(other.capital for other in around) * 2 <= len(around) + 2
 
     def _one(self, position: int, follows) -> Iterator[tuple[int, int]]:
         place = self.at.get(position)
@@ -241,6 +274,10 @@ class _Finder:
         """Whether a part of a name follows the word at `place`."""
         after = self.found[place + 1] if place + 1 < len(self.found) else None
         gap = self.text[self.found[place].end:after.start] if after else ""
+        second = self.found[place + 2] if after and place + 2 < len(self.found) else None
+        if second and len(after.key) == 1 and after.capital and re.fullmatch(r"[ \t]+", gap):
+            return self._part(second) and second.capital and bool(
+                re.fullmatch(r"\.?[ \t]+", self.text[after.end:second.start]))
         return bool(after and (re.fullmatch(r"\.?[ \t]+", gap) or gap == ", " and after.key in words.GIVEN)
                     and (self._part(after) or after.key in words.PARTICLES) and (after.capital or not self.cased
                                                                               or after.key in words.PARTICLES))

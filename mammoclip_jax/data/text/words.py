@@ -73,12 +73,12 @@ worth wren wright yard yates yellow york young younger zeal marker marker's swan
 # Of those who gave their names to a finding, a disease, a device, or a method: a name only where it stands as one.
 EPONYMS = frozenset("""
 paget cooper montgomery mondor cowden poland hodgkin bloom richardson scarff nottingham gardner peutz jeghers
-klinefelter turner lynch li fraumeni halsted patey madden auchincloss stewart treves kaposi hashimoto graves crohn
-sjogren marfan ehlers danlos raynaud tietze morgagni spence langer sappey rotter virchow haagensen eklund cleopatra
-wolfe tabar boyd gail tyrer cuzick claus manchester hounsfield kopans bloch schiller wegener castleman rosai dorfman
-erdheim chester whipple bowen merkel ewing burkitt reed sternberg birbeck allred ki luer coley homer cooperi cushing
-addison baker doppler gauss fourier bard parker krukenberg phyllodes parkinson alzheimer bell trousseau hickman
-groshong mitek
+klinefelter turner lynch nuys bannayan riley ruvalcaba bloch sulzberger warthin li fraumeni halsted patey madden
+auchincloss stewart treves kaposi hashimoto graves crohn sjogren marfan ehlers danlos raynaud tietze morgagni spence
+langer sappey rotter virchow haagensen eklund cleopatra wolfe tabar boyd gail tyrer cuzick claus manchester hounsfield
+kopans schiller wegener castleman rosai dorfman erdheim chester whipple bowen merkel ewing burkitt reed sternberg
+birbeck allred ki luer coley homer cooperi cushing addison baker doppler gauss fourier bard parker krukenberg
+phyllodes parkinson alzheimer bell trousseau hickman groshong mitek
 """.split())
 # Words that end a name where case does not tell: "DR SMITH REVIEWED THE LEFT BREAST".
 NOT_NAMES = tuple("""
@@ -89,10 +89,10 @@ electronically exam examination female final findings finding follow follow-up f
 history however i id impression in indication informed interpreted is it left male mammogram mammographic mammography
 mass md me medical ml mlo mrn my name no none normal not notified of office on or our over patient pager per performed
 personally phone presents prior procedure radiology recommended recommendation recommendations recommends referred
-report reported reports reviewed right routine said saw screening seen she he shows review pending states stated study technique that
-the their there they this time to today tomosynthesis ultrasound unknown unremarkable via views was we were when where
-which who will with woman year years yesterday you technologist radiologist physician resident attending nurse given
-requested verified signed dictated transcribed approved
+report reported reports reviewed right routine said saw screening seen she he shows review pending states stated study
+technique that the their there they this time to today tomosynthesis ultrasound unknown unremarkable via views was we
+were when where which who will with woman year years yesterday you technologist radiologist physician resident
+attending nurse given requested verified signed dictated transcribed approved
 """.split())
 # What radiologists write: never a name where nothing but a capital says so.
 CLINICAL = frozenset(NOT_NAMES) | frozenset("""
@@ -182,8 +182,11 @@ exemestane herceptin trastuzumab premarin estradiol lidocaine epinephrine marcai
 mammomat inspiration revelation amulet innovality aspire giotto planmed siemens fuji fujifilm philips sectra agfa
 carestream kodak lorad affirm eviva atec mammotome finesse celero bard savi scout magseed biozorb hydromark tumark
 ribbon cork barrel wing trimark securmark ultraclip stereo volpara quantra icad profound transpara genius lunit
-supersonic aixplorer acuson epiq logiq prone table vacuum gauge protocol education instructions portal name gender sex
-dob mrn attending emergency department medicine
+supersonic aixplorer acuson epiq logiq prone table vacuum gauge taxol taxotere adriamycin cytoxan arimidex faslodex
+femara aromasin evista zoladex lupron ibrance kadcyla perjeta nolvadex xeloda abraxane keytruda coumadin plavix
+eliquis xarelto lovenox aspirin advil tylenol xylocaine gadavist omnipaque isovue ultravist ativan valium oncotype
+mammaprint sentimag sentimage endomag brevera trident faxitron mammomark gadobutrol betadine chlorhexidine dermabond
+steri protocol education instructions portal name gender sex dob mrn attending emergency department medicine
 """.split())
 
 # Names given to people, of many countries, none of them a word above: beside one of these stands a name.
@@ -202,8 +205,8 @@ esther ethel eugene eva evelyn fatima fatou felicia felipe fernando fiona floren
 francois frederick gabriela gail gary genevieve george georgina gerald geraldine gertrude gina giovanni giulia gladys
 glenda gloria gordon greg gregory greta guadalupe gwendolyn hannah hans harold harriet harry hassan heather heidi
 helen helena henry hector hilda hiroshi howard hugo ian ibrahim ida imani ines inga ingrid irene irina irma isabel
-isabella ivan jackie jacob jacqueline jaime james jamie jane janet janice janine jared jason javier jean jeanne
-jeff jeffrey jennifer jenny jeremy jerome jessica jill jim joan joann joanna joanne joe joel johanna john johnny jon
+isabella ivan jackie jacob jacqueline jaime james jamie jane janet janice janine jared jason javier jean jeanne jeff
+jeffrey jennifer jenny jeremy jerome jessica jill jim joan joann joanna joanne joe joel johanna john johnny jon
 jonathan jorge jose joseph josephine joshua joyce juan juana juanita judith judy julia julian juliana julie justin
 kaitlyn karen karin karl katarzyna kate katharine katherine kathleen kathryn kathy katie kayla keiko keith kelly
 kenneth kenji kerry kevin khadija kim kimberly krista kristen kristin kristina kurt kyle lakshmi larry latoya laura
