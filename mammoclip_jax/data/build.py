@@ -53,7 +53,7 @@ def build(
     table: SourceTable, root: Path | str, out: Path | str, *, preprocessing: Preprocessing = Preprocessing(),
     shards: int = 0, workers: int = 1, codec: str = DEFAULT_CODEC, max_quarantined: float = 0.2, vocab_size: int = 4096,
     provenance: dict | None = None, key: str = "", runner: str = "", runner_options: Sequence[str] = (),
-    headers: bool = True,
+    headers: bool = True, recogniser: str = "",
 ) -> dict:
     """Writes the data set `table` (its files below `root`) to `out`, goes on with it, or brings it up to date.
 
@@ -65,12 +65,12 @@ def build(
         provenance: {"source": name, "options": {...}, "version": package version}, written into dataset.json.
         key: file of the key that hashes private identifiers; "" for one of the data set's own.
         runner: a runner of Apache Beam, or "" for the local pool; `runner_options` are its flags.
-        headers: see `private.settled`, which says what becomes of private texts.
+        headers, recogniser: see `private.settled`, which says what becomes of private texts.
 
     Returns:
         images, studies, patients, boxes, texts, images_in, quarantined, absent (how many of the
         quarantined a partial copy lacks), reasons {class: number}, splits, up_to_date, reused (records of an
-        earlier run), made.
+        earlier run), made, deidentification {what took identities out of the texts: ...}.
 
     Raises:
         UserError: too many images were quarantined, none is left, `out` holds another data set, or the disk is full.
@@ -78,7 +78,7 @@ def build(
     root, out = Path(table.root or root), Path(out)
     known(codec)
     images_in = len(table.rows) + len(table.problems)
-    table, ran = settled(table, root, headers)
+    table, ran = settled(table, root, headers, recogniser)
     table, stamps = increment.present(table, root)
     identity = None if table.public_ids else Identity(out, key)
     hashed = (lambda text: identity.hash("key", text)) if identity else increment.plain_hash
@@ -100,7 +100,7 @@ def build(
             with _locked(out):
                 _clean(out)
         counts = Dataset.open(out).info["counts"]
-        return counts | {"up_to_date": True, "reused": counts["images"], "made": 0}
+        return counts | {"up_to_date": True, "reused": counts["images"], "made": 0, "deidentification": ran}
     with _writing(out, parameters) as building:
         for stopped in (out / STOPPED, building):
             if (stopped / "parameters.json").is_file():
@@ -115,7 +115,7 @@ def build(
         _check_counts(counts, problems, max_quarantined, out, building)
         _write_folder(out, building, table, index, problems, counts, parameters, ran)
     reused = int(index["key"].isin(set(stored)).sum())
-    return counts | {"up_to_date": False, "reused": reused, "made": len(index) - reused}
+    return counts | {"up_to_date": False, "reused": reused, "made": len(index) - reused, "deidentification": ran}
 
 
 def _shown(provenance: dict, identity: Identity | None) -> dict:

@@ -18,7 +18,10 @@ from mammoclip_jax.data.manifest import SourceTable, checked
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import VENDORS, VIEWS, vendor_of, view_of
 from mammoclip_jax.data.pixels.identities import Identities
+from mammoclip_jax.data.text import recognise
 from mammoclip_jax.data.text.deidentify import deidentify
+from mammoclip_jax.data.text.recognise import Recogniser
+from mammoclip_jax.errors import UserError
 
 _THREADS = 16       # a network file system answers many at a time
 _SHORT = 4      # characters; shorter identifiers ("12") also are words and measures, and identify nobody alone
@@ -33,26 +36,35 @@ class Settled(NamedTuple):
     ran: dict               # what took identities out, for dataset.json; names nobody
 
 
-def settled(table: SourceTable, root: Path | str, headers: bool = True) -> Settled:
+def settled(table: SourceTable, root: Path | str, headers: bool = True, recogniser: str = "") -> Settled:
     """`table`, checked; of one whose texts are private without identities, and its columns in memory emptied of them.
 
     Of each study all that its tables tell, and with `headers` all that the DICOM headers of its images hold of people,
     places and numbers, is taken out of the texts of all its rows.
 
+    Args:
+        root: folder of the files.
+        headers: whether to read them.
+        recogniser: folder of a model that looks at the texts after the rules (text/recognise.py); "" for none.
+
     Raises:
-        UserError: as `manifest.checked`.
+        UserError: as `manifest.checked`; the recogniser cannot be loaded or has nothing to do.
     """
     table = checked(table)
+    if table.public_texts and recogniser:
+        raise UserError("the texts of this source are public and stay as they are: leave --recogniser out")
     if table.public_texts:
         return Settled(table, {"texts": "public"})
     known: dict[str, Identities] = collections.defaultdict(Identities)
     for row in table.rows.itertuples():
         known[row.study] |= Identities(frozenset(row.identities), numbers=frozenset(_own(row)))
+    model = recognise.load(recogniser) if recogniser else None
     read = _headers(table.rows, Path(table.root or root)) if headers else []
     for study, found in read:
         known[study] |= found
-    ran = {"texts": "private", "rules": True, "tables": True, "headers": headers}
-    return Settled(table._replace(rows=_without(table.rows, known)), ran)
+    ran = {"texts": "private", "rules": True, "tables": True, "headers": headers,
+           "header_files": sum(found != Identities() for _, found in read), "recogniser": model.name if model else ""}
+    return Settled(table._replace(rows=_without(table.rows, known, model)), ran)
 
 
 def _own(row) -> set[str]:
@@ -77,7 +89,7 @@ def _headers(rows: pd.DataFrame, root: Path) -> list[tuple[str, Identities]]:
         return list(tqdm(pool.map(read, files), total=len(files), desc="identities", unit="file", disable=None))
 
 
-def _without(rows: pd.DataFrame, known: dict[str, Identities]) -> pd.DataFrame:
+def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser | None) -> pd.DataFrame:
     """The rows as they may be shown. Equal texts of a study are worked on once."""
     done: dict[tuple[str, str], str] = {}
 
@@ -87,7 +99,8 @@ def _without(rows: pd.DataFrame, known: dict[str, Identities]) -> pd.DataFrame:
 
         def cleaned(text: str) -> str:
             if (study, text) not in done:
-                done[study, text] = deidentify(text, names, told.places)
+                ruled = deidentify(text, names, told.places)
+                done[study, text] = model.hide(ruled) if model else ruled
             return done[study, text]
         return cleaned
 

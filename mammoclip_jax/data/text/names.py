@@ -58,6 +58,8 @@ class Token(NamedTuple):
 
 def fold(text: str) -> str:
     """`text` in lower case and without accents, letter for letter."""
+    if text.isascii():
+        return text.lower()
     return "".join((unicodedata.normalize("NFD", letter)[0].lower() or letter)[0] for letter in text)
 
 

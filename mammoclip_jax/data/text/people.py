@@ -39,6 +39,7 @@ _ANCHORS = [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in (
     r"\b(?:mr|mrs|ms|miss|mx|drs?|prof)\b\.?\s+(?:\[name\]|\w+)(?:\s+and\s+|\s*/\s*|,\s+|;\s+)",
 )]
 _PATIENT = re.compile(r"\b(?:patient|pt\.?|client|this\s+is|woman|lady)[ \t]+", re.IGNORECASE)
+_A_FINDING = re.compile(r"[ \t]+(?:(?:is|was)[ \t]+seen\b(?![ \t]+(?:by|for)\b)|presents?[ \t]+as\b)", re.IGNORECASE)
 _START = re.compile(r"(?:^|[.;:!?,]\s+|\n\s*)", re.MULTILINE)
 _PREPOSITION = re.compile(r"\b(?:by|from|to|with|for|per|of|contact|and|informed|called)[ \t]+$", re.IGNORECASE)
 _GOES_ON = re.compile(r"\[name\],[ \t]+")
@@ -201,7 +202,8 @@ class _Finder:
         if place is None:
             return
         for end in range(self._person(place, True), place, -1):
-            if follows(self._end(end)) and (self.cased or end - place > 1 or self.found[place].key in words.GIVEN):
+            finding = end - place == 1 and _A_FINDING.match(self.text[self._end(end):])
+            if follows(self._end(end)) and not finding and (self.cased or end - place > 1 or self.found[place].key in words.GIVEN):
                 yield self.found[place].start, self._end(end)
                 return
 

@@ -89,7 +89,7 @@ electronically exam examination female final findings finding follow follow-up f
 history however i id impression in indication informed interpreted is it left male mammogram mammographic mammography
 mass md me medical ml mlo mrn my name no none normal not notified of office on or our over patient pager per performed
 personally phone presents prior procedure radiology recommended recommendation recommendations recommends referred
-report reported reports reviewed right routine said saw screening seen she he shows review pending states stated study
+report reported reports reviewed right routine said saw screening seen she he shows two three several independent radiologists physicians technologists nurses residents review pending states stated study
 technique that the their there they this time to today tomosynthesis ultrasound unknown unremarkable via views was we
 were when where which who will with woman year years yesterday you technologist radiologist physician resident
 attending nurse given requested verified signed dictated transcribed approved
@@ -182,7 +182,7 @@ exemestane herceptin trastuzumab premarin estradiol lidocaine epinephrine marcai
 mammomat inspiration revelation amulet innovality aspire giotto planmed siemens fuji fujifilm philips sectra agfa
 carestream kodak lorad affirm eviva atec mammotome finesse celero bard savi scout magseed biozorb hydromark tumark
 ribbon cork barrel wing trimark securmark ultraclip stereo volpara quantra icad profound transpara genius lunit
-supersonic aixplorer acuson epiq logiq prone table vacuum gauge taxol taxotere adriamycin cytoxan arimidex faslodex
+supersonic aixplorer acuson epiq logiq prone table vacuum gauge united states national federal america york force preventive american society network comprehensive taxol taxotere adriamycin cytoxan arimidex faslodex
 femara aromasin evista zoladex lupron ibrance kadcyla perjeta nolvadex xeloda abraxane keytruda coumadin plavix
 eliquis xarelto lovenox aspirin advil tylenol xylocaine gadavist omnipaque isovue ultravist ativan valium oncotype
 mammaprint sentimag sentimage endomag brevera trident faxitron mammomark gadobutrol betadine chlorhexidine dermabond
