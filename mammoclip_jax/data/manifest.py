@@ -25,7 +25,8 @@
 |            | "birads", ...                                                                         |
 
 Columns in memory only are never written into a data set. An adapter hands texts over as they are: no row goes on but
-through `private.settled`, which takes identities out of all that a private source says in words. Keys of `labels` with a common meaning:
+through `private.settled`, which takes identities out of all that a private source says in words. Keys
+of `labels` with a common meaning:
 
 | key                                                        | value                                              |
 |------------------------------------------------------------|----------------------------------------------------|

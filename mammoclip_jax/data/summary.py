@@ -34,7 +34,8 @@ def deidentified(ran: dict) -> str:
         return "  texts are public and stay as they are"
     headers = f"headers of {ran['header_files']} DICOM files" if ran["headers"] else "NOT headers (--header_identities)"
     model = ran["recogniser"] or "NO recogniser (--recogniser)"
-    return f"  identities taken out of texts by: rules, tables, {headers}, {model}. None finds every name: read a sample"
+    return (f"  identities taken out of texts by: rules, tables, {headers}, {model}. "
+            "None finds every name: read a sample")
 
 
 def dry_run(counts: dict, written: bool) -> str:

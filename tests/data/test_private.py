@@ -8,15 +8,18 @@ import re
 from pathlib import Path
 
 import cv2
+import pydicom
 import pytest
 from tiny_dicom import breast, write
 
-from mammoclip_jax.data import private, sources
+from mammoclip_jax.data import private, sources, summary
 from mammoclip_jax.data.check import check
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.preview import preview_source
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.text.recognise import Recogniser
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.prepare import prepare, read
 
 DATA = Path(private.__file__).parent
@@ -39,8 +42,9 @@ def table(root: Path, name: str, columns: dict, count: int = 4) -> None:
 def report_csv(root: Path) -> dict:
     for n in range(4):
         write(root / f"Zelenka_{n}.dcm", breast(seed=n), PatientName="Zelenka")
-    table(root, "reports.csv", {"image": "Zelenka_#.dcm", "patient": "MRN88123997", "study": "ACC5521", "laterality": "L",
-                                "view": "CC", "report": WRITTEN, "comment": WRITTEN, "record": "88123997"})
+    table(root, "reports.csv", {"image": "Zelenka_#.dcm", "patient": "MRN88123997", "study": "ACC5521",
+                                "laterality": "L", "view": "CC", "report": WRITTEN, "comment": WRITTEN,
+                                "record": "88123997"})
     return {"labels": "comment,record"}
 
 
@@ -137,7 +141,7 @@ def test_a_careless_adapter_gives_nothing_away(tmp_path):
         "boxes": [{"label": "mass", "phrase": WRITTEN, "box": [1, 2, 30, 40]}]}])
     careless = SourceTable(rows, [], "", "", public_ids=False)
     (row,) = private.settled(careless, tmp_path).table.rows.to_dict("records")
-    shown = {name: row[name] for name in row if name not in ("patient", "study", "image", "file")}      # those are hashed
+    shown = {name: row[name] for name in row if name not in ("patient", "study", "image", "file")}    # hashed
     nothing_planted(json.dumps(shown).encode())
     assert row["texts"][1] == "[name] agrees." and row["identities"] == [] and row["view"] == ""
     labels, (box,) = json.loads(row["labels"]), json.loads(row["boxes"])
@@ -146,6 +150,73 @@ def test_a_careless_adapter_gives_nothing_away(tmp_path):
     public = careless._replace(public_ids=True)
     assert private.settled(public, tmp_path).table.rows.equals(rows)
     assert private.settled(public._replace(private_texts=True), tmp_path).table.rows["texts"][0] == row["texts"]
+
+
+REPORT = ("Zelenka, Quorthon: QUORTHON M. ZELENKA, q. zelenka and Ms. Zelenka's scans from Wexford, seen with Oduya, Paul; "
+          "PO/ab. Ulla Born. Call Tkachenko at Wexford General. " + MEANT)
+
+
+def exam(root: Path, count: int = 3) -> Path:
+    """One exam whose headers hold its people: each image another one; one at depth; the last file is damaged."""
+    request = pydicom.Dataset()
+    request.RequestingPhysician, request.NamesOfIntendedRecipientsOfResults = "Tkachenko^Olena", ["Someone^Else"]
+    tags = [dict(PatientName="Zelenka^Quorthon^M", OtherPatientNames=["Ulla^Born", "Q^Z"]),
+            dict(OperatorsName="ODUYA^PAUL", InstitutionName="Wexford General"),
+            dict(RequestAttributesSequence=pydicom.Sequence([request]))]
+    for n, more in enumerate(tags[:count]):
+        write(root / f"{n}.dcm", breast(seed=n), SOPInstanceUID=f"1.2.{n}", **more)
+    (root / "cut.dcm").write_bytes((root / "0.dcm").read_bytes()[:200])
+    table(root, "reports.csv", {"image": "#.dcm", "patient": "p", "study": "s", "laterality": "L", "view": "CC",
+                                "report": REPORT}, count)
+    with open(root / "reports.csv", "a") as file:
+        file.write(f'cut.dcm,p,s,L,CC,"{REPORT}"\n')
+    return root
+
+
+NAMED = re.compile("zelenka|quorthon|oduya|paul|tkachenko|wexford|ulla|born|po/", re.IGNORECASE)
+
+
+def test_header_identities_of_all_images_of_the_exam_go(tmp_path):
+    root, out = exam(tmp_path), tmp_path / "out"
+    counts = prepare("report_csv", root, out, workers=0, shards=2, max_quarantined=0.5, **SMALL)
+    assert counts["images"] == 3 and counts["quarantined"] == 1
+    dataset = Dataset.open(out)
+    for (text,) in dataset.index["texts"]:
+        assert not NAMED.search(text) and text.endswith(MEANT), text
+    ran = {"texts": "private", "rules": True, "tables": True, "headers": True, "header_files": 3, "recogniser": ""}
+    assert dataset.info["deidentification"] == counts["deidentification"] == ran
+    assert "headers of 3 DICOM files, NO recogniser" in summary.prepared(out, counts, 1.0)
+    for path in [*out.iterdir(), *(tmp_path / "out.private").iterdir()]:
+        assert not re.search(rb"zelenka|quorthon|oduya|tkachenko|wexford", path.read_bytes().lower()), path
+    again = prepare("report_csv", root, out, workers=0, shards=2, max_quarantined=0.5, **SMALL)
+    assert again["up_to_date"] and again["deidentification"] == ran
+
+
+def test_without_headers_only_rules_and_tables_run(tmp_path):
+    """Turning them on again changes texts, and makes no image anew."""
+    root, out = exam(tmp_path), tmp_path / "out"
+    options = dict(workers=0, shards=1, max_quarantined=0.5, **SMALL)
+    counts = prepare("report_csv", root, out, header_identities=False, **options)
+    assert counts["deidentification"]["headers"] is False and "NOT headers" in summary.prepared(out, counts, 1.0)
+    assert all(NAMED.search(text) for (text,) in Dataset.open(out).index["texts"])
+    counts = prepare("report_csv", root, out, **options)
+    assert not counts["up_to_date"] and (counts["made"], counts["reused"]) == (0, 3)
+    assert not any(NAMED.search(text) for (text,) in Dataset.open(out).index["texts"])
+    assert prepare("report_csv", root, tmp_path / "clean", **options | dict(key=f"{out}.private/key"))["made"] == 3
+    for name in ("index.parquet", "images-00000-of-00001.array_record", "quarantine.csv", "tokenizer.json"):
+        assert (out / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
+
+
+def test_a_recogniser_runs_after_the_rules_and_is_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(private.recognise, "load", lambda folder: Recogniser(
+        lambda text: text.replace("mass", "[name]"), f"Model {len(folder)}"))
+    root, out = exam(tmp_path), tmp_path / "out"
+    counts = prepare("report_csv", root, out, workers=0, max_quarantined=0.5, recogniser="abc", **SMALL)
+    assert counts["deidentification"]["recogniser"] == "Model 3" and "Model 3" in summary.prepared(out, counts, 1.0)
+    assert all("cm [name] in" in text for (text,) in Dataset.open(out).index["texts"])
+    found = read("report_csv", root)
+    with pytest.raises(UserError, match="leave --recogniser out"):
+        private.settled(found._replace(public_ids=True), root, recogniser="abc")
 
 
 def test_the_step_has_no_way_around_it():

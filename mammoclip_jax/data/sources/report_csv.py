@@ -5,8 +5,8 @@ findings and impression (instead of report), split, date (of the study), image_i
 `labels=a,b,c`. An option set to "-" says that the table has no such column: laterality and view then come from the
 DICOM header, and the study is the patient.
 
-Of dates only the days since the patient's first study are kept. Columns named by `names=patient_name,referrer` hold names
-and numbers that are taken out of the texts as well (data/private.py).
+Of dates only the days since the patient's first study are kept. Columns named by `names=patient_name,referrer` hold
+names and numbers that are taken out of the texts as well (data/private.py).
 """
 
 from pathlib import Path

@@ -28,7 +28,7 @@ _WHEN = (r"\b(?P<keep>(?:in|of|on|since|from|until|till?|before|after|by|during|
 _STUDY = r"(?:exam\w*|stud(?:y|ies)|mammogra\w+|biops\w+|surger\w+|lumpectom\w+|mastectom\w+|ultrasounds?|MRI)"
 _DATES = (
     rf"{_START}(?:{_Y}[/.-]{_M}[/.-]{_D}|{_Y}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))"
-    rf"(?:[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d|\s?[ap]\.?m\b)?)?{_END}",     # 2024-03-15
+    rf"(?:[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d|\s?(?:[ap]\.?m|h|hrs|hours)\b)?)?{_END}",     # 2024-03-15
     rf"{_START}(?:{_M}[/-]{_D}|{_D}[/-]{_M})[/-](?:{_Y}|'?\d\d){_END}{_NO_UNIT}",     # 3/15/24, 15-03-2024
     rf"{_START}(?:{_M}\.{_D}|{_D}\.{_M})\.(?:{_Y}|\d\d){_END}{_NO_UNIT}",     # 15.3.2024
     rf"{_START}(?:{_M}[/-]{_Y}|{_Y}[/-](?:0[1-9]|1[0-2])|{_Y}\s?[-–/]\s?{_Y}){_END}",     # 3/2024, 2018-2020
@@ -41,7 +41,7 @@ _DATES = (
     rf"{_WHEN}(?-i:January|February|March|April|May|June|July|August|September|October|November|December)\b",
     rf"{_WHEN}{_Y}s?{_END}{_NO_UNIT}",     # since 2019
     rf"{_START}{_Y}(?=\s+{_STUDY}\b)",     # 2019 mammogram
-    *[rf"(?P<keep>\[date\](?:,|;|\s?[/&+-]|,?\s+and|\s+or)\s*){_Y}{_END}{_NO_UNIT}"] * 4,        # 03/2019, 2017 and 2015
+    *[rf"(?P<keep>\[date\](?:,|;|\s?[/&+-]|,?\s+and|\s+or)\s*){_Y}{_END}{_NO_UNIT}"] * 4,     # 03/2019, 2017 and 2015
     *[rf"(?P<keep>\b(?:compar\w+|priors?|previous|films?|{_STUDY})\b[^.\d\n]{{0,60}}?(?<!\w)){_Y}{_END}{_NO_UNIT}"] * 2,
     *[rf"{_START}{_Y}(?=(?:,|;|\s?[/&+]|,?\s+and|\s+or)\s*\[date\])"] * 4,      # 1986 and [date]
 )

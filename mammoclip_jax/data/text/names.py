@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from mammoclip_jax.data.text import words
+from mammoclip_jax.data.text.contexts import AFTER, OWNS
 
 TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*(?:-[^\W\d_]+(?:['’][^\W\d_]+)*)*")
 _GAP = re.compile(r"[ \t]*[\n]?[ \t]*|\.?[ \t]*[,^_/=][ \t]*|\.[ \t]*\n?[ \t]*|-")         # between the parts of a name
@@ -24,23 +25,6 @@ _EPONYM = re.compile(
     r"stain|histolog|index|criteria|classification|technique|maneuver|position|staging|mutation|carcinoma|effect|"
     r"ultrasound|flow|imaging|signal|system|unit|clip|nodul|septa|space|fascia|triangle|needle|risk|thyroiditis|"
     r"phenotype|procedure|contracture|suspensory|coil|marker|tubercle|tail)\w*|(?:of|in) the \w+)", re.IGNORECASE)
-
-# What only people do, are and have, right after their name.
-_DOES = (r"(?:presents?|presented|returns|returned|complains|complained|denies|denied|reports\s+(?:that|a|an|no|new|left|"
-         r"right|feeling|having|pain)|states|stated|noticed|underwent|undergoes|arrived|comes|came|tolerated|consented|"
-         r"called|requests|requested|gave|understands|understood|verbalized|(?:was|is|has\s+been)\s+(?:seen|scheduled|"
-         r"called|notified|informed|referred|contacted|asymptomatic|here|a\s+\[?\w+\]?[ -]y|an?\s+\d|status\s+post|"
-         r"concerned|pregnant|recalled|instructed|accompanied|known\s+to)|"
-         r"has\s+(?:a|had|no|noticed|felt|palpated)|had\s+(?:a|an|her|no)\b|will\s+(?:return|be)|agrees|feels|felt)\b")
-AFTER = re.compile(rf"['’]?,?[ \t]+(?:{_DOES}|(?:who\s+)?(?:is|was)[ \t]+(?:an?[ \t]+)?(?:\d|\[age\])|(?:an?[ \t]+)?(?:\d{{2}}|"
-                    r"\[age\])[\s-]*(?:y|f\b)|(?:aged?\s*:?\s*[\d\[]|(?:dob|mrn|id|acc\w*|born)\b)|\[(?:id|date|phone|age)\])"
-                    r"|[ \t]*[,;(/|-]+[ \t]*(?:(?:an?[ \t]+)?(?:\d{2}|\[age\])[\s-]*(?:y|f\b)|(?:aged?\s*:?\s*[\d\[]|(?:dob|mrn|id|acc\w*|born|"
-                    r"date\s+of\s+birth)\b)|\[(?:id|date|phone|age)\]|(?:a|the)\s+(?:\d|\[age\]))", re.IGNORECASE)
-OWNS = re.compile(r"['’]s[ \t]+(?:(?:last|prior|previous|most|recent|screening|diagnostic|outside|old|first|right|left|own|"
-                   r"current|today's|annual|bilateral|baseline)[ \t]+)*(?:mammogra\w+|exams?|studies|study|images?|"
-                   r"imaging|films?|appointment|chart|daughter|mother|sister|husband|son|family|request|office|primary|"
-                   r"referring|symptoms|history|results?|biopsy|breasts?|care|record|report|pain|lump|visit|service|"
-                   r"team|clinic|patient|cell|phone|pager)\b")
 
 
 class Token(NamedTuple):
@@ -210,7 +194,7 @@ def _is_name(text, found, position, run, people, cased, eponyms) -> bool:
         return before.key in words.TITLES or run[0].capital
     if any(start <= run[0].start < end for start, end in eponyms):
         return False
-    capitals = all(token.capital for token in parts)
+    capitals = all(token.capital and not _shouted(found, token) for token in parts)
     if len({token.key for token in parts}) > 1:
         return "clinical" not in kinds or capitals
     if len(run) > 1 and capitals and any(len(token.key) == 1 for token in run):
@@ -220,13 +204,22 @@ def _is_name(text, found, position, run, people, cased, eponyms) -> bool:
         within(text, run[0].start) or AFTER.match(rest) or OWNS.match(rest))
 
 
+def _shouted(found: list[Token], token: Token) -> bool:
+    """Whether a word stands among others in capitals, where its own say nothing."""
+    place = found.index(token)
+    around = [other.written for other in found[max(0, place - 1):place + 2] if other is not token]
+    return token.written.isupper() and any(len(other) > 2 and other.isupper() for other in around)
+
+
 def _initials(text: str, people: People, mark: str) -> str:
     """ "J.D." in any case; "JD" where it is no abbreviation; "jd" in a signature."""
-    plain = sorted(letters for letters in people.initials if letters not in words.ABBREVIATIONS | words.TITLES | words.DEGREES)
+    plain = sorted(people.initials - words.ABBREVIATIONS - words.TITLES - words.DEGREES)
     spelt = "|".join(r"\.[ ]?".join(letters) + r"\." for letters in sorted(people.initials, key=len, reverse=True)
                      if letters not in ("md", "do", "pa", "rn", "np", "ie", "eg", "am", "pm"))
     if spelt:
         text = re.sub(rf"(?<![\w.])(?:{spelt})(?!\w)", mark, text, flags=re.IGNORECASE)
+        signed = "|".join(sorted(people.initials - words.DEGREES)).upper() or "(?!)"
+        text = re.sub(rf"(?<![\w/])(?:{signed})(?=/[a-z]{{2,3}}(?!\w))", mark, text)       # who dictated, who typed
     if plain:
         either = "|".join(plain)
         text = re.sub(rf"(?<![\w.\[-])(?:{either.upper()})(?![\w-])", mark, text)

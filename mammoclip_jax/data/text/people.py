@@ -7,60 +7,8 @@ mixed case it has a capital as well. What stands in no such place is missed, and
 import re
 from collections.abc import Iterator
 
-from mammoclip_jax.data.text import words
-from mammoclip_jax.data.text.names import AFTER, OWNS, Token, mixed, protected, tokens, within
-
-_ROLES = "|".join(words.ROLES)
-# After these a person stands. Each ends where the name begins.
-_ANCHORS = [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in (
-    rf"\b(?:{_ROLES})s?(?:[ \t]*[,:][ \t]*|[ \t]+(?:[-–][ \t]+)?)",
-    r"\b(?:discuss(?:ed|ion)|spoke|spoken|talked|conferred|consult(?:ed|ation)|correlated|met|reviewed|shared|conversation|"
-    r"telephone call|phone call|call)(?:\s+(?:by\s+(?:tele)?phone|in\s+person|directly|personally|(?:these|the)\s+"
-    r"(?:findings|results|images)|findings|results|today))*\s+(?:with|to)\s+",
-    r"\b(?:communicated|conveyed|relayed|reported|given|faxed|sent|mailed|emailed|paged|telephoned|called|phoned|provided|"
-    r"transmitted|signed\s+out|referred\s+back|copied|copy|copies|attention|explained|described|disclosed)"
-    r"(?:\s+(?:by\s+(?:tele)?phone|in\s+person|directly|personally|verbally|urgently))?\s+(?:to|for)\s+",
-    r"\b(?:notified|informed|contacted|paged|phoned|telephoned|called|told|thank(?:ed|s|\s+you)?,?)\s+",
-    r"\b(?:seen|examined|evaluated|interviewed|supervised|cosigned|co-signed|countersigned|signed|dictated|read|reviewed|"
-    r"performed|interpreted|transcribed|typed|edited|scanned|placed|obtained|accompanied|requested|ordered|referred|"
-    r"approved|verified|attested|assisted|done|reported|prepared|entered|finalized|witnessed|confirmed|taken|proctored|"
-    r"authenticated|positioned)(?:\s+(?:and\s+\w+|today|electronically|digitally))*\s+by\s*:?\s*",
-    r"(?:^|[.;]\s+|\b)(?:cc|attn|attention|copy|copies|re|regarding|to|from|pt|patient|name|patient\s+name|tech|rad|pcp|"
-    r"attending|referring|ordering|signed|signature|dictated|dictating|transcribed|author|reader|physicians?|provider|"
-    r"requested|ordered|performed|interpreted|technologists?|d|t|s|reading|mother|daughter|father|next\s+of\s+kin|spouse|"
-    r"emergency\s+contact|guarantor|electronically\s+signed|signed\s+electronically|e-signed|reviewed|verified|"
-    r"addendum\s+by|reported|informant|contact|nok|approved|overread|over-read|read|second\s+read(?:er)?|cosigner|co-signer|report|reports|"
-    r"maiden\s+name|alias|aka|formerly|operator)\s*:\s*",
-    r"\b(?:under\s+the\s+)?(?:care|request|supervision|direction|courtesy|behalf|office|practice|attention|service|"
-    r"guidance|name|presence)\s+of\s+(?:her\s+)?(?:\w+\s+(?=[A-Z]))?",
-    r"(?:/s/|\b(?:e-?)?signed,?|--+|—)\s*", r"\b(?:aka|née|nee|formerly\s+(?:known\s+as)?|maiden\s+name|named?|alias)\s+",
-    rf"\b(?:{'|'.join(words.FAMILY)}),?\s+", r"\b(?:nurse|sister|rn|np|pa)\s+", r"\bdear\s+", r"\bpatient,\s+", r"\[name\][ \t]+",
-    r"\b(?:drs?|doctor|prof(?:essor)?|mr|mrs|(?-i:Ms|Miss))\b\.?[ \t]+",
-    r"\b(?:mr|mrs|ms|miss|mx|drs?|prof)\b\.?\s+(?:\[name\]|\w+)(?:\s+and\s+|\s*/\s*|,\s+|;\s+)",
-)]
-_PATIENT = re.compile(r"\b(?:patient|pt\.?|client|this\s+is|woman|lady)[ \t]+", re.IGNORECASE)
-_A_FINDING = re.compile(r"[ \t]+(?:(?:is|was)[ \t]+seen\b(?![ \t]+(?:by|for)\b)|presents?[ \t]+as\b)", re.IGNORECASE)
-_START = re.compile(r"(?:^|[.;:!?,]\s+|\n\s*)", re.MULTILINE)
-_PREPOSITION = re.compile(r"\b(?:by|from|to|with|for|per|of|contact|and|informed|called)[ \t]+$", re.IGNORECASE)
-_GOES_ON = re.compile(r"\[name\],[ \t]+")
-_STAFF = re.compile(r"(?<![\w/])([A-Z]{2,3}|\[name\])[/:]([a-z]{2,3})(?![\w/])")     # who dictated, who typed
-_SIGNED = re.compile(r"(?:\b(?:signed|dictated|transcribed|typed|read|reviewed|approved|performed|scanned|initials|verified|"
-                     r"technologist|tech|radiologist|reader|resident|overread|d|t)\b(?:\s*[:=]\s*|\s+by\s*:?\s*)|\binitial(?:l?ed)?\s+(?:by\s+)?|/\s?)"
-                     r"(?-i:([A-Z]{2,3}|(?:[A-Z]\.\s?){2,3}))(?![\w/-])", re.IGNORECASE)
-_INITIAL = re.compile(r"[ \t]+[A-Z]\b\.?")
-_ENDS = re.compile(r"[ \t]*(?:$|\n|[.;|)\[])|[ \t]*,?[ \t]*\[|[ \t]+\w+(?:[ \t]\w+)?:|,?[ \t]+(?:on|at|and|in|by|is|was|who|an?|has|had|will|the|her|before|after|assisted|"
-                   r""
-                   r"his|regarding|to|for|with|M\.?D|D\.?O|R\.?N|DOB|MRN|ID|Acc)\b", re.IGNORECASE)
-_KINDS = (r"(?:Hospital|Medical\s(?:Center|Centre|Group|Associates|Arts)|Clinics?|(?:Comprehensive\s|Women['’]?s\s)?"
-          r"(?:Breast|Imaging|Cancer|Health|Diagnostic|Mammography|Radiology|Wellness|Surgery)\s(?:and\s\w+\s)?(?:Center|"
-          r"Centre|Care|Institute|Clinic|Associates|Services|Partners|Group|System|Unit)|Women['’]?s\s(?:Center|Centre|"
-          r"Health|Imaging|Hospital|Clinic)|Infirmary|University|Radiology|Imaging|Healthcare|Health|Mammography|Surgical\s"
-          r"(?:Center|Associates)|Oncology|Diagnostics|Institute|Cancer\sCenter)")
-_INSTITUTION = re.compile(rf"[ \t]+(?:(?:General|Regional|Community|Memorial|University|County|City|Valley|Health|Medical|"
-                          rf"Presbyterian|Methodist|Baptist|Catholic|Jewish|Children['’]s|District|State|Advanced|Digital|"
-                          rf"Outpatient|Diagnostic|Surgical|Family|Women['’]s)[ \t]+)*{_KINDS}\b", re.IGNORECASE)
-_OF = re.compile(r"\b(?:University|Hospital|College|Clinic)[ \t]+of[ \t]+(?:the[ \t]+)?(?=[^\W\d_])", re.IGNORECASE)
-_SAINT = re.compile(r"\b(?:St\.?|Saint|Ste\.?|Mount|Mt\.?|Our\s+Lady\s+of|Sacred|Holy)[ \t]+", re.IGNORECASE)
+from mammoclip_jax.data.text import contexts, words
+from mammoclip_jax.data.text.names import Token, mixed, protected, tokens, within
 
 
 def hide_people(text: str, mark: str = "[name]") -> str:
@@ -82,11 +30,14 @@ def _marked(text: str, token: Token) -> bool:
 
 
 def _replaced(text: str, spans: Iterator[tuple[int, int]], mark: str) -> str:
-    last = len(text)
-    for start, end in sorted(set(spans), key=lambda span: (-span[1], span[0])):
-        if end <= last:
-            text = text[:start] + mark + text[end:]
-            last = start
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    for start, end in reversed(merged):
+        text = text[:start] + mark + text[end:]
     return text
 
 
@@ -98,63 +49,65 @@ class _Finder:
 
     def people(self) -> Iterator[tuple[int, int]]:
         """Where names stand: start and end in the text."""
-        for anchor in _ANCHORS:
+        for anchor in contexts.ANCHORS:
             for match in anchor.finditer(self.text):
                 yield from self._several(match.end(), ":" not in match[0])
-        for match in _PATIENT.finditer(self.text):
-            yield from self._one(match.end(), lambda end: bool(AFTER.match(self.text[end:])))
-        for match in _START.finditer(self.text):
-            yield from self._one(match.end(), lambda end: bool(AFTER.match(self.text[end:])))
+        for start in (contexts.PATIENT, contexts.START):
+            for match in start.finditer(self.text):
+                yield from self._one(match.end())
         for token in self.found:
-            if token.capital and self.cased and self._part(token, True) and OWNS.match(self.text[token.end:]):
+            if token.capital and self.cased and self._part(token, True) and contexts.OWNS.match(self.text[token.end:]):
                 yield self._particles(token), token.end
-        for match in _GOES_ON.finditer(self.text):
+        for match in contexts.GOES_ON.finditer(self.text):
             place = self.at.get(match.end())
             if place is not None and self.cased and self._part(self.found[place]):
                 end = self._person(place)
-                if end - place > 1 or self._surname_first(place):
+                if not match[1] or end - place > 1 or self._surname_first(place):
                     yield self.found[place].start, self._end(end)
         yield from self._given()
         if self.cased:
             yield from self._shaped()
-        for match in _STAFF.finditer(self.text):
+        for match in contexts.STAFF.finditer(self.text):
             if match[1].lower() not in words.ABBREVIATIONS:
                 yield match.span(1)
                 yield match.span(2)
-        for match in _SIGNED.finditer(self.text):
-            if match[0].lower().startswith("initial") or (
-                    re.sub(r"\W", "", match[1]).lower() not in words.ABBREVIATIONS | words.CLINICAL):
+        for match in contexts.SIGNED.finditer(self.text):
+            letters = re.sub(r"\W", "", match[1]).lower()
+            dotted = "." in match[1] or match[0].lower().startswith("initial")
+            if letters not in (words.DEGREES if dotted else words.ABBREVIATIONS | words.CLINICAL):
                 yield match.start(1), match.start(1) + len(match[1].rstrip())
 
     def institutions(self) -> Iterator[tuple[int, int]]:
         """Where institutions stand."""
-        for match in _SAINT.finditer(self.text):
+        for match in contexts.SAINT.finditer(self.text):
             place = self.at.get(match.end())
-            if place is not None and self.found[place].capital and self.found[place].key not in words.CLINICAL:
-                token = self.found[place]
-                kind = re.match(r"(?:['’]s)?" + _INSTITUTION.pattern, self.text[token.end:], re.IGNORECASE)
-                if kind or re.match(r"['’]s\b", self.text[token.end:]) or match[0].lower().startswith(("st", "saint")):
-                    owned = re.match(r"['’]s\b", self.text[token.end:])
-                    yield match.start(), token.end + (kind.end() if kind else owned.end() if owned else 0)
-        for match in _OF.finditer(self.text):
+            if place is None or not self.found[place].capital or self.found[place].key in words.CLINICAL:
+                continue
+            end = self.found[place].end
+            more = contexts.INSTITUTION.match(self.text, end) or contexts.OWNED.match(self.text, end)
+            if more or match[0].lower().startswith(("st", "saint")):
+                yield match.start(), more.end() if more else end
+        for match in contexts.OF.finditer(self.text):
             place = self.at.get(match.end())
-            while place is not None and place < len(self.found) and self._part(self.found[place]) and self._loud(
-                    self.found[place]) and (self.cased or place == self.at[match.end()]):
+            while place is not None and place < len(self.found) and self._proper(self.found[place]):
                 yield match.start(), self.found[place].end
-                place += 1
+                place = place + 1 if self.cased else None
         for place, token in enumerate(self.found):
-            kind = re.match(r"(?:['’]s?)?" + _INSTITUTION.pattern, self.text[token.end:], re.IGNORECASE)
-            if not kind or not self._part(token) or not self._loud(token):
+            kind = contexts.INSTITUTION.match(self.text, token.end)
+            if not kind or not self._proper(token):
                 continue
             first = place
-            while first and self._part(self.found[first - 1]) and self._loud(self.found[first - 1]) and re.fullmatch(
+            while first and self._proper(self.found[first - 1]) and re.fullmatch(
                     r"[ \t-]|[ \t]&[ \t]", self.text[self.found[first - 1].end:self.found[first].start]):
                 first -= 1
-            yield self.found[first].start, token.end + kind.end()
+            yield self.found[first].start, kind.end()
+
+    def _proper(self, token: Token) -> bool:
+        return self._part(token) and self._loud(token)
 
     def _loud(self, token: Token) -> bool:
-        """A capital in a text that has them; in one of capitals or none a word that is no word at all."""
-        return token.capital if self.cased else token.key not in words.COMMON
+        """A capital, in a text that has them."""
+        return token.capital or not self.cased
 
     def _given(self) -> Iterator[tuple[int, int]]:
         """A given name and what stands beside it: "Jane Doe", "Doe, Jane M.", "Jane"."""
@@ -165,30 +118,32 @@ class _Finder:
             start = place
             before = self.found[place - 1] if place else None
             gap = self.text[before.end:token.start] if before else ""
-            if before and re.fullmatch(r",[ \t]*|[ \t]", gap) and self._part(before) and before.key not in words.COMMON \
-                    and self._loud(before) and (self.cased or gap.strip() == "," or end == place + 1):
+            if before and before.key not in words.COMMON and self._proper(before) and re.fullmatch(
+                    r",[ \t]*|[ \t]", gap) and (self.cased or "," in gap or end == place + 1):
                 start -= 1
             if self.cased or end - start > 1:
                 yield self.found[start].start, self._end(end)
 
     def _shaped(self) -> Iterator[tuple[int, int]]:
-        """What has a name's shape in running prose: "N. Underwood", "Ann Q. Zelenka", two capitals that are no words."""
+        """What has a name's shape in prose: "N. Underwood", "Ann Q. Zelenka", two capitals that are no words."""
         for place, token in enumerate(self.found):
             end = self._person(place)
             own = self.found[place:end]
             if len(own) < 2 or len(own[0].key) > 1 and own[0].key in words.CLINICAL:
                 continue
             rest, inner = self.text[self._end(end):], within(self.text, token.start)
-            follows = bool(re.match(r"[ \t]+[a-z]", rest)) or bool(AFTER.match(rest))
+            follows = bool(re.match(r"[ \t]+[a-z]", rest)) or bool(contexts.AFTER.match(rest))
             parts = [part for part in own if len(part.key) > 1 and part.key not in words.PARTICLES]
             unknown = [part for part in parts if part.key not in words.COMMON and not part.written.isupper()]
             initials = [part for part in own if len(part.key) == 1]
             comma = "," in self.text[own[0].start:own[-1].end]
-            if initials and len(parts) + len(initials) > 1 and (inner or follows and parts) and unknown + initials[1:]:
+            told = any((contexts.PREPOSITION.search(self.text[:token.start]), contexts.AFTER.match(rest),
+                          contexts.ACTS.match(rest)))
+            sure = unknown or initials[1:] or contexts.PREPOSITION.search(self.text[:token.start])
+            if initials and (inner or follows) and sure:
                 if not (comma and not initials):
                     yield own[0].start, self._end(end)
-            elif len(unknown) > 1 and (inner or follows) and self._prose(token) and (
-                    not comma or _PREPOSITION.search(self.text[:token.start]) or AFTER.match(rest)):
+            elif len(unknown) > 1 and (inner or follows) and self._prose(token) and (not comma or told):
                 yield own[0].start, self._end(end)
 
     def _prose(self, token: Token) -> bool:
@@ -197,18 +152,23 @@ class _Finder:
         around = [other for other in self.found[max(0, place - 8):place + 9] if len(other.key) > 3]
         return sum(other.capital for other in around) * 2 <= len(around) + 2
 
-    def _one(self, position: int, follows) -> Iterator[tuple[int, int]]:
+    def _one(self, position: int) -> Iterator[tuple[int, int]]:
+        """The name at `position`, where what follows is what people do or are."""
         place = self.at.get(position)
         if place is None:
             return
         for end in range(self._person(place, True), place, -1):
-            finding = end - place == 1 and _A_FINDING.match(self.text[self._end(end):])
-            if follows(self._end(end)) and not finding and (self.cased or end - place > 1 or self.found[place].key in words.GIVEN):
+            alone = end - place == 1
+            if not contexts.AFTER.match(self.text, self._end(end)):
+                continue
+            if alone and contexts.A_FINDING.match(self.text, self._end(end)):
+                continue
+            if self.cased or not alone or self.found[place].key in words.GIVEN:
                 yield self.found[place].start, self._end(end)
                 return
 
     def _several(self, position: int, sure: bool) -> Iterator[tuple[int, int]]:
-        """The name at `position`, and those that "and" or a comma add to it; where `sure`, "Will" may be one as well."""
+        """The name at `position`, and those that "and" or a comma add; where `sure`, "Will" may be one as well."""
         place = self.at.get(position)
         while place is not None and place < len(self.found):
             if self.found[place].key in words.TITLES:
@@ -260,7 +220,9 @@ class _Finder:
                 continue
             if token.key in words.PARTICLES and self._followed(end) and not comma:
                 continue
-            if not self._part(token, sure or end > place or self._followed(end)) or (self.cased and not token.capital) or token.key in words.DEGREES:
+            if not self._part(token, sure or end > place or self._followed(end)) or token.key in words.DEGREES:
+                break
+            if self.cased and not token.capital:
                 break
             if not self.cased and token.key in words.COMMON and not parts and not self._followed(end):
                 break
@@ -286,8 +248,8 @@ class _Finder:
 
     def _surname_first(self, place: int) -> bool:
         """Whether what follows a comma is a given name: nothing after it goes on listing."""
-        rest = _INITIAL.sub("", self.text[self.found[place].end:])
-        return bool(_ENDS.match(rest) or AFTER.match(rest)) and self._loud(self.found[place])
+        rest = contexts.INITIAL.sub("", self.text[self.found[place].end:])
+        return bool(contexts.ENDS.match(rest) or contexts.AFTER.match(rest)) and self._loud(self.found[place])
 
     def _particles(self, token: Token) -> int:
         """Where the particles before a family name begin: the "van" of "van der Berg"."""

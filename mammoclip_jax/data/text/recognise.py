@@ -1,4 +1,4 @@
-"""Names that no rule finds, by a token classification model of transformers: an extra (torch), offline, after the rules.
+"""Names that no rule finds, by a token classification model of transformers: an extra, offline, after the rules.
 
 The model is a folder on this machine, as `save_pretrained` or a hub's snapshot leaves it, with config.json, weights and
 a fast tokenizer; nothing is downloaded. Of its labels those of _MARKS count, with or without a prefix ("B-PATIENT").

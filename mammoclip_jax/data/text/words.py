@@ -89,10 +89,11 @@ electronically exam examination female final findings finding follow follow-up f
 history however i id impression in indication informed interpreted is it left male mammogram mammographic mammography
 mass md me medical ml mlo mrn my name no none normal not notified of office on or our over patient pager per performed
 personally phone presents prior procedure radiology recommended recommendation recommendations recommends referred
-report reported reports reviewed right routine said saw screening seen she he shows two three several independent radiologists physicians technologists nurses residents review pending states stated study
-technique that the their there they this time to today tomosynthesis ultrasound unknown unremarkable via views was we
-were when where which who will with woman year years yesterday you technologist radiologist physician resident
-attending nurse given requested verified signed dictated transcribed approved
+report reported reports reviewed right routine said saw screening seen she he shows two three several independent
+radiologists physicians technologists nurses residents review pending states stated study technique that the their
+there they this time to today tomosynthesis ultrasound unknown unremarkable via views was we were when where which who
+will with woman year years yesterday you technologist radiologist physician resident attending nurse given requested
+verified signed dictated transcribed approved
 """.split())
 # What radiologists write: never a name where nothing but a capital says so.
 CLINICAL = frozenset(NOT_NAMES) | frozenset("""
@@ -182,11 +183,13 @@ exemestane herceptin trastuzumab premarin estradiol lidocaine epinephrine marcai
 mammomat inspiration revelation amulet innovality aspire giotto planmed siemens fuji fujifilm philips sectra agfa
 carestream kodak lorad affirm eviva atec mammotome finesse celero bard savi scout magseed biozorb hydromark tumark
 ribbon cork barrel wing trimark securmark ultraclip stereo volpara quantra icad profound transpara genius lunit
-supersonic aixplorer acuson epiq logiq prone table vacuum gauge united states national federal america york force preventive american society network comprehensive taxol taxotere adriamycin cytoxan arimidex faslodex
-femara aromasin evista zoladex lupron ibrance kadcyla perjeta nolvadex xeloda abraxane keytruda coumadin plavix
-eliquis xarelto lovenox aspirin advil tylenol xylocaine gadavist omnipaque isovue ultravist ativan valium oncotype
-mammaprint sentimag sentimage endomag brevera trident faxitron mammomark gadobutrol betadine chlorhexidine dermabond
-steri protocol education instructions portal name gender sex dob mrn attending emergency department medicine
+supersonic aixplorer acuson epiq logiq prone table vacuum gauge community memorial county university teaching academic
+private affiliated genetics lymphedema survivorship walk-in womens united national federal america york force
+preventive society network comprehensive taxol taxotere adriamycin cytoxan arimidex faslodex femara aromasin evista
+zoladex lupron ibrance kadcyla perjeta nolvadex xeloda abraxane keytruda coumadin plavix eliquis xarelto lovenox
+aspirin advil tylenol xylocaine gadavist omnipaque isovue ultravist ativan valium oncotype mammaprint sentimag
+sentimage endomag brevera trident faxitron mammomark gadobutrol betadine chlorhexidine dermabond steri protocol
+education instructions portal name gender sex dob mrn attending emergency department medicine
 """.split())
 
 # Names given to people, of many countries, none of them a word above: beside one of these stands a name.

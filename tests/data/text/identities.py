@@ -4,7 +4,11 @@ Every person, place and number is put together here by chance; likenesses are ch
 kinds (hyphens, particles, apostrophes, accents, ordinary words), and most stand in none of the package's lists.
 """
 
+import calendar
 import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 GIVEN = """
@@ -17,13 +21,14 @@ Nikhil Obinna Pascal Rashid Stefan Tariq Umberto Viktor Wojciech Yusuf Zoltan Ma
 FAMILY = """
 Doe|Okonkwo|Zelenka|Quorthon|Vasquez|Ramanathan|O'Brien|O'Sullivan|McAllister|van der Berg|de la Cruz|Von Trapp|Del Rio|
 Smith-Jones|Garcia-Lopez|Fitzgerald-Hughes|Abdulrahman|Nakamura|Kowalczyk|Papadopoulos|Brown|Young|Long|May|Rose|Hall|
-Field|Moss|Marsh|Underwood|Bishop|Carter|Thistlewood|Featherstone|Grzeskowiak|Lindqvist|Bergström|Müller|Nuñez|Villanueva|
-Oyelaran|Adeyemi|Chatterjee|Venkataraman|Haddad|Nasser|Petrosyan|Dvorak|Szabo|Ivanenko|Tkachenko|Halvorsen|Rasmussen|
-Castellano|Bianchi|D'Angelo|Le Blanc|Mbeki|Ndlovu|Tran|Pham|Xu|Ng|Oduya|Wetherby|Pemberton|Ashworth|Culpepper|Hathaway
+Field|Moss|Marsh|Underwood|Bishop|Carter|Thistlewood|Featherstone|Grzeskowiak|Lindqvist|Bergström|Müller|Nuñez|
+Villanueva|Oyelaran|Adeyemi|Chatterjee|Venkataraman|Haddad|Nasser|Petrosyan|Dvorak|Szabo|Ivanenko|Tkachenko|Halvorsen|
+Rasmussen|Castellano|Bianchi|D'Angelo|Le Blanc|Mbeki|Ndlovu|Tran|Pham|Xu|Ng|Oduya|Wetherby|Pemberton|Ashworth|Culpepper|Hathaway
 """.replace("\n", "").split("|")
 PLACES = """
-Wexford General Hospital|St. Brigid's Breast Center|Mercy Ridge Medical Center|Dunmore Women's Imaging|Lakeshore Radiology|
-Saint Olave Hospital|Harrowgate Community Hospital|Mount Carmody Breast Center|Kestrel Valley Imaging Center|
+Wexford General Hospital|St. Brigid's Breast Center|Mercy Ridge Medical Center|Dunmore Women's Imaging|
+Lakeshore Radiology|Saint Olave Hospital|Harrowgate Community Hospital|Mount Carmody Breast Center|
+Kestrel Valley Imaging Center|
 Thornbury Clinic|University of Eastmarch|Pinecrest Cancer Institute
 """.replace("\n", "").split("|")
 
@@ -45,7 +50,7 @@ class Person(NamedTuple):
 class Sentence(NamedTuple):
     """A sentence, what of it identifies, and what the header of its exam holds."""
 
-    shape: int
+    shape: str
     text: str
     planted: tuple[str, ...]        # as they stand in the text; each counts once
     names: tuple[str, ...]          # of the header, "Doe^Jane^M", and its numbers
@@ -55,8 +60,8 @@ class Sentence(NamedTuple):
 def _forms(person: Person, rng: random.Random) -> str:
     """A person's name in running text."""
     given, middle, family = person
-    return rng.choice([f"{given} {family}", f"{given} {middle}. {family}", f"{family}, {given}", f"{family}, {given} {middle}",
-                       f"{given[0]}. {family}"])
+    return rng.choice([f"{given} {family}", f"{given} {middle}. {family}", f"{family}, {given}",
+                       f"{family}, {given} {middle}", f"{given[0]}. {family}"])
 
 
 # In braces: p a patient, d a doctor of the header, n anyone the header does not hold; .f family, .g given, .x any form,
@@ -95,19 +100,65 @@ SHAPES = (
 )
 
 
-def sentences(count: int = 500, seed: int = 0) -> list[Sentence]:
+# Written after the rules and tried once before these were mended for them; docs/data.md gives both figures.
+OTHER_SHAPES = (
+    "{p.x}, age 61, here for diagnostic evaluation of right breast pain.",
+    "I spoke to {d.x} regarding this case at {time}.",
+    "Mrs {p.f} underwent lumpectomy at {place} in {year}.",
+    "Results conveyed verbally to {n.x} (RN) in the breast clinic.",
+    "Exam performed by {d.x}, RT(R)(M).",
+    "History: {p.g} noticed a lump two weeks ago.",
+    "As per Dr {d.f}'s request, spot compression views were obtained.",
+    "{p.x} ({mrn}) was examined on {date}.",
+    "Final report signed {d.x} {date} {time}",
+    "PRIORS FROM {PL} DATED {date} WERE REVIEWED.",
+    "Electronically Authenticated by: {DX} MD",
+    "patient name: {p.l}  mrn: {mrn}",
+    "The findings were reviewed with the patient, Ms. {p.x}, and her husband {n.g}.",
+    "Second opinion requested by {d.x} of {place}.",
+    "Referred by: {d.x}; copy sent to {n.tx}",
+    "Please contact {n.x} at {phone} to schedule.",
+    "Images from {year} and {year} were requested from {place}.",
+    "RESULTS DISCUSSED WITH {DX} ON {date}.",
+    "Prepared for {p.x} | DOB {date} | Acc# {acc}",
+    "In consultation with {d.x} we recommend short-interval follow-up.",
+    "{p.x} has dense breasts and a family history of breast cancer.",
+    "Interpreting Radiologist - {d.x}",
+    "The patient states that her cousin {n.g} was treated at {place}.",
+    "We thank {d.x} for this referral.",
+    "Nurse {n.f} was present during the procedure.",
+    "Reviewed and approved: {d.x}, DO, {date} {time}",
+    "Verbal consent was obtained from {p.x} before the biopsy.",
+    "EXAM: MAMMOGRAM  PT: {PX}  DOB: {date}",
+    "Dr. {d.g} {d.f} of {place} was paged at {phone}.",
+    "Compared to {mdate} and {year} studies there is no change.",
+    "Addendum by {d.x} on {date}: the side was corrected.",
+    "This {age} yo woman lives alone.",
+    "Her physician, {d.x}, has been notified.",
+    "findings discussed with dr. {d.lf2} by phone .",
+    "{d.x} assisted with the stereotactic biopsy.",
+    "Consulting surgeon {d.x} agrees with excision.",
+    "Report to: {d.x}, {n.x}",
+    "Outside mammogram ({place}, {date}) is available.",
+    "{p.f} tolerated the procedure well.",
+    "Overread: {d.dots} / Tech: {n.x}",
+)
+
+
+def sentences(count: int = 500, seed: int = 0, shapes: Sequence[str] = SHAPES) -> list[Sentence]:
     """`count` sentences, the shapes in turn."""
     rng = random.Random(seed)
-    return [_sentence(place % len(SHAPES), rng) for place in range(count)]
+    return [_sentence(shapes[place % len(shapes)], rng) for place in range(count)]
 
 
 def _person(rng: random.Random) -> Person:
     return Person(rng.choice(GIVEN), rng.choice("ABCDEFGHJKLMNPRSTVW"), rng.choice(FAMILY))
 
 
-def _sentence(shape: int, rng: random.Random) -> Sentence:
+def _sentence(shape: str, rng: random.Random) -> Sentence:
     patient, doctor, other = _person(rng), _person(rng), _person(rng)
-    place, mrn, acc = rng.choice(PLACES), str(rng.randint(10 ** 5, 10 ** 8)), f"A{rng.randint(10, 99)}-{rng.randint(1000, 99999)}"
+    place, mrn = rng.choice(PLACES), str(rng.randint(10 ** 5, 10 ** 8))
+    acc = f"A{rng.randint(10, 99)}-{rng.randint(1000, 99999)}"
     planted: list[str] = []
 
     def said(text: str) -> str:
@@ -117,15 +168,16 @@ def _sentence(shape: int, rng: random.Random) -> Sentence:
     def filled(field: str) -> str:
         who = {"p": patient, "d": doctor, "n": other}.get(field[0])
         day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1940, 2024)
-        name = ("January February March April May June July August September October November December".split())[month - 1]
+        name = calendar.month_name[month]
         any_date = [f"{month}/{day}/{year}", f"{month:02}/{day:02}/{year % 100:02}", f"{year}-{month:02}-{day:02}",
                     f"{name} {day}, {year}", f"{day} {name[:3]} {year}", f"{day:02}.{month:02}.{year}"]
         phone = f"{rng.randint(200, 989)}-{rng.randint(200, 989)}-{rng.randint(1000, 9999)}"
         made = {
-            "date": rng.choice(any_date), "mdate": rng.choice([f"{month:02}/{year}", f"{name} {year}"]), "year": str(year),
+            "date": rng.choice(any_date), "mdate": rng.choice([f"{month:02}/{year}", f"{name} {year}"]),
+            "year": str(year),
             "time": rng.choice([f"{month}:{day:02} pm", f"{month + 9:02}:{day + 20} hours"]), "mrn": mrn, "acc": acc,
-            "phone": rng.choice([phone, f"({phone[:3]}) {phone[4:]}", phone[4:]]), "place": place,
-            "age": str(rng.randint(90, 103)), "PX": patient and _forms(patient, rng).upper(),
+            "PL": place.upper(), "phone": rng.choice([phone, f"({phone[:3]}) {phone[4:]}", phone[4:]]), "place": place,
+            "age": str(rng.randint(90, 103)), "PX": _forms(patient, rng).upper(),
             "DX": rng.choice([f"{doctor.given} {doctor.family}", f"{doctor.family}, {doctor.given}"]).upper(),
         }
         if field in made:
@@ -140,7 +192,7 @@ def _sentence(shape: int, rng: random.Random) -> Sentence:
         }[form]())
 
     pieces = []
-    for piece in SHAPES[shape].split("{"):
+    for piece in shape.split("{"):
         field, brace, rest = piece.partition("}")
         pieces.append(filled(field) + rest if brace else piece)
     return Sentence(shape, "".join(pieces), tuple(planted), (patient.dicom, doctor.dicom, mrn, acc), (place,))
@@ -152,41 +204,65 @@ _SIZES = ("5 mm", "2.5 cm", "12 x 8 mm", "1.2 x 0.9 x 1.4 cm", "0.7 cm")
 _CLINICAL = (
     "There is a {size} irregular mass in the {side} breast at {clock}.",
     "No mass, suspicious calcification or architectural distortion is seen in the {side} breast.",
-    "BI-RADS Category {birads}: {word}.", "ACR density {density}: the breasts are heterogeneously dense.",
+    "BI-RADS Category {birads}: {word}.",
+    "ACR density {density}: the breasts are heterogeneously dense.",
     "Skin changes of the {side} nipple raise concern for Paget disease; MRI is advised.",
     "Paget's disease of the nipple cannot be excluded on the {side}.",
-    "Cooper's ligaments are thickened in the {side} breast.", "Thickening of Cooper ligaments is unchanged, {size}.",
+    "Cooper's ligaments are thickened in the {side} breast.",
+    "Thickening of Cooper ligaments is unchanged, {size}.",
     "Phyllodes tumor is in the differential for the {size} mass at {clock}.",
-    "Montgomery glands are prominent in the {side} areola.", "Findings are typical of Mondor's disease of the {side} breast.",
+    "Montgomery glands are prominent in the {side} areola.",
+    "Findings are typical of Mondor's disease of the {side} breast.",
     "Known Cowden syndrome; annual MRI of the {side} breast continues.",
     "Poland syndrome with absence of the {side} pectoralis muscle.",
     "History of mantle radiation for Hodgkin lymphoma; {side} breast scarring.",
     "Hodgkin's disease was treated with radiation of the {side} chest.",
-    "Moderate background parenchymal enhancement of the {side} breast.", "Background enhancement: Moderate. {side} breast: normal.",
-    "Mass: oval, circumscribed, {size}, {side} breast.", "May represent a cyst of {size} in the {side} breast.",
-    "This may be a lymph node, {size}, at {clock}.", "A long segment of ductal calcification spans {size} in the {side} breast.",
-    "Long axis of the {side} axillary node measures {size}.", "The patient is a young woman with {side} breast pain.",
-    "Young age lowers the sensitivity of the {side} mammogram.", "Brown discharge from the {side} nipple.",
-    "A rose-colored rash covers the {side} breast.", "The {side} breast lies outside the field of view at {clock}.",
-    "Field of view was limited for the {side} breast.", "Magnification of a {size} field at {clock} shows no change.",
+    "Moderate background parenchymal enhancement of the {side} breast.",
+    "Background enhancement: Moderate. {side} breast: normal.",
+    "Mass: oval, circumscribed, {size}, {side} breast.",
+    "May represent a cyst of {size} in the {side} breast.",
+    "This may be a lymph node, {size}, at {clock}.",
+    "A long segment of ductal calcification spans {size} in the {side} breast.",
+    "Long axis of the {side} axillary node measures {size}.",
+    "The patient is a young woman with {side} breast pain.",
+    "Young age lowers the sensitivity of the {side} mammogram.",
+    "Brown discharge from the {side} nipple.",
+    "A rose-colored rash covers the {side} breast.",
+    "The {side} breast lies outside the field of view at {clock}.",
+    "Field of view was limited for the {side} breast.",
+    "Magnification of a {size} field at {clock} shows no change.",
     "Hologic Selenia Dimensions tomosynthesis of the {side} breast was performed.",
     "Siemens Mammomat Revelation images of the {side} breast show a {size} mass.",
-    "GE Senographe Pristina, {side} CC and MLO views.", "She takes Tamoxifen for a {size} cancer of the {side} breast.",
-    "Treated with Herceptin and Taxol for {side} breast cancer.", "Premarin was stopped; {side} breast tissue is less dense.",
-    "A Savi Scout reflector lies at {clock} of the {side} breast.", "Magseed placed at {clock}, {size} from the mass.",
-    "HydroMark clip at {clock} in the {side} breast.", "Stereotactic biopsy with an Eviva 9-gauge needle, {side} breast, {clock}.",
-    "Kopans wire localization of the {size} mass at {clock}.", "Gail model risk is high; supplemental {side} breast imaging.",
-    "Tyrer-Cuzick score is 22%; MRI of the {side} breast is advised.", "Fibroadenoma of {size}, {side} breast, at {clock}.",
-    "Compared with the prior exam the {size} nodule at {clock} is unchanged.", "Stable compared to previous mammograms, {side} side.",
-    "Scarff-Bloom-Richardson grade 2 carcinoma, {size}, {side} breast.", "Nottingham grade III cancer at {clock}, {size}.",
-    "The {side} axilla shows a node of {size} with preserved fatty hilum.", "Rotter nodes on the {side} measure {size}.",
+    "GE Senographe Pristina, {side} CC and MLO views.",
+    "She takes Tamoxifen for a {size} cancer of the {side} breast.",
+    "Treated with Herceptin and Taxol for {side} breast cancer.",
+    "Premarin was stopped; {side} breast tissue is less dense.",
+    "A Savi Scout reflector lies at {clock} of the {side} breast.",
+    "Magseed placed at {clock}, {size} from the mass.",
+    "HydroMark clip at {clock} in the {side} breast.",
+    "Stereotactic biopsy with an Eviva 9-gauge needle, {side} breast, {clock}.",
+    "Kopans wire localization of the {size} mass at {clock}.",
+    "Gail model risk is high; supplemental {side} breast imaging.",
+    "Tyrer-Cuzick score is 22%; MRI of the {side} breast is advised.",
+    "Fibroadenoma of {size}, {side} breast, at {clock}.",
+    "Compared with the prior exam the {size} nodule at {clock} is unchanged.",
+    "Stable compared to previous mammograms, {side} side.",
+    "Scarff-Bloom-Richardson grade 2 carcinoma, {size}, {side} breast.",
+    "Nottingham grade III cancer at {clock}, {size}.",
+    "The {side} axilla shows a node of {size} with preserved fatty hilum.",
+    "Rotter nodes on the {side} measure {size}.",
     "Recommend {side} diagnostic mammography and ultrasound, BI-RADS {birads}.",
-    "IMPRESSION: BENIGN {SIDE} BREAST MASS, BI-RADS 2.", "THERE IS MODERATE DENSITY OF THE {SIDE} BREAST.",
-    "LEFT BREAST: NO MASS. RIGHT BREAST: CYST OF {size}.", "no evidence of malignancy in the {side} breast, birads {birads} .",
-    "a {size} mass is seen at {clock} , recommend biopsy .", "A hall of residence fall caused the {side} breast hematoma of {size}.",
-    "Lymph node dissection of the {side} axilla for Bowen disease.", "Doppler shows flow in the {side} mass of {size}.",
+    "IMPRESSION: BENIGN {SIDE} BREAST MASS, BI-RADS 2.",
+    "THERE IS MODERATE DENSITY OF THE {SIDE} BREAST.",
+    "LEFT BREAST: NO MASS. RIGHT BREAST: CYST OF {size}.",
+    "no evidence of malignancy in the {side} breast, birads {birads} .",
+    "a {size} mass is seen at {clock} , recommend biopsy .",
+    "A hall of residence fall caused the {side} breast hematoma of {size}.",
+    "Lymph node dissection of the {side} axilla for Bowen disease.",
+    "Doppler shows flow in the {side} mass of {size}.",
     "Skin Thickening: present in the {side} breast. Architectural Distortion: none.",
-    "Dr. review is pending for the {side} breast; routine follow-up in 12 months.", "Luer lock syringe and Bard Marquee needle, {side} breast.",
+    "Dr. review is pending for the {side} breast; routine follow-up in 12 months.",
+    "Luer lock syringe and Bard Marquee needle, {side} breast.",
 )
 
 
@@ -197,14 +273,22 @@ def clinical(count: int = 300, seed: int = 0) -> list[str]:
     for place in range(count):
         side = rng.choice(_SIDES)
         made.append(_CLINICAL[place % len(_CLINICAL)].format(
-            side=side, SIDE=side.upper(), clock=rng.choice(_CLOCK), size=rng.choice(_SIZES), birads=rng.choice("012356"),
-            density=rng.choice("ABCD"), word=rng.choice(["Benign", "Probably benign", "Highly suggestive of malignancy"])))
+            side=side, SIDE=side.upper(), clock=rng.choice(_CLOCK), size=rng.choice(_SIZES),
+            birads=rng.choice("012356"), density=rng.choice("ABCD"),
+            word=rng.choice(["Benign", "Probably benign", "Highly suggestive of malignancy"])))
     return made
+
+
+def other_clinical() -> list[str]:
+    """The sentences of clinical.txt, as radiologists could write them: titles, capitals, eponyms, devices, drugs."""
+    lines = Path(__file__).with_name("clinical.txt").read_text().splitlines()
+    return [sentence for line in lines for sentence in re.split(r"(?<=[.;])\s+", line)]
 
 
 def people(count: int = 20, seed: int = 0) -> list[str]:
     """Header names of invented people, those that are words among them."""
     rng = random.Random(seed)
-    wordy = ["Brown^Rose^M", "Young^May", "Long^Mark", "Moderate^Jane", "Mass^Maria", "May^Hope", "Rose^Dawn", "Hall^Frank",
+    wordy = ["Brown^Rose^M", "Young^May", "Long^Mark", "Moderate^Jane", "Mass^Maria", "May^Hope", "Rose^Dawn",
+             "Hall^Frank",
              "Field^Grace", "Left^Anna", "Cooper^Jane", "Paget^Rose", "Hodgkin^Mark"]
     return [wordy[place % len(wordy)] if place % 2 else _person(rng).dicom for place in range(count)]
