@@ -152,8 +152,8 @@ def test_a_careless_adapter_gives_nothing_away(tmp_path):
     assert private.settled(public._replace(private_texts=True), tmp_path).table.rows["texts"][0] == row["texts"]
 
 
-REPORT = ("Zelenka, Quorthon: QUORTHON M. ZELENKA, q. zelenka and Ms. Zelenka's scans from Wexford, seen with Oduya, Paul; "
-          "PO/ab. Ulla Born. Call Tkachenko at Wexford General. " + MEANT)
+REPORT = ("Zelenka, Quorthon: QUORTHON M. ZELENKA, q. zelenka and Ms. Zelenka's scans from Wexford, seen with "
+          "Oduya, Paul; PO/ab. Ulla Born. Call Tkachenko at Wexford General. " + MEANT)
 
 
 def exam(root: Path, count: int = 3) -> Path:

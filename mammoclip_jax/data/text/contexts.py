@@ -122,6 +122,9 @@ Health Mammography Surgical_(?:Center|Associates) Oncology Diagnostics Institute
 Women['’]?s_(?:Center|Centre|Health|Imaging|Hospital|Clinic)
 """)
 INSTITUTION = re.compile(rf"(?:['’]s?)?[ \t]+(?:{_OWN}[ \t]+)*{_KIND}\b", re.IGNORECASE)
+# Of a place where a preposition says so, else of what was done: "at Lakeshore Imaging", "Diffusion Weighted Imaging".
+FIELD_ONLY = re.compile(r"[ \t]+(?:Imaging|Radiology|Mammography|Oncology|Diagnostics|Health)", re.IGNORECASE)
+WHERE = re.compile(r"\b(?:at|from|by|to|of|and)[ \t]+$", re.IGNORECASE)
 OWNED = re.compile(r"['’]s\b")
 OF = re.compile(r"\b(?:University|Hospital|College|Clinic)[ \t]+of[ \t]+(?:the[ \t]+)?(?=[^\W\d_])", re.IGNORECASE)
 SAINT = re.compile(r"\b(?:St\.?|Saint|Ste\.?|Mount|Mt\.?|Our\s+Lady\s+of|Sacred|Holy)[ \t]+", re.IGNORECASE)

@@ -98,7 +98,7 @@ _STOP = rf"(?!(?:{'|'.join(map(re.escape, words.NOT_NAMES))})(?![\w'’-]))"
 _WORD = rf"(?:[^\W\d_]\.|{_STOP}(?:[^\W\d_](?:[^\W\d_]|['’-](?=[^\W\d_]))+|[^\W\d_](?=\s)))"
 _CAPITAL = rf"(?=(?-i:[A-ZÀ-ÞŁŚŠŽ])){_WORD}"
 _GLUE = r"(?:[ \t]+(?:van|von|de|del|della|da|dos|la|le|bin|ibn|al|el|der|den)(?=[ \t]))*"
-_DEGREES = r"(?:,?[ \t]*(?-i:M\.?D|D\.?O|Ph\.?D|FRCR|FACR|MBBS|R\.N|RN|RT(?:\(R\))?(?:\(M\))?|PA-C|NP)\b\.?)"
+_DEGREES = r"(?:(?:,[ \t]*|[ \t]+)(?-i:M\.?D|D\.?O|Ph\.?D|FRCR|FACR|MBBS|R\.N|RN|RT(?:\(R\))?(?:\(M\))?|PA-C|NP)\b\.?)"
 _PROPER = rf"{_CAPITAL}(?:,[ \t]*{_CAPITAL})?(?:{_GLUE}[ \t]+{_CAPITAL}){{0,3}}"
 # In a text of mixed case a name has capitals; in one of capitals, or of none, it ends at a word that is no name.
 _PERSON = (rf"(?:(?=(?-i:[A-ZÀ-ÞŁŚŠŽ](?:[^\WA-Z\d_]|['’.][A-Za-z ]|[ ])))(?:{_PROPER})"

@@ -96,11 +96,14 @@ class _Finder:
             kind = contexts.INSTITUTION.match(self.text, token.end)
             if not kind or not self._proper(token):
                 continue
+            loose = contexts.FIELD_ONLY.fullmatch(kind[0])
             first = place
             while first and self._proper(self.found[first - 1]) and re.fullmatch(
                     r"[ \t-]|[ \t]&[ \t]", self.text[self.found[first - 1].end:self.found[first].start]):
                 first -= 1
-            yield self.found[first].start, kind.end()
+            start = self.found[first].start
+            if not loose or contexts.WHERE.search(self.text[:start]):
+                yield start, kind.end()
 
     def _proper(self, token: Token) -> bool:
         return self._part(token) and self._loud(token)
@@ -197,7 +200,8 @@ class _Finder:
 
     def _part(self, token: Token, sure: bool = False) -> bool:
         """Whether a word may be a part of a name; where `sure`, "Will" as well."""
-        wordy = token.key in words.CLINICAL and not (sure and token.key in words.COMMON)
+        wordy = all(half in words.CLINICAL for half in token.key.split("-")) and not (
+            sure and token.key in words.COMMON)
         return (len(token.key) > 1 and not wordy and token.key not in words.PLACEHOLDERS | words.TITLES
                 and not self._protected(token) and not re.match(r"\d", self.text[token.end:token.end + 1])
                 and (token.key not in words.ABBREVIATIONS or self.cased and token.written[1:].islower())

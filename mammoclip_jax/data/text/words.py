@@ -183,13 +183,14 @@ exemestane herceptin trastuzumab premarin estradiol lidocaine epinephrine marcai
 mammomat inspiration revelation amulet innovality aspire giotto planmed siemens fuji fujifilm philips sectra agfa
 carestream kodak lorad affirm eviva atec mammotome finesse celero bard savi scout magseed biozorb hydromark tumark
 ribbon cork barrel wing trimark securmark ultraclip stereo volpara quantra icad profound transpara genius lunit
-supersonic aixplorer acuson epiq logiq prone table vacuum gauge community memorial county university teaching academic
-private affiliated genetics lymphedema survivorship walk-in womens united national federal america york force
-preventive society network comprehensive taxol taxotere adriamycin cytoxan arimidex faslodex femara aromasin evista
-zoladex lupron ibrance kadcyla perjeta nolvadex xeloda abraxane keytruda coumadin plavix eliquis xarelto lovenox
-aspirin advil tylenol xylocaine gadavist omnipaque isovue ultravist ativan valium oncotype mammaprint sentimag
-sentimage endomag brevera trident faxitron mammomark gadobutrol betadine chlorhexidine dermabond steri protocol
-education instructions portal name gender sex dob mrn attending emergency department medicine
+supersonic aixplorer acuson epiq logiq prone table vacuum gauge enhanced weighted resonance spectral homer mammalok
+hawkins sadowsky unaltered community memorial county university teaching academic private affiliated genetics
+lymphedema survivorship walk-in womens united national federal america york force preventive society network
+comprehensive taxol taxotere adriamycin cytoxan arimidex faslodex femara aromasin evista zoladex lupron ibrance
+kadcyla perjeta nolvadex xeloda abraxane keytruda coumadin plavix eliquis xarelto lovenox aspirin advil tylenol
+xylocaine gadavist omnipaque isovue ultravist ativan valium oncotype mammaprint sentimag sentimage endomag brevera
+trident faxitron mammomark gadobutrol betadine chlorhexidine dermabond steri protocol education instructions portal
+name gender sex dob mrn attending emergency department medicine
 """.split())
 
 # Names given to people, of many countries, none of them a word above: beside one of these stands a name.

@@ -23,7 +23,8 @@ Doe|Okonkwo|Zelenka|Quorthon|Vasquez|Ramanathan|O'Brien|O'Sullivan|McAllister|va
 Smith-Jones|Garcia-Lopez|Fitzgerald-Hughes|Abdulrahman|Nakamura|Kowalczyk|Papadopoulos|Brown|Young|Long|May|Rose|Hall|
 Field|Moss|Marsh|Underwood|Bishop|Carter|Thistlewood|Featherstone|Grzeskowiak|Lindqvist|Bergström|Müller|Nuñez|
 Villanueva|Oyelaran|Adeyemi|Chatterjee|Venkataraman|Haddad|Nasser|Petrosyan|Dvorak|Szabo|Ivanenko|Tkachenko|Halvorsen|
-Rasmussen|Castellano|Bianchi|D'Angelo|Le Blanc|Mbeki|Ndlovu|Tran|Pham|Xu|Ng|Oduya|Wetherby|Pemberton|Ashworth|Culpepper|Hathaway
+Rasmussen|Castellano|Bianchi|D'Angelo|Le Blanc|Mbeki|Ndlovu|Tran|Pham|Xu|Ng|Oduya|Wetherby|Pemberton|
+Ashworth|Culpepper|Hathaway
 """.replace("\n", "").split("|")
 PLACES = """
 Wexford General Hospital|St. Brigid's Breast Center|Mercy Ridge Medical Center|Dunmore Women's Imaging|
@@ -100,7 +101,7 @@ SHAPES = (
 )
 
 
-# Written after the rules and tried once before these were mended for them; docs/data.md gives both figures.
+# Written after the rules, which were mended for them since.
 OTHER_SHAPES = (
     "{p.x}, age 61, here for diagnostic evaluation of right breast pain.",
     "I spoke to {d.x} regarding this case at {time}.",
@@ -142,6 +143,30 @@ OTHER_SHAPES = (
     "Outside mammogram ({place}, {date}) is available.",
     "{p.f} tolerated the procedure well.",
     "Overread: {d.dots} / Tech: {n.x}",
+)
+
+# Written last. The rules were never mended for these, and must not be: they tell what an unseen text may expect.
+UNSEEN_SHAPES = (
+    "{p.x} comes to us today with bloody nipple discharge.",
+    "Clinical breast exam by {d.x} showed a lump at 3 o'clock.",
+    "I have reviewed this examination and agree with the report of {d.x}.",
+    "Preliminary read {d.x} {date}, final read {n.x}.",
+    "Left breast biopsy at {place} on {date} was benign.",
+    "Consent form signed and witnessed ({d.x}).",
+    "ATTENTION {DX}: CRITICAL RESULT FOR {PX}.",
+    "Mother of {p.f} was diagnosed at 48.",
+    "Scheduling was arranged through {n.x}'s office, {phone}.",
+    "Pt {p.f}, {p.g} - {mrn} - last seen {mdate}",
+    "On behalf of the breast team, {d.x}",
+    "{d.x} will follow up with {p.f} next week.",
+    "Exam supervised remotely, {d.x} available by phone.",
+    "The lesion described by {d.f} in {year} has resolved.",
+    "Films loaned from {place} ({mdate}) were returned to {n.x}.",
+    "dictated but not read by dr. {d.lf2}",
+    "Verified with {n.x} at the front desk, ext. {phone}.",
+    "Case presented at tumor board by {d.x}, {n.x} and colleagues.",
+    "IMAGES REVIEWED WITH DRS. {DX} AND {PX}.",
+    "Her sister-in-law, {n.g} {n.f}, accompanies {p.f}.",
 )
 
 

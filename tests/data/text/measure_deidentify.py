@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from absl import app, flags
-from identities import OTHER_SHAPES, SHAPES, clinical, other_clinical, people, sentences
+from identities import OTHER_SHAPES, SHAPES, UNSEEN_SHAPES, clinical, other_clinical, people, sentences
 
 from mammoclip_jax.data.text.deidentify import deidentify
 
@@ -58,7 +58,7 @@ def main(argv) -> None:
     """Prints the figures, and with --misses what fell short."""
     del argv
     seed = flags.FLAGS.seed
-    for title, shapes in (("", SHAPES), (", other shapes", OTHER_SHAPES)):
+    for title, shapes in (("", SHAPES), (", other shapes", OTHER_SHAPES), (", unseen shapes", UNSEEN_SHAPES)):
         found = recall(seed, shapes=shapes)
         print(f"recall with the header's identities{title}  {found.with_header:.4f}")
         print(f"recall without{title}  {found.without:.4f}")
