@@ -34,7 +34,8 @@ from mammoclip_jax.provenance import version
 
 def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = None, codec: str = DEFAULT_CODEC,
             max_quarantined: float = 0.2, vocab_size: int = 4096, options: dict | None = None, key: str = "",
-            runner: str = "", runner_options: Sequence[str] = (), **preprocessing) -> dict:
+            runner: str = "", runner_options: Sequence[str] = (), header_identities: bool = True, recogniser: str = "",
+            **preprocessing) -> dict:
     """Prepares a data set; on a folder that is up to date it changes nothing.
 
     Args:
@@ -44,6 +45,8 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
         workers: processes; None for one a core.
         options: options of the adapter.
         key, runner, runner_options: see `build`.
+        header_identities: take what the DICOM headers of an exam say of people and places out of its texts.
+        recogniser: folder of a model that finds names in texts after the rules (data/text/recognise.py).
         preprocessing: fields of `Preprocessing`: geometry, height, width, intensity, bits, crop, ...
 
     Returns:
@@ -59,7 +62,7 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     return build(table, root, out, preprocessing=Preprocessing(**preprocessing), shards=shards, workers=workers,
                  codec=codec, max_quarantined=max_quarantined, vocab_size=vocab_size, provenance=provenance, key=key,
-                 runner=runner, runner_options=runner_options)
+                 runner=runner, runner_options=runner_options, headers=header_identities, recogniser=recogniser)
 
 
 def read(source: str, root, options: dict | None = None) -> SourceTable:
@@ -96,6 +99,8 @@ def define_flags() -> None:
     flags.DEFINE_float("max_quarantined", 0.2, "Fraction of bad images from which on the command fails.", 0, 1)
     flags.DEFINE_integer("vocab_size", 4096, "Upper bound for the vocabulary trained on the texts.")
     flags.DEFINE_string("key", "", "File of the key that hashes private identifiers; data sets may share one.")
+    flags.DEFINE_bool("header_identities", True, "Take who and where the DICOM headers name out of private texts.")
+    flags.DEFINE_string("recogniser", "", "Folder of a token classification model that finds names in private texts.")
     flags.DEFINE_string("runner", "", "A runner of Apache Beam: DirectRunner, FlinkRunner, SparkRunner, ...")
     flags.DEFINE_multi_string("runner_option", [], "Its flag, e.g. --runner_option=--direct_num_workers=2.")
     flags.DEFINE_multi_string("option", [], "key=value for the adapter; may be repeated.")
@@ -161,7 +166,8 @@ def _source(values: flags.FlagValues, figures: dict) -> None:
     figures |= prepare(
         values.source, values.root, values.out, shards=values.shards, workers=values.workers, codec=values.codec,
         max_quarantined=values.max_quarantined, vocab_size=values.vocab_size, options=options, key=values.key,
-        runner=values.runner, runner_options=values.runner_option, **preprocessing,
+        runner=values.runner, runner_options=values.runner_option, header_identities=values.header_identities,
+        recogniser=values.recogniser, **preprocessing,
     )
     print(summary.prepared(values.out, figures, time.monotonic() - started))
 

@@ -33,10 +33,10 @@ from mammoclip_jax.data.manifest import (
     Problem,
     SourceTable,
     breast_keys,
-    checked,
 )
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
+from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.store.codecs import DEFAULT_CODEC, known
 from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.data.text import tokenizer
@@ -53,6 +53,7 @@ def build(
     table: SourceTable, root: Path | str, out: Path | str, *, preprocessing: Preprocessing = Preprocessing(),
     shards: int = 0, workers: int = 1, codec: str = DEFAULT_CODEC, max_quarantined: float = 0.2, vocab_size: int = 4096,
     provenance: dict | None = None, key: str = "", runner: str = "", runner_options: Sequence[str] = (),
+    headers: bool = True, recogniser: str = "",
 ) -> dict:
     """Writes the data set `table` (its files below `root`) to `out`, goes on with it, or brings it up to date.
 
@@ -64,11 +65,12 @@ def build(
         provenance: {"source": name, "options": {...}, "version": package version}, written into dataset.json.
         key: file of the key that hashes private identifiers; "" for one of the data set's own.
         runner: a runner of Apache Beam, or "" for the local pool; `runner_options` are its flags.
+        headers, recogniser: see `private.settled`, which says what becomes of private texts.
 
     Returns:
         images, studies, patients, boxes, texts, images_in, quarantined, absent (how many of the
         quarantined a partial copy lacks), reasons {class: number}, splits, up_to_date, reused (records of an
-        earlier run), made.
+        earlier run), made, deidentification {what took identities out of the texts: ...}.
 
     Raises:
         UserError: too many images were quarantined, none is left, `out` holds another data set, or the disk is full.
@@ -76,7 +78,8 @@ def build(
     root, out = Path(table.root or root), Path(out)
     known(codec)
     images_in = len(table.rows) + len(table.problems)
-    table, stamps = increment.present(checked(table), root)
+    table, ran = settled(table, root, headers, recogniser)
+    table, stamps = increment.present(table, root)
     identity = None if table.public_ids else Identity(out, key)
     hashed = (lambda text: identity.hash("key", text)) if identity else increment.plain_hash
     keys = increment.keys(table.rows, stamps, hashed)
@@ -84,7 +87,8 @@ def build(
     parameters = {
         **_shown(provenance or {}, identity), **dataclasses.asdict(preprocessing), "shards": shards, "codec": codec,
         "vocab_size": vocab_size, "schema_version": SCHEMA_VERSION, "shard_count": len(bounds) - 1,
-        "manifest": hashed("".join(keys) + table.rows.drop(columns=list(MEMORY_COLUMNS)).to_json(orient="split")),
+        "manifest": hashed("".join(keys) + table.rows.drop(columns=list(MEMORY_COLUMNS)).to_json(orient="split")
+                           + (json.dumps(ran) if identity else "")),
     }
     stored = _finished(out, parameters)
     if table.rows.empty:
@@ -96,7 +100,7 @@ def build(
             with _locked(out):
                 _clean(out)
         counts = Dataset.open(out).info["counts"]
-        return counts | {"up_to_date": True, "reused": counts["images"], "made": 0}
+        return counts | {"up_to_date": True, "reused": counts["images"], "made": 0, "deidentification": ran}
     with _writing(out, parameters) as building:
         for stopped in (out / STOPPED, building):
             if (stopped / "parameters.json").is_file():
@@ -109,9 +113,9 @@ def build(
         problems += [Problem(*problem) for part in parts for problem in part["problems"]]
         counts = _counts(index, problems, images_in)
         _check_counts(counts, problems, max_quarantined, out, building)
-        _write_folder(out, building, table, index, problems, counts, parameters)
+        _write_folder(out, building, table, index, problems, counts, parameters, ran)
     reused = int(index["key"].isin(set(stored)).sum())
-    return counts | {"up_to_date": False, "reused": reused, "made": len(index) - reused}
+    return counts | {"up_to_date": False, "reused": reused, "made": len(index) - reused, "deidentification": ran}
 
 
 def _shown(provenance: dict, identity: Identity | None) -> dict:
@@ -291,7 +295,7 @@ def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float,
         )
 
 
-def _write_folder(out, building, table, index, problems, counts, parameters) -> None:
+def _write_folder(out, building, table, index, problems, counts, parameters, ran) -> None:
     """Moves the shards into the folder; then the tables and, last, dataset.json. Can be repeated at any point."""
     (out / "dataset.json").unlink(missing_ok=True)
     names = [shard_name(shard, parameters["shard_count"]) for shard in range(parameters["shard_count"])]
@@ -320,6 +324,7 @@ def _write_folder(out, building, table, index, problems, counts, parameters) -> 
         "licence": table.licence,
         "citation": table.citation,
         "public_ids": table.public_ids,
+        "deidentification": ran,
         "fingerprint": fingerprint(index),
         "parameters": parameters,
     }

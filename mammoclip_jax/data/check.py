@@ -12,8 +12,9 @@ from tqdm import tqdm
 from mammoclip_jax.data import increment
 from mammoclip_jax.data.build import content
 from mammoclip_jax.data.identity import line
-from mammoclip_jax.data.manifest import Problem, SourceTable, breast_keys, checked
+from mammoclip_jax.data.manifest import Problem, SourceTable, breast_keys
 from mammoclip_jax.data.pixels import dicom
+from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.text import duplicates
 
 _THREADS = 8
@@ -40,7 +41,7 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
     """
     root = Path(table.root or root)
     images_in = len(table.rows) + len(table.problems)
-    table = checked(table)
+    table = settled(table, root).table
     there, _ = increment.present(table, root)
     differing, flags = _headers(there.rows, root) if headers else ([], {})
     lost = [problem for problem in there.problems if problem.stage != "absent"]

@@ -17,12 +17,16 @@
 | texts      | list of str: sections or captions of the breast's report, most specific first;        |
 |            | may be empty, its items never blank                                                   |
 | sections   | list of str, parallel to texts: "findings", "impression", "caption", ...              |
+| identities | list of str: the names and numbers of people in this row of the tables, which         |
+|            | private.py takes out of the texts; in memory only                                     |
 | labels     | JSON object, e.g. {"mass": 1, "density": "B"}; an absent key is unknown               |
 | boxes      | JSON list of {"label": str, "box": [x0, y0, x1, y1]} in pixels of the original image: |
 |            | x right, y down, origin top left, x1 and y1 exclusive; more keys are kept: "phrase",  |
 |            | "birads", ...                                                                         |
 
-Columns in memory only are never written into a data set. Keys of `labels` with a common meaning:
+Columns in memory only are never written into a data set. An adapter hands texts over as they are: no row goes on but
+through `private.settled`, which takes identities out of all that a private source says in words. Keys
+of `labels` with a common meaning:
 
 | key                                                        | value                                              |
 |------------------------------------------------------------|----------------------------------------------------|
@@ -52,11 +56,11 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 
-MEMORY_COLUMNS = ("file", "row", "size")
-TEXT_COLUMNS = ("dataset", "patient", "study", "image", *MEMORY_COLUMNS, "laterality", "view", "split", "vendor")
+MEMORY_COLUMNS = ("file", "row", "size", "identities")
+TEXT_COLUMNS = ("dataset", "patient", "study", "image", "file", "row", "size", "laterality", "view", "split", "vendor")
 JSON_COLUMNS = {"labels": "{}", "boxes": "[]"}
 LIST_COLUMNS = ("texts", "sections")
-COLUMNS = TEXT_COLUMNS + ("real",) + LIST_COLUMNS + tuple(JSON_COLUMNS)
+COLUMNS = TEXT_COLUMNS + ("real",) + LIST_COLUMNS + ("identities",) + tuple(JSON_COLUMNS)
 SPLITS = ("train", "val", "test")
 LATERALITIES = ("L", "R", "")
 
@@ -88,18 +92,23 @@ class SourceTable(NamedTuple):
     problems: list[Problem]
     licence: str
     citation: str
-    public_ids: bool                    # False: identifiers are private and get keyed hashes in the data set
+    public_ids: bool                    # False: identifiers are private, get keyed hashes, and texts are de-identified
     root: Path | None = None            # where the files lie, if not below the root that was asked for
     partial: bool = False               # a file that is not there is stage "absent": people hold parts of public sets
     table_rows: int = 0                 # lines of the owner's tables, all of which are in `rows` or `problems`
     remarks: list[Problem] = []         # mismatches that cost a label at most, not an image; the dry run lists them
+    private_texts: bool = False         # texts are de-identified although the identifiers are public
+
+    @property
+    def public_texts(self) -> bool:
+        return self.public_ids and not self.private_texts
 
 
 def frame(rows: Iterable[Mapping]) -> pd.DataFrame:
     """The manifest table of `rows`, dicts with the columns above.
 
     `labels` and `boxes` may be given as objects instead of JSON; `row`, `size`, `laterality`, `view`, `vendor`,
-    `texts`, `sections`, `labels`, `boxes` may be left out, `real` is True unless said.
+    `texts`, `sections`, `identities`, `labels`, `boxes` may be left out, `real` is True unless said.
 
     Raises:
         KeyError: a row lacks a required column or has an unknown one (an adapter's mistake).
@@ -120,6 +129,7 @@ def _record(row: Mapping) -> dict:
     texts = list(record.get("texts", []))
     record["texts"] = texts
     record["sections"] = list(record.get("sections", ["caption"] * len(texts)))
+    record["identities"] = list(record.get("identities", []))
     for column, empty in JSON_COLUMNS.items():
         value = record.get(column, empty)
         record[column] = value if isinstance(value, str) else json.dumps(value)

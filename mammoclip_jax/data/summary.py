@@ -18,6 +18,7 @@ def prepared(out: Path | str, counts: dict, seconds: float) -> str:
     lines += [_line(number, f"images in split {split}") for split, number in counts["splits"].items()]
     lines += [_line(counts["quarantined"], f"quarantined, of {counts['images_in']}")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
+    lines += [deidentified(counts["deidentification"])]
     if counts["quarantined"]:
         table = Path(out) / "quarantine.csv"
         held = [row for row in _quarantine(out) if row["stage"] != "absent"]
@@ -25,6 +26,16 @@ def prepared(out: Path | str, counts: dict, seconds: float) -> str:
                   for row in held[:_SHOWN]]
         lines += [f"  the whole list is in {table}; the same command with --names prints which files they are"]
     return "\n".join(lines)
+
+
+def deidentified(ran: dict) -> str:
+    """What took identities out of the texts, and what did not run."""
+    if ran["texts"] == "public":
+        return "  texts are public and stay as they are"
+    headers = f"headers of {ran['header_files']} DICOM files" if ran["headers"] else "NOT headers (--header_identities)"
+    model = ran["recogniser"] or "NO recogniser (--recogniser)"
+    return (f"  identities taken out of texts by: rules, tables, {headers}, {model}. "
+            "None finds every name: read a sample")
 
 
 def dry_run(counts: dict, written: bool) -> str:

@@ -219,7 +219,7 @@ def test_an_empty_data_set(tmp_path):
 
 def test_foreign_words_are_escaped(tmp_path):
     boxes = [{"label": "<b>mass & more", "box": [10, 40, 30, 60]}]
-    page = preview(built(tmp_path, boxes=boxes, vendor="<i>A$\\x$"), tmp_path / "sheet.html").read_text()
+    page = preview(built(tmp_path, public=True, boxes=boxes, vendor="<i>A$\\x$"), tmp_path / "sheet.html").read_text()
     assert "<b>" not in page and "<i>" not in page and page.count("&lt;i&gt;A$\\x$") > 7
     assert html.escape("<b>mass & more") in page
     assert_alone(page)

@@ -43,6 +43,7 @@ from mammoclip_jax.data.pixels.decode import (
     narrow,
 )
 from mammoclip_jax.data.pixels.fields import Fields, fields
+from mammoclip_jax.data.pixels.identities import Identities, identities
 
 PICTURES = (".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 FRAMES = ("refuse", "middle")
@@ -119,6 +120,16 @@ def read_fields(path: Path | str) -> Fields:
         header = _parse(Path(path), stop_before_pixels=True)
         _copy_from_groups(header, 0)
         return fields(header)
+
+
+def read_identities(path: Path | str) -> Identities:
+    """Who and where the exam of a DICOM file is, without its pixels.
+
+    Raises:
+        Unreadable: not a DICOM file.
+    """
+    with quiet():
+        return identities(_parse(Path(path), stop_before_pixels=True))
 
 
 @contextlib.contextmanager

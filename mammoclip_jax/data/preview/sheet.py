@@ -13,12 +13,13 @@ import pandas as pd
 from mammoclip_jax.data import increment
 from mammoclip_jax.data.identity import line
 from mammoclip_jax.data.make import Failed, Task, make
-from mammoclip_jax.data.manifest import Problem, SourceTable, checked
+from mammoclip_jax.data.manifest import Problem, SourceTable
 from mammoclip_jax.data.pixels import breast, dicom, intensity, outside
 from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.data.pixels.render import Preprocessing, inner
 from mammoclip_jax.data.preview.cards import UNKNOWN, Card, Source, card, eight, facts
 from mammoclip_jax.data.preview.sample import spread
+from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.store.codecs import decode
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.files import write_text
@@ -76,7 +77,7 @@ def preview_source(table: SourceTable, root: Path | str, preprocessing: Preproce
     """
     masked = not table.public_ids if masked is None else masked
     root = Path(table.root or root)
-    table, _ = increment.present(checked(table), root)
+    table, _ = increment.present(settled(table, root).table, root)
     rows = table.rows.assign(boxed=table.rows["boxes"] != "[]")
     cards, made, looked_at = [], [], []
     for number, position in enumerate(spread(rows, (*_KINDS, "boxed"), count, seed), 1):

@@ -104,7 +104,7 @@ def _reports(data: pd.DataFrame, path: Path, images: str, fold: int) -> _Read:
     folds = data["fold"].map(tables.number)
     if not (folds == fold).any():
         raise UserError(f"{path} has no line of --option=fold={fold}: column 'fold' holds "
-                        f"{', '.join(sorted(data['fold'].unique())[:10])}.")
+                        f"{', '.join(sorted(data['fold'][folds.notna()].unique())[:10])}.")
     torn = faults.disagree(data["patient_id"], data["fold"].mask(folds.isna(), ""))
     fault = _line_faults(data, [(folds.isna(), "unreadable cell: fold"), (torn, "contradiction: folds of a patient")])
 

@@ -5,13 +5,11 @@ findings and impression (instead of report), split, date (of the study), image_i
 `labels=a,b,c`. An option set to "-" says that the table has no such column: laterality and view then come from the
 DICOM header, and the study is the patient.
 
-Of dates only the days since the patient's first study are kept. Report texts are de-identified
-(data/text/deidentify.py), with the row's own identifiers and the columns named by `names=patient_name,referrer` as
-literal strings to hide.
+Of dates only the days since the patient's first study are kept. Columns named by `names=patient_name,referrer` hold
+names and numbers that are taken out of the texts as well (data/private.py).
 """
 
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
@@ -19,14 +17,12 @@ from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, spl
 from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.data.sources import tables
 from mammoclip_jax.data.text import reports
-from mammoclip_jax.data.text.deidentify import deidentify
 from mammoclip_jax.errors import UserError
 
 SECTIONS = ("findings", "impression")
 ABSENT = "-"
 DEFAULTS = {"split": "split", "date": "date", "image_id": "image_id"}
 LONGEST = 20_000        # characters of a report; longer ones are several, run together by an open quote
-_SHORT = 4      # characters; shorter identifiers ("12") also are words and measures, and identify nobody alone
 
 
 def read(
@@ -69,10 +65,9 @@ def read(
     rows, problems, remarks = [], [], []
     for line, day in zip(data.to_dict("records"), days):
         cells = {option: line[column] for option, column in columns.items()}
-        own = [cells["patient"], cells.get("study", ""), cells.get("image_id", ""), cells["image"]]
         written = {option: cells[option] for option in texts}
         long = any(len(text) > LONGEST for text in written.values())
-        cells["texts"] = {} if long else texts_of(written, own, [line[c] for c in name_columns])
+        cells["texts"] = {} if long else texts_of(written)
         fault = _fault(cells) if not long else ("report too long", "a quote in the table may be open; correct it")
         if fault:
             shown = cells.get("image_id") or cells["image"]
@@ -80,7 +75,8 @@ def read(
             continue
         found = {"study_day": day} | {column: tables.value(line[column]) for column in label_columns}
         found = {key: value for key, value in found.items() if value is not None}
-        row = _row(name, cells, found, val, test) | {"row": line[tables.ROW]}
+        row = _row(name, cells, found, val, test) | {"row": line[tables.ROW],
+                                                     "identities": [line[column] for column in name_columns]}
         if cells.get("view") and not row["view"]:
             remedy = "use CC, MLO, ML, ..."
             remarks.append(Problem(row["file"], "source", "unknown view", remedy, row["image"], row["row"]))
@@ -117,22 +113,13 @@ def _split(cells: dict) -> str:
     return tables.SPLITS.get(split, split)
 
 
-def texts_of(written: dict[str, str], identifiers: Iterable[str], names: Iterable[str] = ()) -> dict[str, str]:
-    """Section name -> de-identified text, none of them blank.
-
-    Args:
-        written: the cells "findings" and "impression", which go first, or else a whole "report".
-        identifiers: of patient, study and image, also as file names; hidden where they are long enough.
-        names: literal strings to hide whatever their length.
-    """
+def texts_of(written: dict[str, str]) -> dict[str, str]:
+    """Section name -> text, none of them blank: of the cells "findings" and "impression", or else a whole "report"."""
     found = {name: written[name] for name in SECTIONS if written.get(name)}
     if not found and written.get("report"):
         every = reports.sections(written["report"])
         found = {name: every[name] for name in SECTIONS if name in every} or every
-    own = {form for identifier in identifiers for form in (identifier, PurePosixPath(identifier).stem)}
-    literals = [*names, *(identifier for identifier in own if len(identifier) >= _SHORT)]
-    found = {name: deidentify(text, literals).strip() for name, text in found.items()}
-    return {name: text for name, text in found.items() if text}
+    return {name: text.strip() for name, text in found.items() if text.strip()}
 
 
 def study_of(patient: str, study: str) -> str:

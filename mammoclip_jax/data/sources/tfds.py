@@ -89,7 +89,7 @@ def read(
                 remedy = "give a grey image of 8 or 16 bit with --option=image=KEY"
                 problems.append(Problem("", "decode", "not an image", remedy, row=place))
                 continue
-            row = _row(values, place, public_ids) | {"dataset": name, "file": file, "row": place}
+            row = _row(values, place) | {"dataset": name, "file": file, "row": place}
             row["split"] = split_of(row["patient"], *fractions) if split == "train" else split
             found = {alias: _value(builder, record, key) for alias, key in label_keys.items()}
             row["labels"] = {alias: value for alias, value in found.items() if value not in ("", None)}
@@ -98,7 +98,7 @@ def read(
             rows.append(row)
     licence = getattr(builder.info.redistribution_info, "license", "") or "see the data set's home page"
     return SourceTable(frame(rows), problems, licence, builder.info.citation or "", public_ids, root=folder,
-                       table_rows=total)
+                       table_rows=total, private_texts=True)
 
 
 def _builder(root: Path):
@@ -183,13 +183,13 @@ def _plain(feature: Any, value: Any) -> Any:
     return tables.value(str(value)) if isinstance(value, float) else value
 
 
-def _row(values: dict, place: str, public: bool) -> dict:
+def _row(values: dict, place: str) -> dict:
     text = {option: str(value) for option, value in values.items()}
     image = text.get("image_id") or place
     patient = text.get("patient") or image
     side = text.get("laterality", "").lower()
     study = text.get("study", "")
-    texts = report_csv.texts_of({"report": text.get("text", "")}, [] if public else [patient, study, image])
+    texts = report_csv.texts_of({"report": text.get("text", "")})
     return {"patient": patient, "study": report_csv.study_of(patient, study), "image": image,
             "laterality": tables.SIDES.get(side, side), "view": text.get("view", "").upper(),
             "texts": list(texts.values()), "sections": list(texts)}

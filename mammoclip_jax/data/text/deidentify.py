@@ -2,11 +2,17 @@
 
 The rules follow the identifiers of the HIPAA Safe Harbor list (45 CFR 164.514(b)(2)). They take too much rather than
 too little, but keep what a radiologist means: BI-RADS categories, measurements, clock positions, fractions, devices.
-No rule finds every name: give the names and numbers that the tables hold as well.
+No rule finds every name: give the names and numbers that the tables and the DICOM headers hold as well.
 """
 
+import functools
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
+
+from mammoclip_jax.data.text import words
+from mammoclip_jax.data.text.names import People, hide, hide_places
+from mammoclip_jax.data.text.people import hide_institutions, hide_people
 
 # --- dates and times ---------------------------------------------------------------------------------------------
 
@@ -22,7 +28,7 @@ _WHEN = (r"\b(?P<keep>(?:in|of|on|since|from|until|till?|before|after|by|during|
 _STUDY = r"(?:exam\w*|stud(?:y|ies)|mammogra\w+|biops\w+|surger\w+|lumpectom\w+|mastectom\w+|ultrasounds?|MRI)"
 _DATES = (
     rf"{_START}(?:{_Y}[/.-]{_M}[/.-]{_D}|{_Y}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))"
-    rf"(?:[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d)?)?{_END}",     # 2024-03-15
+    rf"(?:[T ]{_TIME}(?:Z|[+-]\d\d:?\d\d|\s?(?:[ap]\.?m|h|hrs|hours)\b)?)?{_END}",     # 2024-03-15
     rf"{_START}(?:{_M}[/-]{_D}|{_D}[/-]{_M})[/-](?:{_Y}|'?\d\d){_END}{_NO_UNIT}",     # 3/15/24, 15-03-2024
     rf"{_START}(?:{_M}\.{_D}|{_D}\.{_M})\.(?:{_Y}|\d\d){_END}{_NO_UNIT}",     # 15.3.2024
     rf"{_START}(?:{_M}[/-]{_Y}|{_Y}[/-](?:0[1-9]|1[0-2])|{_Y}\s?[-–/]\s?{_Y}){_END}",     # 3/2024, 2018-2020
@@ -35,6 +41,9 @@ _DATES = (
     rf"{_WHEN}(?-i:January|February|March|April|May|June|July|August|September|October|November|December)\b",
     rf"{_WHEN}{_Y}s?{_END}{_NO_UNIT}",     # since 2019
     rf"{_START}{_Y}(?=\s+{_STUDY}\b)",     # 2019 mammogram
+    *[rf"(?P<keep>\[date\](?:,|;|\s?[/&+-]|,?\s+and|\s+or)\s*){_Y}{_END}{_NO_UNIT}"] * 4,     # 03/2019, 2017 and 2015
+    *[rf"(?P<keep>\b(?:compar\w+|priors?|previous|films?|{_STUDY})\b[^.\d\n]{{0,60}}?(?<!\w)){_Y}{_END}{_NO_UNIT}"] * 2,
+    *[rf"{_START}{_Y}(?=(?:,|;|\s?[/&+]|,?\s+and|\s+or)\s*\[date\])"] * 4,      # 1986 and [date]
 )
 _TIMES = (
     rf"(?<![\w:]){_TIME}\s*(?:[ap]\.?\s?m\b\.?|hrs?\b|hours?\b|h\b)",     # 10:30 am
@@ -74,32 +83,22 @@ _PLACES = (
     r"\b\d{1,5}\s(?-i:(?:[A-Z][\w.'-]*\s){1,3}"
     r"(?:Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court)\b)\.?",
     r"\b(?-i:[A-Z]{2})\s\d{5}(?:-\d{4})?(?![\w-])",     # state and ZIP code
-    r"(?-i:(?:\b[A-Z][\w.'-]*\s){1,4}(?:Hospital|Medical\s(?:Center|Centre)|Health\s(?:System|Center)|University|"
-    r"Infirmary)\b)",
 )
-_AGES = (r"(?<!\w)(?:9\d|1[0-2]\d)(?=[\s-]*(?:years?|yrs?|y)[\s./-]*(?:old|o)\b)",)       # 90 and over names a person
+_OLD = r"(?:9\d|1[0-2]\d)"
+_AGES = (       # 90 and over names a person
+    rf"(?<![\w.]){_OLD}(?=[\s-]*(?:years?|yrs?|y)[\s./-]*(?:old|o\b|of\s+age|female|woman|f\b))",
+    rf"(?<![\w.]){_OLD}(?=[\s-]*(?:yo|y/o|y\.o\.)(?!\w))", rf"(?<![\w.]){_OLD}(?=F(?!\w))",
+    rf"(?P<keep>\b(?:aged?|age\s+is|age\s+of)\s*[:=]?\s*){_OLD}(?![\w%]|\.\d|\s*(?:mm|cm)\b)",
+    r"\bninety(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?(?=[\s-]+years?[\s-]+old\b)",
+)
 
 # --- names of people -------------------------------------------------------------------------------------------------
 
-# Words that end a name where case does not tell: "DR SMITH REVIEWED THE LEFT BREAST".
-_NOT_NAMES = """
-a about acr additional after again age agrees agreed all an and are as asked asymptomatic at baseline be been before
-bi-rads bilateral birads both breast breasts but by called calcifications called calls can cc clinic comparison
-complains concurs confirmed contacted date dated dense density denies described diagnostic did digital directly
-discussed electronically exam examination female final findings finding follow follow-up for from had has have her
-here him his history however i id impression in indication informed interpreted is it left male mammogram mammographic
-mammography mass md me medical ml mlo mrn my name no none normal not notified of office on or our over patient pager
-per performed personally phone presents prior procedure radiology recommended recommendation recommendations
-recommends referred report reported reports reviewed right routine said saw screening seen she he shows states stated
-study technique that the their there they this time to today tomosynthesis ultrasound unknown unremarkable via views
-was we were when where which who will with woman year years yesterday you technologist radiologist physician resident
-attending nurse given requested verified signed dictated transcribed approved
-""".split()
-_STOP = rf"(?!(?:{'|'.join(map(re.escape, dict.fromkeys(_NOT_NAMES)))})(?![\w'’-]))"
+_STOP = rf"(?!(?:{'|'.join(map(re.escape, words.NOT_NAMES))})(?![\w'’-]))"
 _WORD = rf"(?:[^\W\d_]\.|{_STOP}(?:[^\W\d_](?:[^\W\d_]|['’-](?=[^\W\d_]))+|[^\W\d_](?=\s)))"
 _CAPITAL = rf"(?=(?-i:[A-ZÀ-ÞŁŚŠŽ])){_WORD}"
 _GLUE = r"(?:[ \t]+(?:van|von|de|del|della|da|dos|la|le|bin|ibn|al|el|der|den)(?=[ \t]))*"
-_DEGREES = r"(?:,?[ \t]*(?-i:M\.?D|D\.?O|Ph\.?D|FRCR|FACR|MBBS|R\.N|RN|RT(?:\(R\))?(?:\(M\))?|PA-C|NP)\b\.?)"
+_DEGREES = r"(?:(?:,[ \t]*|[ \t]+)(?-i:M\.?D|D\.?O|Ph\.?D|FRCR|FACR|MBBS|R\.N|RN|RT(?:\(R\))?(?:\(M\))?|PA-C|NP)\b\.?)"
 _PROPER = rf"{_CAPITAL}(?:,[ \t]*{_CAPITAL})?(?:{_GLUE}[ \t]+{_CAPITAL}){{0,3}}"
 # In a text of mixed case a name has capitals; in one of capitals, or of none, it ends at a word that is no name.
 _PERSON = (rf"(?:(?=(?-i:[A-ZÀ-ÞŁŚŠŽ](?:[^\WA-Z\d_]|['’.][A-Za-z ]|[ ])))(?:{_PROPER})"
@@ -113,6 +112,8 @@ _DONE_BY = (r"(?:interpreted|dictated|signed|read|reported|transcribed|verified|
             r"reviewed|finalized|authenticated|authored|prepared|referred)[ \t]+"
             r"(?:and[ \t]+\w+[ \t]+)?(?:(?:electronically|digitally)[ \t]+)?by")
 _NAMES = (
+    r"(?<![\w^])(?:(?:van|von|de|del|della|da|dos|la|le|der|den|st\.?)[ ])*[^\W\d_][^\W\d_'’-]*(?:-[^\W\d_]+)?"
+    r"\^[^\W\d_][\w'’. ^-]*(?<![ .])",        # DOE^JANE^M
     rf"\b(?P<keep>{_TITLES}[ \t]*){_PERSON}(?!\w)",
     rf"\b(?P<keep>(?:{_ROLES}[ \t]*:|{_DONE_BY}[ \t]*:?)[ \t]*){_PERSON}(?!\w)",
     rf"\b(?P<keep>patient[ \t]*:[ \t]*){_PROPER}(?!\w)",
@@ -120,32 +121,56 @@ _NAMES = (
     rf"\b{_CAPITAL}(?:[ \t]+{_CAPITAL}){{1,2}}(?=,?[ \t]+(?:is[ \t]+|was[ \t]+)?(?:an?[ \t]+)?\d{{1,3}}[ \t-]*y)",
 )
 
-_RULES = [(re.compile(pattern, re.IGNORECASE), mark) for patterns, mark in (
-    (_EMAILS, "[email]"), (_DATES, "[date]"), (_TIMES, "[time]"), (_PHONES, "[phone]"), (_PLACES, "[place]"),
-    (_IDS, "[id]"), (_AGES, "[age]"), (_NAMES, "[name]")) for pattern in patterns]
+_ONE_NAME = re.compile(rf"\[name\](?:,?[ \t]+\[name\]|(?!,?[ \t]*RT\b(?!\()){_DEGREES}(?!\w))+")
+_RULES = [[(re.compile(pattern, re.IGNORECASE), mark) for patterns, mark in part for pattern in patterns] for part in (
+    ((_EMAILS, "[email]"),),
+    ((_DATES, "[date]"), (_TIMES, "[time]"), (_PHONES, "[phone]")),
+    ((_PLACES, "[place]"), (_IDS, "[id]"), (_AGES, "[age]")),
+    ((_NAMES, "[name]"),))]
 
 
-def deidentify(text: str, names: Iterable[str] = ()) -> str:
+def deidentify(text: str, names: Iterable[str] = (), places: Iterable[str] = ()) -> str:
     """`text` with [date], [time], [phone], [email], [place], [id], [age] or [name] for what may identify a person.
 
     Args:
         text: a report or a part of one, in any case.
-        names: literal strings that identify: names ("DOE^JANE" also hides "Jane Doe"), patient and accession numbers.
-            Matched in any case, as whole words. Those with a digit become [id], others [name].
+        names: people, as tables and headers hold them ("DOE^JANE", "Doe, Jane"; names.py says what they hide), and
+            numbers of patients and exams. What has a digit is matched as it stands, in any case, and becomes [id].
+        places: institutions and addresses.
 
     Years go where they belong to a date or follow words like "in" and "since"; ages go from 90 years on. Doing it
     twice changes nothing more.
     """
-    for literal in sorted(_literals(names), key=lambda literal: (-len(literal), literal)):
-        spaced = r"\s+".join(map(re.escape, literal.split()))
-        mark = "[id]" if re.search(r"\d", literal) else "[name]"
-        text = re.sub(rf"(?<![\w\[]){spaced}(?!\w)", mark, text, flags=re.IGNORECASE)
-    for pattern, mark in _RULES:
-        text = pattern.sub(lambda m: (m.groupdict().get("keep") or "") + mark, text)
+    known = _known(frozenset(names), frozenset(places))
+    emails, times, numbers, people = _RULES
+    text = _ruled(text, emails)
+    for number in known.numbers:
+        spaced = r"\s+".join(map(re.escape, number.split()))
+        text = re.sub(rf"(?<![\w\[]){spaced}(?!\w)", "[id]", text, flags=re.IGNORECASE)
+    text = _ruled(text, times)
+    text = hide_places(text, known.places)
+    text = hide_institutions(_ruled(text, numbers))
+    text = hide(text, known.people)
+    text = _ruled(hide_people(text), people)
+    return _ONE_NAME.sub("[name]", text)
+
+
+def _ruled(text: str, rules: list[tuple[re.Pattern, str]]) -> str:
+    for pattern, mark in rules:
+        text = pattern.sub(lambda m, mark=mark: (m.groupdict().get("keep") or "") + mark, text)
     return text
 
 
-def _literals(names: Iterable[str]) -> set[str]:
-    """The strings to hide; a DICOM name whole and by its parts. Single characters would hide too much."""
-    parts = {part.strip() for name in names for part in (name, *(re.split(r"[\^=]", name) if "^" in name else ()))}
-    return {part for part in parts if len(part) > 1}
+class _Known(NamedTuple):
+    numbers: tuple[str, ...]        # longest first
+    people: People
+    places: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=16)    # the texts of a study come one after the other
+def _known(names: frozenset[str], places: frozenset[str]) -> _Known:
+    """A single character would hide too much."""
+    told = {name.strip() for name in names if len(name.strip()) > 1}
+    numbers = {name for name in told if re.search(r"\d", name)}
+    return _Known(tuple(sorted(numbers, key=lambda name: (-len(name), name))), People(told - numbers),
+                  tuple(sorted(places)))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mammoclip_jax.data.manifest import checked
+from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.sources import report_csv
 from mammoclip_jax.errors import UserError
 
@@ -72,7 +73,9 @@ def test_dates_become_days_and_texts_name_nobody(tmp_path):
                    f"8812345/x.dcm,8812345,ACC77123,L,CC,\"{text}\",2019-03-15,Poppins^Mary,Zyxwv",
                    "y.dcm,8812345,12,L,CC,A 12 mm mass.,20190401,Poppins^Mary,",
                    "z.dcm,other,12,L,CC,A cyst.,soon,,")
-    rows = report_csv.read(root, names="patient_name,seen by").rows
+    table = report_csv.read(root, names="patient_name,seen by")
+    assert table.rows["texts"][0] == [text] and table.rows["identities"][0] == ["Poppins^Mary", "Zyxwv"]
+    rows = settled(table, root).table.rows
     assert [json.loads(labels) for labels in rows["labels"]] == [{"study_day": 0}, {"study_day": 17}, {}]
     (written,) = rows["texts"][0]
     for secret in ("Mary", "Poppins", "8812345", "2019", "Watson", "ACC77123", "Zyxwv"):

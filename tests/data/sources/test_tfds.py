@@ -61,7 +61,7 @@ LABELS = "age,pathology=findings/pathology"
 def test_records_become_rows_and_files(build, tmp_path, image):
     table = checked(tfds.read(build, str(tmp_path / "images"), image=image, laterality="breast", labels=LABELS))
     rows = table.rows.set_index("image")
-    assert not table.problems and table.table_rows == 6 and table.citation == "Doe 2020" and not table.public_ids
+    assert not table.problems and table.table_rows == 6 and table.citation == "Doe 2020" and not table.public_texts
     assert sorted(rows.index) == [f"im{number}" for number in range(6)]
     for number, pixels in IMAGES.items():
         row = rows.loc[f"im{number}"]
@@ -73,7 +73,7 @@ def test_records_become_rows_and_files(build, tmp_path, image):
                                    [[2, 2, 6, 10]] * (number % 3) or np.zeros(0), atol=1e-5)
         assert {item["label"] for item in json.loads(row["boxes"])} == ({"calcification"} if number % 3 else set())
         assert (row["texts"], row["sections"]) == (
-            (["A mass seen by Dr. [name]."], ["findings"]) if number % 2 else ([], []))
+            (["A mass seen by Dr. Smith."], ["findings"]) if number % 2 else ([], []))
         pathology = {0: {}, 1: {"pathology": "BENIGN"}, 2: {"pathology": "BENIGN,MALIGNANT"}}[number % 3]
         assert json.loads(row["labels"]) == {"age": 50} | pathology
 

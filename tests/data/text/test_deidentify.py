@@ -65,7 +65,7 @@ def test_identifiers_after_words_that_announce_them(text, expected):
 
 def test_given_names_in_any_case_as_whole_words():
     names = ["DOE^JANE", "Al", "PAT007x", "", " ", "L"]
-    assert deidentify("doe,  Jane; L pat007X also al.", names) == "[name],  [name]; L [id] also [name]."
+    assert deidentify("doe,  Jane; L pat007X also Al, et al.", names) == "[name]; L [id] also [name], et al."
     assert deidentify("The calcifications in Jane's breast", ["Jane"]) == "The calcifications in [name]'s breast"
     assert deidentify("Anna  Maria\nLi", ["anna maria li"]) == "[name]"
     assert deidentify("a (b", ["(b"]) == "a [name]"
