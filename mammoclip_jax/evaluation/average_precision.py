@@ -3,9 +3,7 @@
 Every image has `truth` boxes [t, 4] and `Found` detections by falling score, all in the same pixels.
 """
 
-import contextlib
 import functools
-import io
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 import numpy as np
@@ -61,7 +59,8 @@ def matches(truth: np.ndarray, boxes: np.ndarray, least: float, rule: str) -> np
 class Ranking(NamedTuple):
     """All detections of a label by falling score, as far as average precision depends on them.
 
-    A false positive counts for the true positives that are ranked below it, so only these places are kept.
+    A false positive counts for the true positives that are ranked below it, so only these places are kept. Equal scores
+    are one threshold: their false positives come first, and e below then is the precision with all of them at each.
     """
 
     truth: np.ndarray       # [P]: boxes of each patient
@@ -70,12 +69,12 @@ class Ranking(NamedTuple):
 
 
 def rank(cases: Sequence[Case], least: float, rule: str, patients: np.ndarray) -> Ranking:
-    """The ranking of the detections of `cases`; of equal scores the earlier image's comes first (a stable sort)."""
+    """The ranking of the detections of `cases`; it does not depend on the order of the images."""
     owner = owners(cases, patients)
     hits = [matches(case.truth, case.found.boxes[:MOST], least, rule) >= 0 for case in cases]
     hit = np.concatenate([np.zeros(0, bool), *hits])
     scores = np.concatenate([np.zeros(0), *(case.found.scores[:MOST] for case in cases)])
-    order = np.argsort(-scores, kind="stable")
+    order = np.lexsort((hit, -scores))
     hit, of = hit[order], np.repeat(owner, [len(h) for h in hits])[order]
     below = np.cumsum(hit) - hit        # number of the first true positive at or behind each detection
     truth = np.bincount(owner, [len(case.truth) for case in cases], minlength=len(patients))
@@ -127,39 +126,6 @@ def mean_precision(rankings: Sequence[Ranking], rule: str, weights: np.ndarray) 
     return np.where(there.any(0), np.nansum(values, 0) / np.maximum(there.sum(0), 1), np.nan)
 
 
-def coco(cases: Sequence[Case], ious: Sequence[float]) -> np.ndarray:
-    """[len(ious)]: COCO's average precision of one label at each IoU, by `faster_coco_eval`; NaN without a box.
-
-    All areas, at most 100 detections of an image.
-    """
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    if not sum(len(case.truth) for case in cases):
-        return np.full(len(ious), np.nan)
-    if not sum(len(case.found.scores) for case in cases):
-        return np.zeros(len(ious))
-    truth = [{"id": i + 1, "image_id": image, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
-             for i, (image, box) in enumerate(_corner_and_sides((case.truth for case in cases)))]
-    scores = [score for case in cases for score in case.found.scores]
-    found = [{"image_id": image, "category_id": 1, "bbox": box, "score": float(score)}
-             for score, (image, box) in zip(scores, _corner_and_sides(case.found.boxes for case in cases), strict=True)]
-    with contextlib.redirect_stdout(io.StringIO()):
-        dataset = COCO({"images": [{"id": i} for i in range(len(cases))], "annotations": truth,
-                        "categories": [{"id": 1, "name": "finding"}]})
-        run = COCOeval_faster(dataset, dataset.loadRes(found), iouType="bbox")
-        run.params.iouThrs = np.asarray(ious, dtype=float)
-        run.params.maxDets = [1, 10, MOST]
-        run.evaluate()
-        run.accumulate()
-    return run.eval["precision"][:, :, 0, 0, -1].mean(1)
-
-
-def _corner_and_sides(images) -> Iterator[tuple[int, list[float]]]:
-    for image, boxes in enumerate(images):
-        for x0, y0, x1, y1 in np.asarray(boxes, float):
-            yield image, [x0, y0, x1 - x0, y1 - y0]
-
-
 def entries(
     cases: Mapping[str, Sequence[Case]], ious: Sequence[float], patients: np.ndarray, *, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
@@ -174,13 +140,11 @@ def entries(
     found = {}
     for rule, suffix, thresholds in _kinds(ious):
         rankings = {label: [rank(cases[label], least, rule, patients) for least in thresholds] for label in there}
-        points = {label: coco(cases[label], thresholds).mean() for label in there} if rule == "coco" else {}
         for prefix, labels in groups.items():
             labels = [label for label in labels if label in there]
             chosen = [ranking for label in labels for ranking in rankings[label]]
-            value = np.mean([points[label] for label in labels]) if points and labels else None
             boxes = sum(len(case.truth) for label in labels for case in cases[label])
-            found[prefix + suffix] = _entry(chosen, rule, value, boxes, patients, resamples, seed)
+            found[prefix + suffix] = _entry(chosen, rule, boxes, patients, resamples, seed)
     return found
 
 
@@ -191,9 +155,9 @@ def _kinds(ious: Sequence[float]) -> Iterator[tuple[str, str, tuple[float, ...]]
     yield "coco", "ap_coco@0.5:0.95", COCO_IOU
 
 
-def _entry(rankings, rule, value, boxes, patients, resamples, seed) -> dict[str, Any]:
+def _entry(rankings, rule, boxes, patients, resamples, seed) -> dict[str, Any]:
     if not rankings:
         return statistics.entry(None, n=0, reason="no image has a box of this label")
     of = functools.partial(mean_precision, rankings, rule)
-    value = of(np.ones((1, len(patients))))[0] if value is None else value
+    value = of(np.ones((1, len(patients))))[0]
     return bootstrap(value, of, patients, resamples=resamples, seed=seed) | {"n": boxes}
