@@ -9,6 +9,7 @@ report.html and all tables go to --out, by default the folder `evaluation` of th
 folder, a published file or a model on the hub instead of a run; it needs --dataset, --out, and --evaluators or --config.
 """
 
+import itertools
 import shlex
 import sys
 from pathlib import Path
@@ -41,10 +42,17 @@ def define_flags() -> None:
 
 
 def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
-    """{name: Dataset} of `folders`, or of the config's, where `{workdir}` stands for the run's folder."""
+    """{name: Dataset} of `folders`, or of the config's, where `{workdir}` stands for the run's folder.
+
+    The second of two folders with the same name gets a number behind it.
+    """
     if folders:
-        opened = [Dataset.open(folder) for folder in folders]
-        return {dataset.info["name"]: dataset for dataset in opened}
+        named = {}
+        for dataset in map(Dataset.open, folders):
+            name = dataset.info["name"]
+            names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+            named[next(free for free in names if free not in named)] = dataset
+        return named
     wanted = config.evaluate.folders or tuple(config.data.folders)
     return {name: Dataset.open(config.data.folders[name].format(workdir=workdir)) for name in wanted}
 

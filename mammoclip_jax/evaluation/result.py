@@ -1,6 +1,8 @@
 """What every evaluator returns: values with intervals, tables, pictures, and a sentence on how they came about."""
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Mapping, NamedTuple
 
@@ -47,9 +49,13 @@ def to_json(results: list[Result]) -> dict[str, Any]:
 
 
 def save(results: list[Result], out: Path) -> None:
-    """Writes `metrics.csv`, `.json` and `.tex`, and every table and figure in folders named after the results."""
+    """Writes `metrics.csv`, `.json` and `.tex`, and every table and figure in folders named after the results.
+
+    What an earlier evaluation left in `out` goes: nobody shall compare its predictions with figures that are not theirs.
+    """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(out)
     metrics = pd.DataFrame(to_rows(results), columns=list(COLUMNS))
     metrics.to_csv(out / "metrics.csv", index=False)
     (out / "metrics.tex").write_text(latex_table(metrics.fillna({"reason": ""})), encoding="utf-8")
@@ -62,6 +68,19 @@ def save(results: list[Result], out: Path) -> None:
             write_json(folder / f"{name}.json", table.to_dict(orient="records"))
         for name, png in result.figures.items():
             (folder / f"{name}.png").write_bytes(png)
+
+
+def _remove_earlier(out: Path) -> None:
+    """Removes the folders of the results that metrics.json names."""
+    noted = out / "metrics.json"
+    if not noted.exists():
+        return
+    with contextlib.suppress(json.JSONDecodeError, AttributeError):     # half written by a program that was killed
+        for name in json.loads(noted.read_text(encoding="utf-8")).get("protocol", {}):
+            folder = out / name
+            if folder.is_dir() and out.resolve() in folder.resolve().parents:
+                shutil.rmtree(folder)
+    noted.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -34,7 +34,7 @@ CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenize
 
 # What using a model reads of its config; the rest describes the training run, its data and its machine.
 _WHOLE = ("image", "model")
-_FIELDS = {"data": ("text_length",), "predict": ("prompts", "stage", "method")}
+_FIELDS = {"data": ("text_length",), "predict": ("prompts", "stage", "method"), "task": ("kind", "label", "unit")}
 
 # An absolute path, or one below a home folder, in a text; addresses (https://...) are none.
 _PATH = re.compile(r"""(?<![\w.:/\\])(?:file://)?(?:(?:~|[A-Za-z]:)(?:[/\\][^\s/\\,;:'"()<>|`]+)+"""

@@ -56,6 +56,21 @@ def test_a_checkpoint_inside_a_run_finds_the_runs_folder(run, tmp_path):
     assert (tmp_path / "evaluation" / "report.html").is_file()
 
 
+def test_data_sets_of_one_name_are_both_evaluated(run, tmp_path):
+    figures = run(dataset=[str(tmp_path / "phantom"), str(tmp_path / "phantom")], evaluators=["zero_shot"])
+    assert set(figures["protocol"]) == {"phantom/zero_shot", "phantom_2/zero_shot"}
+
+
+def test_what_an_earlier_evaluation_left_goes(run, tmp_path):
+    results = tmp_path / "evaluation" / "results"
+    run()
+    (results / "mine.txt").write_text("no result")
+    assert (results / "phantom" / "saliency").is_dir()
+    run(dataset=["/elsewhere/films"], evaluators=["zero_shot"], split="train")
+    assert (results / "films" / "zero_shot" / "scores.csv").is_file() and (results / "mine.txt").exists()
+    assert not list((results / "phantom").glob("*"))
+
+
 def test_an_unknown_evaluator_is_explained(run):
     with pytest.raises(UserError, match="Did you mean 'retrieval'"):
         run(evaluators=["retreival"])

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from mammoclip_jax.config import defaults
+from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights import folder
@@ -110,9 +110,19 @@ def test_meta_comes_back_without_what_only_the_run_needs(out, meta):
         assert found["config"][section] == json.loads(json.dumps(meta["config"][section])), section
     assert found["config"]["data"] == {"text_length": 256}
     assert found["config"]["predict"] == {"stage": "", "method": "grad_cam"}
-    assert set(found["config"]) == {"name", "image", "model", "data", "predict"}
+    assert set(found["config"]) == {"name", "image", "model", "data", "predict", "task"}
     assert found["provenance"]["data"] == meta["provenance"]["data"]
     assert found["provenance"]["licences"] == meta["provenance"]["licences"]
+
+
+def test_what_a_classifier_scores_goes_along(tmp_path, variables, meta):
+    """Else an exported density classifier has nothing to score, and one of exams is scored by image."""
+    task = defaults().task.to_dict() | {"kind": "classifier", "label": "density", "unit": "exam"}
+    out = folder.write(tmp_path / "m", variables, meta | {"kind": "classifier", "config": meta["config"] | {"task": task}},
+                       card="")
+    kept = folder.read(out)[2]["config"]["task"]
+    assert kept == {"kind": "classifier", "label": "density", "unit": "exam"}
+    assert complete(folder.read(out)[2]["config"]).task.label == "density"
 
 
 def test_named_prompts_are_kept(tmp_path, variables, meta):
