@@ -19,7 +19,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import cached_text, host, inference, provenance, supervised
+from mammoclip_jax import cached_text, continuation, host, inference, provenance, supervised
 from mammoclip_jax.data import pipeline
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
@@ -66,11 +66,12 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
         cached_text.check(config)
     host.configure(config)
     workdir = Path(workdir)
+    changed = continuation.check(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     host.share_workdir(workdir)
     before += time.monotonic() - started
     with contextlib.closing(goodput.Ledger(workdir, active=host.is_main(), before=before)) as ledger:
-        figures = train_and_evaluate(config, workdir, ledger)
+        figures = train_and_evaluate(config, workdir, ledger, changed)
         summary = ledger.summary()
     if summary:
         logging.info("%s", goodput.sentence(summary))
@@ -78,8 +79,11 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
     return figures | {"seconds": time.monotonic() - started}
 
 
-def train_and_evaluate(config, workdir, ledger) -> dict:
-    """The figures of `pretrain` but the seconds and the goodput; `ledger` is told what the time goes into."""
+def train_and_evaluate(config, workdir, ledger, changed) -> dict:
+    """The figures of `pretrain` but the seconds and the goodput.
+
+    `ledger` is told what the time goes into; `changed` is what the config changes of the run (`continuation.check`).
+    """
     mesh = make_mesh(config.mesh)
     host.meet(mesh)
     with host.main_first("data"):
@@ -90,13 +94,12 @@ def train_and_evaluate(config, workdir, ledger) -> dict:
     check_evaluation(datasets, config.evaluate)
     meta = {
         "kind": config.task.kind if labelled else "dual_encoder",
-        "config": json.loads(config.to_json_best_effort()),
+        "config": continuation.plain(config),
         "tokenizer": tokenize.to_json() if tokenize else None,
         "preprocessing": common_preprocessing(datasets),
         "provenance": provenance.collect(datasets),
     }
-    if host.is_main():
-        write_text(workdir / "config.json", json.dumps(meta["config"], indent=2) + "\n")
+    continuation.check_content(meta, workdir)
     if labelled:
         trainer, iterator = supervised.prepare(config, datasets, meta["preprocessing"], mesh)
     else:
@@ -105,6 +108,8 @@ def train_and_evaluate(config, workdir, ledger) -> dict:
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
     if config.model.cached_text:
         cached_text.prepare(config, trainer, state, datasets, tokenize, workdir)
+    if host.is_main():
+        continuation.note(config, workdir, changed)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
     evaluation = Evaluation(config, datasets, meta, mesh)
     outcome = loop.fit(trainer, state, iterator, config=config, workdir=workdir, meta=meta,

@@ -192,11 +192,24 @@ def load(path) -> tuple[int, dict, dict]:
     if not wanted:
         raise UserError(f"{path}: no finished checkpoint in {folder}; train first, or name another folder.")
     step, _ = newest_whole(folder, wanted)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta = reader.restore(folder / str(step) / "meta", args=ocp.args.JsonRestore())
     state = read_state(folder / str(step))
     params = state["ema"] or state["params"]
-    return step, {"params": params, "batch_stats": state["batch_stats"] or {}}, meta
+    return step, {"params": params, "batch_stats": state["batch_stats"] or {}}, read_meta(folder / str(step))
+
+
+def newest_meta(workdir) -> tuple[int, dict | None]:
+    """(step, meta) of the newest checkpoint of a run whose meta can be read; (0, None) where there is none."""
+    folder = Path(workdir, "checkpoints").absolute()
+    for step in reversed(steps(folder)):
+        with contextlib.suppress(Exception):        # damaged: which of many kinds is said when it is restored
+            return step, read_meta(folder / str(step))
+    return 0, None
+
+
+def read_meta(folder) -> dict:
+    """The meta in the folder of a step."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(Path(folder, "meta"), args=ocp.args.JsonRestore())
 
 
 def read_state(folder) -> dict:
