@@ -88,6 +88,7 @@ def defaults() -> ConfigDict:
             "folds": 0,                     # instead of the data sets' splits: patients in so many parts, stratified
             "fold": 0,                      # the part that is tested, the next is for validation; -1: all in turn (finetune)
             "focal_alpha": 0.25, "focal_gamma": 2.0,    # of a detector
+            "force_match": False,           # of a detector: a box that no anchor overlaps enough gets its nearest one
             # Images without boxes teach a detector what background is; "zero": nothing; "leave_out": it sees none, as
             # published.
             "without_boxes": "count",

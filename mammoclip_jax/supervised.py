@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from mammoclip_jax import models
+from mammoclip_jax.boxes import iou
 from mammoclip_jax.data import labelled, subsets
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
@@ -94,6 +95,8 @@ def prepare(config, datasets: Mapping[str, Dataset], preprocessing: dict, mesh):
     if wanted.boxes and config.task.without_boxes == "leave_out":
         found = _with_boxes(found, sets)
     logging.info("%s", describe(wanted, found))
+    if wanted.boxes and not config.task.force_match:
+        _warn_of_unmatched(config, preprocessing, found)
     boxes = labelled.most_boxes(found) if wanted.boxes else 0
     trainer = make_trainer(config, preprocessing, mesh, found, boxes)
     rows = meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
@@ -225,7 +228,7 @@ def detection_loss(config, size: tuple[int, int]):
         mask = (batch["mask"][:, None] & batch["view_mask"]).reshape(-1)
         loss, metrics = detection.retinanet(
             logits, deltas, boxes * scale, classes, anchors, alpha=task.focal_alpha, gamma=task.focal_gamma,
-            without_boxes="count" if task.without_boxes == "leave_out" else task.without_boxes, mask=mask,
+            force_match=task.force_match, without_boxes="count" if task.without_boxes == "leave_out" else task.without_boxes, mask=mask,
             known=batch["known"])
         return loss, metrics, updated
 
@@ -256,5 +259,24 @@ def describe(wanted: labelled.Target, found) -> str:
     """A line for the log: how many examples, positives of each label, and boxes."""
     targets = np.array([example.target for example in found])
     counts = ", ".join(f"{name} {count}" for name, count in zip(wanted.labels, (targets == 1).sum(axis=0)))
-    boxes = sum(len(example.boxes) for example in found)
-    return f"{len(found)} training examples; positive: {counts}" + (f"; {boxes} boxes" if wanted.boxes else "")
+    if not wanted.boxes:
+        return f"{len(found)} training examples; positive: {counts}"
+    return f"{len(found)} training examples; with a box of: {counts}; {len(_distinct(found))} boxes"
+
+
+def _distinct(found) -> np.ndarray:
+    """Float32 [n 4]: the boxes of the examples; one of several classes once."""
+    boxes = {(example.source, row, *corners) for example in found for row, _, *corners in example.boxes}
+    return np.array([corners for _, _, *corners in sorted(boxes)], np.float32).reshape(-1, 4)
+
+
+def _warn_of_unmatched(config, preprocessing: dict, found) -> None:
+    """Says how many boxes no anchor overlaps enough to learn from them, where an image lies as it is."""
+    size = preprocessing["height"], preprocessing["width"]
+    height, width = retinanet.input_size(config.model, size)
+    anchors = np.asarray(retinanet.anchors(height, width))
+    boxes = _distinct(found) * np.array([width / size[1], height / size[0]] * 2, np.float32)
+    missed = sum(float(iou(box, anchors).max()) < detection.POSITIVE for box in boxes)
+    if missed:
+        logging.warning("%d of %d boxes overlap no anchor by %g and teach nothing: config.task.force_match=True gives each "
+                        "its nearest one", missed, len(boxes), detection.POSITIVE)

@@ -12,6 +12,7 @@ from mammoclip_jax import supervised
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data import labelled
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.features import boxes_of
 from mammoclip_jax.training.mesh import make_mesh, put_batch
 
 HEIGHT, WIDTH = 64, 48
@@ -131,6 +132,36 @@ def test_boxes_of_an_image_and_its_places():
         expected = [4, 6, 30, 40] if record % 3 == 0 else [0, 0, 0, 0]
         np.testing.assert_array_equal(boxes, [expected])
         assert classes.tolist() == [0 if record % 3 == 0 else -1]
+
+
+def test_a_box_of_several_findings_counts_for_each():
+    """And the loss wants all of its classes of the anchors that are matched to it."""
+    both = [[{"label": "mass", "labels": ["mass", "skin"], "box": [4, 6, 30, 40]}]]
+    films = Films([{"mass": 1, "skin": 1}], boxes=both)
+    (example,) = labelled.examples([films], "train", labelled.Target(("skin", "mass"), boxes=True))
+    assert example.target == (1, 1) and [kind for _, kind, *_ in example.boxes] == [1, 0]
+    np.testing.assert_array_equal(boxes_of(films.index.iloc[0], "skin"), [[4, 6, 30, 40]])
+    assert "1 boxes" in supervised.describe(labelled.Target(("skin", "mass"), boxes=True), [example])
+
+
+def test_a_label_without_its_box_is_unknown_to_a_detector(caplog):
+    """Somewhere the image shows what would be taught as background; an image known to lack it is background."""
+    films = Films([{"mass": 1, "skin": 0}, {"mass": 1, "skin": 1}, {"mass": 0, "skin": 0}],
+                  boxes=[[{"label": "mass", "box": [4, 6, 30, 40]}], [], []])
+    found = labelled.examples([films], "train", labelled.Target(("mass", "skin"), boxes=True))
+    np.testing.assert_array_equal([example.target for example in found], [[1, 0], [0, 0]])
+    assert "neither taught as there nor as background: mass 1, skin 1" in caplog.text
+    assert len(labelled.examples([films], "train", labelled.Target(("mass", "skin")))) == 3
+
+
+def test_boxes_that_no_anchor_overlaps_are_counted(caplog):
+    thin = [[{"label": "mass", "box": [4, 6, 7, 60]}] if i % 3 == 0 else [] for i in range(32)]
+    supervised.prepare(config_of("detector"), {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1))
+    assert "11 of 11 boxes overlap no anchor by 0.5 and teach nothing: config.task.force_match=True" in caplog.text
+    caplog.clear()
+    config = config_of("detector", force_match=True)
+    supervised.prepare(config, {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1))
+    assert "no anchor" not in caplog.text
 
 
 def test_a_detector_may_see_images_with_boxes_alone():

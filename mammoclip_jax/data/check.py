@@ -16,6 +16,7 @@ from mammoclip_jax.data.manifest import Problem, SourceTable, breast_keys
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.text import duplicates
+from mammoclip_jax.data.text.label_values import names_of
 
 _THREADS = 8
 _NEARLY = 0.9           # TF-IDF cosine from which on two reports say the same
@@ -79,7 +80,7 @@ def _labels(column: Iterable[str]) -> dict[str, dict[str, int]]:
 def _box_labels(column: Iterable[str]) -> dict[str, int]:
     """How many boxes carry each label; one with several ("labels") counts for each."""
     found = (box for boxes in column for box in json.loads(boxes))
-    return _values(label for box in found for label in box.get("labels", [box["label"]]))
+    return _values(label for box in found for label in names_of(box))
 
 
 def _reports(rows: pd.DataFrame) -> dict[str, int]:

@@ -5,6 +5,7 @@ sees depends on the seed alone, as in pipeline.py: not on threads, nor on the nu
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,7 @@ import pandas as pd
 from mammoclip_jax.data.manifest import breast_keys
 from mammoclip_jax.data.pipeline import BatchIterator, Part, check_alike, draw_views
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.text.label_values import names_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name, suggestion
 
@@ -65,20 +67,23 @@ class Example(NamedTuple):
     source: int                             # position of the data set in the list given
     views: tuple[tuple[int, ...], ...]      # rows of its index, by (laterality, view)
     target: tuple[float, ...]
-    boxes: tuple[tuple[int, int, float, float, float, float], ...] = ()    # (row, class, left, top, right, bottom)
+    # (row, class, left, top, right, bottom); a box of several classes once for each.
+    boxes: tuple[tuple[int, int, float, float, float, float], ...] = ()
 
 
 def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str = "image") -> list[Example]:
     """The images, breasts or exams of a split whose target is known, at least in part, in the order of the indexes.
 
     A label of a breast or exam is there when it is in any of its images, and absent when it is absent in all; of
-    classes it has the last, in their order, that its images have.
+    classes it has the last, in their order, that its images have. Where boxes are wanted, a label that is there without
+    a box is unknown: somewhere the image shows what would else be taught as background.
 
     Raises:
         UserError: no example is left, or a label is of the wrong kind.
     """
     check_name(unit, UNITS, "unit of config.task.unit")
     found: list[Example] = []
+    without = np.zeros(len(target.labels), int)
     for source, dataset in enumerate(datasets):
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
@@ -87,7 +92,11 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
             values = np.stack([target.of(json.loads(labels)) for labels in group["labels"]])
             value = joined(values, classes=bool(target.values_of))
             boxes = _boxes(group, target) if target.boxes else ()
-            value[[kind for _, kind, *_ in boxes]] = 1      # what has a box is there
+            with_box = np.isin(np.arange(len(value)), [kind for _, kind, *_ in boxes])
+            if target.boxes:
+                without += (value == 1) & ~with_box
+                value[value == 1] = np.nan
+            value[with_box] = 1      # what has a box is there
             if not np.isnan(value).all():
                 found.append(Example(source, _by_view(group), tuple(map(float, value)), boxes))
     if not found:
@@ -95,6 +104,9 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
         raise UserError(f"no {unit} to use in split {split!r} of {folders}: none has a value of "
                         f"{target.values_of or ', '.join(target.labels)}; look at the columns split and labels of "
                         "index.parquet.")
+    if without.any():
+        counts = ", ".join(f"{name} {count}" for name, count in zip(target.labels, without) if count)
+        logging.warning("labelled without a box, and neither taught as there nor as background: %s", counts)
     return found
 
 
@@ -114,9 +126,9 @@ def _by_view(group: pd.DataFrame) -> tuple[tuple[int, ...], ...]:
 
 def _boxes(group: pd.DataFrame, target: Target) -> tuple:
     classes = {name: place for place, name in enumerate(target.labels)}
-    return tuple((int(row), classes[box["label"]], *map(float, box["box"]))
+    return tuple((int(row), classes[name], *map(float, box["box"]))
                  for row, boxes in zip(group.index, group["boxes_canvas"]) for box in json.loads(boxes)
-                 if box["label"] in classes)
+                 for name in names_of(box) if name in classes)
 
 
 @dataclass(frozen=True)

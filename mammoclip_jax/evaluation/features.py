@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.text.label_values import birads_number, density_number, text_of
+from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name
@@ -50,8 +50,8 @@ def label_values(rows: pd.DataFrame, label: str) -> np.ndarray:
 
 
 def boxes_of(row: pd.Series, label: str) -> np.ndarray:
-    """float [k, 4]: the boxes (x0, y0, x1, y1) of `label` in canvas pixels."""
-    found = [item["box"] for item in json.loads(row["boxes_canvas"]) if item["label"] == label]
+    """float [k, 4]: the boxes (x0, y0, x1, y1) in canvas pixels that are labelled `label`, alone or among others."""
+    found = [item["box"] for item in json.loads(row["boxes_canvas"]) if label in names_of(item)]
     return np.array(found, dtype=np.float64).reshape(-1, 4)
 
 

@@ -38,7 +38,7 @@ def retinanet(
 
     Args:
         boxes: (left, top, right, bottom) in pixels of the network's input, as the anchors.
-        classes: int32; -1 where there is no box.
+        classes: int32; -1 where there is no box. A box of several classes stands there once for each.
         alpha: weight of an anchor that is of a class; 1 - alpha of one that is not.
         without_boxes: whether images without any box "count", by the focal loss of background alone, or are "zero", as
             published; they are images of the mean in both cases.
@@ -61,8 +61,9 @@ def retinanet(
     positive, index = matched >= 0, jnp.maximum(matched, 0)
     positives = positive.sum(1)
 
-    anchor_class = jnp.where(positive, jnp.take_along_axis(classes, index, axis=1), -1)
-    targets = jax.nn.one_hot(anchor_class, logits.shape[-1], dtype=bool)
+    same = valid[:, None] & (boxes[:, :, None] == boxes[:, None]).all(-1)
+    kinds = (same[..., None] & jax.nn.one_hot(classes, logits.shape[-1], dtype=bool)[:, None]).any(2)
+    targets = positive[..., None] & jnp.take_along_axis(kinds, index[..., None], axis=1)
     counts = (matched != IGNORED)[..., None]
     if known is not None:
         counts &= known[:, None]
@@ -75,7 +76,7 @@ def retinanet(
     regression = jnp.where(positive[..., None], smooth_l1(deltas - wanted), 0)
     box = regression.sum((1, 2)) / jnp.maximum(4 * positives, 1)
 
-    found = (matched[..., None] == jnp.arange(boxes.shape[1])).any(1)
+    found = (same & (matched[..., None] == jnp.arange(boxes.shape[1])).any(1)[:, None]).any(2)
     here = mask[:, None] & valid
     images = jnp.maximum(mask.sum(), 1)
     metrics = {

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from mammoclip_jax.data.pixels.geometry import Transform
+from mammoclip_jax.data.text.label_values import names_of
 
 FLAGS = {
     "background_bright": "background is bright: the polarity may be wrong",
@@ -139,7 +140,7 @@ def eight(image: np.ndarray) -> np.ndarray:
 
 
 def _label(box: Mapping) -> str:
-    return ", ".join(box.get("labels", [box["label"]]))
+    return ", ".join(names_of(box))
 
 
 def _colours(boxes: list[dict]) -> dict[str, str]:

@@ -78,10 +78,15 @@ def absent(flags: Mapping[str, int | None]) -> list[str]:
     return [key for key in ABSENT if flags.get(key) == 0 and key not in hidden]
 
 
+def names_of(box: Mapping[str, Any]) -> tuple[str, ...]:
+    """All that a box of the manifest is labelled with: "labels" where it has several, else "label"."""
+    return tuple(map(str, box.get("labels") or (box.get("label", ""),)))
+
+
 def flags(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = ()) -> dict[str, int | None]:
     """Finding (and "abnormal") to 1, 0 or None; 1 as well where a box is of the finding."""
     found = {key: flag(labels.get(key)) for key in (*PRESENT, "abnormal")}
-    return found | {key: 1 for key in (key_of(str(item.get("label", ""))) for item in boxes) if key in PRESENT}
+    return found | {key: 1 for item in boxes for key in map(key_of, names_of(item)) if key in PRESENT}
 
 
 def consistent(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:

@@ -47,7 +47,7 @@ def _labels(labels: Mapping[str, Any], boxes: list[Mapping[str, Any]]) -> list[U
     found = []
     for key in label_values.present(flags):
         name = label_values.ABSENT.get(key, key.replace("_", " "))
-        placed = [tuple(item["box"]) for item in boxes if label_values.key_of(item["label"]) == key]
+        placed = [tuple(item["box"]) for item in boxes if key in map(label_values.key_of, label_values.names_of(item))]
         found += [Unit("label", name, box) for box in placed or [None]]
     return found + [Unit("label", label_values.ABSENT[key], None, True) for key in label_values.absent(flags)]
 
@@ -62,7 +62,9 @@ def _names(sentence: str, item: Mapping[str, Any]) -> bool:
     phrase = str(item.get("phrase") or "").strip(" .").lower()
     if phrase and phrase in sentence.lower():
         return not reports.negated(sentence)
-    key = label_values.key_of(item["label"])
-    term = label_values.ABSENT.get(key, key.replace("_", " "))
-    term = "calcification" if "calcification" in term else term.replace("asymmetry", "asymmetr")
-    return term in sentence.lower() and not reports.negated(sentence, term)
+    for key in map(label_values.key_of, label_values.names_of(item)):
+        term = label_values.ABSENT.get(key, key.replace("_", " "))
+        term = "calcification" if "calcification" in term else term.replace("asymmetry", "asymmetr")
+        if term in sentence.lower() and not reports.negated(sentence, term):
+            return True
+    return False
