@@ -8,7 +8,8 @@ images/{study_id}/{image_id}.dicom (or .dcm). `metadata.csv` is optional: it add
 - A line of the findings table describes one finding; 271 lines of other findings belong to images with a mass. The
   lines of an image are merged here: a label is 1 if any line says so.
 - The radiologists marked everything worth a box, so what they did not mark is 0.
-- One box may have several categories: `label` is the first, `labels` has them all where there are several. So there are
+- One box may have several categories: `label` is the first, `labels` has them all where there are several, and it counts
+  for each in training and evaluation. So there are
   2,254 boxes, and more when counted by label. Some reach a few pixels beyond the image; they are clipped when placed.
 - BI-RADS and density are the breast's and equal in its views; a box has the category of its finding, if it has one.
 
