@@ -4,6 +4,9 @@ Named parts (encoders, loss terms, evaluators, prepare) are open dictionaries: t
 """
 
 import operator
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -13,6 +16,20 @@ from mammoclip_jax.errors import UserError
 
 NAMED_PARTS = ("data.folders", "data.prepare", "data.phantom", "model.image", "model.text", "model.lora",
                "warm_start", "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
+
+
+# What nothing reads for a task, beside what all read.
+_OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) |
+    task\.(?!kind|monitor|better|patience)\w+ | """
+_OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection)\..* |
+    model\.(dim|pooling|pooling_token|cached_text|logit_scale|logit_bias) | train\.logit_scale_max |
+    data\.(?!folders|prepare|phantom|flip_horizontal|flip_vertical|read_threads|text_length)\w+.* | """
+UNUSED = {
+    "pretrain": re.compile(_OF_LABELS + "$", re.VERBOSE),
+    "classifier": re.compile(_OF_TEXTS + r"""model\.(features|input_size|stages) |
+        task\.(focal_alpha|focal_gamma|force_match|without_boxes)""", re.VERBOSE),
+    "detector": re.compile(_OF_TEXTS + r"model\.(activation|combine) | task\.(label|pos_weight)", re.VERBOSE),
+}
 
 
 def defaults() -> ConfigDict:
@@ -154,8 +171,22 @@ def complete(config) -> ConfigDict:
     return whole
 
 
+def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train.lr": value} of all fields; of an empty part nothing."""
+    found = {}
+    for name, value in config.items():
+        found |= fields(value, f"{prefix}{name}.") if isinstance(value, (Mapping, ConfigDict)) else {prefix + name: value}
+    return found
+
+
 def check(config: ConfigDict) -> None:
-    """Raises UserError when the config cannot describe a run."""
+    """Raises UserError when the config cannot describe a run, or has options that its task does not use."""
+    usual = fields(defaults())
+    idle = [f"config.{name}={value!r}" for name, value in fields(config).items()
+            if config.task.kind in UNUSED and UNUSED[config.task.kind].fullmatch(name) and value != usual.get(name)]
+    if idle:
+        raise UserError(f"nothing reads {', '.join(idle)} where config.task.kind is {config.task.kind!r}: take it out, or "
+                        "set another kind.")
     if not config.data.folders:
         raise UserError("config.data.folders is empty: name at least one dataset folder to train on.")
     if config.task.kind == "pretrain" and not config.losses:

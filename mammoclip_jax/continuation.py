@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, Mapping
 
-from mammoclip_jax.config import NAMED_PARTS, complete, defaults
+from mammoclip_jax.config import NAMED_PARTS, complete, defaults, fields
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.training import checkpoint
@@ -27,14 +27,6 @@ FREE = re.compile(r"""
     train\.(log_every|eval_every|checkpoint_every|keep_checkpoints|watchdog_seconds|watchdog_evaluation_seconds|
     profile_steps|micro_batches\..*)""", re.VERBOSE)
 ABSENT = "absent"
-
-
-def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train.lr": value} of all fields; of an empty part nothing."""
-    found = {}
-    for name, value in config.items():
-        found |= fields(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

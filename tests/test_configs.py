@@ -1,6 +1,7 @@
 """Every config in configs/ describes a model that builds, with the published numbers where it reproduces a paper."""
 
 import importlib.util
+import operator
 import re
 import subprocess
 import sys
@@ -107,6 +108,20 @@ def test_impossible_configs_are_explained():
         models.build(config.model, 100)
     with pytest.raises(AttributeError, match='Did you mean "lr"'):
         config.train.lrr = 1
+
+
+@pytest.mark.parametrize("name, part, values, said", [
+    ("phantom_classifier", "model.lora", dict(pattern="x", rank=2), "config.model.lora.pattern='x'.*'classifier'"),
+    ("phantom_classifier", "task", dict(focal_gamma=1.0), "focal_gamma"), ("demo", "task", dict(folds=5), "task.folds=5"),
+    ("phantom_classifier", "data", dict(captions="mama"), "captions"), ("demo", "model", dict(labels=("mass",)), "labels"),
+    ("phantom_detector", "task", dict(pos_weight="balanced"), "pos_weight"),
+    ("phantom_detector", "train.micro_batches", dict(image=2), "micro_batches"),
+    ("phantom_detector", "losses", dict(mammo_clip=dict(weight=1.0)), "losses.mammo_clip.weight")])
+def test_options_that_the_task_does_not_use_are_an_error(name, part, values, said):
+    config = load(name)
+    operator.attrgetter(part)(config).update(values)
+    with pytest.raises(UserError, match=f"nothing reads .*{said}"):
+        config_module.check(config)
 
 
 def test_an_unknown_field_on_the_command_line_names_the_nearest(tmp_path):
