@@ -16,7 +16,7 @@ import pandas as pd
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.data.sources import tables
-from mammoclip_jax.data.text import reports
+from mammoclip_jax.data.text.sections import Told, told
 from mammoclip_jax.errors import UserError
 
 SECTIONS = ("findings", "impression")
@@ -67,7 +67,7 @@ def read(
         cells = {option: line[column] for option, column in columns.items()}
         written = {option: cells[option] for option in texts}
         long = any(len(text) > LONGEST for text in written.values())
-        cells["texts"] = {} if long else texts_of(written)
+        cells["told"] = Told({}, {}, {}) if long else texts_of(written)
         fault = _fault(cells) if not long else ("report too long", "a quote in the table may be open; correct it")
         if fault:
             shown = cells.get("image_id") or cells["image"]
@@ -103,7 +103,7 @@ def _fault(cells: dict) -> tuple[str, str] | None:
         return "unknown laterality", "use L, R, left, right or an empty value"
     if cells.get("split") and _split(cells) not in SPLITS:
         return "unknown split", "use train, val or test"
-    if not cells["texts"]:
+    if not cells["told"].texts:
         return "empty report", "fill in the report, or remove the row"
     return None
 
@@ -113,13 +113,14 @@ def _split(cells: dict) -> str:
     return tables.SPLITS.get(split, split)
 
 
-def texts_of(written: dict[str, str]) -> dict[str, str]:
-    """Section name -> text, none of them blank: of the cells "findings" and "impression", or else a whole "report"."""
-    found = {name: written[name] for name in SECTIONS if written.get(name)}
-    if not found and written.get("report"):
-        every = reports.sections(written["report"])
-        found = {name: every[name] for name in SECTIONS if name in every} or every
-    return {name: text.strip() for name, text in found.items() if text.strip()}
+def texts_of(written: dict[str, str]) -> Told:
+    """The cells "findings" and "impression"; what is empty of these comes from the cell "report"."""
+    report = told(written.get("report", ""))
+    cells = {name: written[name].strip() for name in SECTIONS if written.get(name, "").strip()}
+    if not cells:
+        return report
+    texts = {name: cells.get(name) or report.texts[name] for name in SECTIONS if name in cells or name in report.texts}
+    return Told(texts, report.kept | cells, report.dropped)
 
 
 def study_of(patient: str, study: str) -> str:
@@ -132,6 +133,6 @@ def _row(name: str, cells: dict, labels: dict, val: float, test: float) -> dict:
         "dataset": name, "patient": cells["patient"], "study": study_of(cells["patient"], cells.get("study", "")),
         "image": cells.get("image_id") or cells["image"], "file": cells["image"],
         "laterality": tables.SIDES[cells.get("laterality", "").lower()], "view": fields.view_of(cells.get("view", "")),
-        "split": _split(cells) or split_of(cells["patient"], val, test), "texts": list(cells["texts"].values()),
-        "sections": list(cells["texts"]), "labels": labels,
+        "split": _split(cells) or split_of(cells["patient"], val, test), "texts": list(cells["told"].texts.values()),
+        "sections": list(cells["told"].texts), "parts": cells["told"].parts, "labels": labels,
     }
