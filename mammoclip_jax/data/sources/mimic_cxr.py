@@ -54,7 +54,7 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
     suffix = _suffix(root, stems)
     texts = _reports(_report_folder(root, reports), {stem.rpartition("/")[0] for stem in stems if stem})
     rows = []
-    days = tables.study_days(metadata["subject_id"], metadata["StudyDate"])
+    days = tables.study_days(metadata["subject_id"], metadata["StudyDate"], column="StudyDate")
     for line, stem, day in zip(metadata.to_dict("records"), stems, days):
         split = splits.get(line["dicom_id"], {}).get("split", "")
         split = tables.SPLITS.get(split, split)

@@ -5,7 +5,9 @@ findings and impression (instead of report), split, date (of the study), image_i
 `labels=a,b,c`. An option set to "-" says that the table has no such column: laterality and view then come from the
 DICOM header, and the study is the patient.
 
-Of dates only the days since the patient's first study are kept. Columns named by `names=patient_name,referrer` hold
+Of dates only the days since the patient's first study are kept. Whether 3/4/2019 is in March or April is read off the
+column's other dates, for all of them alike; where these do not tell, or contradict each other, say
+`date_order=day` or `month`: what comes first. Columns named by `names=patient_name,referrer` hold
 names and numbers that are taken out of the texts as well (data/private.py).
 """
 
@@ -29,13 +31,14 @@ def read(
     root: str | Path, table: str = "reports.csv", image: str = "image", patient: str = "patient", study: str = "study",
     laterality: str = "laterality", view: str = "view", report: str = "report", findings: str = "findings",
     impression: str = "impression", split: str = "split", date: str = "date", image_id: str = "image_id",
-    labels: str = "", names: str = "", name: str = "report_csv", licence: str = "private", citation: str = "",
-    val: float = 0.1, test: float = 0.2,
+    date_order: str = "", labels: str = "", names: str = "", name: str = "report_csv", licence: str = "private",
+    citation: str = "", val: float = 0.1, test: float = 0.2,
 ) -> SourceTable:
     """The rows of `table` (below `root`, or an absolute path). `val` and `test` matter where it has no split column.
 
     Raises:
-        UserError: the table is missing, empty or no CSV, or lacks a column; the message names the option.
+        UserError: the table is missing, empty or no CSV, or lacks a column, or the order of its dates is not known; the
+            message names the option.
     """
     path = Path(root) / table
     if not path.is_file():
@@ -61,7 +64,7 @@ def read(
             _require(path, data, option, column)
     columns = {option: column for option, column in (columns | texts).items() if column != ABSENT}
 
-    days = tables.study_days(data[patient], data[columns["date"]]) if "date" in columns else [None] * len(data)
+    days = _days(data, path, patient, columns.get("date", ""), date_order)
     rows, problems, remarks = [], [], []
     for line, day in zip(data.to_dict("records"), days):
         cells = {option: line[column] for option, column in columns.items()}
@@ -80,6 +83,9 @@ def read(
         if cells.get("view") and not row["view"]:
             remedy = "use CC, MLO, ML, ..."
             remarks.append(Problem(row["file"], "source", "unknown view", remedy, row["image"], row["row"]))
+        if cells.get("date") and day is None:
+            remedy = "write it as 2019-01-31; see also --option=date_order"
+            remarks.append(Problem(row["file"], "source", "unreadable date", remedy, row["image"], row["row"]))
         rows.append(row)
     return SourceTable(frame(rows), problems, licence, citation, public_ids=False, table_rows=len(data),
                        remarks=remarks)
@@ -91,6 +97,15 @@ def _listed(option: str) -> list[str]:
 
 def _require(path: Path, data: pd.DataFrame, option: str, column: str, also: str = "") -> None:
     tables.require(data, path, [column], f"Name the column with --option={option}=NAME{also}.")
+
+
+def _days(data: pd.DataFrame, path: Path, patient: str, date: str, order: str) -> list[int | None]:
+    if order not in tables.ORDERS:
+        raise UserError(f"--option=date_order={order} must be day or month")
+    if not date:
+        return [None] * len(data)
+    remedy = "write them as 2019-01-31, or say --option=date_order=day or --option=date_order=month"
+    return tables.study_days(data[patient], data[date], order, f"{path}, column {date!r},", remedy)
 
 
 def _fault(cells: dict) -> tuple[str, str] | None:
