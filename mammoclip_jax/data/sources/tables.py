@@ -105,7 +105,7 @@ def literal(cell: str) -> list:
 
 
 def study_days(patients: Sequence[str], dates: Sequence[str], order: str = "", column: str = "a column of dates",
-               remedy: str = "Write the dates as 2019-01-31") -> list[int | None]:
+               remedy: str = "write the dates as 2019-01-31") -> list[int | None]:
     """Days from each patient's first study; None where the date ("20190131", "2019-01-31", "1/31/2019") is none.
 
     All dates of the column are read in one order of day and month. Dates stay behind: of a data set only the distances

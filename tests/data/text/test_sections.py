@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mammoclip_jax.data.phantom import exam, report
 from mammoclip_jax.data.text.sections import HEADINGS, sections, told
 
 SHAPES = Path(__file__).with_name("report_shapes.txt")
@@ -57,3 +58,26 @@ def test_the_body_below_the_comparison_needs_an_empty_line():
 def test_prose_is_no_heading():
     report = "FINDINGS: She came for these\nfindings\nof long ago. The history: none. No mass\nreport - of it."
     assert list(sections(report)) == ["findings"]
+
+
+def test_the_reports_of_phantoms_keep_what_they_say_of_both_breasts():
+    for number in range(12):
+        drawn = exam.draw(exam.Parameters(), number)
+        found = told(report.report(drawn))
+        assert report.density(drawn) in found.texts["findings"] and set(found.dropped) == {"technique"}
+        for side in "LR":
+            assert report.findings(drawn, side) in found.texts["findings"]
+            assert report.impression(drawn, side) in found.texts["impression"]
+
+
+def test_a_report_without_findings_and_impression_gives_all_it_has():
+    found = told("TECHNIQUE: Two views.\nRECOMMENDATION: Biopsy.\nADDENDUM: Done.")
+    assert found.texts == {"technique": "Two views.\nAddendum: Done.", "recommendation": "Biopsy.\nAddendum: Done."}
+    assert not found.dropped and told("ADDENDUM: Done.").texts == {"addendum": "Done."} and told("").texts == {}
+
+
+@pytest.mark.parametrize("text", ["* " * 20_000, "ADDENDUM 1 " * 5_000, "Findings\n\n" * 5_000, "Masses\n" * 5_000,
+                                  "1. Masses\n" * 5_000, "a\n\n" * 20_000])
+def test_odd_text_costs_no_more_than_its_length(text):
+    """As in test_reports.py: a hang is what this test would show."""
+    told(text)
