@@ -151,7 +151,8 @@ def _source(values: flags.FlagValues, figures: dict) -> None:
     preprocessing["bits"] = int(preprocessing["bits"])
     if values.check:
         table = read(values.source, values.root, options)
-        figures |= check(table, values.root, names=values.names)
+        figures |= check(table, values.root, names=values.names, header_identities=values.header_identities,
+                         recogniser=values.recogniser)
         print(summary.dry_run(figures, bool(values.json)))
         if values.preview:
             sheet = f"{values.out or 'check'}.preview.html"

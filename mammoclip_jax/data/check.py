@@ -19,10 +19,12 @@ from mammoclip_jax.data.text import duplicates
 from mammoclip_jax.data.text.label_values import names_of
 
 _THREADS = 8
+_EXAMPLES, _LETTERS = 3, 60      # of a section
 _NEARLY = 0.9           # TF-IDF cosine from which on two reports say the same
 
 
-def check(table: SourceTable, root: Path | str, headers: bool = True, names: bool = False) -> dict:
+def check(table: SourceTable, root: Path | str, headers: bool = True, names: bool = False,
+          header_identities: bool = True, recogniser: str = "") -> dict:
     """Counts a source and lists its mismatches.
 
     Args:
@@ -30,19 +32,23 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         root: folder of the files.
         headers: read the header of each DICOM file that is there, and compare it with the tables.
         names: show the names of files and images of a private source as well.
+        header_identities, recogniser: as in `private.settled`: what takes identities out of the examples.
 
     Returns:
         table_rows, images_in, images (rows that hold together, whether or not their files are there), studies,
         patients, boxes, texts, splits, views, lateralities, vendors {value: images}, labels {split: {label:
         {value: images}}}, box_labels {split: {label: boxes}}, files {found, missing}, header_flags {flag: images},
         reports {breasts, different, nearly_different} (the texts of a breast; alike ones are no negatives),
+        sections {kept, dropped: {section: {reports, examples}}} (what becomes of the reports, without identities),
+        without_findings (reports of an impression alone), deidentification (what ran),
         quarantined (without missing files of a partial copy, and without mismatches that cost no image), reasons
         {class: number}, mismatches (list of {row, file, image, stage, reason, remedy}; of a private source without
         names).
     """
     root = Path(table.root or root)
     images_in = len(table.rows) + len(table.problems)
-    table = settled(table, root).table
+    done = settled(table, root, header_identities, recogniser, parts=True)
+    table = done.table
     there, _ = increment.present(table, root)
     differing, flags = _headers(there.rows, root) if headers else ([], {})
     lost = [problem for problem in there.problems if problem.stage != "absent"]
@@ -57,7 +63,8 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         "box_labels": {split: _box_labels(part["boxes"]) for split, part in rows.groupby("split")},
         "files": {"found": len(there.rows), "missing": sum(p.kind == "file missing" for p in there.problems)},
         "header_flags": flags,
-        "reports": _reports(rows),
+        "reports": _reports(rows), "sections": _sections(rows), "without_findings": _without_findings(rows),
+        "deidentification": done.ran,
         "quarantined": len(lost), "reasons": _values(problem.kind for problem in problems),
     }
     return counts | {"mismatches": [_shown(problem, table.public_ids or names) for problem in problems]}
@@ -88,6 +95,30 @@ def _reports(rows: pd.DataFrame) -> dict[str, int]:
     exact, near = duplicates.groups(breasts), duplicates.groups(breasts, _NEARLY)
     return {"breasts": int((exact >= 0).sum()), "different": len(set(exact) - {-1}),
             "nearly_different": len(set(near) - {-1})}
+
+
+def _sections(rows: pd.DataFrame) -> dict[str, dict[str, dict]]:
+    """Of each section that became a text, or part of one, and of each that did not: how many reports have it, and
+    beginnings of some. The images of a study share a report."""
+    found: dict[str, dict[str, dict]] = {"kept": {}, "dropped": {}}
+    for row in rows.itertuples():
+        parts = {what: list(named.items()) for what, named in json.loads(row.parts).items()}
+        for what, named in ({"kept": list(zip(row.sections, row.texts))} | parts).items():
+            for name, text in named:
+                found[what].setdefault(name, {})[row.study, text] = None
+    return {what: {name: _examples([text for _, text in texts]) for name, texts in sorted(named.items())}
+            for what, named in found.items()}
+
+
+def _examples(texts: list[str]) -> dict:
+    some = list(dict.fromkeys(" ".join(text.split()) for text in texts))[:_EXAMPLES]
+    return {"reports": len(texts), "examples": [text if len(text) <= _LETTERS else f"{text[:_LETTERS - 3]}..."
+                                                for text in some]}
+
+
+def _without_findings(rows: pd.DataFrame) -> int:
+    return len({(row.study, *row.texts) for row in rows.itertuples()
+                if "impression" in row.sections and "findings" not in row.sections})
 
 
 def _headers(rows: pd.DataFrame, root: Path) -> tuple[list[Problem], dict[str, int]]:

@@ -19,6 +19,9 @@
 | sections   | list of str, parallel to texts: "findings", "impression", "caption", ...              |
 | identities | list of str: the names and numbers of people in this row of the tables, which         |
 |            | private.py takes out of the texts; in memory only                                     |
+| parts      | JSON object, what became of the sections of a report: {"kept": {name: text},          |
+|            | "dropped": {name: text}}; {} where the tables have no whole report; in memory only,   |
+|            | for the dry run                                                                       |
 | labels     | JSON object, e.g. {"mass": 1, "density": "B"}; an absent key is unknown               |
 | boxes      | JSON list of {"label": str, "box": [x0, y0, x1, y1]} in pixels of the original image: |
 |            | x right, y down, origin top left, x1 and y1 exclusive; more keys are kept: "phrase",  |
@@ -56,11 +59,11 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 
-MEMORY_COLUMNS = ("file", "row", "size", "identities")
+MEMORY_COLUMNS = ("file", "row", "size", "identities", "parts")
 TEXT_COLUMNS = ("dataset", "patient", "study", "image", "file", "row", "size", "laterality", "view", "split", "vendor")
 JSON_COLUMNS = {"labels": "{}", "boxes": "[]"}
 LIST_COLUMNS = ("texts", "sections")
-COLUMNS = TEXT_COLUMNS + ("real",) + LIST_COLUMNS + ("identities",) + tuple(JSON_COLUMNS)
+COLUMNS = TEXT_COLUMNS + ("real",) + LIST_COLUMNS + ("identities", "parts") + tuple(JSON_COLUMNS)
 SPLITS = ("train", "val", "test")
 LATERALITIES = ("L", "R", "")
 
@@ -107,15 +110,15 @@ class SourceTable(NamedTuple):
 def frame(rows: Iterable[Mapping]) -> pd.DataFrame:
     """The manifest table of `rows`, dicts with the columns above.
 
-    `labels` and `boxes` may be given as objects instead of JSON; `row`, `size`, `laterality`, `view`, `vendor`,
-    `texts`, `sections`, `identities`, `labels`, `boxes` may be left out, `real` is True unless said.
+    `labels`, `boxes` and `parts` may be given as objects instead of JSON; `row`, `size`, `laterality`, `view`,
+    `vendor`, `texts`, `sections`, `identities`, `parts`, `labels`, `boxes` may be left out, `real` is True unless said.
 
     Raises:
         KeyError: a row lacks a required column or has an unknown one (an adapter's mistake).
     """
     records = [_record(row) for row in rows]
     table = pd.DataFrame(records, columns=list(COLUMNS))
-    for column in TEXT_COLUMNS + tuple(JSON_COLUMNS):
+    for column in (*TEXT_COLUMNS, "parts", *JSON_COLUMNS):
         table[column] = table[column].astype("str")
     table["real"] = table["real"].astype(bool)
     return table
@@ -130,7 +133,7 @@ def _record(row: Mapping) -> dict:
     record["texts"] = texts
     record["sections"] = list(record.get("sections", ["caption"] * len(texts)))
     record["identities"] = list(record.get("identities", []))
-    for column, empty in JSON_COLUMNS.items():
+    for column, empty in (JSON_COLUMNS | {"parts": "{}"}).items():
         value = record.get(column, empty)
         record[column] = value if isinstance(value, str) else json.dumps(value)
     return {column: record[column] for column in COLUMNS}

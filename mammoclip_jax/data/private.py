@@ -36,7 +36,8 @@ class Settled(NamedTuple):
     ran: dict               # what took identities out, for dataset.json; names nobody
 
 
-def settled(table: SourceTable, root: Path | str, headers: bool = True, recogniser: str = "") -> Settled:
+def settled(table: SourceTable, root: Path | str, headers: bool = True, recogniser: str = "",
+            parts: bool = False) -> Settled:
     """`table`, checked; of one whose texts are private without identities, and its columns in memory emptied of them.
 
     Of each study all that its tables tell, and with `headers` all that the DICOM headers of its images hold of people,
@@ -46,6 +47,7 @@ def settled(table: SourceTable, root: Path | str, headers: bool = True, recognis
         root: folder of the files.
         headers: whether to read them.
         recogniser: folder of a model that looks at the texts after the rules (text/recognise.py); "" for none.
+        parts: keep the column "parts", cleaned like the texts; only the dry run reads it.
 
     Raises:
         UserError: as `manifest.checked`; the recogniser cannot be loaded or has nothing to do.
@@ -64,7 +66,7 @@ def settled(table: SourceTable, root: Path | str, headers: bool = True, recognis
         known[study] |= found
     ran = {"texts": "private", "rules": True, "tables": True, "headers": headers,
            "header_files": sum(found != Identities() for _, found in read), "recogniser": model.name if model else ""}
-    return Settled(table._replace(rows=_without(table.rows, known, model)), ran)
+    return Settled(table._replace(rows=_without(table.rows, known, model, parts)), ran)
 
 
 def _own(row) -> set[str]:
@@ -89,7 +91,7 @@ def _headers(rows: pd.DataFrame, root: Path) -> list[tuple[str, Identities]]:
         return list(tqdm(pool.map(read, files), total=len(files), desc="identities", unit="file", disable=None))
 
 
-def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser | None) -> pd.DataFrame:
+def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser | None, parts: bool) -> pd.DataFrame:
     """The rows as they may be shown. Equal texts of a study are worked on once."""
     done: dict[tuple[str, str], str] = {}
 
@@ -113,6 +115,7 @@ def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser
         "view": [view if view in VIEWS else view_of(view) for view in rows["view"]],
         "vendor": [maker if maker in _MAKERS else vendor_of(maker) for maker in rows["vendor"]],
         "identities": [[] for _ in cleaners],
+        "parts": [_words(found, clean) if parts else "{}" for clean, found in zip(cleaners, rows["parts"])],
     }
     return rows.assign(**{name: pd.Series(values, rows.index, rows[name].dtype) for name, values in columns.items()})
 

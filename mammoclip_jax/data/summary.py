@@ -55,6 +55,13 @@ def dry_run(counts: dict, written: bool) -> str:
     found = counts["reports"]
     lines += [f"  breasts with texts: {found['breasts']}, different {found['different']}, "
               f"more than slightly {found['nearly_different']}"]
+    for what, named in counts["sections"].items():
+        lines += [f"  sections of reports {what}:" + ("" if named else " none")]
+        lines += [_line(part["reports"], f"{name}: " + " | ".join(part["examples"])) for name, part in named.items()]
+    if counts["without_findings"]:
+        lines += [_line(counts["without_findings"], "reports have an impression and no findings")]
+    if counts["texts"]:
+        lines += [deidentified(counts["deidentification"])]
     lines += [_line(counts["quarantined"], "would be quarantined")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
     lines += [f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"

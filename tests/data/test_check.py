@@ -5,8 +5,10 @@ import json
 import pytest
 from tiny_dicom import breast, write
 
+from mammoclip_jax.data import summary
 from mammoclip_jax.data.check import check
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame
+from mammoclip_jax.data.sources import report_csv
 
 
 def row(image: str, **values) -> dict:
@@ -52,3 +54,41 @@ def test_a_private_source_is_named_only_when_asked(tmp_path, table):
     assert found["quarantined"] == 5 and "a4" not in json.dumps(found) and "t.csv" not in json.dumps(found)
     assert {item["row"] for item in found["mismatches"]} >= {"line 6", "line 9"}
     assert "a4.dcm" in json.dumps(check(private, tmp_path, names=True))
+
+
+REPORT = """EXAM: Mammogram of {name}, MRN 88123997.
+FINDINGS:
+Tissue density: C.
+A mass in the right breast of {name}.
+IMPRESSION: Suspicious mass.
+RECOMMENDATION: Dr. Zelenka will see Mrs. {name} on 3/15/2019 for a biopsy, and again half a year later.
+"""
+
+
+def reported(root, *lines: str):
+    (root / "reports.csv").write_text("image,patient,study,laterality,view,report,name\n" + "\n".join(lines) + "\n")
+    return report_csv.read(root, names="name")
+
+
+def test_sections_are_counted_by_report_with_examples_that_name_nobody(tmp_path):
+    text = REPORT.format(name="Zyxwv")
+    found = check(reported(tmp_path, f'a.png,p,s,L,CC,"{text}",Zyxwv', f'b.png,p,s,R,CC,"{text}",Zyxwv',
+                           'c.png,p,t,R,CC,"TECHNIQUE: CC. IMPRESSION: Negative.",',
+                           *(f'{n}.png,p,u{n},L,CC,"FINDINGS: Cyst {n}.",' for n in "1234")), tmp_path)
+    kept, dropped = found["sections"]["kept"], found["sections"]["dropped"]
+    assert {name: part["reports"] for name, part in kept.items()} == {"findings": 5, "impression": 2}
+    assert {name: part["reports"] for name, part in dropped.items()} == {"recommendation": 1, "technique": 2}
+    assert kept["findings"]["examples"][0].startswith("Tissue density: C.") and len(kept["findings"]["examples"]) == 3
+    assert kept["impression"]["examples"] == ["Suspicious mass.", "Negative."]
+    assert all(len(text) <= 60 for part in (*kept.values(), *dropped.values()) for text in part["examples"])
+    assert found["without_findings"] == 1
+    printed = summary.dry_run(found, False)
+    assert "  recommendation: " in printed and "1  reports have an impression and no findings" in printed
+    assert "NO recogniser" in printed
+    for secret in ("Zyxwv", "Zelenka", "88123997", "2019"):
+        assert secret not in json.dumps(found) and secret not in printed
+
+
+def test_texts_of_tables_count_as_kept(tmp_path, table):
+    found = check(table, tmp_path)["sections"]
+    assert found == {"kept": {"caption": {"reports": 2, "examples": ["one", "two"]}}, "dropped": {}}

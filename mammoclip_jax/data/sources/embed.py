@@ -166,7 +166,8 @@ def _checked_metadata(
         problems += _problems(metadata[types == name], "absent", f"image type left out: {name or 'unknown'}",
                               "name it in --option=image_types")
     exams = metadata.drop_duplicates("acc_anon")
-    days = dict(zip(exams["acc_anon"], tables.study_days(exams["empi_anon"], exams["study_date_anon"])))
+    days = dict(zip(exams["acc_anon"], tables.study_days(exams["empi_anon"], exams["study_date_anon"],
+                                                    column="study_date_anon")))
     men = set(clinical.loc[clinical["exam_density"] == MALE, "acc_anon"])
     images = metadata[types.isin(wanted)]
     male = images["acc_anon"].isin(men)

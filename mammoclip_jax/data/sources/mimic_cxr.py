@@ -21,7 +21,7 @@ from tqdm import tqdm
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame
 from mammoclip_jax.data.sources import chexpert, tables
 from mammoclip_jax.data.sources.tables import ROW
-from mammoclip_jax.data.text import reports as text
+from mammoclip_jax.data.text.sections import Told, told
 from mammoclip_jax.errors import UserError
 
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0: credentialed users only; do not share"
@@ -54,7 +54,7 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
     suffix = _suffix(root, stems)
     texts = _reports(_report_folder(root, reports), {stem.rpartition("/")[0] for stem in stems if stem})
     rows = []
-    days = tables.study_days(metadata["subject_id"], metadata["StudyDate"])
+    days = tables.study_days(metadata["subject_id"], metadata["StudyDate"], column="StudyDate")
     for line, stem, day in zip(metadata.to_dict("records"), stems, days):
         split = splits.get(line["dicom_id"], {}).get("split", "")
         split = tables.SPLITS.get(split, split)
@@ -64,12 +64,12 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
             problems.append(Problem("", "source", fault, "copy the tables again", line["dicom_id"], line[ROW]))
             continue
         found = chexpert.labels(labels.get(line["study_id"], {})) | ({} if day is None else {"study_day": day})
-        written = texts.get(stem.rpartition("/")[0], {})
+        written = texts.get(stem.rpartition("/")[0], Told({}, {}, {}))
         rows.append({
             "dataset": "mimic_cxr", "patient": line["subject_id"], "study": line["study_id"],
             "image": line["dicom_id"], "file": stem + suffix, "row": line[ROW], "size": _size(line),
-            "view": line["ViewPosition"].upper(), "split": split, "texts": list(written.values()),
-            "sections": list(written), "labels": found,
+            "view": line["ViewPosition"].upper(), "split": split, "texts": list(written.texts.values()),
+            "sections": list(written.texts), "labels": found, "parts": written.parts,
         })
     problems += _unused(splits, set(metadata["dicom_id"])) + _unused(labels, set(metadata["study_id"]))
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=table_rows)
@@ -128,8 +128,8 @@ def _report_folder(root: Path, reports: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _reports(folder: Path | None, studies: set[str]) -> dict[str, dict[str, str]]:
-    """files/p10/p10000032/s50414267 -> section name -> text, of the studies whose report is there."""
+def _reports(folder: Path | None, studies: set[str]) -> dict[str, Told]:
+    """files/p10/p10000032/s50414267 -> what its report says, of the studies whose report is there."""
     if folder is None:
         return {}
     names = sorted(studies)
@@ -138,11 +138,12 @@ def _reports(folder: Path | None, studies: set[str]) -> dict[str, dict[str, str]
         return dict(zip(names, tqdm(found, total=len(names), desc="reports", unit="file", disable=None)))
 
 
-def _report(path: Path) -> dict[str, str]:
+def _report(path: Path) -> Told:
     try:
-        sections = text.sections(path.read_text(encoding="utf-8", errors="replace"))
+        found = told(_TITLE.sub("", path.read_text(encoding="utf-8", errors="replace")))
     except OSError:
-        return {}
-    found = {name: sections[name] for name in ("findings", "impression") if name in sections}
-    rest = _TITLE.sub("", sections.get("report", "")).strip()
-    return found or ({"report": rest} if rest else {})
+        return Told({}, {}, {})
+    if {"findings", "impression"} & set(found.texts):
+        return found
+    rest = {name: text for name, text in found.texts.items() if name == "report"}
+    return Told(rest, rest, {name: text for name, text in found.kept.items() if name not in rest})

@@ -5,7 +5,9 @@ findings and impression (instead of report), split, date (of the study), image_i
 `labels=a,b,c`. An option set to "-" says that the table has no such column: laterality and view then come from the
 DICOM header, and the study is the patient.
 
-Of dates only the days since the patient's first study are kept. Columns named by `names=patient_name,referrer` hold
+Of dates only the days since the patient's first study are kept. Whether 3/4/2019 is in March or April is read off the
+column's other dates, for all of them alike; where these do not tell, or contradict each other, say
+`date_order=day` or `month`: what comes first. Columns named by `names=patient_name,referrer` hold
 names and numbers that are taken out of the texts as well (data/private.py).
 """
 
@@ -16,7 +18,7 @@ import pandas as pd
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.data.sources import tables
-from mammoclip_jax.data.text import reports
+from mammoclip_jax.data.text.sections import Told, told
 from mammoclip_jax.errors import UserError
 
 SECTIONS = ("findings", "impression")
@@ -29,13 +31,14 @@ def read(
     root: str | Path, table: str = "reports.csv", image: str = "image", patient: str = "patient", study: str = "study",
     laterality: str = "laterality", view: str = "view", report: str = "report", findings: str = "findings",
     impression: str = "impression", split: str = "split", date: str = "date", image_id: str = "image_id",
-    labels: str = "", names: str = "", name: str = "report_csv", licence: str = "private", citation: str = "",
-    val: float = 0.1, test: float = 0.2,
+    date_order: str = "", labels: str = "", names: str = "", name: str = "report_csv", licence: str = "private",
+    citation: str = "", val: float = 0.1, test: float = 0.2,
 ) -> SourceTable:
     """The rows of `table` (below `root`, or an absolute path). `val` and `test` matter where it has no split column.
 
     Raises:
-        UserError: the table is missing, empty or no CSV, or lacks a column; the message names the option.
+        UserError: the table is missing, empty or no CSV, or lacks a column, or the order of its dates is not known; the
+            message names the option.
     """
     path = Path(root) / table
     if not path.is_file():
@@ -61,13 +64,13 @@ def read(
             _require(path, data, option, column)
     columns = {option: column for option, column in (columns | texts).items() if column != ABSENT}
 
-    days = tables.study_days(data[patient], data[columns["date"]]) if "date" in columns else [None] * len(data)
+    days = _days(data, path, patient, columns.get("date", ""), date_order)
     rows, problems, remarks = [], [], []
     for line, day in zip(data.to_dict("records"), days):
         cells = {option: line[column] for option, column in columns.items()}
         written = {option: cells[option] for option in texts}
         long = any(len(text) > LONGEST for text in written.values())
-        cells["texts"] = {} if long else texts_of(written)
+        cells["told"] = Told({}, {}, {}) if long else texts_of(written)
         fault = _fault(cells) if not long else ("report too long", "a quote in the table may be open; correct it")
         if fault:
             shown = cells.get("image_id") or cells["image"]
@@ -80,6 +83,9 @@ def read(
         if cells.get("view") and not row["view"]:
             remedy = "use CC, MLO, ML, ..."
             remarks.append(Problem(row["file"], "source", "unknown view", remedy, row["image"], row["row"]))
+        if cells.get("date") and day is None:
+            remedy = "write it as 2019-01-31; see also --option=date_order"
+            remarks.append(Problem(row["file"], "source", "unreadable date", remedy, row["image"], row["row"]))
         rows.append(row)
     return SourceTable(frame(rows), problems, licence, citation, public_ids=False, table_rows=len(data),
                        remarks=remarks)
@@ -93,6 +99,15 @@ def _require(path: Path, data: pd.DataFrame, option: str, column: str, also: str
     tables.require(data, path, [column], f"Name the column with --option={option}=NAME{also}.")
 
 
+def _days(data: pd.DataFrame, path: Path, patient: str, date: str, order: str) -> list[int | None]:
+    if order not in tables.ORDERS:
+        raise UserError(f"--option=date_order={order} must be day or month")
+    if not date:
+        return [None] * len(data)
+    remedy = "write them as 2019-01-31, or say --option=date_order=day or --option=date_order=month"
+    return tables.study_days(data[patient], data[date], order, f"{path}, column {date!r},", remedy)
+
+
 def _fault(cells: dict) -> tuple[str, str] | None:
     """Reason and remedy of a row that cannot become an image."""
     if not cells["image"]:
@@ -103,7 +118,7 @@ def _fault(cells: dict) -> tuple[str, str] | None:
         return "unknown laterality", "use L, R, left, right or an empty value"
     if cells.get("split") and _split(cells) not in SPLITS:
         return "unknown split", "use train, val or test"
-    if not cells["texts"]:
+    if not cells["told"].texts:
         return "empty report", "fill in the report, or remove the row"
     return None
 
@@ -113,13 +128,14 @@ def _split(cells: dict) -> str:
     return tables.SPLITS.get(split, split)
 
 
-def texts_of(written: dict[str, str]) -> dict[str, str]:
-    """Section name -> text, none of them blank: of the cells "findings" and "impression", or else a whole "report"."""
-    found = {name: written[name] for name in SECTIONS if written.get(name)}
-    if not found and written.get("report"):
-        every = reports.sections(written["report"])
-        found = {name: every[name] for name in SECTIONS if name in every} or every
-    return {name: text.strip() for name, text in found.items() if text.strip()}
+def texts_of(written: dict[str, str]) -> Told:
+    """The cells "findings" and "impression"; what is empty of these comes from the cell "report"."""
+    report = told(written.get("report", ""))
+    cells = {name: written[name].strip() for name in SECTIONS if written.get(name, "").strip()}
+    if not cells:
+        return report
+    texts = {name: cells.get(name) or report.texts[name] for name in SECTIONS if name in cells or name in report.texts}
+    return Told(texts, report.kept | cells, report.dropped)
 
 
 def study_of(patient: str, study: str) -> str:
@@ -132,6 +148,6 @@ def _row(name: str, cells: dict, labels: dict, val: float, test: float) -> dict:
         "dataset": name, "patient": cells["patient"], "study": study_of(cells["patient"], cells.get("study", "")),
         "image": cells.get("image_id") or cells["image"], "file": cells["image"],
         "laterality": tables.SIDES[cells.get("laterality", "").lower()], "view": fields.view_of(cells.get("view", "")),
-        "split": _split(cells) or split_of(cells["patient"], val, test), "texts": list(cells["texts"].values()),
-        "sections": list(cells["texts"]), "labels": labels,
+        "split": _split(cells) or split_of(cells["patient"], val, test), "texts": list(cells["told"].texts.values()),
+        "sections": list(cells["told"].texts), "parts": cells["told"].parts, "labels": labels,
     }

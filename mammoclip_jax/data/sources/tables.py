@@ -17,7 +17,10 @@ from mammoclip_jax.names import suggestion
 ROW = "row"             # added to every table: "table.csv:17"; 1 are the names, and a cell's line breaks do not count
 SIDES = {"l": "L", "left": "L", "r": "R", "right": "R", "": ""}
 SPLITS = {"training": "train", "validation": "val", "validate": "val", "valid": "val", "testing": "test"}
-_DATE = re.compile(r"(?<!\d)(?:\d{8}(?!\d)|\d{4}\D+\d|\d\D+\d{4}(?!\d))")
+ORDERS = ("", "day", "month")
+_YEAR_FIRST = re.compile(r"^(\d{4})(?:(\d\d)(\d\d)(?!\d)|\s*[/.-]\s*(\d{1,2})\s*[/.-]\s*(\d{1,2})(?!\d))")
+_YEAR_LAST = re.compile(r"(?<![\d:])(\d{1,2})\s*([/.\s-])\s*(\d{1,2})\s*\2\s*(\d{4})(?!\d)")
+_DATE = re.compile(r"(?<!\d)(?:\d{8}(?!\d)|\d{4}\D+\d|\d{1,2}\D+\d{4}(?!\d))")
 
 
 def read(path: Path, needed: Sequence[str] = (), **options) -> pd.DataFrame:
@@ -101,16 +104,49 @@ def literal(cell: str) -> list:
     return found
 
 
-def study_days(patients: Sequence[str], dates: Sequence[str]) -> list[int | None]:
+def study_days(patients: Sequence[str], dates: Sequence[str], order: str = "", column: str = "a column of dates",
+               remedy: str = "write the dates as 2019-01-31") -> list[int | None]:
     """Days from each patient's first study; None where the date ("20190131", "2019-01-31", "1/31/2019") is none.
 
-    Of days and months that could be either, the first is the month. Dates stay behind: of a data set only the
-    distances are known.
+    All dates of the column are read in one order of day and month. Dates stay behind: of a data set only the distances
+    are known.
+
+    Args:
+        order: what stands first in dates like 3/4/2019, "day" or "month"; a date that is none then ("1/31/2019" with
+            "day") gives None. With "" the dates tell that can be read in one way only.
+        column: what an error calls the column.
+        remedy: what it says to do.
+
+    Raises:
+        UserError: no order was given, and the dates show both, or none although it matters.
     """
+    order = order or _order(dates, column, remedy)
     # A date without day and year ("5", "May") would be completed from today's.
-    texts = [date.strip() if _DATE.search(date) else "" for date in dates]
+    texts = [_iso(date.strip(), order) if _DATE.search(date) else "" for date in dates]
     with warnings.catch_warnings():         # they quote the dates
         warnings.simplefilter("ignore")
         found = pd.to_datetime(pd.Series(texts, dtype=str), errors="coerce", format="mixed", utc=True)
     first = found.groupby(pd.Series(list(patients), dtype=str)).transform("min")
     return [None if pd.isna(days) else int(days) for days in (found - first).dt.days]
+
+
+def _order(dates: Sequence[str], column: str, remedy: str) -> str:
+    """What stands first in all the dates of a column, "day" or "month"; "" where it does not matter."""
+    pairs = [(int(match[1]), int(match[3])) if (match := _YEAR_LAST.search(date)) else (0, 0) for date in dates]
+    lines = {"day": [line for line, (a, b) in enumerate(pairs, 2) if a > 12 >= b],
+             "month": [line for line, (a, b) in enumerate(pairs, 2) if b > 12 >= a],
+             "either": [line for line, (a, b) in enumerate(pairs, 2) if max(a, b) <= 12 and a != b]}
+    if lines["day"] and lines["month"]:
+        raise UserError(f"{column} holds dates with the day first (as in line {lines['day'][0]}) and with the month "
+                        f"first (as in line {lines['month'][0]}): {remedy}.")
+    if lines["either"] and not lines["day"] and not lines["month"]:
+        raise UserError(f"{column} does not tell whether the day or the month comes first (as in line "
+                        f"{lines['either'][0]}, where either could): {remedy}.")
+    return "day" if lines["day"] else "month" if lines["month"] else ""
+
+
+def _iso(date: str, order: str) -> str:
+    """The date with year, month and day in this order, so that nothing is left to guess."""
+    date = _YEAR_FIRST.sub(lambda m: f"{m[1]}-{int(m[2] or m[4]):02}-{int(m[3] or m[5]):02}", date, count=1)
+    day, month = (1, 3) if order == "day" else (3, 1)
+    return _YEAR_LAST.sub(lambda m: f"{m[4]}-{int(m[month]):02}-{int(m[day]):02}", date, count=1)

@@ -189,10 +189,10 @@ def _row(values: dict, place: str) -> dict:
     patient = text.get("patient") or image
     side = text.get("laterality", "").lower()
     study = text.get("study", "")
-    texts = report_csv.texts_of({"report": text.get("text", "")})
+    told = report_csv.texts_of({"report": text.get("text", "")})
     return {"patient": patient, "study": report_csv.study_of(patient, study), "image": image,
             "laterality": tables.SIDES.get(side, side), "view": text.get("view", "").upper(),
-            "texts": list(texts.values()), "sections": list(texts)}
+            "texts": list(told.texts.values()), "sections": list(told.texts), "parts": told.parts}
 
 
 def _store(value: Any, folder: Path) -> str:

@@ -6,55 +6,8 @@ from collections.abc import Callable
 from mammoclip_jax.data.text.deidentify import (
     deidentify as deidentify,  # a part of this module's interface
 )
-
-# Headings as they are written, by the section they open. Only these split a report: a capitalised line such as
-# "RIGHT BREAST:" belongs to the findings.
-HEADINGS = {
-    "findings": ("findings", "finding", "mammographic findings", "mammogram findings", "description"),
-    "impression": ("impression", "impressions", "conclusion", "conclusions", "opinion", "interpretation", "summary",
-                   "overall impression", "final impression"),
-    "assessment": ("assessment", "final assessment", "overall assessment", "bi-rads assessment", "birads assessment",
-                   "acr assessment", "overall assessment category"),
-    "density": ("density", "breast density", "breast composition", "tissue density", "composition"),
-    "recommendation": ("recommendation", "recommendations", "management", "follow-up", "follow up"),
-    "comparison": ("comparison", "comparisons", "comparison studies", "prior studies"),
-    "indication": ("indication", "indications", "history", "clinical history", "clinical information",
-                   "reason for exam", "reason for examination", "patient history"),
-    "technique": ("technique", "procedure", "examination", "exam", "views"),
-    "addendum": ("addendum",),
-}
-_SECTION_OF = {heading: section for section, headings in HEADINGS.items() for heading in headings}
-_NAMES = "|".join(re.escape(h).replace(r"\ ", "[ ]+") for h in sorted(_SECTION_OF, key=len, reverse=True))
-_CAPITALS = _NAMES.upper()
-# A heading stands at the start of a line, or after a sentence when it is in capitals, and ends with a colon; or it is
-# a line of its own in capitals. Reports in one line of lower case ("findings: ... impression: ...") are met as well.
-_HEADING = re.compile(rf"^[ \t*#]*(?P<line>(?i:{_NAMES}))[ \t*]*:|(?<=[.:\s])(?P<inline>{_CAPITALS})[ \t]*:"
-                      rf"|(?<=[.:]\s)(?P<lower>findings|impression)[ \t]*:"
-                      rf"|^[ \t]*(?P<alone>{_CAPITALS})[ \t]*$", re.MULTILINE)
-
-
-def sections(report: str) -> dict[str, str]:
-    """Split a report at its headings: section name (a key of HEADINGS, lower case) to text, in the order written.
-
-    Text before the first heading, or a report without any, is "report". Empty sections are left out; a section that
-    comes twice is joined by a space. White space is collapsed except for paragraph ends.
-    """
-    found: dict[str, str] = {}
-    name, start = "report", 0
-    for match in [*_HEADING.finditer(report), None]:
-        text = _tidy(report[start:match.start() if match else len(report)])
-        if text:
-            found[name] = f"{found[name]} {text}" if name in found else text
-        if match:
-            heading = match[match.lastgroup]
-            name, start = _SECTION_OF[re.sub(r"\s+", " ", heading.lower())], match.end()
-    return found
-
-
-def _tidy(text: str) -> str:
-    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:[-*•]|\d{1,2}[.)])\s)", text)
-    return "\n".join(p for p in (re.sub(r"\s+", " ", p).strip() for p in paragraphs) if p)
-
+from mammoclip_jax.data.text.sections import sections as sections
+from mammoclip_jax.data.text.sections import tidy
 
 _ABBREVIATION = re.compile(r"\b(?:dr|mr|mrs|ms|vs|no|approx|fig|e\.g|i\.e|etc|rt|lt|st|incl)\.$", re.IGNORECASE)
 _NUMBER = re.compile(r"\d{1,2}[.)]")
@@ -64,7 +17,7 @@ _LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 def sentences(text: str) -> list[str]:
     """Split text into sentences, stops kept. Decimals, abbreviations ("approx.") and list numbers do not end one."""
     found: list[str] = []
-    for line in _tidy(text).split("\n"):
+    for line in tidy(text).split("\n"):
         pending = ""
         for piece in re.split(r"(?<=[.!?])\s+", _LIST_MARK.sub("", line)):
             if not pending and _NUMBER.fullmatch(piece):
@@ -81,8 +34,14 @@ def sentences(text: str) -> list[str]:
 # --- negation, after NegEx (Chapman et al., J Biomed Inform 34, 2001): cues with a scope that ends at a break ---------
 
 _PSEUDO = re.compile(r"\b(?:no|without)\s+(?:(?:significant|interval|appreciable|substantial|suspicious)\s+)*"
-                     r"(?:change|changes|increase|decrease)\b|\bnot\s+(?:only|significantly\s+changed|changed)\b"
-                     r"|\b(?:can\s*not|not|never|can't)\s+(?:be\s+)?(?:entirely\s+)?(?:excluded?|ruled?\s+out)\b"
+                     r"(?:change|changes|increase|decrease|growth|progression)\b"
+                     r"|\bnot\s+(?:only|significantly\s+changed|changed|(?:in\s+)?doubt\w*)\b"
+                     r"|\b(?:can\s*not|not|never|\w+n['’]t)\s+(?:\w+ly\s+)?(?:be\s+)?(?:\w+ly\s+)?"
+                     r"(?:excluded?|ruled?\s+out)\b"
+                     r"|\bnot\s+(?:possible|able)\s+to\s+(?:\w+ly\s+)?(?:exclude|rule\s+out)\b"
+                     r"|\b(?:no|without(?:\s+an?y?)?)\s+(?:\w+\s+)?(?:doubts?|questions?|uncertainty)\b"
+                     r"|\bno\s+(?:further|additional|urgent|immediate)\s+(?:work-?\s?up|evaluation|imaging|views|"
+                     r"biopsy|follow-?\s?up|assessment|treatment|action)\b"
                      r"|\bno\s+longer\s+(?:obscured|as)\b", re.IGNORECASE)
 _BEFORE = re.compile(r"\b(?:no|not|without|negative\s+for|free\s+of|absence\s+of|lack\s+of|lacks|neither|nor|never|"
                      r"denies|rules?\s+out|ruled\s+out|r/o|resolution\s+of)\b", re.IGNORECASE)
@@ -104,27 +63,47 @@ _FINDING = re.compile(r"\b(?:mass|masses|nodules?|lesions?|cysts?|tumou?rs?|canc
                       r"(?:nipple|skin)\s+retraction|(?:lymph)?adenopathy|lymph\s+nodes?|opacit\w+|findings?|"
                       r"abnormalit\w+|opacification|edema|oedema|implants?)\b", re.IGNORECASE)
 
+# A form's line, "Masses: none", "Calcifications - No suspicious calcifications": what stands before the mark is a name.
+_MARK = re.compile(r"\s*[=?](?=\s)|\s+[-–—]\s+(?=(?:none|nil|absent|negative|no)\b)"
+                   r"|(?<=\w)\s+(?=(?:none|nil|absent)\s*(?:[.;,]|$))", re.IGNORECASE)
+_NO_NAME = re.compile(r"\b(?:an?|the|there|is|are|was|were|has|have|shows?|with|in|at|seen|noted|present|"
+                      r"\d+\s*[cm]m)\b", re.IGNORECASE)
+_NONE = re.compile(r"\s*(?:(?:none|nil|absent|nothing|0|not\s+(?:seen|identified|present|visible|visuali[sz]ed|evident|"
+                   r"demonstrated|detected|appreciated))\b(?![.,]\d|\s*[cm]m\b)|(?:no|negative)\s*(?:[.;,]|$))",
+                   re.IGNORECASE)
+
 
 def negated(sentence: str, term: str | None = None) -> bool:
     """Does the sentence say that something is absent?
 
     With `term`: every mention of it (case-insensitive, from a word's start) is denied. Without: all the findings that
     the sentence names are denied, or it names none and holds a negation. "No change" and "cannot be excluded" deny
-    nothing. "A mass without calcifications" is not negated as a whole; for `term="calcification"` it is.
+    nothing, nor does "no doubt of"; "Mass: none" denies the mass. "A mass without calcifications" is not negated as a
+    whole; for `term="calcification"` it is.
     """
     mention = re.compile(rf"\b{re.escape(term)}", re.IGNORECASE) if term else _FINDING
-    plain = _PSEUDO.sub(lambda m: "_" * len(m[0]), " ".join(sentence.split()))      # keeps positions, hides the cue
+    plain = _PSEUDO.sub(lambda m: "_" * len(m[0]), _MARK.sub(": ", " ".join(sentence.split())))      # hides the cue
     denied: list[bool] = []
     start = 0
     for part in [*_BREAK.finditer(plain), None]:
         if part and part["item"] and re.search(r",|\b(?:or|and)\b", plain[start:part.start()]):
             continue                        # the last of a longer list: "no mass, asymmetry, distortion are seen"
         clause = plain[start:part.start() if part else len(plain)]
-        denied += _denied(clause, mention)
+        named = part and part[0] == ":" and not _NO_NAME.search(clause) and _answer_denies(plain[part.end():])
+        denied += [True for _ in mention.finditer(clause)] if named else _denied(clause, mention)
         start = part.end() if part else start
     if denied:
         return all(denied)
     return term is None and bool(_BEFORE.search(plain) or _AFTER.search(plain))
+
+
+def _answer_denies(answer: str) -> bool:
+    """Does what stands after "Masses:" say that there are none?"""
+    if _NONE.match(answer):
+        return True
+    following = _BREAK.search(answer)
+    denied = _denied(answer[:following.start() if following else len(answer)], _FINDING)
+    return bool(denied) and all(denied)
 
 
 def _denied(clause: str, mention: re.Pattern) -> list[bool]:
@@ -140,19 +119,22 @@ def _denied(clause: str, mention: re.Pattern) -> list[bool]:
 
 _SIDES = {"left": "right", "right": "left", "lt": "rt", "rt": "lt", "l": "r", "r": "l"}
 _VIEWS = r"(?:[- ]?(?:X?CC[LM]?|MLO|ML|LMO?))"     # not AT: "LAT" is lateral
-# One pass over words, short forms and views in any case, and lone capitals: "R:", "(L)", "L/R"; not "R/O" (rule out),
-# "L/min" or "L4".
+_QUADRANT = r"(?:[ul][oi]?qs?\b)"                  # UOQ; with its side RUOQ, L-LIQ; RUQ
+# One pass over words, short forms, views and quadrants in any case, and lone capitals: "R:", "(L)", "L/R"; not
+# "R/O" (rule out), "L/min" or "L4".
 _SIDE = re.compile(
     r"(?i:\b(?:left|right)(?=\b|ward|most|sided)(?!\s+(?:away|now)\b)"
-    rf"|\b(?:lt|rt)\b(?=\.?\s*(?:breast|axilla|nipple|{_VIEWS}))"
-    rf"|\b[lr](?={_VIEWS}\b|[\s-]+(?:breast|axilla|nipple|sided)))"
+    rf"|\b(?:lt|rt)\b(?=\.?[\s-]*(?:breast|axilla|nipple|upper|lower|inner|outer|{_QUADRANT}|{_VIEWS}))"
+    rf"|\b[lr](?={_VIEWS}\b|[\s-]?{_QUADRANT}|[\s-]+(?:breast|axilla|nipple|sided)))"
     r"|(?<![\w/'-])[LR](?=[\s),.:;]|$|/[LR]\b)(?!\.\w)|(?<=\b[LR]/)[LR]\b")
 _HOUR = r"(?:1[0-2]|0?[1-9])(?::[0-5]\d)?"
 _CLOCK = re.compile(rf"\b(?:{_HOUR}(?:\s?(?:-|–|to|and|or)\s?{_HOUR}){{0,4}})(?=\s*[- ]?o['’]?\s*clock)"
                     r"|\b(?:(?:1[0-2]|0?[1-9]):[0-5]\d)(?!\s*(?:[ap]\.?m|\d|:))", re.IGNORECASE)
 _POSITION = re.compile(
     r"\b(?:upper|lower|inner|outer|medial(?:ly)?|lateral(?:ly)?|superior(?:ly)?|inferior(?:ly)?|cranial(?:ly)?|"
-    r"caudal(?:ly)?|top|bottom|above|below|quadrants?|[ul][oi]q|axill\w*|inframammary|clavic\w*|sternal|parasternal|"
+    r"caudal(?:ly)?|top|bottom|above|below|quadrants?|[lr]?[ul][oi]qs?|[lr][ul]qs?|"
+    r"(?:super|infer)o-?(?:later|medi)al(?:ly)?|(?:upp|low|inn|out)ermost|axill\w*|inframammary|clavic\w*|"
+    r"sternal|parasternal|"
     r"o['’]?\s*clock)\b", re.IGNORECASE)
 
 
@@ -200,7 +182,9 @@ def names_position(text: str) -> bool:
 
 _SIDE_HEADING = re.compile(r"^(?:the\s+)?(?:(?P<left>left|lt|l)|(?P<right>right|rt|r)|bilateral|both)"
                            r"(?:\s+breasts?)?(?:\s+findings?)?\s*:", re.IGNORECASE)
-_ANY_HEADING = re.compile(r"^[A-Za-z][A-Za-z /-]{2,40}:")
+_ANY_HEADING = re.compile(
+    r"^(?!(?:\w+ )?(?:mass(?:es)?|(?:micro)?calcifications?|asymmetr(?:y|ies)|distortions?|axilla|"     # of one breast
+    r"associated (?:features|findings))[ ]?:)[A-Za-z][A-Za-z /-]{2,40}:", re.IGNORECASE)
 _BOTH_SIDES = re.compile(r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b",
                          re.IGNORECASE)
 _REFERS_BACK = re.compile(r"^(?:it|its|this|these|they|their|the\s+latter|which)\b", re.IGNORECASE)
@@ -224,15 +208,18 @@ def for_side(text: str, laterality: str) -> str:
     """The text of one breast: without the sentences about the other one alone. "" where none is left.
 
     Sentences of both breasts or of none stay. One below a heading like "LEFT BREAST:" belongs to that breast, and one
-    that refers back ("It measures 5 mm.") to the breast of the sentence before. `laterality` "" keeps everything.
+    that refers back ("It measures 5 mm.") to the breast of the sentence before. An addendum belongs to both breasts.
+    `laterality` "" keeps everything.
     """
     def named(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
         heading = _SIDE_HEADING.match(sentence)
         if heading:
             scope = {"L"} if heading["left"] else {"R"} if heading["right"] else set()
+        elif sentence.lower().startswith("addendum:"):      # it may move a finding to the other breast
+            scope = {"L", "R"}
         elif _ANY_HEADING.match(sentence):
             scope = set()
-        return sides(sentence) or scope, scope
+        return scope if len(scope) == 2 else sides(sentence) or scope, scope
 
     return _only(text, laterality, named)
 
@@ -255,7 +242,7 @@ def _only(text: str, wanted: str, named: Callable[[str, set[str]], tuple[set[str
     scope: set[str] = set()
     about: set[str] = set()
     lines, dropped = [], False
-    for line in _tidy(text).split("\n"):
+    for line in tidy(text).split("\n"):
         kept = []
         for sentence in sentences(line):
             found, scope = named(sentence, scope)

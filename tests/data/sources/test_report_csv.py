@@ -111,3 +111,26 @@ def test_an_open_quote_does_not_make_one_report_of_many(tmp_path):
     table = report_csv.read(reports(tmp_path, HEADER, *rows))
     assert [problem.reason for problem in table.problems] == ["report too long"]
     assert len(table.rows) == 2000 - 1498
+
+
+def test_the_order_of_day_and_month_is_the_columns(tmp_path):
+    header = "image,patient,study,laterality,view,report,when"
+    lines = [f"{n}.png,p,{n},L,CC,A mass.,{date}" for n, date in enumerate(["1/2/2019", "3/2/2019", "soon", ""])]
+    with pytest.raises(UserError, match=r"reports.csv, column 'when', does not tell.*date_order=day.*date_order=month"):
+        report_csv.read(reports(tmp_path, header, *lines), date="when")
+    for order, days in (("day", 2), ("month", 59)):
+        table = report_csv.read(tmp_path, date="when", date_order=order)
+        found = [json.loads(labels) for labels in table.rows["labels"]]
+        assert found == [{"study_day": 0}, {"study_day": days}, {}, {}]
+        assert [(remark.reason, remark.row) for remark in table.remarks] == [("unreadable date", "reports.csv:4")]
+    with pytest.raises(UserError, match="date_order=d must be day or month"):
+        report_csv.read(tmp_path, date="when", date_order="d")
+
+
+def test_what_a_cell_lacks_comes_from_the_whole_report(tmp_path):
+    header = "image,patient,study,laterality,view,findings,impression,report"
+    root = reports(tmp_path, header, "0.png,p,s,L,CC,,Benign.,Report: A cyst. Opinion: Cyst. Recommendation: None.")
+    table = report_csv.read(root)
+    assert dict(zip(table.rows["sections"][0], table.rows["texts"][0])) == {"findings": "A cyst.",
+                                                                            "impression": "Benign."}
+    assert json.loads(table.rows["parts"][0])["dropped"] == {"recommendation": "None."}

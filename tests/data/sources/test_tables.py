@@ -80,3 +80,28 @@ def test_study_days_are_from_the_first_study_of_each_patient():
     assert tables.study_days(["a"] * 2, ["21800506", "21800516"]) == [0, 10]
     assert tables.study_days(["a"] * 4, ["5", "2019", "10:30", "May"]) == [None] * 4
     assert tables.study_days(["a"] * 2, ["2019-01-01T00:00:00Z", "2019-01-02T00:00:00+05:00"]) == [0, 0]
+
+
+@pytest.mark.parametrize("dates, order, days", [
+    (["1/2/2019", "3/2/2019", "13/2/2019"], "", [0, 2, 12]),            # the third tells: the day comes first
+    (["1/2/2019", "1/4/2019", "1/13/2019"], "", [0, 2, 11]),
+    (["01.02.2019", "03.02.2019 10:30", "13. 2. 2019"], "", [0, 2, 12]),
+    (["1-2-2019", "3-2-2019", "4-2-2019"], "day", [0, 2, 3]),
+    (["1-2-2019", "1-4-2019", "1-5-2019"], "month", [0, 2, 3]),
+    (["1/2/2019", "3/2/2019", "1/13/2019"], "day", [0, 2, None]),       # none with the day first
+    (["2019/02/01", "2019-02-03", "3/3/2019"], "", [0, 2, 30]),         # nothing to decide
+    (["2019/13/02", "13022019", "2019-02-03"], "", [None, None, 0]),
+    (["3 Feb 2019", "Feb 4, 2019", "5/5/2019"], "", [0, 1, 91]),
+])
+def test_all_dates_of_a_column_are_read_in_one_order(dates, order, days):
+    assert tables.study_days(["a"] * 3, dates, order) == days
+
+
+@pytest.mark.parametrize("dates, message", [
+    (["1/2/2019", "13/2/2019", "2/13/2019"], "column 'x' holds .*line 3.* and .*line 4.*: Do this"),
+    (["13/2/2019", "2/13/2019"], "line 2.*line 3"), (["2/2/2019", "1/2/2019"], "column 'x' does not tell .*line 3"),
+])
+def test_dates_in_no_known_order_are_an_error_that_quotes_none(dates, message):
+    with pytest.raises(UserError, match=message) as caught:
+        tables.study_days(["a"] * len(dates), dates, "", "column 'x'", "Do this")
+    assert "2019" not in str(caught.value)

@@ -68,6 +68,9 @@ def test_sentences(text, expected):
     ("1.5 cm mass, 2 mm, seen at 10:30 am", "1.5 cm mass, 2 mm, seen at 10:30 am"),
     ("lat view, LAT, lid", "lat view, LAT, lid"),
     ("nothing here", "nothing here"),
+    ("RUOQ, LLIQ; luiq and rloq", "LUOQ, RLIQ; ruiq and lloq"),
+    ("R UOQ, L-LIQ, rt UIQ, Lt. upper outer quadrant", "L UOQ, R-LIQ, lt UIQ, Rt. upper outer quadrant"),
+    ("UOQ, LOQ, LIQ, UIQs, LIQUID, RUOQX", "UOQ, LOQ, LIQ, UIQs, LIQUID, RUOQX"),
 ])
 def test_swap_laterality(text, mirrored):
     assert reports.swap_laterality(text) == mirrored
@@ -79,6 +82,7 @@ def test_swap_laterality(text, mirrored):
     ("lateral", True), ("superior", True), ("inferior aspect", True), ("at 3 o'clock", True), ("at 3 o’clock", True),
     ("UOQ", True), ("axillary node", True), ("at 10:30", True), ("above the nipple", True),
     ("lateral aspect of the breast on the CC view", True),
+    ("RUOQ", True), ("luiq", True), ("LLIQ and RLOQ", True), ("LOQ", True), ("RUQ", True), ("superolateral", True),
     ("lateral view", False), ("lateral magnification views", False), ("on the true lateral", False),
     ("medial and lateral projections", False), ("mediolateral oblique view", False),
     ("left mass", False), ("bilateral masses", False), ("retroareolar, posterior third", False), ("", False),
@@ -113,6 +117,23 @@ def test_names_position(text, expected):
     ("A mass cannot be excluded.", False, False, False),
     ("The breast is dense.", False, False, False),
     ("Nothing was not normal without doubt.", True, False, False),
+    ("Mass: none", True, True, False),
+    ("Masses: None. ", True, True, False),
+    ("Mass - none.", True, True, False),
+    ("Masses absent.", True, True, False),
+    ("Masses: No suspicious masses.", True, True, False),
+    ("Mass or calcification: not seen", True, True, True),
+    ("Masses: none; calcifications: benign.", False, True, False),
+    ("Mass: 9 mm, oval. Calcifications: none.", False, False, True),
+    ("Mass: 0.9 cm", False, False, False),
+    ("Mass: no change.", False, False, False),
+    ("A mass is seen in the breast: no calcifications.", False, False, True),
+    ("A mass cannot be completely excluded.", False, False, False),
+    ("A mass couldn't entirely be ruled out.", False, False, False),
+    ("It is not possible to exclude a mass.", False, False, False),
+    ("There is no doubt of a mass.", False, False, False),
+    ("Without any doubt there is a mass.", False, False, False),
+    ("No further imaging of the mass is needed.", False, False, False),
 ])
 def test_negation(sentence, whole, mass, calcification):
     assert reports.negated(sentence) is whole
@@ -135,6 +156,16 @@ def test_the_sentences_of_one_breast():
     assert reports.for_side(BREASTS, "") == BREASTS
     assert reports.for_side("Right mass.", "L") == "" and reports.for_side("No mass. Dense.", "L") == "No mass. Dense."
     assert reports.for_side("A mass on the left, none on the right.", "R") == "A mass on the left, none on the right."
+
+
+def test_a_breast_keeps_its_lines_of_a_form_and_every_addendum():
+    form = ("BREAST COMPOSITION: c\nRIGHT BREAST:\nMasses: A 9 mm mass.\nLEFT BREAST:\nMasses: None.\n"
+            "Addendum: RUOQ means left.")
+    assert reports.for_side(form, "L") == (
+        "BREAST COMPOSITION: c\nLEFT BREAST:\nMasses: None.\nAddendum: RUOQ means left.")
+    assert reports.for_side(form, "R") == (
+        "BREAST COMPOSITION: c\nRIGHT BREAST:\nMasses: A 9 mm mass.\nAddendum: RUOQ means left.")
+    assert reports.sides("RUOQ") == {"R"} and reports.sides("UOQ, LLIQ") == {"L"}
 
 
 def test_a_mirrored_report_has_mirrored_sentences():
