@@ -307,7 +307,7 @@ def dies_at(monkeypatch, change: int):
         yield
 
 
-@pytest.mark.parametrize("start", ["nothing", "finished", "stopped"])
+@pytest.mark.parametrize("start", ["nothing", *(pytest.param(x, marks=pytest.mark.slow) for x in ("finished", "stopped"))])
 def test_death_at_any_change_of_the_file_system(tmp_path, monkeypatch, start):
     """From an empty folder, while a finished one is brought up to date, and after a run over other tables."""
     root, out = mias_like(tmp_path / "in", pairs=6), tmp_path / "out"
@@ -401,7 +401,7 @@ def test_options_are_parsed():
         parse_options(["nothing"])
 
 
-@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
+@pytest.mark.parametrize("mode", ["in_memory", pytest.param("multi_processing", marks=pytest.mark.slow)])
 def test_beam_writes_the_same_bytes(tmp_path, mode):
     pytest.importorskip("apache_beam")
     root = mias_like(tmp_path / "in", pairs=6)

@@ -15,6 +15,7 @@ from tiny_dicom import breast, dataset
 
 from mammoclip_jax.data.identity import HASHED, Identity
 from mammoclip_jax.data.store.shards import Dataset as DataSet
+from mammoclip_jax.prepare import prepare
 
 REPO = Path(__file__).parents[2]
 SIZE = (480, 360)
@@ -130,9 +131,9 @@ def test_no_burned_in_text_is_left(tmp_path, folder, geometry, intensity):
     for number in range(3):
         plain = dataset(breast(*SIZE, seed=number), ImageLaterality="L", ViewPosition="CC", SOPInstanceUID=f"1.2.{number}")
         plain.save_as(clean / f"{number}.dcm", enforce_file_format=True)
-    flags = [f"--geometry={geometry}", f"--intensity={intensity}"]
-    run(folder, out, "report_csv", "--option=table=Zelenka.csv", *flags)
-    run(clean, tmp_path / "clean", "images_only", *flags)
+    options = dict(geometry=geometry, intensity=intensity, height=160, width=120, workers=0, max_quarantined=0.9)
+    prepare("report_csv", folder, out, options={"table": "Zelenka.csv"}, **options)
+    prepare("images_only", clean, tmp_path / "clean", **options)
     pictures, plain = DataSet.open(out), DataSet.open(tmp_path / "clean")
     texts = [pictures.read(row).astype(int) for row in range(3)]
     bare = [plain.read(row).astype(int) for row in range(3)]

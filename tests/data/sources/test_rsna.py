@@ -178,6 +178,7 @@ def test_errors_name_the_option(tmp_path):
         rsna.read(tmp_path, split="site", site=3)
 
 
+@pytest.mark.slow
 def test_full_size(tmp_path):
     """As many lines as the real table has."""
     lines = made(9000)
