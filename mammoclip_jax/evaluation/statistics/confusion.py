@@ -122,6 +122,11 @@ def _rates(truth, prediction) -> np.ndarray:
     return recall_score(truth, prediction.argmax(1), labels=np.unique(truth), average=None, zero_division=0)
 
 
+def _rates_of_few(truth, prediction, patients) -> few.Bound:
+    rates = zip(np.unique(truth), _rates(truth, prediction), strict=True)
+    return few.mean_of([few.binomial(rate, few.effective(patients[truth == k])) for k, rate in rates])
+
+
 def _few_or_sure(truth, prediction, patients) -> str:
     """`few.rarest_class`; also where a class is recognised whole or not at all: its part of the resamples is flat."""
     sure = np.isin(_rates(truth, prediction), (0, 1)).any()
@@ -133,9 +138,8 @@ ACCURACY = Metric(matrices, _accuracy, _decided(accuracy_score), _none_lacks,
                   few=lambda truth, prediction, patients: few.too_few(patients),
                   bound=lambda truth, prediction, patients: few.binomial(
                       accuracy_score(truth, prediction.argmax(1)), few.effective(patients)))
-BALANCED_ACCURACY = Metric(
-    _occurring, _balanced_accuracy, _averaged(recall_score), few_classes, few=_few_or_sure,
-    bound=lambda truth, prediction, patients: few.mean_of_rates(_rates(truth, prediction), truth, patients))
+BALANCED_ACCURACY = Metric(_occurring, _balanced_accuracy, _averaged(recall_score), few_classes, few=_few_or_sure,
+                           bound=_rates_of_few)
 MACRO_F1 = Metric(_occurring, _macro_f1, _averaged(f1_score), few_classes)
 KAPPA = {"unweighted": _kappa_metric(None, 0), "linear": _kappa_metric("linear", 1),
          "quadratic": _kappa_metric("quadratic", 2)}

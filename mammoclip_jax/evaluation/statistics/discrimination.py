@@ -205,14 +205,14 @@ def few_classes(truth, prediction) -> str:
     return "all are of one class" if len(np.unique(truth)) < 2 else ""
 
 
-def _areas(truth, p) -> list[float]:
-    return [roc_auc_score(truth == k, p[:, k]) for k in np.unique(truth)]
+def _areas_of_few(truth, p, patients) -> few.Bound:
+    return few.mean_of([_area_of_few(truth == k, p[:, k], patients) for k in np.unique(truth)])
 
 
 MACRO_AUROC = Metric(
     _curves, lambda curves: np.mean([_area(c) for c in curves], axis=0),
-    lambda truth, p: float(np.mean(_areas(truth, p))), few_classes,
-    bound=lambda truth, p, patients: few.mean_of_areas(_areas(truth, p), truth, patients))
+    lambda truth, p: float(np.mean([roc_auc_score(truth == k, p[:, k]) for k in np.unique(truth)])), few_classes,
+    bound=_areas_of_few)
 
 
 def macro_auroc(truth, probabilities, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:

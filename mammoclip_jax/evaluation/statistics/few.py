@@ -53,27 +53,13 @@ def area(value: float, truth, patients) -> Bound:
     return binomial(value, min(effective(patients[truth]), effective(patients[~truth])))
 
 
-def mean_of_areas(values, truth, patients) -> Bound:
-    """Of the mean of the AUROCs `values` [K] of one class against all others, in the order of np.unique(truth).
+def mean_of(bounds) -> Bound:
+    """Of a mean over classes, from the bounds of each: their means, which hold whether or not they are independent.
 
-    The mean of their bounds: they are not independent.
+    Adding the distances by their squares does not: with one patient of each of two classes it holds in 91 %.
     """
-    bounds = [area(value, truth == k, patients) for value, k in zip(values, np.unique(truth), strict=True)]
     low, high = (float(np.mean([bound[i] for bound in bounds])) for i in range(2))
     return Bound(low, high, "mean of the classes' exact binomial intervals")
-
-
-def mean_of_rates(values, truth, patients) -> Bound:
-    """Of the mean of rates `values` [K], each over the items of one class, in the order of np.unique(truth).
-
-    Distances from value to bound are added by their squares (Newcombe 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8).
-    """
-    values, patients = np.asarray(values, dtype=np.float64), np.asarray(patients)
-    bounds = np.array([binomial(value, effective(patients[truth == k]))[:2]
-                       for value, k in zip(values, np.unique(truth), strict=True)])
-    below, above = (np.sqrt(((values - side) ** 2).sum()) / len(values) for side in bounds.T)
-    return Bound(float(max(0.0, values.mean() - below)), float(min(1.0, values.mean() + above)),
-                 "exact binomial intervals of the classes, squared and added")
 
 
 def too_few(patients, whose: str = "", needs: int = FEW) -> str:
