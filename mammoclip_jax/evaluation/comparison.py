@@ -90,11 +90,12 @@ def _row(name: str, metric: Metric, first: Predicted, second: Predicted, level: 
     row |= {"a": metric.point(a.truth, a.prediction), "b": metric.point(b.truth, b.prediction)}
     if name == "auroc":
         row["p_delong"] = delong(a.truth, a.prediction, b.prediction, a.patients).p
-        row["reason"] += "; nor DeLong's test" if np.isnan(row["p_delong"]) and row["reason"] else ""
     if permutations:
         row["p_permutation"] = permutation_test(metric, a.truth, a.prediction, b.prediction, a.patients,
                                                 permutations=permutations, seed=options["seed"])
-        row["reason"] += "; p_permutation holds, but of few patients it hardly finds anything" if row["reason"] else ""
+    if few := metric.few(a.truth, a.prediction, a.patients.astype(str)):
+        row["reason"] = (row["reason"] or few) + ("; nor DeLong's test" if name == "auroc" else "")
+        row["reason"] += "; p_permutation holds, but of so few it hardly finds anything" if permutations else ""
     return row, entry
 
 
@@ -153,5 +154,5 @@ def _protocol(names, level: str, permutations: int) -> str:
     return (f"a: {names[0]}; b: {names[1]}. Level {level}. difference: a minus b; its interval: {statistics.INTERVAL}, "
             "the same resamples for both. p_delong: DeLong's test for clustered data (Obuchowski 1997), the patients "
             f"being the clusters. p_permutation: {permutations} exchanges of the models, patient by patient; of "
-            "ranks for metrics of the order. Of few patients there is only the last, see reason. q: after Benjamini and "
-            "Hochberg over the labels of a metric.")
+            "ranks for metrics of the order. Of few patients there is only the last, see reason. q: after Benjamini "
+            "and Hochberg over the labels of a metric.")

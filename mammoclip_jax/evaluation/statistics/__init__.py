@@ -2,9 +2,9 @@
 
 Every function returns an entry {"value", "low", "high", "n"} and, where there is no value or no useful interval,
 "reason", which also names an interval that is not by bootstrap; `resamples=0` leaves the interval out. `bootstrap` says
-how the intervals come about, `few` what stands in where patients are too few, `discrimination` holds
-what depends on the order of the scores, `confusion` what depends on decisions, `probability` what depends on the
-probabilities themselves, `location` means, medians and ratios.
+how the intervals come about, `few` what stands in where patients are too few, `discrimination` holds what depends on
+the order of the scores, `confusion` what depends on decisions, `probability` what depends on the probabilities
+themselves, `location` means, medians and ratios.
 """
 
 from mammoclip_jax.evaluation.statistics.bootstrap import (

@@ -119,7 +119,7 @@ def _operating(of, point, rate: float, sets: int) -> Metric:
     """The metric of one class where the other, `sets`, chooses the threshold by a wanted `rate`.
 
     `sets` needs as many patients that three are beyond the threshold, 30 for a rate of 0.9: with fewer, the best
-    threshold of those at hand is too far off. The class itself needs 20, as with fewer often only one or two are missed.
+    threshold of those at hand is too far off. The class itself needs 20: of fewer often only one or two are missed.
     """
     needs = max(few.FEW, math.ceil(3 / max(1 - rate, 0.01) - 1e-9))
     whose = ("negative", "positive")

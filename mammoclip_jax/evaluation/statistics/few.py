@@ -1,8 +1,8 @@
 """Few patients: when the bootstrap is not trusted, and what is said instead.
 
-With few patients of a class the bootstrap is too sure: nominal 95 % intervals of an AUROC hold in 45, 68, 82 and 89 % of
-simulated studies with 1, 2, 3 and 5 positive patients. So below FEW patients a metric has the interval named here, where
-one is known to hold, or none, with the reason.
+With few patients of a class the bootstrap is too sure: nominal 95 % intervals of an AUROC hold in 45, 68, 82 and 89 %
+of simulated studies with 1, 2, 3 and 5 positive patients. So below FEW patients a metric has the interval named here,
+where one is known to hold, or none, with the reason.
 
 The interval is that of Clopper and Pearson 1934 for a rate in so many patients. It also covers an AUROC, whose variance
 is at most A (1 - A) / min(positives, negatives) whatever the scores' distribution (Birnbaum and Klose 1957, "Bounds for

@@ -7,8 +7,8 @@
 - A permutation test of any metric: under the null hypothesis the models can be exchanged, patient by patient.
 - The bootstrap interval of the difference, with the same resamples of patients for both.
 
-With fewer than FEW patients of a class, DeLong's test and the interval would see differences where none are, so there are
-none; the permutation test keeps its level there, but can hardly find anything.
+With fewer than FEW patients of a class, DeLong's test and the interval would see differences where none are, so there
+are none; the permutation test keeps its level there, but can hardly find anything.
 """
 
 from typing import Any, NamedTuple
@@ -83,8 +83,8 @@ def auroc_covariance(truth, scores, patients=None) -> tuple[np.ndarray, np.ndarr
 def delong(truth, a, b, patients=None) -> DeLong:
     """DeLong's test of the AUROCs of scores `a` and `b` [n] for truth [n]; clustered where `patients` [n] are given.
 
-    No test, NaN, where fewer than FEW patients have positives, or negatives: it finds a difference between equals in 20,
-    12 and 9 % with 2, 3 and 5.
+    No test, NaN, where fewer than FEW patients have positives, or negatives: it finds a difference between equals in
+    20, 12 and 9 % with 2, 3 and 5.
 
     Raises:
         UserError: one class only.
@@ -136,7 +136,7 @@ def permutation_test(metric: Metric, truth, a, b, patients, *, permutations: int
 
 def difference(metric: Metric, truth, a, b, patients, *, resamples: int = RESAMPLES,
                seed: int = 0) -> dict[str, Any]:
-    """The entry of metric(a) - metric(b), both on the same resamples of patients; of few patients without an interval."""
+    """The entry of metric(a) - metric(b), both on the same resamples of patients; without interval of few."""
     truth, a, b = (np.asarray(x) for x in (truth, a, b))
     reason = lacking(metric, truth, a, b)
     if reason:
