@@ -11,6 +11,7 @@ import numpy as np
 from mammoclip_jax.boxes import iou
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.statistics.bootstrap import bootstrap
+from mammoclip_jax.evaluation.statistics.few import too_few
 
 COCO_IOU = tuple(np.round(np.arange(0.5, 1, 0.05), 2))      # the mean over these is COCO's "AP"
 RULES = ("voc", "coco")
@@ -160,4 +161,6 @@ def _entry(rankings, rule, boxes, patients, resamples, seed) -> dict[str, Any]:
         return statistics.entry(None, n=0, reason="no image has a box of this label")
     of = functools.partial(mean_precision, rankings, rule)
     value = of(np.ones((1, len(patients))))[0]
-    return bootstrap(value, of, patients, resamples=resamples, seed=seed) | {"n": boxes}
+    fewest = min((np.flatnonzero(ranking.truth) for ranking in rankings), key=len)      # patients of the rarest label
+    few = too_few(fewest, "with a box")
+    return bootstrap(value, of, patients, few=few, resamples=resamples, seed=seed) | {"n": boxes}

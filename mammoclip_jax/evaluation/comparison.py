@@ -93,6 +93,9 @@ def _row(name: str, metric: Metric, first: Predicted, second: Predicted, level: 
     if permutations:
         row["p_permutation"] = permutation_test(metric, a.truth, a.prediction, b.prediction, a.patients,
                                                 permutations=permutations, seed=options["seed"])
+    if few := metric.few(a.truth, a.prediction, a.patients.astype(str)):
+        row["reason"] = (row["reason"] or few) + ("; nor DeLong's test" if name == "auroc" else "")
+        row["reason"] += "; p_permutation holds, but of so few it hardly finds anything" if permutations else ""
     return row, entry
 
 
@@ -151,4 +154,5 @@ def _protocol(names, level: str, permutations: int) -> str:
     return (f"a: {names[0]}; b: {names[1]}. Level {level}. difference: a minus b; its interval: {statistics.INTERVAL}, "
             "the same resamples for both. p_delong: DeLong's test for clustered data (Obuchowski 1997), the patients "
             f"being the clusters. p_permutation: {permutations} exchanges of the models, patient by patient; of "
-            "ranks for metrics of the order. q: after Benjamini and Hochberg over the labels of a metric.")
+            "ranks for metrics of the order. Of few patients there is only the last, see reason. q: after Benjamini "
+            "and Hochberg over the labels of a metric.")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.plots import GRID, INK, LINES, canvas
+from mammoclip_jax.evaluation.statistics import few
 from mammoclip_jax.evaluation.statistics.discrimination import Curve, curve
 
 _GRID = np.linspace(0, 1, 201)      # places on the horizontal axis where bands are measured
@@ -27,7 +28,7 @@ class Scores(NamedTuple):
 
 def roc(lines: Mapping[str, Scores], *, resamples: int = statistics.RESAMPLES, seed: int = 0, form: str = "png",
         shade: str = "light") -> bytes:
-    """ROC curves with pointwise bands; names carry the AUROC."""
+    """ROC curves with pointwise bands, none of few patients (see `few`); names carry the AUROC."""
     with canvas(shade, (3.9, 3.7), form) as (axes, buffer):
         axes.plot([0, 1], [0, 1], color=INK[shade], linewidth=0.8, linestyle=(0, (4, 3)))
         _draw(axes, lines, "AUROC", _sensitivity, statistics.auroc, resamples, seed, shade)
@@ -54,7 +55,7 @@ def _draw(axes, lines: Mapping[str, Scores], name_of_area: str, heights: Callabl
             axes.plot([], [], color=colour, label=f"{name}: {entry['reason']}")
             continue
         of = curve(line.truth, line.score)
-        if resamples:
+        if resamples and not few.rarest_class(line.truth, line.score, line.patients):
             drawn = np.concatenate([heights(of(w)) for w in statistics.patient_weights(line.patients, resamples, seed)])
             low, high = np.nanquantile(drawn, [(1 - statistics.LEVEL) / 2, (1 + statistics.LEVEL) / 2], axis=0)
             axes.fill_between(_GRID, low, high, color=colour, alpha=0.18, linewidth=0)

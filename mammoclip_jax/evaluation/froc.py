@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from mammoclip_jax.boxes import area, iou
 from mammoclip_jax.evaluation.average_precision import Case, owners, tally
-from mammoclip_jax.evaluation.statistics.bootstrap import entry, interval, left_out_weights, patient_weights
+from mammoclip_jax.evaluation.statistics.bootstrap import entry, given, interval, left_out_weights, patient_weights
+from mammoclip_jax.evaluation.statistics.few import binomial, effective, too_few
 
 RATES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)        # false positives per image
 SIZES = ("small", "medium", "large")
@@ -126,7 +127,11 @@ def sensitivities(found: Marks, group: Group, rates: Sequence[float]):
 
 
 def entries(found: Marks, group: Group, rates: Sequence[float], *, resamples: int, seed: int) -> list[dict[str, Any]]:
-    """The metric's entry at each of `rates`, and their mean's; n is the number of findings or breasts."""
+    """The metric's entry at each of `rates`, and their mean's; n is the number of findings or breasts.
+
+    Of few patients with findings they are rates in these (`few.binomial`), no more uncertain than each found whole or
+    not at all.
+    """
     count, trials = len(group.owner), len(np.unique(group.owner))
     of = sensitivities(found, group, rates)
     patients = [f"{place:09d}" for place in range(len(found.images))]      # names that sort as their places do
@@ -137,6 +142,8 @@ def entries(found: Marks, group: Group, rates: Sequence[float], *, resamples: in
     values = np.append(values, values.mean())
     if not resamples:
         return [entry(value, n=count) for value in values]
+    if reason := too_few(group.owner, "with a finding"):
+        return [given(value, binomial(value, effective(group.owner)), reason, n=count) for value in values]
     drawn, left_out = (np.concatenate([of(weights) for weights in blocks])
                        for blocks in (patient_weights(patients, resamples, seed), left_out_weights(patients)))
     drawn, left_out = (np.c_[each, each.mean(1)] for each in (drawn, left_out))

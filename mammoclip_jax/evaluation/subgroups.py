@@ -135,6 +135,8 @@ def _measured(metric, units: Scored, member: np.ndarray, label: Predicted, optio
     if absent and metric.lacks is few_classes:      # the two are means over different classes
         return row | {"reason": f"none is of class {', '.join(absent)}: a mean over the others, with no gap to the whole"}
     part, whole = metric.summary(truth, prediction), metric.summary(units.truth, units.prediction)
+    few = metric.few(truth, prediction, units.patients[member].astype(str))
     gap = bootstrap(entry["value"] - metric.point(units.truth, units.prediction),
-                    lambda w: metric.of(part(w[:, member])) - metric.of(whole(w)), units.patients, **options)
-    return row | {"gap": gap["value"], "gap_low": gap["low"], "gap_high": gap["high"]}
+                    lambda w: metric.of(part(w[:, member])) - metric.of(whole(w)), units.patients, few=few, **options)
+    reason = row["reason"] or (f"gap: {gap['reason']}" if "reason" in gap else "")
+    return row | {"gap": gap["value"], "gap_low": gap["low"], "gap_high": gap["high"], "reason": reason}

@@ -43,6 +43,14 @@ def test_the_order_of_images_does_not_matter():
                                   compare(GOOD, shuffled, **QUICK).tables["comparison"])
 
 
+def test_of_few_positive_patients_only_the_permutation_test_is_left():
+    few = GOOD["patient"].isin(GOOD["patient"][GOOD["truth"] == 1].unique()[:3])
+    a, b = (table.assign(truth=table["truth"].where(few, 0.0)) for table in (GOOD, BAD))
+    row = compare(a, b, metrics=("auroc",), **QUICK).tables["comparison"].iloc[0]
+    assert row["difference"] > 0 and row["low"] is None and np.isnan(row["p_delong"]) and row["p_permutation"] > 0
+    assert row["reason"].startswith("no interval: 3 patients of the rarest class, 10 are needed; nor DeLong's test; p")
+
+
 def test_a_model_is_no_better_than_itself():
     row = compare(GOOD, GOOD, **QUICK).tables["comparison"].iloc[0]
     assert (row["difference"], row["p_delong"], row["p_permutation"]) == (0, 1, 1)

@@ -138,7 +138,7 @@ def test_an_enumerated_permutation_test():
 
 
 def test_the_interval_of_a_difference_uses_the_same_resamples():
-    truth, a, b, patients = made(3)
+    truth, a, b, patients = made(3, patients=30)
     found = paired.difference(discrimination.AUROC, truth, a, b, patients, resamples=100, seed=2)
     arrays = [np.repeat(np.arange(45), w.astype(int)) for w in
               np.concatenate(list(statistics.patient_weights(patients, 100, 2)))]

@@ -1,9 +1,10 @@
 """Metrics with their intervals. Patients, not images, are resampled, since a patient's images are not independent.
 
 Every function returns an entry {"value", "low", "high", "n"} and, where there is no value or no useful interval,
-"reason"; `resamples=0` leaves the interval out. `bootstrap` says how the intervals come about, `discrimination` holds
-what depends on the order of the scores, `confusion` what depends on decisions, `probability` what depends on the
-probabilities themselves, `location` means, medians and ratios.
+"reason", which also names an interval that is not by bootstrap; `resamples=0` leaves the interval out. `bootstrap` says
+how the intervals come about, `few` what stands in where patients are too few, `discrimination` holds what depends on
+the order of the scores, `confusion` what depends on decisions, `probability` what depends on the probabilities
+themselves, `location` means, medians and ratios.
 """
 
 from mammoclip_jax.evaluation.statistics.bootstrap import (

@@ -8,6 +8,8 @@ normal quantiles widened as in Hesterberg 2015, "What teachers should know about
 of normal, and n/(n-1), since the plain percentile interval is too narrow for few patients. The degrees of freedom
 are Satterthwaite's, from the kurtosis of the patients' influences: ten patients with cancer among a thousand are
 worth about ten. Acceleration and influences come from a jackknife over groups of patients.
+
+With few patients none of this holds, and where all resamples agree it has no width: `few` says what stands in.
 """
 
 from typing import Any, Callable, Mapping, NamedTuple
@@ -15,11 +17,13 @@ from typing import Any, Callable, Mapping, NamedTuple
 import numpy as np
 from scipy.stats import norm, t
 
+from mammoclip_jax.evaluation.statistics.few import LEVEL, Bound, binomial, count, rarest_class, too_few
+
 RESAMPLES = 1000
-LEVEL = 0.95
-INTERVAL = "95 %, BCa bootstrap over patients"
+INTERVAL = "95 %, BCa bootstrap over patients, or as the reason beside a value says"
 _GROUPS = 200           # of patients, of the jackknife; its error in the acceleration is about 0.65 / groups
-_FLAT = "all resamples agree: no measure of uncertainty"
+_FLAT = "no interval: all resamples agree"
+_ALONE = "no interval: without one of the patients there is no value"
 _CHUNK = 1_000_000      # elements of a block of weights: bounds memory, not the result
 
 
@@ -34,6 +38,10 @@ class Metric(NamedTuple):
     point: Callable[[np.ndarray, np.ndarray], float]                            # the value where all weights are 1
     lacks: Callable[[np.ndarray, np.ndarray], str]                              # why there is no value, or ""
     biased: bool = False        # clearly upward in small samples: see `biased_interval`
+    # (truth, prediction, patients) -> why the bootstrap has too few patients, or "". A difference asks it as well.
+    few: Callable[[np.ndarray, np.ndarray, np.ndarray], str] = rarest_class
+    # Of the same: the interval where they are too few, or where all resamples agree. None: there is none.
+    bound: Callable[[np.ndarray, np.ndarray, np.ndarray], Bound | None] | None = None
 
 
 def entry(value, low=None, high=None, *, n: int, reason: str | None = None) -> dict[str, Any]:
@@ -98,6 +106,11 @@ def estimate(metrics: Mapping[str, Metric], truth, prediction, patients, *, resa
             found[name] = entry(None, n=n, reason=reason)
         else:
             measured[name] = metric.point(truth, prediction)
+    if resamples:
+        patients = np.asarray(patients, dtype=str)
+        short = {name: metrics[name].few(truth, prediction, patients) for name in measured}
+        for name in filter(short.get, short):
+            found[name] = _bounded(metrics[name], measured.pop(name), (truth, prediction, patients), short[name])
     if measured and resamples:
         functions = {name: metrics[name].of for name in measured}
         summaries = {name: metrics[name].summary for name in measured}
@@ -107,19 +120,39 @@ def estimate(metrics: Mapping[str, Metric], truth, prediction, patients, *, resa
         left_out = _stacked(of, left_out_weights(patients))
         trials = _patients_of_rarest(truth, patients)
         for name, value in measured.items():
-            found[name] = (biased_interval(value, drawn[name], n=n) if metrics[name].biased else
-                           interval(value, drawn[name], left_out[name], n=n, trials=trials))
+            if metrics[name].biased:
+                found[name] = biased_interval(value, drawn[name], n=n)
+            elif metrics[name].bound and flat(drawn[name]):
+                found[name] = _bounded(metrics[name], value, (truth, prediction, patients), _FLAT)
+            else:
+                found[name] = interval(value, drawn[name], left_out[name], n=n, trials=trials)
     elif measured:
         found |= {name: entry(value, n=n) for name, value in measured.items()}
     return {name: found[name] for name in metrics}
 
 
-def bootstrap(value: float, of: Callable[[np.ndarray], np.ndarray], patients, *, resamples: int = RESAMPLES,
-              seed: int = 0) -> dict[str, Any]:
-    """The entry of one `value` whose resamples are `of(weights [r, n])` [r]."""
+def _bounded(metric: Metric, value: float, scored, reason: str) -> dict[str, Any]:
+    """The entry of a value that has no bootstrap for `reason`: with the metric's own interval, or with none."""
+    bound = metric.bound(*scored) if metric.bound else None
+    return given(value, bound, reason, n=len(scored[0])) if bound else entry(value, n=len(scored[0]), reason=reason)
+
+
+def given(value: float, bound: Bound, reason: str, *, n: int) -> dict[str, Any]:
+    """The entry of a value with an interval that does not come from resamples; `reason`: why they have none."""
+    return entry(value, bound.low, bound.high, n=n, reason=f"{bound.how}; by bootstrap {reason}")
+
+
+def bootstrap(value: float, of: Callable[[np.ndarray], np.ndarray], patients, *, few: str = "",
+              resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """The entry of one `value` whose resamples are `of(weights [r, n])` [r].
+
+    few: why it has too few patients, where that is not seen from how many there are.
+    """
     n = len(np.asarray(patients))
     if not resamples:
         return entry(value, n=n)
+    if reason := few or too_few(patients):
+        return entry(value, n=n, reason=reason)
     drawn = np.concatenate([of(w) for w in patient_weights(patients, resamples, seed)])
     return interval(value, drawn, np.concatenate([of(w) for w in left_out_weights(patients)]), n=n)
 
@@ -145,33 +178,31 @@ def _stacked(of, blocks) -> dict[str, np.ndarray]:
 
 def _patients_of_rarest(truth: np.ndarray, patients) -> int:
     """How many patients have an item of the class that fewest have."""
-    patients = np.asarray(patients, dtype=str)
-    return min(len(np.unique(patients[truth == k])) for k in np.unique(truth))
+    return min(count(np.asarray(patients)[truth == k]) for k in np.unique(truth))
 
 
-def exact(value: float, trials: int, *, n: int) -> dict[str, Any]:
-    """The entry of a rate that is 0 or 1 in every resample: the bootstrap has no width there.
-
-    The bound is that of Clopper and Pearson 1934 for `trials` patients without a failure (or a success).
-    """
-    bound = ((1 - LEVEL) / 2) ** (1 / trials)
-    low, high = (bound, 1) if value else (0, 1 - bound)
-    return entry(value, low, high, n=n, reason=f"all alike: exact binomial interval, {trials} patients")
+def flat(drawn: np.ndarray) -> bool:
+    """Whether all resamples that have a value agree."""
+    drawn = drawn[~np.isnan(drawn)]
+    return len(drawn) > 0 and bool(np.isclose(drawn.min(), drawn.max(), rtol=1e-9, atol=1e-12))
 
 
 def interval(value: float, drawn: np.ndarray, left_out: np.ndarray, *, n: int, trials: int = 0) -> dict[str, Any]:
     """The entry of `value`, from its resamples `drawn` [R] and its jackknife `left_out` [G]; NaN: undefined, left out.
 
     The bounds are order statistics of `drawn`, without interpolation, so an infinite draw cannot turn into NaN. A
-    value of 0 or 1 that no resample changes gets the bound of a rate, with `trials` patients, unless that is 0.
+    value of 0 or 1 that no resample changes gets the bound of a rate, with `trials` patients, unless that is 0; another
+    has no interval, and none has a value that is undefined without one of the patients.
     """
-    drawn, left_out = drawn[~np.isnan(drawn)], left_out[np.isfinite(left_out)]
+    drawn = drawn[~np.isnan(drawn)]
     if len(drawn) == 0:
         return entry(value, n=n, reason="no interval: no resample of the patients holds both classes")
-    if np.isclose(drawn.min(), drawn.max(), rtol=1e-9, atol=1e-12):
+    if flat(drawn):
         if trials and (np.isclose(value, 0) or np.isclose(value, 1)):
-            return exact(round(value), trials, n=n)
-        return entry(value, drawn[0], drawn[0], n=n, reason=_FLAT)
+            return given(value, binomial(round(value), trials), _FLAT, n=n)
+        return entry(value, n=n, reason=_FLAT)
+    if not np.isfinite(left_out).all():
+        return entry(value, n=n, reason=_ALONE)
     low, high = levels(value, drawn, left_out)
     return entry(value, np.quantile(drawn, low, method="lower"), np.quantile(drawn, high, method="higher"), n=n)
 
@@ -185,7 +216,7 @@ def biased_interval(value: float, drawn: np.ndarray, *, n: int) -> dict[str, Any
     """
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if low == high:
-        return entry(value, value, value, n=n, reason=_FLAT)
+        return entry(value, n=n, reason=_FLAT)
     return entry(value, max(0.0, 2 * value - high), value + drawn.mean() - low, n=n)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Callable
 import numpy as np
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, recall_score
 
+from mammoclip_jax.evaluation.statistics import few
 from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, Metric, estimate
 from mammoclip_jax.evaluation.statistics.discrimination import few_classes, one_class, share
 
@@ -77,7 +78,13 @@ def _rate(hit: tuple[int, int], other: tuple[int, int]) -> Metric:
         undefined = "nothing is predicted so" if hit[1] == other[1] else one_class(truth, prediction)
         return undefined if np.isnan(point(truth, prediction)) else ""
 
-    return Metric(matrices, of, point, lacks)
+    def counting(truth, prediction, patients):
+        """Patients of the items below the line."""
+        said = np.stack([truth, prediction.argmax(1)], axis=1)
+        return patients[(said == hit).all(1) | (said == other).all(1)]
+
+    return Metric(matrices, of, point, lacks, few=lambda *scored: few.too_few(counting(*scored), "that count"),
+                  bound=lambda *scored: few.binomial(point(*scored[:2]), few.effective(counting(*scored))))
 
 
 def _none_lacks(truth, prediction) -> str:
@@ -107,11 +114,32 @@ def _kappa_metric(weighting: str | None, power: int) -> Metric:
         return float(cohen_kappa_score(truth, prediction.argmax(1), labels=range(prediction.shape[1]),
                                        weights=weighting))
 
-    return Metric(matrices, lambda matrix: _kappa(power, matrix), point, _constant)
+    return Metric(matrices, lambda matrix: _kappa(power, matrix), point, _constant, few=few.beside_commonest)
 
 
-ACCURACY = Metric(matrices, _accuracy, _decided(accuracy_score), _none_lacks)
-BALANCED_ACCURACY = Metric(_occurring, _balanced_accuracy, _averaged(recall_score), few_classes)
+def _rates(truth, prediction) -> np.ndarray:
+    """Share of each class's items that are recognised, [K] of those that occur."""
+    return recall_score(truth, prediction.argmax(1), labels=np.unique(truth), average=None, zero_division=0)
+
+
+def _rates_of_few(truth, prediction, patients) -> few.Bound:
+    rates = zip(np.unique(truth), _rates(truth, prediction), strict=True)
+    return few.mean_of([few.binomial(rate, few.effective(patients[truth == k])) for k, rate in rates])
+
+
+def _few_or_sure(truth, prediction, patients) -> str:
+    """`few.rarest_class`; also where a class is recognised whole or not at all: its part of the resamples is flat."""
+    sure = np.isin(_rates(truth, prediction), (0, 1)).any()
+    return few.rarest_class(truth, prediction, patients) or (
+        "no interval: a class is recognised whole or not at all" if sure else "")
+
+
+ACCURACY = Metric(matrices, _accuracy, _decided(accuracy_score), _none_lacks,
+                  few=lambda truth, prediction, patients: few.too_few(patients),
+                  bound=lambda truth, prediction, patients: few.binomial(
+                      accuracy_score(truth, prediction.argmax(1)), few.effective(patients)))
+BALANCED_ACCURACY = Metric(_occurring, _balanced_accuracy, _averaged(recall_score), few_classes, few=_few_or_sure,
+                           bound=_rates_of_few)
 MACRO_F1 = Metric(_occurring, _macro_f1, _averaged(f1_score), few_classes)
 KAPPA = {"unweighted": _kappa_metric(None, 0), "linear": _kappa_metric("linear", 1),
          "quadratic": _kappa_metric("quadratic", 2)}

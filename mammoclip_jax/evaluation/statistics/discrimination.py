@@ -1,11 +1,13 @@
 """How well scores separate the classes: what depends on their order alone."""
 
+import math
 from functools import partial
 from typing import Any, Callable, NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
+from mammoclip_jax.evaluation.statistics import few
 from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, Metric, estimate
 
 _SLACK = 1e-9       # of a rate that should reach a wanted one; weights are whole numbers
@@ -105,23 +107,51 @@ def _point_best_f1(truth, score) -> float:
     return float((2 * precision * recall / np.maximum(precision + recall, 1e-12)).max())
 
 
-def _metric(of, point) -> Metric:
-    return Metric(curve, of, point, one_class)
+def _metric(of, point, **of_few) -> Metric:
+    return Metric(curve, of, point, one_class, **of_few)
 
 
-AUROC = _metric(_area, roc_auc_score)
+def _area_of_few(truth, score, patients) -> few.Bound:
+    return few.area(roc_auc_score(truth, score), truth, patients)
+
+
+def _operating(of, point, rate: float, sets: int) -> Metric:
+    """The metric of one class where the other, `sets`, chooses the threshold by a wanted `rate`.
+
+    `sets` needs as many patients that three are beyond the threshold, 30 for a rate of 0.9: with fewer, the best
+    threshold of those at hand is too far off. The class itself needs 20: of fewer often only one or two are missed.
+    """
+    needs = max(few.FEW, math.ceil(3 / max(1 - rate, 0.01) - 1e-9))
+    whose = ("negative", "positive")
+
+    def short_of(truth, patients) -> str:
+        return few.too_few(patients[truth == sets], whose[sets], needs)
+
+    def short(truth, score, patients) -> str:
+        del score
+        return short_of(truth, patients) or few.too_few(patients[truth != sets], whose[1 - sets], 2 * few.FEW)
+
+    def bound(truth, score, patients) -> few.Bound | None:
+        if short_of(truth, patients):
+            return None
+        return few.binomial(point(truth, score), few.effective(patients[truth != sets]))
+
+    return _metric(of, point, few=short, bound=bound)
+
+
+AUROC = _metric(_area, roc_auc_score, bound=_area_of_few)
 AVERAGE_PRECISION = _metric(_average_precision, average_precision_score)
 BEST_F1 = _metric(_best_f1, _point_best_f1)
 
 
 def at_specificity(specificity: float) -> Metric:
     """The metric `sensitivity_at_specificity`."""
-    return _metric(partial(_sensitivity_at, specificity), partial(_point_sensitivity, specificity))
+    return _operating(partial(_sensitivity_at, specificity), partial(_point_sensitivity, specificity), specificity, 0)
 
 
 def at_sensitivity(sensitivity: float) -> Metric:
     """The metric `specificity_at_sensitivity`."""
-    return _metric(partial(_specificity_at, sensitivity), partial(_point_specificity, sensitivity))
+    return _operating(partial(_specificity_at, sensitivity), partial(_point_specificity, sensitivity), sensitivity, 1)
 
 
 def auroc(labels, scores, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -175,9 +205,14 @@ def few_classes(truth, prediction) -> str:
     return "all are of one class" if len(np.unique(truth)) < 2 else ""
 
 
+def _areas_of_few(truth, p, patients) -> few.Bound:
+    return few.mean_of([_area_of_few(truth == k, p[:, k], patients) for k in np.unique(truth)])
+
+
 MACRO_AUROC = Metric(
     _curves, lambda curves: np.mean([_area(c) for c in curves], axis=0),
-    lambda truth, p: float(np.mean([roc_auc_score(truth == k, p[:, k]) for k in np.unique(truth)])), few_classes)
+    lambda truth, p: float(np.mean([roc_auc_score(truth == k, p[:, k]) for k in np.unique(truth)])), few_classes,
+    bound=_areas_of_few)
 
 
 def macro_auroc(truth, probabilities, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:

@@ -4,19 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, bootstrap, entry, exact
+from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, bootstrap, entry, given
+from mammoclip_jax.evaluation.statistics.few import binomial, effective, too_few
 
 
 def mean(values, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """Mean of `values` [n]; with 0/1 values a rate, such as Recall@k or a hit rate.
 
-    Where all are 0 or all are 1 the exact binomial bound stands in, with the number of patients as trials.
+    A rate of few patients, or where all are 0 or all are 1, has the exact binomial interval (see `few`).
     """
     values = np.asarray(values, dtype=np.float64)
     if len(values) == 0:
         return entry(None, n=0, reason="nothing to score")
-    if resamples and values[0] in (0, 1) and (values == values[0]).all():
-        return exact(values[0], len(np.unique(np.asarray(patients, dtype=str))), n=len(values))
+    if resamples and np.isin(values, (0, 1)).all():
+        reason = "no interval: all are alike" if (values == values[0]).all() else too_few(patients)
+        if reason:
+            return given(values.mean(), binomial(values.mean(), effective(patients)), reason, n=len(values))
 
     def of(weights):
         return weights @ values / weights.sum(1)

@@ -6,6 +6,9 @@
   O(n log n) (Sun and Xu 2014).
 - A permutation test of any metric: under the null hypothesis the models can be exchanged, patient by patient.
 - The bootstrap interval of the difference, with the same resamples of patients for both.
+
+With fewer than FEW patients of a class, DeLong's test and the interval would see differences where none are, so there
+are none; the permutation test keeps its level there, but can hardly find anything.
 """
 
 from typing import Any, NamedTuple
@@ -23,6 +26,7 @@ from mammoclip_jax.evaluation.statistics.bootstrap import (
     not_finite,
 )
 from mammoclip_jax.evaluation.statistics.discrimination import AUROC, MACRO_AUROC
+from mammoclip_jax.evaluation.statistics.few import FEW, count
 
 PERMUTATIONS = 1000
 
@@ -79,6 +83,9 @@ def auroc_covariance(truth, scores, patients=None) -> tuple[np.ndarray, np.ndarr
 def delong(truth, a, b, patients=None) -> DeLong:
     """DeLong's test of the AUROCs of scores `a` and `b` [n] for truth [n]; clustered where `patients` [n] are given.
 
+    No test, NaN, where fewer than FEW patients have positives, or negatives: it finds a difference between equals in
+    20, 12 and 9 % with 2, 3 and 5.
+
     Raises:
         UserError: one class only.
     """
@@ -88,6 +95,9 @@ def delong(truth, a, b, patients=None) -> DeLong:
     (first, second), covariance = auroc_covariance(truth, [a, b], patients)
     difference = first - second
     error = np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
+    patients = np.arange(len(truth)) if patients is None else np.asarray(patients)
+    if min(count(patients[truth]), count(patients[~truth])) < FEW:
+        error = np.nan
     if error < 1e-12:           # the same order of scores, or two that never vary: rounding must not decide
         z = 0.0 if abs(difference) < 1e-12 else np.nan
     else:
@@ -126,15 +136,17 @@ def permutation_test(metric: Metric, truth, a, b, patients, *, permutations: int
 
 def difference(metric: Metric, truth, a, b, patients, *, resamples: int = RESAMPLES,
                seed: int = 0) -> dict[str, Any]:
-    """The entry of metric(a) - metric(b), both on the same resamples of patients."""
+    """The entry of metric(a) - metric(b), both on the same resamples of patients; without interval of few."""
     truth, a, b = (np.asarray(x) for x in (truth, a, b))
     reason = lacking(metric, truth, a, b)
     if reason:
         return entry(None, n=len(truth), reason=reason)
     first, second = (metric.summary(truth, side) for side in (a, b))
+    patients = np.asarray(patients, dtype=str)
+    few = metric.few(truth, a, patients) or metric.few(truth, b, patients)
     return bootstrap(metric.point(truth, a) - metric.point(truth, b),
-                               lambda weights: metric.of(first(weights)) - metric.of(second(weights)), patients,
-                               resamples=resamples, seed=seed)
+                     lambda weights: metric.of(first(weights)) - metric.of(second(weights)), patients, few=few,
+                     resamples=resamples, seed=seed)
 
 
 def lacking(metric: Metric, truth, *predictions) -> str:

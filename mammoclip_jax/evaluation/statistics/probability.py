@@ -10,6 +10,7 @@ import numpy as np
 
 from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, Metric, estimate
 from mammoclip_jax.evaluation.statistics.discrimination import one_class, share
+from mammoclip_jax.evaluation.statistics.few import beside_commonest
 
 BINS = 15       # as Guo et al. 2017
 
@@ -52,7 +53,8 @@ def expected_calibration_error(bins: int = BINS, equal_mass: bool = False) -> Me
         gap[np.arange(len(hit)), in_bins(confidence, edges)] = confidence - hit
         return lambda weights: np.abs(weights @ gap).sum(1) / weights.sum(1)
 
-    return Metric(gaps, lambda values: values, _with_ones(gaps), no_probability, biased=True)
+    return Metric(gaps, lambda values: values, _with_ones(gaps), no_probability, biased=True,
+                  few=beside_commonest)
 
 
 def _with_ones(summary) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -73,7 +75,7 @@ def _shares(truth, prediction):
                                  * ((weights @ positive > 0) & (weights @ (1 - positive) > 0)))
 
 
-BRIER = Metric(_squares, lambda values: values, _with_ones(_squares), no_probability)
+BRIER = Metric(_squares, lambda values: values, _with_ones(_squares), no_probability, few=beside_commonest)
 PROBABILISTIC_F1 = Metric(_shares, lambda values: values, _with_ones(_shares), one_class)
 
 
