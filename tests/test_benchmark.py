@@ -34,7 +34,7 @@ def test_a_probe_is_compared_with_features_of_every_epoch(images):
     assert [row["images"] for row in rows] == [2, 2, 2] and rows[0]["ratio"] == 1 and rows[1]["ratio"] > 1
 
 
-@pytest.mark.parametrize("mode", ["codecs", "input"])
+@pytest.mark.parametrize("mode", ["codecs", pytest.param("input", marks=pytest.mark.slow)])
 def test_a_mode_compares_each_codec_with_png(images, mode):
     figures = benchmark.benchmark(mode, str(images), limit=2, height=32, width=24, repeats=2)
     assert figures["data"].startswith("2 files") and figures["versions"]["numpy"] == np.__version__

@@ -23,6 +23,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import efficientnet
 from mammoclip_jax.models.vit import DINOV2
 
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """Published sizes and what the encoders have in different places.

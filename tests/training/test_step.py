@@ -100,6 +100,7 @@ def alone(start):
     return gradients_on(meshes.make_mesh({}, jax.devices()[:1]), start)
 
 
+@pytest.mark.slow       # in the quick run test_all_encoders.py and the contract of the encoders stand for it
 @pytest.mark.parametrize("shape", [{"data": -1}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "space": 2}])
 def test_every_gradient_is_the_same_on_eight_devices(shape, start, alone):
     assert_same(alone, gradients_on(meshes.make_mesh(shape), start))

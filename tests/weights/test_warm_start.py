@@ -1,5 +1,6 @@
 """Warm starts: what is loaded, what is adapted so that outputs stay, what is refused, and what a run notes of it."""
 
+import functools
 import json
 import os
 import signal
@@ -145,8 +146,8 @@ def test_a_grey_image_gives_the_same_features_with_other_channels(name, old, new
     (path, how), = report.adapted
     assert path.endswith("kernel") and f"{old} image channels to {new}" in how
     grey = RNG.standard_normal((2, 32, 32, 1)).astype(np.float32)
-    expected, _ = theirs.apply(source, np.repeat(grey, old, axis=3), train=False)
-    found, _ = ours.apply(variables, np.repeat(grey, new, axis=3), train=False)
+    expected, _ = jax.jit(functools.partial(theirs.apply, train=False))(source, np.repeat(grey, old, axis=3))
+    found, _ = jax.jit(functools.partial(ours.apply, train=False))(variables, np.repeat(grey, new, axis=3))
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
