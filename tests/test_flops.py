@@ -94,7 +94,7 @@ def test_a_loop_of_unknown_length_is_refused():
         flops.model_flops(lambda x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c @ c, x), SQUARE)
 
 
-@pytest.mark.parametrize("variant, gigaflops", [("b2", 36.7), ("b5", 131.2)])
+@pytest.mark.parametrize("variant, gigaflops", [("b2", 36.7), pytest.param("b5", 131.2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("options", [{}, {"scan": True, "remat": "block"}, {"lanes": True}], ids=" ".join)
 def test_efficientnet_at_full_resolution(variant, gigaflops, options):
     encoder = flops.without_cells(models.image_encoder({"name": "efficientnet", "variant": variant} | options))

@@ -74,7 +74,7 @@ def test_new_variables_are_used(model, variables, images):
     np.testing.assert_array_equal(model.embed_image(images[:2]), before)
 
 
-@pytest.mark.parametrize("method", ["grad_cam", "hires_cam"])
+@pytest.mark.parametrize("method", ["grad_cam", pytest.param("hires_cam", marks=pytest.mark.slow)])
 def test_map_equals_its_formula_with_finite_differences(model, meta, variables, images, method):
     """The gradient by the stage map, cell by cell in float64, then the formula; before resampling to the image."""
     stage = "stage7"

@@ -265,6 +265,7 @@ def mias_like(root: Path, pairs: int = 24) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     root, out = mias_like(tmp_path / "in"), tmp_path / "killed"
     prepare("mias", root, tmp_path / "clean", workers=1, shards=6, codec="png", **SMALL)

@@ -439,6 +439,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
 
+@pytest.mark.slow
 def test_command(tmp_path):
     shape = ("--exams=1", "--height=160", "--width=128", "--workers=1")
     done = run(f"--out={tmp_path / 'set'}", *shape)

@@ -93,7 +93,7 @@ def found(text: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("source, options", [
-    ("report_csv", ["--option=table=Zelenka.csv"]), ("images_only", []),
+    ("report_csv", ["--option=table=Zelenka.csv"]), pytest.param("images_only", [], marks=pytest.mark.slow),
 ])
 def test_no_planted_identity_is_written(tmp_path, folder, source, options):
     out = tmp_path / "out"

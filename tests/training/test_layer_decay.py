@@ -40,7 +40,7 @@ def test_the_rate_falls_by_layer(options, depths):
 
 
 def test_the_step_is_scaled_and_nothing_else():
-    params = params_of(dict(name="efficientnet", variant="b0", width=0.25, depth=0.3))
+    params = params_of(dict(name="vit", width=16, depth=2, heads=2, size=64, patch=16))
     gradients = jax.tree.map(jnp.ones_like, params)
     config = defaults().train
     config.update(warmup_steps=0, steps=10, lr=0.1, weight_decay=0.01)

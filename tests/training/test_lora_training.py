@@ -143,7 +143,7 @@ def test_gradients_are_the_same_on_eight_devices():
     (dict(name="resnet", variant="18", width=8, depths=(1, 1, 1, 1)), "text_encoder/.*/c_attn/kernel"),
     (dict(name="vit", variant="tiny", width=16, depth=2, heads=2), "image_encoder/.*/(query|value)/kernel"),
 ])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_adapters_with_dropout_run_beside_other_image_encoders(image, pattern, parts):
     """By shapes: in the image tower, beside one that makes its modules while it runs, and inside a scan over parts."""
     config = tiny_config()
