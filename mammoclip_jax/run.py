@@ -57,7 +57,7 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
         kind).
 
     Raises:
-        UserError: the config or the data are wrong.
+        UserError: the config or the data are wrong, or another process trains in `workdir`.
         loop.Stopped: the run was asked to stop, and has saved.
     """
     started = time.monotonic()
@@ -68,11 +68,12 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
     workdir = Path(workdir)
     changed = continuation.check(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    host.share_workdir(workdir)
-    before += time.monotonic() - started
-    with contextlib.closing(goodput.Ledger(workdir, active=host.is_main(), before=before)) as ledger:
-        figures = train_and_evaluate(config, workdir, ledger, changed)
-        summary = ledger.summary()
+    with host.alone_in(workdir):
+        host.share_workdir(workdir)
+        before += time.monotonic() - started
+        with contextlib.closing(goodput.Ledger(workdir, active=host.is_main(), before=before)) as ledger:
+            figures = train_and_evaluate(config, workdir, ledger, changed)
+            summary = ledger.summary()
     if summary:
         logging.info("%s", goodput.sentence(summary))
         figures |= {"goodput": summary.pop("goodput"), "ledger": summary}

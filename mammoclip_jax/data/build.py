@@ -11,7 +11,6 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import io
 import itertools
@@ -42,6 +41,7 @@ from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import whole, write_text
+from mammoclip_jax.locks import locked
 
 IMAGES_PER_SHARD = 256
 BUILDING = ".building"
@@ -102,6 +102,7 @@ def build(
         counts = Dataset.open(out).info["counts"]
         return counts | {"up_to_date": True, "reused": counts["images"], "made": 0, "deidentification": ran}
     with _writing(out, parameters) as building:
+        stored = _finished(out, parameters)         # again: another process may have come before
         for stopped in (out / STOPPED, building):
             if (stopped / "parameters.json").is_file():
                 stored |= increment.of_building(stopped, out)
@@ -180,8 +181,9 @@ def _writing(out: Path, parameters: dict) -> Iterator[Path]:
     if out.exists() and not ours and any(path.name not in may_be_there for path in out.iterdir()):
         raise UserError(f"{out} is not empty and no data set. Use another --out, or empty it.")
     try:
-        building.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
+            building.mkdir(exist_ok=True)
             _start(out, building, parameters)
             yield building
     except OSError as error:
@@ -189,16 +191,8 @@ def _writing(out: Path, parameters: dict) -> Iterator[Path]:
                         "mend it, and run the same command again.") from error
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """For one process at a time; the system releases the lock of a process that dies."""
-    with open(out / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing {out}. Wait for it, or use another --out.") from None
-        yield
-        (out / _LOCK).unlink(missing_ok=True)
+def _locked(out: Path) -> contextlib.AbstractContextManager[None]:
+    return locked(out / _LOCK, f"preparing {out}", "use another --out")
 
 
 def _start(out: Path, building: Path, parameters: dict) -> None:

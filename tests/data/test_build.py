@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import secrets
 import shutil
 import signal
 import stat
@@ -21,11 +22,14 @@ import numpy as np
 import pytest
 from tiny_dicom import breast, write
 
+from mammoclip_jax.data import build as build_module
 from mammoclip_jax.data import summary
 from mammoclip_jax.data.build import build
+from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.prepare import parse_options, prepare, read
 
@@ -364,6 +368,44 @@ def test_one_process_at_a_time(tmp_path):
         with pytest.raises(UserError, match="another process"):
             prepare("mias", root, out, workers=0, max_quarantined=0.9, **SMALL)
     assert prepare("mias", root, out, workers=0, max_quarantined=0.9, **SMALL)["images"] == 3
+
+
+def test_what_another_process_writes_meanwhile_is_read_again(tmp_path, monkeypatch):
+    """Else whole shards would be linked under the rows that they had before."""
+    for name in "abcd":
+        write(tmp_path / f"{name}.dcm", breast(seed=ord(name)))
+
+    def run(names: str, **labels) -> None:
+        rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train",
+                 "labels": labels} for name in names]
+        build(SourceTable(frame(rows), [], "", "", True), tmp_path, tmp_path / "out", shards=2,
+              preprocessing=Preprocessing(**SMALL))
+
+    locked = build_module.locked
+
+    def late(*arguments):
+        monkeypatch.setattr(build_module, "locked", locked)
+        run("bacd")
+        return locked(*arguments)
+
+    run("abcd")
+    monkeypatch.setattr(build_module, "locked", late)
+    run("abcd", cancer=1)
+    assert verify(tmp_path / "out")["ok"]
+
+
+def test_two_processes_that_make_a_key_at_once_share_it(tmp_path, monkeypatch):
+    first, drawn = [], secrets.token_hex
+
+    def meanwhile(count):
+        monkeypatch.setattr(secrets, "token_hex", drawn)
+        first.append(Identity(tmp_path / "a", tmp_path / "keys" / "key"))
+        return drawn(count)
+
+    monkeypatch.setattr(secrets, "token_hex", meanwhile)
+    second = Identity(tmp_path / "b", tmp_path / "keys" / "key")
+    assert second.hash("patient", "7") == first[0].hash("patient", "7")
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["key"]
 
 
 def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):
