@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
 from mammoclip_jax import cached_text, continuation, host, inference, provenance, supervised
-from mammoclip_jax.data import pipeline
+from mammoclip_jax.data import leave_out, pipeline
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
@@ -141,7 +141,7 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
             source, root = options.pop("source"), options.pop("root")
             counts = prepare(source, root, folder, **options)
             logging.info("%s", prepared(folder, counts, time.monotonic() - started))
-        datasets[name] = Dataset.open(folder)
+        datasets[name] = leave_out.unused(Dataset.open(folder), config.data.leave_out)
     return datasets
 
 

@@ -81,9 +81,9 @@ def test_sections_are_counted_by_report_with_examples_that_name_nobody(tmp_path)
     assert kept["findings"]["examples"][0].startswith("Tissue density: C.") and len(kept["findings"]["examples"]) == 3
     assert kept["impression"]["examples"] == ["Suspicious mass.", "Negative."]
     assert all(len(text) <= 60 for part in (*kept.values(), *dropped.values()) for text in part["examples"])
-    assert found["without_findings"] == 1
+    assert found["lacking"] == {"findings": 1, "both": 0}
     printed = summary.dry_run(found, False)
-    assert "  recommendation: " in printed and "1  reports have an impression and no findings" in printed
+    assert "  recommendation: " in printed and "WARNING: 1 reports have an impression and no findings" in printed
     assert "NO recogniser" in printed
     for secret in ("Zyxwv", "Zelenka", "88123997", "2019"):
         assert secret not in json.dumps(found) and secret not in printed

@@ -85,18 +85,40 @@ def read(path: Path | str, frames: str = "refuse") -> Image:
         stored = narrow(_grey(path, _decode_picture(path)))
         return Image(stored, Fields(size="{} {}".format(*stored.shape)), pydicom.Dataset())
     with quiet():
-        header = _parse(path, stop_before_pixels=True)
-        if "Rows" not in header and "Columns" not in header:
-            raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
-        shape = declared(path, header)
-        if shape.frames > 1 and frames != "middle":
-            remedy = "give single-frame images, not tomosynthesis, or choose the middle frame (frames 'middle')"
-            raise Unreadable(path, "decode", "multi-frame", remedy)
+        header, shape = _header(path, frames)
         if shape.frames == 1:
             header = _parse(path)
             if not any(name in header for name in PIXELS):
                 raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
         return _image(path, header, shape)
+
+
+def look(path: Path | str, frames: str = "refuse") -> Fields:
+    """The fields of a file, nothing of a picture's, after all that `read` finds out before it decodes.
+
+    Raises:
+        Unreadable: as `read`, as far as the header or the first bytes tell.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PICTURES:
+        if not cv2.haveImageReader(str(path)):
+            raise _undecodable(path)
+        return Fields()
+    with quiet():
+        header, shape = _header(path, frames)
+        _copy_from_groups(header, shape.frames // 2)
+        return fields(header)
+
+
+def _header(path: Path, frames: str) -> tuple[pydicom.Dataset, Shape]:
+    header = _parse(path, stop_before_pixels=True)
+    if "Rows" not in header and "Columns" not in header:
+        raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
+    shape = declared(path, header)
+    if shape.frames > 1 and frames != "middle":
+        remedy = "give single-frame images, not tomosynthesis, or choose the middle frame (frames 'middle')"
+        raise Unreadable(path, "decode", "multi-frame", remedy)
+    return header, shape
 
 
 def _image(path: Path, header: pydicom.Dataset, shape: Shape) -> Image:
@@ -223,8 +245,12 @@ def _decode_picture(path: Path) -> np.ndarray:
     except (cv2.error, OSError):
         array = None
     if array is None:
-        raise Unreadable(path, "decode", "cannot decode: picture", "the file is damaged or no picture; copy it again")
+        raise _undecodable(path)
     return array
+
+
+def _undecodable(path: Path) -> Unreadable:
+    return Unreadable(path, "decode", "cannot decode: picture", "the file is damaged or no picture; copy it again")
 
 
 def _grey(path: Path, array: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from mammoclip_jax.data.leave_out import NO_MAMMOGRAM
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import Fields, view_of
@@ -67,7 +68,7 @@ def read(
         raise UserError(f"{root} holds no image. Give a folder of DICOM files or pictures ({kinds}).")
     for row, day in zip(found, tables.study_days([row["patient"] for row in found], dates)):
         row["labels"] = {} if day is None else {"study_day": day}
-    return SourceTable(frame(found), problems, licence, citation, public_ids=False)
+    return SourceTable(frame(found), problems, licence, citation, public_ids=False, leave_out=NO_MAMMOGRAM)
 
 
 def _compiled(pattern: str) -> re.Pattern | None:
