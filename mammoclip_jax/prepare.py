@@ -171,7 +171,7 @@ def _source(values: flags.FlagValues, figures: dict) -> None:
     if not values.out:
         raise UserError("--out is missing: the data set folder to make.")
     if values.names:
-        print(summary.names(read(values.source, values.root, options), values.out, values.key))
+        print(summary.names(read(values.source, values.root, options), values.root, values.out, values.key))
         return
     started = time.monotonic()
     figures |= prepare(

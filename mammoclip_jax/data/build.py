@@ -46,6 +46,7 @@ from mammoclip_jax.locks import locked
 IMAGES_PER_SHARD = 256
 FORGIVEN = ("absent", leave_out.STAGE)      # stages that are not held against `max_quarantined`
 BUILDING = ".building"
+PASSED_OVER = "passed_over.csv"
 STOPPED = ".stopped"            # a run that was stopped before its tables changed; its records can still be used
 _LOCK = ".lock"
 
@@ -70,10 +71,10 @@ def build(
 
     Returns:
         images, studies, patients, boxes, texts, images_in, quarantined, absent and left_out (how many of the
-        quarantined a partial copy lacks, and flags keep out), reasons {class: number}, splits, flags {flag: images},
-        reports (`reported.counts`), up_to_date, other_program (another version made what was there: its records are
-        not taken over), reused (records of an earlier run), made, deidentification {what took identities out of the
-        texts: ...}.
+        quarantined a partial copy lacks, and flags keep out), reasons {class: number}, passed_over {kind of file:
+        number}, splits, flags {flag: images}, reports (`reported.counts`), up_to_date, other_program (another version
+        made what was there: its records are not taken over), reused (records of an earlier run), made,
+        deidentification {what took identities out of the texts: ...}.
 
     Raises:
         UserError: too many images were quarantined, none is left, `out` holds another data set, or the disk is full.
@@ -106,8 +107,8 @@ def build(
             with _locked(out):
                 _clean(out)
         counts = Dataset.open(out).info["counts"]
-        return counts | {"up_to_date": True, "other_program": other_program, "reused": counts["images"], "made": 0,
-                         "deidentification": ran}
+        return counts | {"passed_over": kinds(table.passed_over), "up_to_date": True, "other_program": other_program,
+                         "reused": counts["images"], "made": 0, "deidentification": ran}
     with _writing(out, parameters) as building:
         stored = _stored(out, building, parameters)
         jobs = _jobs(table.rows, tasks, keys, bounds, building, identity, stored)
@@ -116,8 +117,12 @@ def build(
         index = pd.DataFrame([row for part in parts for row in part["rows"]])
         problems = list(table.problems) if identity is None else [identity.problem(p) for p in table.problems]
         problems += [Problem(*problem) for part in parts for problem in part["problems"]]
-        counts = _counts(index, problems, images_in) | {"reports": reports}
+        others = table.passed_over if identity is None else [identity.problem(p) for p in table.passed_over]
+        counts = _counts(index, problems, images_in) | {"passed_over": kinds(others), "reports": reports}
         _check_counts(counts, problems, max_quarantined, out, building)
+        (out / PASSED_OVER).unlink(missing_ok=True)
+        if others:
+            write_text(out / PASSED_OVER, quarantine_text(others))
         _write_folder(out, building, table, index, problems, counts, parameters, ran)
     reused = int(index["key"].isin(set(stored)).sum())
     return counts | {"up_to_date": False, "other_program": other_program, "reused": reused, "made": len(index) - reused,
@@ -257,7 +262,7 @@ def _make_shards(jobs: list[Job], workers: int, runner: str, runner_options: Seq
 
 
 def quarantine_text(problems: list[Problem]) -> str:
-    """quarantine.csv."""
+    """quarantine.csv, or PASSED_OVER."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "image", "stage", "reason", "remedy", "row"])
@@ -266,11 +271,9 @@ def quarantine_text(problems: list[Problem]) -> str:
 
 
 def _counts(index: pd.DataFrame, problems: list[Problem], images_in: int) -> dict:
-    kinds = collections.Counter(problem.kind for problem in problems)
     counts = {"images_in": images_in, "images": len(index), "quarantined": len(problems),
               "absent": sum(problem.stage == "absent" for problem in problems),
-              "left_out": sum(problem.stage == leave_out.STAGE for problem in problems),
-              "reasons": dict(sorted(kinds.items()))}
+              "left_out": sum(problem.stage == leave_out.STAGE for problem in problems), "reasons": kinds(problems)}
     if not len(index):
         return counts
     flags = collections.Counter(flag for flags in index["flags"] for flag in flags.split(",") if flag)
@@ -287,9 +290,14 @@ def content(rows: pd.DataFrame) -> dict:
     }
 
 
+def kinds(problems: list[Problem]) -> dict[str, int]:
+    """Kind -> how many, in order of kind."""
+    return dict(sorted(collections.Counter(problem.kind for problem in problems).items()))
+
+
 def _summary(problems: list[Problem]) -> str:
-    kinds = collections.Counter(problem.kind for problem in problems)
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    numbers = sorted(kinds(problems).items(), key=lambda item: -item[1])
+    return ", ".join(f"{number} {kind}" for kind, number in numbers)
 
 
 def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float, out: Path, building: Path) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mammoclip_jax.data import increment, leave_out, reported
-from mammoclip_jax.data.build import content
+from mammoclip_jax.data.build import content, kinds
 from mammoclip_jax.data.identity import line
 from mammoclip_jax.data.manifest import REMEDIES, Problem, SourceTable, box_fault, breast_keys
 from mammoclip_jax.data.pixels import dicom
@@ -43,7 +43,8 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         {value: images}}}, box_labels {split: {label: boxes}}, files {found, missing}, header_flags {flag: images},
         reports {breasts, different, nearly_different} (the texts of a breast; alike ones are no negatives),
         sections {kept, dropped: {section: {reports, examples}}} (what becomes of the reports, without identities),
-        lacking {findings, both: reports without them} (`reported.lacking`), deidentification (what ran),
+        lacking {findings, both: reports without them} (`reported.lacking`), deidentification (what ran), passed_over
+        {kind: files that are no images of the set} and passed_over_files (as mismatches),
         quarantined (what is left out by its flags too; without missing files of a partial copy, and without mismatches
         that cost no image), reasons
         {class: number}, mismatches (list of {row, file, image, stage, reason, remedy}; of a private source without
@@ -71,6 +72,8 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         "sections": {what: {name: _examples(texts) for name, texts in named.items()}
                      for what, named in reported.by_section(rows).items()},
         "deidentification": done.ran,
+        "passed_over": kinds(table.passed_over),
+        "passed_over_files": [_shown(problem, table.public_ids or names) for problem in table.passed_over],
         "quarantined": len(lost), "reasons": _values(problem.kind for problem in problems),
     }
     return counts | {"mismatches": [_shown(problem, table.public_ids or names) for problem in problems]}

@@ -73,7 +73,8 @@ class Problem(NamedTuple):
 
     `reason` starts with a short class that the summary counts by; details follow after a colon. The stages are
     "source" (the tables), "absent" (in the tables, but not in this partial copy of a public data set: counted, never
-    held against `max_quarantined`), "left out" (by its flags, the same), "file", "decode", "pixels", "boxes".
+    held against `max_quarantined`), "left out" (by its flags, the same), "file", "decode", "pixels", "boxes"; and
+    "other", of `SourceTable.passed_over`.
     """
 
     file: str
@@ -101,6 +102,7 @@ class SourceTable(NamedTuple):
     table_rows: int = 0                 # lines of the owner's tables, all of which are in `rows` or `problems`
     remarks: list[Problem] = []         # mismatches that cost a label at most, not an image; the dry run lists them
     leave_out: tuple[str, ...] = ()     # flags of images that `prepare` leaves out unless told otherwise
+    passed_over: list[Problem] = []     # stage "other": files that are no images of the set, counted by kind and named
     private_texts: bool = False         # texts are de-identified although the identifiers are public
 
     @property

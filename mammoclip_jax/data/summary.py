@@ -3,8 +3,9 @@
 import csv
 from pathlib import Path
 
-from mammoclip_jax.data.build import FORGIVEN
+from mammoclip_jax.data.build import FORGIVEN, PASSED_OVER
 from mammoclip_jax.data.identity import Identity
+from mammoclip_jax.data.image_files import as_there
 from mammoclip_jax.data.manifest import Problem, SourceTable, checked
 
 _SHOWN = 5
@@ -22,12 +23,13 @@ def prepared(out: Path | str, counts: dict, seconds: float) -> str:
     lines += [_line(number, f"images in split {split}") for split, number in counts["splits"].items()]
     lines += [_line(counts["quarantined"], f"quarantined, of {counts['images_in']}")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
+    lines += _passed_over(counts)
     lines += _named("flags of the images", counts.get("flags", {}))
     lines += reports(counts.get("reports", {}))
     lines += [deidentified(counts["deidentification"])]
     if counts["quarantined"]:
         table = Path(out) / "quarantine.csv"
-        held = [row for row in _quarantine(out) if row["stage"] not in FORGIVEN]
+        held = [row for row in _lines(out, "quarantine.csv") if row["stage"] not in FORGIVEN]
         lines += [f"  {row['row'] or row['file'] or row['image']}: {row['reason']}; {row['remedy']}"
                   for row in held[:_SHOWN]]
         lines += [f"  the whole list is in {table}; the same command with --names prints which files they are"]
@@ -87,6 +89,7 @@ def dry_run(counts: dict, written: bool) -> str:
     lines += lacking(counts["lacking"])
     if counts["texts"]:
         lines += [deidentified(counts["deidentification"])]
+    lines += _passed_over(counts)
     lines += [_line(counts["quarantined"], "would be quarantined")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
     lines += [f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"
@@ -107,20 +110,30 @@ def verified(out: Path | str, result: dict) -> str:
     return "\n".join(lines + ([f"  and {more} more faults; --json=FILE holds them all"] if more > 0 else []))
 
 
-def names(table: SourceTable, out: Path | str, key: str = "") -> str:
-    """Which files the quarantined rows of a private data set are, by hashing the source's names again."""
+def _passed_over(counts: dict) -> list[str]:
+    found = counts["passed_over"]
+    return [_line(sum(found.values()), "files that are no images of the set"),
+            *(_line(number, f"  {kind}") for kind, number in found.items())] if found else []
+
+
+def names(table: SourceTable, root: Path | str, out: Path | str, key: str = "") -> str:
+    """Which files a private data set has quarantined or passed over, by hashing the source's names again."""
     out = Path(out)
-    table = checked(table)
-    known = [Problem(row.file, "", "", "", row.image, row.row) for row in table.rows.itertuples()] + table.problems
+    table = as_there(checked(table), Path(root))
+    known = [Problem(row.file, "", "", "", row.image, row.row) for row in table.rows.itertuples()]
+    known += table.problems + table.passed_over
     hashed = known if table.public_ids else [Identity(out, key).problem(problem) for problem in known]
     names_of = {(shown.file, shown.image, shown.row): problem.file for problem, shown in zip(known, hashed)}
     lines = [f"{names_of.get((row['file'], row['image'], row['row']), 'not in the source now')}: {row['reason']}"
-             for row in _quarantine(out)]
+             for name in ("quarantine.csv", PASSED_OVER) for row in _lines(out, name)]
     return "\n".join(lines) or "nothing is quarantined"
 
 
-def _quarantine(out: Path | str) -> list[dict]:
-    with open(Path(out) / "quarantine.csv", newline="") as file:
+def _lines(out: Path | str, name: str) -> list[dict]:
+    path = Path(out) / name
+    if not path.is_file():          # of a folder made before there was such a table
+        return []
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -298,7 +298,7 @@ def test_private_identifiers_stay_beside_the_data_set(tmp_path):
     private = tmp_path / "out.private"
     assert [path.name for path in private.iterdir()] == ["key"]
     assert stat.S_IMODE(private.stat().st_mode) == 0o700 and stat.S_IMODE((private / "key").stat().st_mode) == 0o600
-    told = summary.names(read("report_csv", root), out)             # only on the owner's screen
+    told = summary.names(read("report_csv", root), root, out)       # only on the owner's screen
     assert all(f"{name}: " in told for name in ("cut.dcm", "rgb.png", "missing.dcm")) and "not in the" not in told
     index = Dataset.open(out).index
     assert index["patient"].nunique() == 3 and index["image"].is_unique

@@ -15,6 +15,7 @@ Flags of a file: those of fields.py; `middle_frame` (of several, by choice); `hi
 """
 
 import contextlib
+import io
 import logging
 import warnings
 import zlib
@@ -45,8 +46,11 @@ from mammoclip_jax.data.pixels.decode import (
 from mammoclip_jax.data.pixels.fields import Fields, fields
 from mammoclip_jax.data.pixels.identities import Identities, identities
 
+SUFFIXES = (".dcm", ".dicom", ".ima", ".dic")       # many files have none
 PICTURES = (".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 FRAMES = ("refuse", "middle")
+NOT_DICOM = "not a DICOM file"
+_MAGIC = b"DICM"
 _NO_IMAGE = "the file is cut off or is no image (a report, an annotation); copy it again or remove it"
 
 # The elements that are looked at, beside the pixels.
@@ -133,15 +137,27 @@ def _image(path: Path, header: pydicom.Dataset, shape: Shape) -> Image:
 
 
 def read_fields(path: Path | str) -> Fields:
-    """The fields of a DICOM file without its pixels.
+    """The fields of a DICOM file without its pixels; of an object that is no image (a report, a presentation state)
+    they have no size.
 
     Raises:
-        Unreadable: not a DICOM file.
+        Unreadable: not a DICOM file, or an image cut off before its size.
     """
     with quiet():
         header = _parse(Path(path), stop_before_pixels=True)
         _copy_from_groups(header, 0)
-        return fields(header)
+        found = fields(header)
+    if "Rows" not in header and "Columns" not in header and (not found.kind or "Image" in found.kind):
+        raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
+    return found
+
+
+def looks_like(path: Path | str) -> bool:
+    """Whether a file may be DICOM by its first bytes: "DICM" behind the preamble or without it, or else an element of
+    the groups that DICOM objects begin with."""
+    with open(path, "rb") as file:
+        start = file.read(132)
+    return start[128:] == _MAGIC or start[:4] == _MAGIC or start[:2] in (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08")
 
 
 def read_identities(path: Path | str) -> Identities:
@@ -181,12 +197,12 @@ def _parse(path: Path, **options) -> pydicom.Dataset:
         try:
             header = pydicom.dcmread(path, **options)
         except InvalidDicomError:
-            header = pydicom.dcmread(path, force=True, **options)
+            header = pydicom.dcmread(_without_magic(path), force=True, **options)
             if "Rows" not in header or "Columns" not in header or "BitsAllocated" not in header:
                 raise
         _complete_meta(header)
     except InvalidDicomError:
-        raise Unreadable(path, "decode", "not a DICOM file", "remove it or give the image itself") from None
+        raise Unreadable(path, "decode", NOT_DICOM, "remove it or give the image itself") from None
     except Unreadable:
         raise
     except Exception as error:      # a damaged file can raise anything; the class says enough and names nobody
@@ -197,6 +213,12 @@ def _parse(path: Path, **options) -> pydicom.Dataset:
         except Exception:
             del header[name]
     return header
+
+
+def _without_magic(path: Path) -> Path | io.BytesIO:
+    """A file that begins with "DICM" instead of the preamble, from its first element on; any other as it is."""
+    with open(path, "rb") as file:
+        return io.BytesIO(file.read()) if file.read(4) == _MAGIC else path
 
 
 def _complete_meta(header: pydicom.Dataset) -> None:

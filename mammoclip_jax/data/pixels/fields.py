@@ -10,6 +10,7 @@ from typing import Iterator, NamedTuple
 
 import pydicom
 from pydicom.multival import MultiValue
+from pydicom.uid import UID
 
 VIEW_CODES = {
     "399162004": "CC", "R-10242": "CC",
@@ -54,12 +55,17 @@ VENDORS = {
     "carestream": "Carestream", "kodak": "Carestream", "konica": "Konica", "metaltronica": "Metaltronica",
 }
 FOR_PROCESSING_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.13.1.5")
+SECONDARY_CAPTURES = tuple(f"1.2.840.10008.5.1.4.1.1.7{kind}" for kind in ("", ".1", ".2", ".3", ".4"))
+PROJECTIONS = ("CR", "DX", "RG")        # modalities that some breast images have instead of MG
+BREAST = ("BREAST", "MAMMO")
 TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
+UNKNOWN_CLASS = "DICOM object of an unknown class"
 MAGNIFIED = 1.3         # estimated radiographic magnification: of contact views 1.0 to 1.1, of magnified ones 1.5 to 2
 
 # The elements that are looked at here.
 USED = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "ImageType", "Rows", "Columns", "NumberOfFrames",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "Modality", "ImageType", "Rows", "Columns",
+    "NumberOfFrames",
     "ImageLaterality", "Laterality", "FrameLaterality", "ViewPosition", "PatientOrientation", "ViewCodeSequence",
     "ViewModifierCodeSequence", "AnatomicRegionSequence", "PrimaryAnatomicStructureSequence", "SeriesDescription",
     "ProtocolName", "Manufacturer", "PatientID", "PresentationIntentType", "BodyPartExamined", "PaddleDescription",
@@ -82,6 +88,7 @@ class Fields(NamedTuple):
     study: str = ""             # StudyInstanceUID
     image: str = ""             # SOPInstanceUID
     size: str = ""              # "height width"
+    kind: str = ""              # what object it is: the standard's name of its SOP class, or UNKNOWN_CLASS
 
 
 def fields(header: pydicom.Dataset) -> Fields:
@@ -89,7 +96,8 @@ def fields(header: pydicom.Dataset) -> Fields:
 
     Laterality and view: from their tags, else their codes, else (CBIS-DDSM) PatientOrientation holding the view, else
     the words of SeriesDescription and ProtocolName. Flags: `for_processing`, `specimen`, `magnification`, `spot`,
-    `tomosynthesis`, `synthetic_2d`, `implant_displaced`, `breast_implant`, `burned_in_annotation`.
+    `tomosynthesis`, `synthetic_2d`, `implant_displaced`, `breast_implant`, `burned_in_annotation`, `secondary_capture`
+    (without side and view, which those of digitised films have), `other_modality` (no mammogram).
     """
     date = text(header, "StudyDate").replace(".", "").replace("-", "")
     rows, columns = text(header, "Rows"), text(header, "Columns")
@@ -97,8 +105,14 @@ def fields(header: pydicom.Dataset) -> Fields:
         _laterality(header), _view(header), vendor_of(text(header, "Manufacturer")),
         text(header, "PatientID", upper=False), _flags(header),
         date if re.fullmatch(r"\d{8}", date) else "", text(header, "StudyInstanceUID"), text(header, "SOPInstanceUID"),
-        f"{rows} {columns}" if rows.isdigit() and columns.isdigit() else "",
+        f"{rows} {columns}" if rows.isdigit() and columns.isdigit() else "", _kind(header),
     )
+
+
+def _kind(header: pydicom.Dataset) -> str:
+    found = text(header, "SOPClassUID") or text(getattr(header, "file_meta", None) or {}, "MediaStorageSOPClassUID")
+    name = UID(found).name
+    return (name if name != found else UNKNOWN_CLASS) if found else ""
 
 
 def text(header: pydicom.Dataset, name: str, upper: bool = True) -> str:
@@ -219,9 +233,20 @@ def _flags(header: pydicom.Dataset) -> tuple[str, ...]:
         "spot": "SPOT" in words or any(word.startswith("SPOT") for word in paddle),
         "breast_implant": text(header, "BreastImplantPresent") == "YES",
         "burned_in_annotation": text(header, "BurnedInAnnotation") == "YES",
+        "secondary_capture": text(header, "SOPClassUID") in SECONDARY_CAPTURES
+        and not (_laterality(header) and _view(header)),
+        "other_modality": _is_other(header),
     }
     flags |= {flag for flag, holds in tags.items() if holds} | _tomosynthesis(header)
     return tuple(sorted(flags - {""}))
+
+
+def _is_other(header: pydicom.Dataset) -> bool:
+    """Whether the header's modality is not that of mammograms."""
+    modality = text(header, "Modality")
+    if modality in PROJECTIONS:
+        return text(header, "BodyPartExamined") not in BREAST
+    return modality not in ("", "MG")
 
 
 def _magnification(header: pydicom.Dataset) -> float:
