@@ -24,6 +24,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VR
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -150,7 +151,7 @@ def quiet():
 
 
 def _parse(path: Path, **options) -> pydicom.Dataset:
-    """The data set of a file; damaged elements of USED are left out.
+    """The data set of a file; damaged elements of USED are left out, damaged decimal numbers (1,5) become texts.
 
     A file without the preamble or file meta information that DICOM asks for is taken where it is plainly an image.
     """
@@ -169,12 +170,20 @@ def _parse(path: Path, **options) -> pydicom.Dataset:
         raise
     except Exception as error:      # a damaged file can raise anything; the class says enough and names nobody
         raise Unreadable(path, "decode", f"damaged DICOM: {type(error).__name__}", "copy the file again") from None
-    for name in USED:               # interpreted by pydicom when first read: a damaged one counts as absent
-        try:
-            header.get(name)
-        except Exception:
-            del header[name]
+    for name in USED:
+        _interpret(header, name)
     return header
+
+
+def _interpret(header: pydicom.Dataset, name: str) -> None:
+    """Has pydicom read an element, as it does when first asked for it; where it cannot, a number becomes its text."""
+    try:
+        header.get(name)
+    except Exception:
+        raw = header.get_item(name)
+        del header[name]
+        if dictionary_VR(name) == "DS" and isinstance(raw.value, bytes):
+            header.add_new(name, "LO", raw.value.decode("ascii", "replace").strip(" \0").split("\\"))
 
 
 def _complete_meta(header: pydicom.Dataset) -> None:
@@ -209,12 +218,14 @@ def _copy_from_groups(header: pydicom.Dataset, frame: int) -> None:
         for group, elements in _GROUPS.items():
             try:
                 item = header[name].value[number][group].value[0]
-                found = {element: item[element].value for element in elements if element in item}
+                for element in elements:
+                    _interpret(item, element)
+                found = {element: item[element] for element in elements if element in item}
             except Exception:       # absent, as in nearly all files, or malformed
                 continue
             for element, value in found.items():
                 if element not in header:
-                    setattr(header, element, value)
+                    header[element] = value
 
 
 def _decode_picture(path: Path) -> np.ndarray:

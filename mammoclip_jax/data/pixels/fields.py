@@ -226,7 +226,7 @@ def _flags(header: pydicom.Dataset) -> tuple[str, ...]:
 
 def _magnification(header: pydicom.Dataset) -> float:
     try:
-        return float(text(header, "EstimatedRadiographicMagnificationFactor"))
+        return float(text(header, "EstimatedRadiographicMagnificationFactor").replace(",", "."))
     except ValueError:
         return 1.0
 
