@@ -16,7 +16,7 @@ RESCALE, WINDOW = ("RescaleSlope", "RescaleIntercept"), ("WindowCenter", "Window
 def modality(header: pydicom.Dataset) -> tuple[Function, tuple[str, ...]]:
     """Stored values -> values after modality LUT or rescale (float64), and flags.
 
-    "rescale_invalid": the header's cannot be used, and values stay as they are. "decimal_comma": it was read as a point.
+    "rescale_invalid": the header's cannot be used, and values stay. "decimal_comma": it was read as a point.
     """
     try:
         items = header.get("ModalityLUTSequence")
