@@ -145,8 +145,8 @@ def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
     except UserError:
         if wanted or own:
             raise
-        return None, (f"Without its tokenizer ({model.tokenizer}), which is not within reach: embed_tokens takes token ids; "
-                      "import again with --tokenizer=FOLDER to embed texts.")
+        return None, (f"Without its tokenizer ({model.tokenizer}), which is not within reach: embed_tokens takes token "
+                      "ids; import again with --tokenizer=FOLDER to embed texts.")
     rows = model.model["text"].get("vocab_size", tokenize.vocab_size)
     if tokenize.vocab_size > rows:
         raise UserError(f"the tokenizer {name} has {tokenize.vocab_size} tokens, the text encoder {rows} token "

@@ -91,7 +91,7 @@ def load(
 
 
 def checked_key(value: Any) -> Any:
-    """`value`; TypeError if to hash it takes long, or overflows the interpreter's stack: nested tuples, huge numbers."""
+    """`value`; TypeError if its hash takes long or overflows the interpreter's stack: nested tuples, huge numbers."""
     parts = [value]
     for part in parts:              # to which the parts of tuples are added
         if isinstance(part, tuple):

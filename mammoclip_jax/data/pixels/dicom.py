@@ -21,7 +21,6 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pydicom
 from pydicom.datadict import dictionary_VR
@@ -34,6 +33,7 @@ from pydicom.uid import (
 )
 
 from mammoclip_jax.data.pixels import fields as header_fields
+from mammoclip_jax.data.pixels import pictures
 from mammoclip_jax.data.pixels.decode import (
     MAX_PIXELS,
     PIXELS,
@@ -83,7 +83,7 @@ def read(path: Path | str, frames: str = "refuse") -> Image:
     if not path.is_file():
         raise Unreadable(path, "file", "file missing", "check the path and the root folder")
     if path.suffix.lower() in PICTURES:
-        stored = narrow(_grey(path, _decode_picture(path)))
+        stored = narrow(_grey(path, pictures.decode(path)))
         return Image(stored, Fields(size="{} {}".format(*stored.shape)), pydicom.Dataset())
     with quiet():
         header = _parse(path, stop_before_pixels=True)
@@ -226,16 +226,6 @@ def _copy_from_groups(header: pydicom.Dataset, frame: int) -> None:
             for element, value in found.items():
                 if element not in header:
                     header[element] = value
-
-
-def _decode_picture(path: Path) -> np.ndarray:
-    try:                            # not imread: it prints the names of files that it cannot read
-        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (cv2.error, OSError):
-        array = None
-    if array is None:
-        raise Unreadable(path, "decode", "cannot decode: picture", "the file is damaged or no picture; copy it again")
-    return array
 
 
 def _grey(path: Path, array: np.ndarray) -> np.ndarray:
