@@ -251,7 +251,7 @@ def _is_other(header: pydicom.Dataset) -> bool:
 
 def _magnification(header: pydicom.Dataset) -> float:
     try:
-        return float(text(header, "EstimatedRadiographicMagnificationFactor"))
+        return float(text(header, "EstimatedRadiographicMagnificationFactor").replace(",", "."))
     except ValueError:
         return 1.0
 

@@ -1,0 +1,38 @@
+"""Which way round an image is stored: PatientOrientation (PS3.3 C.7.6.1.1.1) against how mammograms are displayed.
+
+Displayed, a left breast has its chest wall at the left: rows run to the anterior (A); in a right one to the posterior
+(P). Columns run to the feet (F) in oblique and lateral views, in craniocaudal ones from the lateral to the medial side.
+"""
+
+import re
+from typing import NamedTuple
+
+import pydicom
+
+_CHEST_WALLS = {"A": "left", "P": "right"}
+_CRANIOCAUDAL = ("CC", "XCC", "XCCL", "XCCM")
+
+
+class Stored(NamedTuple):
+    """What the header says of the stored pixels."""
+
+    chest_wall: str             # the side at which it lies: "left", "right", or "" unknown
+    upside_down: bool
+
+
+def stored(header: pydicom.Dataset, laterality: str, view: str) -> Stored:
+    """The way round of an image of this laterality and view ("" unknown). A damaged or odd value says nothing."""
+    row, column = _ways(header)
+    if view in _CRANIOCAUDAL:
+        upside_down = bool(laterality) and column[:1] == laterality
+    else:
+        upside_down = "H" in column
+    return Stored(_CHEST_WALLS.get(row[:1], ""), upside_down)
+
+
+def _ways(header: pydicom.Dataset) -> tuple[str, str]:
+    """Where rows and columns run, in letters of which the first counts most ("A", "FR"); "" unknown."""
+    value = header.get("PatientOrientation") or ""
+    ways = [value] if isinstance(value, str) else [str(way).strip().upper() for way in value]
+    known = len(ways) == 2 and all(re.fullmatch("[ALPRHF]{1,3}", way) for way in ways)
+    return (ways[0], ways[1]) if known else ("", "")
