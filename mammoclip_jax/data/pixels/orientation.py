@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pydicom
 
 _CHEST_WALLS = {"A": "left", "P": "right"}
+_OPPOSITE = {"L": "R", "R": "L"}
 _CRANIOCAUDAL = ("CC", "XCC", "XCCL", "XCCM")
 
 
@@ -28,6 +29,23 @@ def stored(header: pydicom.Dataset, laterality: str, view: str) -> Stored:
     else:
         upside_down = "H" in column
     return Stored(_CHEST_WALLS.get(row[:1], ""), upside_down)
+
+
+def side(header: pydicom.Dataset) -> str:
+    """The breast's side, "L" or "R", where nothing but PatientOrientation says it; "" where that does not tell.
+
+    In oblique views the way to the medial side does, with which end is up. In craniocaudal ones, which have no such end,
+    the image must lie as it is displayed: rows and columns have to agree.
+    """
+    row, column = _ways(header)
+    medial = set(column) & set("LR")
+    if len(medial) != 1:
+        return ""
+    (way,) = medial
+    ends = set(column) & set("HF")
+    if ends:
+        return _OPPOSITE[way] if ends == {"F"} else way if ends == {"H"} else ""
+    return _OPPOSITE[way] if {"A": "L", "P": "R"}.get(row[:1]) == _OPPOSITE[way] else ""
 
 
 def _ways(header: pydicom.Dataset) -> tuple[str, str]:
