@@ -73,8 +73,8 @@ def verify(path: Path | str) -> dict:
 
     Returns:
         ok (no faults), checks {name: how many were made}, faults [{check, where, problem, remedy}], reports
-        (`reported.counts`: sections as `prepare` noted them, lacking as the index has it). Rows are named by their place in index.parquet, never by an
-        identifier.
+        (`reported.counts`: sections as `prepare` noted them, lacking as the index has it). Rows are named by their
+        place in index.parquet, never by an identifier.
     """
     folder, report = storage.located(path), _Report()
     info = _info(folder, report)

@@ -100,8 +100,8 @@ def fields(header: pydicom.Dataset) -> Fields:
     """The fields of a header.
 
     Laterality and view: from their tags, else their codes, else (CBIS-DDSM) PatientOrientation holding the view, else
-    the words of SeriesDescription and ProtocolName; the side at last from PatientOrientation. Flags: `for_processing`, `specimen`, `magnification`, `spot`,
-    `tomosynthesis`, `synthetic_2d`, `implant_displaced`, `breast_implant`, `burned_in_annotation`, `secondary_capture`
+    the words of SeriesDescription and ProtocolName; the side at last from PatientOrientation. Flags: `for_processing`,
+    `specimen`, `magnification`, `spot`, `tomosynthesis`, `synthetic_2d`, `implant_displaced`, `breast_implant`, `burned_in_annotation`, `secondary_capture`
     (without side and view, which those of digitised films have), `other_modality` (no mammogram).
     """
     date = text(header, "StudyDate").replace(".", "").replace("-", "")
