@@ -6,6 +6,7 @@ from pathlib import Path
 from mammoclip_jax.data.build import FORGIVEN, PASSED_OVER
 from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.image_files import as_there
+from mammoclip_jax.data.leave_out import STAGE
 from mammoclip_jax.data.manifest import Problem, SourceTable, checked
 
 _SHOWN = 5
@@ -92,9 +93,10 @@ def dry_run(counts: dict, written: bool) -> str:
     lines += _passed_over(counts)
     lines += [_line(counts["quarantined"], "would be quarantined")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
+    unexpected = [item for item in counts["mismatches"] if item["stage"] != STAGE]
     lines += [f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"
-              for item in counts["mismatches"][:_MISMATCHES]]
-    more = len(counts["mismatches"]) - _MISMATCHES
+              for item in unexpected[:_MISMATCHES]]
+    more = len(unexpected) - _MISMATCHES
     if more > 0:
         lines += [f"  and {more} more mismatches" + ("" if written else "; --json=FILE holds them all")]
     return "\n".join(lines)
