@@ -116,17 +116,18 @@ def _unreadable(name: str, error: OSError) -> Problem:
 def _look(root: Path, name: str) -> Fields | Problem | str:
     """What the header says, nothing for a picture; what is wrong with an image; or the kind of what is none."""
     path, suffix = root / name, PurePosixPath(name).suffix.lower()
+    none = suffix if suffix in _SUFFIXES else OTHER
     try:
         if not path.stat().st_size:
             return EMPTY
         if is_picture(name):
             return Fields()
         if suffix not in dicom.SUFFIXES and not dicom.looks_like(path):
-            return suffix if suffix in _SUFFIXES else OTHER
+            return none
         found = dicom.read_fields(path)
     except dicom.Unreadable as error:
         if error.reason == dicom.NOT_DICOM and suffix not in dicom.SUFFIXES:        # its first bytes were chance
-            return OTHER
+            return none
         return Problem(name, error.stage, error.reason, error.remedy, name)
     except OSError as error:
         return _unreadable(name, error)

@@ -60,8 +60,8 @@ def pacs_folder(root: Path) -> Path:
 
 
 FILES = ["D1/1-1.DCM", "D1/1.2.840.5", "D1/IM0", "D1/IM1", "D2/IM2.dcm"]
-KINDS = {"D1/LOCKFILE": "other file", "D1/VERSION": "other file", "D1/letter.docx": "other file",
-         "D1/Thumbs.db": "other file", "D1/empty": "empty file", "D1/cad.dcm": "Mammography CAD SR Storage",
+KINDS = {"D1/LOCKFILE": "other file", "D1/VERSION": "other file", "D1/letter.docx": ".docx",
+         "D1/Thumbs.db": ".db", "D1/empty": "empty file", "D1/cad.dcm": "Mammography CAD SR Storage",
          "D1/PS000": "Grayscale Softcopy Presentation State Storage", "D2 again": "folder linked a second time",
          "D2/back": "folder linked a second time"}
 
