@@ -5,7 +5,8 @@
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --method=occlusion
 
 An exam is a study of a patient, by the headers; where these say nothing, the files of a patient in a folder, by their
-names (docs/data.md). Its screening views are scored; the others are listed with the reason, and what is no image by kind.
+names (docs/data.md). Its screening views are scored; the others are listed with the reason, and what is no image by
+kind.
 An image that cannot be read is listed with its reason, the others are scored, and the exit status is then 1.
 """
 
@@ -34,8 +35,8 @@ def define_flags() -> None:
     flags.DEFINE_string("stage", "", "Stage of the image encoder that the method looks at. Default: "
                                      "config.predict.stage of the run; with --method, what the method chooses.")
     flags.DEFINE_integer("overlay_size", 0, "Pixels of an overlay's longer side; 0: as many as the original image.")
-    flags.DEFINE_bool("every_view", False, "Score all mammograms, not only screening views (CC and MLO, for presentation, "
-                                           "no spot, magnification or implant displaced view).")
+    flags.DEFINE_bool("every_view", False, "Score all mammograms, not only screening views: CC and MLO, for "
+                                           "presentation, no spot, magnification or implant displaced view.")
     flags.DEFINE_string("json", "", "Another file for the prediction.")
 
 
@@ -47,7 +48,8 @@ def main(argv) -> int:
     settings = model.config.predict
     found = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
                     stage=values.stage or ("" if values.method else settings.stage),
-                    method=values.method or settings.method, overlay_size=values.overlay_size, every_view=values.every_view)
+                    method=values.method or settings.method, overlay_size=values.overlay_size,
+                    every_view=values.every_view)
     target = Path(values.out, "prediction.json")
     for path in filter(None, (target, values.json)):
         write_json(path, found)

@@ -70,8 +70,9 @@ def build(
 
     Returns:
         images, studies, patients, boxes, texts, images_in, quarantined, absent (how many of the
-        quarantined a partial copy lacks), reasons {class: number}, passed_over {kind of file: number}, splits, up_to_date, reused (records of an
-        earlier run), made, deidentification {what took identities out of the texts: ...}.
+        quarantined a partial copy lacks), reasons {class: number}, passed_over {kind of file that is no image: number},
+        splits, up_to_date, reused (records of an earlier run), made, deidentification {what took identities out of the
+        texts: ...}.
 
     Raises:
         UserError: too many images were quarantined, none is left, `out` holds another data set, or the disk is full.
@@ -101,7 +102,8 @@ def build(
             with _locked(out):
                 _clean(out)
         counts = Dataset.open(out).info["counts"]
-        return counts | {"passed_over": kinds(table.passed_over), "up_to_date": True, "reused": counts["images"], "made": 0, "deidentification": ran}
+        return counts | {"passed_over": kinds(table.passed_over), "up_to_date": True, "reused": counts["images"],
+                         "made": 0, "deidentification": ran}
     with _writing(out, parameters) as building:
         for stopped in (out / STOPPED, building):
             if (stopped / "parameters.json").is_file():

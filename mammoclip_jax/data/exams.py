@@ -60,7 +60,7 @@ def read(root: Path | str, pattern: re.Pattern | None = None) -> image_files.Fou
             images[name] = fields
     images = identified(images, pattern)
     copies = _copies(Path(root), images)
-    others = found.others + [image_files.other(name, COPY, f"none: it is {first}") for name, first in copies.items()]
+    others = found.others + [image_files.other(name, f"{COPY}: {first}") for name, first in copies.items()]
     return image_files.Found({name: fields for name, fields in images.items() if name not in copies}, problems,
                              sorted(others))
 

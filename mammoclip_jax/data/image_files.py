@@ -22,9 +22,10 @@ HIDDEN, LINK, EMPTY = "hidden", "link without end or special file", "empty file"
 AGAIN, BESIDE = "folder linked a second time", "picture beside DICOM images"
 OTHER = "other file"
 # Of what often lies beside images; another suffix may be a name.
-_SUFFIXES = tuple(".txt .csv .tsv .json .xml .htm .html .md .pdf .rtf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .log .ini "
-                  ".inf .cfg .db .dat .bak .tmp .zip .gz .bz2 .tar .7z .rar .iso .exe .dll .jar .js .css .py .ipynb "
-                  ".gif .webp .jp2 .svg .nii .npy .npz .mat .h5 .parquet .mp4 .avi".split())
+_SUFFIXES = tuple(
+    ".txt .csv .tsv .json .xml .htm .html .md .pdf .rtf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .log .ini .inf .cfg "
+    ".db .dat .bak .tmp .zip .gz .bz2 .tar .7z .rar .iso .exe .dll .jar .js .css .py .ipynb .gif .webp .jp2 .svg .nii "
+    ".npy .npz .mat .h5 .parquet .mp4 .avi".split())
 _THREADS = 16       # a network file system answers many at a time
 
 
@@ -37,7 +38,7 @@ class Found(NamedTuple):
 
 
 def other(name: str, kind: str, remedy: str = "none: it is no image") -> Problem:
-    """What is not taken, though nothing is wrong with it."""
+    """What is not taken, though nothing is wrong with it. In `kind` no name but behind a colon, nor in `remedy`."""
     return Problem(name, "other", kind, remedy, name)
 
 

@@ -228,7 +228,7 @@ def _by_labels(model, *, stage: str, method: str) -> _Scorer:
 
 
 def original_grey(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 [h, w]: the whole original image, or frame, with the grey values that the model's preprocessing gives it."""
+    """uint8 [h, w]: the whole original image, or middle frame, in the grey values that the preprocessing gives it."""
     decoded = dicom.read(path, preprocessing.frames)
     return quantise(intensity.grey(decoded, preprocessing.intensity, preprocessing.voi_item).array, 8)
 

@@ -335,7 +335,8 @@ def test_the_middle_frame_of_tomosynthesis_is_scored_and_shown(phantoms, tmp_pat
     """It is the overlay's ground as well."""
     source = pydicom.dcmread(dicoms(sorted(phantoms.iterdir())[0])[0])
     middle = source.pixel_array
-    source.PixelData = np.stack([middle if frame == 3 else middle[::-1] for frame in range(7)]).astype(np.uint16).tobytes()
+    frames = [middle if frame == 3 else middle[::-1] for frame in range(7)]
+    source.PixelData = np.stack(frames).astype(np.uint16).tobytes()
     source.NumberOfFrames, source.SOPClassUID = 7, pydicom.uid.BreastTomosynthesisImageStorage
     source.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     (tmp_path / "exam").mkdir()
