@@ -27,8 +27,8 @@ from mammoclip_jax.data.sources import tables
 
 COPY = "copy of another file"
 SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
-# What the header flags and no screening view is.
-NOT_SCREENING = ("other_modality", "for_processing", "specimen", "spot", "magnification", "implant_displaced")
+# What the header flags and no screening view is, beside other modalities.
+NOT_SCREENING = ("for_processing", "specimen", "spot", "magnification", "implant_displaced")
 STAND_INS = ("secondary_capture", "tomosynthesis")      # of an exam that has no better image of the same view
 _SIDE = f"(?P<laterality>{'|'.join(sorted(SIDES, key=len, reverse=True))})"
 _VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"          # others (AT, FB) are ordinary words as well
@@ -63,7 +63,7 @@ def read(root: Path | str, pattern: re.Pattern | None = None) -> image_files.Fou
             images[name] = fields
     images = identified(images, pattern)
     copies = _copies(Path(root), images)
-    others = found.others + [image_files.other(name, COPY, f"none: it is {first}") for name, first in copies.items()]
+    others = found.others + [image_files.other(name, f"{COPY}: {first}") for name, first in copies.items()]
     return image_files.Found({name: fields for name, fields in images.items() if name not in copies}, problems,
                              sorted(others))
 
@@ -178,8 +178,13 @@ def grouped(root: Path | str, found: image_files.Found) -> list[Exam]:
     return sorted(exams)
 
 
-def left_out(images: Mapping[str, Fields]) -> dict[str, str]:
-    """File -> why it is no screening view, of the images of an exam that are none. A view that nothing names is one."""
+def left_out(images: Mapping[str, Fields], every_view: bool = False) -> dict[str, str]:
+    """File -> why it is no screening view, of the images of an exam that are none. A view that nothing names is one.
+
+    With `every_view` only those that are no mammograms are left out.
+    """
+    if every_view:
+        return {name: _other_modality(fields) for name, fields in images.items() if "other_modality" in fields.flags}
     reasons = {name: _not_screening(fields) for name, fields in images.items()}
     better = [(fields.laterality, fields.view) for name, fields in images.items()
               if not reasons[name] and not set(fields.flags) & set(STAND_INS)]
@@ -192,9 +197,13 @@ def left_out(images: Mapping[str, Fields]) -> dict[str, str]:
 
 
 def _not_screening(fields: Fields) -> str:
+    if "other_modality" in fields.flags:
+        return _other_modality(fields)
     flag = next((flag for flag in NOT_SCREENING if flag in fields.flags), "")
-    if flag == "other_modality":
-        return f"{flag}: {fields.kind or 'no mammogram'}"
     if flag or fields.view in ("CC", "MLO", ""):
         return flag
     return f"view {fields.view}"
+
+
+def _other_modality(fields: Fields) -> str:
+    return f"other_modality: {fields.kind}".removesuffix(": ")

@@ -22,9 +22,10 @@ HIDDEN, LINK, EMPTY = "hidden", "link without end or special file", "empty file"
 AGAIN, BESIDE = "folder linked a second time", "picture beside DICOM images"
 OTHER = "other file"
 # Of what often lies beside images; another suffix may be a name.
-_SUFFIXES = tuple(".txt .csv .tsv .json .xml .htm .html .md .pdf .rtf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .log .ini "
-                  ".inf .cfg .db .dat .bak .tmp .zip .gz .bz2 .tar .7z .rar .iso .exe .dll .jar .js .css .py .ipynb "
-                  ".gif .webp .jp2 .svg .nii .npy .npz .mat .h5 .parquet .mp4 .avi".split())
+_SUFFIXES = tuple(
+    ".txt .csv .tsv .json .xml .htm .html .md .pdf .rtf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .log .ini .inf .cfg "
+    ".db .dat .bak .tmp .zip .gz .bz2 .tar .7z .rar .iso .exe .dll .jar .js .css .py .ipynb .gif .webp .jp2 .svg .nii "
+    ".npy .npz .mat .h5 .parquet .mp4 .avi".split())
 _THREADS = 16       # a network file system answers many at a time
 
 
@@ -37,7 +38,7 @@ class Found(NamedTuple):
 
 
 def other(name: str, kind: str, remedy: str = "none: it is no image") -> Problem:
-    """What is not taken, though nothing is wrong with it."""
+    """What is not taken, though nothing is wrong with it. In `kind` no name but behind a colon, nor in `remedy`."""
     return Problem(name, "other", kind, remedy, name)
 
 
@@ -116,17 +117,18 @@ def _unreadable(name: str, error: OSError) -> Problem:
 def _look(root: Path, name: str) -> Fields | Problem | str:
     """What the header says, nothing for a picture; what is wrong with an image; or the kind of what is none."""
     path, suffix = root / name, PurePosixPath(name).suffix.lower()
+    none = suffix if suffix in _SUFFIXES else OTHER
     try:
         if not path.stat().st_size:
             return EMPTY
         if is_picture(name):
             return Fields()
         if suffix not in dicom.SUFFIXES and not dicom.looks_like(path):
-            return suffix if suffix in _SUFFIXES else OTHER
+            return none
         found = dicom.read_fields(path)
     except dicom.Unreadable as error:
         if error.reason == dicom.NOT_DICOM and suffix not in dicom.SUFFIXES:        # its first bytes were chance
-            return OTHER
+            return none
         return Problem(name, error.stage, error.reason, error.remedy, name)
     except OSError as error:
         return _unreadable(name, error)

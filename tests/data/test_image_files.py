@@ -1,11 +1,13 @@
 """Which files below a folder are images: the same for every source and for predict, whatever they are called."""
 
+import collections
 import os
 import shutil
 from pathlib import Path
 
+import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     GrayscaleSoftcopyPresentationStateStorage,
@@ -13,8 +15,13 @@ from pydicom.uid import (
 )
 from tiny_dicom import breast, dataset, write
 
-from mammoclip_jax.data import image_files
+from mammoclip_jax.data import image_files, summary
+from mammoclip_jax.data.build import build
+from mammoclip_jax.data.check import check
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.sources import cmmd, headers, images_only
+from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.verify import verify
 
 PIXELS = breast(40, 30)
 
@@ -28,7 +35,7 @@ def bare(path: Path, magic: bytes = b"", **tags) -> Path:
 
 def no_image(path: Path, kind: str) -> Path:
     """A DICOM object without pixels, of this SOP class."""
-    header = Dataset()
+    header = pydicom.Dataset()
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = kind
@@ -41,10 +48,11 @@ def no_image(path: Path, kind: str) -> Path:
 def pacs_folder(root: Path) -> Path:
     """What a PACS exports: five images, and what lies beside them."""
     (root / "D1").mkdir(parents=True)
-    write(root / "D1" / "1-1.DCM", PIXELS, PatientID="D1-0001", ImageLaterality="L", ViewPosition="CC")
-    write(root / "D1" / "1.2.840.5", PIXELS, PatientID="D1-0001", ImageLaterality="L", ViewPosition="MLO")
-    bare(root / "D1" / "IM0", PatientID="D1-0001", ImageLaterality="R", ViewPosition="CC")
-    bare(root / "D1" / "IM1", b"DICM", PatientID="D1-0001", ImageLaterality="R", ViewPosition="MLO")
+    one = {"PatientID": "D1-0001"}
+    write(root / "D1" / "1-1.DCM", PIXELS, SOPInstanceUID="1.1", ImageLaterality="L", ViewPosition="CC", **one)
+    write(root / "D1" / "1.2.840.5", PIXELS, SOPInstanceUID="1.2", ImageLaterality="L", ViewPosition="MLO", **one)
+    bare(root / "D1" / "IM0", SOPInstanceUID="1.3", ImageLaterality="R", ViewPosition="CC", **one)
+    bare(root / "D1" / "IM1", b"DICM", SOPInstanceUID="1.4", ImageLaterality="R", ViewPosition="MLO", **one)
     elsewhere = root.parent / "elsewhere"
     elsewhere.mkdir()
     write(elsewhere / "IM2.dcm", PIXELS, PatientID="D1-0002", ImageLaterality="R", ViewPosition="MLO")
@@ -60,8 +68,8 @@ def pacs_folder(root: Path) -> Path:
 
 
 FILES = ["D1/1-1.DCM", "D1/1.2.840.5", "D1/IM0", "D1/IM1", "D2/IM2.dcm"]
-KINDS = {"D1/LOCKFILE": "other file", "D1/VERSION": "other file", "D1/letter.docx": "other file",
-         "D1/Thumbs.db": "other file", "D1/empty": "empty file", "D1/cad.dcm": "Mammography CAD SR Storage",
+KINDS = {"D1/LOCKFILE": "other file", "D1/VERSION": "other file", "D1/letter.docx": ".docx",
+         "D1/Thumbs.db": ".db", "D1/empty": "empty file", "D1/cad.dcm": "Mammography CAD SR Storage",
          "D1/PS000": "Grayscale Softcopy Presentation State Storage", "D2 again": "folder linked a second time",
          "D2/back": "folder linked a second time"}
 
@@ -119,7 +127,10 @@ def test_files_that_tables_name_are_found_under_other_endings_and_capitals(tmp_p
 
 
 def copies(root):
-    return {other.file: other.remedy for other in images_only.read(root).passed_over}
+    """A data set may show kind and remedy: no name in them."""
+    found = images_only.read(root).passed_over
+    assert all((other.kind, other.remedy) == ("copy of another file", "none: it is no image") for other in found)
+    return {other.file: other.reason.partition(": ")[2] for other in found}
 
 
 def test_a_file_that_is_there_again_counts_once(tmp_path):
@@ -130,7 +141,7 @@ def test_a_file_that_is_there_again_counts_once(tmp_path):
     header.save_as(tmp_path / "c.dcm", enforce_file_format=True)        # the same instance
     header.ViewPosition = "MLO"
     header.save_as(tmp_path / "d.dcm", enforce_file_format=True)        # the same id of another view: no copy
-    assert copies(tmp_path) == {"b.dcm": "none: it is a.dcm", "c.dcm": "none: it is a.dcm"}
+    assert copies(tmp_path) == {"b.dcm": "a.dcm", "c.dcm": "a.dcm"}
 
 
 def test_equal_pictures_are_copies_only_of_the_same_view_of_a_patient(tmp_path):
@@ -138,4 +149,24 @@ def test_equal_pictures_are_copies_only_of_the_same_view_of_a_patient(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("looked at later")
     (tmp_path / "e" / "L_CC_3.png").write_text("other bytes bee")
-    assert copies(tmp_path) == {"e/L_CC_2.png": "none: it is e/L_CC.png"}
+    assert copies(tmp_path) == {"e/L_CC_2.png": "e/L_CC.png"}
+
+
+def test_what_is_passed_over_is_counted_and_named_by_prepare(tmp_path):
+    """In a private set by hashes; the owner can ask for the names."""
+    root, out = pacs_folder(tmp_path / "root"), tmp_path / "out"
+    table, kinds = images_only.read(root), collections.Counter(KINDS.values())
+    counts = build(table, root, out, preprocessing=Preprocessing(height=32, width=24), workers=0)
+    assert counts["images"] == counts["images_in"] == 5 and counts["quarantined"] == 0
+    assert counts["passed_over"] == Dataset.open(out).info["counts"]["passed_over"] == kinds
+    assert build(table, root, out, preprocessing=Preprocessing(height=32, width=24), workers=0)["passed_over"] == kinds
+    written = (out / "passed_over.csv").read_text()
+    assert written.count("\n") == len(KINDS) + 1 and "LOCKFILE" not in written and "docx" in written
+    assert verify(out)["ok"]
+    told = summary.names(table, root, out)
+    assert all(f"{name}: {kind}" in told for name, kind in KINDS.items())
+    dry = check(table, root, names=True)
+    assert dry["passed_over"] == kinds and {item["file"] for item in dry["passed_over_files"]} == set(KINDS)
+    assert {item["file"] for item in check(table, root)["passed_over_files"]} == {""}
+    for text in (summary.prepared(out, counts, 0), summary.dry_run(dry, False)):
+        assert f"{len(KINDS)}  files that are no images of the set" in text and "Mammography CAD SR Storage" in text

@@ -56,8 +56,8 @@ def test_what_is_no_image_is_passed_over_and_what_should_be_one_is_not(tmp_path)
     assert list(table.rows["file"]) == ["p_L_CC.png"]
     assert [(problem.file, problem.stage) for problem in table.problems] == [("a.dcm", "decode"), ("cut.ima", "decode")]
     assert {other.file: other.kind for other in table.passed_over} == {
-        ".git": "hidden", ".hidden.png": "hidden", "DICOMDIR": "other file", "readme.txt": ".txt", "report": "other file",
-        "link": "link without end or special file"}
+        ".git": "hidden", ".hidden.png": "hidden", "DICOMDIR": "other file", "readme.txt": ".txt",
+        "report": "other file", "link": "link without end or special file"}
 
 
 @pytest.mark.parametrize("name, patient, study, side, view", [
