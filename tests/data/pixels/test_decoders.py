@@ -307,3 +307,13 @@ def test_the_middle_frame_takes_the_memory_of_one(tmp_path, syntax):
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEG2000Lossless, JPEGLSLossless])
+def test_a_stream_of_another_size_names_both(tmp_path, syntax):
+    """JPEG 2000 of a part of the image, whatever the header calls it."""
+    frame = imagecodecs.jpeg2k_encode(np.ascontiguousarray(breast()[:64, :48]), codecformat="j2k", level=0)
+    path = encoded(tmp_path / "a.dcm", syntax, [frame], breast(), 16)
+    with pytest.raises(Unreadable, match="two sizes: 120 x 90 in the header, 64 x 48 in the encoded image") as caught:
+        dicom.read(path)
+    assert caught.value.stage == "decode"
