@@ -168,7 +168,7 @@ def test_another_size_in_the_stream_or_a_cut_stream_is_refused(tmp_path, syntax)
         path = encoded(tmp_path / "a.dcm", syntax, [stream], pixels, 12, **wrong)
         if syntax == RLELossless and wrong == dict(Rows=60):
             continue                # RLE has no size of its own
-        with pytest.raises(Unreadable, match="cannot decode"):
+        with pytest.raises(Unreadable, match="cannot decode" if syntax == RLELossless else "two sizes"):
             dicom.read(path)
     with pytest.raises(Unreadable, match="cannot decode"):
         dicom.read(encoded(tmp_path / "b.dcm", syntax, [stream[:len(stream) * 2 // 3]], pixels, 12))
@@ -185,7 +185,7 @@ def test_a_stream_that_would_fill_the_memory_is_refused_before_decoding(tmp_path
             stream[at:at + len(size)] = (65000).to_bytes(len(size), "big")
         path = encoded(tmp_path / "a.dcm", syntax, [bytes(stream)], pixels, 12)
         monkeypatch.setattr(decode, "_only_frame", lambda *_: pytest.fail("was decoded"))
-        with pytest.raises(Unreadable, match="cannot decode"):
+        with pytest.raises(Unreadable, match="two sizes: .* 65000 x 65000 in the encoded image"):
             dicom.read(path)
         monkeypatch.undo()
 
