@@ -181,7 +181,8 @@ def test_a_stream_that_would_fill_the_memory_is_refused_before_decoding(tmp_path
         stream = bytearray(lossless(syntax, pixels, 12))
         height, width = (n.to_bytes(4 if syntax == JPEG2000Lossless else 2, "big") for n in pixels.shape)
         for size in (height, width):
-            at = stream.rindex(size, 0, 120)        # behind JPEG-LS's SPIFF header, which has it too
+            # JPEG-LS has it in its SPIFF header before the frame's, JPEG 2000 as the tile's behind the image's.
+            at = stream.rindex(size, 0, 120) if syntax == JPEGLSLossless else stream.index(size)
             stream[at:at + len(size)] = (65000).to_bytes(len(size), "big")
         path = encoded(tmp_path / "a.dcm", syntax, [bytes(stream)], pixels, 12)
         monkeypatch.setattr(decode, "_only_frame", lambda *_: pytest.fail("was decoded"))
