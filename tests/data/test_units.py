@@ -26,6 +26,7 @@ def chosen(images, count, rng=None):
     (["L AT", "L CC", "L CC", "L MLO"], 2, ["L CC", "L MLO"]),
     (["L AT", "L CC", "L CC"], 2, ["L CC", "L AT"]),                                     # another view before another image
     (["- CC", "L XCCL", "L CC", "- MLO"], 4, ["L CC", "L XCCL", "- CC", "- MLO"]),
+    (["- CC", *SIX], 4, ["L CC", "R CC", "L MLO", "R MLO"]),
     (["L ", "L AT"], 2, ["L ", "L AT"]),
     (["R CC"], 1, ["R CC"]),
 ])
