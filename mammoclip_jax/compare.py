@@ -19,9 +19,10 @@ from absl import flags
 from mammoclip_jax import command
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import comparison, curves, result, statistics
-from mammoclip_jax.evaluation.classification import scored
-from mammoclip_jax.evaluation.tables import latex_table, shown
+from mammoclip_jax.evaluation import comparison, result, statistics
+from mammoclip_jax.evaluation.page import curves
+from mammoclip_jax.evaluation.metrics.classification import scored
+from mammoclip_jax.evaluation.page.tables import latex_table, shown
 from mammoclip_jax.evaluation.predictions import read_all
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics.paired import PERMUTATIONS

@@ -20,12 +20,15 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from mammoclip_jax import command, inference, supervised
+from mammoclip_jax import command
+from mammoclip_jax.inference import loading
+from mammoclip_jax.tasks import labelled
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import EVALUATORS, report, result
-from mammoclip_jax.evaluation.display import text_table
+from mammoclip_jax.evaluation import EVALUATORS, result
+from mammoclip_jax.evaluation.page import report
+from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.training.writer import read_metrics
 
@@ -70,7 +73,7 @@ def split_as_trained(model, datasets: dict[str, Any]) -> dict[str, Any]:
     """The data sets, with the folds of the model's training where it was trained on the same content."""
     known = {entry.get("fingerprint") for entry in model.provenance.get("data", {}).values()}
     own = {name: dataset for name, dataset in datasets.items() if dataset.info["fingerprint"] in known}
-    return datasets | (supervised.split(model.config, own) if model.config.task.kind != "pretrain" else {})
+    return datasets | (labelled.split(model.config, own) if model.config.task.kind != "pretrain" else {})
 
 
 def check_flags(values) -> None:
@@ -88,7 +91,7 @@ def main(argv) -> int:
     del argv
     values = flags.FLAGS
     check_flags(values)
-    model = inference.load(values.workdir or values.weights, batch_size=values.batch_size)
+    model = loading.load(values.workdir or values.weights, batch_size=values.batch_size)
     path = Path(values.workdir or values.out)
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
     config = values.config or model.config

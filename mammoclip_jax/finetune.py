@@ -35,8 +35,9 @@ def main(argv) -> int:
 
 def all_folds(count: int, workdir: Path) -> int:
     """Trains every fold in a process of its own, and writes what they show together."""
-    from mammoclip_jax.evaluation import folds, report, result
-    from mammoclip_jax.evaluation.display import text_table
+    from mammoclip_jax.evaluation import folds, result
+    from mammoclip_jax.evaluation.page import report
+    from mammoclip_jax.evaluation.page.display import text_table
 
     folders = [workdir / f"fold_{fold}" for fold in range(count)]
     for fold, folder in enumerate(folders):

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from absl import flags
 
-from mammoclip_jax import command, inference
-from mammoclip_jax.evaluation.exam import predict
+from mammoclip_jax import command
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.evaluation.result import write_json
 
 VIEWS = 4           # of an exam, as a rule: a larger batch would be padding
@@ -28,7 +29,7 @@ def define_flags() -> None:
                         required=True)
     flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.", required=True)
     flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.", required=True)
-    flags.DEFINE_string("prompts", "", "A prompt file (JSON), or the name of one in evaluation/prompts. Default: "
+    flags.DEFINE_string("prompts", "", "A prompt file (JSON), or the name of one in inference/prompt_texts. Default: "
                                        "config.predict.prompts of the run.")
     flags.DEFINE_string("method", "", "Of the overlays: grad_cam, occlusion, ... (docs/saliency.md). Default: "
                                       "config.predict.method of the run.")
@@ -44,7 +45,7 @@ def main(argv) -> int:
     """The command; see --help."""
     del argv
     values = flags.FLAGS
-    model = inference.load(values.weights, batch_size=VIEWS)
+    model = loading.load(values.weights, batch_size=VIEWS)
     settings = model.config.predict
     found = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
                     stage=values.stage or ("" if values.method else settings.stage),

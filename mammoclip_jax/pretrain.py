@@ -28,18 +28,19 @@ PROCESS = flags.DEFINE_string("process", "", "Which one this is, from 0; or JAX_
 
 def main(argv):
     del argv
-    from mammoclip_jax import host, run
+    from mammoclip_jax.training import distributed
+    from mammoclip_jax import run
     from mammoclip_jax.training.goodput import process_age
     from mammoclip_jax.training.loop import Stopped
 
-    host.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-    with host.failing_together():
+    distributed.connect(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    with distributed.failing_together():
         try:
             figures = run.pretrain(CONFIG.value, WORKDIR.value, before=process_age())
         except Stopped as stopped:
             logging.warning("%s", stopped)
             return command.INTERRUPTED
-        if host.is_main():
+        if distributed.is_main():
             command.write_json(JSON.value, figures)
     return 0
 

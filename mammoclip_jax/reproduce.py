@@ -22,7 +22,7 @@ from absl import flags
 
 from mammoclip_jax import command
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.published import rows as published
+from mammoclip_jax.reproduction import published
 from mammoclip_jax.names import check_name
 from mammoclip_jax.reproduction import arguments
 

@@ -19,8 +19,12 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import cached_text, continuation, host, inference, provenance, supervised
-from mammoclip_jax.data import leave_out, pipeline
+from mammoclip_jax.tasks import cached_text, labelled as supervised
+from mammoclip_jax.training import continuation, distributed
+from mammoclip_jax.inference import loading
+from mammoclip_jax import provenance
+from mammoclip_jax.data import leave_out
+from mammoclip_jax.data.batches import image_text
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
@@ -28,17 +32,17 @@ from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import report
-from mammoclip_jax.evaluation.display import text_table
-from mammoclip_jax.evaluation.exam import predict
+from mammoclip_jax.evaluation.page import report
+from mammoclip_jax.evaluation.page.display import text_table
+from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
 from mammoclip_jax.names import lookup
 from mammoclip_jax.prepare import prepare
-from mammoclip_jax.source import open_weights
+from mammoclip_jax.weights.opening import open_weights
 from mammoclip_jax.training import checkpoint, goodput, loop
-from mammoclip_jax.trainer import make_trainer
+from mammoclip_jax.tasks.trainer import make_trainer
 from mammoclip_jax.training.mesh import make_mesh, process_rows, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
@@ -64,14 +68,14 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
     config_module.check(config)
     if config.model.cached_text:
         cached_text.check(config)
-    host.configure(config)
+    distributed.configure(config)
     workdir = Path(workdir)
     changed = continuation.check(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with host.alone_in(workdir):
-        host.share_workdir(workdir)
+    with distributed.alone_in(workdir):
+        distributed.share_workdir(workdir)
         before += time.monotonic() - started
-        with contextlib.closing(goodput.Ledger(workdir, active=host.is_main(), before=before)) as ledger:
+        with contextlib.closing(goodput.Ledger(workdir, active=distributed.is_main(), before=before)) as ledger:
             figures = train_and_evaluate(config, workdir, ledger, changed)
             summary = ledger.summary()
     if summary:
@@ -86,8 +90,8 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
     `ledger` is told what the time goes into; `changed` is what the config changes of the run (`continuation.check`).
     """
     mesh = make_mesh(config.mesh)
-    host.meet(mesh)
-    with host.main_first("data"):
+    distributed.meet(mesh)
+    with distributed.main_first("data"):
         datasets = open_datasets(config, workdir)
         labelled = config.task.kind != "pretrain"
         datasets = supervised.split(config, datasets) if labelled else datasets
@@ -110,7 +114,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
     if config.model.cached_text:
         cached_text.prepare(config, trainer, state, datasets, tokenize, workdir)
-    if host.is_main():
+    if distributed.is_main():
         continuation.note(config, workdir, changed)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
     evaluation = Evaluation(config, datasets, meta, mesh)
@@ -134,9 +138,9 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
 
     datasets = {}
     for name, folder in placed(config.data.folders).items():
-        if name in config.data.phantom and host.is_main():
+        if name in config.data.phantom and distributed.is_main():
             make_phantom(**placed(config.data.phantom[name]))
-        if name in config.data.prepare and host.is_main():
+        if name in config.data.prepare and distributed.is_main():
             options = placed(config.data.prepare[name])
             started = time.monotonic()
             source, root = options.pop("source"), options.pop("root")
@@ -189,12 +193,12 @@ def train_iterator(config, datasets, tokenize, mesh, workdir):
     """This process's checkpointable iterator of its devices' parts of the training batches."""
     data = config.data
     rows = process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
-    return pipeline.train_iterator(
+    return image_text.train_iterator(
         list(datasets.values()), tokenize, split="train", batch_size=config.train.batch_size, rows=rows,
         views=data.views, texts=data.texts, text_length=data.text_length, seed=config.seed,
         flip_horizontal=data.flip_horizontal, flip_vertical=data.flip_vertical,
         shuffle_sentences=data.shuffle_sentences, read_threads=data.read_threads,
-        text=pipeline.text_options(data), features=TextFeatures(workdir) if config.model.cached_text else None)
+        text=image_text.text_options(data), features=TextFeatures(workdir) if config.model.cached_text else None)
 
 
 def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:
@@ -221,13 +225,13 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         return fresh
     if not options:
         return fresh
-    with host.main_first("warm start"):     # what comes from the hub is fetched once
+    with distributed.main_first("warm start"):     # what comes from the hub is fetched once
         variables, started = warm_start.start(fresh, options, open_weights)
     for line in started.differences(meta):
         logging.warning("%s", line)
     meta["provenance"] |= started.provenance
     meta["trained_on"] = provenance.trained_on((), *(one.get("trained_on") for one in (meta, *started.sources.values())))
-    if host.is_main():
+    if distributed.is_main():
         write_text(note, json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
     return variables
 
@@ -266,10 +270,10 @@ class Evaluation:
         if jax.process_count() > 1:
             variables = jax.device_get(self.gather(variables))      # whole, and of no other process's devices
         found = {}
-        if host.is_main():
+        if distributed.is_main():
             with jax.set_mesh(self.mesh):
                 if self.model is None:
-                    self.model = inference.KINDS[self.meta["kind"]](variables, self.meta, step, mesh=self.mesh,
+                    self.model = loading.KINDS[self.meta["kind"]](variables, self.meta, step, mesh=self.mesh,
                                                                     batch_size=self.config.evaluate.batch_size)
                 self.model.set_variables(variables, step)
                 found = function(self.model)

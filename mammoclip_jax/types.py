@@ -23,7 +23,7 @@ class Batch(TypedDict, total=False):
     text_features: Float[Array, "B T C"]      # float32, pooled states; only with config.model.cached_text
     flip_horizontal: Bool[Array, "B"]         # to do on the device; the texts' laterality words are already swapped
     flip_vertical: Bool[Array, "B"]           # to do on the device; only set where no text names a position
-    view_mask: Bool[Array, "B V"]             # of labelled batches (data/labelled.py): False for views not there
+    view_mask: Bool[Array, "B V"]             # of labelled batches (data/batches/labelled.py): False for views not there
     target: Float[Array, "B K"]               # 1, 0, one-hot for classes; 0 where unknown
     known: Bool[Array, "B K"]
     boxes: Float[Array, "B V M 4"]            # left, top, right, bottom in canvas pixels

@@ -36,7 +36,8 @@ import numpy as np  # noqa: E402
 
 import mammoclip_jax.models.bert  # noqa: E402, F401  else imported by each process
 import mammoclip_jax.models.efficientnet  # noqa: E402, F401
-from mammoclip_jax import host, run  # noqa: E402
+from mammoclip_jax.training import distributed
+from mammoclip_jax import run   # noqa: E402
 from mammoclip_jax.training import checkpoint, goodput  # noqa: E402
 from mammoclip_jax.training.writer import read_metrics  # noqa: E402
 
@@ -86,7 +87,7 @@ def job(config, workdir: Path):
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    host.enable_compilation_cache = keep_every_program
+    distributed.enable_compilation_cache = keep_every_program
     run.pretrain(config, workdir, before=goodput.process_age())
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax import cached_text, models
+from mammoclip_jax.tasks import cached_text
+from mammoclip_jax import models
 from mammoclip_jax.config import defaults
-from mammoclip_jax.data import pipeline
+from mammoclip_jax.data.batches import image_text
 from mammoclip_jax.data.text import features, tokenizer
 from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
@@ -109,7 +110,7 @@ def test_loss_and_gradients_are_those_of_the_tower_run_at_every_step(trained, to
 
 def test_batches_carry_the_features_of_their_texts(trained, tokens, tmp_path):
     stored = prepare(trained, tokens, tmp_path, tiny_config(flip_horizontal=0.5))
-    batch = next(pipeline.train_iterator(
+    batch = next(image_text.train_iterator(
         [FakeDataset(tmp_path)], tokens, batch_size=16, texts=2, text_length=24, seed=0, flip_horizontal=0.5,
         flip_vertical=0.0, features=stored))
     model, variables = trained
@@ -156,8 +157,8 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
     pd.DataFrame({"text": ["left one", "gone"], "augmented": ["one, left", "x"]}).to_parquet(
         tmp_path / "texts_augmented.parquet")
     dataset = FakeDataset(tmp_path, ["left one", "two"])
-    drawable = lambda mirrored, **options: pipeline.drawable_texts(     # noqa: E731
-        [dataset], "train", text=pipeline.TextOptions(**options), mirrored=mirrored)
+    drawable = lambda mirrored, **options: image_text.drawable_texts(     # noqa: E731
+        [dataset], "train", text=image_text.TextOptions(**options), mirrored=mirrored)
     assert drawable(False) == {"left one", "two"}
     assert drawable(True, augmented=0.5) == {"left one", "right one", "two", "one, left", "one, right"}
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import losses, models, supervised
+from mammoclip_jax import losses, models
+from mammoclip_jax.tasks import labelled
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import _plan
 from mammoclip_jax.training import augment
@@ -63,7 +64,7 @@ def test_config_builds(path):
 
 def check_labelled(config):
     """A classifier's or detector's config builds, its evaluators are for it, and one of them gives what is monitored."""
-    wanted = supervised.target(config)
+    wanted = labelled.target(config)
     model = (models.classifier if config.task.kind == "classifier" else models.detector)(config.model)
     image = jax.ShapeDtypeStruct((1, 320, 224, config.image.channels), np.float32)
     params = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)["params"]

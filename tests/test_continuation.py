@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mammoclip_jax import continuation
+from mammoclip_jax.training import continuation
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training.checkpoint import Checkpoints

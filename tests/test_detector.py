@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax import inference, models
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.heads import Detector
+from mammoclip_jax import models
 from mammoclip_jax.boxes import decode
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
@@ -43,7 +45,7 @@ def variables():
 
 @pytest.fixture(scope="module")
 def detector(variables):
-    return inference.Detector(variables, meta_of(), 3, batch_size=8)
+    return Detector(variables, meta_of(), 3, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_detections_are_boxes_of_the_raw_outputs(detector, variables, images, fo
 
 def test_neither_the_batch_nor_the_devices_change_the_boxes(detector, variables, images, found):
     same(jax.tree.map(lambda x: x[3:4], found), detector.detect(images[3:4], **FEW))
-    alone = inference.Detector(variables, meta_of(), 3, batch_size=4, mesh=make_mesh({"data": 1}, jax.devices()[:1]))
+    alone = Detector(variables, meta_of(), 3, batch_size=4, mesh=make_mesh({"data": 1}, jax.devices()[:1]))
     same(alone.detect(images, **FEW), found)
 
 
@@ -94,7 +96,7 @@ def test_options_reach_the_suppression(detector, images, found):
 
 def test_stretched_images_give_boxes_on_the_canvas(variables, images):
     """As a detector of images of that size, and its boxes stretched back."""
-    small = inference.Detector(variables, meta_of((64, 96)), 3, batch_size=8)
+    small = Detector(variables, meta_of((64, 96)), 3, batch_size=8)
     ours = small.detect(images[:8], **FEW)
     module = models.detector(small.config.model)
     pixels = augment.eval_images(images[:8], augment.preprocess_options(small.config))
@@ -116,6 +118,6 @@ def test_maps_explain_the_highest_logit(detector, images):
 
 def test_a_model_folder_is_the_detector(detector, variables, images, found, tmp_path):
     folder.write(tmp_path / "m", variables, meta_of(), card="# A card")
-    again = inference.load(tmp_path / "m", batch_size=8)
+    again = loading.load(tmp_path / "m", batch_size=8)
     assert again.kind == "detector" and again.step == 3 and again.labels == ("mass", "calcification")
     same(again.detect(images, **FEW), found)

@@ -28,7 +28,10 @@ from test_source import (
     tokenizer_file,
 )
 
-from mammoclip_jax import inference, run, source
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax import run
+from mammoclip_jax.weights import opening
 from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
@@ -71,7 +74,7 @@ def place(tmp_path_factory):
 
 
 def imported(place, name, **options):
-    return source.import_weights(place / name, tokenizer=str(place / "tokenizer.json"), **options)
+    return opening.import_weights(place / name, tokenizer=str(place / "tokenizer.json"), **options)
 
 
 def own_run(workdir, model, **config):
@@ -100,10 +103,10 @@ def test_imported_it_loads_and_embeds_as_the_file_does(command, place, tmp_path,
     assert any("taken to be" in note for note in found["notes"])
 
     direct = imported(place, "b0.tar", origin="shawn24/Mammo-CLIP")
-    variables, meta = source.open_weights(out)
+    variables, meta = opening.open_weights(out)
     assert_same(variables, direct.variables)
     assert meta["provenance"]["licences"] == direct.meta["provenance"]["licences"]
-    one, other = inference.load(out, batch_size=8), inference.Model(direct.variables, direct.meta, 7, batch_size=8)
+    one, other = loading.load(out, batch_size=8), DualEncoder(direct.variables, direct.meta, 7, batch_size=8)
     images = np.random.default_rng(0).integers(0, 255, (2, HEIGHT, WIDTH), dtype=np.uint8)
     np.testing.assert_array_equal(one.embed_image(images), other.embed_image(images))
     np.testing.assert_array_equal(one.embed_text(["a mass", "no mass"]), other.embed_text(["a mass", "no mass"]))
@@ -170,7 +173,7 @@ def test_exported_as_a_folder_it_comes_back(command, place, tmp_path, of):
             "metrics": {"zero_shot/mass/auc": {"value": 0.8125, "low": 0.7, "high": 0.9, "n": 40}}, "protocol": {}}))
     out = tmp_path / "out"
     assert command("export", f"--workdir={start}", f"--out={out}", f"--json={tmp_path}/f.json") == 0
-    variables, meta = source.open_weights(out)
+    variables, meta = opening.open_weights(out)
     assert_same(variables, model.variables)
     assert meta["tokenizer"] and meta["provenance"]["licences"] == model.meta["provenance"]["licences"]
     assert meta["step"] == (5 if of == "run" else 7) and variables["params"]["logit_scale"] == LOGIT_SCALE
@@ -187,7 +190,7 @@ def test_exported_for_pytorch_it_comes_back_with_its_terms(command, place, tmp_p
         if not key.endswith("num_batches_tracked") and ".pooler." not in key:
             np.testing.assert_array_equal(again.state[key], value, err_msg=key, strict=True)
     assert again.state.keys() == published_state("b2").keys()
-    back = source.import_weights(tmp_path / "mine.tar", tokenizer=str(place / "tokenizer.json"))
+    back = opening.import_weights(tmp_path / "mine.tar", tokenizer=str(place / "tokenizer.json"))
     assert_same(back.variables, model.variables)
     assert back.meta["provenance"]["licences"] == model.meta["provenance"]["licences"]
     assert command("export", f"--workdir={start}", f"--out={tmp_path}/other.tar", "--format=torch") == 0
@@ -200,7 +203,7 @@ def test_exported_as_stablehlo_it_embeds_the_same(command, place, tmp_path):
     assert command("export", f"--workdir={start}", f"--out={tmp_path}/hlo", "--format=stablehlo",
                    "--platforms=cpu") == 0
     images = np.random.default_rng(0).integers(0, 255, (2, HEIGHT, WIDTH), dtype=np.uint8)
-    expected = inference.Model(model.variables, model.meta, 7, batch_size=8).embed_image(images)
+    expected = DualEncoder(model.variables, model.meta, 7, batch_size=8).embed_image(images)
     # 1e-5: products of other shapes add up in another order.
     np.testing.assert_allclose(stablehlo.load_image(tmp_path / "hlo", "cpu")(images), expected, atol=1e-5)
 
@@ -214,7 +217,7 @@ def test_adapters_are_merged(command, place, tmp_path):
     start = own_run(tmp_path / "run", model._replace(variables=model.variables | {"params": params}),
                     lora={"pattern": PATTERN, "rank": 2, "alpha": 8.0})
     assert command("export", f"--workdir={start}", f"--out={tmp_path}/out") == 0
-    variables, meta = source.open_weights(tmp_path / "out")
+    variables, meta = opening.open_weights(tmp_path / "out")
     assert not meta["config"]["model"]["lora"]
     found, base = (flatten_dict(tree["params"], sep="/") for tree in (variables, model.variables))
     assert found.keys() == base.keys() and len(adapters) == 4       # two kernels
@@ -225,7 +228,7 @@ def test_adapters_are_merged(command, place, tmp_path):
         else:
             np.testing.assert_array_equal(value, base[path], err_msg=path)
     ids = random.integers(0, ROWS, (2, 16))
-    whole, plain = (inference.load(path, batch_size=8) for path in (start, tmp_path / "out"))
+    whole, plain = (loading.load(path, batch_size=8) for path in (start, tmp_path / "out"))
     np.testing.assert_allclose(plain.embed_tokens(ids, ids >= 0), whole.embed_tokens(ids, ids >= 0), atol=1e-5)
 
 

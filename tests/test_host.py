@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mammoclip_jax import host
+from mammoclip_jax.training import distributed
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training.processes import barrier
 
@@ -18,7 +18,7 @@ OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}
 
 
 def place(coordinator="", processes="", process="", **environment):
-    return host.find_place(coordinator, processes, process, environment)
+    return distributed.find_place(coordinator, processes, process, environment)
 
 
 def test_alone_nothing_happens():
@@ -29,7 +29,7 @@ def test_alone_nothing_happens():
 
 
 def test_explicit_arguments():
-    assert place("10.0.0.1:1234", "4", "3") == host.Place("10.0.0.1:1234", 4, 3)
+    assert place("10.0.0.1:1234", "4", "3") == distributed.Place("10.0.0.1:1234", 4, 3)
     assert place("[::1]:1234", "2", "0").coordinator == "[::1]:1234"
 
 
@@ -44,8 +44,8 @@ def test_auto_asks_jax_in_any_case():
 
 
 def test_a_launcher_fills_in_what_is_not_said():
-    assert place("host:1", **OPEN_MPI) == host.Place("host:1", 4, 1)
-    assert place("host:1", **SLURM) == host.Place("host:1", 8, 3)
+    assert place("host:1", **OPEN_MPI) == distributed.Place("host:1", 4, 1)
+    assert place("host:1", **SLURM) == distributed.Place("host:1", 8, 3)
 
 
 def test_processes_that_do_not_know_where_to_meet_do_not_train_side_by_side():
@@ -73,19 +73,19 @@ def test_the_environment_is_read_where_a_flag_is_not_given(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")
     with pytest.raises(UserError, match="--process=5 is out of range"):
-        host.connect(process="5")
+        distributed.connect(process="5")
     monkeypatch.setenv("JAX_PROCESS_ID", "7")
     with pytest.raises(UserError, match="--process=7 is out of range"):
-        host.connect()
+        distributed.connect()
 
 
 def test_a_single_process_waits_for_nobody(tmp_path):
     barrier("alone")
-    with host.main_first("alone"):
-        assert host.is_main()
-    host.share_workdir(tmp_path)
+    with distributed.main_first("alone"):
+        assert distributed.is_main()
+    distributed.share_workdir(tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserError, match="mine"), host.failing_together():
+    with pytest.raises(UserError, match="mine"), distributed.failing_together():
         raise UserError("mine")
 
 

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mammoclip_jax import inference, models
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax.inference.heads import Classifier, ImageEncoder
+from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
@@ -41,7 +44,7 @@ def alone():
     config = base_config()
     module = models.image_encoder_alone(config.model)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, HEIGHT, WIDTH, 1)))
-    return inference.ImageEncoder(variables, meta_of(config, kind="image_encoder"), 0, batch_size=8)
+    return ImageEncoder(variables, meta_of(config, kind="image_encoder"), 0, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def dual_encoder(alone):
     meta = meta_of(config, tokenizer=words.to_json())
     module = models.build(config.model, words.vocab_size)
     variables = jax.jit(lambda key: init_variables(module, key, (HEIGHT, WIDTH, 1), 8))(jax.random.key(1))
-    return inference.Model(with_encoder(variables, alone), meta, 0, batch_size=8)
+    return DualEncoder(with_encoder(variables, alone), meta, 0, batch_size=8)
 
 
 def with_encoder(variables, alone):
@@ -72,7 +75,7 @@ def test_features_are_the_encoders_before_projection_and_head(alone, dual_encode
     config = base_config()
     config.model.labels = ("mass",)
     head = models.classifier(config.model)
-    classifier = inference.Classifier(
+    classifier = Classifier(
         with_encoder(jax.jit(head.init)(jax.random.key(2), pixels), alone), meta_of(config), 0, batch_size=8)
     for model in (alone, dual_encoder, classifier):
         found = model.image_features(images)
@@ -91,7 +94,7 @@ def test_any_batch_size_gives_the_same(alone, images):
     for size in (1, 3, 5):
         parts = [alone.image_features(images[start:start + size]) for start in range(0, 5, size)]
         np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)     # sums in another order
-    other = inference.ImageEncoder(alone._variables, meta_of(alone.config), 0, batch_size=16)
+    other = ImageEncoder(alone._variables, meta_of(alone.config), 0, batch_size=16)
     np.testing.assert_allclose(other.image_features(images), expected, atol=1e-5)
 
 
@@ -107,7 +110,7 @@ def test_an_encoder_alone_takes_images_of_any_size_and_scores_nothing(alone):
 def test_a_folder_of_an_encoder_is_loaded(alone, images, tmp_path):
     folder.write(tmp_path / "m", jax.device_get(alone._variables), meta_of(alone.config, kind="image_encoder"),
                  card="# A card")
-    again = inference.load(tmp_path / "m", batch_size=8)
+    again = loading.load(tmp_path / "m", batch_size=8)
     assert again.kind == "image_encoder" and again.fingerprint() == alone.fingerprint()
     np.testing.assert_array_equal(again.image_features(images), alone.image_features(images))
 
@@ -122,8 +125,8 @@ def test_the_fingerprint_follows_weights_and_normalisation(alone):
     before = alone.fingerprint()
     changed = jax.tree.map(lambda x: x, alone._variables)
     changed["params"]["image_encoder"] = jax.tree.map(lambda x: x + 1e-6, changed["params"]["image_encoder"])
-    assert inference.ImageEncoder(changed, meta_of(alone.config), 9).fingerprint() != before
-    assert inference.ImageEncoder(alone._variables, meta_of(alone.config), 9).fingerprint() == before
+    assert ImageEncoder(changed, meta_of(alone.config), 9).fingerprint() != before
+    assert ImageEncoder(alone._variables, meta_of(alone.config), 9).fingerprint() == before
     other = base_config()
     other.image.mean = 0.5
-    assert inference.ImageEncoder(alone._variables, meta_of(other), 0).fingerprint() != before
+    assert ImageEncoder(alone._variables, meta_of(other), 0).fingerprint() != before

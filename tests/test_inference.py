@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 import test_source as published
 
-from mammoclip_jax import inference, models, source
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax.inference.heads import Classifier
+from mammoclip_jax import models
+from mammoclip_jax.weights import opening
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.render import Preprocessing, render
@@ -42,7 +46,7 @@ def variables(meta):
 
 @pytest.fixture(scope="module")
 def model(meta, variables):
-    return inference.Model(variables, meta, 7, batch_size=8)
+    return DualEncoder(variables, meta, 7, batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,7 @@ def test_batch_size_and_padding_change_nothing(model, meta, variables, images):
     assert vectors.shape == (11, 8) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     # 1e-5: other shapes of the same products add up in another order.
-    other = inference.Model(variables, meta, 7, batch_size=16)
+    other = DualEncoder(variables, meta, 7, batch_size=16)
     np.testing.assert_allclose(other.embed_image(images), vectors, atol=1e-5)
     np.testing.assert_allclose(model.embed_image(images[3:4]), vectors[3:4], atol=1e-5)
 
@@ -139,8 +143,8 @@ def classifier(tmp_path_factory):
     file = published.classifier_file(tmp_path_factory.mktemp("classifier") / "b0_best.pth")
     with pytest.MonkeyPatch.context() as patch:
         published.shrink(patch)
-        variables, meta, *_ = source.import_weights(file, labels=LABELS)
-    return inference.Classifier(variables, meta, meta["step"], batch_size=8)
+        variables, meta, *_ = opening.import_weights(file, labels=LABELS)
+    return Classifier(variables, meta, meta["step"], batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +177,7 @@ def test_a_classifier_gives_the_sigmoid_of_its_head(classifier, small):
 
 def test_classes_that_exclude_each_other_sum_to_one(tmp_path, monkeypatch, small):
     published.shrink(monkeypatch)
-    model = inference.load(published.classifier_file(tmp_path / "density.pth", 4), batch_size=8)
+    model = loading.load(published.classifier_file(tmp_path / "density.pth", 4), batch_size=8)
     assert model.labels == ("density_A", "density_B", "density_C", "density_D")
     found = model.classify(small)
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
@@ -205,15 +209,15 @@ def test_the_map_of_a_label_is_its_weights_on_the_last_stage(classifier, small):
 
 
 def test_what_embeds_nothing_is_refused_with_what_it_is_for(monkeypatch):
-    monkeypatch.setattr(inference, "open_weights", lambda name: ({}, {"kind": "text_encoder"}))
+    monkeypatch.setattr(loading, "open_weights", lambda name: ({}, {"kind": "text_encoder"}))
     with pytest.raises(UserError, match=r"a.pth holds a single encoder \(text_encoder\).*config.warm_start"):
-        inference.load("a.pth")
+        loading.load("a.pth")
 
 
 def test_a_model_folder_is_the_model(model, meta, variables, images, tmp_path):
     whole = meta | {"kind": "dual_encoder", "step": 7}
     published.folder.write(tmp_path / "m", jax.device_get(variables), whole, card="# A card")
-    again = inference.load(tmp_path / "m", batch_size=8)
+    again = loading.load(tmp_path / "m", batch_size=8)
     assert again.step == 7 and again.config.model.text.hidden_size == 16 and again.config.data.text_length == 16
     np.testing.assert_array_equal(again.embed_image(images), model.embed_image(images))
     np.testing.assert_array_equal(again.embed_text(["a mass"]), model.embed_text(["a mass"]))

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from mammoclip_jax import host, locks, run
+from mammoclip_jax.training import distributed
+from mammoclip_jax import locks, run
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 
@@ -28,7 +29,7 @@ def hold(path, watch=0.3):
 
 
 def note(host, process=1):
-    return json.dumps({"host": host, "process": process, "since": "2026-01-31T10:00:00+00:00"})
+    return json.dumps({"host": distributed, "process": process, "since": "2026-01-31T10:00:00+00:00"})
 
 
 def test_a_second_process_is_told_who_is_there_and_a_dead_one_holds_nothing(tmp_path):
@@ -93,18 +94,18 @@ def test_a_second_job_leaves_the_run_of_the_first_alone(tmp_path):
     config.data.folders.films = "nowhere"
     config.losses.mammo_clip = dict(weight=1.0)
     (tmp_path / "metrics.jsonl").write_text("mine\n")
-    with hold(tmp_path / host.LOCK):
+    with hold(tmp_path / distributed.LOCK):
         with pytest.raises(UserError, match=f"process {os.getpid()} on host .* is training in "):
             run.pretrain(config, tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == [host.LOCK, "metrics.jsonl"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [distributed.LOCK, "metrics.jsonl"]
     with pytest.raises(UserError, match="nowhere is no finished data set"):       # free again
         run.pretrain(config, tmp_path)
 
 
 def test_the_processes_of_one_job_share_a_run(tmp_path, monkeypatch):
-    with host.alone_in(tmp_path):
-        with pytest.raises(UserError, match="is training in"), host.alone_in(tmp_path):
+    with distributed.alone_in(tmp_path):
+        with pytest.raises(UserError, match="is training in"), distributed.alone_in(tmp_path):
             pass
-        monkeypatch.setattr(host, "is_main", lambda: False)
-        with host.alone_in(tmp_path):
+        monkeypatch.setattr(distributed, "is_main", lambda: False)
+        with distributed.alone_in(tmp_path):
             pass

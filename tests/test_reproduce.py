@@ -19,7 +19,7 @@ from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.published import rows as published
+from mammoclip_jax.reproduction import published
 from mammoclip_jax.reproduction import jobs, outcome
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import folder

@@ -13,10 +13,11 @@ import pytest
 import test_source as published
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mammoclip_jax import models, run, source
+from mammoclip_jax import models, run
+from mammoclip_jax.weights import opening
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.trainer import make_trainer
+from mammoclip_jax.tasks.trainer import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import card, torch_writer
@@ -35,7 +36,7 @@ def imported(tmp_path_factory):
     place = tmp_path_factory.mktemp("published")
     words = published.tokenizer_file(place / "tokenizer.json")
     file = published.published_file(place / "b0.tar", published.published_state())
-    return source.import_weights(file, tokenizer=str(words), origin="shawn24/Mammo-CLIP", licence="CC BY-NC-SA 4.0")
+    return opening.import_weights(file, tokenizer=str(words), origin="shawn24/Mammo-CLIP", licence="CC BY-NC-SA 4.0")
 
 
 @pytest.fixture

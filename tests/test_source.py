@@ -15,7 +15,8 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mammoclip_jax import inference, source
+from mammoclip_jax.inference import loading
+from mammoclip_jax.weights import opening
 from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
 from mammoclip_jax.errors import UserError
@@ -153,7 +154,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_a_published_file_in_our_terms(file):
-    imported = source.import_weights(file)
+    imported = opening.import_weights(file)
     meta = imported.meta
     assert (imported.layout, meta["kind"], meta["step"]) == ("mammo_clip", "dual_encoder", 7)
     assert meta["config"]["image"] == {"mean": 0.25, "std": 0.5, "channels": 3, "intensity": "minmax"}
@@ -167,14 +168,14 @@ def test_a_published_file_in_our_terms(file):
 
 
 def test_the_licence_is_presumed_unless_it_is_stated(file):
-    imported = source.import_weights(file)
+    imported = opening.import_weights(file)
     (entry,) = imported.meta["provenance"]["licences"]
     assert entry == {
         "weights": "Mammo-CLIP pretraining checkpoint", "licence": "mammo_clip", "stated": False,
         "title": "CC BY-NC-SA 4.0 (Mammo-CLIP)", "layout": "mammo_clip", "file": "b0-model-best-epoch-7.tar",
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     assert any("taken to be" in note and "--licence" in note for note in imported.notes)
-    stated = source.import_weights(file, licence="CC BY 4.0", origin="shawn24/Mammo-CLIP")
+    stated = opening.import_weights(file, licence="CC BY 4.0", origin="shawn24/Mammo-CLIP")
     (entry,) = stated.meta["provenance"]["licences"]
     assert (entry["licence"], entry["stated"], entry["weights"]) == ("cc-by-4.0", True, "shawn24/Mammo-CLIP")
     assert stated.meta["config"]["name"] == "shawn24/Mammo-CLIP"
@@ -182,10 +183,10 @@ def test_the_licence_is_presumed_unless_it_is_stated(file):
 
 
 def test_without_its_tokenizer_token_ids_are_embedded_and_texts_refused(file):
-    imported = source.import_weights(file)
+    imported = opening.import_weights(file)
     assert imported.meta["tokenizer"] is None
     assert any(NOWHERE in note and "embed_tokens" in note and "--tokenizer" in note for note in imported.notes)
-    model = inference.load(file, batch_size=8)
+    model = loading.load(file, batch_size=8)
     with pytest.raises(UserError, match="without their tokenizer.*--tokenizer.*embed_tokens"):
         model.embed_text(["a mass"])
     ids = np.random.default_rng(0).integers(0, ROWS, (3, 20))
@@ -197,13 +198,13 @@ def test_without_its_tokenizer_token_ids_are_embedded_and_texts_refused(file):
 
 
 def test_the_tokenizer_that_was_given_or_lies_beside_the_weights(file, tokenizer, tmp_path):
-    expected = Tokenize.from_json(source.import_weights(file, tokenizer=str(tokenizer)).meta["tokenizer"])
+    expected = Tokenize.from_json(opening.import_weights(file, tokenizer=str(tokenizer)).meta["tokenizer"])
     assert expected.vocab_size <= ROWS
     folder = tmp_path / "hub"
     folder.mkdir()
     (folder / "model.pth").write_bytes(file.read_bytes())
     tokenizer_file(folder / "tokenizer.json")
-    imported = source.import_weights(folder)
+    imported = opening.import_weights(folder)
     assert Tokenize.from_json(imported.meta["tokenizer"]).fingerprint == expected.fingerprint
     assert not any("tokenizer" in note for note in imported.notes)
     assert imported.meta["provenance"]["licences"][0]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
@@ -211,12 +212,12 @@ def test_the_tokenizer_that_was_given_or_lies_beside_the_weights(file, tokenizer
 
 def test_a_tokenizer_that_was_asked_for_has_to_be_there_and_to_fit(file, tmp_path):
     with pytest.raises(UserError, match="no tokenizer at .*absent.json"):
-        source.import_weights(file, tokenizer=str(tmp_path / "absent.json"))
+        opening.import_weights(file, tokenizer=str(tmp_path / "absent.json"))
     words = " ".join(f"{a}{b}x {a}{b}x" for a in "abcdefghijklmnopq" for b in "abcdefghijklmnopqrstuv")
     large = Tokenize(train_wordpiece([words], 600))
     large.save(tmp_path / "large.json")
     with pytest.raises(UserError, match=f"large.json has {large.vocab_size} tokens, the text encoder {ROWS} "):
-        source.import_weights(file, tokenizer=str(tmp_path / "large.json"))
+        opening.import_weights(file, tokenizer=str(tmp_path / "large.json"))
 
 
 @pytest.mark.parametrize("classes, labels, expected, activation", [
@@ -226,7 +227,7 @@ def test_a_tokenizer_that_was_asked_for_has_to_be_there_and_to_fit(file, tmp_pat
 ])
 def test_labels_of_a_classifier(tmp_path, classes, labels, expected, activation):
     file = classifier_file(tmp_path / "c.pth", classes)
-    imported = source.import_weights(file, labels=labels)
+    imported = opening.import_weights(file, labels=labels)
     model = imported.meta["config"]["model"]
     assert imported.layout == "mammo_clip_classifier" and imported.meta["kind"] == "classifier"
     assert list(model["labels"]) == expected and model["activation"] == activation
@@ -234,33 +235,33 @@ def test_labels_of_a_classifier(tmp_path, classes, labels, expected, activation)
     np.testing.assert_array_equal(imported.variables["params"]["classification_head"]["kernel"],
                                   classifier_state(classes)["classifier.classification_head.weight"].T)
     with pytest.raises(UserError, match=f"names 3 labels, a, b, c; the file has {classes} outputs"):
-        source.import_weights(file, labels=["a", "b", "c"])
+        opening.import_weights(file, labels=["a", "b", "c"])
 
 
 def test_terms_that_our_own_export_wrote_into_a_file_stay(tmp_path):
     """What a model comes from binds the file made of it, whoever reads it; nothing is presumed then."""
     kept = ('{"licences": [{"weights": "w", "licence": "mammo_fm", "title": "t", "stated": true}], "overrides": '
             '[{"action": "export"}], "data": {"e": {"licence": "EMBED Research Use Agreement", "real": true}}}')
-    file = published_file(tmp_path / "a.tar", published_state(), **{source.PROVENANCE: kept})
-    imported = source.import_weights(file)
+    file = published_file(tmp_path / "a.tar", published_state(), **{opening.PROVENANCE: kept})
+    imported = opening.import_weights(file)
     provenance = imported.meta["provenance"]
     assert [entry["licence"] for entry in provenance["licences"]] == ["mammo_fm", "embed"]
     assert provenance["overrides"] == [{"action": "export"}]
     assert not any("taken to be" in note for note in imported.notes)
-    stated = source.import_weights(file, licence="mit").meta["provenance"]
+    stated = opening.import_weights(file, licence="mit").meta["provenance"]
     assert [entry["licence"] for entry in stated["licences"]] == ["mit", "mammo_fm", "embed"]
     with pytest.raises(UserError, match="broken.tar: its mammoclip_jax_provenance"):
-        source.import_weights(published_file(tmp_path / "broken.tar", published_state(), **{source.PROVENANCE: "{"}))
+        opening.import_weights(published_file(tmp_path / "broken.tar", published_state(), **{opening.PROVENANCE: "{"}))
 
 
 def test_files_of_no_known_layout_are_named(tmp_path, file):
     torch_writer.write(tmp_path / "other.pth", {"model": {"trunk.weight": np.zeros(3, np.float32)}})
     with pytest.raises(UserError, match="other.pth: no layout known here has keys like trunk.weight"):
-        source.import_weights(tmp_path / "other.pth")
+        opening.import_weights(tmp_path / "other.pth")
     with pytest.raises(UserError, match="no layout 'mamo_clip'. Did you mean 'mammo_clip'"):
-        source.import_weights(file, layout="mamo_clip")
+        opening.import_weights(file, layout="mamo_clip")
     with pytest.raises(UserError, match="epoch-7.tar: no encoder known here"):
-        source.import_weights(file, layout="medclip")
+        opening.import_weights(file, layout="medclip")
 
 
 def test_files_that_cannot_be_trusted_or_read_are_refused(tmp_path, file):
@@ -268,21 +269,21 @@ def test_files_that_cannot_be_trusted_or_read_are_refused(tmp_path, file):
         archive.writestr("x/data.pkl", b"\x80\x02cposix\nsystem\nX\x05\x00\x00\x00touch\x85R.")
         archive.writestr("x/version", b"3\n")
     with pytest.raises(UserError, match="evil.pth: refused: posix.system"):
-        source.open_weights(tmp_path / "evil.pth")
+        opening.open_weights(tmp_path / "evil.pth")
     (tmp_path / "cut.tar").write_bytes(file.read_bytes()[:100_000])
     with pytest.raises(UserError, match="cut.tar"):
-        source.open_weights(tmp_path / "cut.tar")
+        opening.open_weights(tmp_path / "cut.tar")
     for path in (tmp_path / "absent.tar", tmp_path / "no" / "such.pth"):
         with pytest.raises(UserError, match=f"{path}: there is no such file or folder"):
-            source.open_weights(path)
+            opening.open_weights(path)
         with pytest.raises(UserError, match=f"{path}: there is no such file or folder"):
-            source.import_weights(path)
+            opening.import_weights(path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: there is no finished checkpoint in it, and no weights"):
-        source.open_weights(tmp_path / "empty")
+        opening.open_weights(tmp_path / "empty")
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="begun: no finished checkpoint"):
-        source.open_weights(tmp_path / "begun")
+        opening.open_weights(tmp_path / "begun")
 
 
 def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
@@ -299,25 +300,25 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
     with pytest.raises(UserError, match=r"somebody/model: .*hub could not be asked for it \(Network is unreachable\)"):
-        source.open_weights("hf://somebody/model")
+        opening.open_weights("hf://somebody/model")
     assert asked == [("somebody/model", True), ("somebody/model", None)]     # the cache, then the hub, once
     with pytest.raises(UserError, match="no such file or folder here, .*name it hf://somebody/model"):
-        source.open_weights("somebody/model")           # it may be a mistyped path
+        opening.open_weights("somebody/model")           # it may be a mistyped path
     assert asked.pop() == ("somebody/model", True)
     for name in ("model", "a/b/c", "./a", "/a", "models/b5.tar", "./a/b/c.tar"):
         with pytest.raises(UserError, match="no model on the hub can have that name"):
-            source.open_weights(name)
+            opening.open_weights(name)
     assert len(asked) == 2
     # Only a part of it is in the cache, and the hub still out of reach.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
     with pytest.raises(UserError, match="hub could not be asked"):
-        source.open_weights("hf://somebody/model")
+        opening.open_weights("hf://somebody/model")
     (tmp_path / "model.pth").write_bytes(file.read_bytes())
-    _, meta = source.open_weights("somebody/model")
+    _, meta = opening.open_weights("somebody/model")
     assert meta["kind"] == "dual_encoder" and meta["step"] == 7
     assert meta["config"]["name"] == meta["provenance"]["licences"][0]["weights"] == "somebody/model"
-    assert source.import_weights("hf://somebody/model").meta["config"]["name"] == "somebody/model"
-    assert source.import_weights("somebody/model", origin="a letter").meta["config"]["name"] == "a letter"
+    assert opening.import_weights("hf://somebody/model").meta["config"]["name"] == "somebody/model"
+    assert opening.import_weights("somebody/model", origin="a letter").meta["config"]["name"] == "a letter"
 
 
 def test_one_file_of_a_model_on_the_hub(monkeypatch, tmp_path, file):
@@ -333,41 +334,41 @@ def test_one_file_of_a_model_on_the_hub(monkeypatch, tmp_path, file):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, name, timeout: None)
-    _, meta = source.open_weights("hf://somebody/model/checkpoints/b5.tar")
+    _, meta = opening.open_weights("hf://somebody/model/checkpoints/b5.tar")
     assert asked == [("somebody/model", "checkpoints/b5.tar", True), ("somebody/model", "checkpoints/b5.tar", False)]
     assert meta["provenance"]["licences"][0]["weights"] == "somebody/model/checkpoints/b5.tar"
 
 
 def test_what_is_of_no_use_is_refused(file, tmp_path):
     with pytest.raises(UserError, match="epoch-7.tar: .*kind dual_encoder, have no use for --labels"):
-        source.import_weights(file, labels=["mass"])
+        opening.import_weights(file, labels=["mass"])
     with pytest.raises(UserError, match="c.pth: .*kind classifier, have no use for --tokenizer"):
-        source.import_weights(classifier_file(tmp_path / "c.pth"), tokenizer="a")
+        opening.import_weights(classifier_file(tmp_path / "c.pth"), tokenizer="a")
     (tmp_path / "checkpoints").mkdir()
-    for place in (model_folder(tmp_path / "m", source.import_weights(file)), tmp_path, tmp_path / "checkpoints"):
+    for place in (model_folder(tmp_path / "m", opening.import_weights(file)), tmp_path, tmp_path / "checkpoints"):
         with pytest.raises(UserError, match=f"{place} is a model of this program already"):
-            source.import_weights(place)
+            opening.import_weights(place)
 
 
 def test_runs_checkpoints_folders_and_files_open_alike(file, tokenizer, tmp_path):
-    imported = source.import_weights(file, tokenizer=str(tokenizer))
+    imported = opening.import_weights(file, tokenizer=str(tokenizer))
     config = imported.meta["config"] | {"train": {"steps": 9}}
     own = {key: value for key, value in imported.meta.items() if key not in ("kind", "step")} | {"config": config}
     run = run_folder(tmp_path / "run", imported.variables, own)
     for place in (run, run / "checkpoints", run / "checkpoints" / "5"):
-        variables, meta = source.open_weights(place)
+        variables, meta = opening.open_weights(place)
         assert_same(variables, imported.variables)
         assert (meta["kind"], meta["step"], meta["tokenizer"]) == ("dual_encoder", 5, own["tokenizer"])
         assert meta["config"] == config
-    variables, meta = source.open_weights(model_folder(tmp_path / "folder", imported))
+    variables, meta = opening.open_weights(model_folder(tmp_path / "folder", imported))
     assert_same(variables, imported.variables)
     assert meta["step"] == 7 and meta["provenance"]["licences"] == own["provenance"]["licences"]
-    variables, meta = source.open_weights(str(file))
+    variables, meta = opening.open_weights(str(file))
     assert_same(variables, imported.variables)
 
 
 def test_a_config_of_the_published_code_needs_no_field_of_ours(file):
     """What the file does not say has our defaults when the model is built."""
-    _, meta = source.open_weights(file)
+    _, meta = opening.open_weights(file)
     whole = complete(meta["config"])
     assert whole.augment == defaults().augment and whole.image.mean == 0.25 and whole.model.pooling == "bos"

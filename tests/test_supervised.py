@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax import supervised
+from mammoclip_jax.tasks import labelled as supervised
 from mammoclip_jax.config import defaults
-from mammoclip_jax.data import labelled
+from mammoclip_jax.data.batches import labelled
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.features import boxes_of
 from mammoclip_jax.training.mesh import make_mesh, put_batch

@@ -4,11 +4,11 @@ import math
 
 import jax
 
-from mammoclip_jax import flops
+from mammoclip_jax.aot import flops
 from mammoclip_jax.aot import collectives, hlo, memory, traffic
 from mammoclip_jax.aot.program import Compiled
 from mammoclip_jax.aot.topology import Topology
-from mammoclip_jax.trainer import Trainer
+from mammoclip_jax.tasks.trainer import Trainer
 from mammoclip_jax.training.optimizer import frozen_parameters
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import interleaved, rates
-from mammoclip_jax.data.pipeline import train_dataset
+from mammoclip_jax.data.batches.image_text import train_dataset
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.store.codecs import CODECS, encode
 from mammoclip_jax.data.store.shards import (

@@ -11,9 +11,9 @@ from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import interleaved
 from mammoclip_jax.config import complete
 from mammoclip_jax.data.pixels.render import Preprocessing, render
-from mammoclip_jax.evaluation import logistic
+from mammoclip_jax.evaluation.metrics import logistic
 from mammoclip_jax.evaluation.features import Features
-from mammoclip_jax.inference import ImageEncoder
+from mammoclip_jax.inference.heads import ImageEncoder
 
 EPOCHS, BATCH = 30, 8       # 30 epochs of batches of 8: Mammo-CLIP's, on VinDr
 ENCODER = {"image": {"name": "efficientnet", "variant": "b0"}, "dtype": "float32"}

@@ -18,11 +18,13 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mammoclip_jax import flops, host, models
+from mammoclip_jax.aot import flops
+from mammoclip_jax.training import distributed
+from mammoclip_jax import models
 from mammoclip_jax.benchmarks import worker
 from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.trainer import make_trainer
+from mammoclip_jax.tasks.trainer import make_trainer
 from mammoclip_jax.training import augment
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer
@@ -32,7 +34,7 @@ def make(specification: dict):
     """For `worker.serve`."""
     config, count = complete(specification["config"]), specification["devices"]
     config.cpu_devices = count or config.cpu_devices
-    host.configure(config)
+    distributed.configure(config)
     if count > len(jax.devices()):
         raise UserError(f"--devices wants {count}, there are {len(jax.devices())} {jax.devices()[0].device_kind}.")
     mesh = meshes.make_mesh(config.mesh, jax.devices()[:count or None])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mammoclip_jax import flops
+from mammoclip_jax.aot import flops
 from mammoclip_jax.benchmarks import against
 from mammoclip_jax.benchmarks.worker import Worker
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
-from mammoclip_jax.data.units import GROUPS, breasts
+from mammoclip_jax.data.batches.units import GROUPS, breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name
@@ -93,11 +93,6 @@ def aggregate(values: np.ndarray, groups: np.ndarray, how: str) -> np.ndarray:
     return out[:, 0] if np.ndim(values) == 1 else out
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """`vectors` [..., D] scaled to length 1."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
-
 class Level(NamedTuple):
     """What a metric is of; `suffix` is the end of its name."""
 
@@ -133,7 +128,7 @@ class TextBank:
         self._known: dict[str, np.ndarray] = {}
 
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit-norm float32 [n, D], as `inference.Model.embed_text`."""
+        """Unit-norm float32 [n, D], as `DualEncoder.embed_text`."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._known]
         if missing:
             embedded = np.asarray(self.model.embed_text(missing), dtype=np.float32)

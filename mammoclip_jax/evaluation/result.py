@@ -9,7 +9,7 @@ from typing import Any, Mapping, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.evaluation.tables import latex_table
+from mammoclip_jax.evaluation.page.tables import latex_table
 
 COLUMNS = ("result", "metric", "value", "low", "high", "n", "reason")
 

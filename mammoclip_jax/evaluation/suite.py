@@ -23,7 +23,7 @@ def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mappin
     """Every evaluator on every data set; results are named "dataset/evaluator" and, with `out`, saved there.
 
     Args:
-        model: an `inference.Model`.
+        model: an `inference.dual_encoder.DualEncoder`.
         datasets: {name: data.shards.Dataset}, prepared as the model's training data were.
         evaluators: {name: options}. An option `evaluator` says which one it is when the name is another; an option
             `folders` names the only data sets that it is for.

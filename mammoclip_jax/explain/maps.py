@@ -4,6 +4,7 @@ from typing import Any, Callable, Mapping, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mammoclip_jax.explain import function_of
@@ -55,3 +56,11 @@ def over_image(found: Float[Array, "h w"], grid: Grid, size: tuple[int, int]) ->
     translation = jnp.array([grid.row, grid.column]) - grid.stride / 2
     return jax.image.scale_and_translate(
         found, size, (0, 1), jnp.full(2, grid.stride, jnp.float32), translation, "linear", antialias=False)
+
+
+def peak_of(heat: np.ndarray) -> tuple[float, float] | None:
+    """(x, y) of the first maximum of a map, in continuous pixel coordinates; None for a flat map."""
+    if heat.max() == heat.min():
+        return None
+    y, x = np.unravel_index(np.argmax(heat), heat.shape)
+    return x + 0.5, y + 0.5

@@ -65,10 +65,10 @@ def detector(config):
 
 def image_encoder_alone(config):
     """The `alone.ImageEncoder` of `config.model`: its image encoder, at the place where whole models have it."""
-    from mammoclip_jax.models import alone
+    from mammoclip_jax.models import image_only
 
     options = _plain(config)
-    return alone.ImageEncoder(image_encoder(options["image"], jnp.dtype(options["dtype"])))
+    return image_only.ImageEncoder(image_encoder(options["image"], jnp.dtype(options["dtype"])))
 
 
 def image_encoder(options, dtype=jnp.float32):

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mammoclip_jax import config as config_module
-from mammoclip_jax import inference, provenance, run
+from mammoclip_jax.inference import loading
+from mammoclip_jax import provenance, run
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import report, result
+from mammoclip_jax.evaluation.page import report
+from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.features import label_texts
-from mammoclip_jax.evaluation.published.rows import Row
+from mammoclip_jax.reproduction.published import Row
 from mammoclip_jax.evaluation.suite import check_preprocessing, evaluate
 from mammoclip_jax.reproduction import recipes
 from mammoclip_jax.weights import licences
@@ -82,7 +84,7 @@ def open_hand(weights: Mapping[str, str], folders: Mapping[str, str]) -> Hand:
     Raises:
         UserError: one of them cannot be read.
     """
-    models = {name: inference.load(name) for name in dict.fromkeys(weights.values())}
+    models = {name: loading.load(name) for name in dict.fromkeys(weights.values())}
     known = {name: Weights(name, model, model.fingerprint()) for name, model in models.items()}
     return Hand({column: known[name] for column, name in weights.items()},
                 {source: Dataset.open(folder) for source, folder in folders.items()})

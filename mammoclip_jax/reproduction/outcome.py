@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from mammoclip_jax.evaluation import result, tables
-from mammoclip_jax.evaluation.published.rows import Row
+from mammoclip_jax.evaluation import result
+from mammoclip_jax.evaluation.page import tables
+from mammoclip_jax.reproduction.published import Row
 from mammoclip_jax.files import write_text
 
 _SLACK = 1e-9

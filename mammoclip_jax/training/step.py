@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mammoclip_jax.training import augment, towers
+from mammoclip_jax.training import augment, gradient_caching
 from mammoclip_jax.types import TrainState
 
 
@@ -42,7 +42,7 @@ def make_gradient_fn(model, losses, preprocess, mesh, config, frozen=None):
 
         def loss_fn(params):
             params = held(params, frozen)
-            embeddings, batch_stats = towers.embed(
+            embeddings, batch_stats = gradient_caching.embed(
                 model, {"params": params, "batch_stats": state.batch_stats}, batch,
                 lambda image, drawn: augment.train_images(image, drawn, preprocess), draws, dropout_key,
                 config.micro_batches)

@@ -12,17 +12,18 @@ FILE is a PyTorch checkpoint, a safetensors file or a hub folder; nothing in it 
 
 from absl import flags
 
-from mammoclip_jax import command, exchange
+from mammoclip_jax import command
+from mammoclip_jax.weights import actions
 from mammoclip_jax.errors import UserError
 
-ACTIONS = {"import": exchange.import_file, "export": exchange.export, "inspect": exchange.inspect}
+ACTIONS = {"import": actions.import_file, "export": actions.export, "inspect": actions.inspect}
 
 
 def define_flags() -> None:
     """The flags of the command."""
     flags.DEFINE_string("out", "", "Folder to write (a file for --format=torch).")
     flags.DEFINE_string("workdir", "", "export: folder of a run, one checkpoint of it, or a model folder.")
-    flags.DEFINE_enum("format", "folder", list(exchange.FORMATS), "export: an open model folder, a PyTorch state dict "
+    flags.DEFINE_enum("format", "folder", list(actions.FORMATS), "export: an open model folder, a PyTorch state dict "
                       "for the original Mammo-CLIP code, or StableHLO programs of the image tower.")
     flags.DEFINE_string("layout", "", "import: layout of the file, where it is not to be found from the keys.")
     flags.DEFINE_string("licence", "", "import: licence of the weights, a known one or any text.")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax import supervised
+from mammoclip_jax.tasks import labelled
 from mammoclip_jax.config import check, defaults
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.store.shards import Dataset
@@ -40,7 +40,7 @@ def test_folds_do_not_bring_it_back(dataset):
     config = defaults()
     config.model.labels = ("cancer",)
     config.task.update(kind="classifier", folds=3)
-    found = supervised.split(config, {"films": leave_out.unused(dataset, ("spot",))})["films"].index["split"]
+    found = labelled.split(config, {"films": leave_out.unused(dataset, ("spot",))})["films"].index["split"]
     assert list(np.flatnonzero(found == leave_out.SPLIT)) == [1, 5] and set(found) >= {"train", "test"}
 
 

@@ -9,14 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data import pipeline
-from mammoclip_jax.data.pipeline import (
-    Augment,
-    Breast,
-    augment_texts,
-    draw_texts,
-    draw_views,
-)
+from mammoclip_jax.data.batches import image_text
+from mammoclip_jax.data.batches.image_text import Augment, Breast, augment_texts, draw_texts, draw_views
 from mammoclip_jax.data.store import codecs, shards
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
@@ -71,7 +65,7 @@ def _equal(a, b):
 # --- grouping ------------------------------------------------------------------------------------------------------
 
 def _group(rows, **options):
-    return pipeline.breasts([FakeDataset(rows)], "train", **options)
+    return image_text.breasts([FakeDataset(rows)], "train", **options)
 
 
 def test_a_breast_is_one_side_of_one_study_of_one_dataset():
@@ -106,7 +100,7 @@ def test_empty_texts_are_no_positives():
 
 def test_a_split_without_breasts_is_an_error_naming_the_folder():
     with pytest.raises(UserError, match="'test' of fake"):
-        pipeline.breasts([FakeDataset([dict()])], "test")
+        image_text.breasts([FakeDataset([dict()])], "test")
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
@@ -163,7 +157,7 @@ def test_sentence_shuffling_works():
 # --- the training stream ---------------------------------------------------------------------------------------------
 
 def test_batches_have_the_documented_form(tokens):
-    batch = next(pipeline.train_iterator([FakeDataset(_rows(7))], tokens, **_options(**ON)))
+    batch = next(image_text.train_iterator([FakeDataset(_rows(7))], tokens, **_options(**ON)))
     forms = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
     assert forms == {
         "image": ((3, 2, H, W), "uint8"), "record": ((3, 2), "int32"), "source": ((3,), "int32"),
@@ -174,7 +168,7 @@ def test_batches_have_the_documented_form(tokens):
 
 
 def test_images_and_texts_belong_together(tokens):
-    batch = next(pipeline.train_iterator([FakeDataset(_rows(7))], tokens, **_options()))
+    batch = next(image_text.train_iterator([FakeDataset(_rows(7))], tokens, **_options()))
     for records, ids, mask in zip(batch["record"], batch["token_ids"], batch["token_mask"], strict=True):
         assert records[0] // 2 == records[1] // 2 and records[0] != records[1]
         texts = {" ".join(tokens.tokens(i[m])) for i, m in zip(ids, mask, strict=True)}
@@ -183,7 +177,7 @@ def test_images_and_texts_belong_together(tokens):
 
 
 def test_an_epoch_holds_every_breast_at_most_once_in_a_new_order(tokens):
-    iterator = pipeline.train_iterator([FakeDataset(_rows(10))], tokens, **_options())
+    iterator = image_text.train_iterator([FakeDataset(_rows(10))], tokens, **_options())
     epochs = [[int(r) // 2 for batch in _take(iterator, 3) for r in batch["record"][:, 0]] for _ in range(8)]
     assert all(len(set(epoch)) == 9 for epoch in epochs)                 # 3 batches of 3; one breast is left over
     assert len({tuple(epoch) for epoch in epochs}) == 8
@@ -193,12 +187,12 @@ def test_an_epoch_holds_every_breast_at_most_once_in_a_new_order(tokens):
 def test_the_seed_decides_everything_and_threads_nothing(tokens):
     datasets = [FakeDataset(_rows(9))]
     options = _options(**ON)
-    reference = _take(pipeline.train_iterator(datasets, tokens, **options), 7)
+    reference = _take(image_text.train_iterator(datasets, tokens, **options), 7)
     for threads in (0, 1, 4):
-        again = _take(pipeline.train_iterator(datasets, tokens, **{**options, "read_threads": threads}), 7)
+        again = _take(image_text.train_iterator(datasets, tokens, **{**options, "read_threads": threads}), 7)
         for a, b in zip(reference, again, strict=True):
             _equal(a, b)
-    other = _take(pipeline.train_iterator(datasets, tokens, **{**options, "seed": 2}), 7)
+    other = _take(image_text.train_iterator(datasets, tokens, **{**options, "seed": 2}), 7)
     assert any((a["record"] != b["record"]).any() for a, b in zip(reference, other, strict=True))
 
 
@@ -206,8 +200,8 @@ def test_the_seed_decides_everything_and_threads_nothing(tokens):
 def test_processes_make_the_rows_of_the_same_batches(tokens, rows):
     """Whatever the number of processes and the rows that each has: contiguous ones, or those of scattered devices."""
     datasets, options = [FakeDataset(_rows(13))], _options(**ON, batch_size=6)
-    alone = _take(pipeline.train_iterator(datasets, tokens, **options), 5)
-    parts = [_take(pipeline.train_iterator(datasets, tokens, **options, rows=own), 5) for own in rows]
+    alone = _take(image_text.train_iterator(datasets, tokens, **options), 5)
+    parts = [_take(image_text.train_iterator(datasets, tokens, **options, rows=own), 5) for own in rows]
     for whole, *pieces in zip(alone, *parts, strict=True):
         for own, piece in zip(rows, pieces, strict=True):
             _equal({key: value[list(own)] for key, value in whole.items()}, piece)
@@ -216,7 +210,7 @@ def test_processes_make_the_rows_of_the_same_batches(tokens, rows):
 
 def test_the_position_is_the_number_of_batches_for_any_number_of_processes(tokens):
     def make(rows):
-        return pipeline.train_iterator([FakeDataset(_rows(13))], tokens, **_options(**ON, batch_size=4), rows=rows)
+        return image_text.train_iterator([FakeDataset(_rows(13))], tokens, **_options(**ON, batch_size=4), rows=rows)
 
     alone = make(None)
     _take(alone, 5)
@@ -236,7 +230,7 @@ def test_the_position_is_the_number_of_batches_for_any_number_of_processes(token
 
 def test_iterator_resumes_exactly(tokens):
     def make():
-        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
+        return image_text.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
 
     iterator = make()
     _take(iterator, 4)
@@ -252,7 +246,7 @@ def test_iterator_resumes_from_an_orbax_checkpoint(tokens, tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
 
     def make():
-        return pipeline.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
+        return image_text.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
 
     iterator = make()
     _take(iterator, 3)
@@ -274,7 +268,7 @@ def test_several_datasets_are_mixed_by_size_or_by_weight(tokens):
     datasets = [FakeDataset(_rows(6)), FakeDataset(_rows(18))]
 
     def share(**options):
-        batches = _take(pipeline.train_iterator(datasets, tokens, **_options(**options)), 40)
+        batches = _take(image_text.train_iterator(datasets, tokens, **_options(**options)), 40)
         return np.concatenate([batch["source"] for batch in batches]).mean()
 
     assert share() == 0.75
@@ -287,16 +281,16 @@ def test_several_datasets_are_mixed_by_size_or_by_weight(tokens):
 def test_weighted_mixture_resumes_and_does_not_depend_on_the_number_of_processes(tokens):
     datasets = [FakeDataset(_rows(6)), FakeDataset(_rows(18))]
     options = _options(**ON, weights=(1, 1))
-    iterator = pipeline.train_iterator(datasets, tokens, **options)
+    iterator = image_text.train_iterator(datasets, tokens, **options)
     _take(iterator, 3)
     state = iterator.get_state()
     expected = _take(iterator, 3)
-    fresh = pipeline.train_iterator(datasets, tokens, **options)
+    fresh = image_text.train_iterator(datasets, tokens, **options)
     fresh.set_state(state)
     for a, b in zip(expected, _take(fresh, 3), strict=True):
         _equal(a, b)
-    alone = next(pipeline.train_iterator(datasets, tokens, **options))
-    last = next(pipeline.train_iterator(datasets, tokens, **options, rows=[2]))
+    alone = next(image_text.train_iterator(datasets, tokens, **options))
+    last = next(image_text.train_iterator(datasets, tokens, **options, rows=[2]))
     _equal({k: v[2:] for k, v in alone.items()}, last)
 
 
@@ -304,12 +298,12 @@ def test_weighted_mixture_resumes_and_does_not_depend_on_the_number_of_processes
 def test_images_of_different_form_are_an_error_naming_both_folders(tokens, change):
     datasets = [FakeDataset(_rows(3), "one"), FakeDataset(_rows(3), "two", **change)]
     with pytest.raises(UserError, match="one.*two"):
-        pipeline.train_iterator(datasets, tokens, **_options())
+        image_text.train_iterator(datasets, tokens, **_options())
 
 
 def test_too_few_breasts_for_a_batch_is_an_error(tokens):
     with pytest.raises(UserError, match="batch of 6 breasts .* 5 "):
-        pipeline.train_iterator([FakeDataset(_rows(5))], tokens, **_options(batch_size=6))
+        image_text.train_iterator([FakeDataset(_rows(5))], tokens, **_options(batch_size=6))
 
 
 
@@ -329,7 +323,7 @@ def test_reads_a_data_set_folder(tokens, tmp_path):
                 preprocessing=dict(height=H, width=W, bits=16))
     (tmp_path / "dataset.json").write_text(json.dumps(info))
     dataset = pickle.loads(pickle.dumps(shards.Dataset.open(tmp_path)))
-    for batch in _take(pipeline.train_iterator([dataset], tokens, **_options()), 4):
+    for batch in _take(image_text.train_iterator([dataset], tokens, **_options()), 4):
         assert batch["image"].dtype == np.uint16
         np.testing.assert_array_equal(batch["image"], images[batch["record"]])
 
@@ -349,7 +343,7 @@ class Spy:
 
 def _drawn(rows, n=40, path="fake", flip=0.0, **options):
     spy = Spy()
-    iterator = pipeline.train_iterator([FakeDataset(rows, path)], spy, text=pipeline.TextOptions(**options),
+    iterator = image_text.train_iterator([FakeDataset(rows, path)], spy, text=image_text.TextOptions(**options),
                                        **_options(batch_size=1, read_threads=0, flip_horizontal=flip))
     batches = _take(iterator, n)
     return spy.texts[:n], batches

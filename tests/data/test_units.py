@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data.units import breasts, exams, standing
+from mammoclip_jax.data.batches.units import breasts, exams, standing
 
 SIX = ["L CC", "L ML", "L MLO", "R ML", "R CC", "R MLO"]
 

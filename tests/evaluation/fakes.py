@@ -1,4 +1,4 @@
-"""A data set and a model with the interfaces of `data.shards.Dataset` and `inference.Model`, made of arithmetic."""
+"""A data set and a model with the interfaces of `data.shards.Dataset` and `inference.dual_encoder.DualEncoder`, made of arithmetic."""
 
 import contextlib
 import json

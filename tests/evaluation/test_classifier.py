@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 from .fakes import FakeDataset
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.calibration import choose_threshold, platt
-from mammoclip_jax.evaluation.classifier import classification
+from mammoclip_jax.evaluation.metrics.calibration import choose_threshold, platt
+from mammoclip_jax.evaluation.evaluators.classification import classification
 
 
 class FakeClassifier:

@@ -7,7 +7,7 @@ import pytest
 from . import made_predictions as made
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import comparison
-from mammoclip_jax.evaluation.classification import binary, multiclass
+from mammoclip_jax.evaluation.metrics.classification import binary, multiclass
 from mammoclip_jax.evaluation.comparison import compare
 from mammoclip_jax.evaluation.statistics import paired
 

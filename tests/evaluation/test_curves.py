@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from mammoclip_jax.evaluation import calibration, curves
+from mammoclip_jax.evaluation.metrics import calibration
+from mammoclip_jax.evaluation.page import curves
 from mammoclip_jax.evaluation.statistics.discrimination import curve
 
 RNG = np.random.default_rng(0)

@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.evaluation import display
-from mammoclip_jax.evaluation.tables import latex_table, shown
+from mammoclip_jax.evaluation.page import display
+from mammoclip_jax.evaluation.page.tables import latex_table, shown
 
 TABLE = pd.DataFrame({"metric": ["mass/auroc_image", "100 % & more"], "value": [0.83, None], "low": [0.78, None],
                       "high": [0.88, np.nan], "n": [40, 0], "p_delong": [1e-9, 0.25], "positives": [12.0, np.nan]})

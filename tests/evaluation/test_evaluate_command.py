@@ -9,7 +9,8 @@ import pytest
 from .fakes import FakeDataset, FakeModel
 from .test_classifier import FakeClassifier
 from mammoclip_jax import evaluate as command
-from mammoclip_jax import provenance, supervised
+from mammoclip_jax import provenance
+from mammoclip_jax.tasks import labelled
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import seen_before
@@ -30,7 +31,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(command.Dataset, "open", lambda folder: folders[folder])
 
     def call(model=model, **flags):
-        monkeypatch.setattr(command.inference, "load", lambda path, batch_size: model)
+        monkeypatch.setattr(command.loading, "load", lambda path, batch_size: model)
         given = {"workdir": str(tmp_path), "weights": "", "config": None, "dataset": [], "evaluators": [], "split": "", "out": "",
                  "batch_size": 8, "cache": "", "allow_training_patients": False, "json": str(tmp_path / "figures.json")}
         monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**given | flags))
@@ -120,7 +121,7 @@ def folds(monkeypatch):
         found.index = index
         return found
 
-    monkeypatch.setattr(supervised, "Dataset", split)
+    monkeypatch.setattr(labelled, "Dataset", split)
     dataset = FakeDataset(9)
     model = FakeClassifier(folds=3, fold=1)
     model.config.model.labels = model.labels

@@ -14,14 +14,14 @@ import pytest
 from .fakes import FakeModel
 from mammoclip_jax import predict as command
 from mammoclip_jax.config import defaults
-from mammoclip_jax.data import labelled
+from mammoclip_jax.data.batches import labelled
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.classifier import classification
-from mammoclip_jax.evaluation.exam import breast_scores, exam_scores, fingerprint, original_grey, predict
+from mammoclip_jax.evaluation.evaluators.classification import classification
+from mammoclip_jax.inference.exam import breast_scores, exam_scores, fingerprint, original_grey, predict
 
 PREPROCESSING = {"geometry": "fit", "height": 96, "width": 64, "intensity": "voi", "bits": 8, "crop": "robust"}
 VOI = Preprocessing()
@@ -173,7 +173,7 @@ def test_display_grey_is_what_the_policy_says(exam):
 
 
 def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.inference, "load", lambda path, batch_size: Model())
+    monkeypatch.setattr(command.loading, "load", lambda path, batch_size: Model())
     monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(
         weights="w", exam=str(exam), out=str(tmp_path / "out"), prompts="mammo_clip", overlay_size=0, json="",
         method="occlusion", stage="", every_view=False))

@@ -9,7 +9,7 @@ import pytest
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.pixels.render import Preprocessing
-from mammoclip_jax.evaluation.exam import BEST_BOX, original_grey, predict
+from mammoclip_jax.inference.exam import BEST_BOX, original_grey, predict
 from mammoclip_jax.models.nms import Detections
 
 from .fakes import FakeModel

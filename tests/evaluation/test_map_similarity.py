@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mammoclip_jax.evaluation.map_similarity import rank_correlation, ssim
+from mammoclip_jax.evaluation.metrics.map_similarity import rank_correlation, ssim
 
 RNG = np.random.default_rng(0)
 A, B = RNG.permutation(640).reshape(2, 20, 16).astype(np.float32) / 640

@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 
-from mammoclip_jax.evaluation.overlay import colours, draw, grey, picture, side_by_side
+from mammoclip_jax.inference.overlay import colours, draw, grey, picture, side_by_side
 
 
 def test_cold_tissue_stays_grey_and_hot_tissue_is_coloured():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mammoclip_jax import inference
+from mammoclip_jax.inference import loading
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.prepare import prepare
@@ -27,7 +27,7 @@ def test_density_is_learnt(real_data, weights, tmp_path):
     config = runpy.run_path(str(CONFIG))["get_config"]()
     evaluators = {name: dict(options) | {"seeds": (0,), "resamples": 200}
                   for name, options in config.evaluate.evaluators.items()}
-    found = evaluate(inference.load(weights), {"mias": Dataset.open(tmp_path / "mias")}, evaluators)
+    found = evaluate(loading.load(weights), {"mias": Dataset.open(tmp_path / "mias")}, evaluators)
     abnormal, density = sorted(found, key=lambda result: result.name)
     entry = density.metrics["density/macro_auroc_image"]
     assert entry["n"] == 162 and entry["value"] >= 0.80 and entry["low"] > 0.65 and entry["high"] < 1

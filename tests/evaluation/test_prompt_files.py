@@ -6,8 +6,8 @@ import pytest
 
 from mammoclip_jax.data.text import templating
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import prompt_files
-from mammoclip_jax.evaluation.prompt_files import PROMPTS, load, load_prompts
+from mammoclip_jax.inference import prompt_files
+from mammoclip_jax.inference.prompt_files import PROMPTS, load, load_prompts
 
 NAMES = sorted(path.stem for path in PROMPTS.glob("*.json"))
 

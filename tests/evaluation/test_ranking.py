@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mammoclip_jax.evaluation import ranking
+from mammoclip_jax.evaluation.metrics import ranking
 
 
 def orders(similarity):

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from .fakes import FakeDataset, FakeModel
-from mammoclip_jax.evaluation import display, plots, report, result, statistics
+from mammoclip_jax.evaluation.page import display, plots, report
+from mammoclip_jax.evaluation import result, statistics
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.suite import evaluate
 

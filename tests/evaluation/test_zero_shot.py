@@ -5,11 +5,12 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from .fakes import FakeDataset, FakeModel
-from mammoclip_jax.data.units import breasts
+from mammoclip_jax.data.batches.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
-from mammoclip_jax.evaluation.prompt_files import load_prompts
-from mammoclip_jax.evaluation.zero_shot import score, text_bank, zero_shot
+from mammoclip_jax.inference.prompt_files import load_prompts
+from mammoclip_jax.inference.prompts import score, text_bank
+from mammoclip_jax.evaluation.evaluators.zero_shot import zero_shot
 
 
 class NoisyModel(FakeModel):

@@ -12,7 +12,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features, predictions, result
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.evaluation.features import LEVELS
-from mammoclip_jax.evaluation.zero_shot import zero_shot
+from mammoclip_jax.evaluation.evaluators.zero_shot import zero_shot
 
 CLASSES = {"density": {"classes": {"A": ["fatty"], "B": ["scattered", "some"], "C": ["dense"], "D": ["very dense"]}}}
 BATCH = 4
@@ -21,7 +21,7 @@ BATCH = 4
 class Drawn(FakeModel):
     """Directions drawn from the contents of images and texts, on a coarse grid where they are to tie.
 
-    Images are taken in batches of one size, the last filled up, as `inference.Model` does.
+    Images are taken in batches of one size, the last filled up, as `inference.dual_encoder.DualEncoder` does.
     """
 
     def __init__(self, tied=False):

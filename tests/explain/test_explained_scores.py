@@ -5,15 +5,15 @@ import pytest
 from evaluation.fakes import SHAPE, FakeDataset
 from tiny_subject import RESNET, VIT, meta_of, variables_of
 
-from mammoclip_jax import inference
-from mammoclip_jax.evaluation.saliency import saliency
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax.evaluation.evaluators.saliency import saliency
 from mammoclip_jax.training.mesh import make_mesh
 
 PROMPTS = {"mass": {"positive": "a mass", "negative": "no mass"}}
 
 
 def scored(encoder, devices, batch_size, **options):
-    class Model(inference.Model):
+    class Model(DualEncoder):
         def _fresh(self, key):      # the encoder's own takes long to compile; test_explained.py has it
             return variables_of(encoder, seed=1)
 

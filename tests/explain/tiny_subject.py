@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mammoclip_jax import inference, models
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.explain.maps import Subject
@@ -65,7 +66,7 @@ def model_of(image, batch_size=8, devices=8):
 @functools.cache
 def _model_of(image, batch_size, devices):
     image, mesh = json.loads(image), make_mesh({"data": devices}, jax.devices()[:devices])
-    return inference.Model(variables_of(image), meta_of(image), 1, batch_size=batch_size, mesh=mesh)
+    return DualEncoder(variables_of(image), meta_of(image), 1, batch_size=batch_size, mesh=mesh)
 
 
 def images(count):

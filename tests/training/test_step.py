@@ -9,7 +9,7 @@ import tiny
 
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.trainer import make_trainer
+from mammoclip_jax.tasks.trainer import make_trainer
 from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_name
 from mammoclip_jax.training.step import total_loss

@@ -9,8 +9,8 @@ import tiny
 
 from mammoclip_jax import losses
 from mammoclip_jax.config import defaults
-from mammoclip_jax.trainer import make_trainer
-from mammoclip_jax.training import augment, mesh as meshes, towers
+from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.training import augment, gradient_caching, mesh as meshes
 
 BREASTS = 32                # of two images and two texts: 64 each
 PREPROCESSING = {"height": 32, "width": 32, "bits": 8}
@@ -87,7 +87,7 @@ def one_pass(config):
                 each = jax.random.split(keys[tower], parts) if parts > 1 else keys[tower][None]
                 stats, found = jax.lax.scan(encode, stats, (*rows, each))
                 vectors[tower] = jnp.moveaxis(found, 0, 1).reshape(BREASTS, 2, -1)
-            embeddings = towers.Embeddings(**vectors, logit_scale=jnp.exp(params["logit_scale"]))
+            embeddings = gradient_caching.Embeddings(**vectors, logit_scale=jnp.exp(params["logit_scale"]))
             (_, term, _, _), = terms
             return term(embeddings, batch, trainer.mesh)[0], stats
         (loss, stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -130,7 +130,7 @@ def test_each_part_draws_for_itself_and_hands_its_statistics_on():
 
     rows = jnp.arange(2.0 * BREASTS).reshape(BREASTS, 2, 1)
     batch = {"image": rows, "token_ids": rows, "token_mask": rows > 0}
-    found, stats = towers.embed(
+    found, stats = gradient_caching.embed(
         Model(), {"params": {"logit_scale": jnp.zeros(())}, "batch_stats": {"passes": jnp.zeros(())}}, batch,
         lambda image, drawn: image, rows.reshape(-1), jax.random.key(0), {"image": 4, "text": 8})
     for vectors in (found.image, found.text):

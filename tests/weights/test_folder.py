@@ -252,7 +252,8 @@ def test_a_folder_is_all_that_use_needs(tmp_path, meta):
     import jax
 
     import mammoclip_jax
-    from mammoclip_jax import inference, models
+    from mammoclip_jax.inference.dual_encoder import DualEncoder
+    from mammoclip_jax import models
 
     config = defaults()
     config.image.channels, config.data.text_length, config.model.dim = 1, 16, 8
@@ -264,7 +265,7 @@ def test_a_folder_is_all_that_use_needs(tmp_path, meta):
     ids = np.zeros((1, 1, 4), np.int32)
     variables = jax.jit(lambda *x: module.init(*x, train=False))(
         jax.random.key(0), np.zeros((1, 1, 96, 64, 1), np.float32), ids, ids == 0)
-    model = inference.Model(variables, meta, 12)
+    model = DualEncoder(variables, meta, 12)
     loaded = mammoclip_jax.load(folder.write(tmp_path / "m", variables, meta, card=""))
     images = np.random.default_rng(0).integers(0, 255, (2, 96, 64), dtype=np.uint8)
     assert (loaded.step, loaded.preprocessing) == (12, meta["preprocessing"])

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax import inference
-from mammoclip_jax.source import open_weights
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax.weights.opening import open_weights
 from mammoclip_jax.training.mesh import make_mesh
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
@@ -115,7 +115,7 @@ def test_converts_in_one_command_and_agrees(tmp_path):
     mask = np.arange(256) < np.array(LENGTHS)[:, None]
     theirs_image, theirs_text = embeddings(modules, pixels, ids, mask)
     variables, meta = open_weights(tmp_path / "b5")
-    model = inference.Model(variables, meta, meta["step"], batch_size=2, mesh=make_mesh({}, jax.devices()[:1]))
+    model = DualEncoder(variables, meta, meta["step"], batch_size=2, mesh=make_mesh({}, jax.devices()[:1]))
     ours_image, ours_text = model.embed_image(images), model.embed_tokens(ids, mask)
     assert abs(theirs_image[0] - theirs_image[1]).max() > 1e-2 and abs(theirs_text[0] - theirs_text[1]).max() > 1e-2
     assert abs(ours_image - theirs_image).max() < 1e-4 and abs(ours_text - theirs_text).max() < 1e-4

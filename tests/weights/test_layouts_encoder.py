@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.source import open_weights
+from mammoclip_jax.weights.opening import open_weights
 from mammoclip_jax.weights import layouts, names, naming, torch_writer
 
 CASES = {

@@ -25,7 +25,8 @@ from test_source import (
     tokenizer_file,
 )
 
-from mammoclip_jax import inference, source
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax.weights import opening
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.weights import files, layouts, torch_writer
@@ -171,7 +172,7 @@ def test_what_the_original_code_cannot_be_is_not_written(section, change, messag
 def test_a_prefix_of_parallel_training_is_taken_off(tmp_path):
     state = published_state()
     path = published_file(tmp_path / "ddp.tar", {f"module.{key}": value for key, value in state.items()})
-    assert_same(source.import_weights(path).variables, read(state).variables)
+    assert_same(opening.import_weights(path).variables, read(state).variables)
 
 
 # --- live -------------------------------------------------------------------------------------------------------------
@@ -272,14 +273,14 @@ def test_vectors_equal_those_of_torch(tmp_path, monkeypatch, modern, mlp, poolin
                 "scheduler": {"last_epoch": 3}, "config": config, "epoch": 7, "train_loss": np.float64(1.5)},
                tmp_path / "model-best.tar")
     words = str(tokenizer_file(tmp_path / "tokenizer.json"))      # or the hub would be asked for it
-    variables, meta, *_ = source.import_weights(tmp_path / "model-best.tar", tokenizer=words)
+    variables, meta, *_ = opening.import_weights(tmp_path / "model-best.tar", tokenizer=words)
     assert meta["config"]["model"]["pooling"] == pooling and meta["config"]["image"]["mean"] == 0.25
     assert meta["config"]["model"]["projection"]["kind"] == ("mlp" if mlp else "linear")
     assert variables["params"]["logit_scale"] == LOGIT_SCALE
     ids = random.integers(3, ROWS, (3, 20))
     mask = np.arange(20) < np.array([[20], [9], [2]])
     theirs_image, theirs_text = their_vectors(modules, pixels, ids, mask, pooling)
-    model = inference.Model(variables, meta, 7, batch_size=3, mesh=make_mesh({}, jax.devices()[:1]))
+    model = DualEncoder(variables, meta, 7, batch_size=3, mesh=make_mesh({}, jax.devices()[:1]))
     assert abs(theirs_image[0] - theirs_image[1]).max() > 1e-2 and abs(theirs_text[0] - theirs_text[1]).max() > 1e-2
     assert abs(model.embed_image(images) - theirs_image).max() < 1e-4
     assert abs(model.embed_tokens(ids, mask) - theirs_text).max() < 1e-4

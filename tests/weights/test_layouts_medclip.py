@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from live import library
 
-from mammoclip_jax import inference
+from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.weights import layouts, names, naming
@@ -101,6 +101,6 @@ def test_embeddings_equal_torch(vision, tmp_path):
         words = modules["text_model.projection_head"](torch.stack([states[1], states[2], states[-1]]).mean((0, 2)))
     meta = {"config": {"image": model.image, "model": model.model, "data": {"text_length": 77}}, "tokenizer": None,
             "preprocessing": model.preprocessing, "provenance": {}}
-    ours = inference.Model(model.variables, meta, 0, batch_size=2, mesh=make_mesh({}, jax.devices()[:1]))
+    ours = DualEncoder(model.variables, meta, 0, batch_size=2, mesh=make_mesh({}, jax.devices()[:1]))
     for found, expected in ((ours.embed_image(images), theirs), (ours.embed_tokens(ids, ids > 0), words)):
         assert abs(found - (expected / expected.norm(dim=1, keepdim=True)).numpy()).max() < 1e-4

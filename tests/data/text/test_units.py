@@ -2,7 +2,7 @@
 
 import json
 
-from mammoclip_jax.data.text.units import Unit, units
+from mammoclip_jax.data.batches.phrases import Unit, units
 
 BOX, OTHER = [1, 2, 30, 40], [50, 60, 70, 80]
 ROW = {"laterality": "L", "view": "CC", "labels": {"mass": 1, "calcification": 0, "birads": 4},

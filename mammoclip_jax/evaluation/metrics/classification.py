@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.units import GROUPS
+from mammoclip_jax.data.batches.units import GROUPS
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import LEVELS, Level, first_rows, pooled
 from mammoclip_jax.evaluation.predictions import class_numbers

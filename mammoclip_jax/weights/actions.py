@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mammoclip_jax import source
+from mammoclip_jax.weights import opening
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
 from mammoclip_jax.names import lookup
@@ -19,7 +19,7 @@ def import_file(file: str, values) -> dict:
     """FILE to the model folder `values.out`; prints what was found and what was left out. Returns the same as JSON."""
     started = time.monotonic()
     licence = values.licence or _ask_licence(file, values.layout)
-    imported = source.import_weights(file, layout=values.layout, licence=licence, origin=values.origin,
+    imported = opening.import_weights(file, layout=values.layout, licence=licence, origin=values.origin,
                                      tokenizer=values.tokenizer, labels=values.labels)
     write_folder(values.out, imported.variables, imported.meta)
     figures = summary(imported.variables, imported.meta) | {
@@ -32,11 +32,11 @@ def import_file(file: str, values) -> dict:
 
 def inspect(file: str, values) -> dict:
     """What FILE, a folder or a run holds, without writing anything."""
-    if source.is_ours(file):
-        variables, meta = source.open_weights(file)
+    if opening.is_ours(file):
+        variables, meta = opening.open_weights(file)
         more = {"notes": meta["provenance"].get("notes", [])}
     else:
-        variables, meta, layout, notes, unused = source.import_weights(file)
+        variables, meta, layout, notes, unused = opening.import_weights(file)
         more = {"layout": layout, "unused": unused, "missing": [], "notes": notes}
     figures = summary(variables, meta) | more
     _print(figures)
@@ -51,7 +51,7 @@ def export(values) -> dict:
     """
     if not values.workdir:
         raise UserError("export needs --workdir: the folder of a run, one of its checkpoints, or a model folder.")
-    variables, meta = source.open_weights(values.workdir)
+    variables, meta = opening.open_weights(values.workdir)
     variables, meta = merged(variables, meta)
     record = licences.check("export", meta["provenance"], values.override_licence)
     if record:
@@ -93,7 +93,7 @@ def _export_torch(values, variables, meta):
         raise UserError(f"{values.out} is a folder: --format=torch writes one file, such as --out=mine.tar.")
     write = layouts.layout(layout).write
     torch_writer.write(values.out, write(variables, meta) | {
-        source.PROVENANCE: json.dumps({key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")}
+        opening.PROVENANCE: json.dumps({key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")}
                                       | {"trained_on": meta.get("trained_on")})})
 
 

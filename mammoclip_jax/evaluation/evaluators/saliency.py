@@ -9,18 +9,17 @@ import pandas as pd
 
 from mammoclip_jax.data.pixels import breast
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import map_similarity, regions, statistics
+from mammoclip_jax.evaluation.metrics import map_similarity, regions
+from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
-from mammoclip_jax.evaluation.overlay import side_by_side
-from mammoclip_jax.evaluation.prompt_files import Pair, load_prompts, prompts_name
+from mammoclip_jax.inference.overlay import side_by_side
+from mammoclip_jax.inference.prompt_files import load_prompts, prompts_name
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.evaluation.zero_shot import text_bank
+from mammoclip_jax.inference.prompts import directions
+from mammoclip_jax.explain.maps import peak_of
 from mammoclip_jax.explain import METHODS
 from mammoclip_jax.names import check_name
 
-# What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
-# "positive" the cosine to the positive texts alone.
-EXPLAIN = ("score", "positive")
 LABELS = ("mass", "calcification")
 _CARRIED = ("image", "patient", "laterality", "view", "real")
 _GALLERY_SIDE = 480      # pixels of a gallery picture's longer side
@@ -67,7 +66,7 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] | N
     Args:
         labels: of the prompt file, or of a classifier or detector; None: those of LABELS that it has.
         prompts: whose texts a dual encoder is asked about; a classifier or detector is asked about its labels.
-        explain: one of EXPLAIN.
+        explain: one of `prompts.EXPLAIN`.
         stage: of the image encoder; None leaves the choice to the method.
         method: one of `explain.METHODS`; options: its own, such as {"window": 96}.
         tolerance: canvas pixels added to each side of a box, for the map and both baselines.
@@ -180,18 +179,6 @@ def _towards(model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | 
     return directions(model, {label: known[label] for label in wanted}, explain)
 
 
-def directions(model, pairs: Mapping[str, Pair], explain: str) -> dict[str, np.ndarray]:
-    """{label: float32 [D]}: what the map differentiates, see `EXPLAIN`.
-
-    Raises:
-        UserError: `explain` is neither.
-    """
-    if explain not in EXPLAIN:
-        raise UserError(f"explain={explain!r} is not known; use one of {', '.join(EXPLAIN)}.")
-    bank = text_bank(model, pairs)
-    return {label: sides[0] - sides[1] if explain == "score" else sides[0] for label, sides in bank.items()}
-
-
 def inside(xy: np.ndarray, boxes: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
     """bool [n]: is a point (x, y) of `xy` [n, 2] in any of `boxes` [k, 4], grown by `tolerance` pixels on each side?"""
     low, high = boxes[:, :2] - tolerance, boxes[:, 2:] + tolerance
@@ -214,14 +201,6 @@ def look(heat: np.ndarray, boxes: np.ndarray, tissue: np.ndarray, tolerance: flo
         box_share=float((in_box & tissue).sum() / tissue.sum()),
         flat=flat,
     )
-
-
-def peak_of(heat: np.ndarray) -> tuple[float, float] | None:
-    """(x, y) of the first maximum of a map, in continuous pixel coordinates; None for a flat map."""
-    if heat.max() == heat.min():
-        return None
-    y, x = np.unravel_index(np.argmax(heat), heat.shape)
-    return x + 0.5, y + 0.5
 
 
 def _centres(mask: np.ndarray) -> np.ndarray:

@@ -14,12 +14,13 @@ from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
-from mammoclip_jax.data.units import UNITS, standing
+from mammoclip_jax.data.batches.units import UNITS, standing
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.overlay import detections, picture
-from mammoclip_jax.evaluation.prompt_files import load_prompts
-from mammoclip_jax.evaluation.saliency import directions, peak_of
-from mammoclip_jax.evaluation.zero_shot import score, text_bank
+from mammoclip_jax.inference.overlay import detections, picture
+from mammoclip_jax.inference.prompt_files import load_prompts
+from mammoclip_jax.inference.prompts import directions
+from mammoclip_jax.explain.maps import peak_of
+from mammoclip_jax.inference.prompts import score, text_bank
 
 COSINES = "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability"
 PROBABILITY = "output of the classifier, from 0 to 1; a calibrated probability only where that was tested"
@@ -44,7 +45,7 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
     """Scores the exams in a folder: the screening views of each study of each patient (`data.exams`).
 
     Args:
-        model: an `inference.Model`; its `preprocessing` rules how files become pixels.
+        model: an `inference.dual_encoder.DualEncoder`; its `preprocessing` rules how files become pixels.
         out: folder for the overlays, one PNG a view and label, on the original image's pixels; None: no overlays.
         stage: of the image encoder, for the overlays; "" leaves the choice to the method.
         method: of the overlays, one of `explain.METHODS`.

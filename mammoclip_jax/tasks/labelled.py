@@ -14,13 +14,14 @@ import optax
 
 from mammoclip_jax import models
 from mammoclip_jax.boxes import iou
-from mammoclip_jax.data import labelled, leave_out, subsets
+from mammoclip_jax.data.batches import labelled
+from mammoclip_jax.data import leave_out, subsets
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses import detection
 from mammoclip_jax.models import retinanet
 from mammoclip_jax.names import check_name
-from mammoclip_jax.trainer import Trainer, assemble, check_rows
+from mammoclip_jax.tasks.trainer import Trainer, assemble, check_rows
 from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.step import held
 from mammoclip_jax.types import Batch

@@ -12,7 +12,7 @@ from scipy.special import expit, log_softmax, logit, softmax
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.classification import DECISIONS, Scored
+from mammoclip_jax.evaluation.metrics.classification import DECISIONS, Scored
 from mammoclip_jax.evaluation.statistics import confusion, discrimination
 from mammoclip_jax.evaluation.statistics.probability import (
     BINS,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.plots import GRID, INK, LINES, canvas
+from mammoclip_jax.evaluation.page.plots import GRID, INK, LINES, canvas
 from mammoclip_jax.evaluation.statistics import few
 from mammoclip_jax.evaluation.statistics.discrimination import Curve, curve
 

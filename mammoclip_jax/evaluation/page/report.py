@@ -13,14 +13,9 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax import provenance
-from mammoclip_jax.evaluation import illustrations, plots, result, statistics
-from mammoclip_jax.evaluation.display import (
-    Headline,
-    headlines,
-    interval,
-    number,
-    pivot,
-)
+from mammoclip_jax.evaluation.page import illustrations, plots
+from mammoclip_jax.evaluation import result, statistics
+from mammoclip_jax.evaluation.page.display import Headline, headlines, interval, number, pivot
 from mammoclip_jax.evaluation.result import Result
 
 _LONG_TABLE = 24         # rows; longer tables stay in their CSV files

@@ -14,9 +14,10 @@ import pandas as pd
 
 from mammoclip_jax.data import subsets
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import classification, logistic, statistics
+from mammoclip_jax.evaluation.metrics import classification, logistic
+from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import LEVELS, Features, label_texts, select
-from mammoclip_jax.evaluation.logistic import Items, Options
+from mammoclip_jax.evaluation.metrics.logistic import Items, Options
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import suggestion
@@ -73,7 +74,7 @@ def linear_probe(model, dataset, *, label: str | Sequence[str] = "", split: str 
     "predictions".
 
     Args:
-        model: of any kind in `inference.KINDS`.
+        model: of any kind in `inference.loading.KINDS`.
         label: a name or several, of the data set's labels. One that holds 0 and 1 is a yes/no label, any other has its
             values as classes. Images where it is unknown are left out.
         split: of the images that are tested; with `folds`, of all images that are used.

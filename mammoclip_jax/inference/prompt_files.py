@@ -25,7 +25,7 @@ from mammoclip_jax.data.text import templating
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
-PROMPTS = Path(__file__).with_name("prompts")
+PROMPTS = Path(__file__).with_name("prompt_texts")
 MOST_TEXTS = 10_000         # of a side or class: more is a slot too many, not an ensemble
 _LIKE = '{"labels": {"mass": {"positive": ["mass"], "negative": ["no mass"]}}}'
 _GAP = re.compile(r"\{(.*?)\}")
@@ -60,7 +60,7 @@ def load_prompts(prompts: str | Path | Mapping[str, Any]) -> dict[str, Pair]:
 
 
 def load(prompts: str | Path | Mapping[str, Any]) -> Prompts:
-    """Prompts from a name in `evaluation/prompts`, a JSON file, or the mapping that a file holds as "labels".
+    """Prompts from a name in `inference/prompt_texts`, a JSON file, or the mapping that a file holds as "labels".
 
     Raises:
         UserError: no such file, or a mistake in it; the message names the file, the label and what to do.

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.labelled import Target, joined
-from mammoclip_jax.data.units import GROUPS, UNITS, standing
-from mammoclip_jax.evaluation import calibration, statistics
-from mammoclip_jax.evaluation import classification as scores_of
-from mammoclip_jax.evaluation.classification import scored
+from mammoclip_jax.data.batches.labelled import Target, joined
+from mammoclip_jax.data.batches.units import GROUPS, UNITS, standing
+from mammoclip_jax.evaluation.metrics import calibration
+from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.metrics import classification as scores_of
+from mammoclip_jax.evaluation.metrics.classification import scored
 from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result

@@ -14,10 +14,10 @@ import grain
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.pipeline import BatchIterator, Part, check_alike
+from mammoclip_jax.data.batches.image_text import BatchIterator, Part, check_alike
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text.label_values import names_of
-from mammoclip_jax.data.units import GROUPS, UNITS, standing
+from mammoclip_jax.data.batches.units import GROUPS, UNITS, standing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name, suggestion
 

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.evaluation import curves, statistics
-from mammoclip_jax.evaluation.calibration import reliability
-from mammoclip_jax.evaluation.classification import Scored, scored
-from mammoclip_jax.evaluation.plots import Plot
+from mammoclip_jax.evaluation.page import curves
+from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.metrics.calibration import reliability
+from mammoclip_jax.evaluation.metrics.classification import Scored, scored
+from mammoclip_jax.evaluation.page.plots import Plot
 from mammoclip_jax.evaluation.predictions import Predicted, labels
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.subgroups import subgroups

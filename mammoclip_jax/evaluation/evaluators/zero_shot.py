@@ -8,17 +8,12 @@ import pandas as pd
 from scipy.special import expit, softmax
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import classification, statistics
-from mammoclip_jax.evaluation.features import (
-    LEVELS,
-    Features,
-    label_texts,
-    label_values,
-    select,
-    unit,
-)
+from mammoclip_jax.evaluation.metrics import classification
+from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.features import Features, LEVELS, label_texts, label_values, select
+from mammoclip_jax.inference.prompts import class_bank, score, text_bank
 from mammoclip_jax.evaluation.predictions import IDENTITY, class_numbers
-from mammoclip_jax.evaluation.prompt_files import Pair, Prompts, load, prompts_name
+from mammoclip_jax.inference.prompt_files import Prompts, load, prompts_name
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name, suggestion
 
@@ -82,34 +77,6 @@ def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str
         tables |= {"predictions": pd.concat(predictions, ignore_index=True),
                    "scores": rows[["image", "patient", "laterality", "view"]].assign(**scores)}
     return Result("zero_shot", _protocol(split, prompts, protocol, scale, asked), metrics, tables)
-
-
-def text_bank(texts, pairs: Mapping[str, Pair]) -> dict[str, np.ndarray]:
-    """{label: float32 [2, D]}: unit-norm mean embedding of the positive and of the negative texts.
-
-    `texts`: a model or a `features.TextBank`; it is asked once.
-    """
-    return _means(texts, pairs)
-
-
-def class_bank(texts, classes: Mapping[str, Mapping[str, tuple[str, ...]]]) -> dict[str, tuple[list[str], np.ndarray]]:
-    """{label: (names of its C classes, float32 [C, D])}: unit-norm mean embedding of the texts of each class."""
-    means = _means(texts, {label: tuple(named.values()) for label, named in classes.items()})
-    return {label: (list(named), means[label]) for label, named in classes.items()}
-
-
-def _means(bank, sides_of: Mapping[str, tuple[tuple[str, ...], ...]]) -> dict[str, np.ndarray]:
-    texts = list(dict.fromkeys(text for sides in sides_of.values() for side in sides for text in side))
-    if not texts:
-        return {}
-    vector = dict(zip(texts, np.asarray(bank.embed_text(texts), dtype=np.float32), strict=True))
-    return {label: unit(np.stack([np.mean([vector[t] for t in side], axis=0) for side in sides]))
-            for label, sides in sides_of.items()}
-
-
-def score(images: np.ndarray, bank: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{label: float32 [n]}: cos(image, positive) - cos(image, negative), in [-2, 2], for unit-norm `images` [n, D]."""
-    return {label: images @ (sides[0] - sides[1]) for label, sides in bank.items()}
 
 
 def _only(asked: Prompts, labels: tuple[str, ...] | None) -> Prompts:

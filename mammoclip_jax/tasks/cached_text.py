@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mammoclip_jax import host
-from mammoclip_jax.data import pipeline
+from mammoclip_jax.training import distributed
+from mammoclip_jax.data.batches import image_text
 from mammoclip_jax.data.text import features
 from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
@@ -44,9 +44,9 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
     params = jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(trainer.mesh))(_text_part(state.params)))
     if checkpoint.steps(workdir / "checkpoints"):
         params = _text_part(checkpoint.load(workdir)[1]["params"])
-    if host.is_main():
-        texts = pipeline.drawable_texts(
-            list(datasets.values()), "train", text=pipeline.text_options(config.data),
+    if distributed.is_main():
+        texts = image_text.drawable_texts(
+            list(datasets.values()), "train", text=image_text.text_options(config.data),
             mirrored=config.data.flip_horizontal > 0)
         made_by = fingerprint(config, tokenize, params)
         if not TextFeatures(workdir).serves(made_by, texts):

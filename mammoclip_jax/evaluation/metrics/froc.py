@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mammoclip_jax.boxes import area, iou
-from mammoclip_jax.evaluation.average_precision import Case, owners, tally
+from mammoclip_jax.evaluation.metrics.average_precision import Case, owners, tally
 from mammoclip_jax.evaluation.statistics.bootstrap import entry, given, interval, left_out_weights, patient_weights
 from mammoclip_jax.evaluation.statistics.few import binomial, effective, too_few
 

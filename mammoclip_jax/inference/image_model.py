@@ -1,0 +1,151 @@
+"""What all models share: preprocessed images in batches through the image encoder, and maps over them."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from mammoclip_jax.config import complete
+from mammoclip_jax.data.pixels.render import Preprocessing, render
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference import exam
+from mammoclip_jax.inference.maps import Explained
+from mammoclip_jax.names import check_name, lookup
+from mammoclip_jax.training import augment
+from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
+
+PIXELS = 2**23          # of the images that are computed at a time by default: six of 1520 x 912
+FEATURES = ("pooled", "stages")
+
+
+class ImageModel(Explained):
+    """A module with an image encoder, its variables and the preprocessing of its images.
+
+    Attributes:
+        config: the run's config.
+        preprocessing: how files become pixels, as in dataset.json.
+        step: the training step of the weights.
+        provenance: data sets, licences and versions behind the weights.
+        trained_on: the patients they were trained on (`provenance.patients_in`); None where that is not on record.
+        stages: names of the image encoder's stages, first to last, for `saliency`.
+        labels: of a classifier or detector.
+    """
+
+    labels: tuple[str, ...] = ()
+    _encoding: str | None = None        # the module's method that `_encode` calls; None: the module itself
+
+    def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):
+        self.config = complete(meta["config"])
+        self.preprocessing = meta["preprocessing"]
+        self.provenance = meta["provenance"]
+        self.trained_on = meta.get("trained_on")
+        self._mesh = mesh or make_mesh({"data": -1})
+        height, width = self.preprocessing["height"], self.preprocessing["width"]
+        batch_size = batch_size or min(max(PIXELS // (height * width), 1), 32)
+        self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
+        self._module = self._build(meta)
+        self._options = augment.preprocess_options(self.config)
+        self.set_variables(variables, step)
+
+        def note_stages(variables, image):      # while it is traced: what it returned would come back sorted by name
+            self.stages = tuple(self._encode(variables, image)[1])
+
+        jax.eval_shape(note_stages, self._variables, self._blank())
+
+    def set_variables(self, variables, step: int) -> None:
+        """Other weights of the same shapes; nothing is compiled anew."""
+        self._variables = jax.device_put(variables, replicated(self._mesh))
+        self.step = step
+
+    def fingerprint(self) -> str:
+        """16 hex digits of all that its vectors depend on beside the images: weights, module, normalisation."""
+        parts = {section: self.config[section] for section in ("image", "model")}
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda part: part.to_dict()).encode())
+        for path, value in jax.tree_util.tree_leaves_with_path(self._variables):
+            value = np.asarray(value)
+            digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()[:16]
+
+    def image_features(self, images: Shaped[np.ndarray, "N H W"], of: str = "pooled") -> Float[np.ndarray, "N c"]:
+        """What the image encoder says of preprocessed images, before projection or head, in evaluation mode.
+
+        Args:
+            images: uint8 or uint16.
+            of: "pooled": the encoder's pooled features; "stages": the mean of each stage map over the image, from the
+                first stage to the last, one behind the other.
+
+        Raises:
+            UserError: `of` is something else, or there is no image.
+        """
+        check_name(of, FEATURES, "kind of image features")
+        return self._batched(functools.partial(self._image_features, of), np.asarray(images))
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _image_features(self, of, variables, images):
+        pixels = augment.eval_images(images, self._options)
+        pooled, stages = self._module.apply(variables, pixels, train=False,
+                                            method=lambda module, x, train: module.image_encoder(x, train=train))
+        if of == "pooled":
+            return pooled.astype(jnp.float32)
+        return jnp.concatenate([stages[name].astype(jnp.float32).mean(axis=(1, 2)) for name in self.stages], axis=-1)
+
+    def read_images(self, files: Sequence[str | Path]) -> Shaped[np.ndarray, "N H W"]:
+        """Files (DICOM, PNG, ...) as this model wants its images.
+
+        Raises:
+            data.pixels.dicom.Unreadable: a file cannot be read; the error says what to do.
+            UserError: the list is empty.
+        """
+        if not len(files):
+            raise UserError("there is nothing to read: the list of files is empty.")
+        preprocessing = Preprocessing.from_dict(self.preprocessing)
+        return np.stack([render(Path(file), preprocessing).image for file in files])
+
+    def predict(self, folder: str | Path, out: str | Path | None = None, **options) -> dict[str, Any]:
+        """Scores of the views, breasts and exams in a folder of image files: see `inference.exam.predict`."""
+        return exam.predict(self, folder, out, **options)
+
+    def _build(self, meta):
+        """The Linen module; it has an `image_encoder`, and a `project_image`."""
+        raise NotImplementedError
+
+    def _encode(self, variables, image, offsets={}, **options):
+        """(vectors [N, D] that the maps explain, stage maps); `options` are those of Linen's `apply`."""
+        return self._module.apply(variables, image, train=False, offsets=offsets, method=self._encoding, **options)
+
+    def _fresh(self, key):
+        """Variables as before training."""
+        return self._module.init(key, self._blank())
+
+    def _directions(self, towards) -> Float[np.ndarray, "N D"]:
+        """Of labels, those that pick them out among the vectors; directions as they are."""
+        if len(towards) and isinstance(towards[0], str):
+            rows = dict(zip(self.labels, np.eye(len(self.labels)), strict=True))
+            towards = [lookup(rows, label, "label") for label in towards]
+        return np.asarray(towards, np.float32)
+
+    def _batched(self, function, *arrays):
+        """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off.
+
+        The function returns an array or a tree of arrays, whose first dimension is that of the rows.
+        """
+        size, out = self._mesh.size, []
+        while size < min(len(arrays[0]), self._batch_size):
+            size *= 2       # few sizes, so that few programs are compiled
+        size = min(size, self._batch_size)
+        for start in range(0, len(arrays[0]), size):
+            parts = [array[start:start + size] for array in arrays]
+            n = len(parts[0])
+            parts = [np.pad(part, [(0, size - n)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
+            parts = jax.device_put(parts, batch_sharding(self._mesh))
+            out.append(jax.tree.map(lambda x: np.asarray(x)[:n], function(self._variables, *parts)))
+        if not out:
+            raise UserError("nothing to compute: the list of images or texts is empty.")
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
