@@ -53,10 +53,10 @@ def main(argv) -> int:
     from mammoclip_jax.aot import topology
 
     topology.prepare(values.topology)       # before jax is used
-    from mammoclip_jax import config as config_module
+    from mammoclip_jax import tasks
     from mammoclip_jax.aot import report, session
 
-    config_module.check(values.config)
+    tasks.check(values.config)
 
     job = session.Session(
         topology.load(values.topology), {"height": values.height, "width": values.width, "bits": int(values.bits)},

@@ -14,22 +14,16 @@ from ml_collections.config_dict import placeholder
 from mammoclip_jax.errors import UserError
 
 
-NAMED_PARTS = ("data.folders", "data.prepare", "data.phantom", "model.image", "model.text", "model.lora",
-               "warm_start", "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
+NAMED_PARTS = ("data.folders", "data.weights", "data.prepare", "data.phantom", "model.image", "model.text",
+               "model.lora", "warm_start", "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
 
 
-# What nothing reads for a task, beside what all read.
-_OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) |
-    task\.(?!kind|monitor|better|patience)\w+ | """
-_OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection)\..* |
+# Fields that only tasks with labels read, and only those with texts.
+OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) |
+    task\.(?!kind|monitor|better|patience)\w+"""
+OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection)\..* |
     model\.(dim|pooling|pooling_token|cached_text|logit_scale|logit_bias) | train\.logit_scale_max |
-    data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.* | """
-UNUSED = {
-    "pretrain": re.compile(_OF_LABELS + "$", re.VERBOSE),
-    "classifier": re.compile(_OF_TEXTS + r"""model\.(features|input_size|stages) |
-        task\.(focal_alpha|focal_gamma|force_match|without_boxes)""", re.VERBOSE),
-    "detector": re.compile(_OF_TEXTS + r"model\.(activation|combine) | task\.(label|pos_weight)", re.VERBOSE),
-}
+    data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.*"""
 
 
 def defaults() -> ConfigDict:
@@ -49,13 +43,15 @@ def defaults() -> ConfigDict:
 
         "data": {
             "folders": {},             # name -> dataset folder; all are trained on, in proportion to their size
+            "weights": {},             # name of each -> its part of the batches, where that is not to be by size
             "prepare": {},             # name -> arguments of prepare(), run first where the folder is missing
             "phantom": {},             # name -> out, exams and parameters of a phantom set to generate before that
-            "leave_out": (),                # flags (data/leave_out.py): images with one are neither trained nor evaluated on
+            "leave_out": (),                # flags (data/leave_out.py) of images that are neither trained nor evaluated on
             "tokenizer": "",                # "" trains a WordPiece on the folders' texts; else a file, folder, hub name
             "vocab_size": 4096,             # of that WordPiece
             "text_length": 256,             # tokens
             "views": 2,                     # images drawn from a breast
+            "other_views": False,           # also other views than CC and MLO
             "texts": 2,                     # texts drawn from a breast
             "shuffle_sentences": 0.0,       # probability that a drawn text has its sentences in another order
             "flip_horizontal": 0.0,         # probability; laterality words in the texts are swapped with it
@@ -180,27 +176,22 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def check(config: ConfigDict) -> None:
-    """Raises UserError when the config cannot describe a run, or has options that its task does not use."""
+def check_common(config: ConfigDict, unused: re.Pattern) -> None:
+    """Raises UserError when no task could train this config, or where it sets a field that is `unused`."""
     usual = fields(defaults())
     idle = [f"config.{name}={value!r}" for name, value in fields(config).items()
-            if config.task.kind in UNUSED and UNUSED[config.task.kind].fullmatch(name) and value != usual.get(name)]
+            if unused.fullmatch(name) and value != usual.get(name)]
     if idle:
-        raise UserError(f"nothing reads {', '.join(idle)} where config.task.kind is {config.task.kind!r}: take it out, or "
-                        "set another kind.")
+        raise UserError(f"nothing reads {', '.join(idle)} where config.task.kind is {config.task.kind!r}: take it out, "
+                        "or set another kind.")
     if not config.data.folders:
         raise UserError("config.data.folders is empty: name at least one dataset folder to train on.")
-    if config.task.kind == "pretrain" and not config.losses:
-        raise UserError("config.losses is empty: name at least one loss term, such as mammo_clip.")
     if not config.train.warmup_steps < config.train.steps:
         raise UserError(f"config.train.warmup_steps={config.train.warmup_steps} must be below "
                         f"config.train.steps={config.train.steps}.")
     if config.train.keep_checkpoints < 1:
         raise UserError(f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be 1 or more: a run goes on "
                         "from the newest.")
-    if config.task.kind == "pretrain" and config.train.batch_size < 2:
-        raise UserError(f"config.train.batch_size={config.train.batch_size}: a contrast needs other breasts to tell "
-                        "apart, 2 at the least. To save memory raise config.train.micro_batches instead.")
     traced = config.train.profile_steps
     if traced and (len(traced) != 2 or not 1 <= traced[0] <= traced[1]):
         raise UserError(f"config.train.profile_steps={tuple(traced)} must be the first and the last step to trace, "

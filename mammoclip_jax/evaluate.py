@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from mammoclip_jax import command
 from mammoclip_jax.inference import loading
-from mammoclip_jax.tasks import labelled
+from mammoclip_jax.tasks import task_of
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
@@ -73,7 +73,7 @@ def split_as_trained(model, datasets: dict[str, Any]) -> dict[str, Any]:
     """The data sets, with the folds of the model's training where it was trained on the same content."""
     known = {entry.get("fingerprint") for entry in model.provenance.get("data", {}).values()}
     own = {name: dataset for name, dataset in datasets.items() if dataset.info["fingerprint"] in known}
-    return datasets | (labelled.split(model.config, own) if model.config.task.kind != "pretrain" else {})
+    return datasets | task_of(model.config).split(model.config, own)
 
 
 def check_flags(values) -> None:

@@ -24,10 +24,12 @@ from mammoclip_jax.errors import UserError
 
 def main(argv) -> int:
     """The command; see --help."""
-    task = pretrain.CONFIG.value.task
-    if task.kind == "pretrain":
-        raise UserError("this config learns from texts (config.task.kind is pretrain): start it with "
-                        "python -m mammoclip_jax.pretrain.")
+    from mammoclip_jax.tasks import task_of
+
+    task, wanted = pretrain.CONFIG.value.task, task_of(pretrain.CONFIG.value).COMMAND
+    if wanted != "finetune":
+        raise UserError(f"this config learns from texts (config.task.kind is {task.kind}): start it with "
+                        f"python -m mammoclip_jax.{wanted}.")
     if task.folds and task.fold < 0:
         return all_folds(task.folds, Path(pretrain.WORKDIR.value))
     return pretrain.main(argv)

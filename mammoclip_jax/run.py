@@ -18,19 +18,14 @@ import jax
 from clu import parameter_overview
 from tqdm import tqdm
 
-from mammoclip_jax import config as config_module
-from mammoclip_jax.tasks import cached_text, labelled as supervised
 from mammoclip_jax.training import continuation, distributed
 from mammoclip_jax.inference import loading
-from mammoclip_jax import provenance
+from mammoclip_jax import provenance, tasks
 from mammoclip_jax.data import leave_out
-from mammoclip_jax.data.batches import image_text
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
-from mammoclip_jax.data.text import tokenizer
-from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.page.display import text_table
@@ -42,8 +37,7 @@ from mammoclip_jax.names import lookup
 from mammoclip_jax.prepare import prepare
 from mammoclip_jax.weights.opening import open_weights
 from mammoclip_jax.training import checkpoint, goodput, loop
-from mammoclip_jax.tasks.trainer import make_trainer
-from mammoclip_jax.training.mesh import make_mesh, process_rows, replicated
+from mammoclip_jax.training.mesh import make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
 from mammoclip_jax.weights import warm_start
@@ -65,9 +59,7 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
         loop.Stopped: the run was asked to stop, and has saved.
     """
     started = time.monotonic()
-    config_module.check(config)
-    if config.model.cached_text:
-        cached_text.check(config)
+    tasks.check(config)
     distributed.configure(config)
     workdir = Path(workdir)
     changed = continuation.check(config, workdir)
@@ -89,16 +81,15 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
 
     `ledger` is told what the time goes into; `changed` is what the config changes of the run (`continuation.check`).
     """
-    mesh = make_mesh(config.mesh)
+    task, mesh = tasks.task_of(config), make_mesh(config.mesh)
     distributed.meet(mesh)
     with distributed.main_first("data"):
         datasets = open_datasets(config, workdir)
-        labelled = config.task.kind != "pretrain"
-        datasets = supervised.split(config, datasets) if labelled else datasets
-        tokenize = None if labelled else load_tokenizer(config, workdir, datasets)
+        datasets = task.split(config, datasets)
+        tokenize = task.load_tokenizer(config, workdir, datasets)
     check_evaluation(datasets, config.evaluate)
     meta = {
-        "kind": config.task.kind if labelled else "dual_encoder",
+        "kind": task.MODEL,
         "config": continuation.plain(config),
         "tokenizer": tokenize.to_json() if tokenize else None,
         "preprocessing": common_preprocessing(datasets),
@@ -106,14 +97,9 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
         "trained_on": provenance.trained_on(datasets.values()),
     }
     continuation.check_content(meta, workdir)
-    if labelled:
-        trainer, iterator = supervised.prepare(config, datasets, meta["preprocessing"], mesh)
-    else:
-        trainer = make_trainer(config, tokenize.vocab_size, meta["preprocessing"], mesh)
-        iterator = train_iterator(config, datasets, tokenize, mesh, workdir)
+    trainer, iterator = task.prepare(config, datasets, meta["preprocessing"], mesh, tokenize=tokenize, workdir=workdir)
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
-    if config.model.cached_text:
-        cached_text.prepare(config, trainer, state, datasets, tokenize, workdir)
+    task.start(config, trainer, state, datasets, tokenize=tokenize, workdir=workdir)
     if distributed.is_main():
         continuation.note(config, workdir, changed)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
@@ -159,18 +145,6 @@ def make_phantom(out: str, exams: int, **parameters) -> None:
     logging.info("%s: %d phantom exams, %d of them made now", out, exams, made)
 
 
-def load_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
-    """The tokenizer the config names; by default a WordPiece trained on the training texts and kept in `workdir`."""
-    if config.data.tokenizer:
-        return tokenizer.load(config.data.tokenizer)
-    path = Path(workdir, "tokenizer.json")
-    if not path.exists():
-        texts = [text for dataset in datasets.values()
-                 for texts in dataset.index["texts"][dataset.index["split"] == "train"] for text in texts]
-        tokenizer.Tokenize(tokenizer.train_wordpiece(texts, config.data.vocab_size)).save(path)
-    return tokenizer.load(path)
-
-
 def common_preprocessing(datasets) -> dict:
     """The preprocessing that all folders share.
 
@@ -187,18 +161,6 @@ def common_preprocessing(datasets) -> dict:
             raise UserError(f"{first_name} ({first.path}) and {name} ({dataset.path}) were prepared differently: "
                             f"{key} is {wanted[key]!r} and {found[key]!r}. Prepare one of them again.")
     return wanted
-
-
-def train_iterator(config, datasets, tokenize, mesh, workdir):
-    """This process's checkpointable iterator of its devices' parts of the training batches."""
-    data = config.data
-    rows = process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
-    return image_text.train_iterator(
-        list(datasets.values()), tokenize, split="train", batch_size=config.train.batch_size, rows=rows,
-        views=data.views, texts=data.texts, text_length=data.text_length, seed=config.seed,
-        flip_horizontal=data.flip_horizontal, flip_vertical=data.flip_vertical,
-        shuffle_sentences=data.shuffle_sentences, read_threads=data.read_threads,
-        text=image_text.text_options(data), features=TextFeatures(workdir) if config.model.cached_text else None)
 
 
 def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:

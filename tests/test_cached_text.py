@@ -13,6 +13,7 @@ from mammoclip_jax.tasks import cached_text
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.batches import image_text
+from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.text import features, tokenizer
 from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
@@ -40,7 +41,7 @@ class FakeDataset:
 
     def __init__(self, path, texts=TEXTS):
         self.path, self.info = path, {"preprocessing": {"height": 4, "width": 4, "bits": 8}}
-        self.index = pd.DataFrame([dict(dataset="fake", study=str(i), image=str(i), laterality="L", view="CC",
+        self.index = pd.DataFrame([dict(dataset="fake", patient="p", study=str(i), image=str(i), laterality="L", view="CC",
                                         split="train", texts=[text]) for i, text in enumerate(texts)])
 
     def read(self, i):
@@ -111,8 +112,8 @@ def test_loss_and_gradients_are_those_of_the_tower_run_at_every_step(trained, to
 def test_batches_carry_the_features_of_their_texts(trained, tokens, tmp_path):
     stored = prepare(trained, tokens, tmp_path, tiny_config(flip_horizontal=0.5))
     batch = next(image_text.train_iterator(
-        [FakeDataset(tmp_path)], tokens, batch_size=16, texts=2, text_length=24, seed=0, flip_horizontal=0.5,
-        flip_vertical=0.0, features=stored))
+        [FakeDataset(tmp_path)], tokens, image_text.Options(24, augment=Augment(0.5, 0.0, 0.0)), batch_size=16, seed=0,
+        features=stored))
     model, variables = trained
     pooled, _ = model.apply(variables, batch["token_ids"].reshape(32, -1), batch["token_mask"].reshape(32, -1),
                             method="pool_text")
@@ -158,7 +159,7 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
         tmp_path / "texts_augmented.parquet")
     dataset = FakeDataset(tmp_path, ["left one", "two"])
     drawable = lambda mirrored, **options: image_text.drawable_texts(     # noqa: E731
-        [dataset], "train", text=image_text.TextOptions(**options), mirrored=mirrored)
+        [dataset], "train", text=TextOptions(**options), mirrored=mirrored)
     assert drawable(False) == {"left one", "two"}
     assert drawable(True, augmented=0.5) == {"left one", "right one", "two", "one, left", "one, right"}
 

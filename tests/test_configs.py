@@ -12,9 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax import config as config_module
+from mammoclip_jax import tasks
 from mammoclip_jax import losses, models
-from mammoclip_jax.tasks import labelled
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import _plan
 from mammoclip_jax.training import augment
@@ -53,7 +52,7 @@ def test_config_builds(path):
                  for name, options in config.evaluate.evaluators.items()]
         assert plans
         return
-    config_module.check(config)
+    tasks.check(config)
     if config.task.kind != "pretrain":
         check_labelled(config)
         return
@@ -64,7 +63,7 @@ def test_config_builds(path):
 
 def check_labelled(config):
     """A classifier's or detector's config builds, its evaluators are for it, and one of them gives what is monitored."""
-    wanted = labelled.target(config)
+    wanted = tasks.task_of(config).target(config)
     model = (models.classifier if config.task.kind == "classifier" else models.detector)(config.model)
     image = jax.ShapeDtypeStruct((1, 320, 224, config.image.channels), np.float32)
     params = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)["params"]
@@ -98,7 +97,7 @@ def test_impossible_configs_are_explained():
         config = load("demo")
         config.train.update(change)
         with pytest.raises(UserError, match=message):
-            config_module.check(config)
+            tasks.check(config)
     config = load("demo")
     config.model.image.name = "efficientnett"
     with pytest.raises(UserError, match="Did you mean 'efficientnet'"):
@@ -122,7 +121,7 @@ def test_options_that_the_task_does_not_use_are_an_error(name, part, values, sai
     config = load(name)
     operator.attrgetter(part)(config).update(values)
     with pytest.raises(UserError, match=f"nothing reads .*{said}"):
-        config_module.check(config)
+        tasks.check(config)
 
 
 def test_an_unknown_field_on_the_command_line_names_the_nearest(tmp_path):

@@ -10,7 +10,7 @@ from mammoclip_jax.aot import flops
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.models.depthwise import depthwise_conv
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 
 SQUARE = jax.ShapeDtypeStruct((4, 4), jnp.float32)

@@ -1,52 +1,59 @@
 """Who may import whom, read from the source, so that the picture in the README stays true."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mammoclip_jax"
-BASE = {"errors", "files", "locks", "memory", "names", "types"}
-ALLOWED = {
-    "data": BASE,
-    "models": BASE | {"boxes"},
-    "losses": BASE | {"boxes"},
-    "training": BASE | {"losses"},
-    "evaluation": BASE | {"boxes", "data", "explain", "provenance"},
-    "explain": BASE | {"models", "training"},
-    "weights": BASE | {"models", "training"},
+GROUND = {"boxes", "command", "config", "errors", "files", "locks", "memory", "names", "provenance", "types"}
+BELOW = {                       # of each folder; what is not named here, the commands and what they share, may use all
+    "data": set(), "models": set(), "losses": set(),
+    "explain": {"models"},
+    "training": {"losses"},
+    "weights": {"data", "models", "training"},
+    "tasks": {"data", "losses", "models", "training"},
+    "inference": {"data", "explain", "models", "training", "weights"},
+    "evaluation": {"data", "explain", "inference", "models"},
 }
-FILES = sorted(PACKAGE.rglob("*.py"))
+FILES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+         for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports(path):
-    """Dotted names that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path, everywhere=True):
+    """Dotted names that a file imports; not `everywhere`: when it is imported itself."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            if node.module == "mammoclip_jax":
-                yield from (f"mammoclip_jax.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path):
-    folder = path.relative_to(PACKAGE).parts[0]
-    for name in imports(path):
-        top, _, rest = name.partition(".")
-        if top == "mammoclip_jax" and rest and folder in ALLOWED and path.name != "__main__.py":     # a command
-            target = rest.split(".")[0]
-            own_command = target == "command" and path.parent.name == "sources"
-            assert target == folder or target in ALLOWED[folder] or own_command, f"{path} imports {name}"
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_down(name):
+    parts, path = name.split(".")[1:2], FILES[name]
+    folder = parts[0] if parts else ""
+    command = path.name == "__main__.py" or folder not in BELOW.keys() | GROUND
+    for other in imports(path):
+        top, _, rest = other.partition(".")
+        if top == "mammoclip_jax" and rest and not command:
+            assert rest.split(".")[0] in {folder} | BELOW.get(folder, set()) | GROUND, f"{path} imports {other}"
         if folder == "data":
-            assert top not in ("jax", "flax", "optax", "orbax"), f"{path} imports {name}"
-        if name.startswith("flax.linen") or name == "flax":
-            assert folder == "models", f"{path} imports {name}"
-        assert top not in ("tensorflow", "torch") or path.name == "torch_peer.py", f"{path} imports {name}"
+            assert top not in ("jax", "flax", "optax", "orbax"), f"{path} imports {other}"
+        if other.startswith(("flax.linen", "flax.nnx")):
+            assert folder == "models", f"{path} imports {other}"
+        assert top not in ("tensorflow", "torch") or path.name == "torch_peer.py", f"{path} imports {other}"
+
+
+def test_no_module_needs_itself():
+    needed = {name: {other if other in FILES else other.rpartition(".")[0] for other in imports(path, everywhere=False)}
+              for name, path in FILES.items()}
+    TopologicalSorter({name: others & FILES.keys() for name, others in needed.items()}).prepare()
 
 
 def test_modules_stay_short():
-    too_long = {str(path.relative_to(PACKAGE)): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    too_long = {name: n for name, path in FILES.items() if (n := len(path.read_text().splitlines())) > 400}
     assert not too_long

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax import config as config_module
+from mammoclip_jax import tasks
 from mammoclip_jax import models
 from mammoclip_jax import reproduce as command
 from mammoclip_jax.config import defaults
@@ -85,7 +85,7 @@ def test_every_row_but_the_unbuilt_has_a_config_that_can_run(protocol):
         dataset, evaluator, _ = recipe.metric.split("/", 2)
         assert evaluator in config.evaluate.evaluators and dataset in config.data.folders
         if config.task.kind != "pretrain":
-            config_module.check(config)
+            tasks.check(config)
             assert config.task.monitor.startswith(f"eval/{dataset}/{evaluator}/")
             assert (config.evaluate.curve_split == "test") == (protocol == "published")
 

@@ -127,9 +127,9 @@ def test_a_damaged_newest_checkpoint_is_skipped(whole, tmp_path):
 def test_killed_at_random_moments(tmp_path):
     """In short what `python tests/kill_often.py --kills=200` does at length."""
     figures = tmp_path / "kills.json"
-    done = subprocess.run([sys.executable, ROOT / "tests/kill_often.py", "--kills=4", "--seed=1", f"--json={figures}"],
+    done = subprocess.run([sys.executable, ROOT / "tests/kill_often.py", "--kills=2", "--seed=1", f"--json={figures}"],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout
     found = json.loads(figures.read_text())
-    assert found["kills"] == sum(found["by_phase"].values()) == 4 and found["same_bits"]
+    assert found["kills"] == sum(found["by_phase"].values()) == 2 and found["same_bits"]
     assert 0 < found["goodput"] < 1 and 0.8 < found["accounted"] < 1.02

@@ -17,7 +17,7 @@ from mammoclip_jax import models, run
 from mammoclip_jax.weights import opening
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import card, torch_writer

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.tasks import labelled as supervised
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.batches import labelled
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.features import boxes_of
+from mammoclip_jax.tasks import classification, detection, task_of
 from mammoclip_jax.training.mesh import make_mesh, put_batch
 
 HEIGHT, WIDTH = 64, 48
@@ -57,7 +57,7 @@ def mesh_of(devices):
 def steps(config, films, devices, count=2, start=None):
     """(losses, the last parameters, the first state) of some steps; a state that is given is put onto the devices."""
     mesh = mesh_of(devices)
-    trainer, iterator = supervised.prepare(config, {"films": films}, PREPROCESSING, mesh)
+    trainer, iterator = task_of(config).prepare(config, {"films": films}, PREPROCESSING, mesh)
     start = trainer.init() if start is None else start
     state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, trainer.state))
     state = jax.tree.map(jnp.copy, state)       # a step takes its arrays
@@ -98,7 +98,7 @@ def test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known():
              "known": np.array([[1, 1], [1, 0], [1, 1]], bool), "mask": np.array([1, 1, 0], bool)}
     config = config_of(labels=("mass", "calcification"), pos_weight="3")
     found = [labelled.Example(0, (), (1.0, 0.0))]
-    loss_fn = supervised.classification_loss(config, supervised.target(config), found)
+    loss_fn = classification.loss(config, classification.target(config), found)
     loss, _, _ = loss_fn(lambda *inputs, method: (logits, {}), None, batch, None)
     probability = 1 / (1 + np.exp(-logits))
     naive = [-3 * np.log(probability[0, 0]), -np.log(1 - probability[0, 1]), -np.log(1 - probability[1, 0])]
@@ -108,7 +108,7 @@ def test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known():
 def test_balanced_weights_are_negatives_over_positives():
     wanted = labelled.Target(("mass", "calcification"))
     found = [labelled.Example(0, (), (float(i == 0), np.nan)) for i in range(5)]
-    np.testing.assert_array_equal(supervised.positive_weights("balanced", wanted, found), [4.0, 1.0])
+    np.testing.assert_array_equal(classification.positive_weights("balanced", wanted, found), [4.0, 1.0])
 
 
 def test_an_exam_has_its_four_views_and_those_that_lack_are_masked():
@@ -141,7 +141,7 @@ def test_a_box_of_several_findings_counts_for_each():
     (example,) = labelled.examples([films], "train", labelled.Target(("skin", "mass"), boxes=True))
     assert example.target == (1, 1) and [kind for _, kind, *_ in example.boxes] == [1, 0]
     np.testing.assert_array_equal(boxes_of(films.index.iloc[0], "skin"), [[4, 6, 30, 40]])
-    assert "1 boxes" in supervised.describe(labelled.Target(("skin", "mass"), boxes=True), [example])
+    assert "1 boxes" in detection.describe(labelled.Target(("skin", "mass"), boxes=True), [example])
 
 
 def test_a_label_without_its_box_is_unknown_to_a_detector(caplog):
@@ -156,20 +156,20 @@ def test_a_label_without_its_box_is_unknown_to_a_detector(caplog):
 
 def test_boxes_that_no_anchor_overlaps_are_counted(caplog):
     thin = [[{"label": "mass", "box": [4, 6, 7, 60]}] if i % 3 == 0 else [] for i in range(32)]
-    supervised.prepare(config_of("detector"), {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1))
+    task_of(config_of("detector")).prepare(config_of("detector"), {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1))
     assert "11 of 11 boxes overlap no anchor by 0.5 and teach nothing: config.task.force_match=True" in caplog.text
     caplog.clear()
     config = config_of("detector", force_match=True)
-    supervised.prepare(config, {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1))
+    task_of(config).prepare(config, {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1))
     assert "no anchor" not in caplog.text
 
 
 def test_a_detector_may_see_images_with_boxes_alone():
     config = config_of("detector", without_boxes="leave_out")
-    _, iterator = supervised.prepare(config, {"films": Films(LABELS, boxes=BOXES)}, PREPROCESSING, mesh_of(1))
+    _, iterator = task_of(config).prepare(config, {"films": Films(LABELS, boxes=BOXES)}, PREPROCESSING, mesh_of(1))
     assert all((next(iterator)["box_classes"] == 0).any(axis=(1, 2)).all() for _ in range(3))
     with pytest.raises(UserError, match="leave_out takes no other"):
-        supervised.prepare(config, {"films": Films(LABELS)}, PREPROCESSING, mesh_of(1))
+        task_of(config).prepare(config, {"films": Films(LABELS)}, PREPROCESSING, mesh_of(1))
 
 
 def test_balanced_sampling_shows_the_classes_equally_often():
@@ -188,7 +188,7 @@ def test_folds_keep_patients_together_and_the_test_part_is_never_trained_on():
     for fold in range(5):
         config = config_of(labels=("A", "B", "C"), label="density", folds=5, fold=fold)
         config.model.activation = "softmax"
-        index = supervised.split(config, {"films": films_as_dataset(films)})["films"].index
+        index = task_of(config).split(config, {"films": films_as_dataset(films)})["films"].index
         assert (index.groupby("patient")["split"].nunique() == 1).all()
         tested += index["image"][index["split"] == "test"].tolist()
     assert sorted(tested) == sorted(films.index["image"])
@@ -204,7 +204,8 @@ def test_a_fraction_is_of_patients_and_smaller_ones_are_part_of_larger():
     films = films_as_dataset(Films(LABELS * 5, patients=[f"p{i // 2}" for i in range(160)]))
     parts = []
     for fraction in (0.1, 0.5):
-        index = supervised.split(config_of(fraction=fraction), {"films": films})["films"].index
+        config = config_of(fraction=fraction)
+        index = task_of(config).split(config, {"films": films})["films"].index
         assert (index.groupby("patient")["split"].nunique() == 1).all()
         parts.append(set(index["patient"][index["split"] == "train"]))
     assert parts[0] < parts[1] and len(parts[0]) <= 10 and 40 <= len(parts[1]) <= 42
@@ -234,5 +235,5 @@ def test_what_is_wrong_is_named(change, said):
     films = films_as_dataset(Films([{"mass": i % 2, "birads": 4} for i in range(16)]))
     with pytest.raises(UserError, match=said):
         config = config_of(**change)
-        datasets = supervised.split(config, {"films": films})
-        supervised.prepare(config, datasets, PREPROCESSING, mesh_of(1))
+        datasets = task_of(config).split(config, {"films": films})
+        task_of(config).prepare(config, datasets, PREPROCESSING, mesh_of(1))

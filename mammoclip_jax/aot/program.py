@@ -18,7 +18,8 @@ import jax
 from mammoclip_jax import provenance
 from mammoclip_jax.aot import memory, topology
 from mammoclip_jax.files import whole, write_text
-from mammoclip_jax.tasks.trainer import Trainer, make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
+from mammoclip_jax.tasks.trainer import Trainer
 from mammoclip_jax.training.mesh import make_mesh
 
 PACKAGES = ("jax", "jaxlib", "libtpu")      # that decide what is compiled

@@ -14,7 +14,7 @@ import pandas as pd
 
 from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import interleaved, rates
-from mammoclip_jax.data.batches.image_text import train_dataset
+from mammoclip_jax.data.batches.image_text import Options, train_dataset
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.store.codecs import CODECS, encode
 from mammoclip_jax.data.store.shards import (
@@ -69,8 +69,8 @@ def _png_loop(folder: Path, images: list[np.ndarray]):
 
 
 def _grain_loop(dataset: Dataset, tokenizer: Tokenize, threads: int):
-    batches = train_dataset([dataset], tokenizer, batch_size=BATCH, views=1, texts=1, text_length=16, seed=0,
-                            read_threads=threads)
+    options = Options(text_length=16, views=1, texts=1)
+    batches = train_dataset([dataset], tokenizer, options, batch_size=BATCH, seed=0, read_threads=threads)
 
     def loop() -> float:
         iterator = iter(batches)        # a new one, that has read nothing ahead while others were timed
@@ -94,8 +94,8 @@ def _dataset(folder: Path, images: list[np.ndarray], codec: str, preprocessing: 
     for number in range(RECORDS):
         writer.write(records[number % len(records)])
     writer.close()
-    rows = [{"dataset": "benchmark", "study": str(number), "image": str(number), "laterality": "L", "view": "CC",
-             "split": "train", "texts": [TEXT], "sections": ["caption"], "shard": 0, "position": number}
+    rows = [{"dataset": "benchmark", "patient": str(number), "study": str(number), "image": str(number),
+             "laterality": "L", "view": "CC", "split": "train", "texts": [TEXT], "sections": ["caption"], "shard": 0, "position": number}
             for number in range(RECORDS)]
     pd.DataFrame(rows).to_parquet(folder / "index.parquet")
     form = {"height": preprocessing.height, "width": preprocessing.width, "bits": preprocessing.bits}

@@ -24,7 +24,7 @@ from mammoclip_jax import models
 from mammoclip_jax.benchmarks import worker
 from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import augment
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer
@@ -127,12 +127,13 @@ def end_to_end(config, specification, mesh):
 
 def _real_data(config, specification, mesh):
     """The training iterator of `pretrain`, the tokenizer's size, the preprocessing."""
-    from mammoclip_jax import run      # its libraries would count as memory of the works that need no data
+    from mammoclip_jax import run, tasks    # whose libraries would count as memory of the works that need no data
 
     workdir = Path(specification["workdir"])
     datasets = run.open_datasets(config, workdir)
-    tokenize = run.load_tokenizer(config, workdir, datasets)
-    iterator = run.train_iterator(config, datasets, tokenize, mesh, workdir)
+    task = tasks.task_of(config)
+    tokenize = task.load_tokenizer(config, workdir, datasets)
+    iterator = task.train_iterator(config, datasets, tokenize, mesh, workdir)
     return iterator, tokenize.vocab_size, run.common_preprocessing(datasets)
 
 

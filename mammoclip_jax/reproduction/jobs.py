@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mammoclip_jax import config as config_module
+from mammoclip_jax import tasks
 from mammoclip_jax.inference import loading
 from mammoclip_jax import provenance, run
 from mammoclip_jax.data.store.shards import Dataset
@@ -155,17 +155,22 @@ def _job(rows, hand: Hand, protocol, out, overrides, configs) -> Job:
     row, weights = rows[0], hand.of(rows[0])
     dataset, found = hand.data[row.dataset], recipe(row, protocol)
     config = read_config(configs, found)
-    apply_overrides(config, overrides, trained=config.task.kind != "pretrain")
-    if config.task.kind != "pretrain":
+    apply_overrides(config, overrides, trained=_trains(config))
+    if _trains(config):
         theirs = weights.model.config
         recipes.use_encoder(config, "", theirs.model.image.to_dict(), theirs.image.to_dict())
     stamp = {"config": config_hash(config), "data": dataset.info.get("fingerprint", ""), "weights": weights.fingerprint}
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
     # Paths come after the hash: the same run of another machine, or of moved files, is the same run.
     config.data.folders[row.dataset] = str(dataset.path)
-    if config.task.kind != "pretrain":
+    if _trains(config):
         config.warm_start.image.weights = weights.name
     return Job(rows, config, found, weights, dataset, stamp, out / row.table / f"{row.step}-{digest[:_SHOWN]}")
+
+
+def _trains(config: ConfigDict) -> bool:
+    """Whether a config trains a head on the weights; else they are evaluated as they are."""
+    return tasks.task_of(config).COMMAND == "finetune"
 
 
 def read_config(configs: Path, found: Recipe) -> ConfigDict:
@@ -218,7 +223,7 @@ def carry_out(job: Job, command: str = "") -> dict:
     """
     started = time.monotonic()
     job.folder.mkdir(parents=True, exist_ok=True)
-    figures = (_evaluate if job.config.task.kind == "pretrain" else _train)(job, command)
+    figures = (_train if _trains(job.config) else _evaluate)(job, command)
     entry = figures["metrics"].get(job.recipe.metric)
     if entry is None:
         raise UserError(f"the run in {job.folder} has no metric {job.recipe.metric}; it has "
@@ -248,7 +253,7 @@ def _train(job: Job, command: str) -> dict:
     del command
     if job.weights.model.kind != "image_encoder":
         check_preprocessing(job.weights.model, job.rows[0].dataset, job.dataset)
-    config_module.check(job.config)
+    tasks.check(job.config)
     logging.info("%s: training in %s", job.config.name, job.folder)
     return run.pretrain(job.config, job.folder)
 

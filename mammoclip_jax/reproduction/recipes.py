@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mammoclip_jax.config import defaults
+from mammoclip_jax.tasks import task_of
 from mammoclip_jax.errors import UserError
 
 ENCODERS = {
@@ -74,6 +75,6 @@ def use_encoder(config: ConfigDict, weights: str, image: Mapping[str, Any], pixe
     with config.unlocked():
         config.model.image = dict(image)
         config.image.update(pixels)
-    if config.task.kind == "detector":
+    if task_of(config).MODEL == "detector":
         detector_stages(config, published)
     config.warm_start.image.weights = weights

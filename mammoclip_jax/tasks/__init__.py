@@ -1,0 +1,32 @@
+"""What a config may train, by the name in `config.task.kind`. To add a task: a file here, and its line in `TASKS`.
+
+A task is a module with
+
+- `MODEL`, the kind of the model that it leaves, a key of `inference.loading.KINDS`, and `COMMAND`, which trains it;
+- `UNUSED`, a pattern of the config's fields that it does not read;
+- `check(config)`, which raises UserError for a config that it cannot train;
+- `split(config, datasets)`, the data sets with the splits that the config asks for;
+- `load_tokenizer(config, workdir, datasets)`, or None where no text is read;
+- `prepare(config, datasets, preprocessing, mesh, *, tokenize, workdir)`, the Trainer and the iterator of its batches;
+- `start(config, trainer, state, datasets, *, tokenize, workdir)`, what is left to do before the first step.
+"""
+
+import importlib
+from types import ModuleType
+
+from mammoclip_jax.config import check_common
+from mammoclip_jax.names import lookup
+
+TASKS = {"pretrain": "pretrain", "classifier": "classification", "detector": "detection"}
+
+
+def task_of(config) -> ModuleType:
+    """The task of a config. Raises UserError for a kind that is not there."""
+    return importlib.import_module(f"{__name__}.{lookup(TASKS, config.task.kind, 'kind of config.task.kind')}")
+
+
+def check(config) -> None:
+    """Raises UserError when the config cannot describe a run, or has options that its task does not use."""
+    task = task_of(config)
+    check_common(config, task.UNUSED)
+    task.check(config)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mammoclip_jax.training import distributed
 from mammoclip_jax.data.batches import image_text
+from mammoclip_jax.data.batches.texts import text_options
 from mammoclip_jax.data.text import features
 from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
@@ -46,7 +47,7 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
         params = _text_part(checkpoint.load(workdir)[1]["params"])
     if distributed.is_main():
         texts = image_text.drawable_texts(
-            list(datasets.values()), "train", text=image_text.text_options(config.data),
+            list(datasets.values()), "train", other_views=config.data.other_views, text=text_options(config.data),
             mirrored=config.data.flip_horizontal > 0)
         made_by = fingerprint(config, tokenize, params)
         if not TextFeatures(workdir).serves(made_by, texts):

@@ -1,15 +1,14 @@
-"""What a config trains: its model, the state and the step, as shapes and as programs."""
+"""What every task trains: a model, its state and the step, as shapes and as programs."""
 
 from typing import Any, Callable, NamedTuple
 
 import jax
 import numpy as np
 
-from mammoclip_jax import losses, models
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.training import augment, mesh as meshes
+from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
-from mammoclip_jax.training.step import init_state, init_variables, make_gradient_fn, make_train_step
+from mammoclip_jax.training.step import init_state, make_train_step
 from mammoclip_jax.types import Batch, TrainState
 
 
@@ -28,34 +27,6 @@ class Trainer(NamedTuple):
         """The step as a program that reuses the state's memory."""
         shardings = jax.tree.map(lambda x: x.sharding, self.state)
         return jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
-
-
-def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
-    """The Trainer of a config.
-
-    Args:
-        vocab_size: of the tokenizer.
-        preprocessing: of the data set (`dataset.json`); height, width and bits count here.
-        mesh: may be of devices that are not there (ahead-of-time compilation); then `init` cannot be called.
-
-    Raises:
-        UserError: an unknown part or option, a batch that does not split over the mesh, a rule without parameters.
-    """
-    model = models.build(config.model, vocab_size)
-    check_rows(config, model.image_encoder, preprocessing, mesh)
-    preprocess = augment.preprocess_options(config)
-    image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
-
-    def fresh(key):
-        return init_variables(model, key, image_shape, config.data.text_length)
-
-    def gradient(frozen):
-        return make_gradient_fn(model, losses.build(config.losses), preprocess, mesh, config.train, frozen)
-
-    def batch(params):
-        return abstract_batch(config, preprocessing, mesh, params["text_projection"]["dense"]["kernel"].shape[0])
-
-    return assemble(config, mesh, model, fresh, batch, gradient)
 
 
 def assemble(config, mesh, model, fresh: Callable, batch: Callable, gradient: Callable) -> Trainer:
@@ -106,21 +77,21 @@ def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
                         f"{unit} rows, or make that axis smaller.")
 
 
-def abstract_batch(config, preprocessing: dict, mesh, text_width: int) -> Batch:
-    """The shapes, dtypes and shardings of a config's global training batch; texts are pooled to `text_width` numbers."""
-    breasts, views, texts, length = (
-        config.train.batch_size, config.data.views, config.data.texts, config.data.text_length)
+def abstract_batch(config, preprocessing: dict, mesh, views: int, more: dict) -> Batch:
+    """The shapes, dtypes and shardings of a config's global training batch.
+
+    Args:
+        views: images of a row.
+        more: {name: (shape of a row, dtype)} of what the task's batches hold beside what all hold.
+    """
     pixel = np.uint8 if preprocessing["bits"] == 8 else np.uint16
-    shapes = {
-        "image": ((breasts, views, preprocessing["height"], preprocessing["width"]), pixel),
-        "record": ((breasts, views), np.int32),
-        "source": ((breasts,), np.int32),
-        "token_ids": ((breasts, texts, length), np.int32),
-        "token_mask": ((breasts, texts, length), bool),
-        "flip_horizontal": ((breasts,), bool),
-        "flip_vertical": ((breasts,), bool),
-        "mask": ((breasts,), bool),
-    }
-    if config.model.cached_text:
-        shapes["text_features"] = ((breasts, texts, text_width), np.float32)
+    rows = {
+        "image": ((views, preprocessing["height"], preprocessing["width"]), pixel),
+        "record": ((views,), np.int32),
+        "source": ((), np.int32),
+        "flip_horizontal": ((), bool),
+        "flip_vertical": ((), bool),
+        "mask": ((), bool),
+    } | more
+    shapes = {name: ((config.train.batch_size, *shape), dtype) for name, (shape, dtype) in rows.items()}
     return meshes.abstract(shapes, mesh, config.model.image.get("rows"))

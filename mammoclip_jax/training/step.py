@@ -1,10 +1,12 @@
 """One optimisation step, whole, on one screen."""
 
+from typing import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from mammoclip_jax.training import augment, gradient_caching
+from mammoclip_jax.training import augment
 from mammoclip_jax.types import TrainState
 
 
@@ -29,11 +31,16 @@ def init_state(variables, optimizer, key, config) -> TrainState:
     )
 
 
-def make_gradient_fn(model, losses, preprocess, mesh, config, frozen=None):
-    """`(TrainState, Batch) -> (loss, metrics, batch_stats, gradients)` over the global batch; `config` is config.train.
+def make_gradient_fn(loss: Callable, preprocess, frozen=None):
+    """`(TrainState, Batch) -> (loss, metrics, batch_stats, gradients)` over the global batch.
 
-    Where `frozen`, a tree like the parameters (`optimizer.frozen_parameters`), is True, no gradient is computed: it is
-    zero. Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
+    Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
+
+    Args:
+        loss: `(variables, batch, draws, dropout key, step) -> (loss, metrics, batch_stats)`, of a task.
+        preprocess: see `augment.preprocess_options`; it says what `draws` varies the images by.
+        frozen: a tree like the parameters (`optimizer.frozen_parameters`): where it is True no gradient is computed, it
+            is zero.
     """
 
     def gradient_fn(state, batch):
@@ -41,21 +48,17 @@ def make_gradient_fn(model, losses, preprocess, mesh, config, frozen=None):
         draws = augment.draw(batch, augment_key, preprocess)
 
         def loss_fn(params):
-            params = held(params, frozen)
-            embeddings, batch_stats = gradient_caching.embed(
-                model, {"params": params, "batch_stats": state.batch_stats}, batch,
-                lambda image, drawn: augment.train_images(image, drawn, preprocess), draws, dropout_key,
-                config.micro_batches)
-            loss, metrics = total_loss(losses, embeddings, batch, mesh, state.step)
-            return loss, (metrics, batch_stats)
+            variables = {"params": stopped(params, frozen), "batch_stats": state.batch_stats}
+            value, metrics, batch_stats = loss(variables, batch, draws, dropout_key, state.step)
+            return value, (metrics, batch_stats)
 
-        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return loss, metrics, batch_stats, gradients
+        (value, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        return value, metrics, batch_stats, gradients
 
     return gradient_fn
 
 
-def held(params, frozen):
+def stopped(params, frozen):
     """`params` without a gradient where `frozen`, a tree like them, is True; None: with one everywhere."""
     if frozen is None:
         return params

@@ -11,7 +11,7 @@ import pytest
 from mammoclip_jax import models
 from mammoclip_jax.benchmarks import against, programs
 from mammoclip_jax.benchmarks.worker import Worker
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.weights import names
 from mammoclip_jax.weights.layouts.parts import write_linear

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.tasks import labelled
-from mammoclip_jax.config import check, defaults
+from mammoclip_jax.tasks import check, task_of
+from mammoclip_jax.config import defaults
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
@@ -40,7 +40,7 @@ def test_folds_do_not_bring_it_back(dataset):
     config = defaults()
     config.model.labels = ("cancer",)
     config.task.update(kind="classifier", folds=3)
-    found = labelled.split(config, {"films": leave_out.unused(dataset, ("spot",))})["films"].index["split"]
+    found = task_of(config).split(config, {"films": leave_out.unused(dataset, ("spot",))})["films"].index["split"]
     assert list(np.flatnonzero(found == leave_out.SPLIT)) == [1, 5] and set(found) >= {"train", "test"}
 
 
@@ -54,6 +54,7 @@ def test_every_task_has_it():
         config = defaults()
         config.data.update(leave_out=("spot",))
         config.data.folders.films = "films"
+        config.model.labels = ("mass",)
         config.task.kind = kind
         check(config)
 

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data.batches import image_text
-from mammoclip_jax.data.batches.image_text import Augment, Breast, augment_texts, draw_texts, draw_views
+from mammoclip_jax.data.batches import image_text, texts
+from mammoclip_jax.data.batches.image_text import Breast
+from mammoclip_jax.data.batches.texts import Augment, augment_texts, draw_texts
+from mammoclip_jax.data.batches.units import draw_views
 from mammoclip_jax.data.store import codecs, shards
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
@@ -27,7 +29,8 @@ class FakeDataset:
     def __init__(self, rows, path="fake", height=H, width=W, bits=8):
         self.path = path
         self.info = {"preprocessing": {"height": height, "width": width, "bits": bits}}
-        defaults = dict(dataset="fake", study="s0", laterality="L", view="CC", split="train", texts=["a text"])
+        defaults = dict(dataset="fake", patient="p", study="s0", laterality="L", view="CC", split="train",
+                        texts=["a text"])
         self.index = pd.DataFrame([{**defaults, "image": str(i), **row} for i, row in enumerate(rows)])
 
     def __len__(self):
@@ -50,6 +53,14 @@ def tokens():
 
 def _options(**changes):
     return {**dict(batch_size=3, text_length=8, seed=1, read_threads=2, **OFF._asdict()), **changes}
+
+
+def train(datasets, tokens, **options):
+    """The iterator of these options, of `Options` or of `train_iterator`."""
+    augment = Augment(0.5, 0.5, 0.0)._asdict()
+    augment = Augment(**augment | {name: options.pop(name) for name in augment if name in options})
+    own = {name: options.pop(name) for name in list(options) if name in image_text.Options._fields}
+    return image_text.train_iterator(datasets, tokens, image_text.Options(augment=augment, **own), **options)
 
 
 def _take(iterator, n):
@@ -157,7 +168,7 @@ def test_sentence_shuffling_works():
 # --- the training stream ---------------------------------------------------------------------------------------------
 
 def test_batches_have_the_documented_form(tokens):
-    batch = next(image_text.train_iterator([FakeDataset(_rows(7))], tokens, **_options(**ON)))
+    batch = next(train([FakeDataset(_rows(7))], tokens, **_options(**ON)))
     forms = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
     assert forms == {
         "image": ((3, 2, H, W), "uint8"), "record": ((3, 2), "int32"), "source": ((3,), "int32"),
@@ -168,7 +179,7 @@ def test_batches_have_the_documented_form(tokens):
 
 
 def test_images_and_texts_belong_together(tokens):
-    batch = next(image_text.train_iterator([FakeDataset(_rows(7))], tokens, **_options()))
+    batch = next(train([FakeDataset(_rows(7))], tokens, **_options()))
     for records, ids, mask in zip(batch["record"], batch["token_ids"], batch["token_mask"], strict=True):
         assert records[0] // 2 == records[1] // 2 and records[0] != records[1]
         texts = {" ".join(tokens.tokens(i[m])) for i, m in zip(ids, mask, strict=True)}
@@ -177,7 +188,7 @@ def test_images_and_texts_belong_together(tokens):
 
 
 def test_an_epoch_holds_every_breast_at_most_once_in_a_new_order(tokens):
-    iterator = image_text.train_iterator([FakeDataset(_rows(10))], tokens, **_options())
+    iterator = train([FakeDataset(_rows(10))], tokens, **_options())
     epochs = [[int(r) // 2 for batch in _take(iterator, 3) for r in batch["record"][:, 0]] for _ in range(8)]
     assert all(len(set(epoch)) == 9 for epoch in epochs)                 # 3 batches of 3; one breast is left over
     assert len({tuple(epoch) for epoch in epochs}) == 8
@@ -187,12 +198,12 @@ def test_an_epoch_holds_every_breast_at_most_once_in_a_new_order(tokens):
 def test_the_seed_decides_everything_and_threads_nothing(tokens):
     datasets = [FakeDataset(_rows(9))]
     options = _options(**ON)
-    reference = _take(image_text.train_iterator(datasets, tokens, **options), 7)
+    reference = _take(train(datasets, tokens, **options), 7)
     for threads in (0, 1, 4):
-        again = _take(image_text.train_iterator(datasets, tokens, **{**options, "read_threads": threads}), 7)
+        again = _take(train(datasets, tokens, **{**options, "read_threads": threads}), 7)
         for a, b in zip(reference, again, strict=True):
             _equal(a, b)
-    other = _take(image_text.train_iterator(datasets, tokens, **{**options, "seed": 2}), 7)
+    other = _take(train(datasets, tokens, **{**options, "seed": 2}), 7)
     assert any((a["record"] != b["record"]).any() for a, b in zip(reference, other, strict=True))
 
 
@@ -200,8 +211,8 @@ def test_the_seed_decides_everything_and_threads_nothing(tokens):
 def test_processes_make_the_rows_of_the_same_batches(tokens, rows):
     """Whatever the number of processes and the rows that each has: contiguous ones, or those of scattered devices."""
     datasets, options = [FakeDataset(_rows(13))], _options(**ON, batch_size=6)
-    alone = _take(image_text.train_iterator(datasets, tokens, **options), 5)
-    parts = [_take(image_text.train_iterator(datasets, tokens, **options, rows=own), 5) for own in rows]
+    alone = _take(train(datasets, tokens, **options), 5)
+    parts = [_take(train(datasets, tokens, **options, rows=own), 5) for own in rows]
     for whole, *pieces in zip(alone, *parts, strict=True):
         for own, piece in zip(rows, pieces, strict=True):
             _equal({key: value[list(own)] for key, value in whole.items()}, piece)
@@ -210,7 +221,7 @@ def test_processes_make_the_rows_of_the_same_batches(tokens, rows):
 
 def test_the_position_is_the_number_of_batches_for_any_number_of_processes(tokens):
     def make(rows):
-        return image_text.train_iterator([FakeDataset(_rows(13))], tokens, **_options(**ON, batch_size=4), rows=rows)
+        return train([FakeDataset(_rows(13))], tokens, **_options(**ON, batch_size=4), rows=rows)
 
     alone = make(None)
     _take(alone, 5)
@@ -230,7 +241,7 @@ def test_the_position_is_the_number_of_batches_for_any_number_of_processes(token
 
 def test_iterator_resumes_exactly(tokens):
     def make():
-        return image_text.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
+        return train([FakeDataset(_rows(8))], tokens, **_options(**ON))
 
     iterator = make()
     _take(iterator, 4)
@@ -246,7 +257,7 @@ def test_iterator_resumes_from_an_orbax_checkpoint(tokens, tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint")
 
     def make():
-        return image_text.train_iterator([FakeDataset(_rows(8))], tokens, **_options(**ON))
+        return train([FakeDataset(_rows(8))], tokens, **_options(**ON))
 
     iterator = make()
     _take(iterator, 3)
@@ -268,7 +279,7 @@ def test_several_datasets_are_mixed_by_size_or_by_weight(tokens):
     datasets = [FakeDataset(_rows(6)), FakeDataset(_rows(18))]
 
     def share(**options):
-        batches = _take(image_text.train_iterator(datasets, tokens, **_options(**options)), 40)
+        batches = _take(train(datasets, tokens, **_options(**options)), 40)
         return np.concatenate([batch["source"] for batch in batches]).mean()
 
     assert share() == 0.75
@@ -281,16 +292,16 @@ def test_several_datasets_are_mixed_by_size_or_by_weight(tokens):
 def test_weighted_mixture_resumes_and_does_not_depend_on_the_number_of_processes(tokens):
     datasets = [FakeDataset(_rows(6)), FakeDataset(_rows(18))]
     options = _options(**ON, weights=(1, 1))
-    iterator = image_text.train_iterator(datasets, tokens, **options)
+    iterator = train(datasets, tokens, **options)
     _take(iterator, 3)
     state = iterator.get_state()
     expected = _take(iterator, 3)
-    fresh = image_text.train_iterator(datasets, tokens, **options)
+    fresh = train(datasets, tokens, **options)
     fresh.set_state(state)
     for a, b in zip(expected, _take(fresh, 3), strict=True):
         _equal(a, b)
-    alone = next(image_text.train_iterator(datasets, tokens, **options))
-    last = next(image_text.train_iterator(datasets, tokens, **options, rows=[2]))
+    alone = next(train(datasets, tokens, **options))
+    last = next(train(datasets, tokens, **options, rows=[2]))
     _equal({k: v[2:] for k, v in alone.items()}, last)
 
 
@@ -298,12 +309,12 @@ def test_weighted_mixture_resumes_and_does_not_depend_on_the_number_of_processes
 def test_images_of_different_form_are_an_error_naming_both_folders(tokens, change):
     datasets = [FakeDataset(_rows(3), "one"), FakeDataset(_rows(3), "two", **change)]
     with pytest.raises(UserError, match="one.*two"):
-        image_text.train_iterator(datasets, tokens, **_options())
+        train(datasets, tokens, **_options())
 
 
 def test_too_few_breasts_for_a_batch_is_an_error(tokens):
     with pytest.raises(UserError, match="batch of 6 breasts .* 5 "):
-        image_text.train_iterator([FakeDataset(_rows(5))], tokens, **_options(batch_size=6))
+        train([FakeDataset(_rows(5))], tokens, **_options(batch_size=6))
 
 
 
@@ -323,7 +334,7 @@ def test_reads_a_data_set_folder(tokens, tmp_path):
                 preprocessing=dict(height=H, width=W, bits=16))
     (tmp_path / "dataset.json").write_text(json.dumps(info))
     dataset = pickle.loads(pickle.dumps(shards.Dataset.open(tmp_path)))
-    for batch in _take(image_text.train_iterator([dataset], tokens, **_options()), 4):
+    for batch in _take(train([dataset], tokens, **_options()), 4):
         assert batch["image"].dtype == np.uint16
         np.testing.assert_array_equal(batch["image"], images[batch["record"]])
 
@@ -343,7 +354,7 @@ class Spy:
 
 def _drawn(rows, n=40, path="fake", flip=0.0, **options):
     spy = Spy()
-    iterator = image_text.train_iterator([FakeDataset(rows, path)], spy, text=image_text.TextOptions(**options),
+    iterator = train([FakeDataset(rows, path)], spy, text=texts.TextOptions(**options),
                                        **_options(batch_size=1, read_threads=0, flip_horizontal=flip))
     batches = _take(iterator, n)
     return spy.texts[:n], batches

@@ -13,7 +13,7 @@ import tiny
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.optimizer import slash_name
 

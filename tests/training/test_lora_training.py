@@ -12,7 +12,7 @@ from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import init_variables
 

@@ -9,7 +9,7 @@ import tiny
 
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import contrast, make_trainer
 from mammoclip_jax.training import augment, mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_name
 from mammoclip_jax.training.step import total_loss
@@ -202,7 +202,9 @@ def test_each_step_draws_anew_and_a_step_done_again_the_same():
     def vectors(step):
         state = init_state({"params": {"logit_scale": jnp.zeros(())}}, optax.sgd(1.0), jax.random.key(0), config.train)
         term = ("term", lambda embeddings, batch, mesh: (0.0, {"image": embeddings.image}), 1.0, 0)
-        run = make_gradient_fn(Model(), [term], augment.preprocess_options(config), None, config.train)
+        preprocess = augment.preprocess_options(config)
+        loss = contrast(Model(), [term], preprocess, None, config.train.micro_batches)
+        run = make_gradient_fn(loss, preprocess)
         return np.asarray(run(state._replace(step=jnp.int32(step)), tiny_batch(4))[1]["term/image"])
 
     config = tiny_config()

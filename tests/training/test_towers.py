@@ -9,7 +9,7 @@ import tiny
 
 from mammoclip_jax import losses
 from mammoclip_jax.config import defaults
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import augment, gradient_caching, mesh as meshes
 
 BREASTS = 32                # of two images and two texts: 64 each

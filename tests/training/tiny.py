@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from mammoclip_jax.tasks.trainer import make_trainer
+from mammoclip_jax.tasks.pretrain import make_trainer
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 32, 32, 8, 40
 

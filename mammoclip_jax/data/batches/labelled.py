@@ -14,7 +14,7 @@ import grain
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.batches.image_text import BatchIterator, Part, check_alike
+from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text.label_values import names_of
 from mammoclip_jax.data.batches.units import GROUPS, UNITS, standing

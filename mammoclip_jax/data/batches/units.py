@@ -8,7 +8,7 @@ import pandas as pd
 
 UNITS = {"image": 1, "breast": 2, "exam": 4}        # and the places for views that a model has of it
 _STANDARD = [(side, view) for view in ("CC", "MLO") for side in "LR"]
-_VIEWS = ("CC", "MLO", "")                          # before all others, which come by name
+VIEWS = ("CC", "MLO", "")       # before all others, which come by name; "" where the data set does not say
 
 
 def breasts(rows: pd.DataFrame) -> np.ndarray:
@@ -43,7 +43,7 @@ def standing(images: Sequence[tuple[str, str]], count: int,
     by_side: dict[str, list] = {}
     for place in range(len(images)) if rng is None else map(int, rng.permutation(len(images))):
         side, view = images[place]
-        known = _VIEWS.index(view) if view in _VIEWS else len(_VIEWS)
+        known = VIEWS.index(view) if view in VIEWS else len(VIEWS)
         by_side.setdefault(side, []).append((turns[side, view], known, view, place))
         turns[side, view] += 1
     ranked = []
@@ -53,3 +53,20 @@ def standing(images: Sequence[tuple[str, str]], count: int,
             ranked.append((not standard, rank, side not in ("L", "R"), side, place))
     chosen = [place for *_, place in sorted(ranked)][:count]
     return np.resize(chosen, count), np.arange(count) < len(chosen)
+
+
+def by_view(group: pd.DataFrame, other_views: bool) -> tuple[tuple[int, ...], ...]:
+    others = sorted(set(group["view"]) - set(VIEWS)) if other_views else []
+    rows = (group.index[group["view"] == view] for view in (*VIEWS, *others))
+    return tuple(tuple(map(int, found)) for found in rows if len(found))
+
+
+def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Generator) -> list[int]:
+    """Choose `count` images of a breast: first one of each view, then unused ones, and only then again the same.
+
+    Views come in random order and images at random among their view's.
+    """
+    views = [rng.permutation(views[i]) for i in rng.permutation(len(views))]
+    rounds = range(max(len(v) for v in views))
+    turns = [int(view[i]) for i in rounds for view in views if i < len(view)]
+    return [turns[i % len(turns)] for i in range(count)]

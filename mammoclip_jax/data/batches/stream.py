@@ -1,0 +1,58 @@
+"""A stream of examples cut into batches: each process makes its rows of every batch, and goes on where it stopped."""
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.errors import UserError
+
+
+class Part:
+    """The `rows` of every batch of a stream, one after the other."""
+
+    def __init__(self, stream: grain.MapDataset, batch_size: int, rows: tuple[int, ...]):
+        self._stream, self._batch_size, self._rows = stream, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._stream) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        batch, place = divmod(i, len(self._rows))
+        return self._stream[batch * self._batch_size + self._rows[place]]
+
+
+class BatchIterator(grain.DatasetIterator):
+    """The iterator over a `train_dataset`. Its state is {"batches": how many it has given}, read ahead or not: the same
+    in every process and for any number of them, so that a run may go on with more or fewer."""
+
+    def __init__(self, parts: grain.DatasetIterator, rows: int):
+        self._parts, self._rows, self._given = parts, rows, 0
+        super().__init__(parts)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        part = next(self._parts)
+        self._given += 1
+        return part
+
+    def get_state(self) -> dict[str, int]:
+        return {"batches": self._given}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._given = int(state["batches"])
+        self._parts.set_state({"next_index": self._given * self._rows})
+
+    def close(self) -> None:
+        self._parts.close()
+
+
+def check_alike(datasets: Sequence[Dataset]) -> None:
+    """Raise UserError where two data sets, named, hold images of different height, width or bits."""
+    def form(dataset: Dataset) -> dict:
+        return {key: dataset.info["preprocessing"][key] for key in ("height", "width", "bits")}
+
+    for other in datasets[1:]:
+        if form(other) != form(datasets[0]):
+            raise UserError(f"images of one batch must be alike, but {datasets[0].path} has {form(datasets[0])} and "
+                            f"{other.path} has {form(other)}: prepare one of them again")

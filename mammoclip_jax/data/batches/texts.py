@@ -1,0 +1,125 @@
+"""Which texts of a breast a step sees: drawn, varied, in another order, and fitting the flips of its images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mammoclip_jax.data.text import label_values, reports, templating
+
+
+class Augment(NamedTuple):
+    """What the host decides about a breast, as probabilities. The device does the flips."""
+
+    flip_horizontal: float      # laterality words in the texts change with it
+    flip_vertical: float        # only for breasts whose drawn texts name no position
+    shuffle_sentences: float    # of each text
+
+
+class TextOptions(NamedTuple):
+    """Which texts of a breast are drawn."""
+
+    captions: str = ""              # a template: captions are rendered anew at each drawing, of the view drawn with it
+    captions_share: float = 1.0     # probability that a caption takes a report text's place; always where none is
+    captions_dropout: float = -1.0  # of the template's fields; below 0 is what the template says
+    pairing: str = "any"            # "sections": the first text from the findings, the second from the impression
+    own_side: bool = False          # without the sentences about the other breast
+    augmented: float = 0.0          # probability of a text's variant of texts_augmented.parquet, where it has one
+
+
+PAIRINGS = ("any", "sections")
+
+
+def text_options(data) -> TextOptions:
+    """The fields of that name in `config.data`."""
+    return TextOptions(**{name: data[name] for name in TextOptions._fields})
+
+
+def of_breast(group: pd.DataFrame, text: TextOptions) -> dict[str, str]:
+    """Text to section of the rows of a breast, without blank and repeated texts."""
+    found: dict[str, str] = {}
+    sections = group["sections"] if text.pairing == "sections" else [()] * len(group)
+    for side, texts, names in zip(group["laterality"], group["texts"], sections, strict=True):
+        for place, whole in enumerate(texts):
+            kept = (reports.for_side(whole, side) if text.own_side else whole).strip()
+            if kept:
+                found.setdefault(kept, names[place] if place < len(names) else "")
+    return found
+
+
+def caption_fields(group: pd.DataFrame, text: TextOptions) -> tuple[tuple[int, str], ...]:
+    """What the captions of the rows are rendered from, for those with labels that the template can speak of."""
+    found = []
+    for row in group.itertuples():
+        labels, boxes = json.loads(row.labels), json.loads(row.boxes)
+        fields = labels | {"laterality": row.laterality, "view": row.view, "boxes": boxes}
+        if label_values.consistent(labels, boxes) and templating.render(text.captions, fields):
+            found.append((int(row.Index), json.dumps(fields)))
+    return tuple(found)
+
+
+def draw(texts: Sequence[str], sections: Sequence[str], fields: Sequence[tuple[int, str]], records: Sequence[int],
+         count: int, options: TextOptions, variants: Mapping[str, Sequence[str]], rng: np.random.Generator) -> list[str]:
+    """Choose `count` texts of a breast, "" where it has none, as `options` say.
+
+    Args:
+        fields: row and, as JSON, what its caption is rendered from.
+        records: rows of the views drawn, in turn those of the captions.
+        variants: text to its augmented texts.
+    """
+    if not texts:
+        drawn = [""] * count
+    elif options.pairing == "sections":
+        drawn = draw_sections(texts, sections, count, rng)
+    else:
+        drawn = draw_texts(texts, count, rng)
+    if options.augmented:
+        drawn = [_variant(text, variants, options.augmented, rng) for text in drawn]
+    if fields:
+        of_row = dict(fields)
+        dropout = None if options.captions_dropout < 0 else options.captions_dropout
+        for place, text in enumerate(drawn):
+            if not text or rng.random() < options.captions_share:
+                own = of_row.get(records[place % len(records)], fields[0][1])
+                drawn[place] = templating.render(options.captions, json.loads(own), rng, dropout)
+    return drawn
+
+
+def draw_texts(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Choose `count` texts without replacement, then again from the start."""
+    order = rng.permutation(len(texts))
+    return [texts[order[i % len(texts)]] for i in range(count)]
+
+
+def draw_sections(texts: Sequence[str], sections: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
+    """Findings, impression, findings, ... , where both exist: each drawn as `draw_texts` does; else as `draw_texts`."""
+    parts = [[text for text, name in zip(texts, sections, strict=True) if name == wanted]
+             for wanted in ("findings", "impression")]
+    if not all(parts):
+        return draw_texts(texts, count, rng)
+    drawn = [draw_texts(part, (count + 1) // 2, rng) for part in parts]
+    return [text for pair in zip(*drawn, strict=True) for text in pair][:count]
+
+
+def _variant(text: str, variants: Mapping[str, tuple[str, ...]], chance: float, rng: np.random.Generator) -> str:
+    found = variants.get(text, ())
+    return found[int(rng.integers(len(found)))] if found and rng.random() < chance else text
+
+
+def augment_texts(texts: list[str], augment: Augment, rng: np.random.Generator) -> tuple[list[str], bool, bool]:
+    """Shuffle sentences, decide the flips, and make the texts fit them.
+
+    Returns the texts, and whether the device shall flip horizontally and vertically.
+    """
+    horizontal, vertical = rng.random(2) < (augment.flip_horizontal, augment.flip_vertical)
+    vertical = vertical and not any(reports.names_position(text) for text in texts)
+    if horizontal:
+        texts = [reports.swap_laterality(text) for text in texts]
+    return [_shuffled(t, rng) if rng.random() < augment.shuffle_sentences else t for t in texts], horizontal, vertical
+
+
+def _shuffled(text: str, rng: np.random.Generator) -> str:
+    sentences = reports.sentences(text)
+    return " ".join(sentences[i] for i in rng.permutation(len(sentences)))

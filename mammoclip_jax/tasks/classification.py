@@ -1,0 +1,103 @@
+"""Yes/no labels, or the classes that one label has, of images, breasts or exams."""
+
+import logging
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mammoclip_jax import models
+from mammoclip_jax.config import OF_TEXTS
+from mammoclip_jax.data.batches import labelled as batches
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.tasks import labelled
+
+MODEL = "classifier"
+COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
+UNUSED = re.compile(OF_TEXTS + r"""| model\.(features|input_size|stages) |
+    task\.(focal_alpha|focal_gamma|force_match|without_boxes)""", re.VERBOSE)
+
+
+def check(config) -> None:
+    """Raises UserError where labels, classes and activation do not go together."""
+    labelled.check(config)
+    classes = bool(config.task.label)
+    if classes != (config.model.activation == "softmax"):
+        raise UserError(f"config.task.label is {config.task.label!r} and config.model.activation "
+                        f"{config.model.activation!r}: the values of one label are classes and go with softmax, yes/no "
+                        "labels have no config.task.label and go with sigmoid.")
+
+
+def target(config) -> batches.Target:
+    """What the config learns."""
+    return batches.Target(tuple(config.model.labels), config.task.label)
+
+
+def split(config, datasets):
+    """As `labelled.split`, with as many of each class in every part."""
+    return labelled.split(config, datasets, target(config))
+
+
+def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workdir=None):
+    """(Trainer, this process's checkpointable iterator of its devices' parts of the training batches).
+
+    Raises:
+        UserError: the config or the data are wrong; see `labelled.make_trainer`.
+    """
+    check(config)
+    wanted, sets = target(config), list(datasets.values())
+    found = batches.examples(sets, "train", wanted, config.task.unit)
+    logging.info("%s", describe(wanted, found))
+    trainer = labelled.make_trainer(config, models.classifier(config.model), loss(config, wanted, found), preprocessing,
+                                    mesh)
+    return trainer, labelled.train_iterator(config, sets, found, mesh, 0)
+
+
+def describe(wanted: batches.Target, found) -> str:
+    """A line for the log: how many examples, and positives of each label."""
+    positives = (np.array([example.target for example in found]) == 1).sum(axis=0)
+    counts = ", ".join(f"{name} {count}" for name, count in zip(wanted.labels, positives))
+    return f"{len(found)} training examples; positive: {counts}"
+
+
+def loss(config, wanted: batches.Target, found):
+    """Cross-entropy of classes, or of yes/no labels with their positive weights, over what is known."""
+    weights = jnp.asarray(positive_weights(config.task.pos_weight, wanted, found))
+
+    def loss_fn(apply, image, batch, draws):
+        logits, updated = apply(image, batch["view_mask"], method="of_views")
+        counts = batch["known"] & batch["mask"][:, None]
+        if wanted.values_of:
+            losses = optax.softmax_cross_entropy(logits, batch["target"])
+            counts = counts.all(axis=1)
+            right = logits.argmax(axis=1) == batch["target"].argmax(axis=1)
+        else:
+            positive, negative = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+            losses = -(weights * batch["target"] * positive + (1 - batch["target"]) * negative)
+            right = (logits > 0) == (batch["target"] > 0)
+        total = jnp.maximum(counts.sum(), 1)
+        return (losses * counts).sum() / total, {"accuracy": (right & counts).sum() / total}, updated
+
+    return loss_fn
+
+
+def positive_weights(wanted_weight: str, wanted: batches.Target, found) -> np.ndarray:
+    """Float32 [K]: factor on the loss of positives; "balanced" is negatives / positives of the training examples.
+
+    Raises:
+        UserError: neither "", "balanced" nor a number; or classes, which have none.
+    """
+    if not wanted_weight:
+        return np.ones(len(wanted.labels), np.float32)
+    if wanted.values_of:
+        raise UserError("config.task.pos_weight is for yes/no labels: classes have config.task.sampling=balanced.")
+    if wanted_weight != "balanced":
+        try:
+            return np.full(len(wanted.labels), float(wanted_weight), np.float32)
+        except ValueError:
+            raise UserError(f"config.task.pos_weight={wanted_weight!r} must be balanced, a number or empty.") from None
+    targets = np.array([example.target for example in found])
+    positives, negatives = (targets == 1).sum(axis=0), (targets == 0).sum(axis=0)
+    return np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0).astype(np.float32)

@@ -1,0 +1,121 @@
+"""Boxes of labels in images: RetinaNet."""
+
+import logging
+import re
+
+import jax.numpy as jnp
+import numpy as np
+
+from mammoclip_jax import models
+from mammoclip_jax.boxes import iou
+from mammoclip_jax.config import OF_TEXTS
+from mammoclip_jax.data.batches import labelled as batches
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.losses import detection
+from mammoclip_jax.models import retinanet
+from mammoclip_jax.tasks import labelled
+from mammoclip_jax.training import augment
+
+MODEL = "detector"
+COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
+UNUSED = re.compile(OF_TEXTS + r"| model\.(activation|combine) | task\.(label|pos_weight)", re.VERBOSE)
+
+
+def check(config) -> None:
+    """Raises UserError where the config asks for classes, or for other units than images."""
+    labelled.check(config)
+    if config.task.label or config.task.unit != "image":
+        raise UserError("a detector finds boxes of config.model.labels in images: leave config.task.label and "
+                        "config.task.unit as they are.")
+
+
+def target(config) -> batches.Target:
+    """What the config learns."""
+    return batches.Target(tuple(config.model.labels), boxes=True)
+
+
+def split(config, datasets):
+    """As `labelled.split`, with as many of each label in every part."""
+    return labelled.split(config, datasets, target(config))
+
+
+def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workdir=None):
+    """(Trainer, this process's checkpointable iterator of its devices' parts of the training batches).
+
+    Raises:
+        UserError: the config or the data are wrong; see `labelled.make_trainer`.
+    """
+    check(config)
+    wanted, sets = target(config), list(datasets.values())
+    found = batches.examples(sets, "train", wanted, config.task.unit)
+    if config.task.without_boxes == "leave_out":
+        found = _with_boxes(found, sets)
+    logging.info("%s", describe(wanted, found))
+    if not config.task.force_match:
+        _warn_of_unmatched(config, preprocessing, found)
+    boxes, size = batches.most_boxes(found), (preprocessing["height"], preprocessing["width"])
+    trainer = labelled.make_trainer(config, models.detector(config.model), loss(config, size), preprocessing, mesh,
+                                    input_size=retinanet.input_size(config.model, size), boxes=boxes)
+    return trainer, labelled.train_iterator(config, sets, found, mesh, boxes)
+
+
+def _with_boxes(found, datasets) -> list[batches.Example]:
+    """Those of the examples that have a box.
+
+    Raises:
+        UserError: none has.
+    """
+    kept = [example for example in found if example.boxes]
+    if not kept:
+        folders = ", ".join(str(dataset.path) for dataset in datasets)
+        raise UserError(f"no training image of {folders} has a box of config.model.labels, and "
+                        "config.task.without_boxes=leave_out takes no other.")
+    return kept
+
+
+def loss(config, size: tuple[int, int]):
+    """RetinaNet's loss; boxes follow the images' flips and affine maps."""
+    task = config.task
+    without_boxes = "count" if task.without_boxes == "leave_out" else task.without_boxes    # none is left
+    height, width = retinanet.input_size(config.model, size)
+    anchors = retinanet.anchors(height, width)
+    scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
+
+    def loss_fn(apply, image, batch, draws):
+        classes = batch["box_classes"].reshape(-1, batch["box_classes"].shape[-1])
+        boxes = batch["boxes"].reshape(-1, *batch["boxes"].shape[-2:])
+        boxes, there = augment.boxes(boxes, draws, size, config.augment.affine_probability > 0)
+        classes = jnp.where(there, classes, -1)
+        (logits, deltas), updated = apply(augment.resized(image, (height, width)))
+        mask = (batch["mask"][:, None] & batch["view_mask"]).reshape(-1)
+        value, metrics = detection.retinanet(
+            logits, deltas, boxes * scale, classes, anchors, alpha=task.focal_alpha, gamma=task.focal_gamma,
+            force_match=task.force_match, without_boxes=without_boxes, mask=mask, known=batch["known"])
+        return value, metrics, updated
+
+    return loss_fn
+
+
+def describe(wanted: batches.Target, found) -> str:
+    """A line for the log: how many examples, those with a box of each label, and boxes."""
+    there = (np.array([example.target for example in found]) == 1).sum(axis=0)
+    counts = ", ".join(f"{name} {count}" for name, count in zip(wanted.labels, there))
+    return f"{len(found)} training examples; with a box of: {counts}; {len(_distinct(found))} boxes"
+
+
+def _distinct(found) -> np.ndarray:
+    """Float32 [n 4]: the boxes of the examples; one of several classes once."""
+    boxes = {(example.source, row, *corners) for example in found for row, _, *corners in example.boxes}
+    return np.array([corners for _, _, *corners in sorted(boxes)], np.float32).reshape(-1, 4)
+
+
+def _warn_of_unmatched(config, preprocessing: dict, found) -> None:
+    """Says how many boxes no anchor overlaps enough to learn from them, where an image lies as it is."""
+    size = preprocessing["height"], preprocessing["width"]
+    height, width = retinanet.input_size(config.model, size)
+    anchors = np.asarray(retinanet.anchors(height, width))
+    boxes = _distinct(found) * np.array([width / size[1], height / size[0]] * 2, np.float32)
+    missed = sum(float(iou(box, anchors).max()) < detection.POSITIVE for box in boxes)
+    if missed:
+        logging.warning("%d of %d boxes overlap no anchor by %g and teach nothing: config.task.force_match=True gives "
+                        "each its nearest one", missed, len(boxes), detection.POSITIVE)

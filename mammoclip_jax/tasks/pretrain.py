@@ -1,0 +1,126 @@
+"""Learning from images and their texts: a dual encoder and the terms in `config.losses`."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from mammoclip_jax import losses, models
+from mammoclip_jax.config import OF_LABELS
+from mammoclip_jax.data.batches import image_text, texts
+from mammoclip_jax.data.text import tokenizer
+from mammoclip_jax.data.text.features import TextFeatures
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.tasks import cached_text
+from mammoclip_jax.tasks.trainer import Trainer, abstract_batch, assemble, check_rows
+from mammoclip_jax.training import augment, gradient_caching, mesh as meshes
+from mammoclip_jax.training.step import init_variables, make_gradient_fn, total_loss
+
+MODEL = "dual_encoder"
+COMMAND = "pretrain"
+UNUSED = re.compile(OF_LABELS, re.VERBOSE)
+
+
+def check(config) -> None:
+    """Raises UserError where there is nothing to learn from, or to tell apart."""
+    if not config.losses:
+        raise UserError("config.losses is empty: name at least one loss term, such as mammo_clip.")
+    if config.train.batch_size < 2:
+        raise UserError(f"config.train.batch_size={config.train.batch_size}: a contrast needs other breasts to tell "
+                        "apart, 2 at the least. To save memory raise config.train.micro_batches instead.")
+    if config.model.cached_text:
+        cached_text.check(config)
+
+
+def split(config, datasets):
+    """The data sets as they are."""
+    return datasets
+
+
+def load_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
+    """The tokenizer the config names; by default a WordPiece trained on the training texts and kept in `workdir`."""
+    if config.data.tokenizer:
+        return tokenizer.load(config.data.tokenizer)
+    path = Path(workdir, "tokenizer.json")
+    if not path.exists():
+        words = [text for dataset in datasets.values()
+                 for texts in dataset.index["texts"][dataset.index["split"] == "train"] for text in texts]
+        tokenizer.Tokenize(tokenizer.train_wordpiece(words, config.data.vocab_size)).save(path)
+    return tokenizer.load(path)
+
+
+def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize, workdir):
+    """(Trainer, this process's checkpointable iterator of its devices' parts of the training batches).
+
+    Raises:
+        UserError: the config or the data are wrong; see `make_trainer`.
+    """
+    trainer = make_trainer(config, tokenize.vocab_size, preprocessing, mesh)
+    return trainer, train_iterator(config, datasets, tokenize, mesh, workdir)
+
+
+def train_iterator(config, datasets, tokenize, mesh, workdir):
+    """This process's checkpointable iterator of its devices' parts of the training batches."""
+    data = config.data
+    rows = meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
+    if data.weights and set(data.weights) != set(datasets):
+        raise UserError(f"config.data.weights is of {', '.join(data.weights)}: give the part of each of "
+                        f"{', '.join(datasets)} that config.data.folders names, or leave it out.")
+    options = image_text.Options(
+        data.text_length, data.views, data.texts, data.other_views,
+        texts.Augment(data.flip_horizontal, data.flip_vertical, data.shuffle_sentences), texts.text_options(data))
+    return image_text.train_iterator(
+        list(datasets.values()), tokenize, options, batch_size=config.train.batch_size, seed=config.seed, rows=rows,
+        weights=[data.weights[name] for name in datasets] if data.weights else None, read_threads=data.read_threads,
+        features=TextFeatures(workdir) if config.model.cached_text else None)
+
+
+def start(config, trainer, state, datasets, *, tokenize, workdir) -> None:
+    """Computes the features of all texts, where the text tower runs once."""
+    if config.model.cached_text:
+        cached_text.prepare(config, trainer, state, datasets, tokenize, workdir)
+
+
+def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
+    """The Trainer of a config.
+
+    Args:
+        vocab_size: of the tokenizer.
+        preprocessing: of the data set (`dataset.json`); height, width and bits count here.
+        mesh: may be of devices that are not there (ahead-of-time compilation); then `init` cannot be called.
+
+    Raises:
+        UserError: an unknown part or option, a batch that does not split over the mesh, a rule without parameters.
+    """
+    model = models.build(config.model, vocab_size)
+    check_rows(config, model.image_encoder, preprocessing, mesh)
+    preprocess = augment.preprocess_options(config)
+    image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
+
+    def fresh(key):
+        return init_variables(model, key, image_shape, config.data.text_length)
+
+    def gradient(frozen):
+        loss = contrast(model, losses.build(config.losses), preprocess, mesh, config.train.micro_batches)
+        return make_gradient_fn(loss, preprocess, frozen)
+
+    def batch(params):
+        texts, length = config.data.texts, config.data.text_length
+        more = {"token_ids": ((texts, length), np.int32), "token_mask": ((texts, length), bool)}
+        if config.model.cached_text:    # pooled to as many numbers as the projection takes
+            more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
+        return abstract_batch(config, preprocessing, mesh, config.data.views, more)
+
+    return assemble(config, mesh, model, fresh, batch, gradient)
+
+
+def contrast(model, terms, preprocess, mesh, micro_batches):
+    """The loss of `make_gradient_fn`: the weighted sum of `terms` (`losses.build`) over the global batch."""
+    def loss_fn(variables, batch, draws, key, step):
+        embeddings, batch_stats = gradient_caching.embed(
+            model, variables, batch, lambda image, drawn: augment.train_images(image, drawn, preprocess), draws, key,
+            micro_batches)
+        loss, metrics = total_loss(terms, embeddings, batch, mesh, step)
+        return loss, metrics, batch_stats
+
+    return loss_fn
