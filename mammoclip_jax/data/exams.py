@@ -4,8 +4,8 @@ Of a DICOM file the header gives patient, study, image, laterality, view, date a
 picture, comes from the file's name and folder:
 
 - with a pattern, from its named groups patient, study, laterality, view, searched in the path below the root;
-- else laterality and view are words of the name ("p7_L_CC.png", "L-MLO.png", "RCC.tif"), and the patient is what stands
-  before them;
+- else laterality and view are words of the name ("p7_L_CC.png", "L-MLO.png", "RCC.tif", "SEIN GAUCHE.png"), or of the
+  folders that are named after them alone, and the patient is what stands before them;
 - where neither names a patient, all files of a folder are one patient's: too few patients can be seen in the counts of
   `prepare --check`, a patient in two splits could not. A pattern helps.
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from mammoclip_jax.data import image_files
 from mammoclip_jax.data.manifest import Problem
-from mammoclip_jax.data.pixels.fields import Fields, view_of
+from mammoclip_jax.data.pixels.fields import SIDES, Fields, view_of
 from mammoclip_jax.data.sources import tables
 
 COPY = "copy of another file"
@@ -30,8 +30,11 @@ SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
 # What the header flags and no screening view is, beside other modalities.
 NOT_SCREENING = ("for_processing", "specimen", "spot", "magnification", "implant_displaced")
 STAND_INS = ("secondary_capture", "tomosynthesis", "synthetic_2d")      # where no better image of the view is there
-_SIDE = r"(?P<laterality>left|right|l|r)"
+_SIDE = f"(?P<laterality>{'|'.join(sorted(SIDES, key=len, reverse=True))})"
 _VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"          # others (AT, FB) are ordinary words as well
+# Of a name without the patient's: "SEIN GAUCHE", "img_L_CC".
+_NOBODY = re.compile(r"(?:[\W_]|breasts?|seins?|brust|mammae?|mamas?|mammella|seno|borst|piers|mg|images?|img|views?|vue|"
+                     r"mammo(?:gra(?:ms?|phy|phie|fia))?)*", re.IGNORECASE)
 _BREAK = r"(?:^|[\W_]+)"
 _WORDS = [re.compile(rf"{_BREAK}{words}(?![^\W_])", re.IGNORECASE) for words in
           (rf"{_SIDE}[\W_]*{_VIEW}", rf"{_VIEW}[\W_]+{_SIDE}", _SIDE, _VIEW)]
@@ -90,7 +93,7 @@ def _owner(patients: set[str]) -> str:
 def _whole(name: str, fields: Fields, said: Mapping[str, str], patient: str, shared: bool) -> Fields:
     """`shared`: files of other patients claim the same study."""
     # A pattern's study ("1") is one of the patient's, who may have files in several folders.
-    own = f"{patient}/{said['study']}" if said.get("study") else f"{PurePosixPath(name).parent}/{patient}"
+    own = f"{patient}/{said['study']}" if said.get("study") else f"{_above(name)}/{patient}"
     study = f"{patient}/{fields.study}" if shared else fields.study or own
     return fields._replace(
         patient=patient, study=study, image=fields.image or name,
@@ -104,13 +107,38 @@ def _said(name: str, pattern: re.Pattern | None) -> dict[str, str]:
     if match:
         return {key: text or "" for key, text in match.groupdict().items()}
     stem = PurePosixPath(name).stem
-    match = next(filter(None, (words.search(stem) for words in _WORDS)), None)
-    return match.groupdict() | {"patient": stem[:match.start()]} if match else {}
+    match = _words(stem)
+    before = stem[:match.start()] if match else ""
+    said = match.groupdict() | {"patient": "" if _NOBODY.fullmatch(before) else before} if match else {}
+    for folder in _named_after_views(name):
+        said = _words(folder).groupdict() | {key: value for key, value in said.items() if value}
+    return said
+
+
+def _words(name: str) -> re.Match | None:
+    return next(filter(None, (words.search(name) for words in _WORDS)), None)
+
+
+def _named_after_views(name: str) -> list[str]:
+    """The innermost folders of a file that are named after a side or a view alone: "p1/SEIN GAUCHE/CC/1.png"."""
+    found = []
+    for folder in map(str, reversed(PurePosixPath(name).parent.parts)):
+        match = _words(folder)
+        if not match or match.end() < len(folder) or not _NOBODY.fullmatch(folder[:match.start()]):
+            return found
+        found.append(folder)
+    return found
+
+
+def _above(name: str) -> PurePosixPath:
+    """The folder of a file that may stand for a patient or an exam."""
+    folders = PurePosixPath(name).parent.parts
+    return PurePosixPath(*folders[:len(folders) - len(_named_after_views(name))])
 
 
 def _folder(names: Iterable[str]) -> str:
     """The innermost folder that holds all of the files, "." for the root."""
-    return os.path.commonpath([PurePosixPath("/", name).parent for name in names])[1:] or "."
+    return os.path.commonpath([PurePosixPath("/", _above(name)) for name in names])[1:] or "."
 
 
 def _copies(root: Path, images: Mapping[str, Fields]) -> dict[str, str]:

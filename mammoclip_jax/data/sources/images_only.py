@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from mammoclip_jax.data import exams
+from mammoclip_jax.data.leave_out import NO_MAMMOGRAM
 from mammoclip_jax.data.manifest import SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources import tables
@@ -39,7 +40,8 @@ def read(
         "laterality": fields.laterality, "view": fields.view, "vendor": fields.vendor,
         "split": split_of(fields.patient, val, test), "labels": {} if day is None else {"study_day": day},
     } for (file, fields), day in zip(found.images.items(), days)]
-    return SourceTable(frame(rows), found.problems, licence, citation, public_ids=False, passed_over=found.others)
+    return SourceTable(frame(rows), found.problems, licence, citation, public_ids=False, passed_over=found.others,
+                       leave_out=NO_MAMMOGRAM)
 
 
 def _compiled(pattern: str) -> re.Pattern | None:
