@@ -29,7 +29,7 @@ COPY = "copy of another file"
 SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
 # What the header flags and no screening view is, beside other modalities.
 NOT_SCREENING = ("for_processing", "specimen", "spot", "magnification", "implant_displaced")
-STAND_INS = ("secondary_capture", "tomosynthesis")      # of an exam that has no better image of the same view
+STAND_INS = ("secondary_capture", "tomosynthesis", "synthetic_2d")      # where no better image of the view is there
 _SIDE = f"(?P<laterality>{'|'.join(sorted(SIDES, key=len, reverse=True))})"
 _VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"          # others (AT, FB) are ordinary words as well
 # Of a name without the patient's: "SEIN GAUCHE", "img_L_CC".

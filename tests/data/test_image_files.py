@@ -94,9 +94,11 @@ def test_what_should_be_an_image_and_is_none_is_a_problem(tmp_path):
     (tmp_path / "text.dcm").write_text("no image")
     cut = write(tmp_path / "cut", PIXELS)
     cut.write_bytes(cut.read_bytes()[:400])
+    shutil.copy(tmp_path / "whole.dcm", tmp_path / os.fsdecode(b"M\xfcller"))
     found = image_files.find(tmp_path)
     assert list(found.images) == ["whole.dcm"] and not found.others
-    assert {problem.file for problem in found.problems} == {"text.dcm", "cut"}
+    assert {problem.file: problem.reason for problem in found.problems} == {
+        "text.dcm": "not a DICOM file", "cut": "no pixel data", "M\\udcfcller": "name is not UTF-8"}
     if os.geteuid():                # root may read anything
         (tmp_path / "closed").mkdir(mode=0)
         assert "closed" in {problem.file for problem in image_files.find(tmp_path).problems}
