@@ -4,7 +4,9 @@
     python -m mammoclip_jax.evaluate --workdir=runs/demo --dataset=data/mias --evaluators=zero_shot --json=scores.json
     python -m mammoclip_jax.evaluate --weights=models/b5 --dataset=data/vindr --evaluators=zero_shot --out=scores/b5
 
-Without --dataset the folders of the run's config are used, without --evaluators those of config.evaluate. A
+Without --dataset the folders of the run's config are used, without --evaluators those of config.evaluate. A data set
+that the model was trained on, under whatever name, is split as it was then (config.task.folds); patients that the model
+was trained on are refused. A
 report.html and all tables go to --out, by default the folder `evaluation` of the workdir. --weights names a model
 folder, a published file or a model on the hub instead of a run; it needs --dataset, --out, and --evaluators or --config.
 """
@@ -37,6 +39,8 @@ def define_flags() -> None:
     flags.DEFINE_list("evaluators", [], f"Which of {', '.join(EVALUATORS)}, instead of the config's.")
     flags.DEFINE_string("split", "", "train, val, test or all, instead of the config's.")
     flags.DEFINE_integer("batch_size", 32, "Images at a time on the devices; no result depends on it.")
+    flags.DEFINE_bool("allow_training_patients", False, "Score patients that the model was trained on too; the results "
+                      "say how many.")
     flags.DEFINE_string("cache", "", "Folder that keeps image features for the next time.")
     flags.DEFINE_string("out", "", "Folder for results, tables and report.html.")
     flags.DEFINE_string("json", "", "File for the figures.")
@@ -62,6 +66,13 @@ def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
     return {name: opened(config.data.folders[name].format(workdir=workdir)) for name in wanted}
 
 
+def split_as_trained(model, datasets: dict[str, Any]) -> dict[str, Any]:
+    """The data sets, with the folds of the model's training where it was trained on the same content."""
+    known = {entry.get("fingerprint") for entry in model.provenance.get("data", {}).values()}
+    own = {name: dataset for name, dataset in datasets.items() if dataset.info["fingerprint"] in known}
+    return datasets | (supervised.split(model.config, own) if model.config.task.kind != "pretrain" else {})
+
+
 def check_flags(values) -> None:
     """Raises UserError unless there is one model, and for one without a run also what its config would say."""
     if bool(values.workdir) == bool(values.weights):
@@ -82,15 +93,15 @@ def main(argv) -> int:
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
     config = values.config or model.config
     datasets = open_datasets(config, workdir, values.dataset)
-    if not values.dataset and model.config.task.kind != "pretrain":
-        datasets = supervised.split(model.config, datasets)
+    datasets = split_as_trained(model, datasets)
     evaluators = {name: dict(options) for name, options in config.evaluate.evaluators.items()}
     if values.evaluators:
         evaluators = {name: evaluators.get(name, {}) for name in values.evaluators}
     if values.split:
         evaluators = {name: options | {"split": values.split} for name, options in evaluators.items()}
     out = Path(values.out or workdir / "evaluation")
-    results = evaluate(model, datasets, evaluators, split=config.evaluate.split, cache=values.cache)
+    results = evaluate(model, datasets, evaluators, split=config.evaluate.split, cache=values.cache,
+                       allow_training_patients=values.allow_training_patients)
     page = report.write(out, results, model=model, datasets=datasets, history=read_metrics(workdir / "metrics.jsonl"),
                         command=shlex.join(["python", "-m", "mammoclip_jax.evaluate", *sys.argv[1:]]))
     print(text_table(results))

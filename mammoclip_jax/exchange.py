@@ -93,7 +93,8 @@ def _export_torch(values, variables, meta):
         raise UserError(f"{values.out} is a folder: --format=torch writes one file, such as --out=mine.tar.")
     write = layouts.layout(layout).write
     torch_writer.write(values.out, write(variables, meta) | {
-        source.PROVENANCE: json.dumps({key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")})})
+        source.PROVENANCE: json.dumps({key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")}
+                                      | {"trained_on": meta.get("trained_on")})})
 
 
 def _export_stablehlo(values, variables, meta):

@@ -67,6 +67,7 @@ class ImageModel(Explained):
         preprocessing: how files become pixels, as in dataset.json.
         step: the training step of the weights.
         provenance: data sets, licences and versions behind the weights.
+        trained_on: the patients they were trained on (`provenance.patients_in`); None where that is not on record.
         stages: names of the image encoder's stages, first to last, for `saliency`.
         labels: of a classifier or detector.
     """
@@ -78,6 +79,7 @@ class ImageModel(Explained):
         self.config = complete(meta["config"])
         self.preprocessing = meta["preprocessing"]
         self.provenance = meta["provenance"]
+        self.trained_on = meta.get("trained_on")
         self._mesh = mesh or make_mesh({"data": -1})
         height, width = self.preprocessing["height"], self.preprocessing["width"]
         batch_size = batch_size or min(max(PIXELS // (height * width), 1), 32)

@@ -1,9 +1,13 @@
-"""What a checkpoint or report says about where it came from: data sets, licences, versions."""
+"""What a checkpoint or report says about where it came from: data sets, the patients in them, licences, versions."""
 
+import base64
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
+
+import numpy as np
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pydicom", "opencv-python-headless")
 MISSING = "not installed"
@@ -20,6 +24,34 @@ def collect(datasets) -> dict:
         | {name: version(name) for name in PACKAGES},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
+
+
+def patients(dataset, rows) -> np.ndarray:
+    """Uint64 [n]: a digest of the patient of each of `rows` of the data set's index.
+
+    Private patients, whose keys are keyed hashes already, have the same one in every data set of the same key, public
+    ones in every data set of the same name; it says nothing to those who do not have such a data set.
+    """
+    names = rows["patient"].astype(str)
+    if dataset.info.get("public_ids", True):
+        names = rows["dataset"].astype(str) + "\0" + names
+    known = {name: hashlib.sha256(name.encode()).digest()[:8] for name in names.unique()}
+    return np.frombuffer(b"".join(known[name] for name in names), "<u8")
+
+
+def trained_on(datasets, *before: str | None) -> str:
+    """The record of the patients that a model is trained on, in the split "train" of `datasets` and in records `before`.
+
+    Eleven characters a patient, for `patients_in`.
+    """
+    found = [patients(dataset, dataset.index[dataset.index["split"] == "train"]) for dataset in datasets]
+    found += [patients_in(record) for record in before if record]
+    return base64.b64encode(np.unique(np.concatenate([np.zeros(0, "<u8"), *found])).tobytes()).decode()
+
+
+def patients_in(record: str) -> np.ndarray:
+    """The digests of a record of `trained_on`, sorted, without repeats."""
+    return np.frombuffer(base64.b64decode(record), "<u8")
 
 
 def versions(packages) -> dict[str, str]:

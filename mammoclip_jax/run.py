@@ -99,6 +99,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
         "tokenizer": tokenize.to_json() if tokenize else None,
         "preprocessing": common_preprocessing(datasets),
         "provenance": provenance.collect(datasets),
+        "trained_on": provenance.trained_on(datasets.values()),
     }
     continuation.check_content(meta, workdir)
     if labelled:
@@ -197,7 +198,8 @@ def train_iterator(config, datasets, tokenize, mesh, workdir):
 
 
 def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:
-    """`fresh` with the weights that `config.warm_start` names; where they come from goes into meta["provenance"].
+    """`fresh` with the weights that `config.warm_start` names; where they come from goes into meta["provenance"], and
+    the patients that they were trained on into meta["trained_on"].
 
     A run that has a checkpoint goes on from that: nothing is read but what `workdir/warm_start.json` noted.
 
@@ -214,6 +216,8 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         if noted["config"] != options:
             logging.warning("config.warm_start is not what this run began with; it goes on from its checkpoint")
         meta["provenance"] |= noted["provenance"]
+        _, newest = checkpoint.newest_meta(workdir)
+        meta["trained_on"] = provenance.trained_on((), meta.get("trained_on"), (newest or {}).get("trained_on"))
         return fresh
     if not options:
         return fresh
@@ -222,6 +226,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     for line in started.differences(meta):
         logging.warning("%s", line)
     meta["provenance"] |= started.provenance
+    meta["trained_on"] = provenance.trained_on((), *(one.get("trained_on") for one in (meta, *started.sources.values())))
     if host.is_main():
         write_text(note, json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
     return variables
@@ -242,7 +247,7 @@ class Evaluation:
 
         def curve(model):
             return scalars(evaluate(model, chosen(self.datasets, settings), settings.curve_evaluators,
-                                    split=settings.curve_split))
+                                    split=settings.curve_split, allow_training_patients=True))
 
         return self._in_main(curve, state)
 
@@ -275,7 +280,8 @@ class Evaluation:
 def final_evaluation(model, datasets, config, workdir):
     """All evaluators on the final split, the exam of `config.predict` scored, and the report: (results, its path)."""
     evaluation = config.evaluate
-    results = evaluate(model, chosen(datasets, evaluation), evaluation.evaluators, split=evaluation.split)
+    results = evaluate(model, chosen(datasets, evaluation), evaluation.evaluators, split=evaluation.split,
+                       allow_training_patients=True)
     predictions = []
     if config.predict.exam:
         folder = workdir / "predictions"

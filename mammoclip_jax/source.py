@@ -15,7 +15,8 @@ from mammoclip_jax.training import checkpoint
 from mammoclip_jax.weights import files, folder, layouts, licences
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
-PROVENANCE = "mammoclip_jax_provenance"     # key of a torch file of ours: JSON text of licences, overrides and data
+# Key of a torch file of ours: JSON text of licences, overrides, data and trained_on.
+PROVENANCE = "mammoclip_jax_provenance"
 
 
 class Imported(NamedTuple):
@@ -31,7 +32,7 @@ class Imported(NamedTuple):
 def open_weights(name: str | Path) -> tuple[dict, dict]:
     """(variables, meta) of whatever `name` says, the files already here before the hub.
 
-    `meta` holds kind, step, config (the sections that use needs), tokenizer, preprocessing and provenance.
+    `meta` holds kind, step, config (the sections that use needs), tokenizer, preprocessing, provenance and trained_on.
 
     Raises:
         UserError: there is nothing of that name, or it cannot be read.
@@ -114,6 +115,7 @@ def import_weights(
         "provenance": provenance.collect({}) | {
             "licences": ([entry] if licence or not kept else []) + licences.inherit(kept),
             "overrides": licences.inherit_overrides(kept), "notes": notes},
+        "trained_on": kept[0].get("trained_on") if kept else None,
     }
     return Imported(model.variables, meta, layout, notes, sorted(model.unused))
 

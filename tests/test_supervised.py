@@ -97,7 +97,7 @@ def test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known():
     batch = {"view_mask": None, "target": np.array([[1, 0], [0, 0], [1, 1]], np.float32),
              "known": np.array([[1, 1], [1, 0], [1, 1]], bool), "mask": np.array([1, 1, 0], bool)}
     config = config_of(labels=("mass", "calcification"), pos_weight="3")
-    found = [labelled.Example(0, ((0,),), (1.0, 0.0))]
+    found = [labelled.Example(0, (), (1.0, 0.0))]
     loss_fn = supervised.classification_loss(config, supervised.target(config), found)
     loss, _, _ = loss_fn(lambda *inputs, method: (logits, {}), None, batch, None)
     probability = 1 / (1 + np.exp(-logits))

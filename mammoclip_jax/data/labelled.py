@@ -14,14 +14,13 @@ import grain
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.manifest import breast_keys
-from mammoclip_jax.data.pipeline import BatchIterator, Part, check_alike, draw_views
+from mammoclip_jax.data.pipeline import BatchIterator, Part, check_alike
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text.label_values import names_of
+from mammoclip_jax.data.units import GROUPS, UNITS, standing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name, suggestion
 
-UNITS = {"image": 1, "breast": 2, "exam": 4}        # and the views that a batch has of it
 SAMPLINGS = ("uniform", "balanced")
 
 
@@ -65,7 +64,7 @@ class Example(NamedTuple):
     """One training example before sampling."""
 
     source: int                             # position of the data set in the list given
-    views: tuple[tuple[int, ...], ...]      # rows of its index, by (laterality, view)
+    images: tuple[tuple[int, str, str], ...]    # (row of its index, laterality, view)
     target: tuple[float, ...]
     # (row, class, left, top, right, bottom); a box of several classes once for each.
     boxes: tuple[tuple[int, int, float, float, float, float], ...] = ()
@@ -87,8 +86,7 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
     for source, dataset in enumerate(datasets):
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
-        keys = {"image": index["image"], "breast": breast_keys(index), "exam": index["study"]}[unit]
-        for _, group in index.groupby([index["dataset"], keys], sort=False):
+        for _, group in index.groupby(GROUPS[unit](index), sort=False):
             values = np.stack([target.of(json.loads(labels)) for labels in group["labels"]])
             value = joined(values, classes=bool(target.values_of))
             boxes = _boxes(group, target) if target.boxes else ()
@@ -98,7 +96,8 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
                 value[value == 1] = np.nan
             value[with_box] = 1      # what has a box is there
             if not np.isnan(value).all():
-                found.append(Example(source, _by_view(group), tuple(map(float, value)), boxes))
+                images = tuple(zip(map(int, group.index), group["laterality"], group["view"]))
+                found.append(Example(source, images, tuple(map(float, value)), boxes))
     if not found:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
         raise UserError(f"no {unit} to use in split {split!r} of {folders}: none has a value of "
@@ -119,11 +118,6 @@ def joined(values: np.ndarray, classes: bool) -> np.ndarray:
     return np.where(highest >= 0, highest, np.nan).astype(np.float32)
 
 
-def _by_view(group: pd.DataFrame) -> tuple[tuple[int, ...], ...]:
-    rows = group.groupby([group["laterality"], group["view"]], sort=True).groups
-    return tuple(tuple(map(int, found)) for found in rows.values())
-
-
 def _boxes(group: pd.DataFrame, target: Target) -> tuple:
     classes = {name: place for place, name in enumerate(target.labels)}
     return tuple((int(row), classes[name], *map(float, box["box"]))
@@ -142,9 +136,8 @@ class _Sample:
     flip_vertical: float
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        records = draw_views(example.views, min(self.views, sum(map(len, example.views))), rng)
-        there = np.arange(self.views) < len(records)
-        records = (records * self.views)[:self.views]       # a view that is not there repeats another, masked
+        places, there = standing([image[1:] for image in example.images], self.views, rng)
+        records = [example.images[place][0] for place in places]
         dataset = self.datasets[example.source]
         images = {record: dataset.read(record) for record in dict.fromkeys(records)}
         horizontal, vertical = rng.random(2) < (self.flip_horizontal, self.flip_vertical)

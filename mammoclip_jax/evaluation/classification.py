@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.units import GROUPS
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.features import LEVELS, UNITS, Level, first_rows, pooled
+from mammoclip_jax.evaluation.features import LEVELS, Level, first_rows, pooled
 from mammoclip_jax.evaluation.predictions import class_numbers
 from mammoclip_jax.evaluation.statistics import confusion, discrimination, probability
 
@@ -58,7 +59,7 @@ def scored(rows: pd.DataFrame, truth, prediction, level: Level = LEVELS[0]) -> S
     rows, truth, prediction = rows[known].reset_index(drop=True), truth[known], prediction[known]
     patients = (rows["dataset"].astype(str) + "/" + rows["patient"].astype(str)).to_numpy(dtype=object)
     if len(rows) and level.unit != "image":
-        first = first_rows(UNITS[level.unit](rows))
+        first = first_rows(GROUPS[level.unit](rows))
         truth, prediction = pooled(truth, rows, level.unit, "max"), pooled(prediction, rows, level.unit, level.how)
         rows, patients = rows.iloc[first].reset_index(drop=True), patients[first]
     return Scored(rows, truth.astype(int), prediction, patients)

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.labelled import UNITS, Target, joined
+from mammoclip_jax.data.labelled import Target, joined
+from mammoclip_jax.data.units import GROUPS, UNITS, standing
 from mammoclip_jax.evaluation import calibration, statistics
 from mammoclip_jax.evaluation import classification as scores_of
 from mammoclip_jax.evaluation.classification import scored
 from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
-from mammoclip_jax.evaluation.features import UNITS as GROUPS
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
@@ -90,7 +90,7 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
 
     The truth of a label with classes is the class's number; NaN is unknown.
     """
-    index = dataset.index.iloc[positions].assign(position=positions)
+    index = dataset.index.iloc[positions]
     targets = np.stack([wanted.of(json.loads(labels)) for labels in index["labels"]])
     if unit == "image":
         probabilities = [model.classify(read(dataset, chunk)) for chunk in chunks(positions)]
@@ -98,9 +98,10 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
     group, views = GROUPS[unit](index), UNITS[unit]
     members = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
     found = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
-    shown = [index.iloc[rows].drop_duplicates(["laterality", "view"])["position"].to_numpy()[:views] for rows in members]
-    there = np.stack([np.arange(views) < len(rows) for rows in shown])
-    shown = np.stack([np.resize(rows, views) for rows in shown])       # a view that is not there repeats another, masked
+    named = list(zip(index["laterality"], index["view"]))
+    chosen = [standing([named[row] for row in rows], views) for rows in members]
+    shown = np.stack([positions[rows[places]] for rows, (places, _) in zip(members, chosen)])
+    there = np.stack([taken for _, taken in chosen])
     probabilities = []
     for start in range(0, len(shown), CHUNK // views):
         part = slice(start, start + CHUNK // views)

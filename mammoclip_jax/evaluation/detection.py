@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.boxes import iou as overlap
+from mammoclip_jax.data.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import average_precision, froc, overlay, statistics
 from mammoclip_jax.evaluation.average_precision import Case, Found, matches
-from mammoclip_jax.evaluation.features import boxes_of, breasts, chunks, label_values, read, select
+from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
 

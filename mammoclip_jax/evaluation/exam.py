@@ -14,6 +14,7 @@ from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
+from mammoclip_jax.data.units import UNITS, standing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.overlay import detections, picture
 from mammoclip_jax.evaluation.prompt_files import load_prompts
@@ -27,6 +28,13 @@ SHOWN = 5       # boxes of a label in its overlay, at most; "boxes" has all
 AGGREGATION = {
     "breast": "mean and max over the views of a side; an image of unknown laterality is a breast of its own",
     "exam": "mean: of the breasts' means; max: over all views",
+}
+WHOLE = {
+    "breast": {"view": "not scored: the model was trained on the views of a breast together",
+               "breast": "probability of the views under 'from' together: mean and max are the same",
+               "exam": "mean and max over the breasts"},
+    "exam": {"view": "not scored: the model was trained on the views of an exam together",
+             "breast": "not scored", "exam": "probability of the views under 'from' together: mean and max are the same"},
 }
 
 
@@ -45,12 +53,12 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
 
     Returns:
         JSON: "exams" [{"exam", "views", "breasts", "scores"}], where the views of a detector have "boxes" by falling
-        score [{"label", "score", "box": left, top, right, bottom in the original}]; "problems" [{"file", "stage",
-        "reason", "remedy"}],
-        "left_out" [{"file", "reason"}] and "missing" (of the four screening views, those that have no score) of each
-        exam; "ignored" {kind: files that are no images}, "counts" {"scored", "left_out", "problems", "ignored": {kind:
-        number}}, "prompts", "aggregation", "explains", "stage", and the model's "preprocessing",
-        "preprocessing_fingerprint", "step" and "provenance".
+        score [{"label", "score", "box": left, top, right, bottom in the original}], and with a classifier of whole
+        breasts or exams these alone have scores, and "from", the files that stand for them; each exam has "left_out"
+        [{"file", "reason"}] and "missing", those of the four screening views that no view is known to be. "problems"
+        [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts" {"scored",
+        "left_out", "problems", "ignored": {kind: number}}; "prompts", "aggregation", "explains", "stage", and the
+        model's "preprocessing", "preprocessing_fingerprint", "step" and "provenance".
 
     Raises:
         UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.
@@ -74,10 +82,9 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         views = scorer.views(rendered, root)
         if out is not None:
             scorer.add_overlays(views, rendered, Path(out), overlay_size)
-        breasts = breast_scores(views)
-        exams.append({"exam": name, "views": views, "breasts": breasts, "scores": exam_scores(views, breasts)})
-        exams[-1] |= {"missing": _missing(views),
-                      "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()]}
+        exams.append({
+            "exam": name, "views": views, **scorer.together(views, rendered), "missing": _missing(views),
+            "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()]})
     ignored: dict[str, list[str]] = {}
     for other in found.others:
         ignored.setdefault(other.kind, []).append(other.file)
@@ -87,7 +94,7 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
                    "left_out": sum(len(entry["left_out"]) for entry in exams), "problems": len(problems),
                    "ignored": {kind: len(files) for kind, files in ignored.items()}},
         "prompts": {label: pair._asdict() for label, pair in pairs.items()},
-        "aggregation": AGGREGATION | {"view": scorer.meaning}, "explains": explain,
+        "aggregation": scorer.aggregation, "explains": explain,
         "stage": scorer.stage, "method": scorer.method,
         "preprocessing": dict(model.preprocessing), "preprocessing_fingerprint": fingerprint(model.preprocessing),
         "step": model.step, "provenance": model.provenance,
@@ -142,6 +149,16 @@ class _Scorer(NamedTuple):
     def preprocessing(self) -> Preprocessing:
         return Preprocessing.from_dict(self.model.preprocessing)
 
+    @property
+    def aggregation(self) -> dict[str, str]:
+        """What the scores of views, breasts and exams are."""
+        return AGGREGATION | {"view": self.meaning}
+
+    def together(self, views: list[dict[str, Any]], rendered: list[tuple[Path, Rendered]]) -> dict[str, Any]:
+        """{"breasts", "scores"} of an exam, from the scores of its views."""
+        breasts = breast_scores(views)
+        return {"breasts": breasts, "scores": exam_scores(views, breasts)}
+
     def views(self, rendered: list[tuple[Path, Rendered]], root: Path) -> list[dict[str, Any]]:
         """What is known of each view, its scores, and for each label where its map is highest in the original."""
         if not rendered:
@@ -177,6 +194,35 @@ class _Scorer(NamedTuple):
                 heat = view.transform.map_inverse(np.asarray(heats[i], dtype=np.float32))
                 (out / target).write_bytes(picture(shown, heat, peak=peak, side=size))
                 views[i]["overlays"][label], views[i]["peaks"][label] = str(target), peak
+
+
+class _Whole(_Scorer):
+    """A classifier of whole breasts or exams: what has a score is what it was trained on, and what is made of these."""
+
+    @property
+    def aggregation(self) -> dict[str, str]:
+        return WHOLE[self.model.config.task.unit]
+
+    def together(self, views: list[dict[str, Any]], rendered: list[tuple[Path, Rendered]]) -> dict[str, Any]:
+        """As of a `_Scorer`; what is scored has "from", the files of the views that stand for it."""
+        images = [view.image for _, view in rendered]
+        breasts = [breast(members) | {"scores": {}} for members in sides(views)]
+        if self.model.config.task.unit == "exam":
+            return {"breasts": breasts} | self._scored(views, images)
+        for entry in breasts:
+            own = [place for place, view in enumerate(views) if view["file"] in entry["files"]]
+            entry |= self._scored([views[place] for place in own], [images[place] for place in own])
+        return {"breasts": breasts, "scores": _aggregate([
+            {label: score["mean"] for label, score in entry["scores"].items()} for entry in breasts])}
+
+    def _scored(self, views: list[dict[str, Any]], images: list[np.ndarray]) -> dict[str, Any]:
+        if not views:
+            return {"scores": {}, "from": []}
+        places, there = standing([(view["laterality"] or "", view["view"] or "") for view in views],
+                                 UNITS[self.model.config.task.unit])
+        (found,) = self.model.classify_views(np.stack([images[place] for place in places])[None], there[None])
+        return {"scores": _aggregate([dict(zip(self.model.labels, map(float, found), strict=True))]),
+                "from": [views[place]["file"] for place in places[there]]}
 
 
 class _Finder(_Scorer):
@@ -224,6 +270,8 @@ def _by_labels(model, *, stage: str, method: str) -> _Scorer:
         return dict(zip(model.labels, model.classify(images).T, strict=True))
 
     towards = dict(zip(model.labels, np.eye(len(model.labels), dtype=np.float32), strict=True))
+    if model.config.task.unit != "image":
+        return _Whole(model, lambda images: {}, towards, PROBABILITY, stage, method)
     return _Scorer(model, by_label, towards, PROBABILITY, stage, method)
 
 
@@ -240,12 +288,21 @@ def _notes(view: Rendered) -> list[str]:
 
 def breast_scores(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and max of the views' scores for each side; an image of unknown laterality stands alone."""
-    sides: dict[Any, list[dict]] = {}
+    return [breast(members) | {"scores": _aggregate([v["scores"] for v in members])} for members in sides(views)]
+
+
+def sides(views: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The views of each breast of an exam; an image of unknown laterality stands alone."""
+    found: dict[Any, list[dict]] = {}
     for view in views:
-        sides.setdefault(view["laterality"] or ("?", view["file"]), []).append(view)
-    return [{"laterality": members[0]["laterality"], "files": [v["file"] for v in members],
-             "views": [v["view"] for v in members], "scores": _aggregate([v["scores"] for v in members])}
-            for members in sides.values()]
+        found.setdefault(view["laterality"] or ("?", view["file"]), []).append(view)
+    return list(found.values())
+
+
+def breast(members: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is said of a breast beside its scores."""
+    return {"laterality": members[0]["laterality"], "files": [v["file"] for v in members],
+            "views": [v["view"] for v in members]}
 
 
 def exam_scores(views: list[dict[str, Any]], breasts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

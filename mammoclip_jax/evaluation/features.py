@@ -11,6 +11,7 @@ import pandas as pd
 
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
+from mammoclip_jax.data.units import GROUPS, breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name
@@ -54,21 +55,6 @@ def boxes_of(row: pd.Series, label: str) -> np.ndarray:
     """float [k, 4]: the boxes (x0, y0, x1, y1) in canvas pixels that are labelled `label`, alone or among others."""
     found = [item["box"] for item in json.loads(row["boxes_canvas"]) if label in names_of(item)]
     return np.array(found, dtype=np.float64).reshape(-1, 4)
-
-
-def breasts(rows: pd.DataFrame) -> np.ndarray:
-    """Int [n]: number of the breast (data set, patient, study, laterality) of each row, in order of first appearance.
-
-    An image of unknown laterality is a breast of its own: guessing could join the two sides.
-    """
-    side = np.where(rows["laterality"].isin(["L", "R"]), rows["laterality"], "?" + rows["image"].astype(str))
-    keys = rows[["dataset", "patient", "study"]].astype(str).assign(side=side)
-    return keys.groupby(list(keys.columns), sort=False).ngroup().to_numpy()
-
-
-def exams(rows: pd.DataFrame) -> np.ndarray:
-    """Int [n]: number of the exam (data set, patient, study) of each row, in order of first appearance."""
-    return rows.groupby([rows[c].astype(str) for c in ("dataset", "patient", "study")], sort=False).ngroup().to_numpy()
 
 
 def label_texts(rows: pd.DataFrame, label: str) -> np.ndarray:
@@ -116,21 +102,20 @@ class Level(NamedTuple):
     """What a metric is of; `suffix` is the end of its name."""
 
     suffix: str
-    unit: str       # a key of UNITS
+    unit: str       # a key of data.units.UNITS
     how: str        # "mean" or "max" over its images
 
 
 LEVELS = (Level("", "breast", "mean"), Level("_max", "breast", "max"), Level("_image", "image", "mean"),
           Level("_exam", "exam", "mean"), Level("_exam_max", "exam", "max"))
-UNITS = {"image": lambda rows: np.arange(len(rows)), "breast": breasts, "exam": exams}
 
 
 def pooled(values: np.ndarray, rows: pd.DataFrame, unit: str, how: str) -> np.ndarray:
-    """`values` [n] or [n, D] of images → one for each of the rows' units, a key of UNITS, by "mean" or "max".
+    """`values` [n] or [n, D] of images → one for each of the rows' units, by "mean" or "max".
 
     The mean of an exam is that of its breasts' means, so that a breast with more views weighs no more.
     """
-    group = UNITS[unit](rows)
+    group = GROUPS[unit](rows)
     if unit == "exam" and how == "mean":
         breast = breasts(rows)
         values, group = aggregate(values, breast, "mean"), group[first_rows(breast)]

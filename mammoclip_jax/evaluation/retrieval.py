@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.data.text import duplicates, label_values
+from mammoclip_jax.data.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import ranking, statistics
 from mammoclip_jax.evaluation.features import (
     Features,
     aggregate,
-    breasts,
     first_rows,
     label_texts,
     select,

@@ -6,16 +6,20 @@ import logging
 from pathlib import Path
 from typing import Any, Mapping
 
+import numpy as np
+
+from mammoclip_jax import provenance
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import EVALUATORS, MODELS, result
-from mammoclip_jax.evaluation.features import Features, TextBank
+from mammoclip_jax.evaluation.features import Features, TextBank, select
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_options, lookup
 
 
 def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mapping[str, Any]],
-             out: Path | str | None = None, *, split: str = "test", cache: Path | str = "") -> list[Result]:
+             out: Path | str | None = None, *, split: str = "test", cache: Path | str = "",
+             allow_training_patients: bool = False) -> list[Result]:
     """Every evaluator on every data set; results are named "dataset/evaluator" and, with `out`, saved there.
 
     Args:
@@ -25,10 +29,11 @@ def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mappin
             `folders` names the only data sets that it is for.
         cache: folder that keeps image features for later runs; "": none.
         split: for entries without a `split` of their own. A data set without images in an entry's split is passed over.
+        allow_training_patients: whether patients that the model was trained on may be scored; the protocol says how many.
 
     Raises:
-        UserError: an unknown evaluator or option, a data set that was prepared differently, or nothing to evaluate at
-            all.
+        UserError: an unknown evaluator or option, a data set that was prepared differently, patients that the model was
+            trained on, or nothing to evaluate at all.
     """
     plans = {name: _plan(model, name, dict(options)) for name, options in evaluators.items()}
     results, texts = [], TextBank(model)
@@ -42,8 +47,10 @@ def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mappin
             if options["split"] not in ("all", *dataset.index["split"]):
                 logging.info("%s has no image in split %s: no %s", folder, options["split"], name)
                 continue
+            said = seen_before(model, folder, dataset, options, allow_training_patients)
             shared = {"features": features} if "features" in function.__annotations__ else {}
-            results.append(function(model, dataset, **options, **shared)._replace(name=f"{folder}/{name}"))
+            found = function(model, dataset, **options, **shared)
+            results.append(found._replace(name=f"{folder}/{name}", protocol=f"{found.protocol} {said}".strip()))
     if evaluators and not results:
         wanted = sorted({options.get("split", split) for _, options, _ in plans.values()})
         raise UserError(f"nothing to evaluate: no data set ({', '.join(datasets)}) has images in split "
@@ -66,6 +73,32 @@ def _plan(model, name: str, options: dict[str, Any]):
     function = getattr(importlib.import_module(module), attribute)
     check_options(function, options, f"evaluator {name!r}")
     return function, options, folders
+
+
+def seen_before(model, name: str, dataset, options: Mapping[str, Any], allowed: bool) -> str:
+    """A sentence on how many of the patients that an entry scores the model was trained on.
+
+    Raises:
+        UserError: it was trained on some, and that is not `allowed`.
+    """
+    if model.kind == "image_encoder":
+        return ""
+    if model.trained_on is None:
+        return "Which patients the model was trained on is not on record."
+    rows = dataset.index.iloc[select(dataset.index, options["split"], options.get("patients"), options.get("seed", 0))]
+    scored = np.unique(provenance.patients(dataset, rows))
+    seen = int(np.isin(scored, provenance.patients_in(model.trained_on)).sum())
+    known = all(parent.get("patients_known") for parent in model.provenance.get("parents", ()))
+    if not seen:
+        return (f"The model was trained on none of the {len(scored)} patients"
+                + ("." if known else "; of weights that it started from that is not on record."))
+    where = f"{seen} of the {len(scored)} patients of data set {name!r}, split {options['split']!r},"
+    if not allowed:
+        raise UserError(f"the model was trained on {where} so that its figures would say nothing of others: choose the "
+                        "split that it was tested on, or other patients. With --allow_training_patients they are scored "
+                        "all the same, and the result says so.")
+    logging.warning("the model was trained on %s which are scored", where)
+    return f"The model was trained on {seen} of the {len(scored)} patients: this does not measure what it does on others."
 
 
 def check_preprocessing(model, name: str, dataset) -> None:

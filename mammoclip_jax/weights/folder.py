@@ -2,6 +2,7 @@
 
     model.safetensors   all arrays by their slash-named path, "params/image_encoder/...": bit for bit
     config.json         format and its version, kind, step, config, preprocessing, tokenizer, provenance, checksums
+    trained_on.txt      digests of the patients it was trained on, so that they are not scored by mistake; where known
     tokenizer.json      as the Hugging Face libraries read it; only where the model has one
     README.md           the model card
 
@@ -31,10 +32,11 @@ from mammoclip_jax.names import lookup
 FORMAT, VERSION = "mammoclip_jax", 1
 KINDS = ("dual_encoder", "image_encoder", "text_encoder", "classifier", "detector")
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
+PATIENTS = "trained_on.txt"
 
 # What using a model reads of its config; the rest describes the training run, its data and its machine.
 _WHOLE = ("image", "model")
-_FIELDS = {"data": ("text_length",), "predict": ("prompts", "stage", "method"), "task": ("kind", "label", "unit")}
+_FIELDS = {"data": ("text_length",), "predict": ("prompts", "stage", "method"), "task": ("kind", "label", "unit", "folds", "fold", "fraction")}
 
 # An absolute path, or one below a home folder, in a text; addresses (https://...) are none.
 _PATH = re.compile(r"""(?<![\w.:/\\])(?:file://)?(?:(?:~|[A-Za-z]:)(?:[/\\][^\s/\\,;:'"()<>|`]+)+"""
@@ -54,7 +56,8 @@ def write(out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
 
     Args:
         variables: {"params", "batch_stats"}: nested arrays of any dtype.
-        meta: kind, step, config, preprocessing, tokenizer (JSON text or None) and provenance, all of them JSON.
+        meta: kind, step, config, preprocessing, tokenizer (JSON text or None) and provenance, all of them JSON; and
+            perhaps trained_on (`provenance.trained_on`).
         card: the model card, Markdown.
 
     Raises:
@@ -63,9 +66,11 @@ def write(out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
     out = Path(out)
     lookup({kind: kind for kind in KINDS}, meta["kind"], "kind of model")
     arrays = {name: np.asarray(value, order="C") for name, value in flatten_dict(dict(variables), sep="/").items()}
-    with replacing(out, (CONFIG, WEIGHTS, TOKENIZER, CARD), is_folder) as place:
+    with replacing(out, (CONFIG, WEIGHTS, TOKENIZER, PATIENTS, CARD), is_folder) as place:
         save_file(arrays, place / WEIGHTS, metadata={"format": FORMAT})
         tokenizer = _write_tokenizer(place, meta["tokenizer"])
+        if meta.get("trained_on") is not None:
+            (place / PATIENTS).write_text(meta["trained_on"] + "\n", encoding="utf-8")
         document = {
             "format": FORMAT,
             "format_version": VERSION,
@@ -76,7 +81,7 @@ def write(out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
             "tokenizer": tokenizer,
             "provenance": without_paths(meta["provenance"]),
             "parameters": counts(variables),
-            "sha256": {name: sha256(place / name) for name in (WEIGHTS, TOKENIZER) if (place / name).exists()},
+            "sha256": {name: sha256(place / name) for name in (WEIGHTS, TOKENIZER, PATIENTS) if (place / name).exists()},
         }
         (place / CONFIG).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (place / CARD).write_text(without_paths(card), encoding="utf-8")
@@ -112,6 +117,7 @@ def read(path: str | Path) -> tuple[int, dict, dict]:
             raise UserError(f"{path / name} is damaged: its SHA-256 is not the one in {CONFIG}. Copy the folder again.")
     meta = {field: document[field] for field in ("kind", "step", "config", "preprocessing", "provenance")}
     meta["tokenizer"] = _read_tokenizer(path, document["tokenizer"])
+    meta["trained_on"] = (path / PATIENTS).read_text(encoding="utf-8").strip() if PATIENTS in document["sha256"] else None
     return document["step"], _read_arrays(path / WEIGHTS), meta
 
 
@@ -215,7 +221,8 @@ def _for_use(config: Mapping[str, Any]) -> dict[str, Any]:
             kept[section] = {field: config[section][field] for field in fields if field in config[section]}
     if str(kept.get("predict", {}).get("prompts", "")).endswith(".json"):
         del kept["predict"]["prompts"]      # a file of this machine
-    return {"name": without_paths(config.get("name", ""))} | kept
+    return {"name": without_paths(config.get("name", ""))} | {
+        name: config[name] for name in ("seed",) if name in config} | kept
 
 
 def _document(path: Path) -> dict[str, Any]:

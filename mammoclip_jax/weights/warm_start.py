@@ -73,6 +73,8 @@ class Started(NamedTuple):
         parents = [{"name": name, "what": self.reports[name].what, "origin": meta["config"].get("name", ""),
                     "kind": meta["kind"], "step": meta["step"],
                     "licences": [entry.get("title") for entry in meta["provenance"].get("licences", [])],
+                    "patients_known": meta.get("trained_on") is not None and all(
+                        parent.get("patients_known") for parent in meta["provenance"].get("parents", ())),
                     "report": self.reports[name].counts()} for name, meta in self.sources.items()]
         return {"parents": parents, "licences": licences.inherit(origins),
                 "overrides": licences.inherit_overrides(origins) + self.overrides}

@@ -17,7 +17,7 @@ class FakeDataset:
 
     def __init__(self, patients=12, *, real=False, split="test", seed=0, boxes=True, name="phantom"):
         rng = np.random.default_rng(seed)
-        self.info = {
+        self.path, self.info = name, {
             "schema_version": 1, "name": name, "real": real, "licence": "CC0", "citation": "made up",
             "preprocessing": {"geometry": "fit", "height": SHAPE[0], "width": SHAPE[1], "bits": 8},
             "counts": {"images": 4 * patients, "patients": patients}, "provenance": {"source": name},
@@ -67,7 +67,7 @@ class FakeModel:
     labels = ()
     step = 7
     config = defaults()
-    provenance = {"datasets": ["phantom"]}
+    provenance, trained_on = {"datasets": ["phantom"]}, None
     preprocessing = {"geometry": "fit", "height": SHAPE[0], "width": SHAPE[1], "bits": 8}
 
     weights = None

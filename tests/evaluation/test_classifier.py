@@ -65,6 +65,22 @@ def test_a_view_that_is_not_there_counts_for_nothing():
     assert found.tables["predictions"]["score"].tolist() == pytest.approx(scores)
 
 
+def test_an_exam_of_six_views_is_scored_by_its_four_standard_ones():
+    dataset = FakeDataset(1)
+    six = dataset.index.iloc[[0, 1, 0, 2, 3, 2]].reset_index(drop=True)
+    dataset.index = six.assign(view=["ML", "MLO", "CC", "ML", "MLO", "CC"], image=list("abcdef"))
+    dataset.images = [np.full((4, 4), 40 * place, np.uint8) for place in range(6)]
+    seen = []
+
+    class Looking(FakeClassifier):
+        def classify_views(self, images, there):
+            seen.extend(images[0, there[0], 0, 0] // 40)
+            return super().classify_views(images, there)
+
+    classification(Looking(unit="exam"), dataset, resamples=0)
+    assert sorted(seen) == [1, 2, 4, 5]
+
+
 def test_classes_of_a_label():
     dataset = FakeDataset(8)
     dataset.index["labels"] = [json.dumps({"density": "D" if json.loads(x)["mass"] else "A"})

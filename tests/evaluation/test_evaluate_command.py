@@ -3,12 +3,16 @@
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from .fakes import FakeDataset, FakeModel
+from .test_classifier import FakeClassifier
 from mammoclip_jax import evaluate as command
+from mammoclip_jax import provenance, supervised
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.suite import seen_before
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def run(tmp_path, monkeypatch):
     def call(model=model, **flags):
         monkeypatch.setattr(command.inference, "load", lambda path, batch_size: model)
         given = {"workdir": str(tmp_path), "weights": "", "config": None, "dataset": [], "evaluators": [], "split": "", "out": "",
-                 "batch_size": 8, "cache": "", "json": str(tmp_path / "figures.json")}
+                 "batch_size": 8, "cache": "", "allow_training_patients": False, "json": str(tmp_path / "figures.json")}
         monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**given | flags))
         assert command.main([]) == 0
         return json.loads((tmp_path / "figures.json").read_text())
@@ -106,3 +110,55 @@ def test_an_evaluator_that_is_not_for_the_model_is_refused(run):
     model.kind = "classifier"
     with pytest.raises(UserError, match="'zero_shot' takes a dual_encoder, and this model is a classifier. .*saliency"):
         run(model=model, evaluators=["zero_shot"])
+
+
+@pytest.fixture
+def folds(monkeypatch):
+    """A classifier of fold 1 of 3 of the data set `phantom`, as its run would have it, and the patients of each split."""
+    def split(path, info, index):
+        found = FakeDataset(9)
+        found.index = index
+        return found
+
+    monkeypatch.setattr(supervised, "Dataset", split)
+    dataset = FakeDataset(9)
+    model = FakeClassifier(folds=3, fold=1)
+    model.config.model.labels = model.labels
+    model.preprocessing, model.provenance = dataset.info["preprocessing"], {"data": {"other": {"fingerprint": "f00"}}}
+    (own,) = command.split_as_trained(model, {"any": dataset}).values()
+    model.trained_on = provenance.trained_on([own])
+    return model, {name: set(group) for name, group in own.index.groupby("split")["patient"]}
+
+
+def test_a_data_set_it_was_trained_on_is_split_as_it_was_then(run, folds, tmp_path, monkeypatch):
+    """Whoever names it, and wherever it lies: its content decides."""
+    model, patients = folds
+    monkeypatch.setattr(command.Dataset, "open", lambda folder: FakeDataset(9))
+    figures = run(model, workdir="", weights="w", dataset=["/elsewhere/copy"], evaluators=["classification"], out=str(tmp_path / "there"))
+    (table,) = (tmp_path / "there").rglob("predictions.csv")
+    assert set(pd.read_csv(table)["patient"]) == patients["test"]
+    assert f"trained on none of the {len(patients['test'])} patients." in figures["protocol"]["phantom/classification"]
+
+
+def test_patients_it_was_trained_on_are_refused_unless_asked_for(run, folds, monkeypatch):
+    model, patients = folds
+    later, trained = FakeDataset(9), len(patients["train"])
+    later.info["fingerprint"] = "f01"       # prepared again, in another size or with more patients
+    monkeypatch.setattr(command.Dataset, "open", lambda folder: later)
+    asked = dict(dataset=["/elsewhere/later"], evaluators=["classification"])
+    with pytest.raises(UserError, match=f"trained on {trained} of the 9 patients of data set 'phantom', split 'test',"
+                                        ".*--allow_training"):
+        run(model, **asked)
+    (sentence,) = run(model, **asked, allow_training_patients=True)["protocol"].values()
+    assert f"trained on {trained} of the 9 patients: this does not measure" in sentence
+
+
+def test_what_is_not_on_record_is_said(folds):
+    model, patients = folds
+    others = FakeDataset(9)
+    others.index = others.index[others.index["patient"].isin(patients["test"])]
+    model.provenance = {"parents": [{"patients_known": False}]}
+    said = seen_before(model, "phantom", others, {"split": "test"}, False)
+    assert said.endswith("patients; of weights that it started from that is not on record.")
+    model.trained_on = None
+    assert "is not on record" in seen_before(model, "phantom", others, {"split": "test"}, False)

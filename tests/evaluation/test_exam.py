@@ -7,16 +7,20 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 
 from .fakes import FakeModel
 from mammoclip_jax import predict as command
+from mammoclip_jax.config import defaults
+from mammoclip_jax.data import labelled
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
-from mammoclip_jax.data.pixels.render import Preprocessing
+from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.classifier import classification
 from mammoclip_jax.evaluation.exam import breast_scores, exam_scores, fingerprint, original_grey, predict
 
 PREPROCESSING = {"geometry": "fit", "height": 96, "width": 64, "intensity": "voi", "bits": 8, "crop": "robust"}
@@ -190,7 +194,7 @@ def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_p
 class Classifier:
     """Two labels: the image's mean brightness and what it lacks of white; its map is the image or its negative."""
 
-    kind, stages, step, provenance = "classifier", ("stage_3", "head"), 3, {}
+    kind, stages, step, provenance, config = "classifier", ("stage_3", "head"), 3, {}, defaults()
     labels, preprocessing = ("bright", "dark"), PREPROCESSING
 
     def classify(self, images):
@@ -310,8 +314,8 @@ def test_screening_views_count_and_others_are_listed_with_their_reason(exam, mon
     assert scored["scores"] == four and scored["missing"] == [] and not found["problems"]
     assert {item["file"]: item["reason"] for item in scored["left_out"]} == {
         "raw.dcm": "for_processing", "one.dcm": "implant_displaced", "two.dcm": "magnification", "three.dcm": "spot",
-        "lateral.dcm": "view ML", "slice.dcm": "tomosynthesis beside a mammogram of the view",
-        "made.dcm": "synthetic_2d beside a mammogram of the view",
+        "lateral.dcm": "view ML", "slice.dcm": "tomosynthesis beside a better image of the view",
+        "made.dcm": "synthetic_2d beside a better image of the view",
         "capture.dcm": "other_modality: Secondary Capture Image Storage"}
     # One of three equal ones is scored, whichever is first by name.
     assert found["ignored"]["copy of another file"] == ["byte copy.dcm", "saved again.dcm"]
@@ -351,3 +355,57 @@ def test_the_middle_frame_of_tomosynthesis_is_scored_and_shown(phantoms, tmp_pat
     assert all((tmp_path / "out" / path).is_file() for path in view["overlays"].values())
     shown = original_grey(tmp_path / "exam" / "tomo.dcm", Preprocessing(frames="middle"))
     assert (shown == original_grey(dicoms(sorted(phantoms.iterdir())[0])[0], VOI)).all()
+
+
+class Together(Classifier):
+    """Looks at all views of a breast or exam: the sum over those that are there of brightness to the third power."""
+
+    labels = ("bright",)
+
+    def __init__(self, unit):
+        self.config = defaults()
+        self.config.task.update(kind="classifier", unit=unit)
+        self.config.model.labels = self.labels
+
+    def classify_views(self, images, there):
+        bright = images.reshape(*images.shape[:2], -1).mean(2) / 255
+        return (there * bright ** 3).sum(axis=1, keepdims=True)
+
+    def saliency(self, images, labels, *, stage, method):
+        return images.astype(np.float32) / 255
+
+
+class Films:
+    """The files of a folder as a data set, in another order."""
+
+    def __init__(self, folder):
+        self.path, self.info = folder, {"preprocessing": PREPROCESSING}
+        found = [(path, render(path, Preprocessing.from_dict(PREPROCESSING))) for path in reversed(dicoms(folder))]
+        self.images = [view.image for _, view in found]
+        self.index = pd.DataFrame([{
+            "dataset": "films", "patient": "p", "study": "s", "image": path.name, "laterality": view.laterality,
+            "view": view.view, "split": split, "labels": '{"bright": 1}'} for split in ("train", "test") for path, view in found])
+
+    def read(self, row):
+        return self.images[row % len(self.images)]
+
+
+@pytest.mark.parametrize("unit, count", [("breast", 2), ("exam", 1)])
+def test_a_classifier_of_whole_breasts_or_exams_scores_what_it_was_trained_on(exam, unit, count, tmp_path):
+    """The same views, together, in training, in evaluation and here; without them no score."""
+    dicoms(exam)[0].unlink()
+    model, films = Together(unit), Films(exam)
+    evaluated = classification(model, films, resamples=0).tables["predictions"]["score"]
+    batch = next(labelled.train_iterator([films], labelled.examples([films], "train", labelled.Target(("bright",)), unit),
+                                         batch_size=count, views=labelled.UNITS[unit], boxes=0, seed=0, read_threads=0))
+    trained = model.classify_views(batch["image"], batch["view_mask"])[:, 0]
+    found = predict(model, exam, tmp_path / "out")
+    (scored,) = found["exams"]
+    units = scored["breasts"] if unit == "breast" else [scored]
+    predicted = [entry["scores"]["bright"]["mean"] for entry in units]
+    for others in (evaluated, trained):
+        assert sorted(predicted) == pytest.approx(sorted(others))
+    assert sorted(file for entry in units for file in entry["from"]) == sorted(path.name for path in dicoms(exam))
+    assert all(view["scores"] == {} and "bright" in view["overlays"] for view in scored["views"])
+    assert scored["scores"]["bright"]["mean"] == pytest.approx(np.mean(predicted)) and "together" in found["aggregation"]["view"]
+    json.dumps(found, allow_nan=False)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from .fakes import FakeDataset, FakeModel
+from mammoclip_jax.data.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features, ranking
 from mammoclip_jax.evaluation.retrieval import directed, label_classes, merge, retrieval
@@ -133,7 +134,7 @@ def test_classes_of_a_breast_come_from_all_its_images():
     rows["labels"] = [json.dumps(labels) for labels in (
         {"mass": 1, "density": "b"}, {"mass": 0, "calcification": 1, "density": 2}, {"mass": 0, "density": "A"},
         {"mass": 0, "density": "C"}, {"birads": "4A"}, {"birads": 4}, {}, {})]
-    group = features.breasts(rows)
+    group = breasts(rows)
     assert label_classes(rows, group, "findings").tolist() == ["calcification, mass", "none", "", ""]
     assert label_classes(rows, group, "mass").tolist() == ["1", "0", "", ""]
     assert label_classes(rows, group, "density").tolist() == ["B", "", "", ""]

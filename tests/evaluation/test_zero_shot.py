@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from .fakes import FakeDataset, FakeModel
+from mammoclip_jax.data.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
 from mammoclip_jax.evaluation.prompt_files import load_prompts
@@ -71,9 +72,9 @@ def test_ensembles_are_averaged_as_embeddings_and_normalised():
 
 def test_unknown_laterality_makes_breasts_of_single_images():
     dataset = FakeDataset(2)
-    assert features.breasts(dataset.index).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert breasts(dataset.index).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     dataset.index["laterality"] = ""
-    assert features.breasts(dataset.index).tolist() == list(range(8))
+    assert breasts(dataset.index).tolist() == list(range(8))
 
 
 def test_the_subset_is_of_patients_and_repeatable():

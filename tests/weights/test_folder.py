@@ -51,7 +51,7 @@ def meta():
     return {
         "kind": "dual_encoder", "step": 12, "config": config.to_dict(),
         "tokenizer": Tokenize(train_wordpiece(TEXTS, 200)).to_json(),
-        "preprocessing": {"geometry": "fit", "height": 96, "width": 64},
+        "preprocessing": {"geometry": "fit", "height": 96, "width": 64}, "trained_on": "AAAAAAAAAAE=",
         "provenance": {
             "data": {"phantom": {"licence": "CC0-1.0", "counts": {"images": 8}}},
             "licences": [{"weights": "https://huggingface.co/a/b", "licence": "mit", "title": "MIT", "stated": True}],
@@ -104,24 +104,24 @@ def test_any_program_reads_the_arrays(out, variables):
 
 def test_meta_comes_back_without_what_only_the_run_needs(out, meta):
     _, _, found = folder.read(out)
-    for key in ("kind", "step", "preprocessing", "tokenizer"):
+    for key in ("kind", "step", "preprocessing", "tokenizer", "trained_on"):
         assert found[key] == meta[key], key
     for section in ("model", "image"):
         assert found["config"][section] == json.loads(json.dumps(meta["config"][section])), section
     assert found["config"]["data"] == {"text_length": 256}
     assert found["config"]["predict"] == {"stage": "", "method": "grad_cam"}
-    assert set(found["config"]) == {"name", "image", "model", "data", "predict", "task"}
+    assert set(found["config"]) == {"name", "seed", "image", "model", "data", "predict", "task"}
     assert found["provenance"]["data"] == meta["provenance"]["data"]
     assert found["provenance"]["licences"] == meta["provenance"]["licences"]
 
 
 def test_what_a_classifier_scores_goes_along(tmp_path, variables, meta):
     """Else an exported density classifier has nothing to score, and one of exams is scored by image."""
-    task = defaults().task.to_dict() | {"kind": "classifier", "label": "density", "unit": "exam"}
+    task = defaults().task.to_dict() | {"kind": "classifier", "label": "density", "unit": "exam", "folds": 5, "fold": 2}
     out = folder.write(tmp_path / "m", variables, meta | {"kind": "classifier", "config": meta["config"] | {"task": task}},
                        card="")
     kept = folder.read(out)[2]["config"]["task"]
-    assert kept == {"kind": "classifier", "label": "density", "unit": "exam"}
+    assert kept == {"kind": "classifier", "label": "density", "unit": "exam", "folds": 5, "fold": 2, "fraction": 1.0}
     assert complete(folder.read(out)[2]["config"]).task.label == "density"
 
 
@@ -169,7 +169,7 @@ def test_the_tokenizer_is_a_file_for_everybody(out, meta):
 
 def test_an_encoder_without_tokenizer_and_statistics(tmp_path, meta):
     variables = {"params": {"image_encoder": {"kernel": np.ones(2, np.float32)}}, "batch_stats": {}}
-    bare = {"kind": "image_encoder", "step": 0, "tokenizer": None, "provenance": {}, "preprocessing": {},
+    bare = {"kind": "image_encoder", "step": 0, "tokenizer": None, "provenance": {}, "preprocessing": {}, "trained_on": None,
             "config": {"name": "", "image": {}, "model": {"image": {"name": "resnet"}}, "data": {"text_length": 0}}}
     out = folder.write(tmp_path / "m", variables, bare, card="")
     assert not (out / "tokenizer.json").exists()

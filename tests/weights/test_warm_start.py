@@ -1,5 +1,6 @@
 """Warm starts: what is loaded, what is adapted so that outputs stay, what is refused, and what a run notes of it."""
 
+import base64
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mammoclip_jax import command, models, run
+from mammoclip_jax import command, models, provenance, run
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import checkpoint
@@ -264,15 +265,20 @@ def test_other_preprocessing_of_a_whole_model_is_named():
 def test_a_run_reads_the_weights_once_and_keeps_what_it_noted(tmp_path, caplog):
     config, source = defaults(), model()
     config.warm_start.a = dict(weights="one", load=("image_encoder/",))
-    own = {"preprocessing": {}, "config": {"image": {}}, "provenance": {"data": {}}}
-    variables = run.start_variables(model(), config, tmp_path, own, opener(one=(source, meta())))
+    ours, theirs = (base64.b64encode(np.array(keys, "<u8").tobytes()).decode() for keys in ([1, 3], [2, 3]))
+    own = {"preprocessing": {}, "config": {"image": {}}, "provenance": {"data": {}}, "trained_on": ours}
+    variables = run.start_variables(model(), config, tmp_path, own, opener(one=(source, meta(trained_on=theirs))))
     assert "image_encoder/stem/kernel" in loaded(variables, source)
     assert own["provenance"]["parents"][0]["what"] == "one" and own["provenance"]["data"] == {}
+    assert own["provenance"]["parents"][0]["patients_known"]
+    assert provenance.patients_in(own["trained_on"]).tolist() == [1, 2, 3]
 
-    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
-    fresh, again = model(), own | {"provenance": {"data": {}}}
+    (tmp_path / "checkpoints" / "5" / "meta").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "5" / "meta" / "metadata").write_text(json.dumps(own))
+    fresh, again = model(), own | {"provenance": {"data": {}}, "trained_on": ours}
     assert run.start_variables(fresh, config, tmp_path, again, opener()) is fresh     # opens nothing
     assert again["provenance"] == json.loads(json.dumps(own["provenance"])) and not caplog.records
+    assert again["trained_on"] == own["trained_on"]
     config.warm_start.a.load = ("text_encoder/",)
     run.start_variables(fresh, config, tmp_path, again, opener())
     assert "not what this run began with" in caplog.text
