@@ -5,7 +5,7 @@ paper runs at 518 x 518, at four times as many tokens. No paper's recipe: losses
         --height=1022 --width=1022
     python -m mammoclip_jax.pretrain --config=configs/clip_vit_b14.py --workdir=runs/clip_vit_b14 \
         --config.warm_start.image.weights=facebook/dinov2-with-registers-base \
-        --config.warm_start.text.weights=emilyalsentzer/Bio_ClinicalBERT
+        --config.warm_start.text.weights=hf://emilyalsentzer/Bio_ClinicalBERT
 
 `--config=configs/clip_vit_b14.py:tpu` computes in bfloat16, the text encoder's blocks again, and attention in a kernel
 for TPUs that leaves no weights in memory.

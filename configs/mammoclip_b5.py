@@ -4,7 +4,7 @@
         --intensity=published --crop=published --height=1520 --width=912
     python -m mammoclip_jax.pretrain --config=configs/mammoclip_b5.py --workdir=runs/mammoclip_b5 \
         --config.warm_start.image.weights=efficientnet-b5-b6417697.pth \
-        --config.warm_start.text.weights=emilyalsentzer/Bio_ClinicalBERT
+        --config.warm_start.text.weights=hf://emilyalsentzer/Bio_ClinicalBERT
 
 Row "Mammo-CLIP B5 (UPMC)" of the paper's tables. Its data (13,829 patients of UPMC) are not public: bring your own.
 What differs from the released code, because that is wrong there: the affine's angles are drawn from +-20 degrees and
@@ -28,7 +28,7 @@ def get_config(hardware=""):
     config.name = "Mammo-CLIP B5"
     config.seed = 10
     config.data.folders.reports = "data/reports"
-    config.data.tokenizer = "emilyalsentzer/Bio_ClinicalBERT"
+    config.data.tokenizer = "hf://emilyalsentzer/Bio_ClinicalBERT"
     config.data.text_length = 256
     config.data.flip_horizontal = 0.5
     config.data.flip_vertical = 0.5

@@ -23,7 +23,7 @@ _OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) |
     task\.(?!kind|monitor|better|patience)\w+ | """
 _OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection)\..* |
     model\.(dim|pooling|pooling_token|cached_text|logit_scale|logit_bias) | train\.logit_scale_max |
-    data\.(?!folders|prepare|phantom|flip_horizontal|flip_vertical|read_threads|text_length)\w+.* | """
+    data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.* | """
 UNUSED = {
     "pretrain": re.compile(_OF_LABELS + "$", re.VERBOSE),
     "classifier": re.compile(_OF_TEXTS + r"""model\.(features|input_size|stages) |
@@ -51,6 +51,7 @@ def defaults() -> ConfigDict:
             "folders": {},             # name -> dataset folder; all are trained on, in proportion to their size
             "prepare": {},             # name -> arguments of prepare(), run first where the folder is missing
             "phantom": {},             # name -> out, exams and parameters of a phantom set to generate before that
+            "leave_out": (),                # flags (data/leave_out.py): images with one are neither trained nor evaluated on
             "tokenizer": "",                # "" trains a WordPiece on the folders' texts; else a file, folder, hub name
             "vocab_size": 4096,             # of that WordPiece
             "text_length": 256,             # tokens

@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mammoclip_jax import command, inference, supervised
+from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import EVALUATORS, report, result
@@ -46,19 +47,23 @@ def define_flags() -> None:
 
 
 def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
-    """{name: Dataset} of `folders`, or of the config's, where `{workdir}` stands for the run's folder.
+    """{name: Dataset} of `folders`, or of the config's, where `{workdir}` stands for the run's folder; without the
+    images that `config.data.leave_out` names.
 
     The second of two folders with the same name gets a number behind it.
     """
+    def opened(folder: str) -> Dataset:
+        return leave_out.unused(Dataset.open(folder), config.data.leave_out)
+
     if folders:
         named = {}
-        for dataset in map(Dataset.open, folders):
+        for dataset in map(opened, folders):
             name = dataset.info["name"]
             names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
             named[next(free for free in names if free not in named)] = dataset
         return named
     wanted = config.evaluate.folders or tuple(config.data.folders)
-    return {name: Dataset.open(config.data.folders[name].format(workdir=workdir)) for name in wanted}
+    return {name: opened(config.data.folders[name].format(workdir=workdir)) for name in wanted}
 
 
 def split_as_trained(model, datasets: dict[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.locks import locked
 from mammoclip_jax.memory import keep_freed_memory
 from mammoclip_jax.training.processes import barrier
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PATIENCE = 300              # seconds until all processes must have come
+LOCK = ".lock"              # in a run's folder
 VISIBLE = 60                # seconds until a new file must be seen by all; NFS keeps a folder's listing that long
 
 
@@ -210,6 +212,17 @@ def meet(mesh) -> None:
                                   in_specs=PartitionSpec(mesh.axis_names),
                                   out_specs=PartitionSpec(tuple(name for name in mesh.axis_names if name not in axes)))
             jax.block_until_ready(jax.jit(total)(ones))
+
+
+def alone_in(workdir) -> contextlib.AbstractContextManager[None]:
+    """Keeps other jobs out of a run's folder; process 0 holds the lock for all processes of this one.
+
+    Raises:
+        UserError: on entering, where another job trains there.
+    """
+    if not is_main():
+        return contextlib.nullcontext()
+    return locked(Path(workdir, LOCK), f"training in {workdir}", "use another --workdir")
 
 
 def share_workdir(workdir) -> None:

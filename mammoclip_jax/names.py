@@ -7,6 +7,17 @@ from typing import Callable, Iterable, Mapping
 from mammoclip_jax.errors import UserError
 
 
+HUB = "hf://"
+
+
+def on_hub(name: str) -> tuple[str, bool]:
+    """A name without "hf://", and whether it had that: else it may be a mistyped path, which nobody else is told of.
+
+    Without it a name is looked up in the hub's local cache only.
+    """
+    return name.removeprefix(HUB).removeprefix("hf:/"), name.startswith("hf:/")     # pathlib makes one slash of two
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the nearest of `known`, or '' when none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

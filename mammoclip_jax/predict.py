@@ -4,8 +4,10 @@
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --prompts=mine.json
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --method=occlusion
 
-A folder that holds files is one exam; a folder of folders holds one exam each. Files that cannot be scored are listed
-with their reason, the others are scored, and the exit status is then 1.
+An exam is a study of a patient, by the headers; where these say nothing, the files of a patient in a folder, by their
+names (docs/data.md). Its screening views are scored; the others are listed with the reason, and what is no image by
+kind.
+An image that cannot be read is listed with its reason, the others are scored, and the exit status is then 1.
 """
 
 import sys
@@ -33,6 +35,8 @@ def define_flags() -> None:
     flags.DEFINE_string("stage", "", "Stage of the image encoder that the method looks at. Default: "
                                      "config.predict.stage of the run; with --method, what the method chooses.")
     flags.DEFINE_integer("overlay_size", 0, "Pixels of an overlay's longer side; 0: as many as the original image.")
+    flags.DEFINE_bool("every_view", False, "Score all mammograms, not only screening views: CC and MLO, for "
+                                           "presentation, no spot, magnification or implant displaced view.")
     flags.DEFINE_string("json", "", "Another file for the prediction.")
 
 
@@ -44,7 +48,8 @@ def main(argv) -> int:
     settings = model.config.predict
     found = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
                     stage=values.stage or ("" if values.method else settings.stage),
-                    method=values.method or settings.method, overlay_size=values.overlay_size)
+                    method=values.method or settings.method, overlay_size=values.overlay_size,
+                    every_view=values.every_view)
     target = Path(values.out, "prediction.json")
     for path in filter(None, (target, values.json)):
         write_json(path, found)
@@ -52,14 +57,19 @@ def main(argv) -> int:
         print(_line(exam))
     for problem in found["problems"]:
         print(f"not scored: {problem['file']}: {problem['reason']}; {problem['remedy']}", file=sys.stderr)
-    scored = sum(len(exam["views"]) for exam in found["exams"])
-    print(f"{scored} views scored, {len(found['problems'])} files not: {target}")
-    return 1 if found["problems"] else 0
+    counts = found["counts"]
+    for kind, number in counts["ignored"].items():
+        print(f"no image, {kind}: {number}")
+    print(f"{counts['scored']} views scored, {counts['left_out']} left out, {counts['problems']} files not readable: "
+          f"{target}")
+    return 1 if found["problems"] or not counts["scored"] else 0
 
 
 def _line(exam: dict) -> str:
     scores = ", ".join(f"{label} {score['max']:+.3f}" for label, score in exam["scores"].items())
-    return f"{exam['exam']}: {len(exam['views'])} views, highest scores: {scores or 'none'}"
+    lines = [f"{exam['exam']}: {len(exam['views'])} views, highest scores: {scores or 'none'}"]
+    lines += [f"  missing: {', '.join(exam['missing'])}"] if exam["missing"] else []
+    return "\n".join(lines + [f"  left out: {item['file']}: {item['reason']}" for item in exam["left_out"]])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from mammoclip_jax import command
 from mammoclip_jax.data import sources, summary
 from mammoclip_jax.data.build import build
 from mammoclip_jax.data.check import check
+from mammoclip_jax.data.leave_out import checked
 from mammoclip_jax.data.manifest import SourceTable
 from mammoclip_jax.data.pixels.render import CHOICES, Preprocessing
 from mammoclip_jax.data.preview import preview, preview_source
@@ -35,7 +36,7 @@ from mammoclip_jax.provenance import version
 def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = None, codec: str = DEFAULT_CODEC,
             max_quarantined: float = 0.2, vocab_size: int = 4096, options: dict | None = None, key: str = "",
             runner: str = "", runner_options: Sequence[str] = (), header_identities: bool = True, recogniser: str = "",
-            **preprocessing) -> dict:
+            leave_out: Sequence[str] | None = None, **preprocessing) -> dict:
     """Prepares a data set; on a folder that is up to date it changes nothing.
 
     Args:
@@ -47,6 +48,7 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
         key, runner, runner_options: see `build`.
         header_identities: take what the DICOM headers of an exam say of people and places out of its texts.
         recogniser: folder of a model that finds names in texts after the rules (data/text/recognise.py).
+        leave_out: flags (data/leave_out.py) of images that do not become part of the set; None: those of the source.
         preprocessing: fields of `Preprocessing`: geometry, height, width, intensity, bits, crop, ...
 
     Returns:
@@ -55,7 +57,7 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
     Raises:
         UserError: anything the caller can mend.
     """
-    table = read(source, root, options)
+    table = read(source, root, options, leave_out)
     check_options(Preprocessing, preprocessing, "prepare")
     provenance = {"source": source, "options": {name: str(value) for name, value in (options or {}).items()},
                   "version": version("mammoclip_jax")}
@@ -65,11 +67,17 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
                  runner=runner, runner_options=runner_options, headers=header_identities, recogniser=recogniser)
 
 
-def read(source: str, root, options: dict | None = None) -> SourceTable:
-    """The table of a source. Raises UserError for an unknown source or option."""
+def read(source: str, root, options: dict | None = None, leave_out: Sequence[str] | None = None) -> SourceTable:
+    """The table of a source, with other flags to leave out than its own unless None.
+
+    Raises:
+        UserError: an unknown source, option or flag.
+    """
+    flags_out = None if leave_out is None else checked(leave_out)
     reader = sources.reader(source)
     check_options(reader, options or {}, f"data source {source!r}")
-    return reader(root, **(options or {}))
+    table = reader(root, **(options or {}))
+    return table if flags_out is None else table._replace(leave_out=flags_out)
 
 
 def define_flags() -> None:
@@ -97,6 +105,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("shards", 0, "Number of shards; 0 for one per 256 images.", lower_bound=0)
     flags.DEFINE_integer("workers", None, "Processes; one a core unless given.", lower_bound=0)
     flags.DEFINE_float("max_quarantined", 0.2, "Fraction of bad images from which on the command fails.", 0, 1)
+    flags.DEFINE_list("leave_out", None, "Flags of images to leave out, with commas; the source's own unless given, "
+                      "none of them with --leave_out= (docs/data.md).")
     flags.DEFINE_integer("vocab_size", 4096, "Upper bound for the vocabulary trained on the texts.")
     flags.DEFINE_string("key", "", "File of the key that hashes private identifiers; data sets may share one.")
     flags.DEFINE_bool("header_identities", True, "Take who and where the DICOM headers name out of private texts.")
@@ -150,9 +160,9 @@ def _source(values: flags.FlagValues, figures: dict) -> None:
     preprocessing = {field.name: values[field.name].value for field in dataclasses.fields(Preprocessing)}
     preprocessing["bits"] = int(preprocessing["bits"])
     if values.check:
-        table = read(values.source, values.root, options)
+        table = read(values.source, values.root, options, values.leave_out)
         figures |= check(table, values.root, names=values.names, header_identities=values.header_identities,
-                         recogniser=values.recogniser)
+                         recogniser=values.recogniser, frames=preprocessing["frames"])
         print(summary.dry_run(figures, bool(values.json)))
         if values.preview:
             sheet = f"{values.out or 'check'}.preview.html"
@@ -161,14 +171,14 @@ def _source(values: flags.FlagValues, figures: dict) -> None:
     if not values.out:
         raise UserError("--out is missing: the data set folder to make.")
     if values.names:
-        print(summary.names(read(values.source, values.root, options), values.out, values.key))
+        print(summary.names(read(values.source, values.root, options), values.root, values.out, values.key))
         return
     started = time.monotonic()
     figures |= prepare(
         values.source, values.root, values.out, shards=values.shards, workers=values.workers, codec=values.codec,
         max_quarantined=values.max_quarantined, vocab_size=values.vocab_size, options=options, key=values.key,
         runner=values.runner, runner_options=values.runner_option, header_identities=values.header_identities,
-        recogniser=values.recogniser, **preprocessing,
+        recogniser=values.recogniser, leave_out=values.leave_out, **preprocessing,
     )
     print(summary.prepared(values.out, figures, time.monotonic() - started))
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mammoclip_jax import config as config_module
 from mammoclip_jax import cached_text, continuation, host, inference, provenance, supervised
-from mammoclip_jax.data import pipeline
+from mammoclip_jax.data import leave_out, pipeline
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
@@ -57,7 +57,7 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
         kind).
 
     Raises:
-        UserError: the config or the data are wrong.
+        UserError: the config or the data are wrong, or another process trains in `workdir`.
         loop.Stopped: the run was asked to stop, and has saved.
     """
     started = time.monotonic()
@@ -68,11 +68,12 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
     workdir = Path(workdir)
     changed = continuation.check(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    host.share_workdir(workdir)
-    before += time.monotonic() - started
-    with contextlib.closing(goodput.Ledger(workdir, active=host.is_main(), before=before)) as ledger:
-        figures = train_and_evaluate(config, workdir, ledger, changed)
-        summary = ledger.summary()
+    with host.alone_in(workdir):
+        host.share_workdir(workdir)
+        before += time.monotonic() - started
+        with contextlib.closing(goodput.Ledger(workdir, active=host.is_main(), before=before)) as ledger:
+            figures = train_and_evaluate(config, workdir, ledger, changed)
+            summary = ledger.summary()
     if summary:
         logging.info("%s", goodput.sentence(summary))
         figures |= {"goodput": summary.pop("goodput"), "ledger": summary}
@@ -141,7 +142,7 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
             source, root = options.pop("source"), options.pop("root")
             counts = prepare(source, root, folder, **options)
             logging.info("%s", prepared(folder, counts, time.monotonic() - started))
-        datasets[name] = Dataset.open(folder)
+        datasets[name] = leave_out.unused(Dataset.open(folder), config.data.leave_out)
     return datasets
 
 

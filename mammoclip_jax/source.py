@@ -10,7 +10,7 @@ from mammoclip_jax import provenance
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.data.text.tokenizer import load as load_tokenizer
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import lookup
+from mammoclip_jax.names import HUB, lookup, on_hub
 from mammoclip_jax.training import checkpoint
 from mammoclip_jax.weights import files, folder, layouts, licences
 
@@ -59,7 +59,8 @@ def import_weights(
     """Reads a published checkpoint or hub folder; nothing in it is run, and nothing is left out silently.
 
     Args:
-        name: path of the file or folder, or a name on the hub.
+        name: path of the file or folder, or a name on the hub ("hf://OWNER/NAME"; what its local cache has, without
+            the "hf://" too).
         layout: a name in `weights.layouts.LAYOUTS`; by default the first that the keys fit.
         licence: of the weights: a key of `weights.licences`, or any text; by default what the weights of this layout
             were published under. Terms that our own export wrote into the file hold in any case.
@@ -77,7 +78,7 @@ def import_weights(
         raise UserError(f"{path} is a model of this program already: load it as it is, or copy it with `weights "
                         f"export --workdir={path}`.")
     if not path.exists():
-        path, origin = _from_hub(str(name)), origin or str(name)
+        path, origin = _from_hub(str(name)), origin or on_hub(str(name))[0]
     if path.is_dir() and not _has_weights(path):
         raise UserError(f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
                         "of its checkpoints, a model folder, or a published file.")
@@ -140,14 +141,14 @@ def _has_weights(folder: Path) -> bool:
 def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
     """(the tokenizer, "") or (None, what is missing). One that was asked for has to be there."""
     own = str(path) if path.is_dir() and any((path / name).exists() for name in TOKENIZER_FILES) else ""
-    name = wanted or own or model.tokenizer
+    name = wanted or own or (HUB + model.tokenizer if model.tokenizer else "")
     try:
         tokenize = load_tokenizer(name)
     except UserError:
         if wanted or own:
             raise
-        return None, (f"Without its tokenizer ({name}), which is not within reach: embed_tokens takes token ids; "
-                      "import again with --tokenizer=FOLDER to embed texts.")
+        return None, (f"Without its tokenizer ({model.tokenizer}), which is not within reach: embed_tokens takes token "
+                      "ids; import again with --tokenizer=FOLDER to embed texts.")
     rows = model.model["text"].get("vocab_size", tokenize.vocab_size)
     if tokenize.vocab_size > rows:
         raise UserError(f"the tokenizer {name} has {tokenize.vocab_size} tokens, the text encoder {rows} token "
@@ -156,7 +157,11 @@ def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
 
 
 def _from_hub(name: str) -> Path:
-    """The files of a model on the hub, or the one that OWNER/NAME/FILE names; from the local cache where it has them."""
+    """The files of a model on the hub, or the one that OWNER/NAME/FILE names; from the local cache where it has them.
+
+    Only with "hf://" before it the hub itself is asked: a mistyped path is nobody else's business.
+    """
+    name, ask = on_hub(name)
     owner, model, file = (*name.split("/", 2), "", "")[:3]
     is_file = Path(name).suffix in files.SUFFIXES
     if not model or name.startswith((".", "/")) or is_file != bool(file):
@@ -165,7 +170,8 @@ def _from_hub(name: str) -> Path:
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.md", "*.bin", "*.tar", "*.pth"]
     repository = f"{owner}/{model}"
-    for local in (True, False):
+    problem = None
+    for local in (True, False) if ask else (True,):
         try:
             if not local:
                 HfApi().model_info(repository, timeout=10)  # asks once; a download would try for half a minute
@@ -177,6 +183,9 @@ def _from_hub(name: str) -> Path:
             continue
         if not local or _has_weights(path):     # the cache may hold its tokenizer alone
             return path
+    if not ask:
+        raise UserError(f"{name}: there is no such file or folder here, and the hub's local cache has no model of that "
+                        f"name. Correct the path; if it is a model on the hub, name it {HUB}{name}.")
     reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     raise UserError(f"{name}: there is no such file or folder, and the hub could not be asked for it ({reason}). "
                     "Copy the model's folder here and give its path.") from problem

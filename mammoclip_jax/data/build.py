@@ -11,7 +11,6 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import io
 import itertools
@@ -24,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from mammoclip_jax.data import increment
+from mammoclip_jax.data import increment, leave_out, reported
 from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.make import Failed, Job, Task, make, work, write, write_alone
 from mammoclip_jax.data.manifest import (
@@ -42,9 +41,12 @@ from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import whole, write_text
+from mammoclip_jax.locks import locked
 
 IMAGES_PER_SHARD = 256
+FORGIVEN = ("absent", leave_out.STAGE)      # stages that are not held against `max_quarantined`
 BUILDING = ".building"
+PASSED_OVER = "passed_over.csv"
 STOPPED = ".stopped"            # a run that was stopped before its tables changed; its records can still be used
 _LOCK = ".lock"
 
@@ -60,17 +62,19 @@ def build(
     Args:
         shards: 0 for one per 256 images.
         workers: processes; 0 for none but this one, without protection against decoders that crash.
-        max_quarantined: the fraction of images_in that may be quarantined; files that a partial copy lacks
-            (stage "absent") do not count.
+        max_quarantined: the fraction of images_in that may be quarantined; files that a partial copy lacks, and
+            images that are left out by their flags (`table.leave_out`), do not count.
         provenance: {"source": name, "options": {...}, "version": package version}, written into dataset.json.
         key: file of the key that hashes private identifiers; "" for one of the data set's own.
         runner: a runner of Apache Beam, or "" for the local pool; `runner_options` are its flags.
         headers, recogniser: see `private.settled`, which says what becomes of private texts.
 
     Returns:
-        images, studies, patients, boxes, texts, images_in, quarantined, absent (how many of the
-        quarantined a partial copy lacks), reasons {class: number}, splits, up_to_date, reused (records of an
-        earlier run), made, deidentification {what took identities out of the texts: ...}.
+        images, studies, patients, boxes, texts, images_in, quarantined, absent and left_out (how many of the
+        quarantined a partial copy lacks, and flags keep out), reasons {class: number}, passed_over {kind of file:
+        number}, splits, flags {flag: images}, reports (`reported.counts`), up_to_date, other_program (another version
+        made what was there: its records are not taken over), reused (records of an earlier run), made,
+        deidentification {what took identities out of the texts: ...}.
 
     Raises:
         UserError: too many images were quarantined, none is left, `out` holds another data set, or the disk is full.
@@ -78,6 +82,7 @@ def build(
     root, out = Path(table.root or root), Path(out)
     known(codec)
     images_in = len(table.rows) + len(table.problems)
+    reports = reported.counts(table.rows)
     table, ran = settled(table, root, headers, recogniser)
     table, stamps = increment.present(table, root)
     identity = None if table.public_ids else Identity(out, key)
@@ -87,35 +92,41 @@ def build(
     parameters = {
         **_shown(provenance or {}, identity), **dataclasses.asdict(preprocessing), "shards": shards, "codec": codec,
         "vocab_size": vocab_size, "schema_version": SCHEMA_VERSION, "shard_count": len(bounds) - 1,
+        "leave_out": list(table.leave_out), "program": increment.program(),
         "manifest": hashed("".join(keys) + table.rows.drop(columns=list(MEMORY_COLUMNS)).to_json(orient="split")
-                           + (json.dumps(ran) if identity else "")),
+                           + (json.dumps(ran) if identity else "") + " ".join(table.leave_out)),
     }
-    stored = _finished(out, parameters)
+    there = _finished(out, parameters)
+    other_program = bool(there) and there["program"] != parameters["program"]
     if table.rows.empty:
         raise UserError(f"no image to prepare: {_summary(table.problems) or 'the source is empty'}")
-    tasks = [Task(str(root / row.file), row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec)
-             for row in table.rows.itertuples()]
-    if _unchanged(out, parameters) and not _mended(tasks, keys, stored, workers):
+    tasks = [Task(str(root / row.file), row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec,
+                  table.leave_out) for row in table.rows.itertuples()]
+    if there.get("manifest") == parameters["manifest"] and not _mended(tasks, keys, increment.of_dataset(out), workers):
         if any((out / name).exists() for name in (BUILDING, STOPPED, _LOCK)):      # of a run that died when it was done
             with _locked(out):
                 _clean(out)
         counts = Dataset.open(out).info["counts"]
-        return counts | {"up_to_date": True, "reused": counts["images"], "made": 0, "deidentification": ran}
+        return counts | {"passed_over": kinds(table.passed_over), "up_to_date": True, "other_program": other_program,
+                         "reused": counts["images"], "made": 0, "deidentification": ran}
     with _writing(out, parameters) as building:
-        for stopped in (out / STOPPED, building):
-            if (stopped / "parameters.json").is_file():
-                stored |= increment.of_building(stopped, out)
+        stored = _stored(out, building, parameters)
         jobs = _jobs(table.rows, tasks, keys, bounds, building, identity, stored)
         _make_shards(jobs, workers, runner, runner_options)
         parts = [json.loads((building / f"{shard}.json").read_text()) for shard in range(len(jobs))]
         index = pd.DataFrame([row for part in parts for row in part["rows"]])
         problems = list(table.problems) if identity is None else [identity.problem(p) for p in table.problems]
         problems += [Problem(*problem) for part in parts for problem in part["problems"]]
-        counts = _counts(index, problems, images_in)
+        others = table.passed_over if identity is None else [identity.problem(p) for p in table.passed_over]
+        counts = _counts(index, problems, images_in) | {"passed_over": kinds(others), "reports": reports}
         _check_counts(counts, problems, max_quarantined, out, building)
+        (out / PASSED_OVER).unlink(missing_ok=True)
+        if others:
+            write_text(out / PASSED_OVER, quarantine_text(others))
         _write_folder(out, building, table, index, problems, counts, parameters, ran)
     reused = int(index["key"].isin(set(stored)).sum())
-    return counts | {"up_to_date": False, "reused": reused, "made": len(index) - reused, "deidentification": ran}
+    return counts | {"up_to_date": False, "other_program": other_program, "reused": reused, "made": len(index) - reused,
+                     "deidentification": ran}
 
 
 def _shown(provenance: dict, identity: Identity | None) -> dict:
@@ -133,22 +144,31 @@ def _bounds(rows: int, shards: int) -> list[int]:
     return [*range(0, rows, IMAGES_PER_SHARD), rows] if rows else [0, 0]
 
 
-_MAY_CHANGE = ("version", "manifest", "shard_count")
+_MAY_CHANGE = ("version", "program", "manifest", "shard_count", "leave_out")
 
 
-def _finished(out: Path, parameters: dict) -> dict[str, increment.Stored]:
-    """The records of a finished data set in `out`; none without one. UserError when it was made in another way."""
+def _finished(out: Path, parameters: dict) -> dict:
+    """The parameters of a finished data set in `out`; {} without one. UserError when it was made in another way."""
     if not (out / "dataset.json").is_file():
         return {}
-    _check_same(out, json.loads((out / "dataset.json").read_text()).get("parameters", {}), parameters)
-    return increment.of_dataset(out)
+    there = {"program": ""} | json.loads((out / "dataset.json").read_text()).get("parameters", {})
+    _check_same(out, there, parameters)
+    return there
 
 
-def _unchanged(out: Path, parameters: dict) -> bool:
-    if not (out / "dataset.json").is_file():
-        return False
-    there = json.loads((out / "dataset.json").read_text())["parameters"]
-    return there.get("manifest") == parameters["manifest"]
+def _stored(out: Path, building: Path, parameters: dict) -> dict[str, increment.Stored]:
+    """The records of earlier runs, finished or stopped, that this program would make as they are and not leave out."""
+    found = increment.of_dataset(out) if _same_program(_finished(out, parameters), parameters) else {}
+    for stopped in (out / STOPPED, building):
+        path = stopped / "parameters.json"
+        if path.is_file() and _same_program(json.loads(path.read_text()), parameters):
+            found |= increment.of_building(stopped, out)
+    return {key: record for key, record in found.items()
+            if not leave_out.reason(record.columns["flags"].split(","), parameters["leave_out"])}
+
+
+def _same_program(there: dict, parameters: dict) -> bool:
+    return there.get("program") == parameters["program"]
 
 
 def _mended(tasks: list[Task], keys: list[str], stored: dict, workers: int) -> bool:
@@ -180,8 +200,9 @@ def _writing(out: Path, parameters: dict) -> Iterator[Path]:
     if out.exists() and not ours and any(path.name not in may_be_there for path in out.iterdir()):
         raise UserError(f"{out} is not empty and no data set. Use another --out, or empty it.")
     try:
-        building.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
+            building.mkdir(exist_ok=True)
             _start(out, building, parameters)
             yield building
     except OSError as error:
@@ -189,16 +210,8 @@ def _writing(out: Path, parameters: dict) -> Iterator[Path]:
                         "mend it, and run the same command again.") from error
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """For one process at a time; the system releases the lock of a process that dies."""
-    with open(out / _LOCK, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is preparing {out}. Wait for it, or use another --out.") from None
-        yield
-        (out / _LOCK).unlink(missing_ok=True)
+def _locked(out: Path) -> contextlib.AbstractContextManager[None]:
+    return locked(out / _LOCK, f"preparing {out}", "use another --out")
 
 
 def _start(out: Path, building: Path, parameters: dict) -> None:
@@ -207,7 +220,7 @@ def _start(out: Path, building: Path, parameters: dict) -> None:
     if path.is_file():
         there = json.loads(path.read_text())
         _check_same(out, there, parameters)
-        if there.get("manifest") == parameters["manifest"]:
+        if there.get("manifest") == parameters["manifest"] and _same_program(there, parameters):
             return
         if not (out / STOPPED).exists():
             os.replace(building, out / STOPPED)
@@ -249,7 +262,7 @@ def _make_shards(jobs: list[Job], workers: int, runner: str, runner_options: Seq
 
 
 def quarantine_text(problems: list[Problem]) -> str:
-    """quarantine.csv."""
+    """quarantine.csv, or PASSED_OVER."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "image", "stage", "reason", "remedy", "row"])
@@ -258,10 +271,13 @@ def quarantine_text(problems: list[Problem]) -> str:
 
 
 def _counts(index: pd.DataFrame, problems: list[Problem], images_in: int) -> dict:
-    kinds = collections.Counter(problem.kind for problem in problems)
     counts = {"images_in": images_in, "images": len(index), "quarantined": len(problems),
-              "absent": sum(problem.stage == "absent" for problem in problems), "reasons": dict(sorted(kinds.items()))}
-    return counts | content(index) if len(index) else counts
+              "absent": sum(problem.stage == "absent" for problem in problems),
+              "left_out": sum(problem.stage == leave_out.STAGE for problem in problems), "reasons": kinds(problems)}
+    if not len(index):
+        return counts
+    flags = collections.Counter(flag for flags in index["flags"] for flag in flags.split(",") if flag)
+    return counts | content(index) | {"flags": dict(sorted(flags.items()))}
 
 
 def content(rows: pd.DataFrame) -> dict:
@@ -274,15 +290,20 @@ def content(rows: pd.DataFrame) -> dict:
     }
 
 
+def kinds(problems: list[Problem]) -> dict[str, int]:
+    """Kind -> how many, in order of kind."""
+    return dict(sorted(collections.Counter(problem.kind for problem in problems).items()))
+
+
 def _summary(problems: list[Problem]) -> str:
-    kinds = collections.Counter(problem.kind for problem in problems)
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    numbers = sorted(kinds(problems).items(), key=lambda item: -item[1])
+    return ", ".join(f"{number} {kind}" for kind, number in numbers)
 
 
 def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float, out: Path, building: Path) -> None:
     if counts["images_in"] != counts["images"] + counts["quarantined"]:
         raise AssertionError(f"the counts do not add up: {counts}")
-    held = [problem for problem in problems if problem.stage != "absent"]
+    held = [problem for problem in problems if problem.stage not in FORGIVEN]
     if not counts["images"] or len(held) > max_quarantined * counts["images_in"]:
         # A finished set in the folder stays as it is, its quarantine.csv too.
         path = (building if (out / "dataset.json").is_file() else out) / "quarantine.csv"
@@ -319,7 +340,7 @@ def _write_folder(out, building, table, index, problems, counts, parameters, ran
         "shards": parameters["shard_count"],
         "preprocessing": {field.name: parameters[field.name] for field in dataclasses.fields(Preprocessing)},
         "counts": counts,
-        "provenance": {key: parameters[key] for key in ("source", "options", "version") if key in parameters}
+        "provenance": {key: parameters[key] for key in ("source", "options", "version", "program") if key in parameters}
         | {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
         "licence": table.licence,
         "citation": table.citation,

@@ -2,18 +2,19 @@
 
 import collections
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
 
-from mammoclip_jax.data import increment
-from mammoclip_jax.data.build import content
+from mammoclip_jax.data import increment, leave_out, reported
+from mammoclip_jax.data.build import content, kinds
 from mammoclip_jax.data.identity import line
-from mammoclip_jax.data.manifest import Problem, SourceTable, breast_keys
+from mammoclip_jax.data.manifest import REMEDIES, Problem, SourceTable, box_fault, breast_keys
 from mammoclip_jax.data.pixels import dicom
+from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.text import duplicates
 from mammoclip_jax.data.text.label_values import names_of
@@ -24,15 +25,17 @@ _NEARLY = 0.9           # TF-IDF cosine from which on two reports say the same
 
 
 def check(table: SourceTable, root: Path | str, headers: bool = True, names: bool = False,
-          header_identities: bool = True, recogniser: str = "") -> dict:
+          header_identities: bool = True, recogniser: str = "", frames: str = "refuse") -> dict:
     """Counts a source and lists its mismatches.
 
     Args:
         table: what an adapter read.
         root: folder of the files.
-        headers: read the header of each DICOM file that is there, and compare it with the tables.
+        headers: read the header of each file that is there, for all that `prepare` would refuse by it or leave out, and
+            compare it with the tables.
         names: show the names of files and images of a private source as well.
         header_identities, recogniser: as in `private.settled`: what takes identities out of the examples.
+        frames: as in `Preprocessing`.
 
     Returns:
         table_rows, images_in, images (rows that hold together, whether or not their files are there), studies,
@@ -40,8 +43,10 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         {value: images}}}, box_labels {split: {label: boxes}}, files {found, missing}, header_flags {flag: images},
         reports {breasts, different, nearly_different} (the texts of a breast; alike ones are no negatives),
         sections {kept, dropped: {section: {reports, examples}}} (what becomes of the reports, without identities),
-        without_findings (reports of an impression alone), deidentification (what ran),
-        quarantined (without missing files of a partial copy, and without mismatches that cost no image), reasons
+        lacking {findings, both: reports without them} (`reported.lacking`), deidentification (what ran), passed_over
+        {kind: files that are no images of the set} and passed_over_files (as mismatches),
+        quarantined (what is left out by its flags too; without missing files of a partial copy, and without mismatches
+        that cost no image), reasons
         {class: number}, mismatches (list of {row, file, image, stage, reason, remedy}; of a private source without
         names).
     """
@@ -50,7 +55,7 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
     done = settled(table, root, header_identities, recogniser, parts=True)
     table = done.table
     there, _ = increment.present(table, root)
-    differing, flags = _headers(there.rows, root) if headers else ([], {})
+    differing, flags = _headers(there, root, frames) if headers else ([], {})
     lost = [problem for problem in there.problems if problem.stage != "absent"]
     lost += [problem for problem in differing if problem.stage != "differs"]
     problems = lost + table.remarks + [problem for problem in differing if problem.stage == "differs"]
@@ -63,8 +68,12 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
         "box_labels": {split: _box_labels(part["boxes"]) for split, part in rows.groupby("split")},
         "files": {"found": len(there.rows), "missing": sum(p.kind == "file missing" for p in there.problems)},
         "header_flags": flags,
-        "reports": _reports(rows), "sections": _sections(rows), "without_findings": _without_findings(rows),
+        "reports": _reports(rows), "lacking": reported.lacking(rows),
+        "sections": {what: {name: _examples(texts) for name, texts in named.items()}
+                     for what, named in reported.by_section(rows).items()},
         "deidentification": done.ran,
+        "passed_over": kinds(table.passed_over),
+        "passed_over_files": [_shown(problem, table.public_ids or names) for problem in table.passed_over],
         "quarantined": len(lost), "reasons": _values(problem.kind for problem in problems),
     }
     return counts | {"mismatches": [_shown(problem, table.public_ids or names) for problem in problems]}
@@ -97,54 +106,54 @@ def _reports(rows: pd.DataFrame) -> dict[str, int]:
             "nearly_different": len(set(near) - {-1})}
 
 
-def _sections(rows: pd.DataFrame) -> dict[str, dict[str, dict]]:
-    """Of each section that became a text, or part of one, and of each that did not: how many reports have it, and
-    beginnings of some. The images of a study share a report."""
-    found: dict[str, dict[str, dict]] = {"kept": {}, "dropped": {}}
-    for row in rows.itertuples():
-        parts = {what: list(named.items()) for what, named in json.loads(row.parts).items()}
-        for what, named in ({"kept": list(zip(row.sections, row.texts))} | parts).items():
-            for name, text in named:
-                found[what].setdefault(name, {})[row.study, text] = None
-    return {what: {name: _examples([text for _, text in texts]) for name, texts in sorted(named.items())}
-            for what, named in found.items()}
-
-
 def _examples(texts: list[str]) -> dict:
     some = list(dict.fromkeys(" ".join(text.split()) for text in texts))[:_EXAMPLES]
     return {"reports": len(texts), "examples": [text if len(text) <= _LETTERS else f"{text[:_LETTERS - 3]}..."
                                                 for text in some]}
 
 
-def _without_findings(rows: pd.DataFrame) -> int:
-    return len({(row.study, *row.texts) for row in rows.itertuples()
-                if "impression" in row.sections and "findings" not in row.sections})
-
-
-def _headers(rows: pd.DataFrame, root: Path) -> tuple[list[Problem], dict[str, int]]:
-    """The files that are no images by their header or say something else than the tables, and the flags counted."""
-    jobs = [(row, root / row.file) for row in rows.itertuples() if not row.file.lower().endswith(dicom.PICTURES)]
+def _headers(table: SourceTable, root: Path, frames: str) -> tuple[list[Problem], dict[str, int]]:
+    """What is wrong with the files by their header, or differs from the tables; and the flags of those that can be read,
+    counted."""
     problems, flags = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(lambda job: _header(*job), jobs)
-        for problem, found in tqdm(results, total=len(jobs), desc="headers", unit="file", disable=None):
+        results = pool.map(lambda row: _header(row, root / row.file, frames, table.leave_out), table.rows.itertuples())
+        for problem, found in tqdm(results, total=len(table.rows), desc="headers", unit="file", disable=None):
             problems += problem
             flags += found
     return problems, _values(flags)
 
 
-def _header(row, path: Path) -> tuple[list[Problem], tuple[str, ...]]:
+def _header(row, path: Path, frames: str, left_out: Sequence[str]) -> tuple[list[Problem], tuple[str, ...]]:
+    def problem(stage: str, reason: str, remedy: str) -> list[Problem]:
+        return [Problem(row.file, stage, reason, remedy, row.image, row.row)]
+
+    unreadable = None
     try:
-        fields = dicom.read_fields(path)
+        fields = dicom.look(path, frames)
     except dicom.Unreadable as error:
-        return [Problem(row.file, error.stage, error.reason, error.remedy, row.image, row.row)], ()
-    problems = [
-        Problem(row.file, "differs", f"{name} differs: {told} in the table, {found} in the file",
-                "one of the two is wrong; the table's is used", row.image, row.row)
+        unreadable, fields = error, _fields(path)
+    if reason := leave_out.reason(fields.flags, left_out):
+        return problem(leave_out.STAGE, reason, leave_out.REMEDY), fields.flags
+    if unreadable:
+        return problem(unreadable.stage, unreadable.reason, unreadable.remedy), fields.flags
+    if fault := box_fault(row.boxes, fields.size):
+        return problem("boxes", fault, REMEDIES[fault.split(":")[0]]), fields.flags
+    differing = [
+        problem("differs", f"{name} differs: {told} in the table, {found} in the file",
+                "one of the two is wrong; the table's is used")
         for name, told, found in (("laterality", row.laterality, fields.laterality), ("view", row.view, fields.view))
         if told and found and told != found
     ]
-    return problems, fields.flags
+    return sum(differing, []), fields.flags
+
+
+def _fields(path: Path) -> Fields:
+    """What the header of a file that is no image says; it may be left out for that."""
+    try:
+        return dicom.read_fields(path)
+    except dicom.Unreadable:
+        return Fields()
 
 
 def _shown(problem: Problem, public: bool) -> dict:

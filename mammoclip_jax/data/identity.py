@@ -7,14 +7,16 @@ and so tell what a hash stands for; whoever is given the data set alone cannot.
 
 import hashlib
 import hmac
+import os
 import secrets
+import shutil
+import tempfile
 from pathlib import Path
 
 import pandas as pd
 
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.files import whole
 
 HASHED = ("patient", "study", "image")
 _KEY_BYTES = 32
@@ -35,10 +37,7 @@ class Identity:
         """
         path = Path(key) if key else private_folder(out) / "key"
         if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with whole(path) as partial:
-                partial.touch(mode=0o600)
-                partial.write_text(secrets.token_hex(_KEY_BYTES))
+            _make_key(path)
         try:
             self._key = bytes.fromhex(path.read_text().strip())
         except ValueError:
@@ -62,6 +61,22 @@ class Identity:
         file, image = (self.hash(kind, name) if name else "" for kind, name in
                        (("file", problem.file), ("image", problem.image)))
         return problem._replace(file=file, image=image, reason=problem.kind, row=line(problem.row))
+
+
+def _make_key(path: Path) -> None:
+    """A new key at `path`, for its owner only, unless another process has put one there in the meantime."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as file:
+        file.write(secrets.token_hex(_KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(file.name, path)        # whole, and only where there is none
+        except FileExistsError:
+            pass
+        except OSError:                     # a file system without links
+            if not path.exists():
+                shutil.copy(file.name, path)
 
 
 def line(row: str) -> str:

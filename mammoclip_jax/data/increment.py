@@ -2,6 +2,8 @@
 
 Each index row holds a key: a hash of the file's name, size and time of change, and of what the tables say about the
 pixels. A row whose key is found keeps its record, byte for byte; so an incremental run gives the shards of a clean one.
+Records of another program (`program`) would lie beside new ones that look different: a set that grows or changes is
+then made anew.
 """
 
 import hashlib
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import pandas as pd
 from array_record.python.array_record_module import ArrayRecordReader
 
@@ -64,6 +67,13 @@ def keys(rows: pd.DataFrame, stamps: Sequence[str], hashed: Callable[[str], str]
 def plain_hash(text: str) -> str:
     """16 hex digits, for data sets with public identifiers; private ones use their key (identity.py)."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def program() -> str:
+    """16 hex digits of the code that makes a record of a file, and of the OpenCV that resizes."""
+    folder = Path(__file__).parent
+    files = [*sorted((folder / "pixels").glob("*.py")), folder / "make.py", folder / "store" / "codecs.py"]
+    return hashlib.sha256(cv2.__version__.encode() + b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def of_dataset(out: Path) -> dict[str, Stored]:

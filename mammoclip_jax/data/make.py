@@ -6,10 +6,11 @@ The local process pool and Apache Beam run the same two functions, so both write
 import hashlib
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.increment import Stored, link, load
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels import dicom
@@ -30,6 +31,7 @@ class Task(NamedTuple):
     boxes: str
     preprocessing: Preprocessing
     codec: str
+    leave_out: tuple[str, ...] = ()
 
 
 class Made(NamedTuple):
@@ -54,6 +56,8 @@ MADE_COLUMNS = ("laterality", "view", "vendor", "boxes", "boxes_canvas", "transf
 def make(task: Task) -> Made | Failed:
     """One image, in a worker: file -> record. Never raises for what is in the file."""
     try:
+        if failed := _left_out(task, _header_flags(task)):       # before it is decoded
+            return failed
         rendered = render(task.path, task.preprocessing, task.laterality, task.view)
     except dicom.Unreadable as error:
         return Failed(error.stage, error.reason, error.remedy)
@@ -68,13 +72,31 @@ def make(task: Task) -> Made | Failed:
         boxes = place_boxes(task.boxes, rendered.transform)
     except ValueError as error:
         return Failed("boxes", f"box outside image: {error}", "table and file do not belong together; correct the box")
+    flags = rendered.flags + boxes.flags
+    if failed := _left_out(task, flags):
+        return failed
     record = encode(rendered.image, task.codec)
     values = (
         rendered.laterality, rendered.view, task.vendor or rendered.fields.vendor, boxes.original, boxes.canvas,
         rendered.transform.to_json(), *rendered.image.shape, task.preprocessing.bits,
-        hashlib.sha256(record).hexdigest(), ",".join(rendered.flags + boxes.flags),
+        hashlib.sha256(record).hexdigest(), ",".join(flags),
     )
     return Made(record, dict(zip(MADE_COLUMNS, values, strict=True)))
+
+
+def _header_flags(task: Task) -> tuple[str, ...]:
+    """What the header says, where that matters; nothing where it cannot be read: `render` says why."""
+    if not task.leave_out or task.path.lower().endswith(dicom.PICTURES):
+        return ()
+    try:
+        return dicom.read_fields(task.path).flags
+    except (dicom.Unreadable, OSError):
+        return ()
+
+
+def _left_out(task: Task, flags: Iterable[str]) -> Failed | None:
+    reason = leave_out.reason(flags, task.leave_out)
+    return Failed(leave_out.STAGE, reason, leave_out.REMEDY) if reason else None
 
 
 class Job(NamedTuple):

@@ -73,7 +73,8 @@ class Problem(NamedTuple):
 
     `reason` starts with a short class that the summary counts by; details follow after a colon. The stages are
     "source" (the tables), "absent" (in the tables, but not in this partial copy of a public data set: counted, never
-    held against `max_quarantined`), "file", "decode", "pixels", "boxes".
+    held against `max_quarantined`), "left out" (by its flags, the same), "file", "decode", "pixels", "boxes"; and
+    "other", of `SourceTable.passed_over`.
     """
 
     file: str
@@ -100,6 +101,8 @@ class SourceTable(NamedTuple):
     partial: bool = False               # a file that is not there is stage "absent": people hold parts of public sets
     table_rows: int = 0                 # lines of the owner's tables, all of which are in `rows` or `problems`
     remarks: list[Problem] = []         # mismatches that cost a label at most, not an image; the dry run lists them
+    leave_out: tuple[str, ...] = ()     # flags of images that `prepare` leaves out unless told otherwise
+    passed_over: list[Problem] = []     # stage "other": files that are no images of the set, counted by kind and named
     private_texts: bool = False         # texts are de-identified although the identifiers are public
 
     @property
@@ -151,7 +154,7 @@ def checked(table: SourceTable) -> SourceTable:
     repeated = table.rows["image"].duplicated()
     faults = ["duplicate image id" if again else _fault(row) for again, row in zip(repeated, table.rows.itertuples())]
     bad = [
-        Problem(row.file, "source", fault, _REMEDIES[fault.split(":")[0]], row.image, row.row)
+        Problem(row.file, "source", fault, REMEDIES[fault.split(":")[0]], row.image, row.row)
         for fault, row in zip(faults, table.rows.itertuples()) if fault
     ]
     good = table.rows[np.array([not fault for fault in faults], bool)].reset_index(drop=True)
@@ -159,7 +162,7 @@ def checked(table: SourceTable) -> SourceTable:
     return table._replace(rows=good, problems=list(table.problems) + bad)
 
 
-_REMEDIES = {
+REMEDIES = {
     "duplicate image id": "give each image an id of its own, or remove the second row",
     "unknown laterality": "use L, R or an empty value",
     "unknown split": "use train, val or test",
@@ -180,8 +183,13 @@ def _fault(row: NamedTuple) -> str:
             return f"empty identifier: {column}"
     if len(row.texts) != len(row.sections) or not all(text.strip() for text in row.texts):
         return "blank text"
-    height, width = map(int, row.size.split()) if row.size else (math.inf, math.inf)
-    for item in json.loads(row.boxes):
+    return box_fault(row.boxes, row.size)
+
+
+def box_fault(boxes: str, size: str) -> str:
+    """What is wrong with a row's boxes in an image of `size` ("height width" or ""); "" for nothing."""
+    height, width = map(int, size.split()) if size else (math.inf, math.inf)
+    for item in json.loads(boxes):
         x0, y0, x1, y1 = item["box"]
         if not (x0 < x1 and y0 < y1):               # NaN as well
             return f"malformed box: {item['box']}"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
+from mammoclip_jax.data.image_files import as_there
 from mammoclip_jax.data.manifest import SourceTable, checked
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import VENDORS, VIEWS, vendor_of, view_of
@@ -52,7 +53,7 @@ def settled(table: SourceTable, root: Path | str, headers: bool = True, recognis
     Raises:
         UserError: as `manifest.checked`; the recogniser cannot be loaded or has nothing to do.
     """
-    table = checked(table)
+    table = as_there(checked(table), Path(root))
     if table.public_texts and recogniser:
         raise UserError("the texts of this source are public and stay as they are: leave --recogniser out")
     if table.public_texts:

@@ -3,7 +3,10 @@
 import csv
 from pathlib import Path
 
+from mammoclip_jax.data.build import FORGIVEN, PASSED_OVER
 from mammoclip_jax.data.identity import Identity
+from mammoclip_jax.data.image_files import as_there
+from mammoclip_jax.data.leave_out import STAGE
 from mammoclip_jax.data.manifest import Problem, SourceTable, checked
 
 _SHOWN = 5
@@ -14,18 +17,44 @@ def prepared(out: Path | str, counts: dict, seconds: float) -> str:
     """After preparing: the counts, and what was quarantined and why."""
     head = "is up to date" if counts["up_to_date"] else f"is ready, in {seconds:.1f} s"
     lines = [f"{out} {head}; {counts['made']} images made, {counts['reused']} taken over"]
+    if counts["other_program"]:
+        lines += [f"  another version of the program made {out}: " + (
+            "it stays as it is. Remove it to make it anew" if counts["up_to_date"] else "all its images were made anew")]
     lines += [_line(counts[name], name) for name in ("images", "studies", "patients", "boxes", "texts")]
     lines += [_line(number, f"images in split {split}") for split, number in counts["splits"].items()]
     lines += [_line(counts["quarantined"], f"quarantined, of {counts['images_in']}")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
+    lines += _passed_over(counts)
+    lines += _named("flags of the images", counts.get("flags", {}))
+    lines += reports(counts.get("reports", {}))
     lines += [deidentified(counts["deidentification"])]
     if counts["quarantined"]:
         table = Path(out) / "quarantine.csv"
-        held = [row for row in _quarantine(out) if row["stage"] != "absent"]
+        held = [row for row in _lines(out, "quarantine.csv") if row["stage"] not in FORGIVEN]
         lines += [f"  {row['row'] or row['file'] or row['image']}: {row['reason']}; {row['remedy']}"
                   for row in held[:_SHOWN]]
         lines += [f"  the whole list is in {table}; the same command with --names prints which files they are"]
     return "\n".join(lines)
+
+
+def _named(title: str, numbers: dict) -> list[str]:
+    return [f"  {title}: " + ", ".join(f"{name} {number}" for name, number in numbers.items())] if numbers else []
+
+
+def reports(found: dict) -> list[str]:
+    """What became of the sections of reports, and of how many what one wants of them was not found."""
+    if not found:
+        return []
+    return [*_named("reports have sections kept", found["kept"]), *_named("and dropped", found["dropped"]),
+            *lacking(found["lacking"])]
+
+
+def lacking(found: dict) -> list[str]:
+    """The warnings."""
+    what = {"findings": "have an impression and no findings",
+            "both": "have neither findings nor impression: all their sections are texts"}
+    return [f"  WARNING: {found[name]} reports {words}; --check shows examples by section"
+            for name, words in what.items() if found[name]]
 
 
 def deidentified(ran: dict) -> str:
@@ -58,15 +87,16 @@ def dry_run(counts: dict, written: bool) -> str:
     for what, named in counts["sections"].items():
         lines += [f"  sections of reports {what}:" + ("" if named else " none")]
         lines += [_line(part["reports"], f"{name}: " + " | ".join(part["examples"])) for name, part in named.items()]
-    if counts["without_findings"]:
-        lines += [_line(counts["without_findings"], "reports have an impression and no findings")]
+    lines += lacking(counts["lacking"])
     if counts["texts"]:
         lines += [deidentified(counts["deidentification"])]
+    lines += _passed_over(counts)
     lines += [_line(counts["quarantined"], "would be quarantined")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
+    unexpected = [item for item in counts["mismatches"] if item["stage"] != STAGE]
     lines += [f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"
-              for item in counts["mismatches"][:_MISMATCHES]]
-    more = len(counts["mismatches"]) - _MISMATCHES
+              for item in unexpected[:_MISMATCHES]]
+    more = len(unexpected) - _MISMATCHES
     if more > 0:
         lines += [f"  and {more} more mismatches" + ("" if written else "; --json=FILE holds them all")]
     return "\n".join(lines)
@@ -76,25 +106,36 @@ def verified(out: Path | str, result: dict) -> str:
     """After verifying a folder."""
     lines = [f"{out} is {'whole' if result['ok'] else 'NOT whole'}"]
     lines += [_line(number, name) for name, number in result["checks"].items()]
+    lines += reports(result["reports"])
     lines += [f"  {fault['where']}: {fault['problem']}; {fault['remedy']}" for fault in result["faults"][:_MISMATCHES]]
     more = len(result["faults"]) - _MISMATCHES
     return "\n".join(lines + ([f"  and {more} more faults; --json=FILE holds them all"] if more > 0 else []))
 
 
-def names(table: SourceTable, out: Path | str, key: str = "") -> str:
-    """Which files the quarantined rows of a private data set are, by hashing the source's names again."""
+def _passed_over(counts: dict) -> list[str]:
+    found = counts["passed_over"]
+    return [_line(sum(found.values()), "files that are no images of the set"),
+            *(_line(number, f"  {kind}") for kind, number in found.items())] if found else []
+
+
+def names(table: SourceTable, root: Path | str, out: Path | str, key: str = "") -> str:
+    """Which files a private data set has quarantined or passed over, by hashing the source's names again."""
     out = Path(out)
-    table = checked(table)
-    known = [Problem(row.file, "", "", "", row.image, row.row) for row in table.rows.itertuples()] + table.problems
+    table = as_there(checked(table), Path(root))
+    known = [Problem(row.file, "", "", "", row.image, row.row) for row in table.rows.itertuples()]
+    known += table.problems + table.passed_over
     hashed = known if table.public_ids else [Identity(out, key).problem(problem) for problem in known]
     names_of = {(shown.file, shown.image, shown.row): problem.file for problem, shown in zip(known, hashed)}
     lines = [f"{names_of.get((row['file'], row['image'], row['row']), 'not in the source now')}: {row['reason']}"
-             for row in _quarantine(out)]
+             for name in ("quarantine.csv", PASSED_OVER) for row in _lines(out, name)]
     return "\n".join(lines) or "nothing is quarantined"
 
 
-def _quarantine(out: Path | str) -> list[dict]:
-    with open(Path(out) / "quarantine.csv", newline="") as file:
+def _lines(out: Path | str, name: str) -> list[dict]:
+    path = Path(out) / name
+    if not path.is_file():          # of a folder made before there was such a table
+        return []
+    with open(path, newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -18,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from mammoclip_jax.data import reported
 from mammoclip_jax.data.build import content, fingerprint
 from mammoclip_jax.data.make import MADE_COLUMNS
 from mammoclip_jax.data.manifest import (
@@ -47,6 +48,7 @@ class _Report:
     def __init__(self):
         self.checks: collections.Counter = collections.Counter()
         self.faults: list[dict] = []
+        self.reports: dict = {}
 
     def check(self, name: str, good: bool, where: str, problem: str, remedy: str = "prepare it anew") -> bool:
         """Counts a check, and its fault where it is not `good`, which it returns."""
@@ -56,7 +58,8 @@ class _Report:
         return bool(good)
 
     def result(self) -> dict:
-        return {"ok": not self.faults, "checks": dict(self.checks), "faults": self.faults}
+        return {"ok": not self.faults, "checks": dict(self.checks), "faults": self.faults,
+                "reports": self.reports}
 
 
 class _Fault(NamedTuple):
@@ -69,8 +72,9 @@ def verify(path: Path | str) -> dict:
     """Checks a data set folder, on this machine or any storage that fsspec knows.
 
     Returns:
-        ok (no faults), checks {name: how many were made}, faults [{check, where, problem, remedy}]. Rows are named by
-        their place in index.parquet, never by an identifier.
+        ok (no faults), checks {name: how many were made}, faults [{check, where, problem, remedy}], reports
+        (`reported.counts`: sections as `prepare` noted them, lacking as the index has it). Rows are named by their
+        place in index.parquet, never by an identifier.
     """
     folder, report = storage.located(path), _Report()
     info = _info(folder, report)
@@ -78,6 +82,8 @@ def verify(path: Path | str) -> dict:
     if index is None:
         return report.result()
     _counts(info, index, report)
+    report.reports = ({"kept": {}, "dropped": {}} | info["counts"].get("reports", {})
+                      | {"lacking": reported.lacking(index)})
     _tables(folder, info, report)
     _rows(index, report)
     sizes = _shards(folder, info, index, report)

@@ -4,11 +4,15 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 
+from mammoclip_jax.data.exams import SCREENING, grouped, left_out, read
+from mammoclip_jax.data.image_files import Found
+from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels import dicom, intensity
+from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
 from mammoclip_jax.data.units import UNITS, standing
 from mammoclip_jax.errors import UserError
@@ -17,8 +21,6 @@ from mammoclip_jax.evaluation.prompt_files import load_prompts
 from mammoclip_jax.evaluation.saliency import directions, peak_of
 from mammoclip_jax.evaluation.zero_shot import score, text_bank
 
-# Written by viewers, exporters and reporting systems beside the images; anything else has to be an image.
-_BESIDE = (".txt", ".json", ".csv", ".xml", ".htm", ".html", ".pdf", ".md", ".log", ".ini", ".inf")
 COSINES = "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability"
 PROBABILITY = "output of the classifier, from 0 to 1; a calibrated probability only where that was tested"
 BEST_BOX = "score of the best box, from 0 to 1, 0 where there is none; not a calibrated probability"
@@ -37,8 +39,9 @@ WHOLE = {
 
 
 def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: str | Mapping[str, Any] = "mammo_clip",
-            explain: str = "score", stage: str = "", method: str = "grad_cam", overlay_size: int = 0) -> dict[str, Any]:
-    """Scores the exam, or the exams, in a folder.
+            explain: str = "score", stage: str = "", method: str = "grad_cam", overlay_size: int = 0,
+            every_view: bool = False) -> dict[str, Any]:
+    """Scores the exams in a folder: the screening views of each study of each patient (`data.exams`).
 
     Args:
         model: an `inference.Model`; its `preprocessing` rules how files become pixels.
@@ -46,14 +49,16 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         stage: of the image encoder, for the overlays; "" leaves the choice to the method.
         method: of the overlays, one of `explain.METHODS`.
         overlay_size: pixels of an overlay's longer side; 0 keeps the original's size.
+        every_view: scores all mammograms of an exam, not only its screening views.
 
     Returns:
         JSON: "exams" [{"exam", "views", "breasts", "scores"}], where the views of a detector have "boxes" by falling
         score [{"label", "score", "box": left, top, right, bottom in the original}], and with a classifier of whole
-        breasts or exams these alone have scores, and "from", the files that stand for them; "problems" [{"file", "stage",
-        "reason", "remedy"}],
-        "ignored", "prompts", "aggregation", "explains", "stage", and the model's "preprocessing",
-        "preprocessing_fingerprint", "step" and "provenance".
+        breasts or exams these alone have scores, and "from", the files that stand for them; each exam has "left_out"
+        [{"file", "reason"}] and "missing", those of the four screening views that no view is known to be. "problems"
+        [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts" {"scored",
+        "left_out", "problems", "ignored": {kind: number}}; "prompts", "aggregation", "explains", "stage", and the
+        model's "preprocessing", "preprocessing_fingerprint", "step" and "provenance".
 
     Raises:
         UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.
@@ -65,17 +70,29 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         by_prompts = functools.partial(_by_prompts, pairs=pairs, explain=explain)
         build = _by_labels if model.kind == "classifier" else by_prompts
         scorer = build(model, stage=model.map_stage(method, stage), method=method)
-    root, ignored = Path(exam), []
-    exams, problems = [], []
-    for name, files in exam_folders(root, ignored):
-        rendered, bad = _render_all(files, root, scorer.preprocessing)
+    root = Path(exam)
+    exams, found = [], _found(root)
+    problems = [_problem(problem.file, problem) for problem in found.problems]
+    for name, files in grouped(root, found):
+        images = {file: found.images[file] for file in files}
+        reasons = left_out(images, every_view)
+        rendered, bad = _render_all(root, {file: images[file] for file in files if file not in reasons},
+                                    scorer.preprocessing)
         problems += bad
         views = scorer.views(rendered, root)
         if out is not None:
             scorer.add_overlays(views, rendered, Path(out), overlay_size)
-        exams.append({"exam": name, "views": views} | scorer.together(views, rendered))
+        exams.append({
+            "exam": name, "views": views, **scorer.together(views, rendered), "missing": _missing(views),
+            "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()]})
+    ignored: dict[str, list[str]] = {}
+    for other in found.others:
+        ignored.setdefault(other.kind, []).append(other.file)
     return {
-        "exams": exams, "problems": problems, "ignored": sorted(ignored),
+        "exams": exams, "problems": problems, "ignored": ignored,
+        "counts": {"scored": sum(len(entry["views"]) for entry in exams),
+                   "left_out": sum(len(entry["left_out"]) for entry in exams), "problems": len(problems),
+                   "ignored": {kind: len(files) for kind, files in ignored.items()}},
         "prompts": {label: pair._asdict() for label, pair in pairs.items()},
         "aggregation": scorer.aggregation, "explains": explain,
         "stage": scorer.stage, "method": scorer.method,
@@ -89,49 +106,33 @@ def fingerprint(preprocessing: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(dict(preprocessing), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def exam_folders(root: Path, ignored: list[str]) -> list[tuple[str, list[Path]]]:
-    """(name, image files) of each exam: `root` itself when it holds image files, else its subfolders.
-
-    To `ignored` are added hidden files, DICOMDIR, files that only lie beside images, and pictures (PNG, ...) of an exam
-    that has other files: masks and thumbnails beside its DICOM files. An exam of pictures alone is scored.
-
-    Raises:
-        UserError: `root` is no folder, or holds no files to score.
-    """
+def _found(root: Path) -> Found:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder with the exam's files.")
-    folders: dict[str, list[Path]] = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        inside = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or path.name.upper() == "DICOMDIR" or path.suffix.lower() in _BESIDE:
-            ignored.append(str(inside))
-        else:
-            folders.setdefault(inside.parts[0] if len(inside.parts) > 1 else "", []).append(path)
-    if not folders:
+    found = read(root)
+    if not found.images and not found.problems:
         raise UserError(f"{root} holds no files to score.")
-    if "" in folders:
-        folders = {root.resolve().name: [path for files in folders.values() for path in files]}
-    return [(name, _without_pictures(files, root, ignored)) for name, files in sorted(folders.items())]
+    return found
 
 
-def _without_pictures(files: list[Path], root: Path, ignored: list[str]) -> list[Path]:
-    others = [path for path in files if path.suffix.lower() not in dicom.PICTURES]
-    if others:
-        ignored += [str(path.relative_to(root)) for path in files if path not in others]
-    return others or files
-
-
-def _render_all(files: Iterable[Path], root: Path, preprocessing: Preprocessing):
+def _render_all(root: Path, images: Mapping[str, Fields], preprocessing: Preprocessing):
     """([(file, Rendered)], problems) of an exam's files."""
     rendered, problems = [], []
-    for path in files:
+    for file, fields in images.items():
         try:
-            rendered.append((path, render(path, preprocessing)))
+            rendered.append((root / file, render(root / file, preprocessing, fields.laterality, fields.view)))
         except dicom.Unreadable as error:
-            problems.append({"file": str(path.relative_to(root)), "stage": error.stage, "reason": error.reason,
-                             "remedy": error.remedy})
+            problems.append(_problem(file, error))
     return rendered, problems
+
+
+def _problem(file: str, problem: Problem | dicom.Unreadable) -> dict[str, str]:
+    return {"file": file, "stage": problem.stage, "reason": problem.reason, "remedy": problem.remedy}
+
+
+def _missing(views: list[dict[str, Any]]) -> list[str]:
+    known = {(view["laterality"], view["view"]) for view in views}
+    return [" ".join(view) for view in SCREENING if view not in known]
 
 
 class _Scorer(NamedTuple):
@@ -183,7 +184,7 @@ class _Scorer(NamedTuple):
                                            method=self.method)
                 for label, towards in self.towards.items()}
         for i, (path, view) in enumerate(rendered):
-            shown = original_grey(path, self.model.preprocessing["intensity"])
+            shown = original_grey(path, self.preprocessing)
             views[i] |= {"overlays": {}, "peaks": {}}
             for label, heats in maps.items():
                 peak = peak_of(heats[i])
@@ -246,7 +247,7 @@ class _Finder(_Scorer):
     def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
         """As of a `_Scorer`; a peak is the centre of the label's best box."""
         for (path, _), view in zip(rendered, views, strict=True):
-            shown = original_grey(path, self.model.preprocessing["intensity"])
+            shown = original_grey(path, self.preprocessing)
             view |= {"overlays": {}, "peaks": {}}
             for label in self.model.labels:
                 own = [item for item in view["boxes"] if item["label"] == label][:SHOWN]
@@ -274,9 +275,10 @@ def _by_labels(model, *, stage: str, method: str) -> _Scorer:
     return _Scorer(model, by_label, towards, PROBABILITY, stage, method)
 
 
-def original_grey(path: Path, policy: str) -> np.ndarray:
-    """uint8 [h, w]: the whole original image with the grey values that the model's preprocessing gives it."""
-    return quantise(intensity.grey(dicom.read(path), policy).array, 8)
+def original_grey(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """uint8 [h, w]: the whole original image, or middle frame, in the grey values that the preprocessing gives it."""
+    decoded = dicom.read(path, preprocessing.frames)
+    return quantise(intensity.grey(decoded, preprocessing.intensity, preprocessing.voi_item).array, 8)
 
 
 def _notes(view: Rendered) -> list[str]:

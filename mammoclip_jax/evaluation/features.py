@@ -9,6 +9,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
 from mammoclip_jax.data.units import GROUPS, breasts
 from mammoclip_jax.errors import UserError
@@ -21,12 +22,12 @@ _SAVE_EVERY = 300   # seconds, of vectors that are kept on disk while more are c
 
 
 def select(index: pd.DataFrame, split: str = "test", patients: int | None = None, seed: int = 0) -> np.ndarray:
-    """Positions of the rows of `index` in `split` ("all": every row); at most `patients` patients, drawn by `seed`.
+    """Positions of the rows of `index` in `split` ("all": of every split that is used); at most `patients` patients, drawn by `seed`.
 
     Raises:
         UserError: the index has no such split.
     """
-    chosen = np.ones(len(index), dtype=bool) if split == "all" else (index["split"] == split).to_numpy(copy=True)
+    chosen = (index["split"] != leave_out.SPLIT if split == "all" else index["split"] == split).to_numpy(copy=True)
     if split != "all" and not chosen.any():
         known = sorted(set(index["split"]))
         raise UserError(f"no image is in split {split!r}; the splits are {known}, and 'all' takes every image.")

@@ -228,5 +228,6 @@ def _exams(found: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
                                for label in labels if label in v.get("overlays", {})]} for v in exam["views"]]
         breasts = [(breast["laterality"] or "side unknown", ", ".join(filter(None, breast["views"])), breast["scores"])
                    for breast in exam["breasts"]]
-        exams.append({"name": exam["exam"], "labels": labels, "views": views, "breasts": breasts})
+        exams.append({"name": exam["exam"], "labels": labels, "views": views, "breasts": breasts,
+                      "missing": exam["missing"], "left_out": exam["left_out"]})
     return exams

@@ -10,6 +10,7 @@ import mmap
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from mammoclip_jax.weights.unpickle import load
 _MAGIC = 0x1950a86a20f9469cfc6c
 _VERSION = 1001
 _LOCAL_HEADER = struct.Struct("<4s22xHH")       # signature; lengths of name and extra field
+_SPARE = 1 << 24        # bytes that reading may make beyond 4 times the file's
 _AGAIN = "Copy or download it again."
 
 
@@ -91,6 +93,11 @@ def _check_kind(path: Path, data: mmap.mmap) -> None:
         raise UserError(f"{path}: this is {kind}.")
 
 
+def _load(path: Path, data: mmap.mmap, storage: Callable[[Any], Any], stream=None) -> Any:
+    """The object of the pickle that the stream, by default the file, stands at."""
+    return load(stream or data, KNOWN, storage, str(path), _SPARE + 4 * len(data))
+
+
 def _no_storage(_: Any) -> None:
     raise ValueError("a storage where there can be none")
 
@@ -109,7 +116,7 @@ class _Archive:
     """The zip format."""
 
     def __init__(self, path: Path, data: mmap.mmap):
-        self.path, self.data = path, data
+        self.path, self.data, self.left = path, data, len(data)     # `left`: bytes that records may still have
         self.records = {info.filename: info for info in zipfile.ZipFile(data).infolist()}
         inside = min((name for name in self.records if name.split("/")[-1] == "data.pkl"), key=len, default=None)
         if inside is None:
@@ -124,7 +131,7 @@ class _Archive:
         self.storages: dict[str, memoryview | np.ndarray] = {}
 
     def read(self) -> Any:
-        return load(BytesIO(self.record(self.prefix + "data.pkl")), KNOWN, self.storage, str(self.path))
+        return _load(self.path, self.data, self.storage, BytesIO(self.record(self.prefix + "data.pkl")))
 
     def record(self, name: str) -> memoryview:
         """The bytes of a record, a view of the file; checked by their CRC where the writer computed one."""
@@ -139,6 +146,9 @@ class _Archive:
         start += _LOCAL_HEADER.size + sum(lengths)
         if signature != b"PK\x03\x04" or start + info.file_size > len(self.data):
             raise UserError(f"{self.path}: the record {name} reaches beyond the file. {_AGAIN}")
+        self.left -= info.file_size
+        if self.left < 0:
+            raise UserError(f"{self.path}: refused: records that lie over each other.")
         content = memoryview(self.data)[start:start + info.file_size]
         if info.CRC and zlib.crc32(content) != info.CRC:
             raise UserError(f"{self.path}: the record {name} has other bytes than were written. {_AGAIN}")
@@ -166,12 +176,12 @@ def _swapped(content: memoryview, dtype: np.dtype | None) -> np.ndarray:
 
 def _read_stream(path: Path, data: mmap.mmap) -> Any:
     """The older format. Its storages lie behind the pickle that names them, so that is read twice."""
-    if load(data, KNOWN, _no_storage, str(path)) != _MAGIC:
+    if _load(path, data, _no_storage) != _MAGIC:
         raise UserError(f"{path}: a pickle, but not of torch.save. Save the state_dict with torch.save, or as "
                         "safetensors.")
-    if load(data, KNOWN, _no_storage, str(path)) != _VERSION:
+    if _load(path, data, _no_storage) != _VERSION:
         raise UserError(f"{path}: a version of PyTorch's old format that is not known. Save it again with PyTorch.")
-    load(data, KNOWN, _no_storage, str(path))       # of the machine: byte order is little-endian in any case
+    _load(path, data, _no_storage)       # of the machine: byte order is little-endian in any case
     start = data.tell()
     dtypes: dict[str, np.dtype | None] = {}
     contents: dict[str, memoryview] = {}
@@ -192,8 +202,8 @@ def _read_stream(path: Path, data: mmap.mmap) -> Any:
             content = content[offset * width:(offset + count) * width]
         return Storage(key, dtype, content)
 
-    load(data, KNOWN, storage, str(path))
-    keys = load(data, KNOWN, _no_storage, str(path))
+    _load(path, data, storage)
+    keys = _load(path, data, _no_storage)
     if missing := dtypes.keys() - {key for key in keys if isinstance(key, str)}:
         raise UserError(f"{path}: the file is damaged: storage {min(missing)} is not in it. {_AGAIN}")
     at = data.tell()
@@ -210,4 +220,4 @@ def _read_stream(path: Path, data: mmap.mmap) -> Any:
         contents[key] = whole[at:at + size]
         at += size
     data.seek(start)
-    return load(data, KNOWN, storage, str(path))
+    return _load(path, data, storage)

@@ -20,7 +20,7 @@ _STORAGES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat
              "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
              "ComplexDouble": "complex128", "ComplexFloat": "complex64"}
 _NUMPY_DTYPE = re.compile(r"[<>=|]?[?biufcSUOMm]\d{0,6}")
-_EXPANDED = 1 << 24     # elements that a tensor may have beyond its storage, by strides of 0
+_EXPANDED = 1 << 20     # elements that a tensor may have beyond its storage, by strides of 0
 
 
 class Storage(NamedTuple):

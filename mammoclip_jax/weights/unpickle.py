@@ -3,11 +3,17 @@
 Python's unpickler imports and calls whatever a stream names. This one walks over the opcodes itself: a name is either
 one that the caller knows, with a function that builds a plain value; or a class of a harmless package, whose instances
 become an inert `Opaque`; or it is refused by a UserError before anything is called.
+
+A subclass of `pickle.Unpickler` with its own `find_class` would be shorter, but no bound holds there: an index of its
+memo in 5 bytes takes gigabytes, a key of nested tuples ends the interpreter, and BUILD sets attributes of whatever it
+finds. Here what a file may cost grows with its size alone: see DEPTH, STEPS, KEY and `room`.
 """
 
 import pickletools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from mammoclip_jax.errors import UserError
 
@@ -16,7 +22,11 @@ HARMLESS = ("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "
             "transformers", "tokenizers", "timm", "torchvision", "efficientnet_pytorch", "breastclip",
             "torch.nn", "torch.optim", "torch.amp", "torch.cuda.amp", "torch.utils.data",
             "pathlib", "enum", "datetime", "decimal", "fractions", "uuid", "typing", "types", "easydict", "yacs.config")
+DEPTH = 200             # containers within containers; a whole pickled module needs some 50
+STEPS = 10_000_000      # opcodes; ten thousand tensors with their optimiser's take half a million
+KEY = 100               # values in a key of tuples: each is hashed anew whenever the key is used
 _MARK = object()
+_LESS = "Where you trust it: load it with the code that wrote it, and save only the state_dict."
 _MAPPING_TYPES = ("Namespace", "SimpleNamespace", "AttributeDict", "EasyDict", "CfgNode", "AttrDict")
 
 
@@ -55,7 +65,9 @@ class Pending:
         raise NotImplementedError
 
 
-def load(stream, known: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any], file: str) -> Any:
+def load(
+    stream, known: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any], file: str, room: int = 1 << 24,
+) -> Any:
     """The object of the pickle that starts at the stream's position; the stream then stands behind it.
 
     Args:
@@ -63,24 +75,31 @@ def load(stream, known: Mapping[tuple[str, str], Any], persistent: Callable[[Any
         known: {(module, name): value, or a `Known`}.
         persistent: gives the object of a persistent id.
         file: named in errors.
+        room: bytes that calls may make anew out of what the stream holds once, and a few bytes of it ask for again.
 
     Raises:
-        UserError: a name is neither known nor a class of `HARMLESS`; or the opcode is one that no checkpoint needs.
-        Exception: of other kinds if the stream is damaged.
+        UserError: a name is neither known nor a class of `HARMLESS`; the opcode is one that no checkpoint needs; or
+            there are more than STEPS, or more than `room`.
+        Exception: of other kinds if the stream is damaged, or nested deeper than DEPTH.
     """
-    machine = _Machine(known, persistent, file)
-    for opcode, argument, _ in pickletools.genops(stream):
+    machine = _Machine(known, persistent, file, room)
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if number == STEPS:
+            raise UserError(f"{file}: refused: a pickle of more than {STEPS:,} steps. {_LESS}")
         machine.step(opcode.name, argument)
     return finished(machine.stack[-1])
 
 
-def checked_key(value: Any, depth: int = 4) -> Any:
-    """`value`; TypeError if it is a deeply nested tuple, whose hash would overflow the interpreter's stack."""
-    if isinstance(value, tuple):
-        if not depth:
-            raise TypeError("a key of nested tuples")
-        for item in value:
-            checked_key(item, depth - 1)
+def checked_key(value: Any) -> Any:
+    """`value`; TypeError if its hash takes long or overflows the interpreter's stack: nested tuples, huge numbers."""
+    parts = [value]
+    for part in parts:              # to which the parts of tuples are added
+        if isinstance(part, tuple):
+            if len(parts) + len(part) > KEY:
+                raise TypeError("a key of nested tuples")
+            parts += part
+        elif isinstance(part, (slice, memoryview)) or isinstance(part, int) and part.bit_length() > 64:
+            raise TypeError(f"a key with a {type(part).__name__} of any size")
     return value
 
 
@@ -91,57 +110,60 @@ def with_keys(target: dict, pairs: Iterable) -> dict:
     return target
 
 
-def finished(value: Any, seen: dict | None = None) -> Any:
+def finished(value: Any, seen: dict | None = None, depth: int = 0) -> Any:
     """`value` with plain containers: pending values are put in place, omegaconf's and Namespaces are dict or list."""
     seen = {} if seen is None else seen
     key = id(value)
     if key in seen:
         return seen[key][0]
+    if depth > DEPTH:
+        raise ValueError(f"nested deeper than {DEPTH}")
+    depth += 1
     if isinstance(value, dict):
         seen[key] = value, value
         for name, item in list(value.items()):
-            value[name] = finished(item, seen)
+            value[name] = finished(item, seen, depth)
         return value
     if isinstance(value, list):
         seen[key] = value, value
-        value[:] = [finished(item, seen) for item in value]
+        value[:] = [finished(item, seen, depth) for item in value]
         return value
     if isinstance(value, tuple) and not isinstance(value, Known):
-        result = tuple(finished(item, seen) for item in value)
+        result = tuple(finished(item, seen, depth) for item in value)
     elif isinstance(value, (set, frozenset)):
-        result = type(value)(finished(item, seen) for item in value)
+        result = type(value)(finished(item, seen, depth) for item in value)
     elif isinstance(value, Known):
         result = Opaque(value.name)
     elif isinstance(value, Pending):
-        result = finished(value.finish(), seen)
+        result = finished(value.finish(), seen, depth)
     elif isinstance(value, Opaque):
-        result = _plain(value, seen)
+        result = _plain(value, seen, depth)
     else:
         return value
     seen[key] = result, value       # `value` is kept so that no other object gets its id
     return result
 
 
-def _plain(value: Opaque, seen: dict) -> Any:
+def _plain(value: Opaque, seen: dict, depth: int) -> Any:
     """What is inside an omegaconf node, a Namespace or a kind of dict; else the object itself, its parts finished."""
     package, _, name = value.name.rpartition(".")
     if package.startswith("omegaconf") and isinstance(value.state, dict):
         for inside in ("_content", "_val"):
             if inside in value.state:
-                return finished(value.state[inside], seen)
+                return finished(value.state[inside], seen, depth)
     if name in _MAPPING_TYPES:
-        return finished({**value.items, **(value.state if isinstance(value.state, dict) else {})}, seen)
+        return finished({**value.items, **(value.state if isinstance(value.state, dict) else {})}, seen, depth)
     seen[id(value)] = value, value
-    value.args, value.state = finished(value.args, seen), finished(value.state, seen)
-    value.items, value.entries = finished(value.items, seen), finished(value.entries, seen)
+    value.args, value.state = finished(value.args, seen, depth), finished(value.state, seen, depth)
+    value.items, value.entries = finished(value.items, seen, depth), finished(value.entries, seen, depth)
     return value
 
 
 class _Machine:
     """The stack and memo of a pickle, and what each opcode does to them."""
 
-    def __init__(self, known, persistent, file):
-        self.known, self.persistent, self.file = known, persistent, file
+    def __init__(self, known, persistent, file, room):
+        self.known, self.persistent, self.file, self.room = known, persistent, file, room
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -165,9 +187,22 @@ class _Machine:
                 raise UserError(f"{self.file}: refused: the pickle opcode {opcode}, which no checkpoint needs.")
             method(argument)
 
+    def spend(self, *values: Any) -> None:
+        """Takes from the room what a copy of the values takes at most: theirs, not that of the values in them."""
+        for value in values:
+            if isinstance(value, np.ndarray):
+                self.room -= value.nbytes if value.flags.owndata else 0
+            elif isinstance(value, (str, bytes, bytearray)):
+                self.room -= len(value)
+            elif isinstance(value, (tuple, list, dict, set, frozenset)):
+                self.room -= 64 * len(value)
+        if self.room < 0:
+            raise UserError(f"{self.file}: refused: it would make far more values than it holds. {_LESS}")
+
     def find(self, module: str, name: str) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a global's name is no string")
+        self.spend(module, name)
         if (module, name) in self.known:
             return self.known[module, name]
         full = f"{module}.{name}"
@@ -181,7 +216,10 @@ class _Machine:
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Known) or not isinstance(args, tuple):
             raise UserError(f"{self.file}: refused: it calls a {type(function).__name__}, where only names may be called.")
-        return function.make(*args)
+        self.spend(*args)
+        result = function.make(*args)
+        self.spend(result if isinstance(result, np.ndarray) else None)
+        return result
 
     def above_mark(self) -> list:
         for i in reversed(range(len(self.stack))):
@@ -273,6 +311,7 @@ class _Machine:
         options, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
         result = self.call(function, args)
         if options and isinstance(result, Opaque):
+            self.spend(options)
             result.items.update(options)
         self.stack.append(result)
 
@@ -286,6 +325,7 @@ class _Machine:
 
     def _build(self, _):
         state, target = self.stack.pop(), self.stack[-1]
+        self.spend(state, *(state if isinstance(state, tuple) else ()))
         if isinstance(target, Pending):
             target.build(state)
         elif isinstance(target, Opaque):

@@ -8,6 +8,7 @@ import functools
 import itertools
 import json
 import os
+import secrets
 import shutil
 import signal
 import stat
@@ -21,11 +22,15 @@ import numpy as np
 import pytest
 from tiny_dicom import breast, write
 
-from mammoclip_jax.data import summary
+from mammoclip_jax.data import build as build_module
+from mammoclip_jax.data import increment, summary
 from mammoclip_jax.data.build import build
+from mammoclip_jax.data.check import check
+from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.prepare import parse_options, prepare, read
 
@@ -114,6 +119,78 @@ def test_only_what_is_new_or_changed_is_made(tmp_path):
     assert again("a") == dict(images=48, quarantined=1, made=0, reused=48, up_to_date=False) and same("f")
 
 
+def test_records_of_another_program_never_lie_beside_new_ones(tmp_path, monkeypatch):
+    """A set that is as it was stays; one that changes is made anew, as is what a stopped run of the other has made."""
+    root, out = mias_like(tmp_path / "in", pairs=2), tmp_path / "out"
+    table = root / "Info.txt"
+
+    def run(program: str, **more) -> tuple:
+        with monkeypatch.context() as patch:
+            patch.setattr(increment, "program", lambda: program)
+            counts = prepare("mias", root, out, workers=0, shards=2, **SMALL | {"max_quarantined": 0.9} | more)
+        said = "another version of the program" in summary.prepared(out, counts, 0)
+        return counts["made"], counts["reused"], counts["up_to_date"], said
+
+    assert run("old") == (3, 0, False, False)
+    assert run("new") == (0, 3, True, True)
+    table.write_text(table.read_text().replace("mdb002 G", "mdb002 D"))
+    assert run("new") == (3, 0, False, True)
+    table.write_text(table.read_text().replace("mdb002 D", "mdb002 F"))
+    assert run("new") == (0, 3, False, False)
+    assert Dataset.open(out).info["provenance"]["program"] == "new"
+    shutil.rmtree(out)
+    with pytest.raises(UserError, match="were quarantined"):
+        run("old", max_quarantined=0)               # its shards are whole
+    assert run("new") == (3, 0, False, False)
+
+
+def test_the_program_is_the_code_that_makes_a_record(monkeypatch):
+    before = increment.program()
+    assert before == increment.program() and len(before) == 16
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(path) + (b"\n" if path.name == "voi.py" else b""))
+    assert increment.program() != before
+
+
+def flagged_folder(root: Path) -> Path:
+    root.mkdir()
+    for name, tags in {"a": {}, "b": {}, "c": {"PresentationIntentType": "FOR PROCESSING"},
+                       "d": {"BodyPartExamined": "SPECIMEN"}, "e": {"PaddleDescription": "SPOT"}}.items():
+        write(root / f"{name}.dcm", breast(seed=ord(name)), PatientID=name, StudyInstanceUID=f"1.{ord(name)}", SOPInstanceUID=f"1.2.{ord(name)}",
+              ImageLaterality="L", ViewPosition="CC", **tags)
+    return root
+
+
+def test_images_are_left_out_by_their_flags(tmp_path):
+    root, out = flagged_folder(tmp_path / "in"), tmp_path / "out"
+
+    def run(**more) -> dict:
+        counts = prepare("images_only", root, out, workers=0, max_quarantined=0.0, **SMALL, **more)
+        found = check(read("images_only", root, leave_out=more.get("leave_out")), root)
+        assert counts["reasons"] == found["reasons"] and counts["quarantined"] == found["quarantined"]
+        return {name: counts[name] for name in ("images", "left_out", "made", "reused", "reasons", "flags")}
+
+    assert run() == {"images": 3, "left_out": 2, "made": 3, "reused": 0, "flags": {"spot": 1},
+                     "reasons": {"left out, for_processing": 1, "left out, specimen": 1}}
+    assert {row["stage"] for row in quarantine(out)} == {"left out"}
+    assert run(leave_out=["spot", "specimen"]) == {
+        "images": 3, "left_out": 2, "made": 1, "reused": 2, "flags": {"for_processing": 1},
+        "reasons": {"left out, specimen": 1, "left out, spot": 1}}
+    assert run(leave_out=())["images"] == 5 and verify(out)["ok"]
+    with pytest.raises(UserError, match="no flag to leave out by 'spott'.*Did you mean 'spot'"):
+        run(leave_out=["spott"])
+
+
+def test_what_shows_while_an_image_is_made_leaves_it_out_too(tmp_path):
+    write(tmp_path / "a.dcm", breast())
+    write(tmp_path / "b.dcm", breast())
+    rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train",
+             "laterality": "R" if name == "a" else "L"} for name in "ab"]
+    table = SourceTable(frame(rows), [], "", "", True, leave_out=("chest_wall_unexpected",))
+    counts = build(table, tmp_path, tmp_path / "out", preprocessing=Preprocessing(**SMALL), max_quarantined=0.0)
+    assert (counts["images"], counts["reasons"]) == (1, {"left out, chest_wall_unexpected": 1})
+
+
 def test_a_damaged_record_is_not_taken_over(tmp_path):
     root, out = mias_like(tmp_path / "in"), tmp_path / "out"
     prepare("mias", root, out, workers=0, shards=2, codec="raw", **SMALL)
@@ -168,6 +245,10 @@ def test_bad_input_is_quarantined_and_counts_add_up(tmp_path, workers):
         "NaN or infinite pixels": 1, "cut off": 1, "colour image": 1, "constant image": 1,
         "duplicate image id": 1, "empty report": 1, "file missing": 1, "multi-frame": 1, "not a DICOM file": 1,
         "report without image": 1}
+    told = check(read("report_csv", root), root)       # all but what only the pixels show
+    seen = {name: number for name, number in counts["reasons"].items()
+            if name not in ("NaN or infinite pixels", "colour image", "constant image")}
+    assert told["reasons"] == seen and told["quarantined"] == 7
     rows = quarantine(out)
     assert len(rows) == 10 and all(row["stage"] and row["reason"] and row["remedy"] for row in rows)
     for row in range(6):
@@ -217,7 +298,7 @@ def test_private_identifiers_stay_beside_the_data_set(tmp_path):
     private = tmp_path / "out.private"
     assert [path.name for path in private.iterdir()] == ["key"]
     assert stat.S_IMODE(private.stat().st_mode) == 0o700 and stat.S_IMODE((private / "key").stat().st_mode) == 0o600
-    told = summary.names(read("report_csv", root), out)             # only on the owner's screen
+    told = summary.names(read("report_csv", root), root, out)       # only on the owner's screen
     assert all(f"{name}: " in told for name in ("cut.dcm", "rgb.png", "missing.dcm")) and "not in the" not in told
     index = Dataset.open(out).index
     assert index["patient"].nunique() == 3 and index["image"].is_unique
@@ -364,6 +445,44 @@ def test_one_process_at_a_time(tmp_path):
         with pytest.raises(UserError, match="another process"):
             prepare("mias", root, out, workers=0, max_quarantined=0.9, **SMALL)
     assert prepare("mias", root, out, workers=0, max_quarantined=0.9, **SMALL)["images"] == 3
+
+
+def test_what_another_process_writes_meanwhile_is_read_again(tmp_path, monkeypatch):
+    """Else whole shards would be linked under the rows that they had before."""
+    for name in "abcd":
+        write(tmp_path / f"{name}.dcm", breast(seed=ord(name)))
+
+    def run(names: str, **labels) -> None:
+        rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train",
+                 "labels": labels} for name in names]
+        build(SourceTable(frame(rows), [], "", "", True), tmp_path, tmp_path / "out", shards=2,
+              preprocessing=Preprocessing(**SMALL))
+
+    locked = build_module.locked
+
+    def late(*arguments):
+        monkeypatch.setattr(build_module, "locked", locked)
+        run("bacd")
+        return locked(*arguments)
+
+    run("abcd")
+    monkeypatch.setattr(build_module, "locked", late)
+    run("abcd", cancer=1)
+    assert verify(tmp_path / "out")["ok"]
+
+
+def test_two_processes_that_make_a_key_at_once_share_it(tmp_path, monkeypatch):
+    first, drawn = [], secrets.token_hex
+
+    def meanwhile(count):
+        monkeypatch.setattr(secrets, "token_hex", drawn)
+        first.append(Identity(tmp_path / "a", tmp_path / "keys" / "key"))
+        return drawn(count)
+
+    monkeypatch.setattr(secrets, "token_hex", meanwhile)
+    second = Identity(tmp_path / "b", tmp_path / "keys" / "key")
+    assert second.hash("patient", "7") == first[0].hash("patient", "7")
+    assert [path.name for path in (tmp_path / "keys").iterdir()] == ["key"]
 
 
 def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):

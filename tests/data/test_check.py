@@ -2,13 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from tiny_dicom import breast, write
 
 from mammoclip_jax.data import summary
+from mammoclip_jax.data.build import build
 from mammoclip_jax.data.check import check
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.sources import report_csv
+from mammoclip_jax.errors import UserError
 
 
 def row(image: str, **values) -> dict:
@@ -48,6 +52,27 @@ def test_counts_and_mismatches(tmp_path, table):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a1.dcm", "a2.dcm", "a3.dcm"]
 
 
+def test_what_headers_tell_counts_as_in_a_real_run(tmp_path):
+    """Of pictures too; a box outside its image by the header's size; what is left out, before it is refused."""
+    frames = {"NumberOfFrames": 2, "Rows": 120, "Columns": 90}
+    write(tmp_path / "a1.dcm", np.stack([breast(), breast()]), **frames)
+    write(tmp_path / "a2.dcm", np.stack([breast(), breast()]), BodyPartExamined="SPECIMEN", **frames)
+    write(tmp_path / "a3.dcm", breast())
+    write(tmp_path / "a4.dcm", breast(), SamplesPerPixel=1, PhotometricInterpretation="PALETTE COLOR")
+    write(tmp_path / "a5.dcm", breast(), BodyPartExamined="SPECIMEN")
+    (tmp_path / "a6.png").write_text("no picture")
+    rows = [row(f"a{number}") for number in (1, 2, 4, 5)] + [
+        row("a3", boxes=[{"label": "mass", "box": [500, 2, 510, 40]}]), row("a6", file="a6.png")]
+    table = SourceTable(frame(rows), [], "", "", True, leave_out=("specimen",))
+    found = check(table, tmp_path)
+    counts = {"multi-frame": 1, "left out, specimen": 2, "box outside image": 1, "colour image": 1, "cannot decode": 1}
+    assert found["reasons"] == dict(sorted(counts.items())) and found["quarantined"] == 6
+    with pytest.raises(UserError) as real:
+        build(table, tmp_path, tmp_path / "out", preprocessing=Preprocessing(height=32, width=24))
+    assert all(f"{number} {kind}" in str(real.value) for kind, number in counts.items())
+    assert "multi-frame" not in check(table, tmp_path, frames="middle")["reasons"]
+
+
 def test_a_private_source_is_named_only_when_asked(tmp_path, table):
     private = table._replace(public_ids=False, partial=False)
     found = check(private, tmp_path)
@@ -81,9 +106,9 @@ def test_sections_are_counted_by_report_with_examples_that_name_nobody(tmp_path)
     assert kept["findings"]["examples"][0].startswith("Tissue density: C.") and len(kept["findings"]["examples"]) == 3
     assert kept["impression"]["examples"] == ["Suspicious mass.", "Negative."]
     assert all(len(text) <= 60 for part in (*kept.values(), *dropped.values()) for text in part["examples"])
-    assert found["without_findings"] == 1
+    assert found["lacking"] == {"findings": 1, "both": 0}
     printed = summary.dry_run(found, False)
-    assert "  recommendation: " in printed and "1  reports have an impression and no findings" in printed
+    assert "  recommendation: " in printed and "WARNING: 1 reports have an impression and no findings" in printed
     assert "NO recogniser" in printed
     for secret in ("Zyxwv", "Zelenka", "88123997", "2019"):
         assert secret not in json.dumps(found) and secret not in printed

@@ -8,6 +8,7 @@ import pytest
 
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.evaluation.exam import BEST_BOX, original_grey, predict
 from mammoclip_jax.models.nms import Detections
 
@@ -44,7 +45,7 @@ def test_boxes_lie_on_the_original(tmp_path):
         left, top, right, bottom = box["box"]
         height, width = view["original"]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
-        grey = cv2.GaussianBlur(original_grey(exam / view["file"], "voi"), (5, 5), 0)
+        grey = cv2.GaussianBlur(original_grey(exam / view["file"], Preprocessing()), (5, 5), 0)
         inside = grey[int(top):int(bottom) + 1, int(left):int(right) + 1]
         assert inside.max() >= 0.9 * grey.max()
         assert view["peaks"]["mass"] == pytest.approx([(left + right) / 2, (top + bottom) / 2])

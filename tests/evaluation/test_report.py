@@ -68,7 +68,8 @@ def written(tmp_path_factory):
             "overlays": {"mass": "a.png"}}
     scores = {"mass": {"mean": 0.25, "max": 0.25}}
     found = {"prompts": {"mass": {}}, "exams": [{"exam": "exam <7>", "views": [view], "scores": scores, "breasts": [
-        {"laterality": "L", "views": ["CC"], "scores": scores}]}]}
+        {"laterality": "L", "views": ["CC"], "scores": scores}], "missing": ["R CC", "R MLO"],
+        "left_out": [{"file": "b.dcm", "reason": "for_processing"}]}]}
     path = report.write(out, results, model=FakeModel(), datasets=datasets, history=HISTORY, title="A <run> & more",
                         command="python -m mammoclip_jax.evaluate --workdir='runs/x y'",
                         predictions=[(found, overlays)])
@@ -83,7 +84,8 @@ def test_every_section_is_there_and_reachable(written):
     files = [link for link in page.links if not link.startswith("#")]
     assert {"results/metrics.csv", "results/metrics.tex", "results/phantom/zero_shot/predictions.csv"} <= set(files)
     assert all((written[0].parent / file).is_file() for file in files)
-    for words in ("A <run> & more", "phantom : computer phantoms", "films : real mammograms", "Zero-shot AUROC, mass",
+    for words in ("A <run> & more", "Without R CC, R MLO.", "Left out: for_processing.",
+                  "phantom : computer phantoms", "films : real mammograms", "Zero-shot AUROC, mass",
                   "Training loss", "Pointing game hits", "exam <7>", "numpy", "step 7",
                   "python -m mammoclip_jax.evaluate --workdir='runs/x y'", "Not a medical device"):
         assert words in page.text, words

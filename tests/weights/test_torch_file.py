@@ -236,17 +236,94 @@ def test_plain_values_of_python_and_numpy(tmp_path):
 
 def test_nesting_that_would_overflow_the_stack(tmp_path):
     """The interpreter crashes where a very deep tuple is hashed, so a key may be nested a little only."""
-    deep = b")" + b"\x85" * 6
+    deep = b")" + b"\x85" * unpickle.KEY
     for pickled in (b"}(" + deep + b"Nu.", b"}" + deep + b"Ns.", b"\x8f(" + deep + b"\x90.", b"(" + deep + b"\x91.",
                     b"(" + deep + b"Nd.", b"ccollections\nOrderedDict\n]" + deep + b"N\x86a\x85R.",
                     b"cbuiltins\nset\n]" + deep + b"a\x85R."):
         with pytest.raises(UserError, match="damaged.*a key of nested tuples"):
             torch_file.read(archive(tmp_path / "deep", pickled))
-    for pickled in (b"}(" + b")" + b"\x85" * 200_000 + b"Nu.", b"]" * 10_000 + b"a" * 9_999 + b"."):
-        with pytest.raises(UserError, match="damaged"):
-            torch_file.read(archive(tmp_path / "deep", pickled))
+    with pytest.raises(UserError, match="damaged.*a key of nested tuples"):
+        torch_file.read(archive(tmp_path / "deep", b"}(" + b")" + b"\x85" * 200_000 + b"Nu."))
     key = torch_file.read(archive(tmp_path / "key", b"}(K\x01K\x02\x86\x85Nu."))
     assert key == {((1, 2),): None}
+
+
+@pytest.mark.parametrize("fresh, put", [(b"]", b"a"), (b"}", b"s"), (b")", b"\x85")])
+def test_containers_within_containers_have_a_limit(tmp_path, fresh, put):
+    def nested(depth):
+        if put == b"\x85":
+            return fresh + put * depth + b"."
+        return (fresh + (b"N" if put == b"s" else b"")) * depth + fresh + put * depth + b"."
+
+    torch_file.read(archive(tmp_path / "d", nested(unpickle.DEPTH)))
+    with pytest.raises(UserError, match=f"damaged.*nested deeper than {unpickle.DEPTH}"):
+        torch_file.read(archive(tmp_path / "d", nested(unpickle.DEPTH + 1)))
+
+
+def test_steps_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpickle, "STEPS", 1000)
+    assert len(torch_file.read(archive(tmp_path / "s", b"](" + b"N" * 996 + b"e."))) == 996
+    with pytest.raises(UserError, match="refused: a pickle of more than 1,000 steps"):
+        torch_file.read(archive(tmp_path / "s", b"](" + b"N" * 997 + b"e."))
+
+
+TIMES = 20_000
+ONE = text("x" * 100_000) + b"q\x00"
+MANY = b"(" + b"N" * 50_000 + b"tq\x00"
+# What a stream holds once and a few bytes of it ask for again and again: 200 kB that would take gigabytes.
+BOMBS = {
+    "bytes of a text": ONE + b"(" + b"c_codecs\nencode\nq\x01" + b"h\x01h\x00\x85R" * TIMES + b"l.",
+    "a bytearray": b"cbuiltins\nbytearray\nq\x01" + ONE + b"(" + b"h\x01h\x00\x85R" * TIMES + b"l.",
+    "lists of a tuple": b"cbuiltins\nlist\nq\x01" + MANY + b"(" + b"h\x01h\x00\x85R" * TIMES + b"l.",
+    "names": text("torch.nn") + b"q\x01" + text("X" * 100_000) + b"q\x00(" + b"h\x01h\x00\x93" * TIMES + b"l.",
+    "namespaces of a state": b"cargparse\nNamespace\nq\x01}q\x00(" + b"".join(
+        int4(i) + b"N" for i in range(10_000)) + b"u(" + b"h\x01)\x81h\x00b" * TIMES + b"l.",
+    "arrays": b"cnumpy._core.multiarray\nscalar\nq\x01cnumpy\ndtype\n" + text("u1") + b"\x85Rq\x02" + ONE
+    + b"(" + b"h\x01h\x02h\x00\x86R" * TIMES + b"l.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_what_a_file_asks_for_again_has_a_limit(tmp_path, name):
+    with pytest.raises(UserError, match="refused: it would make far more values than it holds"):
+        torch_file.read(archive(tmp_path / "bomb", BOMBS[name]))
+
+
+def test_tensors_that_must_be_copied_have_a_limit(tmp_path):
+    """An element of a storage, repeated by a stride of 0 and not aligned."""
+    saved = (b"(" + text("storage") + b"ctorch.storage\nUntypedStorage\n" + text("0") + text("cpu") + int4(25) + b"tQ"
+             + b"q\x00")
+    one = (b"ctorch._utils\n_rebuild_tensor_v3\n(h\x00" + int4(0) + b"(" + int4(1 << 20) + b"t(" + int4(0)
+           + b"t\x89Nctorch\ncomplex128\ntR")
+    path = archive(tmp_path / "t", saved + b"0(" + one * 40 + b"l.", {"pad": b"1", "data/0": bytes(25)})
+    data = path.read_bytes()
+    if (data.index(bytes(25)) % 16) == 0:
+        path = archive(tmp_path / "t", saved + b"0(" + one * 40 + b"l.", {"pad": b"12", "data/0": bytes(25)})
+    with pytest.raises(UserError, match="refused: it would make far more values than it holds"):
+        torch_file.read(path)
+
+
+@pytest.mark.parametrize("key", [
+    b"(" + b"K\x01" * 100 + b"tq\x000(" + b"h\x00" * 100 + b"tq\x010(" + b"h\x01" * 100 + b"t",
+    b"\x8b" + struct.pack("<i", 10_000) + b"\x01" * 10_000])
+def test_a_key_takes_no_time(tmp_path, key):
+    """Its hash is worked out anew for each use: of 100 tuples of 100 tuples of 100, or of a huge number."""
+    with pytest.raises(UserError, match="damaged.*a key"):
+        torch_file.read(archive(tmp_path / "k", b"}" + key + b"Ns."))
+
+
+def test_records_that_lie_over_each_other(tmp_path):
+    """A directory may name the same bytes many times; each would be checked, or turned, anew."""
+    pickled = b"\x80\x02(" + b"".join(tensor((25_000,), (1,), key=str(i), count=25_000) for i in range(4)) + b"t."
+    path = archive(tmp_path / "x", pickled, {f"data/{i}": bytes(100_000 if i == 0 else 1) for i in range(4)})
+    data = bytearray(path.read_bytes())
+    entries = [i for i in range(len(data)) if data[i:i + 4] == b"PK\x01\x02"]
+    for entry in entries[-3:]:
+        data[entry + 16:entry + 28] = data[entries[1] + 16:entries[1] + 28]       # checksum and sizes
+        data[entry + 42:entry + 46] = data[entries[1] + 42:entries[1] + 46]       # place
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="refused: records that lie over each other"):
+        torch_file.read(path)
 
 
 def test_values_that_hold_themselves(tmp_path):

@@ -15,15 +15,16 @@ Flags of a file: those of fields.py; `middle_frame` (of several, by choice); `hi
 """
 
 import contextlib
+import io
 import logging
 import warnings
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VR
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -33,6 +34,7 @@ from pydicom.uid import (
 )
 
 from mammoclip_jax.data.pixels import fields as header_fields
+from mammoclip_jax.data.pixels import pictures
 from mammoclip_jax.data.pixels.decode import (
     MAX_PIXELS,
     PIXELS,
@@ -45,8 +47,11 @@ from mammoclip_jax.data.pixels.decode import (
 from mammoclip_jax.data.pixels.fields import Fields, fields
 from mammoclip_jax.data.pixels.identities import Identities, identities
 
+SUFFIXES = (".dcm", ".dicom", ".ima", ".dic")       # many files have none
 PICTURES = (".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 FRAMES = ("refuse", "middle")
+NOT_DICOM = "not a DICOM file"
+_MAGIC = b"DICM"
 _NO_IMAGE = "the file is cut off or is no image (a report, an annotation); copy it again or remove it"
 
 # The elements that are looked at, beside the pixels.
@@ -82,21 +87,41 @@ def read(path: Path | str, frames: str = "refuse") -> Image:
     if not path.is_file():
         raise Unreadable(path, "file", "file missing", "check the path and the root folder")
     if path.suffix.lower() in PICTURES:
-        stored = narrow(_grey(path, _decode_picture(path)))
+        stored = narrow(_grey(path, pictures.decode(path)))
         return Image(stored, Fields(size="{} {}".format(*stored.shape)), pydicom.Dataset())
     with quiet():
-        header = _parse(path, stop_before_pixels=True)
-        if "Rows" not in header and "Columns" not in header:
-            raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
-        shape = declared(path, header)
-        if shape.frames > 1 and frames != "middle":
-            remedy = "give single-frame images, not tomosynthesis, or choose the middle frame (frames 'middle')"
-            raise Unreadable(path, "decode", "multi-frame", remedy)
+        header, shape = _header(path, frames)
         if shape.frames == 1:
             header = _parse(path)
             if not any(name in header for name in PIXELS):
                 raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
         return _image(path, header, shape)
+
+
+def look(path: Path | str, frames: str = "refuse") -> Fields:
+    """The fields of a file after all that `read` finds out before it decodes; of a picture the size alone.
+
+    Raises:
+        Unreadable: as `read`, as far as the header or the first bytes tell.
+    """
+    path = Path(path)
+    if path.suffix.lower() in PICTURES:
+        return Fields(size="{} {}".format(*pictures.look(path)))
+    with quiet():
+        header, shape = _header(path, frames)
+        _copy_from_groups(header, shape.frames // 2)
+        return fields(header)
+
+
+def _header(path: Path, frames: str) -> tuple[pydicom.Dataset, Shape]:
+    header = _parse(path, stop_before_pixels=True)
+    if "Rows" not in header and "Columns" not in header:
+        raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
+    shape = declared(path, header)
+    if shape.frames > 1 and frames != "middle":
+        remedy = "give single-frame images, not tomosynthesis, or choose the middle frame (frames 'middle')"
+        raise Unreadable(path, "decode", "multi-frame", remedy)
+    return header, shape
 
 
 def _image(path: Path, header: pydicom.Dataset, shape: Shape) -> Image:
@@ -111,15 +136,27 @@ def _image(path: Path, header: pydicom.Dataset, shape: Shape) -> Image:
 
 
 def read_fields(path: Path | str) -> Fields:
-    """The fields of a DICOM file without its pixels.
+    """The fields of a DICOM file without its pixels; of an object that is no image (a report, a presentation state)
+    they have no size.
 
     Raises:
-        Unreadable: not a DICOM file.
+        Unreadable: not a DICOM file, or an image cut off before its size.
     """
     with quiet():
         header = _parse(Path(path), stop_before_pixels=True)
         _copy_from_groups(header, 0)
-        return fields(header)
+        found = fields(header)
+    if "Rows" not in header and "Columns" not in header and (not found.kind or "Image" in found.kind):
+        raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
+    return found
+
+
+def looks_like(path: Path | str) -> bool:
+    """Whether a file may be DICOM by its first bytes: "DICM" behind the preamble or without it, or else an element of
+    the groups that DICOM objects begin with."""
+    with open(path, "rb") as file:
+        start = file.read(132)
+    return start[128:] == _MAGIC or start[:4] == _MAGIC or start[:2] in (b"\x02\0", b"\x08\0", b"\0\x02", b"\0\x08")
 
 
 def read_identities(path: Path | str) -> Identities:
@@ -150,7 +187,7 @@ def quiet():
 
 
 def _parse(path: Path, **options) -> pydicom.Dataset:
-    """The data set of a file; damaged elements of USED are left out.
+    """The data set of a file; damaged elements of USED are left out, damaged decimal numbers (1,5) become texts.
 
     A file without the preamble or file meta information that DICOM asks for is taken where it is plainly an image.
     """
@@ -159,22 +196,36 @@ def _parse(path: Path, **options) -> pydicom.Dataset:
         try:
             header = pydicom.dcmread(path, **options)
         except InvalidDicomError:
-            header = pydicom.dcmread(path, force=True, **options)
+            header = pydicom.dcmread(_without_magic(path), force=True, **options)
             if "Rows" not in header or "Columns" not in header or "BitsAllocated" not in header:
                 raise
         _complete_meta(header)
     except InvalidDicomError:
-        raise Unreadable(path, "decode", "not a DICOM file", "remove it or give the image itself") from None
+        raise Unreadable(path, "decode", NOT_DICOM, "remove it or give the image itself") from None
     except Unreadable:
         raise
     except Exception as error:      # a damaged file can raise anything; the class says enough and names nobody
         raise Unreadable(path, "decode", f"damaged DICOM: {type(error).__name__}", "copy the file again") from None
-    for name in USED:               # interpreted by pydicom when first read: a damaged one counts as absent
-        try:
-            header.get(name)
-        except Exception:
-            del header[name]
+    for name in USED:
+        _interpret(header, name)
     return header
+
+
+def _without_magic(path: Path) -> Path | io.BytesIO:
+    """A file that begins with "DICM" instead of the preamble, from its first element on; any other as it is."""
+    with open(path, "rb") as file:
+        return io.BytesIO(file.read()) if file.read(4) == _MAGIC else path
+
+
+def _interpret(header: pydicom.Dataset, name: str) -> None:
+    """Has pydicom read an element, as it does when first asked for it; where it cannot, a number becomes its text."""
+    try:
+        header.get(name)
+    except Exception:
+        raw = header.get_item(name)
+        del header[name]
+        if dictionary_VR(name) == "DS" and isinstance(raw.value, bytes):
+            header.add_new(name, "LO", raw.value.decode("ascii", "replace").strip(" \0").split("\\"))
 
 
 def _complete_meta(header: pydicom.Dataset) -> None:
@@ -209,22 +260,14 @@ def _copy_from_groups(header: pydicom.Dataset, frame: int) -> None:
         for group, elements in _GROUPS.items():
             try:
                 item = header[name].value[number][group].value[0]
-                found = {element: item[element].value for element in elements if element in item}
+                for element in elements:
+                    _interpret(item, element)
+                found = {element: item[element] for element in elements if element in item}
             except Exception:       # absent, as in nearly all files, or malformed
                 continue
             for element, value in found.items():
                 if element not in header:
-                    setattr(header, element, value)
-
-
-def _decode_picture(path: Path) -> np.ndarray:
-    try:                            # not imread: it prints the names of files that it cannot read
-        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    except (cv2.error, OSError):
-        array = None
-    if array is None:
-        raise Unreadable(path, "decode", "cannot decode: picture", "the file is damaged or no picture; copy it again")
-    return array
+                    header[element] = value
 
 
 def _grey(path: Path, array: np.ndarray) -> np.ndarray:

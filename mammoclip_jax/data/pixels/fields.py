@@ -10,6 +10,9 @@ from typing import Iterator, NamedTuple
 
 import pydicom
 from pydicom.multival import MultiValue
+from pydicom.uid import UID
+
+from mammoclip_jax.data.pixels import orientation
 
 VIEW_CODES = {
     "399162004": "CC", "R-10242": "CC",
@@ -46,7 +49,10 @@ VIEWS = frozenset(VIEW_CODES.values()) | {"AT", "CV", "TAN", "RL", "RM", "RI", "
 # A view with its ACR prefixes and suffixes: side, magnification or spot, view, implant displaced or rolled.
 _NAMED = re.compile(r"([LR]?)([MS]?)(CC|MLO|ML|LMO|LM|XCCL|XCCM|XCC|SIO|ISO|FB|AT|CV|TAN)(ID|RL|RM|RI|RS|NP|AC|AX)?")
 _DESCRIBED = ("CC", "MLO", "ML", "LM", "LMO", "XCCL", "XCCM", "XCC")     # AT and the like are words of other languages
-_SIDES = {"L": "L", "LEFT": "L", "R": "R", "RIGHT": "R"}
+# As people write them, in the languages of the devices.
+SIDES = {"L": "L", "R": "R"} | dict.fromkeys(
+    "LEFT LT GAUCHE LINKS LINKE IZQUIERDA IZQUIERDO IZQ SINISTRA SINISTRO ESQUERDA ESQUERDO LEWA LEWY".split(), "L"
+) | dict.fromkeys("RIGHT RT DROIT DROITE RECHTS RECHTE DERECHA DERECHO DESTRA DESTRO DIREITA DIREITO PRAWA PRAWY".split(), "R")
 
 VENDORS = {
     "hologic": "Hologic", "lorad": "Hologic", "ge ": "GE", "ge healthcare": "GE", "siemens": "Siemens", "fuji": "Fuji",
@@ -54,12 +60,17 @@ VENDORS = {
     "carestream": "Carestream", "kodak": "Carestream", "konica": "Konica", "metaltronica": "Metaltronica",
 }
 FOR_PROCESSING_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.13.1.5")
+SECONDARY_CAPTURES = tuple(f"1.2.840.10008.5.1.4.1.1.7{kind}" for kind in ("", ".1", ".2", ".3", ".4"))
+PROJECTIONS = ("CR", "DX", "RG")        # modalities that some breast images have instead of MG
+BREAST = ("BREAST", "MAMMO")
 TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
+UNKNOWN_CLASS = "DICOM object of an unknown class"
 MAGNIFIED = 1.3         # estimated radiographic magnification: of contact views 1.0 to 1.1, of magnified ones 1.5 to 2
 
 # The elements that are looked at here.
 USED = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "ImageType", "Rows", "Columns", "NumberOfFrames",
+    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "Modality", "ImageType", "Rows", "Columns",
+    "NumberOfFrames",
     "ImageLaterality", "Laterality", "FrameLaterality", "ViewPosition", "PatientOrientation", "ViewCodeSequence",
     "ViewModifierCodeSequence", "AnatomicRegionSequence", "PrimaryAnatomicStructureSequence", "SeriesDescription",
     "ProtocolName", "Manufacturer", "PatientID", "PresentationIntentType", "BodyPartExamined", "PaddleDescription",
@@ -82,14 +93,16 @@ class Fields(NamedTuple):
     study: str = ""             # StudyInstanceUID
     image: str = ""             # SOPInstanceUID
     size: str = ""              # "height width"
+    kind: str = ""              # what object it is: the standard's name of its SOP class, or UNKNOWN_CLASS
 
 
 def fields(header: pydicom.Dataset) -> Fields:
     """The fields of a header.
 
     Laterality and view: from their tags, else their codes, else (CBIS-DDSM) PatientOrientation holding the view, else
-    the words of SeriesDescription and ProtocolName. Flags: `for_processing`, `specimen`, `magnification`, `spot`,
-    `tomosynthesis`, `synthetic_2d`, `implant_displaced`, `breast_implant`, `burned_in_annotation`.
+    the words of SeriesDescription and ProtocolName; the side at last from PatientOrientation. Flags: `for_processing`,
+    `specimen`, `magnification`, `spot`, `tomosynthesis`, `synthetic_2d`, `implant_displaced`, `breast_implant`, `burned_in_annotation`, `secondary_capture`
+    (without side and view, which those of digitised films have), `other_modality` (no mammogram).
     """
     date = text(header, "StudyDate").replace(".", "").replace("-", "")
     rows, columns = text(header, "Rows"), text(header, "Columns")
@@ -97,8 +110,14 @@ def fields(header: pydicom.Dataset) -> Fields:
         _laterality(header), _view(header), vendor_of(text(header, "Manufacturer")),
         text(header, "PatientID", upper=False), _flags(header),
         date if re.fullmatch(r"\d{8}", date) else "", text(header, "StudyInstanceUID"), text(header, "SOPInstanceUID"),
-        f"{rows} {columns}" if rows.isdigit() and columns.isdigit() else "",
+        f"{rows} {columns}" if rows.isdigit() and columns.isdigit() else "", _kind(header),
     )
+
+
+def _kind(header: pydicom.Dataset) -> str:
+    found = text(header, "SOPClassUID") or text(getattr(header, "file_meta", None) or {}, "MediaStorageSOPClassUID")
+    name = UID(found).name
+    return (name if name != found else UNKNOWN_CLASS) if found else ""
 
 
 def text(header: pydicom.Dataset, name: str, upper: bool = True) -> str:
@@ -113,7 +132,11 @@ def text(header: pydicom.Dataset, name: str, upper: bool = True) -> str:
 
 
 def _words(header: pydicom.Dataset, *names: str) -> list[str]:
-    return [word for name in names for word in re.split(r"[^A-Z0-9]+", text(header, name)) if word]
+    return [word for name in names for word in _split(text(header, name))]
+
+
+def _split(value: str) -> list[str]:
+    return [word for word in re.split(r"[^A-Z0-9]+", value) if word]
 
 
 def _codes(header: pydicom.Dataset, *path: str) -> Iterator[str]:
@@ -137,12 +160,14 @@ def _modifiers(header: pydicom.Dataset) -> list[str]:
 
 def _laterality(header: pydicom.Dataset) -> str:
     for name in ("ImageLaterality", "Laterality", "FrameLaterality"):
-        value = text(header, name)[:1]
-        if value in ("L", "R"):
-            return value
-        if value == "B":
+        value = text(header, name)
+        side = SIDES.get(value) or value[:1]
+        if side in ("L", "R"):
+            return side
+        if side == "B":
             return ""               # both breasts
-    named = _NAMED.fullmatch(text(header, "ViewPosition").replace(" ", ""))
+    position = text(header, "ViewPosition")
+    named = _NAMED.fullmatch(position.replace(" ", ""))
     coded = [
         *_codes(header, "AnatomicRegionSequence", "AnatomicRegionModifierSequence"),
         *_codes(header, "AnatomicRegionSequence"),
@@ -152,16 +177,20 @@ def _laterality(header: pydicom.Dataset) -> str:
     sides = {SIDE_CODES[code] for code in coded if code in SIDE_CODES}
     if not sides and named and named[1] and named[0] not in VIEWS:
         sides = {named[1]}
-    if not sides:
-        sides = {side for side, _ in _described(header) if side}
-    return sides.pop() if len(sides) == 1 else ""
+    sides = sides or set(map(SIDES.get, _split(position))) - {None}
+    sides = sides or {side for side, _ in _described(header) if side}
+    return sides.pop() if len(sides) == 1 else "" if sides else orientation.side(header)
 
 
 def view_of(position: str) -> str:
-    """One of VIEWS for a view as people write it, "MLO", "l-cc", "RMMLO"; "" for any other text."""
-    position = position.strip().upper().replace(" ", "").replace("-", "")
-    named = _NAMED.fullmatch(position)
-    return position if position in VIEWS else named[3] if named else ""
+    """One of VIEWS for a view as people write it, "MLO", "l-cc", "RMMLO", "CC gauche"; "" for any other text."""
+    words = _split(position.upper())
+    for kept in ([word for word in words if SIDES.get(word, word) == word],     # letters may be of the view, as in "R M CC"
+                 [word for word in words if word not in SIDES]):
+        named = _NAMED.fullmatch(whole := "".join(kept))
+        if whole in VIEWS or named:
+            return whole if whole in VIEWS else named[3]
+    return ""
 
 
 def _view(header: pydicom.Dataset) -> str:
@@ -188,8 +217,8 @@ def _described(header: pydicom.Dataset) -> list[tuple[str, str]]:
             found.append(("", word))
         elif named and named[3] in _DESCRIBED:
             found.append((named[1], named[3]))
-        elif word in _SIDES:
-            found.append((_SIDES[word], ""))
+        elif word in SIDES:
+            found.append((SIDES[word], ""))
     return found
 
 
@@ -219,14 +248,25 @@ def _flags(header: pydicom.Dataset) -> tuple[str, ...]:
         "spot": "SPOT" in words or any(word.startswith("SPOT") for word in paddle),
         "breast_implant": text(header, "BreastImplantPresent") == "YES",
         "burned_in_annotation": text(header, "BurnedInAnnotation") == "YES",
+        "secondary_capture": text(header, "SOPClassUID") in SECONDARY_CAPTURES
+        and not (_laterality(header) and _view(header)),
+        "other_modality": _is_other(header),
     }
     flags |= {flag for flag, holds in tags.items() if holds} | _tomosynthesis(header)
     return tuple(sorted(flags - {""}))
 
 
+def _is_other(header: pydicom.Dataset) -> bool:
+    """Whether the header's modality is not that of mammograms."""
+    modality = text(header, "Modality")
+    if modality in PROJECTIONS:
+        return text(header, "BodyPartExamined") not in BREAST
+    return modality not in ("", "MG")
+
+
 def _magnification(header: pydicom.Dataset) -> float:
     try:
-        return float(text(header, "EstimatedRadiographicMagnificationFactor"))
+        return float(text(header, "EstimatedRadiographicMagnificationFactor").replace(",", "."))
     except ValueError:
         return 1.0
 

@@ -1,4 +1,4 @@
-"""Crop, mirror, resize and place an image on a canvas as one invertible transform that points, boxes and maps follow.
+"""Crop, turn, resize and place an image on a canvas as one invertible transform that points, boxes and maps follow.
 
 Coordinates are continuous: x to the right, y down, origin at the top left corner, and pixel i covers [i, i + 1). A box
 [x0, y0, x1, y1] is therefore the pixels x0 .. x1 - 1. `cv2.resize` uses the same convention.
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """original pixels -> crop -> mirror -> scale -> place on the canvas. All pairs are (y, x)."""
+    """original pixels -> crop -> mirror, turn -> scale -> place on the canvas. All pairs are (y, x)."""
 
     original: tuple[int, int]               # height, width of the decoded image
     crop: tuple[int, int, int, int]         # y0, x0, y1, x1 in the original, y1 and x1 exclusive
@@ -21,6 +21,7 @@ class Transform:
     scale: tuple[float, float]              # canvas pixels per original pixel
     offset: tuple[int, int]                 # of the resized crop in the canvas
     canvas: tuple[int, int]                 # height, width of the result
+    flip_vertical: bool = False             # the crop is turned upside down as well
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -40,18 +41,18 @@ class Transform:
     def points(self, xy: np.ndarray) -> np.ndarray:
         """Points [N, 2] as (x, y) in the original -> the same in the canvas, float64. Nothing is clipped."""
         xy = np.asarray(xy, np.float64).reshape(-1, 2)
-        y0, x0, _, x1 = self.crop
+        y0, x0, y1, x1 = self.crop
         x = x1 - xy[:, 0] if self.flip_horizontal else xy[:, 0] - x0
-        y = xy[:, 1] - y0
+        y = y1 - xy[:, 1] if self.flip_vertical else xy[:, 1] - y0
         return np.stack([x * self.scale[1] + self.offset[1], y * self.scale[0] + self.offset[0]], axis=1)
 
     def points_inverse(self, xy: np.ndarray) -> np.ndarray:
         """Points [N, 2] in the canvas -> in the original, float64."""
         xy = np.asarray(xy, np.float64).reshape(-1, 2)
-        y0, x0, _, x1 = self.crop
+        y0, x0, y1, x1 = self.crop
         x = (xy[:, 0] - self.offset[1]) / self.scale[1]
-        y = (xy[:, 1] - self.offset[0]) / self.scale[0] + y0
-        return np.stack([x1 - x if self.flip_horizontal else x + x0, y], axis=1)
+        y = (xy[:, 1] - self.offset[0]) / self.scale[0]
+        return np.stack([x1 - x if self.flip_horizontal else x + x0, y1 - y if self.flip_vertical else y + y0], axis=1)
 
     def boxes(self, xyxy: np.ndarray) -> np.ndarray:
         """Boxes [N, 4] in the original -> in the canvas, float64, not clipped."""
@@ -84,11 +85,15 @@ class Transform:
         """The canvas [H, W] of what the crop cuts out [y1 - y0, x1 - x0], in its dtype; padding is 0."""
         top, left, bottom, right = self.content
         part = resize(region, (bottom - top, right - left))
-        if part.shape == self.canvas and not self.flip_horizontal:
+        if part.shape == self.canvas and not self.flip_horizontal and not self.flip_vertical:
             return part
         canvas = np.zeros(self.canvas, region.dtype)
-        canvas[top:bottom, left:right] = part[:, ::-1] if self.flip_horizontal else part
+        canvas[top:bottom, left:right] = self._turned(part)
         return canvas
+
+    def _turned(self, part: np.ndarray) -> np.ndarray:
+        """A view [h, w] mirrored and turned as the image is; a second time undoes it."""
+        return part[::-1 if self.flip_vertical else 1, ::-1 if self.flip_horizontal else 1]
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """A mask [h, w] in the original -> on the canvas [H, W] bool: pixels of which more than half is covered."""
@@ -104,7 +109,7 @@ class Transform:
         y0, x0, y1, x1 = self.crop
         part = resize(values[top:bottom, left:right], (y1 - y0, x1 - x0))
         original = np.zeros(self.original, values.dtype)
-        original[y0:y1, x0:x1] = part[:, ::-1] if self.flip_horizontal else part
+        original[y0:y1, x0:x1] = self._turned(part)
         return original
 
 

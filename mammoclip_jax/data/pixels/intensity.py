@@ -10,8 +10,8 @@ The order is fixed: modality, VOI, polarity once (polarity.py), then padding bec
 part in min-max. All this is one function of the stored value, so it is worked out once over a table of all 65,536
 values of 16 bits, and pixels are only looked up in it, as many as are asked for.
 
-Flags: `voi_invalid`, `voi_flat` (a window far from the values: min-max instead), `voi_item_missing`, `rescale_invalid`,
-`polarity_contradictory`, `photometric_unknown`, `background_bright` (after all that; the polarity may be wrong).
+Flags: those of voi.py; `voi_flat` (a window far from the values: min-max instead); `polarity_contradictory`,
+`photometric_unknown`; `background_bright` (after all that; the polarity may be wrong).
 """
 
 from typing import Callable
@@ -123,7 +123,7 @@ def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
     thin = polarity.small(stored)
     shown, plain, problems = _shown(header, used, thin[~_within(thin, padding)], use_voi, voi_item)
     inverted, problem = polarity.inverted(header, shown(thin))
-    flags += [flag for flag in (*problems, problem) if flag]
+    flags += [*problems, *filter(None, [problem])]
 
     def toned(function: Callable) -> Callable:
         def tone(values: np.ndarray) -> np.ndarray:
@@ -141,23 +141,22 @@ def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
 
 def _shown(
     header: pydicom.Dataset, used: np.ndarray, sample: np.ndarray, use_voi: bool, voi_item: int,
-) -> tuple[Callable, Callable, list[str]]:
+) -> tuple[Callable, Callable, tuple[str, ...]]:
     """The function stored value -> [0, 1] float32 before polarity; that without VOI; flags.
 
     `used` are the values that count, `sample` [n] some of the pixels.
     """
-    rescale, problem = voi.modality(header if use_voi else pydicom.Dataset())
+    rescale, flags = voi.modality(header if use_voi else pydicom.Dataset())
     values = rescale(used)
     if not values.max() > values.min():
-        rescale, problem = voi.modality(pydicom.Dataset())[0], "rescale_invalid"
+        rescale, flags = voi.modality(pydicom.Dataset())[0], ("rescale_invalid",)
         values = rescale(used)
-    flags = [problem]
     low, high = float(values.min()), float(values.max())
     if use_voi:
-        function, problem = voi.voi(header, voi_item, low)
+        function, problems = voi.voi(header, voi_item, low)
         if function is not None and np.ptp(function(values)) < 1e-3:
-            function, problem = None, "voi_flat"
-        flags.append(problem)
+            function, problems = None, ("voi_flat",)
+        flags = tuple(dict.fromkeys(flags + problems))
 
     def linear(low: float, high: float) -> Callable:
         return lambda stored: np.clip((rescale(stored) - low) / (high - low), 0, 1).astype(np.float32)

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 import numpy as np
 
-from mammoclip_jax.data.pixels import breast, dicom, geometry, intensity, outside
+from mammoclip_jax.data.pixels import breast, dicom, geometry, intensity, orientation, outside
 from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
@@ -17,6 +17,7 @@ GEOMETRIES = ("fit", "stretch")
 OUTSIDES = ("masked", "kept", "")
 CHEST_WALLS = ("left", "as_is")
 FRAMES = ("refuse", "middle")
+SIDES = {"L": "left", "R": "right", "": ""}     # of the chest wall, as mammograms are displayed
 CHOICES = {"geometry": GEOMETRIES, "intensity": intensity.POLICIES, "crop": CROPS, "bits": (8, 16),
            "outside": OUTSIDES, "chest_wall": CHEST_WALLS, "frames": FRAMES}
 
@@ -33,7 +34,7 @@ class Preprocessing:
     crop: str = "robust"
     outside: str = ""               # "masked": outside the breast all becomes background, burned-in text too; "kept";
                                     # "" is "kept" with intensity "published", else "masked"
-    chest_wall: str = "left"        # with geometry "fit"; "as_is": no image is mirrored
+    chest_wall: str = "left"        # with geometry "fit"; "as_is": only what was stored mirrored is mirrored
     frames: str = "refuse"          # multi-frame files (tomosynthesis), or their "middle" frame
     voi_item: int = 0               # which of several VOI LUTs and windows
 
@@ -90,8 +91,12 @@ class Rendered(NamedTuple):
 def render(path: Path | str, preprocessing: Preprocessing, laterality: str = "", view: str = "") -> Rendered:
     """Decodes, crops, masks, resizes and quantises a file. What the caller knows of laterality and view goes first.
 
-    Flags beside those of decoding: laterality_differs, view_differs (table against file), chest_wall_unexpected (the
-    pixels against laterality), outside_masked (something bright outside the breast went).
+    What the header says is stored mirrored or upside down is turned; where the pixels show the chest wall at the other
+    side than it says, it is not believed.
+
+    Flags beside those of decoding: laterality_differs, view_differs (table against file), stored_mirrored,
+    stored_upside_down, orientation_contradictory (the pixels against the header), chest_wall_unexpected (the pixels
+    against laterality), outside_masked (something bright outside the breast went).
 
     Raises:
         dicom.Unreadable: the file cannot become an image.
@@ -110,7 +115,9 @@ def render(path: Path | str, preprocessing: Preprocessing, laterality: str = "",
     searched = grey.search()        # before the window, which may hide the skin
     seen = breast.find(inner(searched, grey.inside))
     crop = find_crop(searched, grey.inside, seen, preprocessing.crop)
-    transform = make_transform(grey.shape, crop, preprocessing, chest_wall(seen, laterality, flags))
+    side, told = breast.side_of(seen.mask), orientation.stored(decoded.header, laterality, view)
+    flags += (turns := orientation_flags(side, told, laterality))
+    transform = make_transform(grey.shape, crop, preprocessing, side or told.chest_wall or SIDES[laterality], turns)
     top, left, bottom, right = transform.content
     part = geometry.resize(grey.region(*crop), (bottom - top, right - left))
     if preprocessing.masks and mask_outside(part, searched, grey.inside, seen, crop):
@@ -146,25 +153,35 @@ def mask_outside(
         part, kept, whole.shape, (crop[0] - top, crop[1] - left, crop[2] - top, crop[3] - left))
 
 
-def chest_wall(seen: breast.Found, laterality: str, flags: list[str]) -> str:
-    """Side of the chest wall, "left" or "right": where the pixels show it; where they do not, as laterality says."""
-    expected = {"L": "left", "R": "right", "": ""}[laterality]
-    side = breast.side_of(seen.mask)
-    if side and expected and side != expected:
-        flags.append("chest_wall_unexpected")
-    return side or expected
+def orientation_flags(side: str, told: orientation.Stored, laterality: str) -> list[str]:
+    """What is odd about the way round: `side` of the chest wall as the pixels show it, header and laterality.
+
+    Any of them may be "", unknown.
+    """
+    if side and told.chest_wall and side != told.chest_wall:
+        unexpected = laterality and side != SIDES[laterality]
+        return ["orientation_contradictory"] + ["chest_wall_unexpected"] * bool(unexpected)
+    flags = ["stored_upside_down"] if told.upside_down else []
+    if laterality and (side or told.chest_wall or SIDES[laterality]) != SIDES[laterality]:
+        flags.append("stored_mirrored" if told.chest_wall else "chest_wall_unexpected")
+    return flags
 
 
 def make_transform(
-    original: tuple[int, int], crop: breast.Crop, preprocessing: Preprocessing, side: str,
+    original: tuple[int, int], crop: breast.Crop, preprocessing: Preprocessing, side: str, turns: Sequence[str] = (),
 ) -> Transform:
-    """The transform of a crop whose chest wall is at `side` ("left", "right", "" unknown; `fit` only)."""
-    canvas = (preprocessing.height, preprocessing.width)
+    """The transform of a crop whose chest wall is at `side` ("left", "right", "" unknown; `fit` only).
+
+    `turns` may hold the flags stored_mirrored and stored_upside_down, which then is undone.
+    """
+    canvas, mirrored = (preprocessing.height, preprocessing.width), "stored_mirrored" in turns
     if preprocessing.geometry == "stretch":
-        return geometry.stretch(original, crop, canvas)
-    lies_like = {"left": "L", "right": "R", "": ""}[side]
-    wanted = "left" if preprocessing.chest_wall == "left" else side or "left"
-    return geometry.fit(original, crop, canvas, chest_wall=wanted, laterality=lies_like)
+        made = dataclasses.replace(geometry.stretch(original, crop, canvas), flip_horizontal=mirrored)
+    else:
+        wanted = "left" if preprocessing.chest_wall == "left" or (side == "right") == mirrored else "right"
+        lies_like = {"left": "L", "right": "R", "": ""}[side]
+        made = geometry.fit(original, crop, canvas, chest_wall=wanted, laterality=lies_like)
+    return dataclasses.replace(made, flip_vertical="stored_upside_down" in turns)
 
 
 def quantise(image: np.ndarray, bits: int) -> np.ndarray:

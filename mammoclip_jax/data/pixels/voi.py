@@ -10,60 +10,63 @@ import numpy as np
 import pydicom
 
 Function = Callable[[np.ndarray], np.ndarray]
+RESCALE, WINDOW = ("RescaleSlope", "RescaleIntercept"), ("WindowCenter", "WindowWidth")
 
 
-def modality(header: pydicom.Dataset) -> tuple[Function, str]:
-    """Stored values -> values after modality LUT or rescale (float64), and a flag.
+def modality(header: pydicom.Dataset) -> tuple[Function, tuple[str, ...]]:
+    """Stored values -> values after modality LUT or rescale (float64), and flags.
 
-    The flag is "rescale_invalid" where the header's cannot be used: then values stay as they are.
+    "rescale_invalid": the header's cannot be used, and values stay. "decimal_comma": it was read as a point.
     """
     try:
         items = header.get("ModalityLUTSequence")
         if items:
             table, first, _ = _table(header, items[0], header.get("PixelRepresentation") == 1)
-            return lambda values: _look_up(table, first, values), ""
+            return lambda values: _look_up(table, first, values), ()
         slope, intercept = _number(header.get("RescaleSlope"), 1.0), _number(header.get("RescaleIntercept"), 0.0)
         if slope == 0 or not np.isfinite([slope, intercept]).all():
             raise ValueError("rescale")
     except Exception:               # a malformed sequence raises anything
-        return _same, "rescale_invalid"
-    return lambda values: np.asarray(values, np.float64) * slope + intercept, ""
+        return _same, ("rescale_invalid",)
+    return lambda values: np.asarray(values, np.float64) * slope + intercept, _commas(header, *RESCALE)
 
 
 def _same(values: np.ndarray) -> np.ndarray:
     return np.asarray(values, np.float64)
 
 
-def voi(header: pydicom.Dataset, item: int, lowest: float) -> tuple[Function | None, str]:
-    """Values after the modality step -> [0, 1], by the header's VOI LUT or window number `item`; and a flag.
+def voi(header: pydicom.Dataset, item: int, lowest: float) -> tuple[Function | None, tuple[str, ...]]:
+    """Values after the modality step -> [0, 1], by the header's VOI LUT or window number `item`; and flags.
 
     VOI LUTs are counted first, then windows. An image with fewer uses its first, with the flag "voi_item_missing"; one
-    with none gives None. "voi_invalid": the one chosen is malformed. `lowest` is the least value that occurs: a LUT's
-    first value is signed where values are (PS3.3 C.11.2.1.1).
+    with none gives None. "voi_invalid": the one chosen is malformed. "voi_bits_wrong": the LUT's entries use more or
+    fewer bits than it declares. "decimal_comma": it was read as a point. `lowest` is the least value that occurs: a
+    LUT's first value is signed where values are (PS3.3 C.11.2.1.1).
     """
     try:
         luts = list(header.get("VOILUTSequence") or ())
         windows = list(zip(_numbers(header.get("WindowCenter")), _numbers(header.get("WindowWidth"))))
         count = len(luts) + len(windows)
         if not count:
-            return None, ""
-        flag = "" if item < count else "voi_item_missing"
+            return None, ()
+        flags = () if item < count else ("voi_item_missing",)
         item = item if item < count else 0
         if item < len(luts):
-            return _voi_lut(header, luts[item], lowest < 0), flag
-        return window(*windows[item - len(luts)], str(header.get("VOILUTFunction") or "LINEAR").strip().upper()), flag
+            function, wrong = _voi_lut(header, luts[item], lowest < 0)
+            return function, flags + wrong
+        function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
+        return window(*windows[item - len(luts)], function), flags + _commas(header, *WINDOW)
     except Exception:               # a malformed sequence raises anything
-        return None, "voi_invalid"
+        return None, ("voi_invalid",)
 
 
-def _voi_lut(header: pydicom.Dataset, item: pydicom.Dataset, signed: bool) -> Function:
+def _voi_lut(header: pydicom.Dataset, item: pydicom.Dataset, signed: bool) -> tuple[Function, tuple[str, ...]]:
+    """Over the bits declared; where the entries use others (a container's 16 are declared), over what they span."""
     table, first, bits = _table(header, item, signed or header.get("PixelRepresentation") == 1)
-    top = 2**bits - 1
-    # Some declare the 16 bits of the container and fill 8 to 14; some fill more than they declare.
-    used = max(1, int(table.max()).bit_length())
-    if used > bits or (bits == 16 and used in (8, 10, 12, 14)):
-        top = 2**used - 1
-    return lambda values: _look_up(table, first, values) / top
+    low, high, flags = 0.0, 2.0**bits - 1, ()
+    if int(table.max()).bit_length() != bits:
+        low, high, flags = table.min(), max(table.max(), table.min() + 1), ("voi_bits_wrong",)
+    return lambda values: (_look_up(table, first, values) - low) / (high - low), flags
 
 
 def _look_up(table: np.ndarray, first: int, values: np.ndarray) -> np.ndarray:
@@ -123,7 +126,15 @@ def _number(value, default: float) -> float:
 
 
 def _numbers(value) -> list[float]:
+    return [float(text.replace(",", ".")) for text in _texts(value)]
+
+
+def _texts(value) -> list[str]:
     if value is None or value == "":
         return []
-    several = isinstance(value, (list, tuple, pydicom.multival.MultiValue))
-    return [float(number) for number in (value if several else [value])]
+    return [str(one) for one in (value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value])]
+
+
+def _commas(header: pydicom.Dataset, *names: str) -> tuple[str, ...]:
+    """A flag where numbers have decimal commas, which the standard has not; a file's reader leaves them as texts."""
+    return ("decimal_comma",) if any("," in text for name in names for text in _texts(header.get(name))) else ()

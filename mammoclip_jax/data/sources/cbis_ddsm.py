@@ -23,6 +23,7 @@ import pandas as pd
 import pydicom
 from tqdm import tqdm
 
+from mammoclip_jax.data.image_files import Found, other
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources import headers
@@ -62,8 +63,8 @@ def read(root: str | Path, tables: str = "", val: float = 0.1, masks: bool = Tru
     description, problems = read_tables(root, tables)
     lines = description.to_dict("records")
     counted = len(lines) + len(problems)
-    films, regions, unread = index_files(root)
-    problems += unread
+    films, regions, scanned = index_files(root)
+    problems += scanned.problems
     boxes = _boxes(root, films, regions, lines, problems) if masks else {}
     tested = {line["patient_id"] for line in lines if "-Test_" in line["image"]}
     views: dict[tuple, list[dict]] = {}
@@ -81,7 +82,7 @@ def read(root: str | Path, tables: str = "", val: float = 0.1, masks: bool = Tru
         remedy = "give the tables that name it with --option=tables=DIR"
         problems += [Problem(file, "source", "no row in the tables", remedy, image) for file in found]
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, root=root, partial=True,
-                       table_rows=counted)
+                       table_rows=counted, passed_over=scanned.others)
 
 
 def locate(root: str | Path) -> Path:
@@ -129,17 +130,19 @@ def read_tables(root: Path, tables: str) -> tuple[pd.DataFrame, list[Problem]]:
     return description[~bad].reset_index(drop=True), problems
 
 
-def index_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], list[Problem]]:
-    """PatientID -> files below `root` (relative) of films; the same of masks and crops; the files that are neither."""
-    found, problems = headers.scan(root)
+def index_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], Found]:
+    """PatientID -> files below `root` (relative) of films; the same of masks and crops; all that was found."""
+    found = headers.scan(root)
     films: dict[str, list[str]] = {}
     regions: dict[str, list[str]] = {}
-    for name, fields in found.items():
+    for name, fields in found.images.items():
         if fields.patient.endswith(("_CC", "_MLO")):
             films.setdefault(fields.patient, []).append(name)
         elif _REGION.fullmatch(fields.patient):
             regions.setdefault(fields.patient, []).append(name)
-    return films, regions, problems
+        else:
+            found.others.append(other(name, "no film, mask or crop by its PatientID"))
+    return films, regions, found
 
 
 def _boxes(

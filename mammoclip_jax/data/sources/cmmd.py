@@ -40,7 +40,8 @@ def read(root: str | Path, table: str = "", val: float = 0.1, test: float = 0.2)
     """
     root = Path(root)
     clinical, problems, lines = _breasts(_clinical(root, table))
-    files, unread = headers.scan(root)
+    found = headers.scan(root)
+    files = found.images
     stems = pd.Series([f"{fields.patient}/{PurePosixPath(name).stem}" for name, fields in files.items()], dtype=str)
     repeated = stems.duplicated(keep=False)
     patients = {patient for patient, _ in clinical}
@@ -72,8 +73,8 @@ def read(root: str | Path, table: str = "", val: float = 0.1, test: float = 0.2)
         Problem("", "absent", "no image: no file of this breast", remedy, "", row)
         for breast, line in clinical.items() if breast not in used for row in line[ROW]
     ]
-    return SourceTable(frame(rows), problems + unread, LICENCE, CITATION, public_ids=True, partial=True,
-                       table_rows=lines)
+    return SourceTable(frame(rows), problems + found.problems, LICENCE, CITATION, public_ids=True, partial=True,
+                       table_rows=lines, passed_over=found.others)
 
 
 def _clinical(root: Path, table: str) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pydicom
 
+from mammoclip_jax.data.image_files import located
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources.tables import number
 
@@ -45,7 +46,8 @@ def boxes(line: Mapping[str, str], root: Path, label: str) -> tuple[list[dict], 
         return [], f"malformed box: {len(values)} numbers in the ROI coordinates, or one beyond any image"
     corners = [values[start:start + 4] for start in range(0, len(values), 4)]
     levels = [int(level) for level in re.findall(r"\d+", line["ROI_match_level"] or line["match_level"])]
-    turn = None if line["DCM_ROI_coords"] else _turned(root / line["file"], line["laterality"], line["view"])
+    (file,) = located(root, [line["file"]])
+    turn = None if line["DCM_ROI_coords"] else _turned(root / file, line["laterality"], line["view"])
     found, empty = [], 0
     for position, (y0, x0, y1, x1) in enumerate(corners):
         if not (x0 < x1 and y0 < y1):

@@ -2,25 +2,22 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
+from mammoclip_jax.data import image_files
+from mammoclip_jax.data.image_files import Found, is_picture, other
 from mammoclip_jax.data.manifest import Problem
-from mammoclip_jax.data.pixels import dicom
+from mammoclip_jax.data.pixels.fields import Fields
 
 
-def scan(root: Path) -> tuple[dict[str, dicom.Fields], list[Problem]]:
-    """Name relative to `root` -> fields of each *.dcm, sorted by name; and the files that are none or name nobody."""
-    found: dict[str, dicom.Fields] = {}
-    problems = []
-    for path in tqdm(sorted(root.rglob("*.dcm")), desc="headers", unit="file", disable=None):
-        name = path.relative_to(root).as_posix()
-        try:
-            fields = dicom.read_fields(path)
-        except dicom.Unreadable as error:
-            problems.append(Problem(name, error.stage, error.reason, error.remedy))
-            continue
-        if fields.patient:
-            found[name] = fields
+def scan(root: Path) -> Found:
+    """The DICOM images below the root whose header names a patient; one that names nobody is a problem."""
+    found = image_files.find(root)
+    images: dict[str, Fields] = {}
+    problems, others = list(found.problems), list(found.others)
+    for name, fields in found.images.items():
+        if is_picture(name):
+            others.append(other(name, "picture: it has no header"))
+        elif fields.patient:
+            images[name] = fields
         else:
-            problems.append(Problem(name, "source", "no PatientID", "give the files as distributed"))
-    return found, problems
+            problems.append(Problem(name, "source", "no PatientID", "give the files as distributed", name))
+    return Found(images, problems, others)

@@ -18,10 +18,11 @@ What this adapter rests on:
 import math
 import plistlib
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from mammoclip_jax.data import image_files
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.sources import excel, tables
 from mammoclip_jax.data.sources.tables import ROW
@@ -40,7 +41,8 @@ COLUMNS = {"Mass": "mass", "Micros": "calcification", "Distortion": "architectur
 NAMES = (("mass", "mass"), ("calc", "calcification"), ("cluster", "calcification"),
          ("spiculated", "spiculated_region"), ("dist", "architectural_distortion"), ("as", "asymmetry"))
 FINDINGS = tuple(COLUMNS.values())
-_FILE = re.compile(r"(?P<id>\d+)_(?P<patient>[^_]+)_MG_(?P<side>[LR])_(?P<view>[A-Z]+)_ANON\.dcm", re.IGNORECASE)
+_FILE = re.compile(r"(?P<id>\d+)_(?P<patient>[^_]+)_MG_(?P<side>[LR])_(?P<view>[A-Z]+)_ANON(?:\.dcm)?",
+                   re.IGNORECASE)
 _POINT = re.compile(r"\(\s*(-?[\d.]+(?:e[-+]?\d+)?)\s*,\s*(-?[\d.]+(?:e[-+]?\d+)?)\s*\)", re.IGNORECASE)
 
 
@@ -52,13 +54,14 @@ def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
     """
     root = Path(root)
     lines = _table(root)
-    files = {match["id"]: (path, match)
-             for path in sorted(root.rglob("*.dcm")) if (match := _FILE.fullmatch(path.name))}
-    outlines = {path.stem: path for path in sorted(root.rglob("AllXML/*.xml"))}
-    rows, problems = [], []
+    names, problems, others = image_files.walk(root)
+    files = {match["id"]: (name, match) for name in names if (match := _FILE.fullmatch(PurePosixPath(name).name))}
+    outlines = {path.stem: root / path for path in map(PurePosixPath, names) if path.match("AllXML/*.xml")}
+    others += [image_files.other(name, "no image by its name") for name in names if not _is_known(name)]
+    rows = []
     for line in lines.to_dict("records"):
         image = line["File Name"].removesuffix(".0")
-        path, match = files.pop(image, (None, None))
+        file, match = files.pop(image, ("", None))
         fault = _fault(line, image, match)
         if fault:
             problems.append(Problem("", "source", fault, "correct the table", image, line[ROW]))
@@ -67,14 +70,18 @@ def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
         problems += [Problem(f"AllXML/{image}.xml", "boxes", reason, "look at the outline", image, line[ROW])
                      for reason in faults]
         labels = _labels(line, image in outlines) | labels
-        file = path.relative_to(root).as_posix() if path else ""
         patient = match["patient"].lower() if match else f"unknown-{image}"
         rows.append(_row(line, image, patient, file, labels, boxes) | {"split": split_of(patient, val, test)})
-    for image, (path, _) in files.items():
-        name = path.relative_to(root).as_posix()
+    for image, (name, _) in files.items():
         problems.append(Problem(name, "source", "no row in the table", "give the whole table", image))
     _add_days(rows)
-    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=len(lines))
+    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=len(lines),
+                       passed_over=others)
+
+
+def _is_known(name: str) -> bool:
+    """Whether a file is one of the tables, an outline, or named as the images are."""
+    return bool(_FILE.fullmatch(PurePosixPath(name).name)) or name.endswith((".xml", ".csv", ".xls", ".xlsx"))
 
 
 def _table(root: Path) -> pd.DataFrame:

@@ -75,7 +75,7 @@ def read(root: str | Path, table: str = "", images: str = "", val: float = 0.1, 
     path = root / (table or _found(root))
     data = tables.read(path, ("patient_id",))
     if "finding_categories" in data:
-        found, name = _detection(data, path, root, images, val, boxes), "vindr"
+        found, name = _detection(data, path, images, val, boxes), "vindr"
     elif "CC_FINDING" in data:
         found, name = _attributes(data, path, images, val), "vindr"
     elif "text" in data:
@@ -260,7 +260,7 @@ def _strings(line: Any, column: str) -> list[str]:
 
 # A line a finding
 
-def _detection(data: pd.DataFrame, path: Path, root: Path, images: str, val: float, boxes: str) -> _Read:
+def _detection(data: pd.DataFrame, path: Path, images: str, val: float, boxes: str) -> _Read:
     data = data.rename(columns={"patient_id": "study_id", "view": "view_position"})
     published = boxes == "published"
     if published:
@@ -275,6 +275,6 @@ def _detection(data: pd.DataFrame, path: Path, root: Path, images: str, val: flo
     for row in rows:
         folder = "/".join(filter(None, (images, row["study"])))
         row["file"] = (f"{folder}/{row['image']}.png" if published else
-                       vindr.dicom_file(root, row["study"], row["image"]))
+                       vindr.dicom_file(row["study"], row["image"]))
     lines = {problem.row: problem for problem in reversed(problems)}        # a line's own fault goes before its image's
     return _Read(rows, list(lines.values()), remarks)

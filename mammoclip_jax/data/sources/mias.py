@@ -47,9 +47,10 @@ def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
     films, problems = parse(root / "Info.txt")
     table_rows = sum(map(len, films.values())) + len(problems)
     rows = [_row(film, found, val, test) for film, found in films.items()]
-    for path in sorted(root.glob("mdb*.pgm")):
-        if path.stem not in films:
-            problems.append(Problem(path.name, "source", "no line in Info.txt", "complete Info.txt", path.stem))
+    for name in sorted(path.name for path in root.iterdir()):
+        film = name.lower().removesuffix(".pgm")
+        if film != name.lower() and _FILM.match(film) and film not in films:
+            problems.append(Problem(name, "source", "no line in Info.txt", "complete Info.txt", film))
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=table_rows)
 
 

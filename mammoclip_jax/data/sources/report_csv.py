@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mammoclip_jax.data.leave_out import NO_MAMMOGRAM
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.data.sources import tables
@@ -88,7 +89,7 @@ def read(
             remarks.append(Problem(row["file"], "source", "unreadable date", remedy, row["image"], row["row"]))
         rows.append(row)
     return SourceTable(frame(rows), problems, licence, citation, public_ids=False, table_rows=len(data),
-                       remarks=remarks)
+                       remarks=remarks, leave_out=NO_MAMMOGRAM)
 
 
 def _listed(option: str) -> list[str]:

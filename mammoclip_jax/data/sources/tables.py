@@ -11,11 +11,12 @@ from typing import Any
 
 import pandas as pd
 
+from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
 ROW = "row"             # added to every table: "table.csv:17"; 1 are the names, and a cell's line breaks do not count
-SIDES = {"l": "L", "left": "L", "r": "R", "right": "R", "": ""}
+SIDES = {"": ""} | {word.lower(): side for word, side in fields.SIDES.items()}
 SPLITS = {"training": "train", "validation": "val", "validate": "val", "valid": "val", "testing": "test"}
 ORDERS = ("", "day", "month")
 _YEAR_FIRST = re.compile(r"^(\d{4})(?:(\d\d)(\d\d)(?!\d)|\s*[/.-]\s*(\d{1,2})\s*[/.-]\s*(\d{1,2})(?!\d))")

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.pixels import pictures
 from mammoclip_jax.data.sources import report_csv, tables
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
@@ -228,7 +229,9 @@ def _boxes(builder, record: Mapping, key: str, path: Path) -> list[dict]:
         return []
     named = "label" in found
     labels = _plain(_feature(builder, f"{key}/label"), found["label"]) if named else ["finding"] * len(corners)
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    height, width = image.shape[:2] if image is not None else (1, 1)
+    try:
+        height, width = pictures.size(path.read_bytes())
+    except (OSError, ValueError):       # it is quarantined for that when it is read
+        height, width = 1, 1
     return [{"label": str(label), "box": [x0 * width, y0 * height, x1 * width, y1 * height]}
             for label, (y0, x0, y1, x1) in zip(labels, corners.tolist())]

@@ -20,7 +20,6 @@ is unknown, and a findings line gives way to the breast table.
 """
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ NO_FINDING = "No Finding"
 DECISIVE = ("study_id", "laterality", "height", "width", "split")      # a findings line must agree with the image's
 SHARED = (*DECISIVE, "view_position", "breast_birads", "breast_density")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
-SUFFIXES = (".dicom", ".dcm")
 BOXES = ("correct", "published")
 BIRADS = {f"BI-RADS {category}": category for category in range(7)} | {"": None}
 DENSITY = {f"DENSITY {letter}": letter for letter in "ABCD"} | {"": None}
@@ -81,7 +79,7 @@ def read(root: str | Path, val: float = 0.1, boxes: str = "correct") -> SourceTa
     known = _metadata(locate(root, METADATA))
     for row in rows:
         vendor, age = known.get(row["image"], ("", None))
-        row |= {"file": dicom_file(root, row["study"], row["image"]), "vendor": vendor}
+        row |= {"file": dicom_file(row["study"], row["image"]), "vendor": vendor}
         row["labels"] |= {} if age is None else {"age": age}
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True,
                        table_rows=len(breasts) + len(lines), remarks=remarks)
@@ -99,11 +97,9 @@ def locate(root: Path, name: str) -> Path:
     return next((path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.is_file()), root / name)
 
 
-def dicom_file(root: Path, study: str, image: str) -> str:
-    """The path of an image below root; with the suffix .dicom unless only the other is there."""
-    names = [f"images/{study}/{image}{suffix}" for suffix in SUFFIXES]
-    # pathlib's is_file raises for a name that is too long
-    return next((name for name in names if os.path.isfile(root / name)), names[0])
+def dicom_file(study: str, image: str) -> str:
+    """The path of an image below root as distributed."""
+    return f"images/{study}/{image}.dicom"
 
 
 def assemble(

@@ -1,8 +1,8 @@
 """Back-translation of a data set's texts, once and offline: English to another language and back.
 
 Example:
-    python -m mammoclip_jax.data.text.augment_text --data=prepared/upmc --model=Helsinki-NLP/opus-mt-en-it \
-        --back=Helsinki-NLP/opus-mt-it-en
+    python -m mammoclip_jax.data.text.augment_text --data=prepared/upmc --model=hf://Helsinki-NLP/opus-mt-en-it \
+        --back=hf://Helsinki-NLP/opus-mt-it-en
 
 Needs torch and sentencepiece, which nothing else here does. Writes DATA/texts_augmented.parquet, which training draws
 from with probability config.data.augmented. A translation that says something else (a finding denied or no longer
@@ -23,6 +23,7 @@ from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.text import reports
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import whole
+from mammoclip_jax.names import on_hub
 
 FILE = "texts_augmented.parquet"
 JOURNAL = "texts_augmented.jsonl"      # what is done so far; removed at the end
@@ -131,8 +132,9 @@ def translator(forth: str, back: str, temperature: float = 1.5, beams: int = 5) 
     if not is_torch_available():
         raise UserError("back-translation needs torch: pip install torch transformers[sentencepiece]")
     try:
-        pairs = [(AutoTokenizer.from_pretrained(name), AutoModelForSeq2SeqLM.from_pretrained(name).eval())
-                 for name in (forth, back)]
+        pairs = [(AutoTokenizer.from_pretrained(name, local_files_only=not ask),
+                  AutoModelForSeq2SeqLM.from_pretrained(name, local_files_only=not ask).eval())
+                 for name, ask in map(on_hub, (forth, back))]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {forth} and {back}: {error}") from error
 
@@ -165,8 +167,8 @@ def main(argv) -> int:
 
 if __name__ == "__main__":
     flags.DEFINE_string("data", None, "Data set folder.", required=True)
-    flags.DEFINE_string("model", "Helsinki-NLP/opus-mt-en-it", "Model from English: a hub name or a folder.")
-    flags.DEFINE_string("back", "Helsinki-NLP/opus-mt-it-en", "Model back to English.")
+    flags.DEFINE_string("model", "hf://Helsinki-NLP/opus-mt-en-it", "Model from English: a hub name or a folder.")
+    flags.DEFINE_string("back", "hf://Helsinki-NLP/opus-mt-it-en", "Model back to English.")
     flags.DEFINE_integer("batch", 32, "Texts translated at once.", lower_bound=1)
     flags.DEFINE_integer("seed", 42, "Of the sampling.")
     flags.DEFINE_string("json", "", "Write the counts here.")

@@ -17,6 +17,7 @@ from tokenizers import (
 )
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import HUB, on_hub
 from mammoclip_jax.files import write_text
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -137,6 +138,8 @@ def _bert(vocab: dict[str, int]) -> Tokenizer:
 def load(name_or_path: str | Path) -> Tokenize:
     """Load a tokenizer.json file, a folder (a data set, or one in Hugging Face form), or a name on the hub.
 
+    That is "hf://OWNER/NAME"; without the "hf://" only the hub's local cache is looked into.
+
     Raises UserError, with what to do instead, where it is not there, not readable or out of reach.
     """
     path = Path(name_or_path)
@@ -173,9 +176,12 @@ def _pretrained(auto, name: str):
     """What is here already before the hub, which is asked once: its downloads try again for half a minute."""
     if Path(name).is_dir():
         return auto.from_pretrained(name)
+    name, ask = on_hub(name)
     try:
         return auto.from_pretrained(name, local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError):
+        if not ask:
+            raise OSError(f"there is no such folder here; a name on the hub is {HUB}{name}") from None
         import huggingface_hub
 
         try:

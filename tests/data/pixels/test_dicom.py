@@ -127,6 +127,7 @@ def code(value: str) -> Dataset:
     ({"ImageLaterality": "L", "Laterality": "R", "ViewPosition": "CC"}, ("L", "CC")),
     ({"Laterality": "R", "PatientOrientation": "MLO"}, ("R", "MLO")),          # CBIS-DDSM
     ({"Laterality": "L", "PatientOrientation": ["A", "FR"]}, ("L", "")),
+    ({"ImageLaterality": "GAUCHE"}, ("L", "")), ({"Laterality": "Derecha"}, ("R", "")),
     ({"ImageLaterality": "B", "ViewCodeSequence": [code("R-10226")]}, ("", "MLO")),
     ({"ViewPosition": "", "ViewCodeSequence": [code("399162004")]}, ("", "CC")),
     ({"ViewPosition": "LCC"}, ("L", "CC")),
@@ -164,6 +165,17 @@ def coded(value: str, **nested) -> Dataset:
     ({"SeriesDescription": "CC MLO"}, ("", "")),
     ({"SeriesDescription": "looked at ACCURATELY by Dr RLee"}, ("", "")),
     ({"ImageLaterality": "L", "SeriesDescription": "R CC"}, ("L", "CC")),
+    ({"SeriesDescription": "SEIN GAUCHE"}, ("L", "")), ({"ProtocolName": "Brust rechts, MLO"}, ("R", "MLO")),
+    ({"ViewPosition": "MLO DROIT"}, ("R", "MLO")), ({"ViewPosition": "CC L"}, ("L", "CC")),
+    ({"ViewPosition": " LEFT  M CC"}, ("L", "CC")), ({"ViewPosition": "SEIN GAUCHE"}, ("L", "")),
+    # As displayed, mirrored, upside down, turned; of a craniocaudal view only what lies as displayed tells.
+    ({"PatientOrientation": ["A", "FR"]}, ("L", "")), ({"PatientOrientation": ["P", "FL"]}, ("R", "")),
+    ({"PatientOrientation": ["P", "FR"]}, ("L", "")), ({"PatientOrientation": ["A", "HL"]}, ("L", "")),
+    ({"PatientOrientation": ["A", "R"], "ViewPosition": "CC"}, ("L", "CC")), ({"PatientOrientation": ["P", "L"]}, ("R", "")),
+    ({"PatientOrientation": ["P", "R"]}, ("", "")), ({"PatientOrientation": ["A", "L"]}, ("", "")),
+    ({"PatientOrientation": ["A", "F"]}, ("", "")), ({"PatientOrientation": ["L", "HF"]}, ("", "")),
+    ({"PatientOrientation": ["A", "R"], "SeriesDescription": "R CC"}, ("R", "CC")),
+    ({"PatientOrientation": ["A", "R"], "Laterality": "B"}, ("", "")),
 ])
 def test_laterality_and_view_from_elsewhere(tmp_path, tags, expected):
     fields = dicom.read_fields(write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), **tags))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ def random_transforms(count: int, seed: int = 0) -> list[Transform]:
         else:
             side = ("left", "right")[index % 2]
             transforms.append(geometry.fit(original, crop, canvas, side, ("L", "R", "")[index % 7 % 3]))
+        transforms[-1] = dataclasses.replace(transforms[-1], flip_vertical=index % 5 == 0)
     return transforms
 
 
@@ -31,6 +34,8 @@ def step(transform: Transform, xy: tuple[float, float]) -> tuple[float, float]:
     x, y = xy[0] - x0, xy[1] - y0
     if transform.flip_horizontal:
         x = (x1 - x0) - x
+    if transform.flip_vertical:
+        y = (y1 - y0) - y
     return x * transform.scale[1] + transform.offset[1], y * transform.scale[0] + transform.offset[0]
 
 
@@ -133,9 +138,11 @@ def transforms(draw) -> Transform:
     y1, x1 = draw(st.integers(y0 + 8, height)), draw(st.integers(x0 + 8, width))
     canvas = (draw(st.integers(10, 140)), draw(st.integers(10, 140)))
     if draw(st.booleans()):
-        return geometry.stretch((height, width), (y0, x0, y1, x1), canvas)
-    return geometry.fit((height, width), (y0, x0, y1, x1), canvas, draw(st.sampled_from(["left", "right"])),
-                        draw(st.sampled_from(["L", "R", ""])))
+        made = geometry.stretch((height, width), (y0, x0, y1, x1), canvas)
+    else:
+        made = geometry.fit((height, width), (y0, x0, y1, x1), canvas, draw(st.sampled_from(["left", "right"])),
+                            draw(st.sampled_from(["L", "R", ""])))
+    return dataclasses.replace(made, flip_vertical=draw(st.booleans()))
 
 
 EVERYTHING = settings(derandomize=True, deadline=None, max_examples=150)

@@ -82,7 +82,7 @@ def test_voi_lut_goes_before_the_window_and_clamps_at_its_ends(tmp_path):
 def test_voi_lut_that_declares_more_bits_than_it_uses(tmp_path):
     item = lut_item(0, [k * 4 for k in range(1024)], 16)
     array = shown(tmp_path, VOILUTSequence=[item]).array
-    np.testing.assert_allclose(array, np.minimum(RAMP, 1023) * 4 / 4095, atol=1e-6)
+    np.testing.assert_allclose(array, np.minimum(RAMP, 1023) / 1023, atol=1e-6)
 
 
 def test_modality_lut_sequence(tmp_path):

@@ -14,11 +14,11 @@ from mammoclip_jax.data.pixels import dicom, intensity, voi
 
 
 def mine(header: Dataset, stored: np.ndarray, item: int = 0) -> np.ndarray:
-    rescale, problem = voi.modality(header)
-    assert problem == ""
+    rescale, flags = voi.modality(header)
+    assert flags == ()
     values = rescale(stored)
-    function, problem = voi.voi(header, item, values.min())
-    assert problem == ""
+    function, flags = voi.voi(header, item, values.min())
+    assert set(flags) <= {"voi_bits_wrong"}
     return function(values)
 
 
@@ -66,9 +66,9 @@ def test_a_signed_first_value_where_only_the_rescale_makes_values_negative():
 def test_lut_items_come_before_windows_and_too_few_give_the_first():
     header = dataset(breast(), VOILUTSequence=[lut_item(0, list(range(4096)), 12)], WindowCenter=50, WindowWidth=20)
     assert mine(header, breast(), 1).max() == 1 and set(np.unique(mine(header, np.array([0, 30, 90]), 1))) == {0, 1}
-    function, flag = voi.voi(header, 2, 0.0)
+    function, flags = voi.voi(header, 2, 0.0)
     np.testing.assert_allclose(function(breast()), breast() / 4095)
-    assert flag == "voi_item_missing"
+    assert flags == ("voi_item_missing",)
 
 
 def test_the_files_of_pydicom_with_luts():
@@ -105,15 +105,46 @@ def test_lut_data_as_bytes(tmp_path, big, bits):
         np.testing.assert_allclose(intensity.grey(image, "voi").array, curve[pixels] / (2**bits - 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("bits, values, top", [
-    (16, 4095, 4095),       # declares the container
-    (12, 2000, 4095),       # a dim curve is no error
-    (10, 4095, 4095),       # holds more than it declares
-    (16, 65535, 65535),
+@pytest.mark.parametrize("bits, low, high, shown", [
+    (16, 0, 4095, (0, 1)),          # declares the container
+    (14, 0, 2047, (0, 1)),          # 11 of the 14 declared are used
+    (12, 100, 2000, (0, 1)),
+    (10, 0, 4095, (0, 1)),          # holds more than it declares
+    (12, 5, 4090, (5 / 4095, 4090 / 4095)),         # nothing is wrong
+    (16, 0, 65535, (0, 1)),
 ])
-def test_bits_of_a_lut(bits, values, top):
-    header = dataset(breast(), VOILUTSequence=[lut_item(0, np.linspace(0, values, 4096).astype(int).tolist(), bits)])
-    assert mine(header, np.array([4095]))[0] == pytest.approx(values / top)
+def test_a_lut_of_other_bits_than_declared_is_scaled_by_what_its_entries_span(bits, low, high, shown):
+    header = dataset(breast(), VOILUTSequence=[lut_item(0, np.linspace(low, high, 4096).astype(int).tolist(), bits)])
+    function, flags = voi.voi(header, 0, 0)
+    np.testing.assert_allclose(function(np.array([0, 4095])), shown)
+    assert flags == (("voi_bits_wrong",) if high.bit_length() != bits else ())
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_decimal_comma_is_mended_and_flagged(tmp_path, grouped):
+    """Also in functional groups; and what is no number at all is flagged as well, not taken for absent."""
+    tags = dict(WindowCenter=[1900.5, 700.5], WindowWidth=[1300.5, 90.5], RescaleSlope=1.5, RescaleIntercept=-10.5)
+    right = write(tmp_path / "right.dcm", breast(), RescaleType="US", EstimatedRadiographicMagnificationFactor="1.8",
+                  **tags)
+    if grouped:
+        window, values, frame = Dataset(), Dataset(), Dataset()
+        window.WindowCenter, window.WindowWidth = tags["WindowCenter"], tags["WindowWidth"]
+        values.RescaleSlope, values.RescaleIntercept = tags["RescaleSlope"], tags["RescaleIntercept"]
+        frame.FrameVOILUTSequence, frame.PixelValueTransformationSequence = [window], [values]
+        write(tmp_path / "a.dcm", breast(), EstimatedRadiographicMagnificationFactor="1.8",
+              PerFrameFunctionalGroupsSequence=[frame])
+    whole = (tmp_path / "a.dcm" if grouped else right).read_bytes()
+    texts = (b"1900.5", b"700.5", b"1300.5", b"90.5", b"-10.5", b"1.5 ", b"1.8 ")
+    for number in texts:
+        assert number in whole
+        whole = whole.replace(number, number.replace(b".", b","))
+    (tmp_path / "comma.dcm").write_bytes(whole)
+    image = dicom.read(tmp_path / "comma.dcm")
+    grey, expected = intensity.grey(image, "voi", 1), intensity.grey(dicom.read(right), "voi", 1)
+    np.testing.assert_array_equal(grey.array, expected.array)
+    assert grey.flags == (*expected.flags, "decimal_comma") and "magnification" in grey.flags
+    (tmp_path / "x.dcm").write_bytes(whole.replace(b"1900,5", b"abcdef").replace(b"-10,5", b"x.y.z"))
+    assert {"voi_invalid", "rescale_invalid"} <= set(intensity.grey(dicom.read(tmp_path / "x.dcm"), "voi").flags)
 
 
 @pytest.mark.parametrize("tags", [
@@ -127,8 +158,8 @@ def test_a_broken_modality_step_is_left_out_and_flagged(tags):
             setattr(header, name, value)
         else:
             header[name] = pydicom.DataElement(pydicom.tag.Tag(name), "FD", float(value))
-    rescale, problem = voi.modality(header)
-    assert problem == "rescale_invalid"
+    rescale, flags = voi.modality(header)
+    assert flags == ("rescale_invalid",)
     np.testing.assert_array_equal(rescale(breast()), breast())
 
 

@@ -10,6 +10,7 @@ import random
 import pytest
 
 from mammoclip_jax.data.check import check
+from mammoclip_jax.data.image_files import as_there
 from mammoclip_jax.data.manifest import checked
 from mammoclip_jax.data.sources import vindr
 from mammoclip_jax.errors import UserError
@@ -138,7 +139,7 @@ def test_tables_in_a_folder_and_files_with_either_suffix(tmp_path):
     other = tmp_path / "images" / breasts[1]["study_id"] / f"{breasts[1]['image_id']}.dcm"
     other.parent.mkdir(parents=True)
     other.touch()
-    files = list(vindr.read(tmp_path).rows["file"])
+    files = list(as_there(vindr.read(tmp_path), tmp_path).rows["file"])
     assert files[1] == other.relative_to(tmp_path).as_posix()
     assert files[0].endswith(".dicom")
 

@@ -103,7 +103,7 @@ def test_translates_with_two_models(monkeypatch):
             return input_ids
 
     class Tokenizer:
-        def __init__(self, name):
+        def __init__(self, name, local_files_only):
             self.change = {"forth": str.upper, "back": str.lower}[name]
 
         def __call__(self, texts, **options):
@@ -114,7 +114,7 @@ def test_translates_with_two_models(monkeypatch):
 
     stand_in = types.SimpleNamespace(
         AutoTokenizer=types.SimpleNamespace(from_pretrained=Tokenizer), set_seed=seeds.append,
-        AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=lambda name: Model()))
+        AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=lambda name, local_files_only: Model()))
     assert set(vars(stand_in)) <= set(dir(transformers)) and hasattr(transformers.utils, "is_torch_available")
     monkeypatch.setitem(sys.modules, "sentencepiece", types.ModuleType("sentencepiece"))
     monkeypatch.setitem(sys.modules, "transformers", stand_in)

@@ -114,7 +114,11 @@ def test_hub_out_of_reach_is_an_error_with_a_remedy(monkeypatch):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda api, name, timeout: refuse(name))
     with pytest.raises(UserError, match="someone/clinical-bert.*couldn't connect.*give its path"):
-        tokenizer.load("someone/clinical-bert")
+        tokenizer.load("hf://someone/clinical-bert")
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_: pytest.fail("a path was sent to the hub"))
+    for path in ("runs/b5", "tokeniser"):
+        with pytest.raises(UserError, match=f"{path}.*no such folder here; a name on the hub is hf://{path}"):
+            tokenizer.load(path)
 
 
 def test_wrong_files_are_errors_that_name_them(tmp_path):

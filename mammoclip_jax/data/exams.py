@@ -1,0 +1,218 @@
+"""Whose and which exam's an image is, and which images of an exam are screening views: for `images_only` and predict.
+
+Of a DICOM file the header gives patient, study, image, laterality, view, date and maker. What it lacks, and all of a
+picture, comes from the file's name and folder:
+
+- with a pattern, from its named groups patient, study, laterality, view, searched in the path below the root;
+- else laterality and view are words of the name ("p7_L_CC.png", "L-MLO.png", "RCC.tif", "SEIN GAUCHE.png"), or of the
+  folders that are named after them alone, and the patient is what stands before them;
+- where neither names a patient, all files of a folder are one patient's: too few patients can be seen in the counts of
+  `prepare --check`, a patient in two splits could not. A pattern helps.
+
+A study is the header's, else the pattern's, else the patient's files of one folder. Two patients are never one exam.
+"""
+
+import collections
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from mammoclip_jax.data import image_files
+from mammoclip_jax.data.manifest import Problem
+from mammoclip_jax.data.pixels.fields import SIDES, Fields, view_of
+from mammoclip_jax.data.sources import tables
+
+COPY = "copy of another file"
+SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
+# What the header flags and no screening view is, beside other modalities.
+NOT_SCREENING = ("for_processing", "specimen", "spot", "magnification", "implant_displaced")
+# From best to worst: they count where no better image of the same view is there.
+STAND_INS = ("", "synthetic_2d", "tomosynthesis", "secondary_capture")
+_SIDE = f"(?P<laterality>{'|'.join(sorted(SIDES, key=len, reverse=True))})"
+_VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"          # others (AT, FB) are ordinary words as well
+# Of a name without the patient's: "SEIN GAUCHE", "img_L_CC".
+_NOBODY = re.compile(r"(?:[\W_]|breasts?|seins?|brust|mammae?|mamas?|mammella|seno|borst|piers|mg|images?|img|views?|vue|"
+                     r"mammo(?:gra(?:ms?|phy|phie|fia))?)*", re.IGNORECASE)
+_BREAK = r"(?:^|[\W_]+)"
+_WORDS = [re.compile(rf"{_BREAK}{words}(?![^\W_])", re.IGNORECASE) for words in
+          (rf"{_SIDE}[\W_]*{_VIEW}", rf"{_VIEW}[\W_]+{_SIDE}", _SIDE, _VIEW)]
+
+
+class Exam(NamedTuple):
+    """The images of one study of one patient."""
+
+    name: str                   # of the folder that holds them, numbered where several are in it
+    files: tuple[str, ...]      # in order of name; none where all that should be images in the folder is unreadable
+
+
+def read(root: Path | str, pattern: re.Pattern | None = None) -> image_files.Found:
+    """As `image_files.find`; each image has its patient, study and image id, and copies are no images of their own.
+
+    A picture whose path does not match the pattern is a problem.
+    """
+    found = image_files.find(root, pattern)
+    problems = list(found.problems)
+    images: dict[str, Fields] = {}
+    for name, fields in found.images.items():
+        if pattern and not fields.patient and not pattern.search(name):
+            remedy = "mend --option=pattern, or the name"
+            problems.append(Problem(name, "source", "path does not match the pattern", remedy, name))
+        else:
+            images[name] = fields
+    images = identified(images, pattern)
+    copies = _copies(Path(root), images)
+    others = found.others + [image_files.other(name, f"{COPY}: {first}") for name, first in copies.items()]
+    return image_files.Found({name: fields for name, fields in images.items() if name not in copies}, problems,
+                             sorted(others))
+
+
+def identified(images: Mapping[str, Fields], pattern: re.Pattern | None = None) -> dict[str, Fields]:
+    """Headers -> the same with what they lack by the top of this file; "" only where laterality or view are unknown."""
+    said = {name: _said(name, pattern) for name in images}
+    studies: dict[str, list[str]] = {}
+    for name, fields in images.items():
+        if fields.study:
+            studies.setdefault(fields.study, []).append(name)
+    owners = {study: {images[name].patient for name in names} - {""} for study, names in studies.items()}
+    known = {name: (fields.patient or _owner(owners.get(fields.study, set()))
+                    or _owner({said[other].get("patient", "") for other in studies.get(fields.study, [name])})
+                    or _folder(studies.get(fields.study, [name])))
+             for name, fields in images.items()}
+    for study, names in studies.items():
+        owners[study] = {known[name] for name in names}
+    return {name: _whole(name, fields, said[name], known[name], len(owners.get(fields.study, ())) > 1)
+            for name, fields in images.items()}
+
+
+def _owner(patients: set[str]) -> str:
+    return next(iter(patients)) if len(patients) == 1 else ""
+
+
+def _whole(name: str, fields: Fields, said: Mapping[str, str], patient: str, shared: bool) -> Fields:
+    """`shared`: files of other patients claim the same study."""
+    # A pattern's study ("1") is one of the patient's, who may have files in several folders.
+    own = f"{patient}/{said['study']}" if said.get("study") else f"{_above(name)}/{patient}"
+    study = f"{patient}/{fields.study}" if shared else fields.study or own
+    return fields._replace(
+        patient=patient, study=study, image=fields.image or name,
+        laterality=fields.laterality or tables.SIDES.get(said.get("laterality", "").lower(), ""),
+        view=fields.view or view_of(said.get("view", "")))
+
+
+def _said(name: str, pattern: re.Pattern | None) -> dict[str, str]:
+    """What a file's path says: the groups of the pattern that match, else those of the first of _WORDS that does."""
+    match = pattern.search(name) if pattern else None
+    if match:
+        return {key: text or "" for key, text in match.groupdict().items()}
+    stem = PurePosixPath(name).stem
+    match = _words(stem)
+    before = stem[:match.start()] if match else ""
+    said = match.groupdict() | {"patient": "" if _NOBODY.fullmatch(before) else before} if match else {}
+    for folder in _named_after_views(name):
+        said = _words(folder).groupdict() | {key: value for key, value in said.items() if value}
+    return said
+
+
+def _words(name: str) -> re.Match | None:
+    return next(filter(None, (words.search(name) for words in _WORDS)), None)
+
+
+def _named_after_views(name: str) -> list[str]:
+    """The innermost folders of a file that are named after a side or a view alone: "p1/SEIN GAUCHE/CC/1.png"."""
+    found = []
+    for folder in map(str, reversed(PurePosixPath(name).parent.parts)):
+        match = _words(folder)
+        if not match or match.end() < len(folder) or not _NOBODY.fullmatch(folder[:match.start()]):
+            return found
+        found.append(folder)
+    return found
+
+
+def _above(name: str) -> PurePosixPath:
+    """The folder of a file that may stand for a patient or an exam."""
+    folders = PurePosixPath(name).parent.parts
+    return PurePosixPath(*folders[:len(folders) - len(_named_after_views(name))])
+
+
+def _folder(names: Iterable[str]) -> str:
+    """The innermost folder that holds all of the files, "." for the root."""
+    return os.path.commonpath([PurePosixPath("/", _above(name)) for name in names])[1:] or "."
+
+
+def _copies(root: Path, images: Mapping[str, Fields]) -> dict[str, str]:
+    """File -> the first one that is the same image of the same patient: the same SOP instance, or the same bytes."""
+    groups: dict[tuple, list[str]] = {}
+    for name, fields in images.items():
+        size = "" if fields.image != name else (root / name).stat().st_size
+        key = (fields.patient, fields.study, fields.laterality, fields.view, size or fields.image)
+        groups.setdefault(key, []).append(name)
+    firsts: dict[tuple, str] = {}
+    copies = {}
+    for key, names in groups.items():
+        for name in names if len(names) > 1 else ():
+            content = hashlib.sha256((root / name).read_bytes()).digest() if isinstance(key[-1], int) else b""
+            first = firsts.setdefault((key, content), name)
+            if first != name:
+                copies[name] = first
+    return copies
+
+
+def grouped(root: Path | str, found: image_files.Found) -> list[Exam]:
+    """The exams of what `read` found, in order of name."""
+    studies: dict[tuple[str, str], list[str]] = {}
+    for name, fields in found.images.items():
+        studies.setdefault((fields.patient, fields.study), []).append(name)
+    folders = [(_folder(names), tuple(names)) for names in studies.values()]
+    there = tuple(f"{folder}/" for folder, _ in folders)
+    lost = {_folder([problem.file]) for problem in found.problems}
+    folders += [(folder, ()) for folder in sorted(lost) if "./" not in there and not f"{folder}/".startswith(there)]
+    named = [(Path(root).resolve().name if folder == "." else folder, files) for folder, files in folders]
+    several = {name for name, number in collections.Counter(name for name, _ in named).items() if number > 1}
+    seen: collections.Counter = collections.Counter()
+    exams = []
+    for name, files in named:
+        seen[name] += 1
+        exams.append(Exam(f"{name} ({seen[name]})" if name in several else name, files))
+    return sorted(exams)
+
+
+def left_out(images: Mapping[str, Fields], every_view: bool = False) -> dict[str, str]:
+    """File -> why it is no screening view, of the images of an exam that are none. A view that nothing names is one.
+
+    With `every_view` only those that are no mammograms are left out.
+    """
+    if every_view:
+        return {name: _other_modality(fields) for name, fields in images.items() if "other_modality" in fields.flags}
+    reasons = {name: _not_screening(fields) for name, fields in images.items()}
+    best: dict[tuple, int] = {}
+    for name, fields in images.items():
+        if not reasons[name]:
+            for view in ((fields.laterality, fields.view), ()):         # (): any of the exam
+                best[view] = min(_rank(fields), best.get(view, len(STAND_INS)))
+    for name, fields in images.items():
+        view = (fields.laterality, fields.view)
+        if not reasons[name] and _rank(fields) > best[view if all(view) else ()]:
+            reasons[name] = f"{STAND_INS[_rank(fields)]} beside a better image of the view"
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _rank(fields: Fields) -> int:
+    """What it is of STAND_INS; a secondary capture that names its view, as a digitised film does, has no flag."""
+    found = set(fields.flags) | ({"secondary_capture"} if "Secondary Capture" in fields.kind else set())
+    return max((STAND_INS.index(flag) for flag in found if flag in STAND_INS), default=0)
+
+
+def _not_screening(fields: Fields) -> str:
+    if "other_modality" in fields.flags:
+        return _other_modality(fields)
+    flag = next((flag for flag in NOT_SCREENING if flag in fields.flags), "")
+    if flag or fields.view in ("CC", "MLO", ""):
+        return flag
+    return f"view {fields.view}"
+
+
+def _other_modality(fields: Fields) -> str:
+    return f"other_modality: {fields.kind}".removesuffix(": ")
