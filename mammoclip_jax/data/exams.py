@@ -20,17 +20,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from mammoclip_jax.data import image_files
+from mammoclip_jax.data import image_files, units
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels.fields import SIDES, Fields, view_of
 from mammoclip_jax.data.sources import tables
 
 COPY = "copy of another file"
-SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
-# What the header flags and no screening view is, beside other modalities.
-NOT_SCREENING = ("for_processing", "specimen", "spot", "magnification", "implant_displaced")
-# From best to worst: they count where no better image of the same view is there.
-STAND_INS = ("", "synthetic_2d", "tomosynthesis", "secondary_capture")
 _SIDE = f"(?P<laterality>{'|'.join(sorted(SIDES, key=len, reverse=True))})"
 _VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"          # others (AT, FB) are ordinary words as well
 # Of a name without the patient's: "SEIN GAUCHE", "img_L_CC".
@@ -185,32 +180,17 @@ def left_out(images: Mapping[str, Fields], every_view: bool = False) -> dict[str
     """
     if every_view:
         return {name: _other_modality(fields) for name, fields in images.items() if "other_modality" in fields.flags}
-    reasons = {name: _not_screening(fields) for name, fields in images.items()}
-    best: dict[tuple, int] = {}
+    reasons = dict(zip(images, units.not_screening([_view(fields) for fields in images.values()])))
     for name, fields in images.items():
-        if not reasons[name]:
-            for view in ((fields.laterality, fields.view), ()):         # (): any of the exam
-                best[view] = min(_rank(fields), best.get(view, len(STAND_INS)))
-    for name, fields in images.items():
-        view = (fields.laterality, fields.view)
-        if not reasons[name] and _rank(fields) > best[view if all(view) else ()]:
-            reasons[name] = f"{STAND_INS[_rank(fields)]} beside a better image of the view"
+        if reasons[name] == "other_modality":
+            reasons[name] = _other_modality(fields)
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _rank(fields: Fields) -> int:
-    """What it is of STAND_INS; a secondary capture that names its view, as a digitised film does, has no flag."""
-    found = set(fields.flags) | ({"secondary_capture"} if "Secondary Capture" in fields.kind else set())
-    return max((STAND_INS.index(flag) for flag in found if flag in STAND_INS), default=0)
-
-
-def _not_screening(fields: Fields) -> str:
-    if "other_modality" in fields.flags:
-        return _other_modality(fields)
-    flag = next((flag for flag in NOT_SCREENING if flag in fields.flags), "")
-    if flag or fields.view in ("CC", "MLO", ""):
-        return flag
-    return f"view {fields.view}"
+def _view(fields: Fields) -> units.View:
+    """A secondary capture that names its view, as a digitised film does, has no flag."""
+    flags = (*fields.flags, "secondary_capture") if "Secondary Capture" in fields.kind else fields.flags
+    return units.View(fields.laterality, fields.view, flags)
 
 
 def _other_modality(fields: Fields) -> str:
