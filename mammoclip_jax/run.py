@@ -262,7 +262,7 @@ class Evaluation:
         return self._in_main(whole, state)
 
     def _in_main(self, function, state) -> dict:
-        variables, step = {"params": state.ema or state.params, "batch_stats": state.batch_stats}, int(state.step)
+        variables, step = state.variables(), int(state.step)
         if jax.process_count() > 1:
             variables = jax.device_get(self.gather(variables))      # whole, and of no other process's devices
         found = {}

@@ -49,5 +49,9 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema: Any                                  # averaged params, or None when config.train.ema_decay is 0
+    ema: Any                                  # averaged variables, or None when config.train.ema_decay is 0
     key: Array                                # PRNG key; each step folds its number in, so it never changes
+
+    def variables(self) -> dict:
+        """{"params", "batch_stats"} of the model in use: the averages, where they are kept."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,8 +113,7 @@ def test_stopped_and_started_again(whole, tmp_path, number, seed):
 @pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_skipped(whole, tmp_path):
     workdir = tmp_path / "run"
-    workdir.mkdir()
-    finish(start(workdir, data=whole))
+    shutil.copytree(whole, workdir)
     newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     for path in newest.rglob("*"):
         if path.is_file() and path.parent.name != "meta":

@@ -57,11 +57,7 @@ def read(root: Path | str, pattern: re.Pattern | None = None) -> image_files.Fou
             problems.append(Problem(name, "source", "path does not match the pattern", remedy, name))
         else:
             images[name] = fields
-    images = identified(images, pattern)
-    copies = _copies(Path(root), images)
-    others = found.others + [image_files.other(name, f"{COPY}: {first}") for name, first in copies.items()]
-    return image_files.Found({name: fields for name, fields in images.items() if name not in copies}, problems,
-                             sorted(others))
+    return without_copies(Path(root), image_files.Found(identified(images, pattern), problems, found.others))
 
 
 def identified(images: Mapping[str, Fields], pattern: re.Pattern | None = None) -> dict[str, Fields]:
@@ -137,22 +133,25 @@ def _folder(names: Iterable[str]) -> str:
     return os.path.commonpath([PurePosixPath("/", _above(name)) for name in names])[1:] or "."
 
 
-def _copies(root: Path, images: Mapping[str, Fields]) -> dict[str, str]:
-    """File -> the first one that is the same image of the same patient: the same SOP instance, or the same bytes."""
+def without_copies(root: Path, found: image_files.Found) -> image_files.Found:
+    """The same without the files that are an image of the same patient, study, side, view and size once more: the same
+    SOP instance, or where there is no such number the same bytes."""
     groups: dict[tuple, list[str]] = {}
-    for name, fields in images.items():
-        size = "" if fields.image != name else (root / name).stat().st_size
-        key = (fields.patient, fields.study, fields.laterality, fields.view, size or fields.image)
+    for name, fields in found.images.items():
+        content = fields.image if fields.image not in ("", name) else (root / name).stat().st_size
+        key = (fields.patient, fields.study, fields.laterality, fields.view, fields.size, content)
         groups.setdefault(key, []).append(name)
     firsts: dict[tuple, str] = {}
-    copies = {}
+    others = list(found.others)
     for key, names in groups.items():
         for name in names if len(names) > 1 else ():
-            content = hashlib.sha256((root / name).read_bytes()).digest() if isinstance(key[-1], int) else b""
-            first = firsts.setdefault((key, content), name)
+            same = hashlib.sha256((root / name).read_bytes()).digest() if isinstance(key[-1], int) else b""
+            first = firsts.setdefault((key, same), name)
             if first != name:
-                copies[name] = first
-    return copies
+                others.append(image_files.other(name, f"{COPY}: {first}"))
+    gone = {other.file for other in others}
+    return found._replace(images={name: fields for name, fields in found.images.items() if name not in gone},
+                          others=sorted(others))
 
 
 def grouped(root: Path | str, found: image_files.Found) -> list[Exam]:

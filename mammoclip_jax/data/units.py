@@ -10,7 +10,8 @@ import pandas as pd
 UNITS = {"image": 1, "breast": 2, "exam": 4}        # and the places for views that a model has of it
 SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
 # Flags of what is no screening view.
-NOT_SCREENING = ("other_modality", "for_processing", "specimen", "spot", "magnification", "implant_displaced")
+NOT_SCREENING = ("other_modality", "for_processing", "specimen", "stereotactic", "recombined", "spot", "magnification",
+                 "implant_displaced")
 # From best to worst: they count where no better image of the same view is there.
 STAND_INS = ("", "synthetic_2d", "tomosynthesis", "secondary_capture")
 _VIEWS = ("CC", "MLO", "")                          # before all others, which come by name

@@ -65,10 +65,13 @@ class Checkpoints:
             UserError: there are steps, and none of them can be restored.
         """
         listed = sorted(self._manager.all_steps(), reverse=True)
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _plain(state))
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _plain(state))
         errors = {}
         for step in listed:
             try:
+                target = abstract
+                if _of_parameters_alone(_saved_tree(self.folder / str(step))["ema"]):
+                    target = abstract | {"ema": abstract["ema"]["params"]}
                 restored = self._manager.restore(step, args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
                 if not jax.jit(all_finite)(restored["state"]):
@@ -85,7 +88,7 @@ class Checkpoints:
             iterator.set_state(restored["data"])
             self.meta = restored["meta"]
             logging.info("resumed at step %d from %s", step, self.folder)
-            return _typed(restored["state"], state)
+            return _typed(_migrated(restored["state"]), state)
         if listed:
             raise UserError(f"none of the checkpoints in {self.folder} (steps {listed}) can be read with this config: "
                             f"use the config of the run, or another --workdir. The first reason: {errors[listed[0]]}")
@@ -174,9 +177,9 @@ def steps(folder) -> list[int]:
 def load(path) -> tuple[int, dict, dict]:
     """(step, variables, meta) of a workdir, a `checkpoints` folder or one step in it, as NumPy arrays.
 
-    `variables` holds `params` (the averaged ones where the run kept them) and `batch_stats`. Of a workdir whose run kept
-    its best state (best.py) that one is taken. A damaged step is reported and the one before is taken, unless it was
-    asked for by name.
+    `variables` holds `params` and `batch_stats` (the averaged ones where the run kept them). Of a workdir whose run
+    kept its best state (best.py) that one is taken. A damaged step is reported and the one before is taken, unless it
+    was asked for by name.
 
     Raises:
         UserError: no checkpoint is there, or none that is whole.
@@ -193,9 +196,8 @@ def load(path) -> tuple[int, dict, dict]:
     if not wanted:
         raise UserError(f"{path}: no finished checkpoint in {folder}; train first, or name another folder.")
     step, _ = newest_whole(folder, wanted)
-    state = read_state(folder / str(step))
-    params = state["ema"] or state["params"]
-    return step, {"params": params, "batch_stats": state["batch_stats"] or {}}, read_meta(folder / str(step))
+    variables = TrainState(**read_state(folder / str(step))).variables()
+    return step, variables | {"batch_stats": variables["batch_stats"] or {}}, read_meta(folder / str(step))
 
 
 def newest_meta(workdir) -> tuple[int, dict | None]:
@@ -216,9 +218,26 @@ def read_state(folder) -> dict:
     """The TrainState in the folder of a step: a dict of its fields as NumPy arrays, the PRNG key as numbers."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as reader:
-        saved = reader.metadata(Path(folder, "state")).item_metadata.tree
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
-        return jax.device_get(reader.restore(Path(folder, "state"), target))
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _saved_tree(folder))
+        return _migrated(jax.device_get(reader.restore(Path(folder, "state"), target)))
+
+
+def _saved_tree(folder) -> dict:
+    """Shapes and dtypes of the TrainState in the folder of a step."""
+    return ocp.StandardCheckpointHandler().metadata(Path(folder, "state")).tree
+
+
+def _of_parameters_alone(ema) -> bool:
+    """Whether an average was saved as it was at first: a tree of parameters, to be used with the raw statistics."""
+    return bool(ema) and "params" not in ema
+
+
+def _migrated(state: dict) -> dict:
+    """A saved state as this version has it: an average of parameters alone takes over the raw batch statistics."""
+    if not _of_parameters_alone(state["ema"]):
+        return state
+    statistics = jax.tree.map(lambda x: x.copy(), state["batch_stats"])     # donated with the rest of the state
+    return state | {"ema": {"params": state["ema"], "batch_stats": statistics}}
 
 
 def newest_whole(folder, wanted) -> tuple[int, list[int]]:

@@ -17,13 +17,14 @@ def init_variables(model, key, image_shape, text_length):
 
 def init_state(variables, optimizer, key, config) -> TrainState:
     """The state before the first step."""
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    average = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if config.ema_decay else None,
+        ema=jax.tree.map(jnp.copy, average) if config.ema_decay else None,
         key=key,
     )
 
@@ -70,8 +71,9 @@ def make_train_step(gradient_fn, optimizer, config):
         params = clamp_logit_scale(optax.apply_updates(state.params, updates), config.logit_scale_max)
         ema = state.ema
         if ema is not None:
-            # In this form the average of a parameter that does not change keeps its bits.
-            ema = jax.tree.map(lambda mean, p: mean + (1 - config.ema_decay) * (p - mean), ema, params)
+            # In this form the average of a number that does not change keeps its bits.
+            ema = jax.tree.map(lambda mean, x: mean + (1 - config.ema_decay) * (x - mean), ema,
+                               {"params": params, "batch_stats": batch_stats})
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         if "logit_scale" in params:
             metrics["logit_scale"] = jnp.exp(params["logit_scale"])

@@ -51,6 +51,7 @@ def view(*flags, laterality="L", view="CC"):
 @pytest.mark.parametrize("fields, beside, reason", [
     (view(), view(), ""), (view(view="ML"), None, "view ML"), (view(laterality="", view=""), view(), ""),
     (view("for_processing"), None, "for_processing"), (view("breast_implant"), None, ""),
+    (view("recombined"), None, "recombined"), (view("stereotactic"), view(), "stereotactic"),
     (view("other_modality"), None, "other_modality: CT Image Storage"),
     (view("tomosynthesis"), None, ""), (view("tomosynthesis"), view(laterality="R"), ""),
     (view("tomosynthesis"), view("spot"), ""), (view("tomosynthesis"), view("tomosynthesis"), ""),

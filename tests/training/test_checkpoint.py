@@ -87,11 +87,28 @@ def test_the_newest_checkpoint_is_restored_with_its_position(workdir):
 
 
 def test_the_averaged_parameters_are_what_is_loaded(tmp_path):
-    average = {"w": np.full((64, 128), 7, np.float32), "b": np.zeros(3)}
+    average = {"params": {"w": np.full((64, 128), 7, np.float32), "b": np.zeros(3)},
+               "batch_stats": {"mean": np.full(3, 2.0, np.float32)}}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(3)._replace(ema=jax.device_put(average)), batches(3), META)
     _, variables, _ = checkpoint.load(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, variables["params"], average)
+    jax.tree.map(np.testing.assert_array_equal, variables, average)
+
+
+def test_a_checkpoint_of_averaged_parameters_alone_goes_on(tmp_path):
+    """As they were saved at first: it takes over the statistics with which it was used then."""
+    parameters, statistics = {"w": np.full((4, 2), 7, np.float32)}, {"mean": np.full(3, 2.0, np.float32)}
+    everywhere = NamedSharding(mesh(), PartitionSpec())
+    old = state(3)._replace(ema=jax.device_put(parameters, everywhere),
+                            batch_stats=jax.device_put(statistics, everywhere))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(old, batches(3), META)
+    expected = {"params": parameters, "batch_stats": statistics}
+    with Checkpoints(tmp_path) as checkpoints:
+        zeros = jax.tree.map(np.zeros_like, expected)
+        found = checkpoints.restore(old._replace(ema=jax.device_put(zeros, everywhere)), batches())
+    jax.tree.map(np.testing.assert_array_equal, found.ema, expected)
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load(tmp_path)[1], expected)
 
 
 def test_every_file_is_noted(saved):

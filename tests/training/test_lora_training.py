@@ -51,7 +51,8 @@ def encode(model, variables):
 @pytest.mark.parametrize("part", ["params", "ema"])
 def test_training_moves_adapters_projections_and_the_other_tower_alone(trained, part):
     _, _, before, after = trained
-    one, two = (flatten_dict(getattr(state, part), sep="/") for state in (before, after))
+    one, two = (flatten_dict(state.params if part == "params" else state.ema["params"], sep="/")
+                for state in (before, after))
     still = {path for path in one if np.array_equal(one[path], two[path])}
     assert {path for path in one if path.startswith("text_encoder/")} == still
     moved = set(one) - still

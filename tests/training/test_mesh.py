@@ -54,7 +54,7 @@ def test_a_split_state_takes_the_same_steps(kind):
         states.append((state, float(metrics["loss"])))
     (one, loss), (eight, loss8) = states
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)
-    assert split(eight.params) == (split(eight.ema) if kind == "fsdp" else set())
+    assert split(eight.params) == (split(eight.ema["params"]) if kind == "fsdp" else set())
     moments = split(eight.opt_state)
     assert bool(moments) == (kind != "replicated") and bool(split(eight.ema)) == (kind != "replicated")
     if kind == "fsdp":

@@ -178,12 +178,17 @@ def test_the_average_moves_by_one_minus_its_decay():
     config = tiny_config().train
     config.ema_decay = 0.9
     optimizer = optax.sgd(1.0)
-    step = make_train_step(lambda state, batch: (0.0, {}, {}, gradients), optimizer, config)
-    state = init_state({"params": params}, optimizer, jax.random.key(0), config)
+    statistics = {"mean": jnp.array([2.0])}
+    step = make_train_step(lambda state, batch: (0.0, {}, jax.tree.map(lambda x: x + 1, state.batch_stats), gradients),
+                           optimizer, config)
+    state = init_state({"params": params, "batch_stats": statistics}, optimizer, jax.random.key(0), config)
     for _ in range(2):
         state, _ = step(state, None)
     # Weights 1, -2, -5 and -2, -7, -12: of each step a tenth goes into the average.
-    np.testing.assert_allclose(state.ema["kernel"], [0.9 * (0.9 - 0.2) - 0.5, 0.9 * (-1.8 - 0.7) - 1.2], rtol=1e-6)
+    average = state.ema["params"]["kernel"]
+    np.testing.assert_allclose(average, [0.9 * (0.9 - 0.2) - 0.5, 0.9 * (-1.8 - 0.7) - 1.2], rtol=1e-6)
+    # The running statistics are averaged with them: 2, 3, 4. With the raw ones the average is another network.
+    np.testing.assert_allclose(state.ema["batch_stats"]["mean"], [0.9 * (0.9 * 2 + 0.3) + 0.4], rtol=1e-6)
 
 
 def test_each_step_draws_anew_and_a_step_done_again_the_same():

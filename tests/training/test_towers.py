@@ -58,7 +58,7 @@ def assert_close(one, other, tolerance):
 
 
 def one_pass(config):
-    """Loss and gradients of the same micro-batches, with the same dropout, through a plain loop: all of it is kept."""
+    """Loss and gradients of the same micro-batches, with the same dropout, through a plain scan: all of it is kept."""
     trainer = make_trainer(config, tiny.VOCABULARY, PREPROCESSING, meshes.make_mesh({}, jax.devices()[:1]))
     state, batch = state_of(trainer, config), tiny.batch(BREASTS, flips=True)
     preprocess = augment.Preprocess(config.image.mean, config.image.std, 1, "minmax", **config.augment)
@@ -74,17 +74,19 @@ def one_pass(config):
             flat = {name: x.reshape(2 * BREASTS, *x.shape[2:]) for name, x in batch.items() if x.ndim > 1}
             inputs = {"image": (flat["image"], draws), "text": (flat["token_ids"], flat["token_mask"])}
             for tower, parts in config.train.micro_batches.items():
-                data, other = inputs[tower]
-                found = []
-                for i, key in enumerate(jax.random.split(keys[tower], parts) if parts > 1 else [keys[tower]]):
-                    part, rest = data[i::parts], jax.tree.map(lambda x, i=i: x[i::parts], other)
-                    arguments = (augment.train_images(part, rest, preprocess),) if tower == "image" else (part, rest)
-                    (found_part, _), updated = trainer.model.apply(
+                def encode(stats, part, tower=tower):
+                    data, other, key = part
+                    arguments = (augment.train_images(data, other, preprocess),) if tower == "image" else (data, other)
+                    (found, _), updated = trainer.model.apply(
                         {"params": params, "batch_stats": stats}, *arguments, train=True, rngs={"dropout": key},
                         mutable=["batch_stats"], method=f"encode_{tower}")
-                    stats = updated.get("batch_stats", stats)
-                    found.append(found_part)
-                vectors[tower] = jnp.stack(found, 1).reshape(BREASTS, 2, -1)
+                    return updated.get("batch_stats", stats), found
+
+                rows = jax.tree.map(
+                    lambda x, parts=parts: jnp.stack([x[i::parts] for i in range(parts)]), inputs[tower])
+                each = jax.random.split(keys[tower], parts) if parts > 1 else keys[tower][None]
+                stats, found = jax.lax.scan(encode, stats, (*rows, each))
+                vectors[tower] = jnp.moveaxis(found, 0, 1).reshape(BREASTS, 2, -1)
             embeddings = towers.Embeddings(**vectors, logit_scale=jnp.exp(params["logit_scale"]))
             (_, term, _, _), = terms
             return term(embeddings, batch, trainer.mesh)[0], stats

@@ -125,7 +125,7 @@ def decode(path: Path, header: pydicom.Dataset, shape: Shape, frame: int) -> tup
     syntax = _syntax(header)
     try:
         array = _decode(path, header, shape, frame, syntax)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, Unreadable):
         raise
     except BaseException as error:      # decoders raise anything; the RLE decoder's Rust panics are no Exception
         name = syntax.name if syntax in AllTransferSyntaxes else "unknown transfer syntax"
@@ -151,7 +151,7 @@ def _decode(path: Path, header: pydicom.Dataset, shape: Shape, frame: int, synta
     plugin = _PREFERRED.get(syntax, "")
     plugins = [plugin, ""] if plugin in decoder.available_plugins else [""]
     if decoder.is_encapsulated and syntax != RLELossless:
-        _check_stream(_stream(path, header, shape, frame), shape)
+        _check_stream(path, _stream(path, header, shape, frame), shape)
     for number, plugin in enumerate(plugins):
         try:
             if shape.frames > 1 and syntax == DeflatedExplicitVRLittleEndian:      # cannot be read in parts
@@ -184,11 +184,15 @@ def _stream(path: Path, header: pydicom.Dataset, shape: Shape, frame: int) -> by
         return get_frame(file, frame, number_of_frames=shape.frames)
 
 
-def _check_stream(stream: bytes, shape: Shape) -> None:
-    """Raises ValueError where a JPEG or JPEG 2000 stream is cut off or declares another size than the header."""
+def _check_stream(path: Path, stream: bytes, shape: Shape) -> None:
+    """Raises Unreadable where a JPEG or JPEG 2000 stream declares another size than the header, or is cut off.
+
+    Whatever the header calls it: JPEG 2000 is found under transfer syntaxes of JPEG.
+    """
     size = stream_size(stream)
     if size and size != (shape.rows, shape.columns):
-        raise ValueError("size")
+        reason = f"two sizes: {shape.rows} x {shape.columns} in the header, {size[0]} x {size[1]} in the encoded image"
+        raise Unreadable(path, "decode", reason, "the header is another image's; export the image again")
     if stream.startswith(b"\xff\xd8") and not jpeg.is_whole(stream):
         raise ValueError("no end of image")
 

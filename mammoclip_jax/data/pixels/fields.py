@@ -63,6 +63,11 @@ FOR_PROCESSING_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.
 SECONDARY_CAPTURES = tuple(f"1.2.840.10008.5.1.4.1.1.7{kind}" for kind in ("", ".1", ".2", ".3", ".4"))
 PROJECTIONS = ("CR", "DX", "RG")        # modalities that some breast images have instead of MG
 BREAST = ("BREAST", "MAMMO")
+IMAGE_TYPES = {         # of stereotactic biopsies; what is made of two energies after contrast medium, or the upper one
+    "tomosynthesis": ("TOMOSYNTHESIS", "TOMO", "TOMO_PROJ", "TOMO_SCOUT"), "synthetic_2d": ("GENERATED_2D",),
+    "stereotactic": ("STEREO_SCOUT", "STEREO_PLUS", "STEREO_MINUS"),
+    "recombined": ("RECOMBINED", "SUBTRACTION", "HIGH_ENERGY"),
+}
 TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 UNKNOWN_CLASS = "DICOM object of an unknown class"
 MAGNIFIED = 1.3         # estimated radiographic magnification: of contact views 1.0 to 1.1, of magnified ones 1.5 to 2
@@ -101,8 +106,9 @@ def fields(header: pydicom.Dataset) -> Fields:
 
     Laterality and view: from their tags, else their codes, else (CBIS-DDSM) PatientOrientation holding the view, else
     the words of SeriesDescription and ProtocolName; the side at last from PatientOrientation. Flags: `for_processing`,
-    `specimen`, `magnification`, `spot`, `tomosynthesis`, `synthetic_2d`, `implant_displaced`, `breast_implant`, `burned_in_annotation`, `secondary_capture`
-    (without side and view, which those of digitised films have), `other_modality` (no mammogram).
+    `specimen`, `magnification`, `spot`, `tomosynthesis`, `synthetic_2d`, `stereotactic`, `recombined`,
+    `implant_displaced`, `breast_implant`, `burned_in_annotation`, `secondary_capture` (without side and view, which
+    those of digitised films have), `other_modality` (no mammogram).
     """
     date = text(header, "StudyDate").replace(".", "").replace("-", "")
     rows, columns = text(header, "Rows"), text(header, "Columns")
@@ -239,10 +245,12 @@ def _flags(header: pydicom.Dataset) -> tuple[str, ...]:
         flags.add("implant_displaced" if named[4] == "ID" else "")
     words = set(_words(header, "PaddleDescription", "SeriesDescription", "ProtocolName", "ViewPosition"))
     paddle = set(_words(header, "PaddleDescription"))
+    viewed = view_of(position) or any(code in VIEW_CODES for code in _codes(header, "ViewCodeSequence"))
     tags = {
         "for_processing": text(header, "PresentationIntentType") == "FOR PROCESSING"
         or text(header, "SOPClassUID") in FOR_PROCESSING_CLASSES,
-        "specimen": "SPECIMEN" in words | set(_words(header, "BodyPartExamined"))
+        # The description of a view of the breast may speak of a specimen, which is not what it shows.
+        "specimen": "SPECIMEN" in set(_words(header, "BodyPartExamined")) | (set() if viewed else words)
         or any(code in SPECIMEN_CODES for code in _codes(header, "ViewCodeSequence")),
         "magnification": bool({"MAG", "MAGNIFICATION", "MAGNIFIED"} & words) or _magnification(header) >= MAGNIFIED,
         "spot": "SPOT" in words or any(word.startswith("SPOT") for word in paddle),
@@ -252,7 +260,7 @@ def _flags(header: pydicom.Dataset) -> tuple[str, ...]:
         and not (_laterality(header) and _view(header)),
         "other_modality": _is_other(header),
     }
-    flags |= {flag for flag, holds in tags.items() if holds} | _tomosynthesis(header)
+    flags |= {flag for flag, holds in tags.items() if holds} | _kinds(header)
     return tuple(sorted(flags - {""}))
 
 
@@ -271,13 +279,13 @@ def _magnification(header: pydicom.Dataset) -> float:
         return 1.0
 
 
-def _tomosynthesis(header: pydicom.Dataset) -> set[str]:
-    """Slices and projections of tomosynthesis, and the 2D images made of them (PS3.3 C.8.11.7.1.4)."""
+def _kinds(header: pydicom.Dataset) -> set[str]:
+    """What else than a plain view the image type says that it is (PS3.3 C.8.11.7.1.4)."""
     try:
         kinds = {str(kind).strip().upper() for kind in header.get("ImageType") or ()}
     except Exception:
         kinds = set()
-    if "GENERATED_2D" in kinds:
-        return {"synthetic_2d"}
-    sliced = kinds & {"TOMOSYNTHESIS", "TOMO", "TOMO_PROJ", "TOMO_SCOUT"}
-    return {"tomosynthesis"} if sliced or text(header, "SOPClassUID") == TOMOSYNTHESIS_CLASS else set()
+    found = {flag for flag, names in IMAGE_TYPES.items() if kinds & set(names)}
+    if text(header, "SOPClassUID") == TOMOSYNTHESIS_CLASS:
+        found.add("tomosynthesis")
+    return found - {"tomosynthesis"} if "synthetic_2d" in found else found      # made of its slices

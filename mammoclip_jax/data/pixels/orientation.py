@@ -5,6 +5,7 @@ Displayed, a left breast has its chest wall at the left: rows run to the anterio
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pydicom
@@ -51,6 +52,7 @@ def side(header: pydicom.Dataset) -> str:
 def _ways(header: pydicom.Dataset) -> tuple[str, str]:
     """Where rows and columns run, in letters of which the first counts most ("A", "FR"); "" unknown."""
     value = header.get("PatientOrientation") or ""
-    ways = [value] if isinstance(value, str) else [str(way).strip().upper() for way in value]
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    ways = [str(way).strip().upper() for way in value] if several else []
     known = len(ways) == 2 and all(re.fullmatch("[ALPRHF]{1,3}", way) for way in ways)
     return (ways[0], ways[1]) if known else ("", "")

@@ -34,7 +34,7 @@ LICENCE = ("research use by agreement with the authors (Breast Research Group, I
 CITATION = ("I C Moreira, I Amaral, I Domingues, A Cardoso, M J Cardoso, J S Cardoso (2012): INbreast: Toward a "
             "Full-field Digital Mammographic Database. Academic Radiology 19(2), 236-248.")
 NEEDED = ("Laterality", "View", "File Name", "ACR", "Bi-Rads")
-VIEWS = {"CC": "CC", "ML": "MLO", "MLO": "MLO"}
+VIEWS = {"CC": "CC", "FB": "FB", "ML": "MLO", "MLO": "MLO"}
 DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
 COLUMNS = {"Mass": "mass", "Micros": "calcification", "Distortion": "architectural_distortion",
            "Asymmetry": "asymmetry"}        # only the Excel table has them, with an X

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 CITATION = ("Ghosh, S., Poynton, C. B., Visweswaran, S., & Batmanghelich, K. (2024). Mammo-CLIP: A Vision Language "
             "Foundation Model to Enhance Data Efficiency and Robustness in Mammography. MICCAI 2024. "
             "https://arxiv.org/abs/2405.12255")
-NAMES = ("clip_pretrain_100.csv", "clip_vindr_final.csv", "vindr_detection_v1_folds.csv")
+NAMES = ("clip_pretrain_100.csv", "clip_vindr_final.csv", vindr.FOLDS)
 VIEWS = ("CC", "MLO")
 LISTS = ("image", *VIEWS)
 REPORTS = ("patient_id", "laterality", *LISTS, "text", "text_augment", "findings", "impressions", "fold")
@@ -261,16 +261,13 @@ def _strings(line: Any, column: str) -> list[str]:
 # A line a finding
 
 def _detection(data: pd.DataFrame, path: Path, images: str, val: float, boxes: str) -> _Read:
-    data = data.rename(columns={"patient_id": "study_id", "view": "view_position"})
     published = boxes == "published"
     if published:
         tables.require(data, path, RESIZED, "Use --option=boxes=correct.")
         data = data.drop(columns=[name for name in vindr.CORNERS if name in data])
         data = data.rename(columns=dict(zip(RESIZED, vindr.CORNERS)))
         data = data.assign(height=CANVAS[0], width=CANVAS[1])
-    tables.require(data, path, ("image_id", *vindr.SHARED, "finding_categories", "finding_birads", *vindr.CORNERS))
-    data = data.assign(image_id=data["image_id"].str.removesuffix(".png"))
-    data.loc[data["finding_categories"].str.contains(vindr.NO_FINDING), list(vindr.CORNERS)] = ""
+    data = vindr.findings(data, path)
     rows, problems, remarks = vindr.assemble(data.drop_duplicates("image_id"), data, val)
     for row in rows:
         folder = "/".join(filter(None, (images, row["study"])))

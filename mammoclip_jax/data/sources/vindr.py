@@ -2,7 +2,8 @@
 
 Files, as PhysioNet distributes them: `breast-level_annotations.csv` (20,000 lines, one an image) and
 `finding_annotations.csv` (20,486 lines, one a finding, or "No Finding"), both in the root or in a folder below it, and
-images/{study_id}/{image_id}.dicom (or .dcm). `metadata.csv` is optional: it adds vendor and age.
+images/{study_id}/{image_id}.dicom (or .dcm). `metadata.csv` is optional: it adds vendor and age. The findings may also
+be the 33 columns that are distributed with folds, under that name or as `vindr_detection_v1_folds.csv`.
 
 - The set has no patient ids: a study is a patient.
 - A line of the findings table describes one finding; 271 lines of other findings belong to images with a mass. The
@@ -40,6 +41,7 @@ CITATION = ("Pham, H. H., Nguyen Trung, H., & Nguyen, H. Q. (2022). VinDr-Mammo:
             "https://doi.org/10.13026/br2v-7517. Nguyen et al., Scientific Data 10, 277 (2023).")
 BREASTS = "breast-level_annotations.csv"
 LINES = "finding_annotations.csv"
+FOLDS = "vindr_detection_v1_folds.csv"
 METADATA = "metadata.csv"
 FINDINGS = {
     "Mass": "mass", "Suspicious Calcification": "suspicious_calcification", "Asymmetry": "asymmetry",
@@ -73,7 +75,8 @@ def read(root: str | Path, val: float = 0.1, boxes: str = "correct") -> SourceTa
     root = Path(root)
     check_boxes(boxes)
     breasts = tables.read(locate(root, BREASTS), ("image_id", *SHARED))
-    lines = tables.read(locate(root, LINES), ("image_id", *SHARED, "finding_categories", "finding_birads", *CORNERS))
+    path = next((path for path in (locate(root, LINES), locate(root, FOLDS)) if path.is_file()), root / LINES)
+    lines = findings(tables.read(path), path)
     clamp = published_vindr_box_original if boxes == "published" else None
     rows, problems, remarks = assemble(breasts, lines, val, clamp)
     known = _metadata(locate(root, METADATA))
@@ -95,6 +98,24 @@ def check_boxes(boxes: str) -> None:
 def locate(root: Path, name: str) -> Path:
     """The table `name` in root or in a folder below it; root / name where there is none."""
     return next((path for path in (root / name, *sorted(root.glob(f"*/{name}"))) if path.is_file()), root / name)
+
+
+def findings(lines: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The findings table from `path` with the owner's names of columns and images, whichever of the two forms it has.
+
+    In the form with folds some "No Finding" lines have boxes, which mean nothing.
+
+    Raises:
+        UserError: a column is missing.
+    """
+    folds = "fold" in lines
+    if folds:
+        lines = lines.rename(columns={"patient_id": "study_id", "view": "view_position"})
+    tables.require(lines, path, ("image_id", *SHARED, "finding_categories", "finding_birads", *CORNERS))
+    if folds:
+        lines = lines.assign(image_id=lines["image_id"].str.removesuffix(".png"))
+        lines.loc[lines["finding_categories"].str.contains(NO_FINDING), list(CORNERS)] = ""
+    return lines
 
 
 def dicom_file(study: str, image: str) -> str:

@@ -168,7 +168,7 @@ def test_another_size_in_the_stream_or_a_cut_stream_is_refused(tmp_path, syntax)
         path = encoded(tmp_path / "a.dcm", syntax, [stream], pixels, 12, **wrong)
         if syntax == RLELossless and wrong == dict(Rows=60):
             continue                # RLE has no size of its own
-        with pytest.raises(Unreadable, match="cannot decode"):
+        with pytest.raises(Unreadable, match="cannot decode" if syntax == RLELossless else "two sizes"):
             dicom.read(path)
     with pytest.raises(Unreadable, match="cannot decode"):
         dicom.read(encoded(tmp_path / "b.dcm", syntax, [stream[:len(stream) * 2 // 3]], pixels, 12))
@@ -181,11 +181,12 @@ def test_a_stream_that_would_fill_the_memory_is_refused_before_decoding(tmp_path
         stream = bytearray(lossless(syntax, pixels, 12))
         height, width = (n.to_bytes(4 if syntax == JPEG2000Lossless else 2, "big") for n in pixels.shape)
         for size in (height, width):
-            at = stream.index(size)
+            # JPEG-LS has it in its SPIFF header before the frame's, JPEG 2000 as the tile's behind the image's.
+            at = stream.rindex(size, 0, 120) if syntax == JPEGLSLossless else stream.index(size)
             stream[at:at + len(size)] = (65000).to_bytes(len(size), "big")
         path = encoded(tmp_path / "a.dcm", syntax, [bytes(stream)], pixels, 12)
         monkeypatch.setattr(decode, "_only_frame", lambda *_: pytest.fail("was decoded"))
-        with pytest.raises(Unreadable, match="cannot decode"):
+        with pytest.raises(Unreadable, match="two sizes: .* 65000 x 65000 in the encoded image"):
             dicom.read(path)
         monkeypatch.undo()
 
@@ -307,3 +308,13 @@ def test_the_middle_frame_takes_the_memory_of_one(tmp_path, syntax):
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEG2000Lossless, JPEGLSLossless])
+def test_a_stream_of_another_size_names_both(tmp_path, syntax):
+    """JPEG 2000 of a part of the image, whatever the header calls it."""
+    frame = imagecodecs.jpeg2k_encode(np.ascontiguousarray(breast()[:64, :48]), codecformat="j2k", level=0)
+    path = encoded(tmp_path / "a.dcm", syntax, [frame], breast(), 16)
+    with pytest.raises(Unreadable, match="two sizes: 120 x 90 in the header, 64 x 48 in the encoded image") as caught:
+        dicom.read(path)
+    assert caught.value.stage == "decode"

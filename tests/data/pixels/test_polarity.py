@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_dicom import breast, dataset, write
 
+from mammoclip_jax.data.phantom import exam
 from mammoclip_jax.data.pixels import dicom, intensity, polarity
 
 EXPECTED = breast() / breast().max()
@@ -102,3 +103,40 @@ def test_grey_in_three_colours_is_never_inverted(tmp_path):
     grey = intensity.grey(dicom.read(path), "raw_minmax")
     np.testing.assert_allclose(grey.array, pixels / pixels.max(), atol=1e-6)
     assert grey.flags == ("background_bright",)
+
+
+@pytest.fixture(scope="module")
+def fields() -> list[np.ndarray]:
+    """Magnified views full of tissue, [h, w] in [0, 1]."""
+    drawn, found = exam.draw(exam.Parameters(height=880, width=704), 1), []
+    for laterality, view in (("L", "CC"), ("R", "CC"), ("L", "MLO"), ("R", "MLO")):
+        picture = exam.render(drawn, laterality, view)
+        y, x = (int(places.mean()) for places in np.nonzero(picture.breast))
+        for y0 in range(y - 200, y + 101, 50):
+            field = picture.density[y0:y0 + 128, x - 90:x + 38]
+            if picture.breast[y0:y0 + 128, x - 90:x + 38].all():
+                found.append((field - field.min()) / np.ptp(field))
+    assert len(found) > 8
+    return found
+
+
+def test_a_field_full_of_tissue_has_no_bright_background(tmp_path, fields):
+    for field in fields:
+        stored = np.rint(4095 * (1 - field)).astype(np.uint16)
+        assert shown(tmp_path, stored, PhotometricInterpretation="MONOCHROME1").flags == ()
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_neither_has_one_with_a_redaction_and_a_film_edge(tmp_path, fields, side):
+    for field in fields:
+        stored = np.rint(4095 * field).astype(np.uint16)
+        stored[:25, :40] = 0
+        stored[:, -8:] = 4095
+        assert shown(tmp_path, np.ascontiguousarray(stored[:, ::side])).flags == ()
+
+
+@pytest.mark.parametrize("wide", [0.03, 0.08, 0.12])
+def test_a_white_plate_at_the_side_is_no_background(wide):
+    film = 0.05 + 0.7 * EXPECTED.repeat(3, 0).repeat(3, 1) + np.random.default_rng(0).normal(0, 0.005, (360, 270))
+    film[:, -round(wide * 270):] = 1
+    assert polarity.background(film) == "dark" and polarity.background(1 - film) == "bright"

@@ -16,7 +16,7 @@ HEADER = "Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;
 LINES = [
     "removed;removed;R;CC;201001;22678622;4;4a", "removed;removed;L;MLO;201001;22678646;4;1",
     "removed;removed;L;CC;201103;22678670;     ;6", "removed;removed;R;MLO;200801;20586908;1;2",
-    "removed;removed;R;CC;201001;30000001;2;2", "removed;removed;L;FB;201001;30000002;2;2",
+    "removed;removed;R;CC;201001;30000001;2;2", "removed;removed;L;XX;201001;30000002;2;2",
     "removed;removed;;CC;201001;30000003;2;2", "removed;removed;L;CC;201001;;2;2",
 ]
 FILES = ["22678622_61b13c59bcba149e_MG_R_CC_ANON", "22678646_61b13c59bcba149e_MG_L_ML_ANON",
@@ -94,3 +94,12 @@ def test_the_excel_table_names_findings_too(tmp_path):
     labels = json.loads(table.rows["labels"][0])
     assert labels["mass"] == labels["calcification"] == 1 and "asymmetry" not in labels and labels["density"] == "D"
     assert table.rows["image"][0] == "22678622" and [problem.kind for problem in table.problems] == ["empty identifier"]
+
+
+def test_a_view_from_below(tmp_path):
+    line = "removed;removed;L;FB;201001;30000002;2;2"
+    (tmp_path / "INbreast.csv").write_text(f"{HEADER}\n{line}\n")
+    (tmp_path / "AllDICOMs").mkdir()
+    write(tmp_path / "AllDICOMs" / "30000002_aaaa3c59bcba149e_MG_L_FB_ANON.dcm", breast(60, 50))
+    table = checked(inbreast.read(tmp_path))
+    assert not table.problems and list(table.rows["view"]) == ["FB"]

@@ -64,6 +64,17 @@ def write(folder, breasts, lines):
     return folder
 
 
+def with_folds(lines):
+    """The 33 columns of the findings as they are distributed with folds."""
+    ten = {name.replace(" ", "_"): "0" for name in (*vindr.FINDINGS, vindr.NO_FINDING)}
+    names = {"study_id": "patient_id", "view_position": "view"}
+    return [{names.get(name, name): cell for name, cell in line.items()}
+            | {"image_id": line["image_id"] + ".png", "fold": "1", "density": "2"} | ten
+            | dict.fromkeys(("resized_xmin", "resized_ymin", "resized_xmax", "resized_ymax"), "7")
+            | (dict.fromkeys(vindr.CORNERS, "0") if vindr.NO_FINDING in line["finding_categories"] else {})
+            for line in lines]
+
+
 def recount(folder):
     """(split, finding) -> lines and images that have it, line by line from the file."""
     boxes, images = collections.Counter(), collections.defaultdict(set)
@@ -336,3 +347,20 @@ def test_full_size(tmp_path):
     table = checked(vindr.read(write(tmp_path, breasts, lines)))
     assert len(table.rows) == 20000 and table.rows["study"].nunique() == 5000 and not table.problems
     assert counted(table) == recount(tmp_path)
+
+
+@pytest.mark.parametrize("name", [vindr.LINES, vindr.FOLDS])
+def test_the_findings_as_distributed_with_folds(tmp_path, name):
+    breasts, lines = made(4)
+    expected = vindr.read(write(tmp_path / "owner", breasts, lines))
+    folder = write(tmp_path / "folds", breasts, lines)
+    (folder / vindr.LINES).unlink()
+    lines = with_folds(lines)
+    assert len(lines[0]) == 33
+    with open(folder / name, "w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+    found = vindr.read(folder)
+    assert not found.problems and not expected.problems and not found.remarks
+    assert found.rows.equals(expected.rows) and found.table_rows == expected.table_rows
