@@ -39,7 +39,7 @@ class FakeDataset:
 
     def __init__(self, path, texts=TEXTS):
         self.path, self.info = path, {"preprocessing": {"height": 4, "width": 4, "bits": 8}}
-        self.index = pd.DataFrame([dict(dataset="fake", study=str(i), image=str(i), laterality="L", view="CC",
+        self.index = pd.DataFrame([dict(dataset="fake", patient="p", study=str(i), image=str(i), laterality="L", view="CC",
                                         split="train", texts=[text]) for i, text in enumerate(texts)])
 
     def read(self, i):

@@ -94,8 +94,9 @@ def _dataset(folder: Path, images: list[np.ndarray], codec: str, preprocessing: 
     for number in range(RECORDS):
         writer.write(records[number % len(records)])
     writer.close()
-    rows = [{"dataset": "benchmark", "study": str(number), "image": str(number), "laterality": "L", "view": "CC",
-             "split": "train", "texts": [TEXT], "sections": ["caption"], "shard": 0, "position": number}
+    rows = [{"dataset": "benchmark", "patient": str(number), "study": str(number), "image": str(number),
+             "laterality": "L", "view": "CC", "split": "train", "texts": [TEXT], "sections": ["caption"],
+             "shard": 0, "position": number}
             for number in range(RECORDS)]
     pd.DataFrame(rows).to_parquet(folder / "index.parquet")
     form = {"height": preprocessing.height, "width": preprocessing.width, "bits": preprocessing.bits}

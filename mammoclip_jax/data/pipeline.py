@@ -15,6 +15,7 @@ import grain
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data import units
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text import label_values, reports, templating
 from mammoclip_jax.data.text.augment_text import alternatives
@@ -73,9 +74,9 @@ class Breasts(NamedTuple):
 
 def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False,
             text: TextOptions = TextOptions()) -> Breasts:
-    """Group the images of a split into breasts, in the order of the indexes.
+    """Group the images of a split into breasts (`units.breasts`), in the order of the indexes.
 
-    A breast is one side in one study; images whose laterality is unknown are a breast each. `other_views` takes views
+    `other_views` takes views
     outside VIEWS (AT, LM, ...) as well. Raises UserError, naming the folders, where no breast is left.
     """
     items: list[Breast] = []
@@ -83,8 +84,7 @@ def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = Fals
     for source, dataset in enumerate(datasets):
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
-        alone = np.where(index["laterality"] == "", index["image"], "")
-        for _, group in index.groupby(["dataset", "study", "laterality", alone], sort=False):
+        for _, group in index.groupby(units.breasts(index), sort=False):
             views = _by_view(group, other_views)
             found = _texts(group, text)
             fields = _caption_fields(group, text) if text.captions else ()

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data import units
 from mammoclip_jax.data.labelled import Target, joined
-from mammoclip_jax.data.units import GROUPS, UNITS, standing
+from mammoclip_jax.data.units import GROUPS, UNITS
 from mammoclip_jax.evaluation import calibration, statistics
 from mammoclip_jax.evaluation import classification as scores_of
 from mammoclip_jax.evaluation.classification import scored
@@ -95,11 +96,10 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
     if unit == "image":
         probabilities = [model.classify(read(dataset, chunk)) for chunk in chunks(positions)]
         return index.reset_index(drop=True), _by_label(wanted, targets, np.concatenate(probabilities))
-    group, views = GROUPS[unit](index), UNITS[unit]
+    group, views, known = GROUPS[unit](index), UNITS[unit], units.views(index)
     members = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
     found = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
-    named = list(zip(index["laterality"], index["view"]))
-    chosen = [standing([named[row] for row in rows], views) for rows in members]
+    chosen = [units.standing([known[row] for row in rows], views) for rows in members]
     shown = np.stack([positions[rows[places]] for rows, (places, _) in zip(members, chosen)])
     there = np.stack([taken for _, taken in chosen])
     probabilities = []

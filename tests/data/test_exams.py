@@ -51,11 +51,17 @@ def view(*flags, laterality="L", view="CC"):
 @pytest.mark.parametrize("fields, beside, reason", [
     (view(), view(), ""), (view(view="ML"), None, "view ML"), (view(laterality="", view=""), view(), ""),
     (view("for_processing"), None, "for_processing"), (view("breast_implant"), None, ""),
+    (view("recombined"), None, "recombined"), (view("stereotactic"), view(), "stereotactic"),
     (view("other_modality"), None, "other_modality: CT Image Storage"),
     (view("tomosynthesis"), None, ""), (view("tomosynthesis"), view(laterality="R"), ""),
     (view("tomosynthesis"), view("spot"), ""), (view("tomosynthesis"), view("tomosynthesis"), ""),
-    (view("tomosynthesis"), view(), "tomosynthesis beside a mammogram of the view"),
-    (view("secondary_capture", view=""), view(), "secondary_capture beside a mammogram of the view"),
+    (view("tomosynthesis"), view(), "tomosynthesis beside a better image of the view"),
+    (view("tomosynthesis"), view("synthetic_2d"), "tomosynthesis beside a better image of the view"),
+    (view("synthetic_2d"), view("tomosynthesis"), ""),
+    (view()._replace(kind="Secondary Capture Image Storage"), None, ""),
+    (view()._replace(kind="Secondary Capture Image Storage"), view(),
+     "secondary_capture beside a better image of the view"),
+    (view("secondary_capture", view=""), view(), "secondary_capture beside a better image of the view"),
 ])
 def test_screening_views(fields, beside, reason):
     images = {"asked": fields} | ({"beside": beside} if beside else {})

@@ -144,6 +144,7 @@ def test_a_file_that_is_there_again_counts_once(tmp_path):
     header.ViewPosition = "MLO"
     header.save_as(tmp_path / "d.dcm", enforce_file_format=True)        # the same id of another view: no copy
     assert copies(tmp_path) == {"b.dcm": "a.dcm", "c.dcm": "a.dcm"}
+    assert list(headers.scan(tmp_path).images) == ["a.dcm", "d.dcm"]
 
 
 def test_equal_pictures_are_copies_only_of_the_same_view_of_a_patient(tmp_path):

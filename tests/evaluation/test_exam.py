@@ -314,8 +314,8 @@ def test_screening_views_count_and_others_are_listed_with_their_reason(exam, mon
     assert scored["scores"] == four and scored["missing"] == [] and not found["problems"]
     assert {item["file"]: item["reason"] for item in scored["left_out"]} == {
         "raw.dcm": "for_processing", "one.dcm": "implant_displaced", "two.dcm": "magnification", "three.dcm": "spot",
-        "lateral.dcm": "view ML", "slice.dcm": "tomosynthesis beside a mammogram of the view",
-        "made.dcm": "synthetic_2d beside a mammogram of the view",
+        "lateral.dcm": "view ML", "slice.dcm": "tomosynthesis beside a better image of the view",
+        "made.dcm": "synthetic_2d beside a better image of the view",
         "capture.dcm": "other_modality: Secondary Capture Image Storage"}
     # One of three equal ones is scored, whichever is first by name.
     assert found["ignored"]["copy of another file"] == ["byte copy.dcm", "saved again.dcm"]
