@@ -95,7 +95,8 @@ def _dataset(folder: Path, images: list[np.ndarray], codec: str, preprocessing: 
         writer.write(records[number % len(records)])
     writer.close()
     rows = [{"dataset": "benchmark", "patient": str(number), "study": str(number), "image": str(number),
-             "laterality": "L", "view": "CC", "split": "train", "texts": [TEXT], "sections": ["caption"], "shard": 0, "position": number}
+             "laterality": "L", "view": "CC", "split": "train", "texts": [TEXT], "sections": ["caption"],
+             "shard": 0, "position": number}
             for number in range(RECORDS)]
     pd.DataFrame(rows).to_parquet(folder / "index.parquet")
     form = {"height": preprocessing.height, "width": preprocessing.width, "bits": preprocessing.bits}

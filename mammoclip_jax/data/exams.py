@@ -20,16 +20,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from mammoclip_jax.data import image_files
+from mammoclip_jax.data import image_files, units
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels.fields import SIDES, Fields, view_of
 from mammoclip_jax.data.sources import tables
 
 COPY = "copy of another file"
-SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
-# What the header flags and no screening view is, beside other modalities.
-NOT_SCREENING = ("for_processing", "specimen", "spot", "magnification", "implant_displaced")
-STAND_INS = ("secondary_capture", "tomosynthesis")      # of an exam that has no better image of the same view
 _SIDE = f"(?P<laterality>{'|'.join(sorted(SIDES, key=len, reverse=True))})"
 _VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"          # others (AT, FB) are ordinary words as well
 # Of a name without the patient's: "SEIN GAUCHE", "img_L_CC".
@@ -61,11 +57,7 @@ def read(root: Path | str, pattern: re.Pattern | None = None) -> image_files.Fou
             problems.append(Problem(name, "source", "path does not match the pattern", remedy, name))
         else:
             images[name] = fields
-    images = identified(images, pattern)
-    copies = _copies(Path(root), images)
-    others = found.others + [image_files.other(name, f"{COPY}: {first}") for name, first in copies.items()]
-    return image_files.Found({name: fields for name, fields in images.items() if name not in copies}, problems,
-                             sorted(others))
+    return without_copies(Path(root), image_files.Found(identified(images, pattern), problems, found.others))
 
 
 def identified(images: Mapping[str, Fields], pattern: re.Pattern | None = None) -> dict[str, Fields]:
@@ -141,22 +133,25 @@ def _folder(names: Iterable[str]) -> str:
     return os.path.commonpath([PurePosixPath("/", _above(name)) for name in names])[1:] or "."
 
 
-def _copies(root: Path, images: Mapping[str, Fields]) -> dict[str, str]:
-    """File -> the first one that is the same image of the same patient: the same SOP instance, or the same bytes."""
+def without_copies(root: Path, found: image_files.Found) -> image_files.Found:
+    """The same without the files that are an image of the same patient, study, side, view and size once more: the same
+    SOP instance, or where there is no such number the same bytes."""
     groups: dict[tuple, list[str]] = {}
-    for name, fields in images.items():
-        size = "" if fields.image != name else (root / name).stat().st_size
-        key = (fields.patient, fields.study, fields.laterality, fields.view, size or fields.image)
+    for name, fields in found.images.items():
+        content = fields.image if fields.image not in ("", name) else (root / name).stat().st_size
+        key = (fields.patient, fields.study, fields.laterality, fields.view, fields.size, content)
         groups.setdefault(key, []).append(name)
     firsts: dict[tuple, str] = {}
-    copies = {}
+    others = list(found.others)
     for key, names in groups.items():
         for name in names if len(names) > 1 else ():
-            content = hashlib.sha256((root / name).read_bytes()).digest() if isinstance(key[-1], int) else b""
-            first = firsts.setdefault((key, content), name)
+            same = hashlib.sha256((root / name).read_bytes()).digest() if isinstance(key[-1], int) else b""
+            first = firsts.setdefault((key, same), name)
             if first != name:
-                copies[name] = first
-    return copies
+                others.append(image_files.other(name, f"{COPY}: {first}"))
+    gone = {other.file for other in others}
+    return found._replace(images={name: fields for name, fields in found.images.items() if name not in gone},
+                          others=sorted(others))
 
 
 def grouped(root: Path | str, found: image_files.Found) -> list[Exam]:
@@ -185,24 +180,17 @@ def left_out(images: Mapping[str, Fields], every_view: bool = False) -> dict[str
     """
     if every_view:
         return {name: _other_modality(fields) for name, fields in images.items() if "other_modality" in fields.flags}
-    reasons = {name: _not_screening(fields) for name, fields in images.items()}
-    better = [(fields.laterality, fields.view) for name, fields in images.items()
-              if not reasons[name] and not set(fields.flags) & set(STAND_INS)]
+    reasons = dict(zip(images, units.not_screening([_view(fields) for fields in images.values()])))
     for name, fields in images.items():
-        stand_in = next((flag for flag in STAND_INS if flag in fields.flags), "")
-        view = (fields.laterality, fields.view)
-        if stand_in and not reasons[name] and (view in better or (better and not all(view))):
-            reasons[name] = f"{stand_in} beside a mammogram of the view"
+        if reasons[name] == "other_modality":
+            reasons[name] = _other_modality(fields)
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _not_screening(fields: Fields) -> str:
-    if "other_modality" in fields.flags:
-        return _other_modality(fields)
-    flag = next((flag for flag in NOT_SCREENING if flag in fields.flags), "")
-    if flag or fields.view in ("CC", "MLO", ""):
-        return flag
-    return f"view {fields.view}"
+def _view(fields: Fields) -> units.View:
+    """A secondary capture that names its view, as a digitised film does, has no flag."""
+    flags = (*fields.flags, "secondary_capture") if "Secondary Capture" in fields.kind else fields.flags
+    return units.View(fields.laterality, fields.view, flags)
 
 
 def _other_modality(fields: Fields) -> str:

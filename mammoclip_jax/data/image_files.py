@@ -39,7 +39,12 @@ class Found(NamedTuple):
 
 def other(name: str, kind: str, remedy: str = "none: it is no image") -> Problem:
     """What is not taken, though nothing is wrong with it. In `kind` no name but behind a colon, nor in `remedy`."""
-    return Problem(name, "other", kind, remedy, name)
+    return Problem(shown(name), "other", kind, remedy, shown(name))
+
+
+def shown(name: str) -> str:
+    """A name as text; of one that is not UTF-8 the odd bytes are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def find(root: Path | str, wanted: re.Pattern | None = None) -> Found:
@@ -55,7 +60,9 @@ def find(root: Path | str, wanted: re.Pattern | None = None) -> Found:
                            unit="file", disable=None))
     images: dict[str, Fields] = {}
     for name, what in zip(files, looked):
-        if isinstance(what, Fields):
+        if isinstance(what, Fields) and shown(name) != name:
+            problems.append(_problem(name, "file", "name is not UTF-8", "rename it"))
+        elif isinstance(what, Fields):
             images[name] = what
         elif isinstance(what, Problem):
             problems.append(what)
@@ -110,8 +117,12 @@ def walk(root: Path) -> tuple[list[str], list[Problem], list[Problem]]:
     return sorted(files), problems, others
 
 
+def _problem(name: str, stage: str, reason: str, remedy: str) -> Problem:
+    return Problem(shown(name), stage, reason, remedy, shown(name))
+
+
 def _unreadable(name: str, error: OSError) -> Problem:
-    return Problem(name, "file", f"cannot read: {type(error).__name__}", "check the permissions and the disk", name)
+    return _problem(name, "file", f"cannot read: {type(error).__name__}", "check the permissions and the disk")
 
 
 def _look(root: Path, name: str) -> Fields | Problem | str:
@@ -129,7 +140,7 @@ def _look(root: Path, name: str) -> Fields | Problem | str:
     except dicom.Unreadable as error:
         if error.reason == dicom.NOT_DICOM and suffix not in dicom.SUFFIXES:        # its first bytes were chance
             return none
-        return Problem(name, error.stage, error.reason, error.remedy, name)
+        return _problem(name, error.stage, error.reason, error.remedy)
     except OSError as error:
         return _unreadable(name, error)
     return found if found.size or not found.kind or "Image" in found.kind else found.kind

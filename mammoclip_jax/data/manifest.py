@@ -45,7 +45,7 @@ of `labels` with a common meaning:
 | procedure, image_type                                      | of the exam and the image, in words                |
 | study_day                                                  | days since the patient's first study in the set    |
 
-A breast is (study, laterality); where laterality is unknown each image is a breast of its own.
+A breast is (patient, study, laterality); where laterality is unknown each image is a breast of its own.
 """
 
 import hashlib
@@ -210,9 +210,9 @@ def _check_patients(rows: pd.DataFrame, public: bool) -> None:
 
 
 def breast_keys(rows: pd.DataFrame) -> pd.Series:
-    """The breast of each row, as a str: study and laterality, or the image itself where laterality is unknown."""
-    breast = rows["study"] + "/" + rows["laterality"]
-    return breast.where(rows["laterality"] != "", rows["study"] + "/" + rows["image"])
+    """The breast of each row, as a str: patient, study and laterality, or the image where laterality is unknown."""
+    study = rows["patient"] + "/" + rows["study"]
+    return study + "/" + rows["laterality"].where(rows["laterality"] != "", rows["image"])
 
 
 def split_of(patient: str, val: float = 0.1, test: float = 0.2) -> str:

@@ -97,7 +97,7 @@ class Level(NamedTuple):
     """What a metric is of; `suffix` is the end of its name."""
 
     suffix: str
-    unit: str       # a key of data.units.UNITS
+    unit: str       # a key of data.batches.units.UNITS
     how: str        # "mean" or "max" over its images
 
 

@@ -1,4 +1,4 @@
-"""The test parts of all folds together: every image is scored once, by a model that never saw its patient."""
+"""The test parts of all folds together: every image is scored once, by the model of the fold that tests it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +40,8 @@ def _pooled(name: str, tables: list[pd.DataFrame], resamples: int, seed: int) ->
     metrics = _metrics(whole, name, resamples, seed)
     each = [{"fold": fold, "metric": metric, "value": entry["value"], "n": entry["n"]}
             for fold, table in enumerate(tables) for metric, entry in _metrics(table, name, 0, seed).items()]
-    protocol = (f"{len(tables)} folds by patient; every image scored once, by the model that did not see its patient. "
+    protocol = (f"{len(tables)} folds by patient; every image scored once, by the model that was not trained on its patient; "
+                "whether what it started from was, the folds' own protocols say. "
                 f"Metrics over all of them together. Intervals: {statistics.INTERVAL}, with the models as they are.")
     if any(classes for *_, classes in predictions.labels(whole, name)):
         protocol += f" {classification.OVER_CLASSES}"

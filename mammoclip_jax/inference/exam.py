@@ -8,13 +8,13 @@ from typing import Any, Callable, Mapping, NamedTuple
 
 import numpy as np
 
-from mammoclip_jax.data.exams import SCREENING, grouped, left_out, read
+from mammoclip_jax.data.exams import grouped, left_out, read
 from mammoclip_jax.data.image_files import Found
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
-from mammoclip_jax.data.batches.units import UNITS, standing
+from mammoclip_jax.data.batches.units import SCREENING, UNITS, View, standing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.overlay import detections, picture
 from mammoclip_jax.inference.prompt_files import load_prompts
@@ -55,12 +55,11 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
     Returns:
         JSON: "exams" [{"exam", "views", "breasts", "scores"}], where the views of a detector have "boxes" by falling
         score [{"label", "score", "box": left, top, right, bottom in the original}], and with a classifier of whole
-        breasts or exams these alone have scores, and "from", the files that stand for them; "problems" [{"file", "stage",
-        "reason", "remedy"}],
-        "left_out" [{"file", "reason"}] and "missing" (of the four screening views, those that have no score) of each
-        exam; "ignored" {kind: files that are no images}, "counts" {"scored", "left_out", "problems", "ignored": {kind:
-        number}}, "prompts", "aggregation", "explains", "stage", and the model's "preprocessing",
-        "preprocessing_fingerprint", "step" and "provenance".
+        breasts or exams these alone have scores, and "from", the files that stand for them; each exam has "left_out"
+        [{"file", "reason"}] and "missing", those of the four screening views that no view is known to be. "problems"
+        [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts" {"scored",
+        "left_out", "problems", "ignored": {kind: number}}; "prompts", "aggregation", "explains", "stage", and the
+        model's "preprocessing", "preprocessing_fingerprint", "step" and "provenance".
 
     Raises:
         UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.
@@ -84,9 +83,9 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         views = scorer.views(rendered, root)
         if out is not None:
             scorer.add_overlays(views, rendered, Path(out), overlay_size)
-        exams.append({"exam": name, "views": views} | scorer.together(views, rendered)
-                     | {"missing": _missing(views),
-                        "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()]})
+        exams.append({
+            "exam": name, "views": views, **scorer.together(views, rendered), "missing": _missing(views),
+            "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()]})
     ignored: dict[str, list[str]] = {}
     for other in found.others:
         ignored.setdefault(other.kind, []).append(other.file)
@@ -207,7 +206,7 @@ class _Whole(_Scorer):
 
     def together(self, views: list[dict[str, Any]], rendered: list[tuple[Path, Rendered]]) -> dict[str, Any]:
         """As of a `_Scorer`; what is scored has "from", the files of the views that stand for it."""
-        images = [view.image for _, view in rendered]
+        images = [view for _, view in rendered]
         breasts = [breast(members) | {"scores": {}} for members in sides(views)]
         if self.model.config.task.unit == "exam":
             return {"breasts": breasts} | self._scored(views, images)
@@ -217,12 +216,12 @@ class _Whole(_Scorer):
         return {"breasts": breasts, "scores": _aggregate([
             {label: score["mean"] for label, score in entry["scores"].items()} for entry in breasts])}
 
-    def _scored(self, views: list[dict[str, Any]], images: list[np.ndarray]) -> dict[str, Any]:
+    def _scored(self, views: list[dict[str, Any]], images: list[Rendered]) -> dict[str, Any]:
         if not views:
             return {"scores": {}, "from": []}
-        places, there = standing([(view["laterality"] or "", view["view"] or "") for view in views],
+        places, there = standing([View(image.laterality, image.view, image.flags) for image in images],
                                  UNITS[self.model.config.task.unit])
-        (found,) = self.model.classify_views(np.stack([images[place] for place in places])[None], there[None])
+        (found,) = self.model.classify_views(np.stack([images[place].image for place in places])[None], there[None])
         return {"scores": _aggregate([dict(zip(self.model.labels, map(float, found), strict=True))]),
                 "from": [views[place]["file"] for place in places[there]]}
 

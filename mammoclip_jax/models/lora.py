@@ -89,21 +89,23 @@ def merge(params: Tree, adapters: Tree, alpha: float) -> dict:
 
 
 @contextlib.contextmanager
-def adapted(adapters: Tree, alpha: float, dropout: float = 0.0) -> Iterator[None]:
+def adapted(adapters: Tree, alpha: float, dropout: float = 0.0, *, part: bool = False) -> Iterator[None]:
     """Within it, `model.apply` with the base parameters adds alpha / rank * drop(x) a b to each adapted layer.
 
     Without dropout the outputs are those of `merge`d parameters. `dropout` is the rate on the adapters' inputs; it
     needs the PRNG "dropout", and is 0 in evaluation. Enter it inside the function that is jitted or differentiated.
+    With `part` the method runs some of the top modules, and the adapters of those that do not run stay idle.
 
     Raises:
         UserError: an adapted layer is not x @ kernel (+ bias), or an adapter did not meet its layer.
     """
-    pairs, met = _pairs(adapters), set()
+    pairs, met, ran = _pairs(adapters), set(), set()
 
     def intercept(call, args, kwargs, context):
         y = call(*args, **kwargs)
         if context.method_name != "__call__":
             return y        # of a module that is being made, perhaps, which has no path
+        ran.update(context.module.path[:1])
         path = "/".join((*context.module.path, "kernel"))
         if path not in pairs:
             return y
@@ -120,7 +122,8 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0) -> Iterator[None
 
     with nn.intercept_methods(intercept):
         yield
-    if missed := sorted(pairs.keys() - met):
+    expected = {path for path in pairs if not part or path.partition("/")[0] in ran}
+    if missed := sorted(expected - met):
         listed = ", ".join(missed[:3] + ["..."] * (len(missed) > 3))
         raise UserError(f"LoRA: no layer met its adapter ({listed}): adapters are named from the root of the applied "
                         "model, of layers that run, and with dropout outside of scanned blocks (model.image.scan=False)")
@@ -174,10 +177,7 @@ class AdaptedModel:
         if not (train and self.dropout):
             return self.model.apply({**variables, "params": merge(base, adapters, self.alpha)}, *args, train=train,
                                     **kwargs)
-        if "method" in kwargs:      # of one tower: the other's adapters stay idle
-            tower = kwargs["method"].removeprefix("encode_")
-            adapters = {name: tree for name, tree in adapters.items() if name.startswith(f"{tower}_")}
-        with adapted(adapters, self.alpha, self.dropout) if adapters else contextlib.nullcontext():
+        with adapted(adapters, self.alpha, self.dropout, part=kwargs.get("method") is not None):
             return self.model.apply({**variables, "params": base}, *args, train=train, **kwargs)
 
 

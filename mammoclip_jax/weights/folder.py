@@ -36,7 +36,8 @@ PATIENTS = "trained_on.txt"
 
 # What using a model reads of its config; the rest describes the training run, its data and its machine.
 _WHOLE = ("image", "model")
-_FIELDS = {"data": ("text_length",), "predict": ("prompts", "stage", "method"), "task": ("kind", "label", "unit", "folds", "fold", "fraction")}
+_FIELDS = {"data": ("text_length", "leave_out"), "predict": ("prompts", "stage", "method"),
+           "task": ("kind", "label", "unit", "folds", "fold", "fraction")}
 
 # An absolute path, or one below a home folder, in a text; addresses (https://...) are none.
 _PATH = re.compile(r"""(?<![\w.:/\\])(?:file://)?(?:(?:~|[A-Za-z]:)(?:[/\\][^\s/\\,;:'"()<>|`]+)+"""

@@ -94,9 +94,11 @@ def test_what_should_be_an_image_and_is_none_is_a_problem(tmp_path):
     (tmp_path / "text.dcm").write_text("no image")
     cut = write(tmp_path / "cut", PIXELS)
     cut.write_bytes(cut.read_bytes()[:400])
+    shutil.copy(tmp_path / "whole.dcm", tmp_path / os.fsdecode(b"M\xfcller"))
     found = image_files.find(tmp_path)
     assert list(found.images) == ["whole.dcm"] and not found.others
-    assert {problem.file for problem in found.problems} == {"text.dcm", "cut"}
+    assert {problem.file: problem.reason for problem in found.problems} == {
+        "text.dcm": "not a DICOM file", "cut": "no pixel data", "M\\udcfcller": "name is not UTF-8"}
     if os.geteuid():                # root may read anything
         (tmp_path / "closed").mkdir(mode=0)
         assert "closed" in {problem.file for problem in image_files.find(tmp_path).problems}
@@ -142,6 +144,7 @@ def test_a_file_that_is_there_again_counts_once(tmp_path):
     header.ViewPosition = "MLO"
     header.save_as(tmp_path / "d.dcm", enforce_file_format=True)        # the same id of another view: no copy
     assert copies(tmp_path) == {"b.dcm": "a.dcm", "c.dcm": "a.dcm"}
+    assert list(headers.scan(tmp_path).images) == ["a.dcm", "d.dcm"]
 
 
 def test_equal_pictures_are_copies_only_of_the_same_view_of_a_patient(tmp_path):

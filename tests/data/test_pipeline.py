@@ -79,10 +79,10 @@ def _group(rows, **options):
     return image_text.breasts([FakeDataset(rows)], "train", **options)
 
 
-def test_a_breast_is_one_side_of_one_study_of_one_dataset():
+def test_a_breast_is_one_side_of_one_study_of_one_patient_and_dataset():
     found = _group([dict(), dict(view="MLO"), dict(laterality="R"), dict(study="s1"), dict(dataset="other"),
-                    dict(split="val")]).items
-    assert [b.views for b in found] == [((0,), (1,)), ((2,),), ((3,),), ((4,),)]
+                    dict(split="val"), dict(patient="q", view="MLO")]).items
+    assert [b.views for b in found] == [((0,), (1,)), ((2,),), ((3,),), ((4,),), ((6,),)]
 
 
 def test_images_without_laterality_are_breasts_of_their_own():

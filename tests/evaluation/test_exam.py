@@ -301,7 +301,8 @@ def test_screening_views_count_and_others_are_listed_with_their_reason(exam, mon
     for name, code in (("one.dcm", "R-102D5"), ("two.dcm", "R-102D6"), ("three.dcm", "R-102D7")):
         modified(changed(left, exam / name), code)
     changed(left, exam / "lateral.dcm", ViewPosition="ML")
-    changed(left, exam / "slice.dcm", ImageType=["DERIVED", "PRIMARY", "TOMOSYNTHESIS"])
+    for name, kind in (("slice.dcm", "TOMOSYNTHESIS"), ("made.dcm", "GENERATED_2D")):
+        changed(left, exam / name, ImageType=["DERIVED", "PRIMARY", kind])
     capture = pydicom.dcmread(left)
     capture.PixelData = np.full((160, 128), 9, np.uint8).tobytes()
     capture.BitsAllocated, capture.BitsStored, capture.HighBit, capture.Modality = 8, 8, 7, "OT"
@@ -313,12 +314,13 @@ def test_screening_views_count_and_others_are_listed_with_their_reason(exam, mon
     assert scored["scores"] == four and scored["missing"] == [] and not found["problems"]
     assert {item["file"]: item["reason"] for item in scored["left_out"]} == {
         "raw.dcm": "for_processing", "one.dcm": "implant_displaced", "two.dcm": "magnification", "three.dcm": "spot",
-        "lateral.dcm": "view ML", "slice.dcm": "tomosynthesis beside a mammogram of the view",
+        "lateral.dcm": "view ML", "slice.dcm": "tomosynthesis beside a better image of the view",
+        "made.dcm": "synthetic_2d beside a better image of the view",
         "capture.dcm": "other_modality: Secondary Capture Image Storage"}
     # One of three equal ones is scored, whichever is first by name.
     assert found["ignored"]["copy of another file"] == ["byte copy.dcm", "saved again.dcm"]
     every = predict(Model(), exam, every_view=True)["exams"][0]
-    assert [item["file"] for item in every["left_out"]] == ["capture.dcm"] and len(every["views"]) == 10
+    assert [item["file"] for item in every["left_out"]] == ["capture.dcm"] and len(every["views"]) == 11
 
 
 def test_pictures_have_side_and_view_from_their_names(phantoms, tmp_path):

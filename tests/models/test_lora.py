@@ -173,6 +173,42 @@ def test_dropout_acts_on_the_adapters_input_alone(params, adapters):
     assert abs(counts[0] / 8000 - 0.25) < 0.02
 
 
+class Parts(nn.Module):
+    """An encoder and a head, which methods of any name run, both or one."""
+
+    def setup(self):
+        self.text_encoder, self.head = nn.Dense(3), nn.Dense(2)
+
+    def __call__(self, x, *, train):
+        return self.head(self.text_encoder(x))
+
+    of_views = __call__
+
+    def encode_text(self, x, *, train):
+        return self.text_encoder(x)
+
+    def pool_text(self, x, *, train):
+        return self.text_encoder(x).mean(axis=0)
+
+    def project_text(self, x, *, train):
+        return self.head(x[:, :3])
+
+
+@pytest.mark.parametrize("method", [None, "of_views", "encode_text", "pool_text", "project_text", Parts.pool_text,
+                                    lambda module, x, train: module.head(module.text_encoder(x))])
+def test_adapters_are_at_work_whatever_the_method_is_called(method):
+    """Beside their layers, with a dropout that drops nothing, as merged into them."""
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
+    model = lora.AdaptedModel(Parts(), ".*kernel", rank=2, dropout=1e-9)
+    params = model.init(jax.random.key(0), x, train=False)["params"]
+    params = params | {lora.ADAPTERS: _trained(params[lora.ADAPTERS])}
+    options = {} if method is None else {"method": method}
+    beside = model.apply({"params": params}, x, train=True, rngs={"dropout": jax.random.key(1)}, **options)
+    _close(beside, model.apply({"params": params}, x, train=False, **options))
+    base = {name: tree for name, tree in params.items() if name != lora.ADAPTERS}
+    assert np.abs(beside - Parts().apply({"params": base}, x, train=True, **options)).max() > 0.05
+
+
 def test_bfloat16_towers_keep_their_dtype(params, adapters):
     def run(params):
         with lora.adapted(_trained(adapters), ALPHA):

@@ -14,10 +14,11 @@ import grain
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
+from mammoclip_jax.data.batches.units import GROUPS, UNITS, View
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text.label_values import names_of
-from mammoclip_jax.data.batches.units import GROUPS, UNITS, standing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name, suggestion
 
@@ -64,7 +65,7 @@ class Example(NamedTuple):
     """One training example before sampling."""
 
     source: int                             # position of the data set in the list given
-    images: tuple[tuple[int, str, str], ...]    # (row of its index, laterality, view)
+    images: tuple[tuple[int, View], ...]    # (row of its index, what is known of it)
     target: tuple[float, ...]
     # (row, class, left, top, right, bottom); a box of several classes once for each.
     boxes: tuple[tuple[int, int, float, float, float, float], ...] = ()
@@ -96,7 +97,7 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
                 value[value == 1] = np.nan
             value[with_box] = 1      # what has a box is there
             if not np.isnan(value).all():
-                images = tuple(zip(map(int, group.index), group["laterality"], group["view"]))
+                images = tuple(zip(map(int, group.index), units.views(group)))
                 found.append(Example(source, images, tuple(map(float, value)), boxes))
     if not found:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
@@ -136,7 +137,7 @@ class _Sample:
     flip_vertical: float
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        places, there = standing([image[1:] for image in example.images], self.views, rng)
+        places, there = units.standing([view for _, view in example.images], self.views, rng)
         records = [example.images[place][0] for place in places]
         dataset = self.datasets[example.source]
         images = {record: dataset.read(record) for record in dict.fromkeys(records)}

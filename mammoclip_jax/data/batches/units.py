@@ -2,12 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 UNITS = {"image": 1, "breast": 2, "exam": 4}        # and the places for views that a model has of it
-_STANDARD = [(side, view) for view in ("CC", "MLO") for side in "LR"]
+SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
+# Flags of what is no screening view.
+NOT_SCREENING = ("other_modality", "for_processing", "specimen", "stereotactic", "recombined", "spot", "magnification",
+                 "implant_displaced")
+# From best to worst: they count where no better image of the same view is there.
+STAND_INS = ("", "synthetic_2d", "tomosynthesis", "secondary_capture")
 VIEWS = ("CC", "MLO", "")       # before all others, which come by name; "" where the data set does not say
 
 
@@ -29,27 +35,65 @@ def exams(rows: pd.DataFrame) -> np.ndarray:
 GROUPS = {"image": lambda rows: np.arange(len(rows)), "breast": breasts, "exam": exams}
 
 
-def standing(images: Sequence[tuple[str, str]], count: int,
-             rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Which of a unit's images, given as (laterality, view), take its `count` places.
+class View(NamedTuple):
+    """What is known of an image."""
 
-    The four standard views come first, then other views, then further images of a view that has one already, from
-    each side in turn. Of several images of a view the first is taken; with `rng` any, as training does.
+    laterality: str                 # "" where it is not known, as `view`
+    view: str
+    flags: tuple[str, ...] = ()
+
+
+def views(rows: pd.DataFrame) -> list[View]:
+    """Of the rows of an index."""
+    flags = rows["flags"] if "flags" in rows else [""] * len(rows)
+    return [View(side, view, tuple(filter(None, found.split(","))))
+            for side, view, found in zip(rows["laterality"], rows["view"], flags, strict=True)]
+
+
+def not_screening(images: Sequence[View]) -> list[str]:
+    """Why each of an exam's images is no screening view of it; "" for those that are. One of unknown view may be one."""
+    reasons = [_reason(image) for image in images]
+    best: dict[tuple, int] = {}
+    for image, reason in zip(images, reasons):
+        for named in () if reason else (image[:2], ()):         # (): any of the exam
+            best[named] = min(_rank(image), best.get(named, len(STAND_INS)))
+    for place, image in enumerate(images):
+        if not reasons[place] and _rank(image) > best[image[:2] if all(image[:2]) else ()]:
+            reasons[place] = f"{STAND_INS[_rank(image)]} beside a better image of the view"
+    return reasons
+
+
+def _reason(image: View) -> str:
+    flag = next((flag for flag in NOT_SCREENING if flag in image.flags), "")
+    return flag or ("" if image.view in ("CC", "MLO", "") else f"view {image.view}")
+
+
+def _rank(image: View) -> int:
+    return max((STAND_INS.index(flag) for flag in image.flags if flag in STAND_INS), default=0)
+
+
+def standing(images: Sequence[View], count: int,
+             rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the images of a unit take its `count` places: its screening views, or all where it has none.
+
+    The four standard views come first, then those of unknown side or view, then further images of a view that has one
+    already, from each side in turn. Of several images of a view the first is taken; with `rng` any, as training does.
 
     Returns:
         int [count] places in `images`, and bool [count], False where there is none: that place repeats another.
     """
+    usable = [place for place, reason in enumerate(not_screening(images)) if not reason] or list(range(len(images)))
     turns: Counter = Counter()
     by_side: dict[str, list] = {}
-    for place in range(len(images)) if rng is None else map(int, rng.permutation(len(images))):
-        side, view = images[place]
+    for place in usable if rng is None else map(int, rng.permutation(usable)):
+        side, view, _ = images[place]
         known = VIEWS.index(view) if view in VIEWS else len(VIEWS)
         by_side.setdefault(side, []).append((turns[side, view], known, view, place))
         turns[side, view] += 1
     ranked = []
     for side, own in by_side.items():
         for rank, (turn, _, view, place) in enumerate(sorted(own)):
-            standard = turn == 0 and (side, view) in _STANDARD
+            standard = turn == 0 and (side, view) in SCREENING
             ranked.append((not standard, rank, side not in ("L", "R"), side, place))
     chosen = [place for *_, place in sorted(ranked)][:count]
     return np.resize(chosen, count), np.arange(count) < len(chosen)

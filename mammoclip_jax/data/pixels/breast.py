@@ -14,6 +14,7 @@ _HARMLESS = 1.03        # and this much, whatever its shape
 _STEPS = 5              # thresholds from the safe to the faint one
 _DARK = 12              # air this dark (of 255) is air; brighter air must be flat
 _FLAT = 2               # steps between neighbours that count as flat
+_FITS = 6               # of a surface to the ground of a film
 _SIDES_DIFFER = 0.25    # of the height, between the chest wall and the tip of a breast
 _PUBLISHED_THRESHOLD = 40
 
@@ -69,11 +70,57 @@ def find(image: np.ndarray) -> Found:
     grey = _small(image, factor)
     if _inverted(grey):
         grey = 255 - grey
+    mask = _searched(grey)
+    if not _like_a_breast(mask):            # the ground of a film may have been taken for it, or grown together with it
+        again = _searched(_levelled(grey))
+        mask = again if _like_a_breast(again) else mask
+    return Found(mask, factor)
+
+
+def _searched(grey: np.ndarray) -> np.ndarray:
+    """The breast in a uint8 image, bool of its shape; all True where no air is seen."""
     air = _air(grey)
-    if air is None:
-        return Found(np.ones(grey.shape, bool), factor)
-    mask = _grown(grey, air)
-    return Found(mask if mask.any() else np.ones(grey.shape, bool), factor)
+    mask = np.zeros(grey.shape, bool) if air is None else _grown(grey, air)
+    return mask if mask.any() else np.ones(grey.shape, bool)
+
+
+def _like_a_breast(mask: np.ndarray) -> bool:
+    """Whether a shape is high at one side, as at the chest wall, and smooth."""
+    return side_of(mask) != "" and _smooth(mask)
+
+
+def _levelled(grey: np.ndarray) -> np.ndarray:
+    """A uint8 image over a flat ground: what black padding leaves of it, above a surface fitted to a film's ground.
+
+    The surface is quadratic; tissue, which is brighter, is left out of the fit step by step.
+    """
+    inside = _film(grey)
+    film = grey[inside].astype(np.float32)
+    ys, xs = (np.linspace(-1, 1, size, dtype=np.float32) for size in film.shape)
+    y, x = np.meshgrid(ys, xs, indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+    otsu, _ = cv2.threshold(grey[inside], 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    ground = film <= otsu
+    surface = np.zeros_like(film)
+    for _ in range(_FITS):
+        sample = np.flatnonzero(ground)[::7]
+        factors, *_ = np.linalg.lstsq(terms.reshape(-1, 6)[sample], film.ravel()[sample], rcond=None)
+        surface = terms @ factors
+        above = film - surface
+        ground = np.abs(above) <= 2.5 * max(1.0, float(np.median(np.abs(above[ground]))))
+    level = np.full(grey.shape, _DARK, np.float32)
+    level[inside] += film - surface
+    return np.clip(np.rint(level), 0, 255).astype(np.uint8)
+
+
+def _film(grey: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a uint8 image without black padding around them."""
+    dark = grey <= int(grey.min()) + 2
+    sides = []
+    for axis in (0, 1):
+        live = np.flatnonzero(dark.mean(axis=1 - axis) < 0.95)
+        sides.append(slice(live[0], live[-1] + 1) if live.size else slice(None))
+    return sides[0], sides[1]
 
 
 def breast_mask(image: np.ndarray) -> tuple[np.ndarray, float]:

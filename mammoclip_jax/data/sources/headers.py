@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from mammoclip_jax.data import image_files
+from mammoclip_jax.data.exams import without_copies
 from mammoclip_jax.data.image_files import Found, is_picture, other
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels.fields import Fields
 
 
 def scan(root: Path) -> Found:
-    """The DICOM images below the root whose header names a patient; one that names nobody is a problem."""
+    """The DICOM images below the root whose header names a patient, each once; one that names nobody is a problem."""
     found = image_files.find(root)
     images: dict[str, Fields] = {}
     problems, others = list(found.problems), list(found.others)
@@ -20,4 +21,4 @@ def scan(root: Path) -> Found:
             images[name] = fields
         else:
             problems.append(Problem(name, "source", "no PatientID", "give the files as distributed", name))
-    return Found(images, problems, others)
+    return without_copies(root, Found(images, problems, others))

@@ -41,7 +41,7 @@ def read(
         "split": split_of(fields.patient, val, test), "labels": {} if day is None else {"study_day": day},
     } for (file, fields), day in zip(found.images.items(), days)]
     return SourceTable(frame(rows), found.problems, licence, citation, public_ids=False, passed_over=found.others,
-                       leave_out=NO_MAMMOGRAM)
+                       leave_out=(*NO_MAMMOGRAM, "secondary_capture"))
 
 
 def _compiled(pattern: str) -> re.Pattern | None:

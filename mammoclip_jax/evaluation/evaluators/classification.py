@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.batches.labelled import Target, joined
-from mammoclip_jax.data.batches.units import GROUPS, UNITS, standing
-from mammoclip_jax.evaluation.metrics import calibration
+from mammoclip_jax.data.batches.units import GROUPS, UNITS
 from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.metrics import calibration
 from mammoclip_jax.evaluation.metrics import classification as scores_of
 from mammoclip_jax.evaluation.metrics.classification import scored
 from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
@@ -96,11 +97,10 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
     if unit == "image":
         probabilities = [model.classify(read(dataset, chunk)) for chunk in chunks(positions)]
         return index.reset_index(drop=True), _by_label(wanted, targets, np.concatenate(probabilities))
-    group, views = GROUPS[unit](index), UNITS[unit]
+    group, views, known = GROUPS[unit](index), UNITS[unit], units.views(index)
     members = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
     found = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
-    named = list(zip(index["laterality"], index["view"]))
-    chosen = [standing([named[row] for row in rows], views) for rows in members]
+    chosen = [units.standing([known[row] for row in rows], views) for rows in members]
     shown = np.stack([positions[rows[places]] for rows, (places, _) in zip(members, chosen)])
     there = np.stack([taken for _, taken in chosen])
     probabilities = []
