@@ -20,7 +20,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from mammoclip_jax.data import image_files, units
+from mammoclip_jax.data import image_files
+from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels.fields import SIDES, Fields, view_of
 from mammoclip_jax.data.sources import tables
