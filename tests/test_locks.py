@@ -29,7 +29,7 @@ def hold(path, watch=0.3):
 
 
 def note(host, process=1):
-    return json.dumps({"host": distributed, "process": process, "since": "2026-01-31T10:00:00+00:00"})
+    return json.dumps({"host": host, "process": process, "since": "2026-01-31T10:00:00+00:00"})
 
 
 def test_a_second_process_is_told_who_is_there_and_a_dead_one_holds_nothing(tmp_path):
