@@ -15,7 +15,10 @@ OPTIONS = {"integrated_gradients": {"steps": 4}, "occlusion": {"window": 24, "st
 
 @pytest.mark.parametrize("method", METHODS)
 def test_devices_batches_and_padding_change_nothing(method):
-    """13 images fill up the last batch, and must not see what fills it."""
+    """13 images fill up the last batch, and must not see what fills it.
+
+    To 1e-5 of the map's maximum: a batch's size decides in which order convolutions sum, on each processor another.
+    """
     encoder = VIT if method == "attention_rollout" else RESNET
     pictures, towards, options = images(13), directions(13), OPTIONS.get(method, {})
     found = model_of(encoder).saliency(pictures, towards, method=method, **options)
@@ -24,9 +27,9 @@ def test_devices_batches_and_padding_change_nothing(method):
     assert (highest > 0).sum() > 10
     np.testing.assert_allclose(highest, highest > 0, rtol=1e-6)
     alone = model_of(encoder, batch_size=2, devices=1)
-    np.testing.assert_allclose(alone.saliency(pictures, towards, method=method, **options), found, atol=1e-6)
+    np.testing.assert_allclose(alone.saliency(pictures, towards, method=method, **options), found, atol=1e-5)
     np.testing.assert_allclose(alone.saliency(pictures[5:6], towards[5:6], method=method, **options), found[5:6],
-                               atol=1e-6)
+                               atol=1e-5)
 
 
 def test_curves_do_not_depend_on_devices_either():
