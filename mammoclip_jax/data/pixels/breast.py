@@ -71,9 +71,8 @@ def find(image: np.ndarray) -> Found:
     if _inverted(grey):
         grey = 255 - grey
     mask = _searched(grey)
-    if not _like_a_breast(mask):            # the ground of a film may have been taken for it, or grown together with it
-        again = _searched(_levelled(grey))
-        mask = again if _like_a_breast(again) else mask
+    if _likeness(mask) < (True, True):      # the ground of a film may have been taken for it, or grown together with it
+        mask = max(mask, _searched(_levelled(grey)), key=_likeness)
     return Found(mask, factor)
 
 
@@ -84,9 +83,9 @@ def _searched(grey: np.ndarray) -> np.ndarray:
     return mask if mask.any() else np.ones(grey.shape, bool)
 
 
-def _like_a_breast(mask: np.ndarray) -> bool:
-    """Whether a shape is high at one side, as at the chest wall, and smooth."""
-    return side_of(mask) != "" and _smooth(mask)
+def _likeness(mask: np.ndarray) -> tuple[bool, bool]:
+    """What a shape has of a breast's: height at one side, that of the chest wall, before smoothness."""
+    return side_of(mask) != "", _smooth(mask)
 
 
 def _levelled(grey: np.ndarray) -> np.ndarray:
@@ -107,7 +106,7 @@ def _levelled(grey: np.ndarray) -> np.ndarray:
         factors, *_ = np.linalg.lstsq(terms.reshape(-1, 6)[sample], film.ravel()[sample], rcond=None)
         surface = terms @ factors
         above = film - surface
-        ground = np.abs(above) <= 2.5 * max(1.0, float(np.median(np.abs(above[ground]))))
+        ground = above <= 1 + 1.5 * float(np.median(np.maximum(-above[above <= np.median(above[ground])], 0)))
     level = np.full(grey.shape, _DARK, np.float32)
     level[inside] += film - surface
     return np.clip(np.rint(level), 0, 255).astype(np.uint8)
