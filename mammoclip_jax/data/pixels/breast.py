@@ -14,6 +14,8 @@ _HARMLESS = 1.03        # and this much, whatever its shape
 _STEPS = 5              # thresholds from the safe to the faint one
 _DARK = 12              # air this dark (of 255) is air; brighter air must be flat
 _FLAT = 2               # steps between neighbours that count as flat
+_WHITE = 235            # of 255: a plate is that bright
+_PLATE_SIDE, _PLATE_AREA = 8, 0.15          # its least side, in those pixels, and its greatest part of the image
 _FITS = 6               # of a surface to the ground of a film
 _SIDES_DIFFER = 0.25    # of the height, between the chest wall and the tip of a breast
 _PUBLISHED_THRESHOLD = 40
@@ -58,6 +60,7 @@ class Found(NamedTuple):
 
     mask: np.ndarray        # bool [h', w']; all True where no air is seen: the breast fills the image, or there is none
     factor: float           # from pixels of `mask` to pixels of the image
+    plates: np.ndarray | None = None        # bool as `mask`: white plates that touch it, or None
 
 
 def find(image: np.ndarray) -> Found:
@@ -70,10 +73,35 @@ def find(image: np.ndarray) -> Found:
     grey = _small(image, factor)
     if _inverted(grey):
         grey = 255 - grey
-    mask = _searched(grey)
+    mask, (plates, without) = _searched(grey), _plates(grey)
+    if (mask & plates).any():
+        grey = without
+        mask = _searched(grey)
     if _likeness(mask) < (True, True):      # the ground of a film may have been taken for it, or grown together with it
         mask = max(mask, _searched(_levelled(grey)), key=_likeness)
-    return Found(mask, factor)
+    return Found(mask & ~plates, factor, plates if plates.any() else None)
+
+
+def _plates(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """White plates and strips beside a breast, bool of the shape of a uint8 image, and that with its ground over them.
+
+    They are filled rectangles, sharply cut: tissue as bright as that has no straight outline.
+    """
+    plates, without = np.zeros(grey.shape, bool), grey.copy()
+    outlines, _ = cv2.findContours((grey >= _WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    for outline in outlines:
+        filled = cv2.drawContours(np.zeros(grey.shape, np.uint8), [outline], -1, 1, cv2.FILLED)
+        area = int(filled.sum())
+        if not _PLATE_SIDE**2 <= area <= _PLATE_AREA * grey.size:
+            continue
+        (_, (width, height), _) = cv2.minAreaRect(outline)
+        ring = (cv2.dilate(filled, np.ones((9, 9), np.uint8)) > 0) & (cv2.dilate(filled, np.ones((5, 5), np.uint8)) == 0)
+        rectangular = min(width, height) >= _PLATE_SIDE and area > 0.85 * (width + 1) * (height + 1)
+        if rectangular and np.median(grey[ring]) < 0.6 * _WHITE:
+            plate = cv2.dilate(filled, np.ones((5, 5), np.uint8)) > 0
+            plates |= plate
+            without[plate] = np.percentile(grey[ring], 25)
+    return plates, without
 
 
 def _searched(grey: np.ndarray) -> np.ndarray:
@@ -124,7 +152,7 @@ def _film(grey: np.ndarray) -> tuple[slice, slice]:
 
 def breast_mask(image: np.ndarray) -> tuple[np.ndarray, float]:
     """`find` as a plain tuple: mask [h', w'] bool, and the factor from it to the image [h, w]."""
-    return tuple(find(image))
+    return tuple(find(image))[:2]
 
 
 def halved(image: np.ndarray, side: int) -> np.ndarray:
