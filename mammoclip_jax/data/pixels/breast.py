@@ -16,6 +16,7 @@ _DARK = 12              # air this dark (of 255) is air; brighter air must be fl
 _FLAT = 2               # steps between neighbours that count as flat
 _WHITE = 235            # of 255: a plate is that bright
 _PLATE_SIDE, _PLATE_AREA = 8, 0.15          # its least side, in those pixels, and its greatest part of the image
+_SMOOTH = 1.1           # times that of its convex hull: the length of a breast's outline
 _FITS = 6               # of a surface to the ground of a film
 _SIDES_DIFFER = 0.25    # of the height, between the chest wall and the tip of a breast
 _PUBLISHED_THRESHOLD = 40
@@ -77,7 +78,7 @@ def find(image: np.ndarray) -> Found:
     if (mask & plates).any():
         grey = without
         mask = _searched(grey)
-    if _likeness(mask) < (True, True):      # the ground of a film may have been taken for it, or grown together with it
+    if _likeness(mask) < (True, -_SMOOTH):  # the ground of a film may have been taken for it, or grown together with it
         mask = max(mask, _searched(_levelled(grey)), key=_likeness)
     return Found(mask & ~plates, factor, plates if plates.any() else None)
 
@@ -111,9 +112,9 @@ def _searched(grey: np.ndarray) -> np.ndarray:
     return mask if mask.any() else np.ones(grey.shape, bool)
 
 
-def _likeness(mask: np.ndarray) -> tuple[bool, bool]:
+def _likeness(mask: np.ndarray) -> tuple[bool, float]:
     """What a shape has of a breast's: height at one side, that of the chest wall, before smoothness."""
-    return side_of(mask) != "", _smooth(mask)
+    return side_of(mask) != "", -_roughness(mask)
 
 
 def _levelled(grey: np.ndarray) -> np.ndarray:
@@ -234,17 +235,17 @@ def _grown(grey: np.ndarray, air: _Air) -> np.ndarray:
         if (wider & breast).sum() < 0.5 * area:         # a bright marker was the largest before
             area = 0
         elif wider.sum() > _HARMLESS * area:
-            if not _smooth(wider) or (wider.sum() > _RIM * area and _rectangular(wider)):
+            if _roughness(wider) >= _SMOOTH or (wider.sum() > _RIM * area and _rectangular(wider)):
                 continue                # dense tissue in faint fat is ragged as well, and a breast again lower down
             area = 0
         breast, level = wider, threshold
     return _joined(breast, _without_film_edges(grey > level))
 
 
-def _smooth(mask: np.ndarray) -> bool:
-    """Whether the outline of a shape is hardly longer than that of its convex hull."""
+def _roughness(mask: np.ndarray) -> float:
+    """How much longer the outline of a shape is than that of its convex hull."""
     outline = _outline(mask)
-    return cv2.arcLength(outline, True) < 1.1 * cv2.arcLength(cv2.convexHull(outline), True)
+    return cv2.arcLength(outline, True) / max(1.0, cv2.arcLength(cv2.convexHull(outline), True))
 
 
 def _rectangular(mask: np.ndarray) -> bool:
