@@ -91,17 +91,19 @@ def _plates(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     plates, without = np.zeros(grey.shape, bool), grey.copy()
     outlines, _ = cv2.findContours((grey >= _WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     for outline in outlines:
+        if len(outline) < 3 * _PLATE_SIDE:
+            continue
         filled = cv2.drawContours(np.zeros(grey.shape, np.uint8), [outline], -1, 1, cv2.FILLED)
         area = int(filled.sum())
         if not _PLATE_SIDE**2 <= area <= _PLATE_AREA * grey.size:
             continue
         (_, (width, height), _) = cv2.minAreaRect(outline)
-        ring = (cv2.dilate(filled, np.ones((9, 9), np.uint8)) > 0) & (cv2.dilate(filled, np.ones((5, 5), np.uint8)) == 0)
+        near, far = (cv2.dilate(filled, np.ones((side, side), np.uint8)) > 0 for side in (5, 9))
+        ring = far & ~near
         rectangular = min(width, height) >= _PLATE_SIDE and area > 0.85 * (width + 1) * (height + 1)
         if rectangular and np.median(grey[ring]) < 0.6 * _WHITE:
-            plate = cv2.dilate(filled, np.ones((5, 5), np.uint8)) > 0
-            plates |= plate
-            without[plate] = np.percentile(grey[ring], 25)
+            plates |= near
+            without[near] = np.percentile(grey[ring], 25)
     return plates, without
 
 

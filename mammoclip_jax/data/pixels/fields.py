@@ -94,7 +94,8 @@ def fields(header: pydicom.Dataset) -> Fields:
 
     Laterality and view: from their tags, else their codes, else (CBIS-DDSM) PatientOrientation holding the view, else
     the words of SeriesDescription and ProtocolName. Flags: `for_processing`, `specimen`, `magnification`, `spot`,
-    `tomosynthesis`, `synthetic_2d`, `stereotactic`, `recombined`, `implant_displaced`, `breast_implant`, `burned_in_annotation`.
+    `tomosynthesis`, `synthetic_2d`, `stereotactic`, `recombined`, `implant_displaced`, `breast_implant`,
+    `burned_in_annotation`.
     """
     date = text(header, "StudyDate").replace(".", "").replace("-", "")
     rows, columns = text(header, "Rows"), text(header, "Columns")
