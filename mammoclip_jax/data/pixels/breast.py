@@ -14,6 +14,9 @@ _HARMLESS = 1.03        # and this much, whatever its shape
 _STEPS = 5              # thresholds from the safe to the faint one
 _DARK = 12              # air this dark (of 255) is air; brighter air must be flat
 _FLAT = 2               # steps between neighbours that count as flat
+_WHITE = 235            # of 255: a plate is that bright
+_PLATE_SIDE, _PLATE_AREA = 8, 0.15          # its least side, in those pixels, and its greatest part of the image
+_SMOOTH = 1.1           # times that of its convex hull: the length of a breast's outline
 _FITS = 6               # of a surface to the ground of a film
 _SIDES_DIFFER = 0.25    # of the height, between the chest wall and the tip of a breast
 _PUBLISHED_THRESHOLD = 40
@@ -58,6 +61,7 @@ class Found(NamedTuple):
 
     mask: np.ndarray        # bool [h', w']; all True where no air is seen: the breast fills the image, or there is none
     factor: float           # from pixels of `mask` to pixels of the image
+    plates: np.ndarray | None = None        # bool as `mask`: white plates that touch it, or None
 
 
 def find(image: np.ndarray) -> Found:
@@ -70,11 +74,37 @@ def find(image: np.ndarray) -> Found:
     grey = _small(image, factor)
     if _inverted(grey):
         grey = 255 - grey
-    mask = _searched(grey)
-    if not _like_a_breast(mask):            # the ground of a film may have been taken for it, or grown together with it
-        again = _searched(_levelled(grey))
-        mask = again if _like_a_breast(again) else mask
-    return Found(mask, factor)
+    mask, (plates, without) = _searched(grey), _plates(grey)
+    if (mask & plates).any():
+        grey = without
+        mask = _searched(grey)
+    if _likeness(mask) < (True, -_SMOOTH):  # the ground of a film may have been taken for it, or grown together with it
+        mask = max(mask, _searched(_levelled(grey)), key=_likeness)
+    return Found(mask & ~plates, factor, plates if plates.any() else None)
+
+
+def _plates(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """White plates and strips beside a breast, bool of the shape of a uint8 image, and that with its ground over them.
+
+    They are filled rectangles, sharply cut: tissue as bright as that has no straight outline.
+    """
+    plates, without = np.zeros(grey.shape, bool), grey.copy()
+    outlines, _ = cv2.findContours((grey >= _WHITE).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    for outline in outlines:
+        if len(outline) < 3 * _PLATE_SIDE:
+            continue
+        filled = cv2.drawContours(np.zeros(grey.shape, np.uint8), [outline], -1, 1, cv2.FILLED)
+        area = int(filled.sum())
+        if not _PLATE_SIDE**2 <= area <= _PLATE_AREA * grey.size:
+            continue
+        (_, (width, height), _) = cv2.minAreaRect(outline)
+        near, far = (cv2.dilate(filled, np.ones((side, side), np.uint8)) > 0 for side in (5, 9))
+        ring = far & ~near
+        rectangular = min(width, height) >= _PLATE_SIDE and area > 0.85 * (width + 1) * (height + 1)
+        if rectangular and np.median(grey[ring]) < 0.6 * _WHITE:
+            plates |= near
+            without[near] = np.percentile(grey[ring], 25)
+    return plates, without
 
 
 def _searched(grey: np.ndarray) -> np.ndarray:
@@ -84,9 +114,9 @@ def _searched(grey: np.ndarray) -> np.ndarray:
     return mask if mask.any() else np.ones(grey.shape, bool)
 
 
-def _like_a_breast(mask: np.ndarray) -> bool:
-    """Whether a shape is high at one side, as at the chest wall, and smooth."""
-    return side_of(mask) != "" and _smooth(mask)
+def _likeness(mask: np.ndarray) -> tuple[bool, float]:
+    """What a shape has of a breast's: height at one side, that of the chest wall, before smoothness."""
+    return side_of(mask) != "", -_roughness(mask)
 
 
 def _levelled(grey: np.ndarray) -> np.ndarray:
@@ -107,7 +137,7 @@ def _levelled(grey: np.ndarray) -> np.ndarray:
         factors, *_ = np.linalg.lstsq(terms.reshape(-1, 6)[sample], film.ravel()[sample], rcond=None)
         surface = terms @ factors
         above = film - surface
-        ground = np.abs(above) <= 2.5 * max(1.0, float(np.median(np.abs(above[ground]))))
+        ground = above <= 1 + 1.5 * float(np.median(np.maximum(-above[above <= np.median(above[ground])], 0)))
     level = np.full(grey.shape, _DARK, np.float32)
     level[inside] += film - surface
     return np.clip(np.rint(level), 0, 255).astype(np.uint8)
@@ -125,7 +155,7 @@ def _film(grey: np.ndarray) -> tuple[slice, slice]:
 
 def breast_mask(image: np.ndarray) -> tuple[np.ndarray, float]:
     """`find` as a plain tuple: mask [h', w'] bool, and the factor from it to the image [h, w]."""
-    return tuple(find(image))
+    return tuple(find(image))[:2]
 
 
 def halved(image: np.ndarray, side: int) -> np.ndarray:
@@ -207,17 +237,17 @@ def _grown(grey: np.ndarray, air: _Air) -> np.ndarray:
         if (wider & breast).sum() < 0.5 * area:         # a bright marker was the largest before
             area = 0
         elif wider.sum() > _HARMLESS * area:
-            if not _smooth(wider) or (wider.sum() > _RIM * area and _rectangular(wider)):
+            if _roughness(wider) >= _SMOOTH or (wider.sum() > _RIM * area and _rectangular(wider)):
                 continue                # dense tissue in faint fat is ragged as well, and a breast again lower down
             area = 0
         breast, level = wider, threshold
     return _joined(breast, _without_film_edges(grey > level))
 
 
-def _smooth(mask: np.ndarray) -> bool:
-    """Whether the outline of a shape is hardly longer than that of its convex hull."""
+def _roughness(mask: np.ndarray) -> float:
+    """How much longer the outline of a shape is than that of its convex hull."""
     outline = _outline(mask)
-    return cv2.arcLength(outline, True) < 1.1 * cv2.arcLength(cv2.convexHull(outline), True)
+    return cv2.arcLength(outline, True) / max(1.0, cv2.arcLength(cv2.convexHull(outline), True))
 
 
 def _rectangular(mask: np.ndarray) -> bool:

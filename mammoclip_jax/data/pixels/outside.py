@@ -49,6 +49,8 @@ def keep(preview: np.ndarray, found: Found) -> Kept | None:
     noise = float(np.median(np.abs(air - level)))
     clear = max(8.0, _CONTRAST * (top - level), 6 * noise)
     text = _text(over > max(4.0, 5 * noise), over > clear, breast)
+    if found.plates is not None:
+        text |= cv2.resize(found.plates.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     mask = wide & ~text & 1
     return Kept(mask, (over > clear) & (mask == 0))
 

@@ -18,7 +18,7 @@ BOX = [10, 12, 34, 30]          # x0, y0, x1, y1 of a bright square in the upper
 def picture() -> np.ndarray:
     pixels = breast()
     pixels[:20] = pixels[:20] // 2          # the two halves differ
-    pixels[BOX[1]:BOX[3], BOX[0]:BOX[2]] = 4000
+    pixels[BOX[1]:BOX[3], BOX[0]:BOX[2]] = 3000
     return pixels
 
 
