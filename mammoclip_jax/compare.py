@@ -20,8 +20,8 @@ from mammoclip_jax import command
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import comparison, result, statistics
-from mammoclip_jax.evaluation.page import curves
 from mammoclip_jax.evaluation.metrics.classification import scored
+from mammoclip_jax.evaluation.page import curves
 from mammoclip_jax.evaluation.page.tables import latex_table, shown
 from mammoclip_jax.evaluation.predictions import read_all
 from mammoclip_jax.evaluation.result import Result

@@ -13,7 +13,6 @@ from ml_collections.config_dict import placeholder
 
 from mammoclip_jax.errors import UserError
 
-
 NAMED_PARTS = ("data.folders", "data.weights", "data.prepare", "data.phantom", "model.image", "model.text",
                "model.lora", "warm_start", "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
 

@@ -21,8 +21,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from mammoclip_jax import command
-from mammoclip_jax.inference import loading
-from mammoclip_jax.tasks import task_of
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
@@ -30,6 +28,8 @@ from mammoclip_jax.evaluation import EVALUATORS, result
 from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.suite import evaluate
+from mammoclip_jax.inference import loading
+from mammoclip_jax.tasks import task_of
 from mammoclip_jax.training.writer import read_metrics
 
 

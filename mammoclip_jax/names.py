@@ -2,10 +2,9 @@
 
 import difflib
 import inspect
-from typing import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mammoclip_jax.errors import UserError
-
 
 HUB = "hf://"
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from mammoclip_jax import command
+from mammoclip_jax.evaluation.result import write_json
 from mammoclip_jax.inference import loading
 from mammoclip_jax.inference.exam import predict
-from mammoclip_jax.evaluation.result import write_json
 
 VIEWS = 4           # of an exam, as a rule: a larger batch would be padding
 

@@ -28,8 +28,8 @@ PROCESS = flags.DEFINE_string("process", "", "Which one this is, from 0; or JAX_
 
 def main(argv):
     del argv
-    from mammoclip_jax.training import distributed
     from mammoclip_jax import run
+    from mammoclip_jax.training import distributed
     from mammoclip_jax.training.goodput import process_age
     from mammoclip_jax.training.loop import Stopped
 

@@ -15,7 +15,7 @@ MISSING = "not installed"
 
 def collect(datasets) -> dict:
     """JSON: the data sets {name: fingerprint, licence, citation, real, counts} and the versions of all that ran."""
-    import jax      # not where versions alone are wanted: processes that decode images would load it too
+    import jax  # not where versions alone are wanted: processes that decode images would load it too
 
     kept = ("fingerprint", "licence", "citation", "real", "counts")
     return {

@@ -22,9 +22,8 @@ from absl import flags
 
 from mammoclip_jax import command
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.reproduction import published
 from mammoclip_jax.names import check_name
-from mammoclip_jax.reproduction import arguments
+from mammoclip_jax.reproduction import arguments, published
 
 INCOMPLETE = 1
 
@@ -54,7 +53,7 @@ def main(argv) -> int:
     if not values.list and not values.out:
         raise UserError("say with --out where runs and results go, or --list to see what there is.")
 
-    from mammoclip_jax.reproduction import jobs, outcome        # not for a mistake in the command: they import jax
+    from mammoclip_jax.reproduction import jobs, outcome  # not for a mistake in the command: they import jax
     from mammoclip_jax.training.loop import Stopped
 
     hand = jobs.open_hand(weights, data)

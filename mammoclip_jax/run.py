@@ -18,8 +18,6 @@ import jax
 from clu import parameter_overview
 from tqdm import tqdm
 
-from mammoclip_jax.training import continuation, distributed
-from mammoclip_jax.inference import loading
 from mammoclip_jax import provenance, tasks
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.phantom import generate as phantom
@@ -29,18 +27,19 @@ from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.page.display import text_table
-from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.names import lookup
 from mammoclip_jax.prepare import prepare
-from mammoclip_jax.weights.opening import open_weights
-from mammoclip_jax.training import checkpoint, goodput, loop
+from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
 from mammoclip_jax.training.mesh import make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
 from mammoclip_jax.weights import warm_start
+from mammoclip_jax.weights.opening import open_weights
 
 
 def pretrain(config, workdir, *, before: float = 0.0) -> dict:

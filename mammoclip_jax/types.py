@@ -4,7 +4,8 @@ Dimensions: B breasts (or exams, or images), V views of each, T texts of each, L
 All three types are pytrees of plain containers, so `jax.tree` and Orbax walk them by name without registration.
 """
 
-from typing import Any, Mapping, NamedTuple, TypedDict
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypedDict
 
 from jaxtyping import Array, Bool, Float, Int, Shaped
 

@@ -36,9 +36,8 @@ import numpy as np  # noqa: E402
 
 import mammoclip_jax.models.bert  # noqa: E402, F401  else imported by each process
 import mammoclip_jax.models.efficientnet  # noqa: E402, F401
-from mammoclip_jax.training import distributed
-from mammoclip_jax import run   # noqa: E402
-from mammoclip_jax.training import checkpoint, goodput  # noqa: E402
+from mammoclip_jax import run  # noqa: E402
+from mammoclip_jax.training import checkpoint, distributed, goodput  # noqa: E402
 from mammoclip_jax.training.writer import read_metrics  # noqa: E402
 
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 240, 30, 40      # a save takes as long as some 15 steps

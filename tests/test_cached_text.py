@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.tasks import cached_text
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.batches import image_text
@@ -17,6 +16,7 @@ from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.text import features, tokenizer
 from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.tasks import cached_text
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import init_variables
 
@@ -89,15 +89,15 @@ def test_loss_and_gradients_are_those_of_the_tower_run_at_every_step(trained, to
 
     def loss(params, text):
         """As in training: dropout in the projections, the same key for both ways."""
-        apply = lambda *inputs, method: model.apply(    # noqa: E731
+        apply = lambda *inputs, method: model.apply(
             variables | {"params": params}, *inputs, train=True, method=method, mutable=["batch_stats"],
             rngs={"dropout": jax.random.key(2)})[0]
         image, _ = apply(images, method="encode_image")
         logits = jnp.exp(params["logit_scale"]) * image @ text(apply).T
         return -jnp.diagonal(jax.nn.log_softmax(logits)).mean()
 
-    run = lambda apply: apply(ids, mask, method="encode_text")[0]     # noqa: E731
-    cached = lambda apply: apply(stored, method="project_text")       # noqa: E731
+    run = lambda apply: apply(ids, mask, method="encode_text")[0]
+    cached = lambda apply: apply(stored, method="project_text")
     (one, by_run), (other, by_cache) = (
         jax.jit(jax.value_and_grad(lambda params, text=text: loss(params, text)))(
             variables["params"]) for text in (run, cached))
@@ -158,7 +158,7 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
     pd.DataFrame({"text": ["left one", "gone"], "augmented": ["one, left", "x"]}).to_parquet(
         tmp_path / "texts_augmented.parquet")
     dataset = FakeDataset(tmp_path, ["left one", "two"])
-    drawable = lambda mirrored, **options: image_text.drawable_texts(     # noqa: E731
+    drawable = lambda mirrored, **options: image_text.drawable_texts(
         [dataset], "train", text=TextOptions(**options), mirrored=mirrored)
     assert drawable(False) == {"left one", "two"}
     assert drawable(True, augmented=0.5) == {"left one", "right one", "two", "one, left", "one, right"}

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax import tasks
-from mammoclip_jax import losses, models
+from mammoclip_jax import losses, models, tasks
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import _plan
 from mammoclip_jax.training import augment

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mammoclip_jax.training import continuation
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import continuation
 from mammoclip_jax.training.checkpoint import Checkpoints
 from mammoclip_jax.types import TrainState
 

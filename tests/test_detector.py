@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.heads import Detector
 from mammoclip_jax import models
 from mammoclip_jax.boxes import decode
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.heads import Detector
 from mammoclip_jax.models.nms import Detections
 from mammoclip_jax.models.retinanet import anchors
 from mammoclip_jax.training import augment

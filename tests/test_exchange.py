@@ -28,15 +28,14 @@ from test_source import (
     tokenizer_file,
 )
 
-from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax import run
-from mammoclip_jax.weights import opening
 from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.models import lora
 from mammoclip_jax.weights import __main__ as weights
-from mammoclip_jax.weights import files, stablehlo, torch_writer
+from mammoclip_jax.weights import files, opening, stablehlo, torch_writer
 
 PATTERN = "text_encoder/.*/query/kernel"
 PERMISSION = "written permission of A. Author, 3 May 2026"

@@ -6,8 +6,8 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from mammoclip_jax.aot import flops
 from mammoclip_jax import models
+from mammoclip_jax.aot import flops
 from mammoclip_jax.config import defaults
 from mammoclip_jax.models.depthwise import depthwise_conv
 from mammoclip_jax.tasks.pretrain import make_trainer

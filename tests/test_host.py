@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mammoclip_jax.training import distributed
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import distributed
 from mammoclip_jax.training.processes import barrier
 
 ROOT = Path(__file__).parent.parent

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.dual_encoder import DualEncoder
-from mammoclip_jax.inference.heads import Classifier, ImageEncoder
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax.inference.heads import Classifier, ImageEncoder
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import folder

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import test_source as published
 
-from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.dual_encoder import DualEncoder
-from mammoclip_jax.inference.heads import Classifier
 from mammoclip_jax import models
-from mammoclip_jax.weights import opening
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference import loading
+from mammoclip_jax.inference.dual_encoder import DualEncoder
+from mammoclip_jax.inference.heads import Classifier
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables
+from mammoclip_jax.weights import opening
 
 HEIGHT, WIDTH = 96, 64
 

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from mammoclip_jax.training import distributed
 from mammoclip_jax import locks, run
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import distributed
 
 HOLD = """
 import sys

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax import tasks
-from mammoclip_jax import models
+from mammoclip_jax import models, tasks
 from mammoclip_jax import reproduce as command
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.build import build
@@ -19,8 +18,7 @@ from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.reproduction import published
-from mammoclip_jax.reproduction import jobs, outcome
+from mammoclip_jax.reproduction import jobs, outcome, published
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import folder
 

@@ -14,13 +14,12 @@ import test_source as published
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mammoclip_jax import models, run
-from mammoclip_jax.weights import opening
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables
-from mammoclip_jax.weights import card, torch_writer
+from mammoclip_jax.weights import card, opening, torch_writer
 
 SMALLER = {"width": 0.25, "depth": 0.3}
 PREPROCESSING = {"geometry": "fit", "height": published.HEIGHT, "width": published.WIDTH, "intensity": "voi", "bits": 8}

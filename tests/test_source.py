@@ -15,13 +15,12 @@ import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mammoclip_jax.inference import loading
-from mammoclip_jax.weights import opening
 from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference import loading
 from mammoclip_jax.training import checksum
-from mammoclip_jax.weights import card, folder, names, torch_writer
+from mammoclip_jax.weights import card, folder, names, opening, torch_writer
 from mammoclip_jax.weights.layouts import downstream, mammo_clip
 from mammoclip_jax.weights.naming import abstract, write
 

@@ -4,8 +4,7 @@ import math
 
 import jax
 
-from mammoclip_jax.aot import flops
-from mammoclip_jax.aot import collectives, hlo, memory, traffic
+from mammoclip_jax.aot import collectives, flops, hlo, memory, traffic
 from mammoclip_jax.aot.program import Compiled
 from mammoclip_jax.aot.topology import Topology
 from mammoclip_jax.tasks.trainer import Trainer

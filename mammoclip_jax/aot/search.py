@@ -1,6 +1,7 @@
 """The largest batch that fits, with few compilations, since one may take minutes."""
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 
 class Trial(NamedTuple):

@@ -11,8 +11,8 @@ from mammoclip_jax.benchmarks.sample import Sample
 from mammoclip_jax.benchmarks.timing import interleaved
 from mammoclip_jax.config import complete
 from mammoclip_jax.data.pixels.render import Preprocessing, render
-from mammoclip_jax.evaluation.metrics import logistic
 from mammoclip_jax.evaluation.features import Features
+from mammoclip_jax.evaluation.metrics import logistic
 from mammoclip_jax.inference.heads import ImageEncoder
 
 EPOCHS, BATCH = 30, 8       # 30 epochs of batches of 8: Mammo-CLIP's, on VinDr

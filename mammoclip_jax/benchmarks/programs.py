@@ -18,14 +18,13 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mammoclip_jax.aot import flops
-from mammoclip_jax.training import distributed
 from mammoclip_jax import models
+from mammoclip_jax.aot import flops
 from mammoclip_jax.benchmarks import worker
 from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks.pretrain import make_trainer
-from mammoclip_jax.training import augment
+from mammoclip_jax.training import augment, distributed
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer
 
@@ -127,7 +126,7 @@ def end_to_end(config, specification, mesh):
 
 def _real_data(config, specification, mesh):
     """The training iterator of `pretrain`, the tokenizer's size, the preprocessing."""
-    from mammoclip_jax import run, tasks    # whose libraries would count as memory of the works that need no data
+    from mammoclip_jax import run, tasks  # whose libraries would count as memory of the works that need no data
 
     workdir = Path(specification["workdir"])
     datasets = run.open_datasets(config, workdir)

@@ -8,8 +8,8 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.metrics.classification import CLASSES, PROBABILITIES, RANKED, scored
 from mammoclip_jax.evaluation.features import LEVELS, Level
+from mammoclip_jax.evaluation.metrics.classification import CLASSES, PROBABILITIES, RANKED, scored
 from mammoclip_jax.evaluation.predictions import Predicted, labels
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics import Metric

@@ -2,16 +2,17 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mammoclip_jax.data import leave_out
-from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
 from mammoclip_jax.data.batches.units import GROUPS, breasts
+from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name

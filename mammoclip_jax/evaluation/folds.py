@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation import predictions, statistics
+from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation.result import Result
 
 

@@ -12,9 +12,9 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.metrics.classification import Scored, scored
 from mammoclip_jax.evaluation.comparison import LEVEL_NAMES, METRICS, metrics_of
 from mammoclip_jax.evaluation.features import label_texts
+from mammoclip_jax.evaluation.metrics.classification import Scored, scored
 from mammoclip_jax.evaluation.predictions import Predicted, labels
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics.bootstrap import bootstrap

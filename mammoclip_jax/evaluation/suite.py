@@ -3,8 +3,9 @@
 import dataclasses
 import importlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 

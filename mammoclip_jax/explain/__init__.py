@@ -6,7 +6,8 @@ asked about. The map is signed, and larger where more speaks for the direction.
 """
 
 import importlib
-from typing import Any, Callable, Iterable, Mapping, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name, suggestion

@@ -3,7 +3,8 @@
 Adebayo et al. 2018, Sanity checks for saliency maps, arXiv:1810.03292, section 3.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend.core import Var

@@ -1,7 +1,7 @@
 """Images and texts in one space."""
 
 import functools
-from typing import Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np

@@ -3,24 +3,24 @@
 import functools
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from mammoclip_jax.data.batches.units import SCREENING, UNITS, View, standing
 from mammoclip_jax.data.exams import grouped, left_out, read
 from mammoclip_jax.data.image_files import Found
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
-from mammoclip_jax.data.batches.units import SCREENING, UNITS, View, standing
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.explain.maps import peak_of
 from mammoclip_jax.inference.overlay import detections, picture
 from mammoclip_jax.inference.prompt_files import load_prompts
-from mammoclip_jax.inference.prompts import directions
-from mammoclip_jax.explain.maps import peak_of
-from mammoclip_jax.inference.prompts import score, text_bank
+from mammoclip_jax.inference.prompts import directions, score, text_bank
 
 COSINES = "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability"
 PROBABILITY = "output of the classifier, from 0 to 1; a calibrated probability only where that was tested"

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """A heat map over a grey image with its boxes, as PNG bytes."""
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import cv2
 import numpy as np

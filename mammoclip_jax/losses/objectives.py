@@ -5,7 +5,8 @@ row (axis 1) or column (axis 0) of a block, what the loss needs of it; summaries
 into one, so no device must see all logits of a row at once (Milakov & Gimelshein 2018, arXiv:1805.02867).
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

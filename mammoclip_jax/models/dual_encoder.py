@@ -1,7 +1,8 @@
 """Image tower, text tower, projections and temperature -> Embeddings."""
 
 import math
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,6 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.elementwise import Dropout, gelu
 from mammoclip_jax.models.pooling import pool
 from mammoclip_jax.types import Embeddings
-
 
 PROJECTIONS = ("linear", "mlp")
 TOWERS = ("image", "text")

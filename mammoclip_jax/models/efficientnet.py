@@ -6,7 +6,8 @@ of swish, a stem and a head that are not scaled, and first and last stages whose
 
 import functools
 import math
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,17 @@ from mammoclip_jax.models import packed
 from mammoclip_jax.models.depthwise import Pads
 from mammoclip_jax.models.elementwise import Dropout
 from mammoclip_jax.models.layers import (
-    POOLING, BatchNorm, Conv, Depthwise, GlobalPool, Place, Pointwise, SqueezeExcite, Stages, drop_path)
+    POOLING,
+    BatchNorm,
+    Conv,
+    Depthwise,
+    GlobalPool,
+    Place,
+    Pointwise,
+    SqueezeExcite,
+    Stages,
+    drop_path,
+)
 from mammoclip_jax.names import check_choices
 
 

@@ -6,7 +6,8 @@ joined to the name: `encoder.layer.0.attention.attention.query.weight` is `encod
 kernel`, transposed; ViT has the same names here. Mask token and pooler of those checkpoints have no counterpart.
 """
 
-from typing import Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -16,17 +16,16 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from mammoclip_jax import tasks
-from mammoclip_jax.inference import loading
-from mammoclip_jax import provenance, run
+from mammoclip_jax import provenance, run, tasks
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.features import label_texts
-from mammoclip_jax.reproduction.published import Row
+from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.suite import check_preprocessing, evaluate
+from mammoclip_jax.inference import loading
 from mammoclip_jax.reproduction import recipes
+from mammoclip_jax.reproduction.published import Row
 from mammoclip_jax.weights import licences
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"

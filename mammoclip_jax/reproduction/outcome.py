@@ -8,8 +8,8 @@ import pandas as pd
 
 from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.page import tables
-from mammoclip_jax.reproduction.published import Row
 from mammoclip_jax.files import write_text
+from mammoclip_jax.reproduction.published import Row
 
 _SLACK = 1e-9
 LATEX = ("row", "published", "ours", "low", "high", "n", "protocol", "verdict")

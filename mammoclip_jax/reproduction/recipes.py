@@ -6,8 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mammoclip_jax.config import defaults
-from mammoclip_jax.tasks import task_of
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.tasks import task_of
 
 ENCODERS = {
     "b5": dict(name="efficientnet", variant="b5"),

@@ -3,19 +3,18 @@
 import hashlib
 import json
 import logging
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from mammoclip_jax.training import distributed
 from mammoclip_jax.data.batches import image_text
 from mammoclip_jax.data.batches.texts import text_options
 from mammoclip_jax.data.text import features
 from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.training import checkpoint
+from mammoclip_jax.training import checkpoint, distributed
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 

@@ -1,8 +1,7 @@
 """What classifiers and detectors share: splits by the config, their Trainer, and the batches of labelled images."""
 
 import json
-from collections.abc import Mapping
-from typing import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,8 @@ from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
 from mammoclip_jax.tasks.trainer import Trainer, abstract_batch, assemble, check_rows
-from mammoclip_jax.training import augment, mesh as meshes
+from mammoclip_jax.training import augment
+from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import make_gradient_fn
 
 COMMAND = "finetune"

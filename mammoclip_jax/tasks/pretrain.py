@@ -13,7 +13,8 @@ from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import cached_text
 from mammoclip_jax.tasks.trainer import Trainer, abstract_batch, assemble, check_rows
-from mammoclip_jax.training import augment, gradient_caching, mesh as meshes
+from mammoclip_jax.training import augment, gradient_caching
+from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import init_variables, make_gradient_fn, total_loss
 
 MODEL = "dual_encoder"

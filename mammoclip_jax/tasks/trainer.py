@@ -1,6 +1,7 @@
 """What every task trains: a model, its state and the step, as shapes and as programs."""
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np

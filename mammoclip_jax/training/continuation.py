@@ -8,8 +8,9 @@ import datetime
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from mammoclip_jax.config import NAMED_PARTS, complete, defaults, fields
 from mammoclip_jax.errors import UserError
@@ -102,7 +103,7 @@ def note(config, workdir, changed: Mapping[str, tuple[Any, Any]]) -> None:
     changes = kept.get("changes", [])
     now = {name: list(values) for name, values in changed.items()}
     if now and (not changes or changes[-1]["fields"] != now):
-        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_text(path, json.dumps(kept | {"changes": [*changes, {"date": date, "step": step, "fields": now}]},
                                     indent=2) + "\n")
 

@@ -4,8 +4,9 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -20,7 +21,6 @@ from mammoclip_jax.training.profile import Profiler
 from mammoclip_jax.training.stop import Stopped, StopRequest
 from mammoclip_jax.training.watchdog import Watchdog
 from mammoclip_jax.training.writer import MetricWriter, Progress
-
 
 OWED = "evaluation_owed"        # in a checkpoint's meta: the run was asked to stop before the evaluation of that step
 

@@ -1,6 +1,6 @@
 """One optimisation step, whole, on one screen."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -13,8 +13,8 @@ FILE is a PyTorch checkpoint, a safetensors file or a hub folder; nothing in it 
 from absl import flags
 
 from mammoclip_jax import command
-from mammoclip_jax.weights import actions
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.weights import actions
 
 ACTIONS = {"import": actions.import_file, "export": actions.export, "inspect": actions.inspect}
 

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mammoclip_jax.weights import opening
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
 from mammoclip_jax.names import lookup
-from mammoclip_jax.weights import card, folder, layouts, licences, stablehlo, torch_writer
+from mammoclip_jax.weights import card, folder, layouts, licences, opening, stablehlo, torch_writer
 
 
 def import_file(file: str, values) -> dict:

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.tasks import check, task_of
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.features import select
+from mammoclip_jax.tasks import check, task_of
 
 DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 

@@ -9,8 +9,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import calibration
 from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.metrics import calibration
 
 
 def made(n=4000, slope=1.0, seed=0):

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, cohen_kappa_score, f1_score, recall_score, roc_auc_score
 
+from mammoclip_jax.evaluation.features import LEVELS
 from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation.metrics.classification import binary, multiclass, scored
-from mammoclip_jax.evaluation.features import LEVELS
 
 QUICK = {"resamples": 10}
 

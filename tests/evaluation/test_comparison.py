@@ -4,12 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from . import made_predictions as made
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import comparison
-from mammoclip_jax.evaluation.metrics.classification import binary, multiclass
 from mammoclip_jax.evaluation.comparison import compare
+from mammoclip_jax.evaluation.metrics.classification import binary, multiclass
 from mammoclip_jax.evaluation.statistics import paired
+
+from . import made_predictions as made
 
 QUICK = {"resamples": 60, "permutations": 39}
 INDEX = made.index()

@@ -9,11 +9,11 @@ import pytest
 from naive_boxes import naive_iou
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.evaluators.detection import detection
 from mammoclip_jax.evaluation.metrics import average_precision as ap
 from mammoclip_jax.evaluation.metrics import froc
-from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.average_precision import Case, Found
-from mammoclip_jax.evaluation.evaluators.detection import detection
 from mammoclip_jax.models.nms import Detections
 
 from .fakes import FakeDataset, FakeModel

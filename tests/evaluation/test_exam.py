@@ -11,17 +11,18 @@ import pandas as pd
 import pydicom
 import pytest
 
-from .fakes import FakeModel
 from mammoclip_jax import predict as command
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.batches import labelled
-from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
+from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.evaluators.classification import classification
 from mammoclip_jax.inference.exam import breast_scores, exam_scores, fingerprint, original_grey, predict
+
+from .fakes import FakeModel
 
 PREPROCESSING = {"geometry": "fit", "height": 96, "width": 64, "intensity": "voi", "bits": 8, "crop": "robust"}
 VOI = Preprocessing()

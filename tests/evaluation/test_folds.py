@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation import folds
+from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation.result import Result, save
 
 RNG = np.random.default_rng(0)

@@ -16,9 +16,9 @@ from sklearn.preprocessing import StandardScaler
 from mammoclip_jax.data import subsets
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features as features_module
-from mammoclip_jax.evaluation.metrics import logistic
-from mammoclip_jax.evaluation.features import Features, label_texts
 from mammoclip_jax.evaluation.evaluators.probe import linear_probe
+from mammoclip_jax.evaluation.features import Features, label_texts
+from mammoclip_jax.evaluation.metrics import logistic
 from mammoclip_jax.evaluation.suite import evaluate
 
 

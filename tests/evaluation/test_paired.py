@@ -129,7 +129,7 @@ def test_the_permutation_test_finds_a_difference_and_none_between_equals():
 def test_an_enumerated_permutation_test():
     """Three patients: the p value is near the share among all eight exchanges."""
     truth, a, b, who = np.array([1, 0, 1]), np.array([0.9, 0.1, 0.8]), np.array([0.4, 0.3, 0.7]), np.array([0, 1, 2])
-    brier = lambda p: np.mean((p - truth) ** 2)                                                     # noqa: E731
+    brier = lambda p: np.mean((p - truth) ** 2)
     swaps = [np.array([bool(k >> i & 1) for i in range(3)]) for k in range(8)]
     drawn = [brier(np.where(s, b, a)) - brier(np.where(s, a, b)) for s in swaps]
     exact = np.mean(np.abs(drawn) >= abs(drawn[0]) - 1e-12)

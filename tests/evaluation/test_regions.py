@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from naive_boxes import naive_iou
 
-from mammoclip_jax.evaluation.metrics import regions
 from mammoclip_jax.evaluation.evaluators.saliency import inside
+from mammoclip_jax.evaluation.metrics import regions
 
 
 def naive_regions(part):

@@ -6,14 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from .fakes import FakeDataset, FakeModel
-from .test_report import Page
-from mammoclip_jax.evaluation.page import illustrations, report
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.classification import binary, multiclass
-from mammoclip_jax.inference.overlay import png
+from mammoclip_jax.evaluation.page import illustrations, report
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.inference.overlay import png
+
+from .fakes import FakeDataset, FakeModel
+from .test_report import Page
 
 CLASSES = ("A", "B", "C")
 QUICK = {"resamples": 30}

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from . import made_predictions as made
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.subgroups import attributes, subgroups
+
+from . import made_predictions as made
 
 INDEX = made.index()
 MASS = made.yes_no(INDEX, 1.5)

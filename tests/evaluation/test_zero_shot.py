@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from .fakes import FakeDataset, FakeModel
 from mammoclip_jax.data.batches.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
+from mammoclip_jax.evaluation.evaluators.zero_shot import zero_shot
 from mammoclip_jax.inference.prompt_files import load_prompts
 from mammoclip_jax.inference.prompts import score, text_bank
-from mammoclip_jax.evaluation.evaluators.zero_shot import zero_shot
+
+from .fakes import FakeDataset, FakeModel
 
 
 class NoisyModel(FakeModel):

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from .fakes import FakeDataset, FakeModel
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features, predictions, result
-from mammoclip_jax.evaluation.suite import evaluate
-from mammoclip_jax.evaluation.features import LEVELS
 from mammoclip_jax.evaluation.evaluators.zero_shot import zero_shot
+from mammoclip_jax.evaluation.features import LEVELS
+from mammoclip_jax.evaluation.suite import evaluate
+
+from .fakes import FakeDataset, FakeModel
 
 CLASSES = {"density": {"classes": {"A": ["fatty"], "B": ["scattered", "some"], "C": ["dense"], "D": ["very dense"]}}}
 BATCH = 4

@@ -5,8 +5,8 @@ import pytest
 from evaluation.fakes import SHAPE, FakeDataset
 from tiny_subject import RESNET, VIT, meta_of, variables_of
 
-from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.evaluation.evaluators.saliency import saliency
+from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.training.mesh import make_mesh
 
 PROMPTS = {"mass": {"positive": "a mass", "negative": "no mass"}}

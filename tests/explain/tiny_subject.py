@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.explain.maps import Subject
+from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.models import attention
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables

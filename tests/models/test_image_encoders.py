@@ -15,8 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from comparison import close, close_gradients, one_and_eight
-from image_contract import (FORMS, FULL, GOLDEN, OTHERS, evaluated, exact, gradients, image, outputs_at, run, shapes,
-                            trained)
+from image_contract import (
+    FORMS,
+    FULL,
+    GOLDEN,
+    OTHERS,
+    evaluated,
+    exact,
+    gradients,
+    image,
+    outputs_at,
+    run,
+    shapes,
+    trained,
+)
 
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError

@@ -161,8 +161,8 @@ def test_repeat_to_cuts_and_fills_up():
 
 def torch_state(variables):
     """The variables by the keys of tests/torch_retinanet.py."""
-    from mammoclip_jax.weights.naming import write
     from mammoclip_jax.weights.names.efficientnet import LUKEMELAS
+    from mammoclip_jax.weights.naming import write
 
     encoder = {name: tree["image_encoder"] for name, tree in variables.items() if "image_encoder" in tree}
     state = {f"efficientnet.{key}": value for key, value in write(LUKEMELAS, encoder, ENCODER).items()}

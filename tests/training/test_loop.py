@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import grain
 import jax

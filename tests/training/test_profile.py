@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from mammoclip_jax.config import defaults
-from mammoclip_jax.tasks import check
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.tasks import check
 from mammoclip_jax.training import profile
 from mammoclip_jax.training.goodput import Ledger
 from mammoclip_jax.training.profile import Profiler

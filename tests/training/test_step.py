@@ -10,10 +10,10 @@ import tiny
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks.pretrain import contrast, make_trainer
-from mammoclip_jax.training import augment, mesh as meshes
+from mammoclip_jax.training import augment
+from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.optimizer import make_optimizer, schedule, slash_name
-from mammoclip_jax.training.step import total_loss
-from mammoclip_jax.training.step import init_state, make_gradient_fn, make_train_step
+from mammoclip_jax.training.step import init_state, make_gradient_fn, make_train_step, total_loss
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 

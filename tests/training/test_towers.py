@@ -10,7 +10,8 @@ import tiny
 from mammoclip_jax import losses
 from mammoclip_jax.config import defaults
 from mammoclip_jax.tasks.pretrain import make_trainer
-from mammoclip_jax.training import augment, gradient_caching, mesh as meshes
+from mammoclip_jax.training import augment, gradient_caching
+from mammoclip_jax.training import mesh as meshes
 
 BREASTS = 32                # of two images and two texts: 64 each
 PREPROCESSING = {"height": 32, "width": 32, "bits": 8}

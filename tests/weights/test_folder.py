@@ -252,8 +252,8 @@ def test_a_folder_is_all_that_use_needs(tmp_path, meta):
     import jax
 
     import mammoclip_jax
-    from mammoclip_jax.inference.dual_encoder import DualEncoder
     from mammoclip_jax import models
+    from mammoclip_jax.inference.dual_encoder import DualEncoder
 
     config = defaults()
     config.image.channels, config.data.text_length, config.model.dim = 1, 16, 8

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.inference.dual_encoder import DualEncoder
-from mammoclip_jax.weights.opening import open_weights
 from mammoclip_jax.training.mesh import make_mesh
+from mammoclip_jax.weights.opening import open_weights
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 MEAN, STD = 0.3089279, 0.25053555408335154

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.weights.opening import open_weights
 from mammoclip_jax.weights import layouts, names, naming, torch_writer
+from mammoclip_jax.weights.opening import open_weights
 
 CASES = {
     "bert": (dict(vocab_size=71, hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24), 0),

@@ -25,11 +25,10 @@ from test_source import (
     tokenizer_file,
 )
 
-from mammoclip_jax.inference.dual_encoder import DualEncoder
-from mammoclip_jax.weights import opening
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.training.mesh import make_mesh
-from mammoclip_jax.weights import files, layouts, torch_writer
+from mammoclip_jax.weights import files, layouts, opening, torch_writer
 from mammoclip_jax.weights.unpickle import Opaque
 
 BERT, MODERN = "text_encoder.text_encoder.", "text_encoder."

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from live import library
 
-from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.weights import layouts, names, naming
 from mammoclip_jax.weights.files import read

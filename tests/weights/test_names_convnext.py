@@ -11,8 +11,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
 from comparison import close
+from flax.traverse_util import unflatten_dict
 from live import library
 from traced import abstract
 

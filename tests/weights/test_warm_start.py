@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from test_resume import assert_same_bits, finish, start, wait_for_step
 
 from mammoclip_jax import command, models, provenance, run
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import checkpoint
 from mammoclip_jax.weights import warm_start
-from test_resume import assert_same_bits, finish, start, wait_for_step
 
 ROOT = Path(__file__).parent.parent.parent
 RNG = np.random.default_rng(0)

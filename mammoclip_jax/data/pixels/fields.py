@@ -6,7 +6,8 @@ RT. An odd value counts as unknown, never as an error.
 """
 
 import re
-from typing import Iterator, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pydicom
 from pydicom.multival import MultiValue

@@ -14,7 +14,7 @@ Flags: those of voi.py; `voi_flat` (a window far from the values: min-max instea
 `photometric_unknown`; `background_bright` (after all that; the polarity may be wrong).
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import cv2
 import numpy as np

@@ -6,7 +6,7 @@ then the crop's origin off, and the crop scaled to the canvas. Of a tall image t
 down.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from mammoclip_jax.data.pixels.intensity import PUBLISHED_BORDER
 

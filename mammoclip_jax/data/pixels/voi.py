@@ -4,7 +4,7 @@ PS3.3 C.11.1 (modality), C.11.2 (VOI). A window or a VOI LUT always speaks of va
 the field are often wrong; each leniency stands where it is granted.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 import pydicom

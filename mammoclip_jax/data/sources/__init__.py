@@ -1,7 +1,7 @@
 """Data set adapters: one file each, named here. Each has `read(root, **options) -> SourceTable`."""
 
 import importlib
-from typing import Callable
+from collections.abc import Callable
 
 from mammoclip_jax.names import lookup
 

@@ -86,7 +86,7 @@ def cbis_ddsm(rows: pd.DataFrame | Iterable[Mapping[str, Any]], laterality: str,
         return []
     found = _unique(_abnormality(row) for row in rows)
     where = _where(laterality, view)
-    density = DENSITY.get(max((_number(row, "breast_density", "breast density") or 0 for row in rows)))
+    density = DENSITY.get(max(_number(row, "breast_density", "breast density") or 0 for row in rows))
     findings = " ".join([*([density] if density else []), *(f"There {_verb(f)} {f}{where}." for f in found)])
     short = _join(_unique(_short(row) for row in rows))
     categories = [c for c in (_number(row, "assessment") for row in rows) if c in ASSESSMENT]

@@ -17,8 +17,8 @@ from tokenizers import (
 )
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import HUB, on_hub
 from mammoclip_jax.files import write_text
+from mammoclip_jax.names import HUB, on_hub
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PAD_TOKENS = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")   # in the order they are looked for

@@ -9,10 +9,10 @@ from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.batches.labelled import Target, joined
 from mammoclip_jax.data.batches.units import GROUPS, UNITS
 from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
 from mammoclip_jax.evaluation.metrics import calibration
 from mammoclip_jax.evaluation.metrics import classification as scores_of
 from mammoclip_jax.evaluation.metrics.classification import scored
-from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name

@@ -1,6 +1,7 @@
 """How well a detector finds the boxes of findings, and how often it marks what is none."""
 
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -8,12 +9,12 @@ import pandas as pd
 from mammoclip_jax.boxes import iou as overlap
 from mammoclip_jax.data.batches.units import breasts
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import average_precision, froc
-from mammoclip_jax.inference import overlay
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.metrics.average_precision import Case, Found, matches
 from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
+from mammoclip_jax.evaluation.metrics import average_precision, froc
+from mammoclip_jax.evaluation.metrics.average_precision import Case, Found, matches
 from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.inference import overlay
 from mammoclip_jax.names import check_name
 
 # Name -> what of `Detector.detect` it fixes. "published": as Mammo-CLIP was scored (Detectors/experiments.py).

@@ -14,9 +14,9 @@ import pandas as pd
 
 from mammoclip_jax.data import subsets
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import classification, logistic
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import LEVELS, Features, label_texts, select
+from mammoclip_jax.evaluation.metrics import classification, logistic
 from mammoclip_jax.evaluation.metrics.logistic import Items, Options
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result

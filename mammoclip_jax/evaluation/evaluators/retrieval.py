@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.text import duplicates, label_values
 from mammoclip_jax.data.batches.units import breasts
+from mammoclip_jax.data.text import duplicates, label_values
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import ranking
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import Features, aggregate, first_rows, label_texts, select
-from mammoclip_jax.inference.prompts import unit
+from mammoclip_jax.evaluation.metrics import ranking
 from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.inference.prompts import unit
 from mammoclip_jax.names import check_name
 
 _WAYS = ("image_to_text", "text_to_image")

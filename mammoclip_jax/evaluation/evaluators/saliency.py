@@ -1,7 +1,8 @@
 """Does a map for a text or label look where the finding is? Scored against two guesses that look at no finding at all,
 and, if asked, against maps of the same model with random weights."""
 
-from typing import Any, Iterator, Mapping, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -9,15 +10,15 @@ import pandas as pd
 
 from mammoclip_jax.data.pixels import breast
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import map_similarity, regions
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
+from mammoclip_jax.evaluation.metrics import map_similarity, regions
+from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.explain import METHODS
+from mammoclip_jax.explain.maps import peak_of
 from mammoclip_jax.inference.overlay import side_by_side
 from mammoclip_jax.inference.prompt_files import load_prompts, prompts_name
-from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.inference.prompts import directions
-from mammoclip_jax.explain.maps import peak_of
-from mammoclip_jax.explain import METHODS
 from mammoclip_jax.names import check_name
 
 LABELS = ("mass", "calcification")

@@ -8,13 +8,13 @@ import pandas as pd
 from scipy.special import expit, softmax
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.features import Features, LEVELS, label_texts, label_values, select
-from mammoclip_jax.inference.prompts import class_bank, score, text_bank
+from mammoclip_jax.evaluation.features import LEVELS, Features, label_texts, label_values, select
+from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation.predictions import IDENTITY, class_numbers
-from mammoclip_jax.inference.prompt_files import Prompts, load, prompts_name
 from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.inference.prompt_files import Prompts, load, prompts_name
+from mammoclip_jax.inference.prompts import class_bank, score, text_bank
 from mammoclip_jax.names import check_name, suggestion
 
 # "published": Mammo-CLIP's evaluation (breastclip/evaluator.py, lines 146 to 194).

@@ -4,7 +4,8 @@ Every image has `truth` boxes [t, 4] and `Found` detections by falling score, al
 """
 
 import functools
-from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 

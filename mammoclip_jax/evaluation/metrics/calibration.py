@@ -3,7 +3,8 @@
 Fit on validation predictions, report on test predictions: what is chosen on the labels that it is scored on flatters.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd

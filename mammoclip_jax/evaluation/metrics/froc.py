@@ -7,7 +7,8 @@ is not above it (a step function: nothing is interpolated between thresholds). C
 """
 
 import io
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np

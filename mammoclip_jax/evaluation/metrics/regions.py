@@ -1,6 +1,7 @@
 """The hottest part of a map as a prediction of where the boxes are, without a box having been learnt from."""
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np

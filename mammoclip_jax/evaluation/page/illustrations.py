@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.evaluation.page import curves
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.calibration import reliability
 from mammoclip_jax.evaluation.metrics.classification import Scored, scored
+from mammoclip_jax.evaluation.page import curves
 from mammoclip_jax.evaluation.page.plots import Plot
 from mammoclip_jax.evaluation.predictions import Predicted, labels
 from mammoclip_jax.evaluation.result import Result

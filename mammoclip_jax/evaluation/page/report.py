@@ -4,8 +4,9 @@ import base64
 import datetime
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import cv2
 import jinja2
@@ -13,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax import provenance
-from mammoclip_jax.evaluation.page import illustrations, plots
 from mammoclip_jax.evaluation import result, statistics
+from mammoclip_jax.evaluation.page import illustrations, plots
 from mammoclip_jax.evaluation.page.display import Headline, headlines, interval, number, pivot
 from mammoclip_jax.evaluation.result import Result
 

@@ -12,7 +12,8 @@ worth about ten. Acceleration and influences come from a jackknife over groups o
 With few patients none of this holds, and where all resamples agree it has no width: `few` says what stands in.
 """
 
-from typing import Any, Callable, Mapping, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import norm, t

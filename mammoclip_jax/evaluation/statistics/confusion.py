@@ -3,7 +3,8 @@
 A prediction is [n, K]: probabilities, or one-hot decisions; the class with the greatest is taken, the first at a tie.
 """
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, recall_score

@@ -3,8 +3,9 @@
 A prediction is the probability of the positive class [n], or of all K classes [n, K].
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 

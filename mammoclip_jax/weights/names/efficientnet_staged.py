@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mammoclip_jax.models.efficientnet import VARIANTS, EfficientNet, block_name, block_specs
-from mammoclip_jax.weights.naming import Leaf, Naming
 from mammoclip_jax.weights.names.efficientnet import leaf, variant
 from mammoclip_jax.weights.names.shapes import Shapes
+from mammoclip_jax.weights.naming import Leaf, Naming
 
 
 def _layers(options: Mapping[str, Any]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def test_robust_crop_holds_the_breast_and_little_more(side, what):
 def test_robust_crop_scales_with_the_image_and_dtype():
     image, _ = film()
     crop = breast.robust_crop(image)
-    wide = breast.robust_crop((image.astype(np.float32) / 255))
+    wide = breast.robust_crop(image.astype(np.float32) / 255)
     np.testing.assert_allclose(crop, wide, atol=4)
 
 
