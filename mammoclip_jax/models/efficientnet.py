@@ -15,21 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models import packed
+from mammoclip_jax.models import layers, packed
 from mammoclip_jax.models.depthwise import Pads
 from mammoclip_jax.models.elementwise import Dropout
-from mammoclip_jax.models.layers import (
-    POOLING,
-    BatchNorm,
-    Conv,
-    Depthwise,
-    GlobalPool,
-    Place,
-    Pointwise,
-    SqueezeExcite,
-    Stages,
-    drop_path,
-)
+from mammoclip_jax.models.layers import BatchNorm, Conv, Depthwise, Place, Pointwise, SqueezeExcite, Stages, drop_path
 from mammoclip_jax.names import check_choices
 
 
@@ -243,7 +232,7 @@ class EfficientNet(nn.Module):
     def __post_init__(self):
         self.taps = tuple(self.taps)    # a list, from JSON, has no hash
         super().__post_init__()
-        check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": POOLING})
+        check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": layers.POOLING})
         if self.output_stride not in STRIDES:
             raise UserError(f"EfficientNet's output_stride={self.output_stride} must be one of "
                             f"{', '.join(map(str, STRIDES))}.")
@@ -328,7 +317,7 @@ class EfficientNet(nn.Module):
         place = Place(self.rows, self.lanes)
         x = Pointwise(outer_channels(1280, scaling, self.width), self.dtype, place, name="head")(x)
         x = stages.keep("head", norm(name="head_bn")(x, train))
-        pooled = GlobalPool(self.pooling, name="pool")(x)
+        pooled = layers.GlobalPool(self.pooling, name="pool")(x)
         rate = scaling.drop_rate if self.drop_rate is None else self.drop_rate
         return Dropout(rate, not train)(pooled), stages.maps
 
