@@ -82,6 +82,7 @@ def same_towers(found, variables, *names):
                 published.assert_same(jax.device_get(tree[name]), variables[collection][name])
 
 
+@pytest.mark.slow
 def test_both_towers_of_a_model_folder_begin_the_run(imported, tmp_path, caplog):
     """With the optimiser and all that `pretrain` puts around the variables; small, since it is compiled."""
     caplog.set_level(logging.INFO)

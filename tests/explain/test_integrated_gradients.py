@@ -33,6 +33,7 @@ def test_a_linear_score_has_the_products_of_its_weights():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_models_map_is_complete_at_its_own_resolution():
     """The way of a user: uint8 in, raw attributions out, against the embeddings of the image and of a black one."""
     model, pictures = model_of(VIT), images(1)

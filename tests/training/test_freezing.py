@@ -68,6 +68,7 @@ def flops(config):
     return compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_no_gradient_is_computed_for_what_is_frozen():
     """A backward pass costs about twice the forward pass; without it a tower costs about a third."""
     whole, tower, rule = (flops(config) for config in (

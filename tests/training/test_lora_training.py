@@ -122,6 +122,7 @@ def test_dropout_in_training_is_that_of_the_adapters(trained):
             assert scale == 0, path
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same_on_eight_devices():
     results = []
     for devices, sizes in ((jax.devices()[:1], {}), (jax.devices(), {"data": 4, "fsdp": 2})):

@@ -113,6 +113,7 @@ def test_64_images_in_micro_batches_of_8_give_the_gradient_of_one_pass():
     assert_close(stats, stats1, 1e-9)
 
 
+@pytest.mark.slow
 def test_without_batch_statistics_and_dropout_the_whole_batch_gives_the_same():
     mesh = meshes.make_mesh({}, jax.devices()[:1])
     loss, _, gradient = gradients(config_of("vit", (8, 4), dropout=0.0), mesh)

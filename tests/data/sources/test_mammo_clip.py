@@ -273,6 +273,7 @@ def test_which_table(tmp_path):
         mammo_clip.read(tmp_path, table="train_folds.csv")
 
 
+@pytest.mark.slow
 def test_full_size(tmp_path):
     """As many lines as the real clip_vindr_final.csv has."""
     write(tmp_path / "clip_vindr_final.csv", ATTRIBUTE_COLUMNS, attributes(5000))

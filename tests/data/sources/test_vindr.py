@@ -341,6 +341,7 @@ def test_missing_or_wrong_tables_are_said(tmp_path):
         vindr.read(tmp_path)
 
 
+@pytest.mark.slow
 def test_full_size(tmp_path):
     """5,000 studies, as many as the real tables have."""
     breasts, lines = made(5000)
