@@ -34,7 +34,7 @@ TEXT = {
                        global_attn_every_n_layers=2, local_attention=4),
 }
 # Every image encoder, with the text encoders in turn.
-SLOW = ("efficientnet", "resnet", "swin")
+SLOW = ("dinov2", "efficientnet", "resnet", "swin")
 PAIRS = [pytest.param(image, sorted(TEXT)[i % len(TEXT)], marks=[pytest.mark.slow] if image in SLOW else [])
          for i, image in enumerate(sorted(IMAGE))]
 
