@@ -114,7 +114,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
 def open_datasets(config, workdir) -> dict[str, Dataset]:
     """The dataset folders of `config.data.folders`, made first where the config says how (phantom, prepare).
 
-    Only process 0 makes them, and has to come first (`host.main_first`). `{workdir}` in a path stands for the run's
+    Only process 0 makes them, and has to come first (`distributed.main_first`). `{workdir}` in a path stands for the run's
     folder.
     """
     def placed(options):

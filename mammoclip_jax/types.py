@@ -38,9 +38,8 @@ class Embeddings(NamedTuple):
     image: Float[Array, "B V D"]
     text: Float[Array, "B T D"]
     logit_scale: Float[Array, ""]             # multiplies cosines: exp of the parameter, after the clamp
-    image_stages: Mapping[str, Array] = {}    # named stage maps [B*V h w c], where asked for
-    text_states: Any = None                   # token states [B*T L c], where asked for
     logit_bias: Float[Array, ""] | None = None    # added to the logits of the sigmoid loss, where the model has one
+    named: Mapping[str, Array] = {}           # what terms need besides: "image/STAGE" [B V h w c], "text/states" [B T L c]
 
 
 class TrainState(NamedTuple):

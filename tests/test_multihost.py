@@ -104,10 +104,10 @@ BATCHES = """
 import sys
 import jax
 import numpy as np
-from mammoclip_jax import host
+from mammoclip_jax.training import distributed
 from mammoclip_jax.training import mesh as meshes
 
-host.connect(*sys.argv[1:])
+distributed.connect(*sys.argv[1:])
 jax.config.update("jax_num_cpu_devices", 4)
 whole = {"image": np.arange(16 * 2 * 8 * 3).reshape(16, 2, 8, 3), "mask": np.arange(16)}
 for order, shape, rows in [
@@ -132,13 +132,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mammoclip_jax import host
+from mammoclip_jax.training import distributed
 from mammoclip_jax.training import mesh as meshes
 
-host.connect(*sys.argv[1:])
+distributed.connect(*sys.argv[1:])
 jax.config.update("jax_num_cpu_devices", 4)
 mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "space": 2})
-host.meet(mesh)
+distributed.meet(mesh)
 x = meshes.put_batch({"mask": np.ones((4, 5), np.float32)}, mesh)["mask"]
 total = jax.jit(jnp.sum, out_shardings=meshes.replicated(mesh)).lower(x).compile()
 if jax.process_index() == 1:
@@ -148,7 +148,7 @@ assert total(x) == 40
 
 
 def two_processes(code):
-    """Runs Python code in two processes; its arguments are those of `host.connect`."""
+    """Runs Python code in two processes; its arguments are those of `distributed.connect`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

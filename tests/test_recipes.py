@@ -60,9 +60,10 @@ def test_a_loss(add):
         return (embeddings.image ** power).sum(), {"power": jnp.float32(power)}
 
     add("losses", losses.LOSSES, "foo.foo", foo=foo)
-    (name, term, weight, start), = losses.build({"foo": {"weight": 0.5, "power": 3}})
-    value, metrics = term(Embeddings(2 * jnp.ones((1, 1, 1)), None, None), {}, None)
-    assert (name, weight, start, float(value), float(metrics["power"])) == ("foo", 0.5, 0, 8.0, 3.0)
+    foo.needs = ("image/head",)
+    (term,) = losses.build({"foo": {"weight": 0.5, "power": 3}})
+    value, metrics = term.function(Embeddings(2 * jnp.ones((1, 1, 1)), None, None), {}, None)
+    assert (term.weight, term.needs, float(value), float(metrics["power"])) == (0.5, ("image/head",), 8.0, 3.0)
 
 
 def test_a_data_set(add, tmp_path):

@@ -99,7 +99,7 @@ def test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known():
     config = config_of(labels=("mass", "calcification"), pos_weight="3")
     found = [labelled.Example(0, (), (1.0, 0.0))]
     loss_fn = classification.loss(config, classification.target(config), found)
-    loss, _, _ = loss_fn(lambda *inputs, method: (logits, {}), None, batch, None)
+    loss, _, _ = loss_fn(lambda *inputs, method: (logits, {}), None, batch)
     probability = 1 / (1 + np.exp(-logits))
     naive = [-3 * np.log(probability[0, 0]), -np.log(1 - probability[0, 1]), -np.log(1 - probability[1, 0])]
     np.testing.assert_allclose(loss, np.mean(naive), rtol=1e-6)

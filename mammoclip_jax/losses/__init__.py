@@ -1,10 +1,15 @@
 """Loss terms by name. A term is `(Embeddings, Batch, mesh, **options) -> (scalar, metrics)`.
 
-To add one: write the function in a file here and give it a line in `LOSSES`; a config may then name it.
+To add one: write the function in a file here and give it a line in `LOSSES`; a config may then name it. A term that needs
+more than the global vectors says so in its attribute `needs`, names for `Embeddings.named`:
+
+    local.needs = ("image/stage4", "text/states")
 """
 
 import importlib
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from mammoclip_jax.names import check_options, lookup
 
@@ -15,8 +20,18 @@ LOSSES = {
 }
 
 
-def build(terms):
-    """Config `{name: {"weight": w, "start_step": s, **options}}` -> list of (name, function, weight, start_step)."""
+class Term(NamedTuple):
+    """A loss with its options and its part in the sum."""
+
+    name: str
+    function: Callable          # (Embeddings, Batch, mesh) -> (scalar, metrics)
+    weight: float
+    start_step: int             # it is not computed before
+    needs: tuple[str, ...]
+
+
+def build(terms) -> list[Term]:
+    """Of a config `{name: {"weight": w, "start_step": s, **options}}`."""
     built = []
     for name, options in terms.items():
         options = dict(options)
@@ -24,5 +39,5 @@ def build(terms):
         module, function = lookup(LOSSES, name, "loss").split(".")
         term = getattr(importlib.import_module(f"{__name__}.{module}"), function)
         check_options(term, options, f"config.losses.{name}")
-        built.append((name, partial(term, **options), weight, start_step))
+        built.append(Term(name, partial(term, **options), weight, start_step, getattr(term, "needs", ())))
     return built

@@ -124,9 +124,9 @@ class DualEncoder(nn.Module):
             image=image_vectors.reshape(breasts, views, -1),
             text=text_vectors.reshape(breasts, texts, -1),
             logit_scale=jnp.exp(self.log_scale),
-            image_stages=stages,
-            text_states=states,
             logit_bias=self.bias,
+            named={f"image/{name}": x.reshape(breasts, views, *x.shape[1:]) for name, x in stages.items()}
+            | {"text/states": states.reshape(breasts, texts, *states.shape[1:])},
         )
 
 

@@ -66,7 +66,7 @@ def loss(config, wanted: batches.Target, found):
     """Cross-entropy of classes, or of yes/no labels with their positive weights, over what is known."""
     weights = jnp.asarray(positive_weights(config.task.pos_weight, wanted, found))
 
-    def loss_fn(apply, image, batch, draws):
+    def loss_fn(apply, image, batch):
         logits, updated = apply(image, batch["view_mask"], method="of_views")
         counts = batch["known"] & batch["mask"][:, None]
         if wanted.values_of:

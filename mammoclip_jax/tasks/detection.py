@@ -3,7 +3,6 @@
 import logging
 import re
 
-import jax.numpy as jnp
 import numpy as np
 
 from mammoclip_jax import models
@@ -74,18 +73,16 @@ def _with_boxes(found, datasets) -> list[batches.Example]:
 
 
 def loss(config, size: tuple[int, int]):
-    """RetinaNet's loss; boxes follow the images' flips and affine maps."""
+    """RetinaNet's loss."""
     task = config.task
     without_boxes = "count" if task.without_boxes == "leave_out" else task.without_boxes    # none is left
     height, width = retinanet.input_size(config.model, size)
     anchors = retinanet.anchors(height, width)
     scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
 
-    def loss_fn(apply, image, batch, draws):
+    def loss_fn(apply, image, batch):
         classes = batch["box_classes"].reshape(-1, batch["box_classes"].shape[-1])
         boxes = batch["boxes"].reshape(-1, *batch["boxes"].shape[-2:])
-        boxes, there = augment.boxes(boxes, draws, size, config.augment.affine_probability > 0)
-        classes = jnp.where(there, classes, -1)
         (logits, deltas), updated = apply(augment.resized(image, (height, width)))
         mask = (batch["mask"][:, None] & batch["view_mask"]).reshape(-1)
         value, metrics = detection.retinanet(

@@ -82,7 +82,7 @@ def make_trainer(config, model, loss: Callable, preprocessing: dict, mesh, *, in
     """The Trainer of a model with labels, whose images have up to `boxes` boxes.
 
     Args:
-        loss: (apply, image, batch, draws) -> (loss, metrics, updated collections), where `apply` is the model's.
+        loss: (apply, image, batch) -> (loss, metrics, updated collections), where `apply` is the model's.
         input_size: (H, W) that the model sees; None: of the images as they are.
 
     Raises:
@@ -115,7 +115,7 @@ def supervised(model, loss: Callable, preprocess, train: bool):
             return model.apply(variables, *inputs, train=train, rngs={"dropout": key}, mutable=["batch_stats"],
                                method=method)
 
-        value, metrics, updated = loss(apply, image, batch, draws)
+        value, metrics, updated = loss(apply, image, batch)
         return value, metrics, updated.get("batch_stats", variables["batch_stats"])
 
     return loss_fn

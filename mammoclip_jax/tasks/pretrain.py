@@ -117,10 +117,12 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
 
 def contrast(model, terms, preprocess, mesh, micro_batches):
     """The loss of `make_gradient_fn`: the weighted sum of `terms` (`losses.build`) over the global batch."""
+    needs = tuple(dict.fromkeys(name for term in terms for name in term.needs))
+
     def loss_fn(variables, batch, draws, key, step):
         embeddings, batch_stats = gradient_caching.embed(
             model, variables, batch, lambda image, drawn: augment.train_images(image, drawn, preprocess), draws, key,
-            micro_batches)
+            micro_batches, needs)
         loss, metrics = total_loss(terms, embeddings, batch, mesh, step)
         return loss, metrics, batch_stats
 

@@ -96,6 +96,15 @@ def boxes(
     return cut, kept > 0.25 * area
 
 
+def with_moved_boxes(batch, draws: Draws, options: Preprocess):
+    """The `Batch` with its boxes where `train_images` moves them; the class of one that is gone is -1."""
+    shape = batch["boxes"].shape
+    moved, there = boxes(batch["boxes"].reshape(-1, *shape[2:]), draws, batch["image"].shape[-2:],
+                         options.affine_probability > 0)
+    classes = jnp.where(there.reshape(shape[:-1]), batch["box_classes"], -1)
+    return batch | {"boxes": moved.reshape(shape), "box_classes": classes}
+
+
 def eval_images(image: Shaped[Array, "N H W"], options: Preprocess) -> Float[Array, "N H W C"]:
     return normalise(to_unit(image), options)
 

@@ -7,14 +7,16 @@ averages go from one to the next, once.
 """
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
+from mammoclip_jax.names import check_name
 from mammoclip_jax.types import Embeddings
 
 
-def embed(model, variables, batch, augment, draws, key, micro_batches) -> tuple[Embeddings, dict]:
+def embed(model, variables, batch, augment, draws, key, micro_batches, needs=()) -> tuple[Embeddings, dict]:
     """`Embeddings` of a training batch, and the new batch statistics.
 
     Args:
@@ -23,66 +25,68 @@ def embed(model, variables, batch, augment, draws, key, micro_batches) -> tuple[
         augment: `(image [N H W], draws) -> [N H W C]`, the encoder's input.
         draws: what varies the images, a tree of [B*V ...].
         key: PRNG key of the dropout.
-        micro_batches: {"image", "text"}: the number of parts that the images and the texts are encoded in. With more
-            than one, stage maps and token states are not kept.
+        micro_batches: {"image", "text"}: the number of parts that the images and the texts are encoded in.
+        needs: names for `Embeddings.named`; they go through micro-batches as the vectors do, and are kept whole.
+
+    Raises:
+        UserError: the model does not give what is needed.
     """
     params = variables["params"]
     image_key, text_key = jax.random.split(key)
-    breasts, views = batch["image"].shape[:2]
 
     def apply(stats, key, *inputs, method):
-        (vectors, details), updated = model.apply(
+        found, updated = model.apply(
             {"params": params, "batch_stats": stats}, *inputs, train=True, rngs={"dropout": key},
             mutable=["batch_stats"], method=method)
-        return vectors, details, updated.get("batch_stats", stats)
+        return found, updated.get("batch_stats", stats)
 
     def encode_image(stats, inputs, key):
         image, drawn = inputs
-        return apply(stats, key, augment(image, drawn), method="encode_image")
+        (vectors, stages), stats = apply(stats, key, augment(image, drawn), method="encode_image")
+        return {"": vectors} | _needed(needs, "image", stages), stats
 
     def encode_text(stats, inputs, key):
-        return apply(stats, key, *inputs, method="encode_text")
-
-    def project_text(stats, features, key):
-        vectors = model.apply({"params": params, "batch_stats": stats}, features, train=True, rngs={"dropout": key},
-                              method="project_text")
-        return vectors, None, stats
+        (vectors, states), stats = apply(stats, key, *inputs, method="encode_text")
+        return {"": vectors} | _needed(needs, "text", {"states": states}), stats
 
     stats = variables["batch_stats"]
-    images = _flat(batch["image"]), draws
-    image, stages, stats = _in_parts(encode_image, stats, images, image_key, micro_batches["image"])
-    if "text_features" in batch:    # of a frozen tower, encoded once (cached_text.py)
-        text, states, stats = project_text(stats, _flat(batch["text_features"]), text_key)
+    image, stats = _in_parts(encode_image, stats, (_flat(batch["image"]), draws), image_key, micro_batches["image"])
+    if "text_features" in batch:    # of a frozen tower, encoded once (tasks/cached_text.py)
+        vectors = model.apply({"params": params, "batch_stats": stats}, _flat(batch["text_features"]), train=True,
+                              rngs={"dropout": text_key}, method="project_text")
+        text = {"": vectors} | _needed(needs, "text", {})
     else:
         texts = _flat(batch["token_ids"]), _flat(batch["token_mask"])
-        text, states, stats = _in_parts(encode_text, stats, texts, text_key, micro_batches["text"])
-    return Embeddings(
-        image=image.reshape(breasts, views, -1),
-        text=text.reshape(breasts, -1, text.shape[-1]),
-        logit_scale=jnp.exp(params["logit_scale"]),
-        image_stages=stages if stages is not None else {},
-        text_states=states,
-        logit_bias=params.get("logit_bias"),
-    ), stats
+        text, stats = _in_parts(encode_text, stats, texts, text_key, micro_batches["text"])
+    image, text = (jax.tree.map(lambda x: x.reshape(len(batch["image"]), -1, *x.shape[1:]), found)
+                   for found in (image, text))
+    return Embeddings(image.pop(""), text.pop(""), jnp.exp(params["logit_scale"]), params.get("logit_bias"),
+                      image | text), stats
+
+
+def _needed(needs, tower: str, found: Mapping) -> dict:
+    """Of what a tower gives beside its vectors, that which is needed, by its name."""
+    known = {f"{tower}/{name}": x for name, x in found.items()}
+    for name in needs:
+        if name.startswith(f"{tower}/"):
+            check_name(name, known, f"output of the {tower} tower that a loss needs")
+    return {name: known[name] for name in needs if name in known}
 
 
 def _in_parts(encode, stats, inputs, key, parts: int):
-    """`encode(stats, inputs, key) -> (vectors, details, stats)` of all rows; details are None where there are parts."""
+    """`encode(stats, inputs, key) -> (tree of [rows ...], stats)` of all rows, in so many parts."""
     if parts == 1:
         return encode(stats, inputs, key)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)     # a loop's passes are not merged
-    def vectors_of(stats, part, key):
-        vectors, _, stats = encode(stats, part, key)
-        return stats, vectors
-
     def body(stats, item):
-        return vectors_of(stats, *item)
+        found, stats = encode(stats, *item)
+        return stats, found
 
     # Row i goes to part i % parts: a batch that is sharded by its rows keeps every part spread over all devices.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), inputs)
-    stats, vectors = jax.lax.scan(body, stats, (split, jax.random.split(key, parts)))
-    return vectors.swapaxes(0, 1).reshape(-1, vectors.shape[-1]), None, stats
+    stats, found = jax.lax.scan(body, stats, (split, jax.random.split(key, parts)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), found), stats
 
 
 def _flat(x):

@@ -37,7 +37,8 @@ def make_gradient_fn(loss: Callable, preprocess, frozen=None):
     Randomness comes from the state's key and step alone, so a resumed run draws what an uninterrupted one would.
 
     Args:
-        loss: `(variables, batch, draws, dropout key, step) -> (loss, metrics, batch_stats)`, of a task.
+        loss: `(variables, batch, draws, dropout key, step) -> (loss, metrics, batch_stats)`, of a task. The batch's
+            images are as stored; its boxes lie already where the flips and affine maps of `draws` move them.
         preprocess: see `augment.preprocess_options`; it says what `draws` varies the images by.
         frozen: a tree like the parameters (`optimizer.frozen_parameters`): where it is True no gradient is computed, it
             is zero.
@@ -46,6 +47,8 @@ def make_gradient_fn(loss: Callable, preprocess, frozen=None):
     def gradient_fn(state, batch):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         draws = augment.draw(batch, augment_key, preprocess)
+        if "boxes" in batch:
+            batch = augment.with_moved_boxes(batch, draws, preprocess)
 
         def loss_fn(params):
             variables = {"params": stopped(params, frozen), "batch_stats": state.batch_stats}
@@ -85,16 +88,16 @@ def make_train_step(gradient_fn, optimizer, config):
     return step
 
 
-def total_loss(losses, embeddings, batch, mesh, step):
+def total_loss(terms, embeddings, batch, mesh, step):
     """Weighted sum of the terms that have started, and the metrics of all, named `term/metric`.
 
     A term that has not started is not computed, so that nothing of it, not even a NaN, gets anywhere; its metrics are
     NaN until then.
     """
     total, metrics = jnp.float32(0), {}
-    for name, term, weight, start_step in losses:
-        def value_of(embeddings, term=term):
-            return term(embeddings, batch, mesh)
+    for name, function, weight, start_step, _ in terms:
+        def value_of(embeddings, function=function):
+            return function(embeddings, batch, mesh)
 
         if start_step > 0:
             _, shapes = jax.eval_shape(value_of, embeddings)

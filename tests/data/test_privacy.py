@@ -92,9 +92,8 @@ def found(text: bytes) -> list[str]:
     return wide + narrow
 
 
-@pytest.mark.parametrize("source, options", [
-    ("report_csv", ["--option=table=Zelenka.csv"]), pytest.param("images_only", [], marks=pytest.mark.slow),
-])
+@pytest.mark.slow
+@pytest.mark.parametrize("source, options", [("report_csv", ["--option=table=Zelenka.csv"]), ("images_only", [])])
 def test_no_planted_identity_is_written(tmp_path, folder, source, options):
     out = tmp_path / "out"
     said = run(folder, out, source, "--codec=raw", "--verify", "--preview", *options)

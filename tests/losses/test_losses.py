@@ -47,8 +47,8 @@ def naive_mammo_clip(e, smoothing=0.0):
 
 
 def term(name, **options):
-    ((_, function, _, _),) = losses.build({name: options})
-    return lambda e: function(e, {}, None)[0]
+    (term,) = losses.build({name: options})
+    return lambda e: term.function(e, {}, None)[0]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -85,8 +85,8 @@ def test_terms_leave_out_filling_rows_and_treat_equal_texts_as_told(embeddings, 
         return naive.info_nce(queries, keys, scale, mask, ids, None, duplicates, 0.1)
 
     def found(name):
-        ((_, function, _, _),) = losses.build({name: {"label_smoothing": 0.1, "duplicates": duplicates}})
-        return function(embeddings, batch, None)
+        (term,) = losses.build({name: {"label_smoothing": 0.1, "duplicates": duplicates}})
+        return term.function(embeddings, batch, None)
 
     loss, metrics = found("clip")
     assert loss == pytest.approx(np.mean(both(image[:, 0], text[:, 0], ids[:, :1])), rel=1e-5)
@@ -111,11 +111,11 @@ def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, batch, nam
     for devices, form in ((jax.devices()[:1], "plain"), (jax.devices(), form)):
         mesh = make_mesh({"data": -1}, devices)
         rows, everywhere = batch_sharding(mesh), replicated(mesh)
-        placed = jax.device_put(embeddings, Embeddings(rows, rows, everywhere, {}, None, everywhere))
-        ((_, function, _, _),) = losses.build({name: {"form": form, "duplicates": "positive"}})
+        placed = jax.device_put(embeddings, Embeddings(rows, rows, everywhere, everywhere))
+        (term,) = losses.build({name: {"form": form, "duplicates": "positive"}})
 
-        def loss(embeddings, batch, function=function, mesh=mesh):
-            return function(embeddings, batch, mesh)[0]
+        def loss(embeddings, batch, term=term, mesh=mesh):
+            return term.function(embeddings, batch, mesh)[0]
 
         gradient = jax.jit(jax.value_and_grad(loss))
         values.append(jax.device_get(gradient(placed, jax.device_put(batch, rows))))
@@ -125,8 +125,8 @@ def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, batch, nam
 def test_a_batch_of_filling_rows_alone_costs_nothing(embeddings):
     nothing = {"mask": np.zeros(B, bool)}
     for name in losses.LOSSES:
-        ((_, function, _, _),) = losses.build({name: {}})
-        gradient_fn = jax.value_and_grad(lambda e, function=function: function(e, nothing, None)[0])
+        (term,) = losses.build({name: {}})
+        gradient_fn = jax.value_and_grad(lambda e, term=term: term.function(e, nothing, None)[0])
         loss, gradient = gradient_fn(jax.tree.map(jnp.asarray, embeddings))
         assert loss == 0 and all((g == 0).all() for g in jax.tree.leaves(gradient))
 

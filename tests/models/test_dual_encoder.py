@@ -33,4 +33,4 @@ def test_vectors_have_unit_norm(inputs, kind):
     np.testing.assert_allclose(np.linalg.norm(out.image, axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(out.text, axis=-1), 1, rtol=1e-5)
     np.testing.assert_allclose(out.logit_scale, 1 / 0.07, rtol=1e-5)
-    assert out.image_stages["stage4"].shape[0] == 8
+    assert out.named["image/stage4"].shape[:2] == out.image.shape[:2] == (4, 2)

@@ -43,3 +43,19 @@ def test_a_box_that_leaves_the_image_is_gone_and_one_at_the_rim_is_cut():
     boxes, there = augment.boxes(np.array([[[0.0, 10, 20, 30], [20, 10, 60, 30], [50, 0, 60, 9]]]), draws, (64, 64), True)
     np.testing.assert_array_equal(there, [[False, True, True]])
     np.testing.assert_allclose(boxes[0, 1:], [[0, 10, 30, 30], [20, 0, 30, 9]], atol=1e-4)
+
+
+def test_a_batch_has_its_boxes_already_moved():
+    """Two images of two views: each box goes with its own image, and the class of one that is gone is -1."""
+    mirrored = np.array([False, False, True, True])
+    shift = np.tile(np.eye(2, 3, dtype=np.float32), (4, 1, 1))
+    shift[1, 1, 2] = 30.0
+    draws = augment.Draws(mirrored, np.zeros(4, bool), shift, np.zeros(4), np.zeros(4))
+    batch = {"image": np.zeros((2, 2, 64, 64), np.uint8), "mask": np.ones(2, bool),
+             "boxes": np.tile(np.array([2.0, 4, 20, 8]), (2, 2, 1, 1)), "box_classes": np.ones((2, 2, 1), np.int32)}
+    options = augment.Preprocess(0.0, 1.0, 1, "range", affine_probability=1.0)
+    moved = augment.with_moved_boxes(batch, draws, options)
+    np.testing.assert_array_equal(moved["box_classes"][..., 0], [[1, -1], [1, 1]])
+    np.testing.assert_allclose(moved["boxes"][0, 0, 0], [2, 4, 20, 8], atol=1e-4)
+    np.testing.assert_allclose(moved["boxes"][1, :, 0], [[44, 4, 62, 8]] * 2, atol=1e-4)
+    assert moved["image"] is batch["image"] and moved["mask"] is batch["mask"]

@@ -9,6 +9,7 @@ import tiny
 
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.losses import Term
 from mammoclip_jax.tasks.pretrain import contrast, make_trainer
 from mammoclip_jax.training import augment
 from mammoclip_jax.training import mesh as meshes
@@ -197,11 +198,11 @@ def test_each_step_draws_anew_and_a_step_done_again_the_same():
 
         def apply(self, variables, rows, *others, train, rngs, mutable, method):
             means = rows.reshape(len(rows), -1).mean(1)
-            return (jnp.stack([means, jax.random.uniform(rngs["dropout"], len(rows))], 1), None), {}
+            return (jnp.stack([means, jax.random.uniform(rngs["dropout"], len(rows))], 1), {}), {}
 
     def vectors(step):
         state = init_state({"params": {"logit_scale": jnp.zeros(())}}, optax.sgd(1.0), jax.random.key(0), config.train)
-        term = ("term", lambda embeddings, batch, mesh: (0.0, {"image": embeddings.image}), 1.0, 0)
+        term = Term("term", lambda embeddings, batch, mesh: (0.0, {"image": embeddings.image}), 1.0, 0, ())
         preprocess = augment.preprocess_options(config)
         loss = contrast(Model(), [term], preprocess, None, config.train.micro_batches)
         run = make_gradient_fn(loss, preprocess)
@@ -222,7 +223,7 @@ def test_a_term_that_has_not_started_is_not_computed():
     def plain(embeddings, batch, mesh):
         return jnp.sum(embeddings), {}
 
-    terms = [("plain", plain, 1.0, 0), ("late", term, 2.0, 3)]
+    terms = [Term("plain", plain, 1.0, 0, ()), Term("late", term, 2.0, 3, ())]
 
     @jax.jit
     def run(x, step):

@@ -9,6 +9,7 @@ import tiny
 
 from mammoclip_jax import losses
 from mammoclip_jax.config import defaults
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import augment, gradient_caching
 from mammoclip_jax.training import mesh as meshes
@@ -89,7 +90,7 @@ def one_pass(config):
                 stats, found = jax.lax.scan(encode, stats, (*rows, each))
                 vectors[tower] = jnp.moveaxis(found, 0, 1).reshape(BREASTS, 2, -1)
             embeddings = gradient_caching.Embeddings(**vectors, logit_scale=jnp.exp(params["logit_scale"]))
-            (_, term, _, _), = terms
+            term = terms[0].function
             return term(embeddings, batch, trainer.mesh)[0], stats
         (loss, stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return loss, stats, gradient
@@ -128,17 +129,28 @@ def test_each_part_draws_for_itself_and_hands_its_statistics_on():
 
         def apply(self, variables, rows, *others, train, rngs, mutable, method):
             vectors = jnp.stack([rows.reshape(len(rows), -1)[:, 0], jax.random.uniform(rngs["dropout"], len(rows))], 1)
-            return (vectors, None), {"batch_stats": {"passes": variables["batch_stats"]["passes"] + 1}}
+            details = {"map": 2 * rows, "large": rows} if method == "encode_image" else 3 * rows
+            return (vectors, details), {"batch_stats": {"passes": variables["batch_stats"]["passes"] + 1}}
 
     rows = jnp.arange(2.0 * BREASTS).reshape(BREASTS, 2, 1)
     batch = {"image": rows, "token_ids": rows, "token_mask": rows > 0}
-    found, stats = gradient_caching.embed(
-        Model(), {"params": {"logit_scale": jnp.zeros(())}, "batch_stats": {"passes": jnp.zeros(())}}, batch,
-        lambda image, drawn: image, rows.reshape(-1), jax.random.key(0), {"image": 4, "text": 8})
+
+    def embed(*needs):
+        return gradient_caching.embed(
+            Model(), {"params": {"logit_scale": jnp.zeros(())}, "batch_stats": {"passes": jnp.zeros(())}}, batch,
+            lambda image, drawn: image, rows.reshape(-1), jax.random.key(0), {"image": 4, "text": 8}, needs)
+
+    found, stats = embed("image/map", "text/states")
     for vectors in (found.image, found.text):
         np.testing.assert_array_equal(vectors[..., 0], rows[..., 0])
         assert len(np.unique(vectors[..., 1])) == 2 * BREASTS
     assert stats["passes"] == 4 + 8
+    # What terms need besides goes the same way; the rest is not kept.
+    assert set(found.named) == {"image/map", "text/states"}
+    np.testing.assert_array_equal(found.named["image/map"], 2 * rows)
+    np.testing.assert_array_equal(found.named["text/states"], 3 * rows)
+    with pytest.raises(UserError, match="output of the image tower that a loss needs 'image/mop'.*image/map"):
+        embed("image/mop")
 
 
 @pytest.mark.slow

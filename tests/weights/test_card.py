@@ -29,7 +29,7 @@ def trained():
 
 
 def imported(licence="mammo_clip", origin="shawn24/Mammo-CLIP", **changes):
-    """meta of published weights, as `source.import_weights` makes it."""
+    """meta of published weights, as `opening.import_weights` makes it."""
     found = licences.find(licence)
     entry = {"weights": origin, "licence": found.key, "title": found.title, "stated": False, "layout": "mammo_clip"}
     return trained() | {"tokenizer": None, "provenance": {"data": {}, "licences": [entry], "notes": ["A note."]}

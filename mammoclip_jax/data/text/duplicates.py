@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
 # Two texts that share 0.7 of their words and pairs are compared with a probability of 1 - (1 - 0.7^3)^32 = 0.999999.
 BANDS, BAND_ROWS = 32, 3
@@ -30,6 +29,9 @@ def near(texts: Sequence[str], threshold: float = 0.9) -> np.ndarray:
     if not len(same):
         return same
     _, first = np.unique(same, return_index=True)
+    # Two seconds to import, and most commands that come here count nothing.
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
     counts = HashingVectorizer(ngram_range=(1, 2), n_features=2 ** 20, norm=None, alternate_sign=False,
                                token_pattern=r"(?u)\b\w+\b").transform([texts[i] for i in first])
     filled = np.flatnonzero(np.diff(counts.indptr))

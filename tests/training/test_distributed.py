@@ -12,7 +12,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import distributed
 from mammoclip_jax.training.processes import barrier
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "node[1-2]"}
 OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}
 
@@ -97,7 +97,8 @@ def test_a_process_that_waits_in_vain_ends_and_says_what_to_look_at(process, mes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = f"from mammoclip_jax import host; host.connect('127.0.0.1:{port}', '2', '{process}', patience=2)"
+    code = ("from mammoclip_jax.training import distributed; "
+            f"distributed.connect('127.0.0.1:{port}', '2', '{process}', patience=2)")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=100,
                          text=True, capture_output=True)
     assert run.returncode == 2
