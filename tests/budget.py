@@ -60,9 +60,17 @@ class Budget:
         if report.skipped and "could not import 'torch" in str(report.longrepr) and not self.marks[report.nodeid]:
             self.unmarked.add(report.nodeid)
 
+    def limit(self) -> float:
+        """SLOW, and more in proportion where this machine is slower, or busier, than that of the table."""
+        table = seconds()
+        ran = {(test.partition("::")[0], kind(self.marks[test])) for test in self.took}
+        expected = sum(table[file][kind_] for file, kind_ in ran if file in table)
+        return SLOW * max(1.0, sum(self.took.values()) / max(expected, 1.0))
+
     def faults(self) -> list[str]:
+        limit = self.limit()
         slow = [f"{test} took {took:.0f} s: mark it slow, or make it smaller"
-                for test, took in self.took.items() if took > SLOW and "slow" not in self.marks[test]]
+                for test, took in self.took.items() if took > limit and "slow" not in self.marks[test]]
         return slow + [f"{test} was skipped without torch: mark it parity" for test in sorted(self.unmarked)]
 
     def pytest_sessionfinish(self, session):

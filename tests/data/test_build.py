@@ -499,6 +499,7 @@ def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):
     assert run()["images"] == 11
 
 
+@pytest.mark.slow
 def test_the_command_prints_counts_and_writes_json(tmp_path):
     root, figures = report_folder(tmp_path / "in", extra=({"image": "gone.dcm"},)), tmp_path / "f.json"
     command = [sys.executable, "-m", "mammoclip_jax.prepare", "--source=report_csv", f"--root={root}",

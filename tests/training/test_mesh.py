@@ -37,8 +37,8 @@ def split(tree):
             if not x.sharding.is_fully_replicated}
 
 
-@pytest.mark.parametrize("kind", [
-    pytest.param(kind, marks=[] if kind == "fsdp" else [pytest.mark.slow]) for kind in meshes.STATES])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", meshes.STATES)
 def test_a_split_state_takes_the_same_steps(kind):
     """Two steps, on eight devices with the state of `kind` and on one."""
     config, states = tiny_config(), []
