@@ -54,7 +54,7 @@ def main(argv) -> int:
 
     topology.prepare(values.topology)       # before jax is used
     from mammoclip_jax import tasks
-    from mammoclip_jax.aot import report, session
+    from mammoclip_jax.aot import session, table
 
     tasks.check(values.config)
 
@@ -68,7 +68,7 @@ def main(argv) -> int:
             found.append(job.search(config, values.images_per_chip))
         else:
             found.append(job.compile(session.with_images(config, values.images_per_chip, job.target)))
-        print(report.text(found[-1].figures), flush=True)
+        print(table.text(found[-1].figures), flush=True)
     figures = {"programs": [each.figures | {"config": json.loads(each.config.to_json_best_effort())} for each in found],
                "command": shlex.join(["python", "-m", "mammoclip_jax.compile", *sys.argv[1:]])}
     print(f"again: {figures['command']}")
@@ -76,9 +76,9 @@ def main(argv) -> int:
     if values.hlo:
         Path(values.hlo).write_text(found[-1].text)
     if values.csv:
-        report.write(values.csv, [row for each in found for row in each.rows])
+        table.write(values.csv, [row for each in found for row in each.rows])
     if values.table:
-        report.update(values.table, [each.rows[-1] for each in found])
+        table.update(values.table, [each.rows[-1] for each in found])
     return 0 if all(each.figures["fits"] for each in found) else DOES_NOT_FIT
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from mammoclip_jax.aot import program, report, session, topology
+from mammoclip_jax.aot import program, session, table, topology
 from mammoclip_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,7 @@ def test_all_figures_of_a_step(config, job):
     assert figures["bytes_per_image"] * 4 == pytest.approx(figures["xla_bytes"])
     moved = figures["collectives"]
     assert moved["ratio"] == pytest.approx(1, abs=0.1) and not moved["as_large_as_images"]
-    text = report.text(figures)
+    text = table.text(figures)
     for part in ("argument opt_state", "temporaries", "GiB accessed", "all-reduce", "largest", "none but gradients"):
         assert part in text
 
@@ -105,7 +105,7 @@ def pretend(monkeypatch, each):
     monkeypatch.setattr(session.figures, "describe", lambda config, trainer, compiled, target: {
         "images_per_chip": session.images_per_chip(config, target), "fits": compiled.fits, "hbm_bytes": available,
         "memory": compiled.memory})
-    monkeypatch.setattr(report, "row", lambda config, figures, *_: figures)
+    monkeypatch.setattr(table, "row", lambda config, figures, *_: figures)
 
 
 def test_the_search_ends_at_the_largest_batch_that_splits(config, job, monkeypatch):
@@ -139,9 +139,9 @@ def test_half_a_breast_is_refused(config, job):
 
 def test_a_table_keeps_one_row_a_program(tmp_path, config):
     path = tmp_path / "table.csv"
-    row = dict.fromkeys(report.COLUMNS, "") | {"topology": "v5e:4x4", "peak_gib": "3"}
-    report.update(path, [row])
-    report.update(path, [row | {"topology": "v5e:16x16"}, row | {"peak_gib": "4"}])
+    row = dict.fromkeys(table.COLUMNS, "") | {"topology": "v5e:4x4", "peak_gib": "3"}
+    table.update(path, [row])
+    table.update(path, [row | {"topology": "v5e:16x16"}, row | {"peak_gib": "4"}])
     rows = list(csv.DictReader(path.open()))
     assert [(r["topology"], r["peak_gib"]) for r in rows] == [("v5e:4x4", "4"), ("v5e:16x16", "3")]
 

@@ -35,7 +35,7 @@ from mammoclip_jax.inference import loading
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.models import lora
 from mammoclip_jax.weights import __main__ as weights
-from mammoclip_jax.weights import files, opening, stablehlo, torch_writer
+from mammoclip_jax.weights import opening, stablehlo, torch_writer, weight_files
 
 PATTERN = "text_encoder/.*/query/kernel"
 PERMISSION = "written permission of A. Author, 3 May 2026"
@@ -184,7 +184,7 @@ def test_exported_for_pytorch_it_comes_back_with_its_terms(command, place, tmp_p
     model = imported(place, "b2.tar", licence="CC BY 4.0")
     start = own_run(tmp_path / "run", model)
     assert command("export", f"--workdir={start}", f"--out={tmp_path}/mine.tar", "--format=torch") == 0
-    again = files.read(tmp_path / "mine.tar")
+    again = weight_files.read(tmp_path / "mine.tar")
     for key, value in published_state("b2").items():
         if not key.endswith("num_batches_tracked") and ".pooler." not in key:
             np.testing.assert_array_equal(again.state[key], value, err_msg=key, strict=True)

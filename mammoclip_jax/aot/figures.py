@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from mammoclip_jax.aot import collectives, flops, hlo, memory, traffic
+from mammoclip_jax.aot import collectives, device_memory, flops, hlo, traffic
 from mammoclip_jax.aot.program import Compiled
 from mammoclip_jax.aot.topology import Topology
 from mammoclip_jax.tasks.trainer import Trainer
@@ -28,7 +28,7 @@ def describe(config, trainer: Trainer, compiled: Compiled, target: Topology) -> 
     kind = target.devices[0].device_kind
     figures = {
         "topology": target.name, "chips": chips, "device_kind": kind, "images_per_chip": images,
-        "breasts_per_chip": breasts / chips, "arguments": memory.arguments(trainer.state, trainer.batch),
+        "breasts_per_chip": breasts / chips, "arguments": device_memory.arguments(trainer.state, trainer.batch),
         "hbm_bytes": compiled.memory.get("available", target.hbm), "fits": compiled.fits, "memory": compiled.memory,
         "compile_seconds": compiled.seconds, "versions": compiled.versions, "key": compiled.key,
     }
@@ -69,7 +69,7 @@ def _collectives(config, trainer, program) -> dict:
     found = collectives.find(program)
     frozen = frozen_parameters(config.train, trainer.state.params, config.model.frozen)
     trained = [x for x, still in zip(jax.tree.leaves(trainer.state.params), jax.tree.leaves(frozen)) if not still]
-    image_batch = memory.shard_bytes(trainer.batch["image"])
+    image_batch = device_memory.shard_bytes(trainer.batch["image"])
     breasts, views = trainer.batch["image"].shape[:2]
     vectors = breasts * (views + trainer.batch["token_ids"].shape[1]) * config.model.dim * 4
     gradients = gradient_bytes(trained, found)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from mammoclip_jax import provenance
-from mammoclip_jax.aot import memory, topology
+from mammoclip_jax.aot import device_memory, topology
 from mammoclip_jax.files import whole, write_text
 from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.tasks.trainer import Trainer
@@ -29,7 +29,7 @@ class Compiled(NamedTuple):
     """What the compiler said of one program."""
 
     fits: bool
-    memory: dict[str, int]      # memory.of_program; {"needed", "available"} where it does not fit
+    memory: dict[str, int]      # device_memory.of_program; {"needed", "available"} where it does not fit
     cost: dict[str, float]      # flops, bytes: XLA's cost analysis of one device; {} where it does not fit
     text: str                   # optimised HLO; "" where it does not fit
     seconds: float              # of the compilation, when it was done
@@ -75,14 +75,14 @@ def _compile(lowered, options, key, known) -> Compiled:
     try:
         compiled = lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
-        found = memory.shortage(str(error))
+        found = device_memory.shortage(str(error))
         if found is None:
             raise
         seconds = time.monotonic() - started
         return Compiled(False, dict(zip(("needed", "available"), found)), {}, "", seconds, key, known)
     cost = compiled.cost_analysis() or {}
     figures = {"flops": cost.get("flops", 0.0), "bytes": cost.get("bytes accessed", 0.0)}
-    return Compiled(True, memory.of_program(compiled), figures, compiled.as_text(), time.monotonic() - started, key,
+    return Compiled(True, device_memory.of_program(compiled), figures, compiled.as_text(), time.monotonic() - started, key,
                     known)
 
 

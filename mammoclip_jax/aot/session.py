@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from mammoclip_jax.aot import figures, program, report, search
+from mammoclip_jax.aot import figures, program, search, table
 from mammoclip_jax.aot.topology import Topology
 from mammoclip_jax.errors import UserError
 
@@ -49,7 +49,7 @@ class Session(NamedTuple):
         compiled = program.compile_step(trainer, self.target, self.cache, self.options)
         described = figures.describe(config, trainer, compiled, self.target)
         jax.clear_caches()      # programs of large models take gigabytes
-        row = report.row(config, described, self.preprocessing, self.options)
+        row = table.row(config, described, self.preprocessing, self.options)
         return Found(config, described, [row], compiled.text)
 
     def search(self, config, start: float = 0) -> Found:

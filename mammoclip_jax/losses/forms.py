@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.objectives import Objective, Vectors, summarise
-from mammoclip_jax.losses.pairs import Rows, judge
+from mammoclip_jax.losses.pairs import Rows, pair_mask
 from mammoclip_jax.losses.ring import ring
 from mammoclip_jax.names import check_name
 
@@ -31,7 +31,7 @@ def compare(
     """Summaries `(of the rows [B], of the columns [B])` of all logits.
 
     Args:
-        labels: [B B] (see `pairs.judge`), its rows split like the queries, or None.
+        labels: [B B] (see `pairs.pair_mask`), its rows split like the queries, or None.
         form: one of `FORMS`.
         mesh: of the devices; with None the form is plain, on one device.
         axes: of the mesh, over which rows are split; None: `row_axes`.
@@ -44,7 +44,7 @@ def compare(
     form = choose(form, size, mesh)
     labels = None if labels is None else jax.lax.stop_gradient(labels)
     if form == "plain":
-        return summarise(objective, _with_all_keys(vectors, mesh), *judge(rows, rows, labels, duplicates))
+        return summarise(objective, _with_all_keys(vectors, mesh), *pair_mask(rows, rows, labels, duplicates))
     axes = row_axes(size, mesh) if axes is None else axes
     if form == "gathered":
         return gathered(objective, vectors, rows, labels, duplicates, mesh, axes)
@@ -96,7 +96,7 @@ def gathered(objective: Objective, vectors: Vectors, rows: Rows, labels, duplica
     def on_device(vectors, rows, labels):
         keys, all_rows = jax.lax.all_gather((vectors.keys, rows), axes, tiled=True)
         of_rows, of_columns = summarise(
-            objective, vectors._replace(keys=keys), *judge(rows, all_rows, labels, duplicates))
+            objective, vectors._replace(keys=keys), *pair_mask(rows, all_rows, labels, duplicates))
         parts = jax.tree.map(lambda x: x.reshape(jax.lax.axis_size(axes), -1), of_columns)
         return of_rows, objective.merge(jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0))
 

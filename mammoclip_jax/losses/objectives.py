@@ -1,6 +1,6 @@
 """InfoNCE and the sigmoid loss as sums that may be taken block by block over the pairs of queries and keys.
 
-Logits come in blocks [n m] with `counts` (bool) and `weights`, as `pairs.judge` gives them. A summary holds, for each
+Logits come in blocks [n m] with `counts` (bool) and `weights`, as `pairs.pair_mask` gives them. A summary holds, for each
 row (axis 1) or column (axis 0) of a block, what the loss needs of it; summaries of blocks that share their rows merge
 into one, so no device must see all logits of a row at once (Milakov & Gimelshein 2018, arXiv:1805.02867).
 """
@@ -52,10 +52,16 @@ def logits_dtype(vectors: Vectors):
     return jnp.promote_types(vectors.queries.dtype, jnp.float32)
 
 
+class Highest(NamedTuple):
+    """The highest logits. Without a gradient: they serve the numerics and metrics."""
+
+    positive: Any           # of a positive pair
+    negative: Any
+
+
 class SoftmaxSummary(NamedTuple):
-    best: Any               # highest logit of a positive pair
-    rival: Any              # highest logit of a negative pair
-    exponentials: Any       # sum of exp(logit - max(best, rival))
+    highest: Highest
+    exponentials: Any       # sum of exp(logit - max(*highest))
     positives: Any          # sum of weight * logit
     weights: Any            # sum of the weights
     logits: Any             # sum of the logits, where labels are smoothed
@@ -63,34 +69,32 @@ class SoftmaxSummary(NamedTuple):
 
 
 class SigmoidSummary(NamedTuple):
-    best: Any               # as above
-    rival: Any
+    highest: Highest
     loss: Any               # sum over the pairs that count
     count: Any
 
 
-def _extremes(logits, counts, weights, axis):
-    """Highest logits of the positive and of the negative pairs. No gradient: they serve the numerics and metrics."""
+def _highest(logits, counts, weights, axis) -> Highest:
     logits = jax.lax.stop_gradient(logits)
     positive = weights > 0
-    best = jnp.where(counts & positive, logits, LOWEST).max(axis, initial=LOWEST)
-    return best, jnp.where(counts & ~positive, logits, LOWEST).max(axis, initial=LOWEST)
+    return Highest(*(jnp.where(counts & pairs, logits, LOWEST).max(axis, initial=LOWEST)
+                     for pairs in (positive, ~positive)))
 
 
 def _merge_softmax(parts):
-    best, rival = parts.best.max(0), parts.rival.max(0)
-    rescale = jnp.exp(jnp.maximum(parts.best, parts.rival) - jnp.maximum(best, rival))
-    return SoftmaxSummary(best, rival, (parts.exponentials * rescale).sum(0), *(x.sum(0) for x in parts[3:]))
+    highest = Highest(*(x.max(0) for x in parts.highest))
+    rescale = jnp.exp(jnp.maximum(*parts.highest) - jnp.maximum(*highest))
+    return SoftmaxSummary(highest, (parts.exponentials * rescale).sum(0), *(x.sum(0) for x in parts[2:]))
 
 
 def _merge_sigmoid(parts):
-    return SigmoidSummary(parts.best.max(0), parts.rival.max(0), parts.loss.sum(0), parts.count.sum(0))
+    return SigmoidSummary(Highest(*(x.max(0) for x in parts.highest)), *(x.sum(0) for x in parts[1:]))
 
 
 def _empty(kind):
     def empty(n, dtype):
         lowest, zero = jnp.full(n, LOWEST, dtype), jnp.zeros(n, dtype)
-        return kind(lowest, lowest, *(zero for _ in kind._fields[2:]))
+        return kind(Highest(lowest, lowest), *(zero for _ in kind._fields[1:]))
     return empty
 
 
@@ -98,15 +102,15 @@ def softmax(label_smoothing: float) -> Objective:
     """What `cross_entropy` needs. The logits are only summed where there is smoothing."""
     def summarise(logits, counts, weights, axis, seen=None):
         # Relative to the highest logit of all blocks, once that is known, the exponentials of blocks just add.
-        best, rival = _extremes(logits, counts, weights, axis) if seen is None else (seen.best, seen.rival)
-        highest = jnp.expand_dims(jnp.maximum(best, rival), axis)
+        highest = _highest(logits, counts, weights, axis) if seen is None else seen.highest
+        reference = jnp.expand_dims(jnp.maximum(*highest), axis)
         weights = jnp.where(counts, weights, 0)
         return SoftmaxSummary(
-            best, rival,
-            exponentials=jnp.exp(jnp.where(counts, logits - highest, -jnp.inf)).sum(axis),
+            highest,
+            exponentials=jnp.exp(jnp.where(counts, logits - reference, -jnp.inf)).sum(axis),
             positives=(weights * logits).sum(axis),
             weights=weights.sum(axis),
-            logits=jnp.where(counts, logits, 0).sum(axis) if label_smoothing else jnp.zeros_like(best),
+            logits=jnp.where(counts, logits, 0).sum(axis) if label_smoothing else jnp.zeros_like(highest.positive),
             count=counts.sum(axis, dtype=logits.dtype))
 
     return Objective(summarise, _merge_softmax, _empty(SoftmaxSummary))
@@ -115,10 +119,10 @@ def softmax(label_smoothing: float) -> Objective:
 def sigmoid(label_smoothing: float) -> Objective:
     """-y log sigmoid(logit) - (1 - y) log sigmoid(-logit), where y is the weight w, smoothed: (1 - e) w + e / 2."""
     def summarise(logits, counts, weights, axis, seen=None):
-        best, rival = _extremes(logits, counts, weights, axis) if seen is None else (seen.best, seen.rival)
+        highest = _highest(logits, counts, weights, axis) if seen is None else seen.highest
         target = (1 - label_smoothing) * weights + label_smoothing / 2
         loss = jnp.where(counts, jax.nn.softplus(logits) - target * logits, 0)
-        return SigmoidSummary(best, rival, loss.sum(axis), counts.sum(axis, dtype=logits.dtype))
+        return SigmoidSummary(highest, loss.sum(axis), counts.sum(axis, dtype=logits.dtype))
 
     return Objective(summarise, _merge_sigmoid, _empty(SigmoidSummary))
 
@@ -132,7 +136,7 @@ def cross_entropy(summary: SoftmaxSummary, label_smoothing: float) -> Float[Arra
     positives, weights, logits, count, exponentials = (
         jnp.where(has_positive, x, 1) for x in (summary.positives, summary.weights, summary.logits, summary.count,
                                                 summary.exponentials))
-    highest = jnp.where(has_positive, jax.lax.stop_gradient(jnp.maximum(summary.best, summary.rival)), 1)
+    highest = jnp.where(has_positive, jax.lax.stop_gradient(jnp.maximum(*summary.highest)), 1)
     # Differences to the highest logit, which are exact where a positive is the highest.
     gap = (1 - label_smoothing) * (highest - positives / weights)
     if label_smoothing:
@@ -143,5 +147,6 @@ def cross_entropy(summary: SoftmaxSummary, label_smoothing: float) -> Float[Arra
 
 def accuracy(summary) -> Float[Array, ""]:
     """Share of the rows that have a positive in which it is more similar than every negative (a tie is a miss)."""
-    has_positive = summary.best > LOWEST
-    return (has_positive & (summary.best > summary.rival)).sum() / jnp.maximum(has_positive.sum(), 1)
+    positive, negative = summary.highest
+    has_positive = positive > LOWEST
+    return (has_positive & (positive > negative)).sum() / jnp.maximum(has_positive.sum(), 1)

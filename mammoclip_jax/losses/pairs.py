@@ -33,7 +33,7 @@ class Rows(NamedTuple):
         return cls(jnp.arange(size), jnp.ones(size, bool) if mask is None else mask, ids)
 
 
-def judge(
+def pair_mask(
     queries: Rows, keys: Rows, labels: Float[Array, "n m"] | None, duplicates: str
 ) -> tuple[Bool[Array, "n m"], Shaped[Array, "n m"]]:
     """Which pairs count, and their weights as positives (0 or False: a negative).

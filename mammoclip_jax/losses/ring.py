@@ -14,23 +14,23 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mammoclip_jax.losses.objectives import Objective, Vectors, logits_dtype, summarise
-from mammoclip_jax.losses.pairs import Rows, judge
+from mammoclip_jax.losses.pairs import Rows, pair_mask
 
 
 def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates, mesh, axes, chunk: int):
     """Summaries `(of the rows [B], of the columns [B])` of all logits; gradients go to the vectors.
 
     Args:
-        labels: [B B] (see `pairs.judge`), or None.
+        labels: [B B] (see `pairs.pair_mask`), or None.
         axes: of the mesh, over which rows are split, in the order of the ring.
         chunk: keys in a block, at most; the last block of a device's keys may hold fewer.
     """
     split, everywhere = PartitionSpec(axes), PartitionSpec()
     vector_specs = Vectors(split, split, everywhere, everywhere)
 
-    def judged(rows, columns, labels):
+    def masks_of(rows, columns, labels):
         block = None if labels is None else jnp.take(labels, columns.index, axis=1, mode="clip")
-        return judge(rows, columns, block, duplicates)
+        return pair_mask(rows, columns, block, duplicates)
 
     def look(vectors, rows, labels):
         """The summaries, on one device."""
@@ -38,7 +38,7 @@ def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates,
 
         def meet(of_rows, block):
             (keys, columns), of_columns = block
-            new = summarise(objective, vectors._replace(keys=keys), *judged(rows, columns, labels))
+            new = summarise(objective, vectors._replace(keys=keys), *masks_of(rows, columns, labels))
             return tuple(objective.merge(jax.tree.map(lambda *x: jnp.stack(x), *pair))
                          for pair in zip((of_rows, of_columns), new))
 
@@ -57,7 +57,7 @@ def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates,
 
         def meet(gradients, block):
             (keys, columns, chunk_seen, chunk_pull), keys_gradient = block
-            pairs = judged(rows, columns, labels)
+            pairs = masks_of(rows, columns, labels)
             _, pull = jax.vjp(lambda vectors: summarise(objective, vectors, *pairs, seen=(rows_seen, chunk_seen)),
                               vectors._replace(keys=keys))
             (new,) = pull((rows_pull, chunk_pull))

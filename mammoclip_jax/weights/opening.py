@@ -12,7 +12,7 @@ from mammoclip_jax.data.text.tokenizer import load as load_tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import HUB, lookup, on_hub
 from mammoclip_jax.training import checkpoint
-from mammoclip_jax.weights import files, folder, layouts, licences
+from mammoclip_jax.weights import folder, layouts, licences, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 # Key of a torch file of ours: JSON text of licences, overrides, data and trained_on.
@@ -82,7 +82,7 @@ def import_weights(
     if path.is_dir() and not _has_weights(path):
         raise UserError(f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
                         "of its checkpoints, a model folder, or a published file.")
-    file = files.read(path)
+    file = weight_files.read(path)
     if layout:
         lookup({known: known for known in layouts.LAYOUTS}, layout, "layout")
     try:
@@ -135,7 +135,7 @@ def _kept(path: Path, rest: Mapping[str, Any]) -> list[dict]:
 
 def _has_weights(folder: Path) -> bool:
     """Whether files of weights, or an index of them, are in the folder, as many as there may be."""
-    return any(file.suffix in files.SUFFIXES or file.name.endswith(".index.json") for file in folder.iterdir())
+    return any(file.suffix in weight_files.SUFFIXES or file.name.endswith(".index.json") for file in folder.iterdir())
 
 
 def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
@@ -163,7 +163,7 @@ def _from_hub(name: str) -> Path:
     """
     name, ask = on_hub(name)
     owner, model, file = (*name.split("/", 2), "", "")[:3]
-    is_file = Path(name).suffix in files.SUFFIXES
+    is_file = Path(name).suffix in weight_files.SUFFIXES
     if not model or name.startswith((".", "/")) or is_file != bool(file):
         raise UserError(f"{name}: there is no such file or folder, and no model on the hub can have that name.")
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -194,7 +194,7 @@ def _from_hub(name: str) -> Path:
 def _sha256(path: Path) -> str:
     """Of the weights file; of a folder, of all its weights files in order."""
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else files.weights_files(path):
+    for file in [path] if path.is_file() else weight_files.in_folder(path):
         with open(file, "rb") as stream:
             while block := stream.read(1 << 24):
                 digest.update(block)

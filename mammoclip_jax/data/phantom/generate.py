@@ -17,7 +17,7 @@ import pandas as pd
 
 from mammoclip_jax.data import pool
 from mammoclip_jax.data.phantom import exam as exams
-from mammoclip_jax.data.phantom import report, writer
+from mammoclip_jax.data.phantom import report_text, writer
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import whole, write_text
@@ -83,7 +83,7 @@ def write_exam(task: tuple[str, Parameters, int]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     rows = [_write_view(exam, partial, laterality, view) for laterality, view in exams.VIEWS]
-    (partial / "report.txt").write_text(report.report(exam))
+    (partial / "report.txt").write_text(report_text.report(exam))
     _write_json(partial / "exam.json", {"patient": exam.patient, "images": rows, "breasts": _facts(exam)})
     os.replace(partial, final)
 
@@ -98,7 +98,7 @@ def _write_view(exam, folder: Path, laterality: str, view: str) -> dict:
     if picture.mask.any():
         (folder / f"{name}.mask.png").write_bytes(cv2.imencode(".png", picture.mask)[1].tobytes())
     breast = exam.breasts[laterality]
-    texts, sections = report.texts(exam, laterality)
+    texts, sections = report_text.texts(exam, laterality)
     labels = {label: int(breast.has(label)) for label in exams.MASK_BITS}
     return {
         "patient": exam.patient,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mammoclip_jax.data.phantom import exam, report
+from mammoclip_jax.data.phantom import exam, report_text
 from mammoclip_jax.data.text.sections import HEADINGS, sections, told
 
 SHAPES = Path(__file__).with_name("report_shapes.txt")
@@ -63,11 +63,11 @@ def test_prose_is_no_heading():
 def test_the_reports_of_phantoms_keep_what_they_say_of_both_breasts():
     for number in range(12):
         drawn = exam.draw(exam.Parameters(), number)
-        found = told(report.report(drawn))
-        assert report.density(drawn) in found.texts["findings"] and set(found.dropped) == {"technique"}
+        found = told(report_text.report(drawn))
+        assert report_text.density(drawn) in found.texts["findings"] and set(found.dropped) == {"technique"}
         for side in "LR":
-            assert report.findings(drawn, side) in found.texts["findings"]
-            assert report.impression(drawn, side) in found.texts["impression"]
+            assert report_text.findings(drawn, side) in found.texts["findings"]
+            assert report_text.impression(drawn, side) in found.texts["impression"]
 
 
 def test_a_report_without_findings_and_impression_gives_all_it_has():

@@ -43,7 +43,7 @@ def read(path: str | Path) -> File:
     path = Path(path)
     state: dict[str, np.ndarray] = {}
     rest: dict = {}
-    found = weights_files(path) if path.is_dir() else [path]
+    found = in_folder(path) if path.is_dir() else [path]
     for file in found:
         part, more = _read_one(file)
         if repeated := state.keys() & part.keys():
@@ -56,7 +56,7 @@ def read(path: str | Path) -> File:
     return File(_unwrapped(state), rest, _json(config) if path.is_dir() and config.is_file() else None, path)
 
 
-def weights_files(folder: str | Path) -> list[Path]:
+def in_folder(folder: str | Path) -> list[Path]:
     """The files that hold a folder's weights: a hub folder's (safetensors before PyTorch's), or the only one in it.
 
     Raises:

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mammoclip_jax.aot import memory
+from mammoclip_jax.aot import device_memory
 from mammoclip_jax.training.mesh import make_mesh
 
 
@@ -17,11 +17,11 @@ from mammoclip_jax.training.mesh import make_mesh
      "available HBM (15.75G).", (26.0, 15.75)),
 ])
 def test_what_is_needed_is_read_from_the_error(message, expected):
-    assert memory.shortage(message) == tuple(int(size * 2**30) for size in expected)
+    assert device_memory.shortage(message) == tuple(int(size * 2**30) for size in expected)
 
 
 def test_other_errors_are_no_shortage():
-    assert memory.shortage("INVALID_ARGUMENT: no such option") is None
+    assert device_memory.shortage("INVALID_ARGUMENT: no such option") is None
 
 
 def test_bytes_of_a_device_follow_the_sharding():
@@ -30,4 +30,4 @@ def test_bytes_of_a_device_follow_the_sharding():
     tree = {"a": jax.ShapeDtypeStruct((16, 3), jnp.float32, sharding=split),
             "b": jax.ShapeDtypeStruct((5,), jnp.bfloat16, sharding=whole),
             "key": jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)}
-    assert memory.shard_bytes(tree) == 2 * 3 * 4 + 5 * 2 + 8
+    assert device_memory.shard_bytes(tree) == 2 * 3 * 4 + 5 * 2 + 8
