@@ -47,7 +47,7 @@ def get_config():
 
     phantoms = dict(folders=("phantom",), prompts="phantom")
     evaluate = config.evaluate
-    evaluate.curve_evaluators.zero_shot = dict(resamples=0, **phantoms)
+    evaluate.validation_evaluators.zero_shot = dict(resamples=0, **phantoms)
     evaluate.evaluators.zero_shot = phantoms
     evaluate.evaluators.retrieval = dict(folders=("phantom",))
     # Squeeze-and-excitation and maximum pooling spread what the deep stages know over the whole map: look early. For

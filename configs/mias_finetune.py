@@ -37,6 +37,6 @@ def get_config(label="density"):
     train.lr, train.layer_decay, train.weight_decay, train.clip_norm = 3e-4, 0.9, 0.05, 1.0
     train.no_decay = (r".*(bias|scale)$",)
     train.eval_every, train.checkpoint_every, train.log_every = 20, 40, 10
-    config.evaluate.curve_evaluators.classification = dict(resamples=0)
+    config.evaluate.validation_evaluators.classification = dict(resamples=0)
     config.evaluate.evaluators.classification = dict(choose_on="val")
     return config

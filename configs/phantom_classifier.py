@@ -34,7 +34,7 @@ def get_config():
     train.lr, train.weight_decay, train.clip_norm = 3e-3, 0.05, 1.0
     train.no_decay = (r".*(bias|scale)$",)
     train.eval_every, train.checkpoint_every = 75, 75
-    config.evaluate.curve_evaluators.classification = dict(resamples=0)
+    config.evaluate.validation_evaluators.classification = dict(resamples=0)
     config.evaluate.evaluators.classification = dict(choose_on="val")
     config.evaluate.evaluators.saliency = dict(stage="head", sanity=True)
     return config

@@ -34,6 +34,6 @@ def get_config():
     train.lr, train.weight_decay, train.clip_norm = 2e-3, 0.05, 1.0
     train.no_decay = (r".*(bias|scale)$",)
     train.eval_every, train.checkpoint_every = 90, 90
-    config.evaluate.curve_evaluators.detection = dict(resamples=0)
+    config.evaluate.validation_evaluators.detection = dict(resamples=0)
     config.evaluate.evaluators.detection = dict(sanity=True)
     return config

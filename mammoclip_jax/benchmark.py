@@ -16,7 +16,6 @@ of that config; --against=torch compares its step with PyTorch's. Each figure is
 """
 
 import csv
-import importlib
 import logging
 import os
 import platform
@@ -28,9 +27,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mammoclip_jax import command, provenance
+from mammoclip_jax import benchmarks, command, provenance
 from mammoclip_jax.benchmarks import MODES, PEERS, WORKS, sample, worker
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import load
 
 PACKAGES = ("numpy", "opencv-python-headless", "pydicom", "pyarrow", "array_record", "grain", "imagecodecs", "jax",
             "jaxlib", "flax", "optax", "libtpu", "torch", "efficientnet_pytorch", "transformers")
@@ -53,11 +53,10 @@ def benchmark(mode: str, data: str = "", *, limit: int = 8, height: int = 1520, 
     Raises:
         UserError: unknown mode, or no image in `data`.
     """
-    if mode not in MODES:
-        raise UserError(f"there is no mode {mode!r} for image files; choose one of {', '.join(MODES)}")
+    module = load(benchmarks.__name__, MODES, mode, "mode of the benchmark for image files")
     with tempfile.TemporaryDirectory() as scratch:
         files = sample.find(data, limit, Path(scratch))
-        rows = importlib.import_module(MODES[mode]).run(files, height=height, width=width, repeats=repeats)
+        rows = module.run(files, height=height, width=width, repeats=repeats)
     return _figures(mode, rows, data=files.description, height=height, width=width, repeats=repeats)
 
 

@@ -14,7 +14,7 @@ from ml_collections.config_dict import placeholder
 from mammoclip_jax.errors import UserError
 
 NAMED_PARTS = ("data.folders", "data.weights", "data.prepare", "data.phantom", "model.image", "model.text",
-               "model.lora", "warm_start", "losses", "evaluate.evaluators", "evaluate.curve_evaluators")
+               "model.lora", "warm_start", "losses", "evaluate.evaluators", "evaluate.validation_evaluators")
 
 
 # Fields that only tasks with labels read, and only those with texts.
@@ -141,9 +141,9 @@ def defaults() -> ConfigDict:
         "evaluate": {
             "folders": (),                  # names of data.folders; () takes all that have the split
             "split": "test",                # of the evaluation at the end
-            "curve_split": "val",           # of the evaluations on the way
+            "validation_split": "val",      # of the evaluations during training
             "evaluators": {},               # name -> options
-            "curve_evaluators": {},         # the same, on the way: keep them cheap
+            "validation_evaluators": {},    # the same, during training: keep them cheap
             "batch_size": 64,
         },
         "predict": {

@@ -1,8 +1,10 @@
 """Look a name up in one of the tables that the folders keep, with a helpful error."""
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from mammoclip_jax.errors import UserError
 
@@ -31,6 +33,17 @@ def lookup(table: Mapping[str, str], name: str, kind: str) -> str:
     """
     check_name(name, table, kind)
     return table[name]
+
+
+def load(package: str, table: Mapping[str, str], name: str, kind: str) -> Any:
+    """What `table[name]` names: "module" or "module.attribute" below `package`, imported now and not with the table.
+
+    Raises:
+        UserError: the name is not in the table.
+    """
+    module, _, attribute = lookup(table, name, kind).partition(".")
+    loaded = importlib.import_module(f"{package}.{module}")
+    return getattr(loaded, attribute) if attribute else loaded
 
 
 def check_name(name: str, known: Iterable[str], kind: str) -> None:

@@ -56,8 +56,8 @@ def main(argv) -> int:
     from mammoclip_jax.reproduction import jobs, outcome  # not for a mistake in the command: they import jax
     from mammoclip_jax.training.loop import Stopped
 
-    hand = jobs.open_hand(weights, data)
-    reasons = {protocol: {row.name: jobs.lacking(row, hand, protocol) for row in chosen}
+    inputs = jobs.open_inputs(weights, data)
+    reasons = {protocol: {row.name: jobs.lacking(row, inputs, protocol) for row in chosen}
                for protocol in values.protocol}
     if values.list:
         for protocol in values.protocol:
@@ -70,7 +70,7 @@ def main(argv) -> int:
     records = []
     for protocol in values.protocol:
         ready = [row for row in chosen if not reasons[protocol][row.name]]
-        planned = jobs.plan(ready, hand, protocol, out, overrides, Path(values.configs or jobs.CONFIGS))
+        planned = jobs.plan(ready, inputs, protocol, out, overrides, Path(values.configs or jobs.CONFIGS))
         try:
             found = jobs.all_of(planned, again)
         except Stopped as stopped:

@@ -104,7 +104,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
     evaluation = Evaluation(config, datasets, meta, mesh)
     outcome = loop.fit(trainer, state, iterator, config=config, workdir=workdir, meta=meta,
-                       evaluate=evaluation.on_the_way if config.evaluate.curve_evaluators else None,
+                       evaluate=evaluation.on_the_way if config.evaluate.validation_evaluators else None,
                        ledger=ledger)
     figures = {"step": int(outcome.state.step)} | outcome.metrics
     ledger.turn_to("evaluation")
@@ -211,8 +211,8 @@ class Evaluation:
         settings = self.config.evaluate
 
         def curve(model):
-            return scalars(evaluate(model, chosen(self.datasets, settings), settings.curve_evaluators,
-                                    split=settings.curve_split, allow_training_patients=True))
+            return scalars(evaluate(model, chosen(self.datasets, settings), settings.validation_evaluators,
+                                    split=settings.validation_split, allow_training_patients=True))
 
         return self._in_main(curve, state)
 
@@ -270,7 +270,7 @@ def chosen(datasets, evaluation) -> dict[str, Dataset]:
 
 def check_evaluation(datasets, evaluation) -> None:
     """Raises UserError where an evaluation on the way, or at the end, would find nothing: before training, not after."""
-    for kind, split in (("curve_evaluators", "curve_split"), ("evaluators", "split")):
+    for kind, split in (("validation_evaluators", "validation_split"), ("evaluators", "split")):
         wanted = {options.get("split", evaluation[split]) for options in evaluation[kind].values()}
         there = {part for dataset in chosen(datasets, evaluation).values() for part in dataset.index["split"]}
         if wanted and not wanted & (there | {"all"}):

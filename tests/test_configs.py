@@ -67,11 +67,11 @@ def check_labelled(config):
     image = jax.ShapeDtypeStruct((1, 320, 224, config.image.channels), np.float32)
     params = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)["params"]
     make_optimizer(config.train, params, config.model.frozen)
-    for evaluators in (config.evaluate.evaluators, config.evaluate.curve_evaluators):
+    for evaluators in (config.evaluate.evaluators, config.evaluate.validation_evaluators):
         for name, options in evaluators.items():
             _plan(SimpleNamespace(kind=config.task.kind), name, dict(options))
     start, folder, evaluator, label, _ = config.task.monitor.split("/")
-    assert start == "eval" and folder in config.data.folders and evaluator in config.evaluate.curve_evaluators
+    assert start == "eval" and folder in config.data.folders and evaluator in config.evaluate.validation_evaluators
     assert label in (wanted.values_of, *wanted.labels) and config.train.eval_every
 
 

@@ -42,7 +42,7 @@ def images():
 def alone():
     """An image encoder alone; its variables are those of all models here."""
     config = base_config()
-    module = models.image_encoder_alone(config.model)
+    module = models.bare_image_encoder(config.model)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, HEIGHT, WIDTH, 1)))
     return ImageEncoder(variables, meta_of(config, kind="image_encoder"), 0, batch_size=8)
 

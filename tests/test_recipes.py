@@ -83,7 +83,7 @@ def test_an_evaluator(add):
         metrics = {"images": statistics.entry(float(times * len(dataset.index)), n=len(dataset.index))}
         return Result("foo", "Counts images.", metrics, {})
 
-    add("evaluation.evaluators", evaluation.EVALUATORS, "mammoclip_jax.evaluation.evaluators.foo:foo", foo=foo)
+    add("evaluation.evaluators", evaluation.EVALUATORS, "foo.foo", foo=foo)
     function, options, _ = _plan(SimpleNamespace(kind="classifier"), "foo", {"times": 3})
     found = function(None, SimpleNamespace(index=pd.DataFrame({"image": list("ab")})), **options)
     assert found.metrics["images"]["value"] == 6

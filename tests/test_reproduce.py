@@ -85,7 +85,7 @@ def test_every_row_but_the_unbuilt_has_a_config_that_can_run(protocol):
         if config.task.kind != "pretrain":
             tasks.check(config)
             assert config.task.monitor.startswith(f"eval/{dataset}/{evaluator}/")
-            assert (config.evaluate.curve_split == "test") == (protocol == "published")
+            assert (config.evaluate.validation_split == "test") == (protocol == "published")
 
 
 def test_the_published_recipes_have_the_published_constants():

@@ -178,12 +178,12 @@ def test_weights_that_do_not_fit_stop_the_run_before_it_begins(fresh, imported, 
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(curve_split="vall"), "curve_evaluators has nothing .* in split vall; there are test, train. Set .*curve_split"),
+    (dict(validation_split="vall"), "validation_evaluators has nothing .* in split vall; there are test, train. Set .*validation_split"),
     (dict(split="val"), "evaluators has nothing .* in split val"), (dict(folders=("phantom",)), "Did you mean 'phantoms'")])
 def test_an_evaluation_of_nothing_is_found_before_the_training(change, message):
     settings = defaults().evaluate
-    settings.update(curve_split="train")
-    settings.evaluators.retrieval, settings.curve_evaluators.zero_shot = {}, {}
+    settings.update(validation_split="train")
+    settings.evaluators.retrieval, settings.validation_evaluators.zero_shot = {}, {}
     datasets = {"phantoms": SimpleNamespace(index={"split": ["train", "test"]})}
     run.check_evaluation(datasets, settings)
     settings.update(change)

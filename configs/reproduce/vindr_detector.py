@@ -45,5 +45,5 @@ def get_config(argument=""):
     recipes.detector_stages(config, published)
     config.evaluate.evaluators.detection = dict(protocol=asked.protocol)
     recipes.choose_state(config, "vindr", "detection", f"{asked.label}/ap@0.5", asked.protocol)
-    config.evaluate.curve_evaluators.detection.update(protocol=asked.protocol, gallery=0)
+    config.evaluate.validation_evaluators.detection.update(protocol=asked.protocol, gallery=0)
     return config

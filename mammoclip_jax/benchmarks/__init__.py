@@ -5,10 +5,10 @@ MODES compare functions on image files, one file a mode with `run(sample, **opti
 """
 
 MODES = {
-    "codecs": "mammoclip_jax.benchmarks.codecs",
-    "input": "mammoclip_jax.benchmarks.input",
-    "prepare": "mammoclip_jax.benchmarks.prepare",
-    "probe": "mammoclip_jax.benchmarks.probe",
+    "codecs": "codecs",
+    "input": "input",
+    "prepare": "prepare",
+    "probe": "probe",
 }
 WORKS = {"step": ("pretrain", "image_tower"), "input": ("input",), "end_to_end": ("end_to_end",)}
 PEERS = ("reference", "tuned", "compiled")

@@ -62,7 +62,7 @@ def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
 
 def _encoder(height: int, width: int) -> ImageEncoder:
     config = complete({"model": ENCODER})
-    module = models.image_encoder_alone(config.model)
+    module = models.bare_image_encoder(config.model)
     variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, config.image.channels)))
     meta = {"config": config.to_dict(), "preprocessing": {"height": height, "width": width}, "provenance": {}}
     return ImageEncoder(variables, meta, 0, batch_size=BATCH)

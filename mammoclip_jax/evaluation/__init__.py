@@ -1,12 +1,12 @@
-"""Evaluators: functions `(model, dataset, **options) -> Result`. To add one, write a file and add its line here."""
+"""Evaluators: functions `(model, dataset, **options) -> Result`. To add one: a file in evaluators/ and its line here."""
 
 EVALUATORS = {
-    "classification": "mammoclip_jax.evaluation.evaluators.classification:classification",
-    "detection": "mammoclip_jax.evaluation.evaluators.detection:detection",
-    "linear_probe": "mammoclip_jax.evaluation.evaluators.probe:linear_probe",
-    "zero_shot": "mammoclip_jax.evaluation.evaluators.zero_shot:zero_shot",
-    "retrieval": "mammoclip_jax.evaluation.evaluators.retrieval:retrieval",
-    "saliency": "mammoclip_jax.evaluation.evaluators.saliency:saliency",
+    "classification": "classification.classification",
+    "detection": "detection.detection",
+    "linear_probe": "probe.linear_probe",
+    "zero_shot": "zero_shot.zero_shot",
+    "retrieval": "retrieval.retrieval",
+    "saliency": "saliency.saliency",
 }
 
 # The kinds of model (`inference.loading.KINDS`) that an evaluator takes, where it does not take all.

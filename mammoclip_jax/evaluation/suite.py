@@ -1,7 +1,6 @@
 """Several evaluators over several data sets."""
 
 import dataclasses
-import importlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import EVALUATORS, MODELS, result
 from mammoclip_jax.evaluation.features import Features, TextBank, select
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.names import check_options, lookup
+from mammoclip_jax.names import check_options, load
 
 
 def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mapping[str, Any]],
@@ -65,13 +64,11 @@ def _plan(model, name: str, options: dict[str, Any]):
     """(function, its options, data sets it is for) of an entry of the config."""
     folders = tuple(options.pop("folders", ()))
     evaluator = options.pop("evaluator", name)
-    target = lookup(EVALUATORS, evaluator, "evaluator")
+    function = load(f"{__package__}.evaluators", EVALUATORS, evaluator, "evaluator")
     if model.kind not in MODELS.get(evaluator, (model.kind,)):
         possible = [other for other in EVALUATORS if model.kind in MODELS.get(other, (model.kind,))]
         raise UserError(f"the evaluator {evaluator!r} takes a {' or '.join(MODELS[evaluator])}, and this model is a "
                         f"{model.kind}. For it there are: {', '.join(possible)}.")
-    module, _, attribute = target.partition(":")
-    function = getattr(importlib.import_module(module), attribute)
     check_options(function, options, f"evaluator {name!r}")
     return function, options, folders
 

@@ -5,12 +5,11 @@ To add a method: write `(subject, pixels, direction, stage, **options) -> map` i
 asked about. The map is signed, and larger where more speaks for the direction.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import check_name, suggestion
+from mammoclip_jax.names import check_name, load, suggestion
 
 
 class Method(NamedTuple):
@@ -39,9 +38,7 @@ def function_of(method: str, options: Mapping[str, Any] = {}) -> Callable:
     Raises:
         UserError: there is no such method, or it has no such option.
     """
-    check_name(method, METHODS, "method")
-    module, name = METHODS[method].function.split(".")
-    function = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    function = load(__name__, {name: known.function for name, known in METHODS.items()}, method, "method")
     known = tuple(function.__kwdefaults__ or ())
     for option in options:
         if option not in known:

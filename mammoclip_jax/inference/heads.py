@@ -107,7 +107,7 @@ class ImageEncoder(ImageModel):
     kind = "image_encoder"
 
     def _build(self, meta):
-        return models.image_encoder_alone(self.config.model)
+        return models.bare_image_encoder(self.config.model)
 
     def predict(self, folder, out=None, **options):
         """Raises UserError: features are no scores."""

@@ -16,7 +16,7 @@ from mammoclip_jax.config import complete
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import exam
-from mammoclip_jax.inference.maps import Explained
+from mammoclip_jax.inference.maps import SaliencyMixin
 from mammoclip_jax.names import check_name, lookup
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -25,7 +25,7 @@ PIXELS = 2**23          # of the images that are computed at a time by default: 
 FEATURES = ("pooled", "stages")
 
 
-class ImageModel(Explained):
+class ImageModel(SaliencyMixin):
     """A module with an image encoder, its variables and the preprocessing of its images.
 
     Attributes:

@@ -20,7 +20,7 @@ from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, replicated
 
 
-class Explained:
+class SaliencyMixin:
     """Maps of a model, their insertion and deletion curves, and random weights to hold against them.
 
     The model has `_module` (with an `image_encoder` and a method `project_image`), its `_variables`, `stages`,

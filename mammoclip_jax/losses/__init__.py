@@ -6,12 +6,11 @@ more than the global vectors says so in its attribute `needs`, names for `Embedd
     local.needs = ("image/stage4", "text/states")
 """
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from mammoclip_jax.names import check_options, lookup
+from mammoclip_jax.names import check_options, load
 
 LOSSES = {
     "clip": "contrastive.clip",
@@ -36,8 +35,7 @@ def build(terms) -> list[Term]:
     for name, options in terms.items():
         options = dict(options)
         weight, start_step = options.pop("weight", 1.0), options.pop("start_step", 0)
-        module, function = lookup(LOSSES, name, "loss").split(".")
-        term = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+        term = load(__name__, LOSSES, name, "loss")
         check_options(term, options, f"config.losses.{name}")
         built.append(Term(name, partial(term, **options), weight, start_step, getattr(term, "needs", ())))
     return built

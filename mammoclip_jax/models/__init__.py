@@ -5,12 +5,10 @@ An image encoder is `(x [N H W C], train, offsets) -> (pooled [N c], stages {nam
 a text encoder `(ids [N L], mask [N L], train) -> states [N L c]`.
 """
 
-import importlib
-
 import jax.numpy as jnp
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import check_options, lookup
+from mammoclip_jax.names import check_options, load
 
 IMAGE_ENCODERS = {
     "convnext": "convnext.ConvNext",
@@ -63,8 +61,8 @@ def detector(config):
     return retinanet.from_options(_plain(config), image_encoder)
 
 
-def image_encoder_alone(config):
-    """The `alone.ImageEncoder` of `config.model`: its image encoder, at the place where whole models have it."""
+def bare_image_encoder(config):
+    """The `image_only.ImageEncoder` of `config.model`: its image encoder, at the place where whole models have it."""
     from mammoclip_jax.models import image_only
 
     options = _plain(config)
@@ -96,7 +94,7 @@ def _plain(config):
 
 def _encoder(table, options, kind, **common):
     options = dict(options)
-    module, name = lookup(table, options.pop("name"), kind).split(".")
-    encoder = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    name = options.pop("name")
+    encoder = load(__name__, table, name, kind)
     check_options(encoder, options, f"{kind} {name}")
     return encoder(**common, **options)

@@ -46,7 +46,7 @@ class Weights(NamedTuple):
         return [entry["title"] for entry in licences.terms(self.model.provenance)]
 
 
-class Hand(NamedTuple):
+class Inputs(NamedTuple):
     """What is at hand: {column or EVERY: Weights}, {source: Dataset}."""
 
     weights: Mapping[str, Weights]
@@ -77,7 +77,7 @@ class Job(NamedTuple):
     folder: Path
 
 
-def open_hand(weights: Mapping[str, str], folders: Mapping[str, str]) -> Hand:
+def open_inputs(weights: Mapping[str, str], folders: Mapping[str, str]) -> Inputs:
     """Loads the models and opens the data sets that the user named; each file once.
 
     Raises:
@@ -85,7 +85,7 @@ def open_hand(weights: Mapping[str, str], folders: Mapping[str, str]) -> Hand:
     """
     models = {name: loading.load(name) for name in dict.fromkeys(weights.values())}
     known = {name: Weights(name, model, model.fingerprint()) for name, model in models.items()}
-    return Hand({column: known[name] for column, name in weights.items()},
+    return Inputs({column: known[name] for column, name in weights.items()},
                 {source: Dataset.open(folder) for source, folder in folders.items()})
 
 
@@ -112,17 +112,17 @@ def recipe(row: Row, protocol: str) -> Recipe | None:
     return None
 
 
-def lacking(row: Row, hand: Hand, protocol: str) -> str:
+def lacking(row: Row, inputs: Inputs, protocol: str) -> str:
     """Why a row cannot be run, for people; "" where everything is at hand."""
     found = recipe(row, protocol)
     if found is None:
         return "Mammo-FActOR is not part of this program yet"
     missing = []
-    if row.dataset not in hand.data:
+    if row.dataset not in inputs.data:
         missing.append(f"data: --data={row.dataset}=DIR, a folder that prepare --source={row.dataset} made")
     else:
-        missing += _lacking_labels(hand.data[row.dataset], row, found.splits)
-    weights = hand.of(row)
+        missing += _lacking_labels(inputs.data[row.dataset], row, found.splits)
+    weights = inputs.of(row)
     if weights is None:
         missing.append(f"weights: --weights={row.model}=FILE ({row.weights}), or --weights=FILE of your own")
     elif row.task == "zero_shot" and weights.model.kind != "dual_encoder":
@@ -137,7 +137,7 @@ def _lacking_labels(dataset: Dataset, row: Row, splits: Sequence[str]) -> list[s
     return [f"{dataset.path} has no image of known {row.label} in split {', '.join(absent)}"] if absent else []
 
 
-def plan(rows: Sequence[Row], hand: Hand, protocol: str, out: Path, overrides: Mapping[str, Any],
+def plan(rows: Sequence[Row], inputs: Inputs, protocol: str, out: Path, overrides: Mapping[str, Any],
          configs: Path = CONFIGS) -> list[Job]:
     """The jobs of rows that lack nothing.
 
@@ -146,13 +146,13 @@ def plan(rows: Sequence[Row], hand: Hand, protocol: str, out: Path, overrides: M
     """
     grouped: dict[tuple, list[Row]] = {}
     for row in rows:
-        grouped.setdefault((row.table, row.step, hand.of(row).name), []).append(row)
-    return [_job(tuple(group), hand, protocol, out, overrides, configs) for group in grouped.values()]
+        grouped.setdefault((row.table, row.step, inputs.of(row).name), []).append(row)
+    return [_job(tuple(group), inputs, protocol, out, overrides, configs) for group in grouped.values()]
 
 
-def _job(rows, hand: Hand, protocol, out, overrides, configs) -> Job:
-    row, weights = rows[0], hand.of(rows[0])
-    dataset, found = hand.data[row.dataset], recipe(row, protocol)
+def _job(rows, inputs: Inputs, protocol, out, overrides, configs) -> Job:
+    row, weights = rows[0], inputs.of(rows[0])
+    dataset, found = inputs.data[row.dataset], recipe(row, protocol)
     config = read_config(configs, found)
     apply_overrides(config, overrides, trained=_trains(config))
     if _trains(config):

@@ -43,8 +43,8 @@ def train(config: ConfigDict, encoder: str, *, images: int, epochs: int, batch_s
 
 def choose_state(config: ConfigDict, dataset: str, evaluator: str, metric: str, protocol: str) -> None:
     """The state with the best `metric` is kept: on the validation part, or as published on the test part itself."""
-    config.evaluate.curve_split = "test" if protocol == "published" else "val"
-    config.evaluate.curve_evaluators[evaluator] = dict(resamples=0)
+    config.evaluate.validation_split = "test" if protocol == "published" else "val"
+    config.evaluate.validation_evaluators[evaluator] = dict(resamples=0)
     config.task.monitor = f"eval/{dataset}/{evaluator}/{metric}"
 
 

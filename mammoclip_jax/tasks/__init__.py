@@ -11,18 +11,17 @@ A task is a module with
 - `start(config, trainer, state, datasets, *, tokenize, workdir)`, what is left to do before the first step.
 """
 
-import importlib
 from types import ModuleType
 
 from mammoclip_jax.config import check_common
-from mammoclip_jax.names import lookup
+from mammoclip_jax.names import load
 
 TASKS = {"pretrain": "pretrain", "classifier": "classification", "detector": "detection"}
 
 
 def task_of(config) -> ModuleType:
     """The task of a config. Raises UserError for a kind that is not there."""
-    return importlib.import_module(f"{__name__}.{lookup(TASKS, config.task.kind, 'kind of config.task.kind')}")
+    return load(__name__, TASKS, config.task.kind, "kind of config.task.kind")
 
 
 def check(config) -> None:

@@ -83,7 +83,7 @@ class Best:
             monitor = self._kept_by["monitor"]
             if monitor not in figures:
                 raise UserError(f"config.task.monitor={monitor!r} is no figure of the evaluations on the way: "
-                                f"{', '.join(sorted(figures)) or 'config.evaluate.curve_evaluators has none'}.")
+                                f"{', '.join(sorted(figures)) or 'config.evaluate.validation_evaluators has none'}.")
             value = figures[monitor]
         value = _same_everywhere(value)
         if not math.isfinite(value):

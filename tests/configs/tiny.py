@@ -21,7 +21,7 @@ def get_config():
     config.losses.mammo_clip = dict(weight=1.0)
     config.train.update(steps=12, batch_size=4, warmup_steps=2, lr=1e-3, ema_decay=0.9, log_every=1,
                         checkpoint_every=3, eval_every=6)
-    config.evaluate.curve_evaluators.zero_shot = dict(prompts="phantom", resamples=0)
+    config.evaluate.validation_evaluators.zero_shot = dict(prompts="phantom", resamples=0)
     config.evaluate.evaluators.zero_shot = dict(prompts="phantom", resamples=20)
     config.evaluate.evaluators.retrieval = dict(resamples=20)
     config.evaluate.evaluators.saliency = dict(prompts="phantom", resamples=20, gallery=1)

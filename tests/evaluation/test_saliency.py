@@ -4,7 +4,7 @@ import pytest
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
-from mammoclip_jax.evaluation.evaluators.saliency import breast_mask, inside, look, saliency
+from mammoclip_jax.evaluation.evaluators.saliency import breast_mask, inside, pointing_game, saliency
 from mammoclip_jax.explain.maps import peak_of
 
 from .fakes import SHAPE, FakeDataset, FakeModel
@@ -20,29 +20,29 @@ def peak(y, x, shape=(10, 8)):
 
 @pytest.mark.parametrize("y, x, expected", [(3, 2, 1), (6, 4, 1), (7, 4, 0), (6, 5, 0), (2, 2, 0), (3, 1, 0)])
 def test_the_maximum_must_lie_in_the_box_whose_far_edges_are_exclusive(y, x, expected):
-    assert look(peak(y, x), BOX, np.ones((10, 8), dtype=bool)).hit == expected
+    assert pointing_game(peak(y, x), BOX, np.ones((10, 8), dtype=bool)).hit == expected
 
 
 def test_tolerance_grows_the_box_for_map_and_baselines_alike():
     breast = np.zeros((10, 8), dtype=bool)
     breast[8, 4] = True
-    near = look(peak(7, 4), BOX, breast, tolerance=2.0)
+    near = pointing_game(peak(7, 4), BOX, breast, tolerance=2.0)
     assert (near.hit, near.centre, near.chance) == (1.0, 1.0, 1.0)
-    exact = look(peak(7, 4), BOX, breast)
+    exact = pointing_game(peak(7, 4), BOX, breast)
     assert (exact.hit, exact.centre, exact.chance) == (0.0, 0.0, 0.0)
 
 
 def test_any_of_several_boxes_counts():
     boxes = np.array([[0, 0, 1, 1], [6, 8, 8, 10]], dtype=float)
-    assert look(peak(9, 7), boxes, np.ones((10, 8), dtype=bool)).hit == 1.0
+    assert pointing_game(peak(9, 7), boxes, np.ones((10, 8), dtype=bool)).hit == 1.0
     assert inside(np.array([[0.5, 0.5], [5.5, 8.5]]), boxes).tolist() == [True, False]
 
 
 def test_shared_maxima_count_by_their_share_and_a_flat_map_is_a_miss():
     heat = peak(3, 2)
     heat[9, 7] = 1.0
-    assert look(heat, BOX, np.ones((10, 8), dtype=bool)).hit == 0.5
-    flat = look(np.zeros((10, 8), dtype=np.float32), BOX, np.ones((10, 8), dtype=bool))
+    assert pointing_game(heat, BOX, np.ones((10, 8), dtype=bool)).hit == 0.5
+    flat = pointing_game(np.zeros((10, 8), dtype=np.float32), BOX, np.ones((10, 8), dtype=bool))
     assert flat.hit == 0.0 and flat.flat and flat.energy == 0.0
     assert peak_of(np.zeros((4, 4))) is None and peak_of(peak(3, 2)) == (2.5, 3.5)
 
@@ -52,7 +52,7 @@ def test_energy_and_shares_by_hand():
     heat[3, 2], heat[0, 0] = 3.0, 1.0
     breast = np.zeros((10, 8), dtype=bool)
     breast[:, :4] = True                                # 40 pixels, of the box's 12 pixels 8 are breast
-    found = look(heat, BOX, breast)
+    found = pointing_game(heat, BOX, breast)
     assert found.energy == pytest.approx(0.75)
     assert found.box_share == pytest.approx(8 / 40) == found.chance
     assert found.centre == 1.0                 # the centroid is (2, 5): x = 2 is the first edge of the box, inside

@@ -295,7 +295,7 @@ def get_config():
     config.data.folders.phantom = {data!r}
     config.data.phantom, config.data.prepare = {{}}, {{}}
     config.data.tokenizer = {tokenizer!r}
-    config.evaluate.evaluators, config.evaluate.curve_evaluators = {{}}, {{}}
+    config.evaluate.evaluators, config.evaluate.validation_evaluators = {{}}, {{}}
     config.warm_start.parent = dict(weights={weights!r}, skip=("image_projection/",))
     config.model.frozen = ("image",)
     config.model.lora.update(pattern="text_encoder/.*/query/kernel", rank=2)

@@ -1,9 +1,8 @@
 """Data set adapters: one file each, named here. Each has `read(root, **options) -> SourceTable`."""
 
-import importlib
 from collections.abc import Callable
 
-from mammoclip_jax.names import lookup
+from mammoclip_jax.names import load
 
 SOURCES = {
     "cbis_ddsm": "cbis_ddsm",
@@ -30,5 +29,4 @@ def reader(name: str) -> Callable:
     Raises:
         UserError: there is no such adapter.
     """
-    module = lookup(SOURCES, name, "data source")
-    return importlib.import_module(f"{__name__}.{module}").read
+    return load(__name__, SOURCES, name, "data source").read

@@ -26,7 +26,7 @@ _CARRIED = ("image", "patient", "laterality", "view", "real")
 _GALLERY_SIDE = 480      # pixels of a gallery picture's longer side
 
 
-class Look(NamedTuple):
+class PointingGame(NamedTuple):
     """How one map stands to one image's boxes. All but `energy` are probabilities of a hit under the pointing rule."""
 
     hit: float            # the map's maximum; when several pixels share it, their share inside
@@ -37,8 +37,8 @@ class Look(NamedTuple):
     flat: bool            # the map has no maximum; it counts as a miss
 
 
-class Asked(NamedTuple):
-    """What is asked of every image."""
+class Settings(NamedTuple):
+    """Of the maps of every image."""
 
     method: str
     stage: str
@@ -49,7 +49,7 @@ class Asked(NamedTuple):
     deletion_fill: str
 
 
-class Shown(NamedTuple):
+class Explanation(NamedTuple):
     """One image's map with one set of weights."""
 
     heat: np.ndarray                # [H, W]
@@ -89,32 +89,32 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] | N
     Raises:
         UserError: a label that there is not, or a method or stage that does not fit the model.
     """
-    asked = Asked(method, model.map_stage(method, stage), dict(options), tolerance, tuple(quantiles), deletion_steps,
+    settings = Settings(method, model.map_stage(method, stage), dict(options), tolerance, tuple(quantiles), deletion_steps,
                   deletion_fill)
     positions = select(dataset.index, split, patients, seed)
     towards = _towards(model, prompts, labels, explain)
     others = _other_weights(model, sanity, cascade, seed)
-    metrics, figures, looks, shown = {}, {}, [], []
+    metrics, figures, rows_of_all, shown = {}, {}, [], []
     for label, direction in towards.items():
         boxes = {p: b for p in positions if len(b := boxes_of(dataset.index.iloc[p], label))}
         chosen = _gallery_choice(dataset, positions, boxes, label, gallery, seed)
         rows = {name: [] for name in ("", *others)}
-        for position, image, tissue, maps in _maps(model, dataset, sorted({*boxes, *chosen}), direction, asked, others):
+        for position, image, tissue, maps in _maps(model, dataset, sorted({*boxes, *chosen}), direction, settings, others):
             row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(_CARRIED)].to_dict()
             heat = maps[""].heat
             for name in rows if position in boxes else ():
                 rows[name].append(row | {"weights": name or "trained"}
-                                  | _scores(maps[name], boxes[position], tissue, asked, heat if name else None))
+                                  | _scores(maps[name], boxes[position], tissue, settings, heat if name else None))
             if position in chosen:
                 name = f"{label}_{len(shown):03d}"
                 figures[name] = side_by_side(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
                 shown.append({"figure": name} | (rows[""][-1] if position in boxes else row))
         for name in rows:
-            found = _summary(rows[name], asked, resamples, seed, compared=bool(name), alone=name in ("", "randomised"))
+            found = _summary(rows[name], settings, resamples, seed, compared=bool(name), own_scores=name in ("", "randomised"))
             metrics |= {f"{label}/{metric}" + f"_{name}" * bool(name): entry for metric, entry in found.items()}
-            looks += rows[name]
-    tables = {"images": pd.DataFrame(looks), "gallery": pd.DataFrame(shown)}
-    return Result("saliency", _protocol(model, split, prompts, explain, asked, others), metrics, tables, figures)
+            rows_of_all += rows[name]
+    tables = {"images": pd.DataFrame(rows_of_all), "gallery": pd.DataFrame(shown)}
+    return Result("saliency", _protocol(model, split, prompts, explain, settings, others), metrics, tables, figures)
 
 
 def _other_weights(model, sanity: bool, cascade: tuple[str, ...], seed: int) -> dict[str, Any]:
@@ -123,36 +123,36 @@ def _other_weights(model, sanity: bool, cascade: tuple[str, ...], seed: int) -> 
     return whole | {f"above_{stage}": model.randomise(seed, keep=stage) for stage in cascade}
 
 
-def _maps(model, dataset, positions: list[int], direction: np.ndarray, asked: Asked,
+def _maps(model, dataset, positions: list[int], direction: np.ndarray, settings: Settings,
           others: Mapping[str, Any]) -> Iterator[tuple]:
     """(position, canvas, breast, {name of the weights: Shown}) of each row at `positions`; "" are the model's own."""
     for chunk in chunks(positions):
         images = read(dataset, chunk)
         tissue = np.stack([breast_mask(image) for image in images])
         towards = np.stack([direction] * len(chunk))
-        maps = {"": _explained(model, images, tissue, towards, asked)}
+        maps = {"": _explanations(model, images, tissue, towards, settings)}
         for name, variables in others.items():
             with model.using(variables):
-                maps[name] = _explained(model, images, tissue, towards, asked)
+                maps[name] = _explanations(model, images, tissue, towards, settings)
         for i, position in enumerate(chunk):
             yield position, images[i], tissue[i], {name: shown[i] for name, shown in maps.items()}
 
 
-def _explained(model, images, tissue, towards, asked: Asked) -> list[Shown]:
-    heats = np.asarray(model.saliency(images, towards, method=asked.method, stage=asked.stage, **asked.options))
+def _explanations(model, images, tissue, towards, settings: Settings) -> list[Explanation]:
+    heats = np.asarray(model.saliency(images, towards, method=settings.method, stage=settings.stage, **settings.options))
     curves = [None] * len(heats)
-    if asked.deletion_steps:
-        curves = model.deletion_curves(images, towards, heats, tissue, steps=asked.deletion_steps,
-                                       fill=asked.deletion_fill)
-    return [Shown(*both) for both in zip(heats, curves, strict=True)]
+    if settings.deletion_steps:
+        curves = model.deletion_curves(images, towards, heats, tissue, steps=settings.deletion_steps,
+                                       fill=settings.deletion_fill)
+    return [Explanation(*both) for both in zip(heats, curves, strict=True)]
 
 
-def _scores(shown: Shown, boxes: np.ndarray, tissue: np.ndarray, asked: Asked, trained: np.ndarray | None) -> dict:
+def _scores(shown: Explanation, boxes: np.ndarray, tissue: np.ndarray, settings: Settings, trained: np.ndarray | None) -> dict:
     """Columns of one image's row; `trained` is the map that a random one is compared with."""
     heat = shown.heat
-    row = look(heat, boxes, tissue, asked.tolerance)._asdict() | regions.columns(heat, tissue, boxes, asked.quantiles)
+    row = pointing_game(heat, boxes, tissue, settings.tolerance)._asdict() | regions.columns(heat, tissue, boxes, settings.quantiles)
     if shown.curves is not None:
-        areas = np.trapezoid(shown.curves, dx=1 / asked.deletion_steps)
+        areas = np.trapezoid(shown.curves, dx=1 / settings.deletion_steps)
         row |= dict(zip(("insertion", "deletion"), areas, strict=True))
     if trained is not None:
         row |= {name: getattr(map_similarity, name)(trained, heat, tissue) for name in ("rank_correlation", "ssim")}
@@ -186,7 +186,7 @@ def inside(xy: np.ndarray, boxes: np.ndarray, tolerance: float = 0.0) -> np.ndar
     return ((xy[:, None] >= low) & (xy[:, None] < high)).all(-1).any(-1)
 
 
-def look(heat: np.ndarray, boxes: np.ndarray, tissue: np.ndarray, tolerance: float = 0.0) -> Look:
+def pointing_game(heat: np.ndarray, boxes: np.ndarray, tissue: np.ndarray, tolerance: float = 0.0) -> PointingGame:
     """Scores a map `heat` [H, W] ≥ 0 against `boxes` [k, 4] in its pixels, the baselines on the breast `tissue` [H, W].
 
     A pixel counts by its centre. Pointing game: Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016.
@@ -194,7 +194,7 @@ def look(heat: np.ndarray, boxes: np.ndarray, tissue: np.ndarray, tolerance: flo
     in_box = regions.boxes_mask(boxes, heat.shape)
     flat = bool(heat.max() == heat.min())
     peaks, points = _centres(heat == heat.max()), _centres(tissue)
-    return Look(
+    return PointingGame(
         hit=0.0 if flat else float(inside(peaks, boxes, tolerance).mean()),
         centre=float(inside(points.mean(0, keepdims=True), boxes, tolerance)[0]),
         chance=float(inside(points, boxes, tolerance).mean()),
@@ -215,20 +215,20 @@ def _gallery_choice(dataset, positions, boxes, label, count, seed) -> list[int]:
     return [int(p) for p in np.random.default_rng(seed).permutation(candidates)[:count]]
 
 
-def _summary(table: list[dict], asked: Asked, resamples: int, seed: int, *, compared: bool,
-             alone: bool) -> dict[str, dict]:
-    """Metrics of one label from the rows of its images: of the maps `alone`, and of their likeness to the trained."""
+def _summary(table: list[dict], settings: Settings, resamples: int, seed: int, *, compared: bool,
+             own_scores: bool) -> dict[str, dict]:
+    """Metrics of one label from the rows of its images: their `own_scores`, and their likeness to the trained maps."""
     means = {"rank_correlation": "rank_correlation", "ssim": "ssim"} if compared else {}
     ratios = {}
-    if alone:
+    if own_scores:
         means |= {"pointing_game": "hit", "centre_guess": "centre", "chance": "chance", "energy_in_box": "energy",
                   "box_share": "box_share"}
-        means |= {f"{name}_{q:g}": f"{name}_{q:g}" for q in asked.quantiles for name in ("iou", "dice", "regions")}
-        means |= {"insertion_auc": "insertion", "deletion_auc": "deletion"} if asked.deletion_steps else {}
+        means |= {f"{name}_{q:g}": f"{name}_{q:g}" for q in settings.quantiles for name in ("iou", "dice", "regions")}
+        means |= {"insertion_auc": "insertion", "deletion_auc": "deletion"} if settings.deletion_steps else {}
         ratios = {"ratio_to_centre": ("hit", "centre"), "ratio_to_chance": ("hit", "chance"),
                   "energy_ratio": ("energy", "box_share")}
         ratios |= {f"localised_{q:g}_iou_{least:g}": (f"found_{q:g}_{least:g}", "boxes")
-                   for q in asked.quantiles for least in regions.OVERLAPS}
+                   for q in settings.quantiles for least in regions.OVERLAPS}
     if not table:
         nothing = statistics.entry(None, n=0, reason="no image has boxes of this label")
         return dict.fromkeys((*means, *ratios), nothing)
@@ -239,24 +239,24 @@ def _summary(table: list[dict], asked: Asked, resamples: int, seed: int, *, comp
             {name: statistics.ratio(column[a], column[b], patient, **options) for name, (a, b) in ratios.items()})
 
 
-def _protocol(model, split, prompts, explain, asked: Asked, others) -> str:
+def _protocol(model, split, prompts, explain, settings: Settings, others) -> str:
     what = "positive minus negative texts" if explain == "score" else "positive texts"
     what = "label's logit" if model.labels else f"cosine to the {what} of {prompts_name(prompts)}"
-    where = f" at stage {asked.stage}" if asked.stage else ""
-    options = "".join(f", {name}={value}" for name, value in asked.options.items())
+    where = f" at stage {settings.stage}" if settings.stage else ""
+    options = "".join(f", {name}={value}" for name, value in settings.options.items())
     parts = [
-        f"Split {split}, images with boxes of the label. {METHODS[asked.method].title}{where}{options} of the {what}. "
+        f"Split {split}, images with boxes of the label. {METHODS[settings.method].title}{where}{options} of the {what}. "
         "pointing_game: the map's maximum lies in a box of the label, "
-        f"tolerance {asked.tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's "
+        f"tolerance {settings.tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's "
         "centroid under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
         "the boxes; box_share: share of the breast within them."]
-    if asked.quantiles:
+    if settings.quantiles:
         parts.append("iou, dice: of the union of the boxes and the breast's pixels from that quantile of the map on; "
                      "regions: connected parts of it; localised: share of the boxes that overlap the bounding box of "
                      "such a part by that IoU.")
-    if asked.deletion_steps:
+    if settings.deletion_steps:
         parts.append("insertion_auc, deletion_auc: mean score while the breast's hottest pixels replace those of a "
-                     f"blurred image, or become {asked.deletion_fill}, in {asked.deletion_steps} steps; the score is "
+                     f"blurred image, or become {settings.deletion_fill}, in {settings.deletion_steps} steps; the score is "
                      "the logit, cosine or difference of cosines itself, no probability.")
     if others:
         parts.append("randomised: the same with random weights, above_...: with random weights above that stage, "

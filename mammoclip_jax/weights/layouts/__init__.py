@@ -1,23 +1,28 @@
 """Layouts of whole published checkpoints: which module of the file is which of ours, and what else a user must know.
 
-To add one: a file here with a `LAYOUT` (see `parts.Layout`), and a line in `LAYOUTS`.
+To add one: a file here with a `parts.Layout`, and a line in `LAYOUTS`.
 """
 
-import importlib
-
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import load
 from mammoclip_jax.weights.layouts.parts import Layout
 from mammoclip_jax.weights.naming import State
 
 # In the order they are tried; the last takes what is a single encoder.
-LAYOUTS = ("mammo_clip", "mammo_fm", "mammo_clip_classifier", "mammo_clip_detector", "medclip", "mama", "encoder")
-_MODULES = {"mammo_fm": "mammo_clip", "mammo_clip_classifier": "downstream", "mammo_clip_detector": "downstream"}
+LAYOUTS = {
+    "mammo_clip": "mammo_clip.MAMMO_CLIP",
+    "mammo_fm": "mammo_clip.MAMMO_FM",
+    "mammo_clip_classifier": "downstream.MAMMO_CLIP_CLASSIFIER",
+    "mammo_clip_detector": "downstream.MAMMO_CLIP_DETECTOR",
+    "medclip": "medclip.MEDCLIP",
+    "mama": "mama.MAMA",
+    "encoder": "encoder.ENCODER",
+}
 
 
 def layout(name: str) -> Layout:
-    """The layout of that name."""
-    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
-    return getattr(module, name.upper())
+    """The layout of that name. Raises UserError when there is none."""
+    return load(__name__, LAYOUTS, name, "layout")
 
 
 def detect(state: State) -> str:

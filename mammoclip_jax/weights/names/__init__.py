@@ -3,10 +3,10 @@
 To add one: write a `Naming` (see weights/naming.py) in a file here and give it a line in `NAMINGS`.
 """
 
-import importlib
 from collections.abc import Iterable
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import load
 from mammoclip_jax.weights.naming import Naming
 
 # "encoder" (transformers' names) or "encoder/who": module.attribute. Looked for in this order.
@@ -35,8 +35,7 @@ NAMINGS = {
 
 def naming(name: str) -> Naming:
     """The naming of that name in `NAMINGS`."""
-    module, attribute = NAMINGS[name].split(".")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    return load(__name__, NAMINGS, name, "naming of an encoder's arrays")
 
 
 def detect(keys: Iterable[str]) -> str:
