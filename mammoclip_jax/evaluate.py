@@ -34,7 +34,7 @@ from mammoclip_jax.training.writer import read_metrics
 
 
 def define_flags() -> None:
-    """The flags of the command; not at import, since pretrain imports this module and has flags of its own."""
+    """The flags of the command; not at import, where they would meet those of another command."""
     flags.DEFINE_string("workdir", "", "Folder of the run, or one checkpoint of it.")
     flags.DEFINE_string("weights", "", "A model folder, a published file or a hub name, instead of a run.")
     config_flags.DEFINE_config_file("config", None, "Another config whose section `evaluate` is to be used.")

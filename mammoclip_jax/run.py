@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mammoclip_jax import provenance, tasks
 from mammoclip_jax.data import leave_out
+from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
@@ -33,7 +34,6 @@ from mammoclip_jax.files import write_text
 from mammoclip_jax.inference import loading
 from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.names import lookup
-from mammoclip_jax.prepare import prepare
 from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
 from mammoclip_jax.training.mesh import make_mesh, replicated
 from mammoclip_jax.training.processes import barrier

@@ -13,8 +13,7 @@ from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.batches import image_text
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
-from mammoclip_jax.data.text import features, tokenizer
-from mammoclip_jax.data.text.features import TextFeatures
+from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import cached_text
 from mammoclip_jax.training import mesh as meshes
@@ -77,7 +76,7 @@ def prepare(trained, tokens, folder, config=None, texts=TEXTS):
     trainer = Trainer(model, meshes.make_mesh({"data": -1}))
     cached_text.prepare(config or tiny_config(), trainer, State(variables["params"]),
                         {"fake": FakeDataset(folder, texts)}, tokens, folder)
-    return TextFeatures(folder)
+    return cached_text.table(folder)
 
 
 def test_loss_and_gradients_are_those_of_the_tower_run_at_every_step(trained, tokens, tmp_path):
@@ -124,12 +123,12 @@ def test_batches_carry_the_features_of_their_texts(trained, tokens, tmp_path):
 def test_they_are_kept_until_weights_tokenizer_or_texts_change(trained, tokens, tmp_path):
     model, variables = trained
     prepare(trained, tokens, tmp_path)
-    written = (tmp_path / features.FEATURES).stat().st_mtime_ns
+    written = (tmp_path / "text_features.npy").stat().st_mtime_ns
 
     def made_anew(*arguments, **options):
         nonlocal written
         prepare(*arguments, **options)
-        before, written = written, (tmp_path / features.FEATURES).stat().st_mtime_ns
+        before, written = written, (tmp_path / "text_features.npy").stat().st_mtime_ns
         return written != before
 
     assert not made_anew(trained, tokens, tmp_path)
@@ -139,14 +138,14 @@ def test_they_are_kept_until_weights_tokenizer_or_texts_change(trained, tokens, 
     assert made_anew(trained, tokens, tmp_path)
     assert made_anew(trained, tokens, tmp_path, texts=[*TEXTS, "a new one"])
     assert made_anew(trained, tokenizer.Tokenize(tokenizer.train_wordpiece(TEXTS, 120)), tmp_path)
-    (tmp_path / features.INDEX).write_text((tmp_path / features.INDEX).read_text()[:50])
+    (tmp_path / "text_features.json").write_text((tmp_path / "text_features.json").read_text()[:50])
     assert made_anew(trained, tokens, tmp_path)
 
 
 def test_no_text_is_written_down(trained, tokens, tmp_path):
     prepare(trained, tokens, tmp_path)
-    assert "finding" not in (tmp_path / features.INDEX).read_text()
-    assert len(json.loads((tmp_path / features.INDEX).read_text())["texts"]) == len(TEXTS)
+    assert "finding" not in (tmp_path / "text_features.json").read_text()
+    assert len(json.loads((tmp_path / "text_features.json").read_text())["keys"]) == len(TEXTS)
 
 
 def test_a_text_without_features_is_an_error(trained, tokens, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mammoclip_jax"
 GROUND = {"boxes", "command", "config", "errors", "files", "locks", "memory", "names", "provenance", "types"}
-BELOW = {                       # of each folder; what is not named here, the commands and what they share, may use all
+BELOW = {                       # of each folder, and of run.py
     "data": set(), "models": set(), "losses": set(),
     "explain": {"models"},
     "training": {"losses"},
@@ -16,7 +16,12 @@ BELOW = {                       # of each folder; what is not named here, the co
     "tasks": {"data", "losses", "models", "training"},
     "inference": {"data", "explain", "models", "training", "weights"},
     "evaluation": {"data", "explain", "inference", "models"},
+    "aot": {"models", "tasks", "training"},
+    "run": {"data", "evaluation", "inference", "tasks", "training", "weights"},
+    "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
+    "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "tasks", "training"},
 }
+SHARED = {"finetune": {"pretrain"}}     # the flags of a training; no other command is imported
 FILES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
          for path in sorted(PACKAGE.rglob("*.py"))}
 
@@ -32,15 +37,20 @@ def imports(path, everywhere=True):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - BELOW.keys() - GROUND
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_imports_point_down(name):
     parts, path = name.split(".")[1:2], FILES[name]
     folder = parts[0] if parts else ""
-    command = path.name == "__main__.py" or folder not in BELOW.keys() | GROUND
+    allowed = {folder} | BELOW[folder] | GROUND if folder in BELOW else GROUND
+    if folder in COMMANDS or not folder or path.name == "__main__.py":
+        allowed = BELOW.keys() | GROUND | SHARED.get(folder, set())
     for other in imports(path):
         top, _, rest = other.partition(".")
-        if top == "mammoclip_jax" and rest and not command:
-            assert rest.split(".")[0] in {folder} | BELOW.get(folder, set()) | GROUND, f"{path} imports {other}"
+        if top == "mammoclip_jax" and rest:
+            assert rest.split(".")[0] in allowed, f"{path} imports {other}"
         if folder == "data":
             assert top not in ("jax", "flax", "optax", "orbax"), f"{path} imports {other}"
         if other.startswith(("flax.linen", "flax.nnx")):

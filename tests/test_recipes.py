@@ -16,13 +16,13 @@ from mammoclip_jax import __main__ as listing
 from mammoclip_jax import evaluation, explain, losses, models, tasks
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data import sources
+from mammoclip_jax.data.from_source import read
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.suite import _plan
 from mammoclip_jax.models.layers import nn
-from mammoclip_jax.prepare import read
 from mammoclip_jax.types import Embeddings
 
 PACKAGE = Path(listing.__file__).parent

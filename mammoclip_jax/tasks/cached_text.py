@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from mammoclip_jax.data.batches import image_text
 from mammoclip_jax.data.batches.texts import text_options
-from mammoclip_jax.data.text import features
-from mammoclip_jax.data.text.features import TextFeatures
+from mammoclip_jax.data.store.side_tables import Arrays
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import checkpoint, distributed
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -35,7 +34,7 @@ def check(config) -> None:
 
 
 def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
-    """Sees to it that `workdir` holds the features of every text that training may draw; see data/text/features.py.
+    """Sees to it that `workdir` holds the features of every text that training may draw; see `table`.
 
     They are computed by process 0 on its own devices where they are missing, or of other weights, another tokenizer or
     other texts. Every process has to call, with the state that `trainer.init` made; a run that has a checkpoint
@@ -49,11 +48,16 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
             list(datasets.values()), "train", other_views=config.data.other_views, text=text_options(config.data),
             mirrored=config.data.flip_horizontal > 0)
         made_by = fingerprint(config, tokenize, params)
-        if not TextFeatures(workdir).serves(made_by, texts):
+        if not table(workdir).serves(made_by, texts):
             logging.info("computing the features of %d training texts once", len(texts))
             texts = sorted(texts, key=lambda text: (len(text), text))     # of one length together: less padding
-            features.write(workdir, made_by, texts, compute(config, trainer.model, params, tokenize, texts))
+            table(workdir).write(made_by, texts, compute(config, trainer.model, params, tokenize, texts))
     barrier("text features")
+
+
+def table(workdir) -> Arrays:
+    """The features of a run's texts, by text."""
+    return Arrays(workdir, "text_features")
 
 
 def fingerprint(config, tokenize, params) -> str:

@@ -9,7 +9,6 @@ from mammoclip_jax import losses, models
 from mammoclip_jax.config import OF_LABELS
 from mammoclip_jax.data.batches import image_text, texts
 from mammoclip_jax.data.text import tokenizer
-from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import cached_text
 from mammoclip_jax.tasks.trainer import Trainer, abstract_batch, assemble, check_rows
@@ -73,7 +72,7 @@ def train_iterator(config, datasets, tokenize, mesh, workdir):
     return image_text.train_iterator(
         list(datasets.values()), tokenize, options, batch_size=config.train.batch_size, seed=config.seed, rows=rows,
         weights=[data.weights[name] for name in datasets] if data.weights else None, read_threads=data.read_threads,
-        features=TextFeatures(workdir) if config.model.cached_text else None)
+        features=cached_text.table(workdir) if config.model.cached_text else None)
 
 
 def start(config, trainer, state, datasets, *, tokenize, workdir) -> None:

@@ -26,13 +26,14 @@ from mammoclip_jax.data import build as build_module
 from mammoclip_jax.data import increment, summary
 from mammoclip_jax.data.build import build
 from mammoclip_jax.data.check import check
+from mammoclip_jax.data.from_source import prepare, read
 from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.prepare import parse_options, prepare, read
+from mammoclip_jax.prepare import parse_options
 
 SMALL = dict(height=32, width=24)
 REPO = Path(__file__).parents[2]

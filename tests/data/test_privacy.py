@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from tiny_dicom import breast, dataset
 
+from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.identity import HASHED, Identity
 from mammoclip_jax.data.store.shards import Dataset as DataSet
-from mammoclip_jax.prepare import prepare
 
 REPO = Path(__file__).parents[2]
 SIZE = (480, 360)

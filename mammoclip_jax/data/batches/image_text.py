@@ -17,9 +17,9 @@ from mammoclip_jax.data.batches import texts, units
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.store.side_tables import Arrays
 from mammoclip_jax.data.text import reports
 from mammoclip_jax.data.text.augment_text import alternatives
-from mammoclip_jax.data.text.features import TextFeatures
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
@@ -108,7 +108,7 @@ class _Sample:
     tokenizer: Tokenize
     options: Options
     variants: tuple[Mapping[str, tuple[str, ...]], ...] = ()     # by data set: text to its augmented texts
-    features: TextFeatures | None = None
+    features: Arrays | None = None
 
     def __call__(self, breast: Breast, rng: np.random.Generator) -> dict[str, np.ndarray]:
         options, dataset = self.options, self.datasets[breast.source]
@@ -134,7 +134,7 @@ class _Sample:
 def train_dataset(
     datasets: Sequence[Dataset], tokenizer: Tokenize, options: Options, *, split: str = "train", batch_size: int,
     seed: int, rows: Sequence[int] | None = None, weights: Sequence[float] | None = None, read_threads: int = 4,
-    features: TextFeatures | None = None,
+    features: Arrays | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled batches of `batch_size` breasts over all processes; all keys of Batch (text_features where there
     are `features` of all `drawable_texts`), mask True throughout.

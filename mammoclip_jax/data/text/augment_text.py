@@ -19,13 +19,13 @@ from pathlib import Path
 import pandas as pd
 from absl import app, flags
 
+from mammoclip_jax.data.store import side_tables
 from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.text import reports
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.files import whole
 from mammoclip_jax.names import on_hub
 
-FILE = "texts_augmented.parquet"
+TABLE = "texts_augmented"               # the side table of a data set
 JOURNAL = "texts_augmented.jsonl"      # what is done so far; removed at the end
 Translate = Callable[[Sequence[str], int], list[str]]     # texts, seed -> as many texts
 _GUARDED = ("mass", "calcification", "microcalcification", "asymmetr", "distortion", "thickening", "retraction",
@@ -66,8 +66,7 @@ def augment(folder: str | Path, translate: Translate, *, model: str, batch: int 
             file.flush()
     reasons = [fault(text, other) for text, other in done]
     kept = [pair for pair, reason in zip(done, reasons, strict=True) if not reason]
-    with whole(folder / FILE) as partial:
-        pd.DataFrame(kept, columns=["text", "augmented"], dtype="str").to_parquet(partial)
+    side_tables.write_frame(folder, TABLE, pd.DataFrame(kept, columns=["text", "augmented"], dtype="str"))
     journal.unlink()
     counts = Counter(reasons)
     return {"texts": len(texts), "kept": len(kept)} | {
@@ -109,11 +108,10 @@ def _said(text: str, term: str) -> set[bool]:
 
 def alternatives(folder: str | Path) -> dict[str, tuple[str, ...]]:
     """Text to its augmented texts, of a data set folder. Raises UserError: it has none."""
-    path = Path(folder, FILE)
-    if not path.is_file():
-        raise UserError(f"{path} is missing: run python -m mammoclip_jax.data.text.augment_text --data={folder} first, "
-                        "or set config.data.augmented=0")
-    return {text: tuple(part) for text, part in read_table(path).groupby("text", sort=False)["augmented"]}
+    frame = side_tables.read_frame(
+        folder, TABLE, f"run python -m mammoclip_jax.data.text.augment_text --data={folder} first, or set "
+                       "config.data.augmented=0")
+    return {text: tuple(part) for text, part in frame.groupby("text", sort=False)["augmented"]}
 
 
 def translator(forth: str, back: str, temperature: float = 1.5, beams: int = 5) -> Translate:
