@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import test_source as published
+import test_opening as published
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mammoclip_jax import models, run

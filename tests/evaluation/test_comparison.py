@@ -1,5 +1,6 @@
 """Two tables of predictions: the values, the order of images does not matter, and refusals that name what differs."""
 
+import made_predictions as made
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,8 +10,6 @@ from mammoclip_jax.evaluation import comparison
 from mammoclip_jax.evaluation.comparison import compare
 from mammoclip_jax.evaluation.metrics.classification import binary, multiclass
 from mammoclip_jax.evaluation.statistics import paired
-
-from . import made_predictions as made
 
 QUICK = {"resamples": 60, "permutations": 39}
 INDEX = made.index()

@@ -2,6 +2,7 @@
 
 import json
 
+import made_predictions as made
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,8 +11,6 @@ from sklearn.metrics import roc_auc_score
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.subgroups import attributes, subgroups
-
-from . import made_predictions as made
 
 INDEX = made.index()
 MASS = made.yes_no(INDEX, 1.5)

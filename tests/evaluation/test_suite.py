@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
+from fakes import FakeDataset, FakeModel
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import evaluate
-
-from .fakes import FakeDataset, FakeModel
 
 
 def test_results_are_named_after_data_set_and_entry_and_images_are_embedded_once():

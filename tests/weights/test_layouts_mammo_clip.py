@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from live import library
-from test_source import (
+from test_opening import (
     CONFIG,
     DIM,
     HEIGHT,

@@ -4,14 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from fakes import FakeDataset
 from sklearn.metrics import roc_auc_score
 
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.evaluators.classification import classification
 from mammoclip_jax.evaluation.metrics.calibration import choose_threshold, platt
-
-from .fakes import FakeDataset
 
 
 class FakeClassifier:

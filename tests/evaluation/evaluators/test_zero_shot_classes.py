@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import FakeDataset, FakeModel
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
 from mammoclip_jax.errors import UserError
@@ -12,8 +13,6 @@ from mammoclip_jax.evaluation import features, predictions, result
 from mammoclip_jax.evaluation.evaluators.zero_shot import zero_shot
 from mammoclip_jax.evaluation.features import LEVELS
 from mammoclip_jax.evaluation.suite import evaluate
-
-from .fakes import FakeDataset, FakeModel
 
 CLASSES = {"density": {"classes": {"A": ["fatty"], "B": ["scattered", "some"], "C": ["dense"], "D": ["very dense"]}}}
 BATCH = 4

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from fakes import FakeModel
 
 from mammoclip_jax import predict as command
 from mammoclip_jax.config import defaults
@@ -21,8 +22,6 @@ from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.evaluators.classification import classification
 from mammoclip_jax.inference.exam import breast_scores, exam_scores, fingerprint, original_grey, predict
-
-from .fakes import FakeModel
 
 PREPROCESSING = {"geometry": "fit", "height": 96, "width": 64, "intensity": "voi", "bits": 8, "crop": "robust"}
 VOI = Preprocessing()

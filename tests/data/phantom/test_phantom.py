@@ -436,7 +436,7 @@ def test_damaged_sets_are_named(folder, tmp_path, damage, message):
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "mammoclip_jax.data.sources.phantom", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
 
 
 @pytest.mark.slow

@@ -2,14 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from fakes import FakeDataset, FakeModel
 
 from mammoclip_jax.data.batches.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
 from mammoclip_jax.evaluation.evaluators.retrieval import directed, label_classes, merge, retrieval
 from mammoclip_jax.evaluation.metrics import ranking
-
-from .fakes import FakeDataset, FakeModel
 
 
 def test_recall_agrees_with_sorting_where_nothing_ties():

@@ -5,14 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+from fakes import FakeModel
 
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.inference.exam import BEST_BOX, original_grey, predict
 from mammoclip_jax.models.nms import Detections
-
-from .fakes import FakeModel
 
 
 class Brightest(FakeModel):

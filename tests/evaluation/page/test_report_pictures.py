@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import FakeDataset, FakeModel
+from test_report import Page
 
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.classification import binary, multiclass
@@ -12,9 +14,6 @@ from mammoclip_jax.evaluation.page import illustrations, report
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.inference.overlay import png
-
-from .fakes import FakeDataset, FakeModel
-from .test_report import Page
 
 CLASSES = ("A", "B", "C")
 QUICK = {"resamples": 30}

@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from evaluation.fakes import SHAPE, FakeDataset
+from fakes import SHAPE, FakeDataset
 from tiny_subject import RESNET, VIT, meta_of, variables_of
 
 from mammoclip_jax.evaluation.evaluators.saliency import saliency

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from fakes import FakeDataset, FakeModel
 from naive_boxes import naive_iou
 
 from mammoclip_jax.errors import UserError
@@ -15,8 +16,6 @@ from mammoclip_jax.evaluation.metrics import average_precision as ap
 from mammoclip_jax.evaluation.metrics import froc
 from mammoclip_jax.evaluation.metrics.average_precision import Case, Found
 from mammoclip_jax.models.nms import Detections
-
-from .fakes import FakeDataset, FakeModel
 
 IOUS = (0.25, 0.5)
 

@@ -9,13 +9,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from fakes import FakeDataset, FakeModel
 
 from mammoclip_jax.evaluation import result, statistics
 from mammoclip_jax.evaluation.page import display, plots, report
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.suite import evaluate
-
-from .fakes import FakeDataset, FakeModel
 
 HISTORY = [{"step": s, "loss": 3.0 / s, "images_per_second": 30.0, "eval/phantom/zero_shot/mass/auroc": 0.5 + s / 100}
            for s in range(1, 20)]

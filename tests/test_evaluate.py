@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from fakes import FakeDataset, FakeModel
+from test_classifier import FakeClassifier
 
 from mammoclip_jax import evaluate as command
 from mammoclip_jax import provenance
@@ -12,9 +14,6 @@ from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import seen_before
 from mammoclip_jax.tasks import labelled
-
-from .fakes import FakeDataset, FakeModel
-from .test_classifier import FakeClassifier
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mammoclip_jax import command
 from mammoclip_jax.training import checkpoint
 from mammoclip_jax.training.writer import read_metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STEPS = 12
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_source as published
+import test_opening as published
 
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults

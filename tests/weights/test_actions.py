@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
-from test_source import (
+from test_opening import (
     HEIGHT,
     LOGIT_SCALE,
     ROWS,
@@ -156,7 +156,7 @@ def test_wrong_words_are_explained(command, words, message):
 def test_errors_end_the_program_with_status_2(tmp_path):
     found = subprocess.run([sys.executable, "-m", "mammoclip_jax.weights", "import", "x.tar", "--out=y"],
                            cwd=tmp_path, text=True, capture_output=True, env=os.environ | {
-                               "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent.parent)})
+                               "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])})
     assert found.returncode == 2 and "Traceback" not in found.stderr
     assert "\nerror: x.tar: there is no such file or folder" in f"\n{found.stderr}"
     assert os.listdir(tmp_path) == []

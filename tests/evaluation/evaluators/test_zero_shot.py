@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from fakes import FakeDataset, FakeModel
 from sklearn.metrics import roc_auc_score
 
 from mammoclip_jax.data.batches.units import breasts
@@ -10,8 +11,6 @@ from mammoclip_jax.evaluation import features
 from mammoclip_jax.evaluation.evaluators.zero_shot import zero_shot
 from mammoclip_jax.inference.prompt_files import load_prompts
 from mammoclip_jax.inference.prompts import score, text_bank
-
-from .fakes import FakeDataset, FakeModel
 
 
 class NoisyModel(FakeModel):

