@@ -44,8 +44,8 @@ def test_what_says_something_else_is_dropped_and_counted(folder):
 @pytest.mark.parametrize("cut", [0, 1, 9])
 def test_a_killed_run_goes_on_to_the_same_file(folder, dies, cut):
     augment_text.augment(folder, _seeded, model="m", batch=2)
-    whole = pd.read_parquet(folder / augment_text.FILE)
-    (folder / augment_text.FILE).unlink()
+    whole = pd.read_parquet(folder / "texts_augmented.parquet")
+    (folder / "texts_augmented.parquet").unlink()
     calls = []
 
     def dying(texts, seed):
@@ -60,7 +60,7 @@ def test_a_killed_run_goes_on_to_the_same_file(folder, dies, cut):
     journal.write_bytes(journal.read_bytes()[:-cut or None])       # a line half written
     asked = []
     augment_text.augment(folder, lambda texts, seed: asked.append(seed) or _seeded(texts, seed), model="m", batch=2)
-    pd.testing.assert_frame_equal(pd.read_parquet(folder / augment_text.FILE), whole)
+    pd.testing.assert_frame_equal(pd.read_parquet(folder / "texts_augmented.parquet"), whole)
     assert len(asked) == 3 - (dies - 1) + (cut > 0 and dies > 1)
 
 
@@ -68,7 +68,7 @@ def test_another_model_starts_afresh(folder):
     (folder / augment_text.JOURNAL).write_text(json.dumps({"model": "old", "batch": 2, "seed": 42}) + "\n"
                                                + json.dumps([TEXTS[0], "Old."]) + "\n")
     augment_text.augment(folder, _seeded, model="m", batch=2)
-    assert "Old." not in set(pd.read_parquet(folder / augment_text.FILE)["augmented"])
+    assert "Old." not in set(pd.read_parquet(folder / "texts_augmented.parquet")["augmented"])
 
 
 def test_errors_name_what_to_do(folder, tmp_path, monkeypatch):
