@@ -55,13 +55,13 @@ def two_models(paths: list[str], values) -> list[Result]:
                         "Name the two files to compare.")
     else:
         pairs = [(name + "/", first[name], second[name]) for name in first]
-    found = []
+    results = []
     for name, a, b in pairs:
         made = comparison.compare(a, b, metrics=tuple(values.metric) or None, level=values.level, names=tuple(paths),
                                   resamples=values.resamples, permutations=values.permutations)
         figures = _pictures(a, b, paths, values) if values.out else {}
-        found.append(made._replace(name=name + made.name, figures=figures))
-    return found
+        results.append(made._replace(name=name + made.name, figures=figures))
+    return results
 
 
 def _pictures(a, b, names, values) -> dict[str, bytes]:
@@ -84,14 +84,14 @@ def one_model(path: str, values) -> list[Result]:
     if len(values.metric) > 1:
         raise UserError(f"--by takes one --metric, not {', '.join(values.metric)}.")
     index = pd.concat([Dataset.open(folder).index for folder in values.dataset], ignore_index=True)
-    found, tables = [], read_all(path)
+    results, tables = [], read_all(path)
     for name, table in tables.items():
         made = subgroups(table, index, by=tuple(values.by), metric=(values.metric or ["auroc"])[0], level=values.level,
                          resamples=values.resamples)
         parts = made.tables["subgroups"].groupby("label", sort=False)
         figures = {f"forest_{label}": curves.forest(part, title=label) for label, part in parts} if values.out else {}
-        found.append(made._replace(name=f"{name}/{made.name}" if len(tables) > 1 else made.name, figures=figures))
-    return found
+        results.append(made._replace(name=f"{name}/{made.name}" if len(tables) > 1 else made.name, figures=figures))
+    return results
 
 
 def training_sets(words: list[str], values) -> list[Result]:
@@ -113,14 +113,14 @@ def main(argv) -> int:
         results = two_models(words, values)
     else:
         raise UserError(f"give two results to compare, or one and --by=density,... , not {len(words)}; see --help.")
-    for found in results:
-        for table in found.tables.values():
-            print(f"{found.name}: {found.protocol}\n{shown(table).to_string(index=False)}")
+    for outcome in results:
+        for table in outcome.tables.values():
+            print(f"{outcome.name}: {outcome.protocol}\n{shown(table).to_string(index=False)}")
     if values.out:
         result.save(results, Path(values.out))
-        for found in results:
-            for name, table in found.tables.items():
-                (Path(values.out) / found.name / f"{name}.tex").write_text(latex_table(table))
+        for outcome in results:
+            for name, table in outcome.tables.items():
+                (Path(values.out) / outcome.name / f"{name}.tex").write_text(latex_table(table))
     command.write_json(values.json, result.to_json(results) |
                        {"tables": {f"{r.name}/{name}": result.plain(table.to_dict(orient="records"))
                                    for r in results for name, table in r.tables.items()}})

@@ -61,25 +61,26 @@ def main(argv) -> int:
     job = session.Session(
         topology.load(values.topology), {"height": values.height, "width": values.width, "bits": int(values.bits)},
         values.vocab_size, values.cache, dict(_option(item) for item in values.xla))
-    found = []
+    programs = []
     for options in itertools.product(values.remat or [None], values.scan or [None], values.micro_batches or [None]):
         config = session.variant(values.config, *options)
         if values.search:
-            found.append(job.search(config, values.images_per_chip))
+            programs.append(job.search(config, values.images_per_chip))
         else:
-            found.append(job.compile(session.with_images(config, values.images_per_chip, job.target)))
-        print(table.text(found[-1].figures), flush=True)
-    figures = {"programs": [each.figures | {"config": json.loads(each.config.to_json_best_effort())} for each in found],
+            programs.append(job.compile(session.with_images(config, values.images_per_chip, job.target)))
+        print(table.text(programs[-1].figures), flush=True)
+    figures = {"programs": [each.figures | {"config": json.loads(each.config.to_json_best_effort())}
+                            for each in programs],
                "command": shlex.join(["python", "-m", "mammoclip_jax.compile", *sys.argv[1:]])}
     print(f"again: {figures['command']}")
     command.write_json(values.json, figures)
     if values.hlo:
-        Path(values.hlo).write_text(found[-1].text)
+        Path(values.hlo).write_text(programs[-1].text)
     if values.csv:
-        table.write(values.csv, [row for each in found for row in each.rows])
+        table.write(values.csv, [row for each in programs for row in each.rows])
     if values.table:
-        table.update(values.table, [each.rows[-1] for each in found])
-    return 0 if all(each.figures["fits"] for each in found) else DOES_NOT_FIT
+        table.update(values.table, [each.rows[-1] for each in programs])
+    return 0 if all(each.figures["fits"] for each in programs) else DOES_NOT_FIT
 
 
 def _option(item):

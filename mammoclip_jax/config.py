@@ -169,10 +169,11 @@ def complete(config) -> ConfigDict:
 
 def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train.lr": value} of all fields; of an empty part nothing."""
-    found = {}
+    values = {}
     for name, value in config.items():
-        found |= fields(value, f"{prefix}{name}.") if isinstance(value, (Mapping, ConfigDict)) else {prefix + name: value}
-    return found
+        values |= (fields(value, f"{prefix}{name}.") if isinstance(value, (Mapping, ConfigDict))
+                   else {prefix + name: value})
+    return values
 
 
 def check_common(config: ConfigDict, unused: re.Pattern) -> None:

@@ -47,23 +47,23 @@ def main(argv) -> int:
     values = flags.FLAGS
     model = loading.load(values.weights, batch_size=VIEWS)
     settings = model.config.predict
-    found = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
-                    stage=values.stage or ("" if values.method else settings.stage),
-                    method=values.method or settings.method, overlay_size=values.overlay_size,
-                    every_view=values.every_view)
+    prediction = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
+                         stage=values.stage or ("" if values.method else settings.stage),
+                         method=values.method or settings.method, overlay_size=values.overlay_size,
+                         every_view=values.every_view)
     target = Path(values.out, "prediction.json")
     for path in filter(None, (target, values.json)):
-        write_json(path, found)
-    for exam in found["exams"]:
+        write_json(path, prediction)
+    for exam in prediction["exams"]:
         print(_line(exam))
-    for problem in found["problems"]:
+    for problem in prediction["problems"]:
         print(f"not scored: {problem['file']}: {problem['reason']}; {problem['remedy']}", file=sys.stderr)
-    counts = found["counts"]
+    counts = prediction["counts"]
     for kind, number in counts["ignored"].items():
         print(f"no image, {kind}: {number}")
     print(f"{counts['scored']} views scored, {counts['left_out']} left out, {counts['problems']} files not readable: "
           f"{target}")
-    return 1 if found["problems"] or not counts["scored"] else 0
+    return 1 if prediction["problems"] or not counts["scored"] else 0
 
 
 def _line(exam: dict) -> str:

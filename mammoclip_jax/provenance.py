@@ -44,9 +44,9 @@ def trained_on(datasets, *before: str | None) -> str:
 
     Eleven characters a patient, for `patients_in`.
     """
-    found = [patients(dataset, dataset.index[dataset.index["split"] == "train"]) for dataset in datasets]
-    found += [patients_in(record) for record in before if record]
-    return base64.b64encode(np.unique(np.concatenate([np.zeros(0, "<u8"), *found])).tobytes()).decode()
+    parts = [patients(dataset, dataset.index[dataset.index["split"] == "train"]) for dataset in datasets]
+    parts += [patients_in(record) for record in before if record]
+    return base64.b64encode(np.unique(np.concatenate([np.zeros(0, "<u8"), *parts])).tobytes()).decode()
 
 
 def patients_in(record: str) -> np.ndarray:
@@ -56,8 +56,8 @@ def patients_in(record: str) -> np.ndarray:
 
 def versions(packages) -> dict[str, str]:
     """{package: version} of those of `packages` that are installed."""
-    found = {name: version(name) for name in packages}
-    return {name: known for name, known in found.items() if known != MISSING}
+    installed = {name: version(name) for name in packages}
+    return {name: known for name, known in installed.items() if known != MISSING}
 
 
 def version(package: str) -> str:
@@ -70,18 +70,18 @@ def version(package: str) -> str:
 
 def code() -> dict:
     """JSON: the version of this program, and of a git checkout the commit and whether its files were changed since."""
-    found = {"version": version("mammoclip_jax"), "commit": "", "changed": False}
+    record = {"version": version("mammoclip_jax"), "commit": "", "changed": False}
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return found        # installed, or below someone else's checkout
+        return record        # installed, or below someone else's checkout
     changed = bool(_git("status", "--porcelain", "--", "."))
-    return found | {"commit": _git("rev-parse", "HEAD") or "", "changed": changed}
+    return record | {"commit": _git("rev-parse", "HEAD") or "", "changed": changed}
 
 
 def _git(*arguments: str) -> str | None:
     """What git says of the folder of this package; None where it fails or is not there."""
     try:
-        found = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
-                               check=True, timeout=20)
+        process = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
+                                 check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return process.stdout.strip()

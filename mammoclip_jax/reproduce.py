@@ -72,11 +72,11 @@ def main(argv) -> int:
         ready = [row for row in chosen if not reasons[protocol][row.name]]
         planned = jobs.plan(ready, inputs, protocol, out, overrides, Path(values.configs or jobs.CONFIGS))
         try:
-            found = jobs.all_of(planned, again)
+            results = jobs.all_of(planned, again)
         except Stopped as stopped:
             logging.warning("%s", stopped)
             return command.INTERRUPTED
-        records += [outcome.record(row, protocol, reasons[protocol][row.name], found.get(row.name)) for row in chosen]
+        records += [outcome.record(row, protocol, reasons[protocol][row.name], results.get(row.name)) for row in chosen]
     outcome.write(out, records)
     print(outcome.text(records))
     command.write_json(values.json, {"rows": records})

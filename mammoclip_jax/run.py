@@ -153,12 +153,12 @@ def common_preprocessing(datasets) -> dict:
     (first_name, first), *others = datasets.items()
     wanted = dataclasses.asdict(Preprocessing.from_dict(first.info["preprocessing"]))
     for name, dataset in others:
-        found = dataclasses.asdict(Preprocessing.from_dict(dataset.info["preprocessing"]))
-        different = [key for key in wanted if wanted[key] != found[key]]
+        settings = dataclasses.asdict(Preprocessing.from_dict(dataset.info["preprocessing"]))
+        different = [key for key in wanted if wanted[key] != settings[key]]
         if different:
             key = different[0]
             raise UserError(f"{first_name} ({first.path}) and {name} ({dataset.path}) were prepared differently: "
-                            f"{key} is {wanted[key]!r} and {found[key]!r}. Prepare one of them again.")
+                            f"{key} is {wanted[key]!r} and {settings[key]!r}. Prepare one of them again.")
     return wanted
 
 
@@ -230,16 +230,16 @@ class Evaluation:
         variables, step = state.variables(), int(state.step)
         if jax.process_count() > 1:
             variables = jax.device_get(self.gather(variables))      # whole, and of no other process's devices
-        found = {}
+        figures = {}
         if distributed.is_main():
             with jax.set_mesh(self.mesh):
                 if self.model is None:
                     self.model = loading.KINDS[self.meta["kind"]](variables, self.meta, step, mesh=self.mesh,
                                                                     batch_size=self.config.evaluate.batch_size)
                 self.model.set_variables(variables, step)
-                found = function(self.model)
+                figures = function(self.model)
         barrier("evaluation")
-        return found
+        return figures
 
 
 def final_evaluation(model, datasets, config, workdir):

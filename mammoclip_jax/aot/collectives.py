@@ -42,7 +42,7 @@ class Collective(NamedTuple):
 
 def find(program: Program) -> list[Collective]:
     """All collectives that the program runs, largest first."""
-    found, channels = [], set()
+    collectives, channels = [], set()
     fused = {name for computation in program.computations.values() for instruction in computation.values()
              if instruction.opcode == "fusion" for name in called(instruction)}
     for name, computation in program.computations.items():
@@ -64,9 +64,9 @@ def find(program: Program) -> list[Collective]:
             if instruction.opcode.endswith("-start") and kind != "all-reduce":
                 given = given[len(taken):]      # (what goes in, what comes out, ...)
             arrays = max((taken, given), key=lambda side: sum(array.bytes for array in side))
-            found.append(Collective(instruction.name, kind, tuple(arrays), program.passes[name],
-                                    _groups(instruction.text), source(instruction)))
-    return sorted(found, key=lambda collective: -collective.total)
+            collectives.append(Collective(instruction.name, kind, tuple(arrays), program.passes[name],
+                                          _groups(instruction.text), source(instruction)))
+    return sorted(collectives, key=lambda collective: -collective.total)
 
 
 def by_kind(collectives: list[Collective]) -> dict[str, dict[str, int]]:

@@ -46,8 +46,8 @@ def of_program(compiled) -> dict[str, int]:
 def shortage(message: str) -> tuple[int, int] | None:
     """(bytes that the program needs, bytes that there are), as an error of the compiler says; None for other errors."""
     for pattern in _REPORTS:
-        if found := re.search(pattern, message):
-            needed, unit, there, unit_there = found.groups()
+        if match := re.search(pattern, message):
+            needed, unit, there, unit_there = match.groups()
             return int(float(needed) * _UNITS[unit]), int(float(there) * _UNITS[unit_there])
     return None
 

@@ -66,27 +66,27 @@ def _collectives(config, trainer, program) -> dict:
     of the global batch. `image_batch_bytes` are the stored images of one chip: a collective of that size would be
     moving images or maps, unless it has the shape of a parameter.
     """
-    found = collectives.find(program)
+    ops = collectives.find(program)
     frozen = frozen_parameters(config.train, trainer.state.params, config.model.frozen)
     trained = [x for x, still in zip(jax.tree.leaves(trainer.state.params), jax.tree.leaves(frozen)) if not still]
     image_batch = device_memory.shard_bytes(trainer.batch["image"])
     breasts, views = trainer.batch["image"].shape[:2]
     vectors = breasts * (views + trainer.batch["token_ids"].shape[1]) * config.model.dim * 4
-    gradients = gradient_bytes(trained, found)
-    total = sum(collective.total for collective in found)
+    gradients = gradient_bytes(trained, ops)
+    total = sum(collective.total for collective in ops)
     return {
-        "by_kind": collectives.by_kind(found), "bytes": total, "gradient_bytes": gradients, "embedding_bytes": vectors,
+        "by_kind": collectives.by_kind(ops), "bytes": total, "gradient_bytes": gradients, "embedding_bytes": vectors,
         "ratio": total / (gradients + vectors), "image_batch_bytes": image_batch,
         "gradient_bytes_float32": sum(math.prod(x.shape) * 4 for x in trained),
-        "largest": str(found[0]) if found else "", "largest_bytes": found[0].bytes if found else 0,
-        "as_large_as_images": [str(each) for each in large(trainer.state.params, found, image_batch)],
+        "largest": str(ops[0]) if ops else "", "largest_bytes": ops[0].bytes if ops else 0,
+        "as_large_as_images": [str(each) for each in large(trainer.state.params, ops, image_batch)],
     }
 
 
-def gradient_bytes(parameters, found) -> int:
-    """Bytes of one gradient of each parameter, in the type that an array of its size has in `found`; else float32."""
+def gradient_bytes(parameters, ops) -> int:
+    """Bytes of one gradient of each parameter, in the type that an array of its size has in `ops`; else float32."""
     travelling = {}
-    for collective in found:
+    for collective in ops:
         for array in collective.arrays:
             travelling.setdefault(math.prod(array.shape), []).append(array.bytes)
     total = 0
@@ -96,13 +96,13 @@ def gradient_bytes(parameters, found) -> int:
     return total
 
 
-def large(parameters, found, size: int) -> list:
+def large(parameters, ops, size: int) -> list:
     """Collectives with an array of `size` bytes or more that has no parameter's shape.
 
     Nor that of a stack of equal parameters; axes of one and the order of axes are the compiler's.
     """
     forms = {_form(x.shape) for x in jax.tree.leaves(parameters)}
-    return [each for each in found if any(
+    return [each for each in ops if any(
         array.bytes >= size and not {_form(array.shape), _form(array.shape[1:])} & forms for array in each.arrays)]
 
 

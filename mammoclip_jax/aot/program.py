@@ -75,11 +75,11 @@ def _compile(lowered, options, key, known) -> Compiled:
     try:
         compiled = lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
-        found = device_memory.shortage(str(error))
-        if found is None:
+        shortage = device_memory.shortage(str(error))
+        if shortage is None:
             raise
         seconds = time.monotonic() - started
-        return Compiled(False, dict(zip(("needed", "available"), found)), {}, "", seconds, key, known)
+        return Compiled(False, dict(zip(("needed", "available"), shortage)), {}, "", seconds, key, known)
     cost = compiled.cost_analysis() or {}
     figures = {"flops": cost.get("flops", 0.0), "bytes": cost.get("bytes accessed", 0.0)}
     return Compiled(True, device_memory.of_program(compiled), figures, compiled.as_text(), time.monotonic() - started, key,

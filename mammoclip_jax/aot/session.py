@@ -65,18 +65,18 @@ class Session(NamedTuple):
         step = smallest_batch(config, self.target)
 
         def trial(size) -> search.Trial:
-            tried[size] = found = self.compile(with_batch(config, size))
-            memory = found.figures["memory"]
+            tried[size] = compiled = self.compile(with_batch(config, size))
+            memory = compiled.figures["memory"]
             used = memory.get("needed", memory.get("total"))
-            logging.info("%g images a chip: %s, %.2f of %.2f GiB", found.figures["images_per_chip"],
-                         "fits" if found.figures["fits"] else "does not fit", used / 2**30,
-                         found.figures["hbm_bytes"] / 2**30)
-            return search.Trial(found.figures["fits"], used, found.figures["hbm_bytes"])
+            logging.info("%g images a chip: %s, %.2f of %.2f GiB", compiled.figures["images_per_chip"],
+                         "fits" if compiled.figures["fits"] else "does not fit", used / 2**30,
+                         compiled.figures["hbm_bytes"] / 2**30)
+            return search.Trial(compiled.figures["fits"], used, compiled.figures["hbm_bytes"])
 
         first = with_images(config, start, self.target).train.batch_size
         best = search.largest(trial, first, step)
         chosen = tried[best or min(tried)]
-        others = [row for size, found in sorted(tried.items()) if found is not chosen for row in found.rows]
+        others = [row for size, compiled in sorted(tried.items()) if compiled is not chosen for row in compiled.rows]
         return chosen._replace(rows=others + chosen.rows)
 
 

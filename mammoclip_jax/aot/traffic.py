@@ -40,17 +40,17 @@ def costs(program: Program) -> list[Cost]:
     """Of all instructions that run by themselves."""
     fused = {callee for computation in program.computations.values() for instruction in computation.values()
              if instruction.opcode == "fusion" for callee in _fusion(instruction)}
-    found = []
+    entries = []
     for name, computation in program.computations.items():
         if not program.passes[name] or name in fused:
             continue
         for instruction in computation.values():
             if instruction.opcode not in _FREE:
                 moved = _moved(instruction, computation, program)
-                found.append(Cost(instruction, program.passes[name], sum(array.padded for array in moved),
-                                  sum(array.padded for array in moved if array.space == 0),
-                                  _flops(instruction, computation, program)))
-    return found
+                entries.append(Cost(instruction, program.passes[name], sum(array.padded for array in moved),
+                                    sum(array.padded for array in moved if array.space == 0),
+                                    _flops(instruction, computation, program)))
+    return entries
 
 
 def total(costs: list[Cost], loops: bool = True) -> Sums:

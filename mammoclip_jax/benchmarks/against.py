@@ -69,9 +69,9 @@ def peer_specification(config, work: str, *, setting: str, vocab_size: int, chec
     }
 
 
-def _require(holds, what, found) -> None:
+def _require(holds, what, value) -> None:
     if not holds:
-        raise UserError(f"--against=torch needs {what}; this config has {found}.")
+        raise UserError(f"--against=torch needs {what}; this config has {value}.")
 
 
 def compare(ours: dict, peers: Mapping[str, dict], *, steps: int, warm_up: int, alternate: str = "step",
@@ -113,7 +113,7 @@ def compare(ours: dict, peers: Mapping[str, dict], *, steps: int, warm_up: int, 
         finally:
             for worker in workers.values():
                 worker.__exit__()
-        _check_same_work({name: found[-1]["about"] for name, found in runs.items()})
+        _check_same_work({name: reports[-1]["about"] for name, reports in runs.items()})
     return [row(name, runs[name], runs["jax"], alternate) for name in sides]
 
 
@@ -129,7 +129,7 @@ def _measured(worker) -> dict:
 
 def _check_same_work(about: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises UserError unless all sides have as many parameters as ours."""
-    counts = {name: found["parameters"] for name, found in about.items()}
+    counts = {name: facts["parameters"] for name, facts in about.items()}
     if len(set(counts.values())) > 1:
         raise UserError(f"the sides do not do the same work, they have {counts} parameters: "
                         "is an option of config.model unknown to benchmarks/torch_peer.py?")

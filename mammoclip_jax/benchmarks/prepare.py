@@ -38,11 +38,11 @@ def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
     for _ in range(repeats):
         for name, workers in seconds:
             seconds[name, workers].append(_timed(*jobs[name], workers))
-    found = {key: np.array(values) for key, values in seconds.items()}
-    return [{"function": name, "workers": workers, **rates(found[name, workers], len(tasks)),
-             "ratio": round(float(np.median(found[BASELINE, workers] / found[name, workers])), 2),
-             "scaling": round(float(np.median(found[name, 1] / found[name, workers])), 2)}
-            for name, workers in found]
+    times = {key: np.array(values) for key, values in seconds.items()}
+    return [{"function": name, "workers": workers, **rates(times[name, workers], len(tasks)),
+             "ratio": round(float(np.median(times[BASELINE, workers] / times[name, workers])), 2),
+             "scaling": round(float(np.median(times[name, 1] / times[name, workers])), 2)}
+            for name, workers in times]
 
 
 def _plain_map(function, items: list, workers: int):

@@ -42,8 +42,8 @@ def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
         return Features(encoder, dataset).of("pooled", range(len(target)))
 
     def once(learn):
-        found = features()
-        return learn(lambda: found)
+        vectors = features()
+        return learn(lambda: vectors)
 
     def by_regression(source):
         return logistic.fit(logistic.Items(source(), target, target.astype(str)), 2, logistic.CS)
@@ -75,12 +75,12 @@ def _by_adam(features, target: np.ndarray):
     """Kernel and bias after EPOCHS epochs over what `features()` gives in each."""
     state = None
     for _ in range(EPOCHS):
-        found = features()
+        vectors = features()
         if state is None:
-            head = (jnp.zeros(found.shape[1]), jnp.zeros(()))
+            head = (jnp.zeros(vectors.shape[1]), jnp.zeros(()))
             state = head, _OPTIMISER.init(head)
         for start in range(0, len(target), BATCH):
-            state = _step(state, found[start:start + BATCH], target[start:start + BATCH])
+            state = _step(state, vectors[start:start + BATCH], target[start:start + BATCH])
     return jax.block_until_ready(state[0])
 
 

@@ -27,7 +27,7 @@ def rows(config, work: str, *, devices: Sequence[int] = (), images: int = 0, hei
         tunables: GLIBC_TUNABLES of the processes; "" leaves the environment as it is.
         workdir: of "input" and "end_to_end", for data that the config makes; "" is a temporary one.
     """
-    found = []
+    table = []
     environment = {"GLIBC_TUNABLES": tunables} if tunables else {}
     one = images or config.train.batch_size * config.data.views
     with tempfile.TemporaryDirectory() as scratch:
@@ -44,10 +44,10 @@ def rows(config, work: str, *, devices: Sequence[int] = (), images: int = 0, hei
                 worker.warm_up(warm_up)
                 for _ in range(steps):
                     worker.step()
-                found.append(row(config, work, worker, tunables, (height, width)))
-    for each in found:
-        each["scaling"] = round(each["images_per_second_per_device"] / found[0]["images_per_second_per_device"], 3)
-    return found
+                table.append(row(config, work, worker, tunables, (height, width)))
+    for each in table:
+        each["scaling"] = round(each["images_per_second_per_device"] / table[0]["images_per_second_per_device"], 3)
+    return table
 
 
 def row(config, work: str, worker, tunables: str, size: tuple[int, int]) -> dict:

@@ -78,11 +78,11 @@ class Worker:
 
     def step(self) -> float:
         """Seconds of one step, measured in the worker."""
-        found = self._ask("step")
-        self.first = self.first or found["seconds"]
-        self.seconds.append(found["seconds"])
-        self.figures.append(found)
-        return found["seconds"]
+        answer = self._ask("step")
+        self.first = self.first or answer["seconds"]
+        self.seconds.append(answer["seconds"])
+        self.figures.append(answer)
+        return answer["seconds"]
 
     def warm_up(self, steps: int) -> None:
         """`steps` steps that do not count, in time or memory."""
@@ -106,7 +106,7 @@ class Worker:
             status = self._process.wait()
             raise UserError(f"the process of {self.module} ended with status {status}; what it said is above "
                             "(killed, -9, is most often too little memory).")
-        found = json.loads(reply)
-        if "error" in found:
-            raise UserError(found["error"])
-        return found
+        answer = json.loads(reply)
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return answer

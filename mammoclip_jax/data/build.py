@@ -158,12 +158,12 @@ def _finished(out: Path, parameters: dict) -> dict:
 
 def _stored(out: Path, building: Path, parameters: dict) -> dict[str, increment.Stored]:
     """The records of earlier runs, finished or stopped, that this program would make as they are and not leave out."""
-    found = increment.of_dataset(out) if _same_program(_finished(out, parameters), parameters) else {}
+    records = increment.of_dataset(out) if _same_program(_finished(out, parameters), parameters) else {}
     for stopped in (out / STOPPED, building):
         path = stopped / "parameters.json"
         if path.is_file() and _same_program(json.loads(path.read_text()), parameters):
-            found |= increment.of_building(stopped, out)
-    return {key: record for key, record in found.items()
+            records |= increment.of_building(stopped, out)
+    return {key: record for key, record in records.items()
             if not leave_out.reason(record.columns["flags"].split(","), parameters["leave_out"])}
 
 

@@ -85,18 +85,18 @@ def _values(values: Iterable) -> dict:
 
 def _labels(column: Iterable[str]) -> dict[str, dict[str, int]]:
     """How many images have each value of each label; of many-valued ones (age) only how many have it."""
-    found: dict[str, collections.Counter] = {}
+    counts: dict[str, collections.Counter] = {}
     for labels in column:
         for name, value in json.loads(labels).items():
-            found.setdefault(name, collections.Counter())[str(value)] += 1
+            counts.setdefault(name, collections.Counter())[str(value)] += 1
     return {name: dict(sorted(values.items())) if len(values) <= 12 else {"known": values.total()}
-            for name, values in sorted(found.items())}
+            for name, values in sorted(counts.items())}
 
 
 def _box_labels(column: Iterable[str]) -> dict[str, int]:
     """How many boxes carry each label; one with several ("labels") counts for each."""
-    found = (box for boxes in column for box in json.loads(boxes))
-    return _values(label for box in found for label in names_of(box))
+    items = (box for boxes in column for box in json.loads(boxes))
+    return _values(label for box in items for label in names_of(box))
 
 
 def _reports(rows: pd.DataFrame) -> dict[str, int]:
@@ -118,9 +118,9 @@ def _headers(table: SourceTable, root: Path, frames: str) -> tuple[list[Problem]
     problems, flags = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
         results = pool.map(lambda row: _header(row, root / row.file, frames, table.leave_out), table.rows.itertuples())
-        for problem, found in tqdm(results, total=len(table.rows), desc="headers", unit="file", disable=None):
+        for problem, names in tqdm(results, total=len(table.rows), desc="headers", unit="file", disable=None):
             problems += problem
-            flags += found
+            flags += names
     return problems, _values(flags)
 
 
@@ -140,10 +140,10 @@ def _header(row, path: Path, frames: str, left_out: Sequence[str]) -> tuple[list
     if fault := box_fault(row.boxes, fields.size):
         return problem("boxes", fault, REMEDIES[fault.split(":")[0]]), fields.flags
     differing = [
-        problem("differs", f"{name} differs: {told} in the table, {found} in the file",
+        problem("differs", f"{name} differs: {told} in the table, {stored} in the file",
                 "one of the two is wrong; the table's is used")
-        for name, told, found in (("laterality", row.laterality, fields.laterality), ("view", row.view, fields.view))
-        if told and found and told != found
+        for name, told, stored in (("laterality", row.laterality, fields.laterality), ("view", row.view, fields.view))
+        if told and stored and told != stored
     ]
     return sum(differing, []), fields.flags
 

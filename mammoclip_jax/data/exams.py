@@ -49,16 +49,16 @@ def read(root: Path | str, pattern: re.Pattern | None = None) -> image_files.Fou
 
     A picture whose path does not match the pattern is a problem.
     """
-    found = image_files.find(root, pattern)
-    problems = list(found.problems)
+    listing = image_files.find(root, pattern)
+    problems = list(listing.problems)
     images: dict[str, Fields] = {}
-    for name, fields in found.images.items():
+    for name, fields in listing.images.items():
         if pattern and not fields.patient and not pattern.search(name):
             remedy = "mend --option=pattern, or the name"
             problems.append(Problem(name, "source", "path does not match the pattern", remedy, name))
         else:
             images[name] = fields
-    return without_copies(Path(root), image_files.Found(identified(images, pattern), problems, found.others))
+    return without_copies(Path(root), image_files.Found(identified(images, pattern), problems, listing.others))
 
 
 def identified(images: Mapping[str, Fields], pattern: re.Pattern | None = None) -> dict[str, Fields]:
@@ -114,13 +114,13 @@ def _words(name: str) -> re.Match | None:
 
 def _named_after_views(name: str) -> list[str]:
     """The innermost folders of a file that are named after a side or a view alone: "p1/SEIN GAUCHE/CC/1.png"."""
-    found = []
+    folders = []
     for folder in map(str, reversed(PurePosixPath(name).parent.parts)):
         match = _words(folder)
         if not match or match.end() < len(folder) or not _NOBODY.fullmatch(folder[:match.start()]):
-            return found
-        found.append(folder)
-    return found
+            return folders
+        folders.append(folder)
+    return folders
 
 
 def _above(name: str) -> PurePosixPath:
@@ -134,16 +134,16 @@ def _folder(names: Iterable[str]) -> str:
     return os.path.commonpath([PurePosixPath("/", _above(name)) for name in names])[1:] or "."
 
 
-def without_copies(root: Path, found: image_files.Found) -> image_files.Found:
+def without_copies(root: Path, listing: image_files.Found) -> image_files.Found:
     """The same without the files that are an image of the same patient, study, side, view and size once more: the same
     SOP instance, or where there is no such number the same bytes."""
     groups: dict[tuple, list[str]] = {}
-    for name, fields in found.images.items():
+    for name, fields in listing.images.items():
         content = fields.image if fields.image not in ("", name) else (root / name).stat().st_size
         key = (fields.patient, fields.study, fields.laterality, fields.view, fields.size, content)
         groups.setdefault(key, []).append(name)
     firsts: dict[tuple, str] = {}
-    others = list(found.others)
+    others = list(listing.others)
     for key, names in groups.items():
         for name in names if len(names) > 1 else ():
             same = hashlib.sha256((root / name).read_bytes()).digest() if isinstance(key[-1], int) else b""
@@ -151,18 +151,18 @@ def without_copies(root: Path, found: image_files.Found) -> image_files.Found:
             if first != name:
                 others.append(image_files.other(name, f"{COPY}: {first}"))
     gone = {other.file for other in others}
-    return found._replace(images={name: fields for name, fields in found.images.items() if name not in gone},
-                          others=sorted(others))
+    return listing._replace(images={name: fields for name, fields in listing.images.items() if name not in gone},
+                            others=sorted(others))
 
 
-def grouped(root: Path | str, found: image_files.Found) -> list[Exam]:
+def grouped(root: Path | str, listing: image_files.Found) -> list[Exam]:
     """The exams of what `read` found, in order of name."""
     studies: dict[tuple[str, str], list[str]] = {}
-    for name, fields in found.images.items():
+    for name, fields in listing.images.items():
         studies.setdefault((fields.patient, fields.study), []).append(name)
     folders = [(_folder(names), tuple(names)) for names in studies.values()]
     there = tuple(f"{folder}/" for folder, _ in folders)
-    lost = {_folder([problem.file]) for problem in found.problems}
+    lost = {_folder([problem.file]) for problem in listing.problems}
     folders += [(folder, ()) for folder in sorted(lost) if "./" not in there and not f"{folder}/".startswith(there)]
     named = [(Path(root).resolve().name if folder == "." else folder, files) for folder, files in folders]
     several = {name for name, number in collections.Counter(name for name, _ in named).items() if number > 1}

@@ -136,14 +136,14 @@ def _look(root: Path, name: str) -> Fields | Problem | str:
             return Fields()
         if suffix not in dicom.SUFFIXES and not dicom.looks_like(path):
             return none
-        found = dicom.read_fields(path)
+        fields = dicom.read_fields(path)
     except dicom.Unreadable as error:
         if error.reason == dicom.NOT_DICOM and suffix not in dicom.SUFFIXES:        # its first bytes were chance
             return none
         return _problem(name, error.stage, error.reason, error.remedy)
     except OSError as error:
         return _unreadable(name, error)
-    return found if found.size or not found.kind or "Image" in found.kind else found.kind
+    return fields if fields.size or not fields.kind or "Image" in fields.kind else fields.kind
 
 
 def as_there(table: SourceTable, root: Path) -> SourceTable:

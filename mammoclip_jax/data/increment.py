@@ -87,13 +87,13 @@ def of_dataset(out: Path) -> dict[str, Stored]:
 
 def of_building(building: Path, out: Path) -> dict[str, Stored]:
     """The records of the finished shards of a run that was stopped; its last act is to move them to `out`."""
-    found: dict[str, Stored] = {}
+    records: dict[str, Stored] = {}
     for side in building.glob("[0-9]*.json"):
         shards = json.loads((building / "parameters.json").read_text())["shard_count"]
         name = shard_name(int(side.stem), shards)
         path = building / name if (building / name).is_file() else out / name
-        found |= _stored(json.loads(side.read_text())["rows"], lambda shard, path=path: path)
-    return found
+        records |= _stored(json.loads(side.read_text())["rows"], lambda shard, path=path: path)
+    return records
 
 
 def _stored(rows: list[dict], path: Callable[[int], Path]) -> dict[str, Stored]:

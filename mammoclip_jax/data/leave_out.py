@@ -49,8 +49,8 @@ def unused(dataset: Dataset, leave_out: Sequence[str]) -> Dataset:
     if not names:
         return dataset
     reasons = [reason(flags.split(","), names) for flags in dataset.index["flags"]]
-    found = collections.Counter(filter(None, reasons))
-    logging.info("%s: %d of %d images are not used by config.data.leave_out%s", dataset.path, found.total(),
-                 len(reasons), "".join(f"; {number} {why}" for why, number in sorted(found.items())))
+    counts = collections.Counter(filter(None, reasons))
+    logging.info("%s: %d of %d images are not used by config.data.leave_out%s", dataset.path, counts.total(),
+                 len(reasons), "".join(f"; {number} {why}" for why, number in sorted(counts.items())))
     splits = [SPLIT if why else split for why, split in zip(reasons, dataset.index["split"])]
     return Dataset(dataset.path, dataset.info, dataset.index.assign(split=splits))

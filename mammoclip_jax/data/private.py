@@ -63,10 +63,10 @@ def settled(table: SourceTable, root: Path | str, headers: bool = True, recognis
         known[row.study] |= Identities(frozenset(row.identities), numbers=frozenset(_own(row)))
     model = recognise.load(recogniser) if recogniser else None
     read = _headers(table.rows, Path(table.root or root)) if headers else []
-    for study, found in read:
-        known[study] |= found
+    for study, people in read:
+        known[study] |= people
     ran = {"texts": "private", "rules": True, "tables": True, "headers": headers,
-           "header_files": sum(found != Identities() for _, found in read), "recogniser": model.name if model else ""}
+           "header_files": sum(people != Identities() for _, people in read), "recogniser": model.name if model else ""}
     return Settled(table._replace(rows=_without(table.rows, known, model, parts)), ran)
 
 
@@ -116,7 +116,7 @@ def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser
         "view": [view if view in VIEWS else view_of(view) for view in rows["view"]],
         "vendor": [maker if maker in _MAKERS else vendor_of(maker) for maker in rows["vendor"]],
         "identities": [[] for _ in cleaners],
-        "parts": [_words(found, clean) if parts else "{}" for clean, found in zip(cleaners, rows["parts"])],
+        "parts": [_words(cell, clean) if parts else "{}" for clean, cell in zip(cleaners, rows["parts"])],
     }
     return rows.assign(**{name: pd.Series(values, rows.index, rows[name].dtype) for name, values in columns.items()})
 
@@ -134,6 +134,6 @@ def _words(values: str, clean: Callable[[str], str]) -> str:
             return clean(str(value))
         return clean(value) if isinstance(value, str) else value
 
-    found = json.loads(values)
-    changed = within(found)
-    return values if changed == found else json.dumps(changed)
+    content = json.loads(values)
+    changed = within(content)
+    return values if changed == content else json.dumps(changed)

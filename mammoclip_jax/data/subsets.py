@@ -16,11 +16,11 @@ def folds(patients, strata, count: int, seed: int = 0) -> np.ndarray:
     known = len(np.unique(patients))
     if not 2 <= count <= known:
         raise UserError(f"{known} patients cannot be split into {count} folds: choose from 2 to {known}.")
-    found = np.zeros(len(patients), int)
+    fold_of = np.zeros(len(patients), int)
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     for fold, (_, members) in enumerate(splitter.split(patients, strata, patients)):
-        found[members] = fold
-    return found
+        fold_of[members] = fold
+    return fold_of
 
 
 def fraction(patients, strata, share: float, seed: int = 0) -> np.ndarray:

@@ -41,20 +41,20 @@ def _named(title: str, numbers: dict) -> list[str]:
     return [f"  {title}: " + ", ".join(f"{name} {number}" for name, number in numbers.items())] if numbers else []
 
 
-def reports(found: dict) -> list[str]:
+def reports(counts: dict) -> list[str]:
     """What became of the sections of reports, and of how many what one wants of them was not found."""
-    if not found:
+    if not counts:
         return []
-    return [*_named("reports have sections kept", found["kept"]), *_named("and dropped", found["dropped"]),
-            *lacking(found["lacking"])]
+    return [*_named("reports have sections kept", counts["kept"]), *_named("and dropped", counts["dropped"]),
+            *lacking(counts["lacking"])]
 
 
-def lacking(found: dict) -> list[str]:
+def lacking(counts: dict) -> list[str]:
     """The warnings."""
     what = {"findings": "have an impression and no findings",
             "both": "have neither findings nor impression: all their sections are texts"}
-    return [f"  WARNING: {found[name]} reports {words}; --check shows examples by section"
-            for name, words in what.items() if found[name]]
+    return [f"  WARNING: {counts[name]} reports {words}; --check shows examples by section"
+            for name, words in what.items() if counts[name]]
 
 
 def deidentified(ran: dict) -> str:
@@ -75,15 +75,15 @@ def dry_run(counts: dict, written: bool) -> str:
     lines += [_line(number, f"files {name}") for name, number in counts["files"].items()]
     for title in ("views", "lateralities", "vendors", "header_flags"):
         lines += [f"  {title}: " + ", ".join(f"{name or 'unknown'} {number}" for name, number in counts[title].items())]
-    for split, found in counts["box_labels"].items():
-        lines += [f"  boxes in {split}: " + (", ".join(f"{name} {number}" for name, number in found.items()) or "none")]
+    for split, boxes in counts["box_labels"].items():
+        lines += [f"  boxes in {split}: " + (", ".join(f"{name} {number}" for name, number in boxes.items()) or "none")]
     for split, labels in counts["labels"].items():
         lines += [f"  labels in {split}:"]
         lines += [f"    {name}: " + ", ".join(f"{value} {number}" for value, number in values.items())
                   for name, values in labels.items()]
-    found = counts["reports"]
-    lines += [f"  breasts with texts: {found['breasts']}, different {found['different']}, "
-              f"more than slightly {found['nearly_different']}"]
+    texts = counts["reports"]
+    lines += [f"  breasts with texts: {texts['breasts']}, different {texts['different']}, "
+              f"more than slightly {texts['nearly_different']}"]
     for what, named in counts["sections"].items():
         lines += [f"  sections of reports {what}:" + ("" if named else " none")]
         lines += [_line(part["reports"], f"{name}: " + " | ".join(part["examples"])) for name, part in named.items()]
@@ -113,9 +113,9 @@ def verified(out: Path | str, result: dict) -> str:
 
 
 def _passed_over(counts: dict) -> list[str]:
-    found = counts["passed_over"]
-    return [_line(sum(found.values()), "files that are no images of the set"),
-            *(_line(number, f"  {kind}") for kind, number in found.items())] if found else []
+    kinds = counts["passed_over"]
+    return [_line(sum(kinds.values()), "files that are no images of the set"),
+            *(_line(number, f"  {kind}") for kind, number in kinds.items())] if kinds else []
 
 
 def names(table: SourceTable, root: Path | str, out: Path | str, key: str = "") -> str:

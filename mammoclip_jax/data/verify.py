@@ -90,8 +90,8 @@ def verify(path: Path | str) -> dict:
     dataset = Dataset(folder, info, index)
     readable = [row for row in range(len(index)) if _place(index, row, sizes, report)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        found = pool.map(lambda row: _record(dataset, row), readable)
-        for row, faults in tqdm(zip(readable, found), total=len(readable), desc="verify", unit="image", disable=None):
+        checks = pool.map(lambda row: _record(dataset, row), readable)
+        for row, faults in tqdm(zip(readable, checks), total=len(readable), desc="verify", unit="image", disable=None):
             bad = {fault.check: fault for fault in faults}
             for name in ("record checksum", "record decodes", "image as described", "image not constant"):
                 fault = bad.get(name)
@@ -153,12 +153,12 @@ def _index(folder, report: _Report) -> pd.DataFrame | None:
 
 def _counts(info: dict, index: pd.DataFrame, report: _Report) -> None:
     try:
-        found = {"images": len(index)} | content(index)
+        numbers = {"images": len(index)} | content(index)
     except (ValueError, TypeError) as error:
         report.check("counts", False, "index.parquet", f"cannot be counted ({type(error).__name__})")
         return
     counts = info["counts"]
-    for name, number in found.items():
+    for name, number in numbers.items():
         report.check("counts", counts.get(name) == number, "dataset.json",
                      f"counts {counts.get(name)} {name}, index.parquet has {number}")
     total = counts.get("images", 0) + counts.get("quarantined", 0)
@@ -285,13 +285,13 @@ def _record(dataset: Dataset, row: int) -> list[_Fault]:
     if hashlib.sha256(record).hexdigest() != values["sha256"]:
         faults.append(_Fault("record checksum", "its record is not the one that was written"))
     try:
-        image, found = decode(record), header(record)
+        image, head = decode(record), header(record)
     except ValueError as error:         # a missing package of the codec says so itself
         return faults + [_Fault("record decodes", str(error))]
     wanted = tuple(dataset.info["preprocessing"][name] for name in ("height", "width", "bits"))
     said = tuple(int(values[name]) for name in ("height", "width", "bits"))
-    if not wanted == said == (found.height, found.width, found.bits):
-        faults.append(_Fault("image as described", f"height, width, bits are {(found.height, found.width, found.bits)},"
+    if not wanted == said == (head.height, head.width, head.bits):
+        faults.append(_Fault("image as described", f"height, width, bits are {(head.height, head.width, head.bits)},"
                              f" {said} in the index and {wanted} in dataset.json", "prepare it anew"))
     if image.min() == image.max():
         faults.append(_Fault("image not constant", "all its pixels are alike", "look at the original file"))

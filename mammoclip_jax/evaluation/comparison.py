@@ -51,11 +51,11 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, metrics: tuple[str, ...] | None
         check_name(metric, METRICS, "metric to compare")
     check_name(level, LEVEL_NAMES, "level")
     options = {"resamples": resamples, "seed": seed}
-    rows, found = [], {}
+    rows, entries = [], {}
     for first, second in aligned(a, b, names):
         for name, metric in metrics_of(first, metrics).items():
             row, entry = _row(name, metric, first, second, LEVEL_NAMES[level], permutations, options)
-            found[f"{first.label}/{name}_difference"] = entry
+            entries[f"{first.label}/{name}_difference"] = entry
             rows.append(row)
     if not rows:
         raise UserError(f"none of the labels has the metrics {', '.join(metrics or ())}: yes/no labels have "
@@ -63,7 +63,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, metrics: tuple[str, ...] | None
     table = pd.DataFrame(rows)
     for p in ("p_delong", "p_permutation"):
         table[p.replace("p_", "q_")] = table.groupby("metric")[p].transform(benjamini_hochberg)
-    return Result("comparison", _protocol(names, level, permutations), found, {"comparison": table})
+    return Result("comparison", _protocol(names, level, permutations), entries, {"comparison": table})
 
 
 def metrics_of(label: Predicted, wanted: tuple[str, ...] | None) -> Mapping[str, Metric]:
@@ -100,7 +100,7 @@ def aligned(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> list[tu
     Raises:
         UserError: what differs: labels, images, patients, classes or truths.
     """
-    sides = [{found.label: found for found in labels(table, name)} for table, name in zip((a, b), names)]
+    sides = [{predicted.label: predicted for predicted in labels(table, name)} for table, name in zip((a, b), names)]
     _same(*sides, names, "labels", str)
     pairs = []
     for label, first in sides[0].items():

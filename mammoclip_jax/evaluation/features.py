@@ -54,8 +54,8 @@ def label_values(rows: pd.DataFrame, label: str) -> np.ndarray:
 
 def boxes_of(row: pd.Series, label: str) -> np.ndarray:
     """float [k, 4]: the boxes (x0, y0, x1, y1) in canvas pixels that are labelled `label`, alone or among others."""
-    found = [item["box"] for item in json.loads(row["boxes_canvas"]) if label in names_of(item)]
-    return np.array(found, dtype=np.float64).reshape(-1, 4)
+    boxes = [item["box"] for item in json.loads(row["boxes_canvas"]) if label in names_of(item)]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def label_texts(rows: pd.DataFrame, label: str) -> np.ndarray:

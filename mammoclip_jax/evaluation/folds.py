@@ -24,12 +24,12 @@ def pooled(folders: Sequence[Path | str], *, resamples: int = statistics.RESAMPL
     Raises:
         UserError: a folder without predictions, folds of different results, or an image in two folds.
     """
-    found = [predictions.read_all(folder) for folder in folders]
-    for folder, tables in zip(folders, found):
-        if set(tables) != set(found[0]):
-            raise UserError(f"{folder} holds {', '.join(sorted(tables))}, and {folders[0]} {', '.join(sorted(found[0]))}: "
-                            "these are no folds of one experiment.")
-    return [_pooled(name, [tables[name] for tables in found], resamples, seed) for name in found[0]]
+    folds = [predictions.read_all(folder) for folder in folders]
+    for folder, tables in zip(folders, folds):
+        if set(tables) != set(folds[0]):
+            raise UserError(f"{folder} holds {', '.join(sorted(tables))}, and {folders[0]} "
+                            f"{', '.join(sorted(folds[0]))}: these are no folds of one experiment.")
+    return [_pooled(name, [tables[name] for tables in folds], resamples, seed) for name in folds[0]]
 
 
 def _pooled(name: str, tables: list[pd.DataFrame], resamples: int, seed: int) -> Result:
@@ -52,8 +52,8 @@ def _metrics(table: pd.DataFrame, source: str, resamples: int, seed: int) -> dic
     options, metrics = {"resamples": resamples, "seed": seed}, {}
     for label, rows, truth, prediction, classes in predictions.labels(table, source):
         if classes:
-            found = classification.multiclass(rows, truth, prediction, classes, **options)
+            entries = classification.multiclass(rows, truth, prediction, classes, **options)
         else:
-            found = classification.binary(rows, truth, prediction, **options)
-        metrics |= {f"{label}/{metric}": entry for metric, entry in found.items()}
+            entries = classification.binary(rows, truth, prediction, **options)
+        metrics |= {f"{label}/{metric}": entry for metric, entry in entries.items()}
     return metrics

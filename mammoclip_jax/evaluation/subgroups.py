@@ -77,7 +77,7 @@ def subgroups(predictions: pd.DataFrame, index: pd.DataFrame, *, by: tuple[str, 
     for name in by:
         check_name(name, BY, "subgroup")
     known = attributes(index, age_bands).set_index(["dataset", "image"])
-    rows, found = [], {}
+    rows, entries = [], {}
     for label in labels(predictions):
         if metric not in metrics_of(label, (metric,)):
             continue
@@ -86,13 +86,13 @@ def subgroups(predictions: pd.DataFrame, index: pd.DataFrame, *, by: tuple[str, 
             entry = {key: row[key] for key in ("value", "low", "high", "n")}
             entry |= {"reason": row["reason"]} if row["reason"] else {}
             name = "all" if row["by"] == "all" else f"{row['by']}={row['group']}"
-            found[f"{label.label}/{name}/{metric}"] = entry
+            entries[f"{label.label}/{name}/{metric}"] = entry
     if not rows:
         raise UserError(f"no label of the predictions can have the metric {metric!r}.")
     protocol = (f"{metric} at the level {level} in subgroups, by view of single images; what all images "
                 "share is left out. gap: a subgroup's value minus that "
                 f"of the whole. Intervals: {statistics.INTERVAL}, of a gap over the patients of the whole.")
-    return Result("subgroups", protocol, found, {"subgroups": pd.DataFrame(rows)})
+    return Result("subgroups", protocol, entries, {"subgroups": pd.DataFrame(rows)})
 
 
 def _of_label(label: Predicted, known: pd.DataFrame, by, metric: str, level: str, options) -> Iterator[dict]:

@@ -49,8 +49,8 @@ def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mappin
                 continue
             said = seen_before(model, folder, dataset, options, allow_training_patients)
             shared = {"features": features} if "features" in function.__annotations__ else {}
-            found = function(model, dataset, **options, **shared)
-            results.append(found._replace(name=f"{folder}/{name}", protocol=f"{found.protocol} {said}".strip()))
+            outcome = function(model, dataset, **options, **shared)
+            results.append(outcome._replace(name=f"{folder}/{name}", protocol=f"{outcome.protocol} {said}".strip()))
     if evaluators and not results:
         wanted = sorted({options.get("split", split) for _, options, _ in plans.values()})
         raise UserError(f"nothing to evaluate: no data set ({', '.join(datasets)}) has images in split "
@@ -106,9 +106,9 @@ def check_preprocessing(model, name: str, dataset) -> None:
     """
     if model.kind == "image_encoder":
         return
-    learnt, found = (dataclasses.asdict(Preprocessing.from_dict(values))
-                     for values in (model.preprocessing, dataset.info["preprocessing"]))
+    learnt, prepared = (dataclasses.asdict(Preprocessing.from_dict(values))
+                        for values in (model.preprocessing, dataset.info["preprocessing"]))
     for key in learnt:
-        if learnt[key] != found[key]:
-            raise UserError(f"data set {name!r} was prepared with {key}={found[key]!r}, the model learnt from "
+        if learnt[key] != prepared[key]:
+            raise UserError(f"data set {name!r} was prepared with {key}={prepared[key]!r}, the model learnt from "
                             f"{key}={learnt[key]!r}. Prepare the data set again with the model's value.")

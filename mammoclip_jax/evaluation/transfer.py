@@ -19,8 +19,8 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     files = [path] if path.is_file() else sorted(path.rglob("metrics.csv"))
     if len(files) != 1:
-        found = ", ".join(map(str, files)) or "none"
-        raise UserError(f"{path} should be a metrics.csv of evaluate, or a folder with one of them; found: {found}.")
+        names = ", ".join(map(str, files)) or "none"
+        raise UserError(f"{path} should be a metrics.csv of evaluate, or a folder with one of them; found: {names}.")
     table = pd.read_csv(files[0])
     missing = [column for column in COLUMNS if column not in table]
     if missing:
@@ -47,10 +47,10 @@ def transfer(runs: Mapping[str, str | Path], metric: str, evaluator: str | None 
     table = pd.concat(parts, ignore_index=True)
     tests = list(dict.fromkeys(table["test"]))
     grid = table.pivot(index="train", columns="test", values="value").reindex(index=list(runs), columns=tests)
-    found = {f"{row.train} to {row.test}/{metric.rpartition('/')[2]}": _entry(row) for row in table.itertuples()}
+    entries = {f"{row.train} to {row.test}/{metric.rpartition('/')[2]}": _entry(row) for row in table.itertuples()}
     protocol = (f"{metric}; a row a training set, a column a test set. Intervals are of the test patients, not of "
                 "repeated training.")
-    return Result("transfer", protocol, found, {"transfer": table, "transfer_grid": grid.reset_index()})
+    return Result("transfer", protocol, entries, {"transfer": table, "transfer_grid": grid.reset_index()})
 
 
 def _of_run(train: str, path, metric: str, evaluator: str | None) -> pd.DataFrame:

@@ -44,19 +44,19 @@ def saliency_map(
         raw: whether the map is left as the method gives it; else what speaks against the direction is 0, and the
             largest value 1, unless all are 0.
     """
-    found = function_of(method, options)(subject, pixels, direction, stage, **options)
-    found = found if raw else jax.nn.relu(found)
-    found = found if grid is None else over_image(found, grid, pixels.shape[1:3])
-    highest = found.max()
-    return found if raw else found / jnp.where(highest > 0, highest, 1.0)
+    heat = function_of(method, options)(subject, pixels, direction, stage, **options)
+    heat = heat if raw else jax.nn.relu(heat)
+    heat = heat if grid is None else over_image(heat, grid, pixels.shape[1:3])
+    highest = heat.max()
+    return heat if raw else heat / jnp.where(highest > 0, highest, 1.0)
 
 
-def over_image(found: Float[Array, "h w"], grid: Grid, size: tuple[int, int]) -> Float[Array, "H W"]:
+def over_image(heat: Float[Array, "h w"], grid: Grid, size: tuple[int, int]) -> Float[Array, "H W"]:
     """Resampled linearly to the image, each cell at the place that it looks at."""
     # scale_and_translate puts the centre of the first cell at stride / 2 + translation.
     translation = jnp.array([grid.row, grid.column]) - grid.stride / 2
     return jax.image.scale_and_translate(
-        found, size, (0, 1), jnp.full(2, grid.stride, jnp.float32), translation, "linear", antialias=False)
+        heat, size, (0, 1), jnp.full(2, grid.stride, jnp.float32), translation, "linear", antialias=False)
 
 
 def peak_of(heat: np.ndarray) -> tuple[float, float] | None:

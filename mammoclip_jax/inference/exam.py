@@ -72,10 +72,10 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         build = _by_labels if model.kind == "classifier" else by_prompts
         scorer = build(model, stage=model.map_stage(method, stage), method=method)
     root = Path(exam)
-    exams, found = [], _found(root)
-    problems = [_problem(problem.file, problem) for problem in found.problems]
-    for name, files in grouped(root, found):
-        images = {file: found.images[file] for file in files}
+    exams, listing = [], _found(root)
+    problems = [_problem(problem.file, problem) for problem in listing.problems]
+    for name, files in grouped(root, listing):
+        images = {file: listing.images[file] for file in files}
         reasons = left_out(images, every_view)
         rendered, bad = _render_all(root, {file: images[file] for file in files if file not in reasons},
                                     scorer.preprocessing)
@@ -87,7 +87,7 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
             "exam": name, "views": views, **scorer.together(views, rendered), "missing": _missing(views),
             "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()]})
     ignored: dict[str, list[str]] = {}
-    for other in found.others:
+    for other in listing.others:
         ignored.setdefault(other.kind, []).append(other.file)
     return {
         "exams": exams, "problems": problems, "ignored": ignored,
@@ -110,10 +110,10 @@ def fingerprint(preprocessing: Mapping[str, Any]) -> str:
 def _found(root: Path) -> Found:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder with the exam's files.")
-    found = read(root)
-    if not found.images and not found.problems:
+    listing = read(root)
+    if not listing.images and not listing.problems:
         raise UserError(f"{root} holds no files to score.")
-    return found
+    return listing
 
 
 def _render_all(root: Path, images: Mapping[str, Fields], preprocessing: Preprocessing):
@@ -221,8 +221,8 @@ class _Whole(_Scorer):
             return {"scores": {}, "from": []}
         places, there = standing([View(image.laterality, image.view, image.flags) for image in images],
                                  UNITS[self.model.config.task.unit])
-        (found,) = self.model.classify_views(np.stack([images[place].image for place in places])[None], there[None])
-        return {"scores": _aggregate([dict(zip(self.model.labels, map(float, found), strict=True))]),
+        (chances,) = self.model.classify_views(np.stack([images[place].image for place in places])[None], there[None])
+        return {"scores": _aggregate([dict(zip(self.model.labels, map(float, chances), strict=True))]),
                 "from": [views[place]["file"] for place in places[there]]}
 
 
@@ -233,16 +233,17 @@ class _Finder(_Scorer):
         """As of a `_Scorer`, with "boxes"."""
         if not rendered:
             return []
-        labels, found = self.model.labels, self.model.detect(np.stack([view.image for _, view in rendered]))
-        best = {label: np.where(found.classes == k, found.scores, 0).max(axis=1) for k, label in enumerate(labels)}
+        labels, detected = self.model.labels, self.model.detect(np.stack([view.image for _, view in rendered]))
+        best = {label: np.where(detected.classes == k, detected.scores, 0).max(axis=1)
+                for k, label in enumerate(labels)}
         views = _Scorer.views(self._replace(score=lambda images: best), rendered, root)
         for i, (_, view) in enumerate(rendered):
             height, width = view.transform.original
-            kept = found.valid[i]
-            boxes = np.clip(view.transform.boxes_inverse(found.boxes[i][kept]), 0, [width, height] * 2)
+            kept = detected.valid[i]
+            boxes = np.clip(view.transform.boxes_inverse(detected.boxes[i][kept]), 0, [width, height] * 2)
             views[i]["boxes"] = [
                 {"label": labels[kind], "score": float(score), "box": box.tolist()}
-                for kind, score, box in zip(found.classes[i][kept], found.scores[i][kept], boxes, strict=True)]
+                for kind, score, box in zip(detected.classes[i][kept], detected.scores[i][kept], boxes, strict=True)]
         return views
 
     def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
@@ -294,10 +295,10 @@ def breast_scores(views: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def sides(views: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The views of each breast of an exam; an image of unknown laterality stands alone."""
-    found: dict[Any, list[dict]] = {}
+    groups: dict[Any, list[dict]] = {}
     for view in views:
-        found.setdefault(view["laterality"] or ("?", view["file"]), []).append(view)
-    return list(found.values())
+        groups.setdefault(view["laterality"] or ("?", view["file"]), []).append(view)
+    return list(groups.values())
 
 
 def breast(members: list[dict[str, Any]]) -> dict[str, Any]:

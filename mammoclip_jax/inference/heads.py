@@ -93,8 +93,8 @@ class Detector(ImageModel):
         logits, deltas = self._module.apply(variables, pixels, train=False)
         boxes = decode(deltas, anchors(*self._input_size), self._input_size)
         scale = np.array(self._canvas[::-1] * 2) / np.array(self._input_size[::-1] * 2)
-        found = jax.vmap(functools.partial(nms, **dict(options)))(boxes, jax.nn.sigmoid(logits))
-        return found._replace(boxes=found.boxes * scale.astype(np.float32))
+        detections = jax.vmap(functools.partial(nms, **dict(options)))(boxes, jax.nn.sigmoid(logits))
+        return detections._replace(boxes=detections.boxes * scale.astype(np.float32))
 
 
 class ImageEncoder(ImageModel):

@@ -113,12 +113,12 @@ def record(module: nn.Module, query: Float[Array, "N heads L d"], key: Float[Arr
 
 def recorded(intermediates) -> list[tuple[Float[Array, "N heads L d"], Float[Array, "N heads L d"]]]:
     """Queries and keys of every layer that was recorded, by the numbers in the layers' names."""
-    found = {}
+    layers = {}
     for path, array in jax.tree_util.tree_leaves_with_path(intermediates):
         names = "/".join(str(getattr(part, "key", "")) for part in path)
         if _RECORDED in names:
-            found.setdefault(tuple(map(int, re.findall(r"\d+", names))), []).append(array)
-    return [tuple(found[layer]) for layer in sorted(found)]
+            layers.setdefault(tuple(map(int, re.findall(r"\d+", names))), []).append(array)
+    return [tuple(layers[layer]) for layer in sorted(layers)]
 
 
 def _plain(query, key, value):

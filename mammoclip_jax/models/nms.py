@@ -60,19 +60,19 @@ def nms(
     boxes = jnp.asarray(boxes, dtype)[owners]
 
     def take(i, state):
-        scores, found = state
+        scores, kept = state
         best = scores.argmax()
         valid = scores[best] >= 0
         place = Detections(boxes[best], scores[best], classes[best], valid)
         nothing = Detections(jnp.zeros_like(place.boxes), jnp.zeros_like(place.scores), jnp.int32(-1), False)
         place = jax.tree.map(lambda x, y: jnp.where(valid, x, y), place, nothing)
-        found = jax.tree.map(lambda x, y: x.at[i].set(y), found, place)
+        kept = jax.tree.map(lambda x, y: x.at[i].set(y), kept, place)
         struck = iou(boxes, boxes[best]) > overlap
         if class_aware:
             struck &= classes == classes[best]
         scores = jnp.where(struck, -1, scores).at[best].set(-1)
-        return scores, found
+        return scores, kept
 
-    found = Detections(jnp.zeros((limit, 4), dtype), jnp.zeros(limit, dtype), jnp.full(limit, -1, jnp.int32),
-                       jnp.zeros(limit, bool))
-    return lax.fori_loop(0, limit, take, (scores, found))[1]
+    kept = Detections(jnp.zeros((limit, 4), dtype), jnp.zeros(limit, dtype), jnp.full(limit, -1, jnp.int32),
+                      jnp.zeros(limit, bool))
+    return lax.fori_loop(0, limit, take, (scores, kept))[1]

@@ -43,9 +43,9 @@ def at_tokens(
     length = ids.shape[1]
     hits = (ids == token) & mask
     where = jax.vmap(lambda row: jnp.nonzero(row, size=count, fill_value=length)[0])(hits)
-    found = where < length
+    present = where < length
     picked = _at(states, jnp.minimum(where, length - 1))
-    return jnp.where(found[..., None], picked, 0), found
+    return jnp.where(present[..., None], picked, 0), present
 
 
 def _eos(states, ids, mask, token):
@@ -64,17 +64,17 @@ def _eot(states, ids, mask, token):
     if token is None:
         where = jnp.argmax(jnp.where(mask, ids, -1), axis=1)
     else:
-        found = (ids == token) & mask
-        where = jnp.where(found.any(axis=1), jnp.argmax(found, axis=1), _last(mask))
+        hits = (ids == token) & mask
+        where = jnp.where(hits.any(axis=1), jnp.argmax(hits, axis=1), _last(mask))
     return _at(states, where[:, None])[:, 0]
 
 
 def _sep(states, ids, mask, token):
     if token is None:
         raise UserError('the pooling "sep" needs config.model.pooling_token, the id of the separator in the tokenizer.')
-    found = (ids == token) & mask
+    hits = (ids == token) & mask
     last = jnp.arange(ids.shape[1]) == _last(mask)[:, None]
-    return _masked_mean(states, jnp.where(found.any(axis=1, keepdims=True), found, last))
+    return _masked_mean(states, jnp.where(hits.any(axis=1, keepdims=True), hits, last))
 
 
 POOLINGS = {"eos": _eos, "bos": _bos, "mean": _mean, "eot": _eot, "sep": _sep}

@@ -20,19 +20,19 @@ def config_argument(text: str, **known: Any) -> ConfigDict:
     Raises:
         UserError: another field, or a value that is no number where one is needed.
     """
-    found = dict(known)
+    values = dict(known)
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         check_name(name, known, "field of the config's argument")
         try:
-            found[name] = type(known[name])(value)
+            values[name] = type(known[name])(value)
         except ValueError:
             raise UserError(f"the config's argument has {part!r}: {name} is a number.") from None
-    check_name(found["protocol"], PROTOCOLS, "protocol")
-    check_name(found["encoder"], recipes.ENCODERS, "encoder")
-    if not 0 < found.get("fraction", 100) <= 100:
-        raise UserError(f"the config's argument has fraction={found['fraction']}: per cent, above 0, up to 100.")
-    return ConfigDict(found)
+    check_name(values["protocol"], PROTOCOLS, "protocol")
+    check_name(values["encoder"], recipes.ENCODERS, "encoder")
+    if not 0 < values.get("fraction", 100) <= 100:
+        raise UserError(f"the config's argument has fraction={values['fraction']}: per cent, above 0, up to 100.")
+    return ConfigDict(values)
 
 
 def pairs(parts: list[str], flag: str, known: Collection[str] | None = None, alone: bool = False) -> dict[str, str]:
@@ -41,17 +41,17 @@ def pairs(parts: list[str], flag: str, known: Collection[str] | None = None, alo
     Raises:
         UserError: no such name, a name twice, or none where there has to be one.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for part in parts:
         name, equals, value = part.partition("=")
         if alone and (not equals or name not in known and Path(part).exists()):
             name, value = "", part
         elif known is not None:
             check_name(name, known, f"name for --{flag}")
-        if name in found or not value:
-            raise UserError(f"--{flag}={part}: " + ("give it once." if name in found else "NAME=VALUE is needed."))
-        found[name] = value
-    return found
+        if name in values or not value:
+            raise UserError(f"--{flag}={part}: " + ("give it once." if name in values else "NAME=VALUE is needed."))
+        values[name] = value
+    return values
 
 
 def value(text: str) -> Any:

@@ -114,14 +114,14 @@ def recipe(row: Row, protocol: str) -> Recipe | None:
 
 def lacking(row: Row, inputs: Inputs, protocol: str) -> str:
     """Why a row cannot be run, for people; "" where everything is at hand."""
-    found = recipe(row, protocol)
-    if found is None:
+    setup = recipe(row, protocol)
+    if setup is None:
         return "Mammo-FActOR is not part of this program yet"
     missing = []
     if row.dataset not in inputs.data:
         missing.append(f"data: --data={row.dataset}=DIR, a folder that prepare --source={row.dataset} made")
     else:
-        missing += _lacking_labels(inputs.data[row.dataset], row, found.splits)
+        missing += _lacking_labels(inputs.data[row.dataset], row, setup.splits)
     weights = inputs.of(row)
     if weights is None:
         missing.append(f"weights: --weights={row.model}=FILE ({row.weights}), or --weights=FILE of your own")
@@ -152,8 +152,8 @@ def plan(rows: Sequence[Row], inputs: Inputs, protocol: str, out: Path, override
 
 def _job(rows, inputs: Inputs, protocol, out, overrides, configs) -> Job:
     row, weights = rows[0], inputs.of(rows[0])
-    dataset, found = inputs.data[row.dataset], recipe(row, protocol)
-    config = read_config(configs, found)
+    dataset, setup = inputs.data[row.dataset], recipe(row, protocol)
+    config = read_config(configs, setup)
     apply_overrides(config, overrides, trained=_trains(config))
     if _trains(config):
         theirs = weights.model.config
@@ -164,7 +164,7 @@ def _job(rows, inputs: Inputs, protocol, out, overrides, configs) -> Job:
     config.data.folders[row.dataset] = str(dataset.path)
     if _trains(config):
         config.warm_start.image.weights = weights.name
-    return Job(rows, config, found, weights, dataset, stamp, out / row.table / f"{row.step}-{digest[:_SHOWN]}")
+    return Job(rows, config, setup, weights, dataset, stamp, out / row.table / f"{row.step}-{digest[:_SHOWN]}")
 
 
 def _trains(config: ConfigDict) -> bool:
@@ -172,16 +172,16 @@ def _trains(config: ConfigDict) -> bool:
     return tasks.task_of(config).COMMAND == "finetune"
 
 
-def read_config(configs: Path, found: Recipe) -> ConfigDict:
+def read_config(configs: Path, setup: Recipe) -> ConfigDict:
     """The config of a recipe.
 
     Raises:
         UserError: there is no such file.
     """
-    path = Path(configs, f"{found.file}.py")
+    path = Path(configs, f"{setup.file}.py")
     if not path.is_file():
         raise UserError(f"there is no {path}: run this in a checkout, or name configs/reproduce with --configs.")
-    return runpy.run_path(str(path))["get_config"](found.argument)
+    return runpy.run_path(str(path))["get_config"](setup.argument)
 
 
 def config_hash(config: ConfigDict) -> str:
@@ -207,8 +207,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any], trained: b
 def done(job: Job) -> dict | None:
     """The result of an earlier run of the same config, data and weights; None without."""
     path = job.folder / "result.json"
-    found = json.loads(path.read_text()) if path.is_file() else None
-    return found if found and found["stamp"] == job.stamp else None
+    record = json.loads(path.read_text()) if path.is_file() else None
+    return record if record and record["stamp"] == job.stamp else None
 
 
 def carry_out(job: Job, command: str = "") -> dict:
@@ -228,7 +228,7 @@ def carry_out(job: Job, command: str = "") -> dict:
         raise UserError(f"the run in {job.folder} has no metric {job.recipe.metric}; it has "
                         f"{', '.join(sorted(figures['metrics']))[:300]}.")
     evaluator = job.recipe.metric.split("/")[1]
-    found = {
+    record = {
         "rows": [row.name for row in job.rows], "metric": job.recipe.metric, "entry": entry,
         "config": f"{job.recipe.file}.py:{job.recipe.argument}",
         "protocol": figures["protocol"][f"{job.rows[0].dataset}/{evaluator}"], "stamp": job.stamp,
@@ -236,8 +236,8 @@ def carry_out(job: Job, command: str = "") -> dict:
         "licence_of_data": job.dataset.info.get("licence", ""), "real": bool(job.dataset.info.get("real", True)),
         "code": provenance.code(), "report": str(Path(figures["report"]).relative_to(job.folder)),
         "seconds": time.monotonic() - started}
-    result.write_json(job.folder / "result.json", found)
-    return found
+    result.write_json(job.folder / "result.json", record)
+    return record
 
 
 def _evaluate(job: Job, command: str) -> dict:
@@ -263,7 +263,7 @@ def all_of(jobs: Sequence[Job], command: str = "", tell: Callable[[str], None] =
     Raises:
         training.loop.Stopped: asked to stop; what was done so far is on disk.
     """
-    found = {}
+    outcomes = {}
     for number, job in enumerate(jobs, 1):
         where = f"{number}/{len(jobs)} {job.rows[0].table}/{job.rows[0].step}"
         outcome = done(job)
@@ -276,5 +276,5 @@ def all_of(jobs: Sequence[Job], command: str = "", tell: Callable[[str], None] =
             except UserError as error:
                 tell(f"{where}: failed: {error}")
                 outcome = {"failed": str(error)}
-        found |= {row.name: outcome | {"folder": str(job.folder)} for row in job.rows}
-    return found
+        outcomes |= {row.name: outcome | {"folder": str(job.folder)} for row in job.rows}
+    return outcomes

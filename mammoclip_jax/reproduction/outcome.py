@@ -30,7 +30,7 @@ def verdict(row: Row, entry: Mapping[str, Any]) -> str:
     return "above" if ours > row.value else "below"
 
 
-def record(row: Row, protocol: str, lacking: str, found: Mapping[str, Any] | None) -> dict[str, Any]:
+def record(row: Row, protocol: str, lacking: str, run: Mapping[str, Any] | None) -> dict[str, Any]:
     """One line: the published value, ours, and all that says where both come from.
 
     lacking: why the row was not run, "" if it was; found: what `jobs.all_of` says of it.
@@ -38,17 +38,17 @@ def record(row: Row, protocol: str, lacking: str, found: Mapping[str, Any] | Non
     line = {"row": row.name, "title": f"{row.title}, {row.step.replace('_', ' ')}, {row.model_title}",
             "metric": row.metric, "published": row.value, "tolerance": row.tolerance, "reading": row.reading,
             "other": row.other, "other_source": row.other_source, "published_protocol": row.how, "protocol": protocol}
-    reason = lacking or (found or {}).get("failed", "")
-    if reason or not found:
+    reason = lacking or (run or {}).get("failed", "")
+    if reason or not run:
         nothing = {"value": None, "low": None, "high": None, "n": None}
         return line | _ours(nothing) | {"verdict": "failed" if not lacking else "not at hand", "reason": reason}
-    entry, stamp = found["entry"], found["stamp"]
+    entry, stamp = run["entry"], run["stamp"]
     return line | _ours(entry) | {
-        "verdict": verdict(row, entry), "reason": entry.get("reason") or "", "our_protocol": found["protocol"],
-        "config": found["config"], "config_hash": stamp["config"], "data_fingerprint": stamp["data"],
-        "real": found["real"], "weights": found["weights"]["name"], "weights_fingerprint": stamp["weights"],
-        "weights_licences": "; ".join(found["weights"]["licences"]), "version": found["code"]["version"],
-        "commit": found["code"]["commit"] + "+changes" * found["code"]["changed"], "folder": found["folder"]}
+        "verdict": verdict(row, entry), "reason": entry.get("reason") or "", "our_protocol": run["protocol"],
+        "config": run["config"], "config_hash": stamp["config"], "data_fingerprint": stamp["data"],
+        "real": run["real"], "weights": run["weights"]["name"], "weights_fingerprint": stamp["weights"],
+        "weights_licences": "; ".join(run["weights"]["licences"]), "version": run["code"]["version"],
+        "commit": run["code"]["commit"] + "+changes" * run["code"]["changed"], "folder": run["folder"]}
 
 
 def _ours(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,13 +82,13 @@ def chosen(patterns: Sequence[str]) -> list[Row]:
     Raises:
         UserError: a pattern fits none.
     """
-    found = {pattern: [row for row in rows() if _fits(row.name, pattern)] for pattern in patterns}
-    for pattern, fitting in found.items():
+    hits = {pattern: [row for row in rows() if _fits(row.name, pattern)] for pattern in patterns}
+    for pattern, fitting in hits.items():
         if not fitting:
             known = {"/".join(row.name.split("/")[:depth]) for row in rows() for depth in (1, 2, 3)}
             raise UserError(f"no published row is called {pattern!r}.{suggestion(pattern, sorted(known))} Rows are "
                             "TABLE/STEP/MODEL; --list prints them all.")
-    wanted = {row.name for fitting in found.values() for row in fitting}
+    wanted = {row.name for fitting in hits.values() for row in fitting}
     return [row for row in rows() if not patterns or row.name in wanted]
 
 

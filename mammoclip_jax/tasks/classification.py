@@ -48,23 +48,23 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     """
     check(config)
     wanted, sets = target(config), list(datasets.values())
-    found = batches.examples(sets, "train", wanted, config.task.unit)
-    logging.info("%s", describe(wanted, found))
-    trainer = labelled.make_trainer(config, models.classifier(config.model), loss(config, wanted, found), preprocessing,
-                                    mesh)
-    return trainer, labelled.train_iterator(config, sets, found, mesh, 0)
+    examples = batches.examples(sets, "train", wanted, config.task.unit)
+    logging.info("%s", describe(wanted, examples))
+    trainer = labelled.make_trainer(config, models.classifier(config.model), loss(config, wanted, examples),
+                                    preprocessing, mesh)
+    return trainer, labelled.train_iterator(config, sets, examples, mesh, 0)
 
 
-def describe(wanted: batches.Target, found) -> str:
+def describe(wanted: batches.Target, examples) -> str:
     """A line for the log: how many examples, and positives of each label."""
-    positives = (np.array([example.target for example in found]) == 1).sum(axis=0)
+    positives = (np.array([example.target for example in examples]) == 1).sum(axis=0)
     counts = ", ".join(f"{name} {count}" for name, count in zip(wanted.labels, positives))
-    return f"{len(found)} training examples; positive: {counts}"
+    return f"{len(examples)} training examples; positive: {counts}"
 
 
-def loss(config, wanted: batches.Target, found):
+def loss(config, wanted: batches.Target, examples):
     """Cross-entropy of classes, or of yes/no labels with their positive weights, over what is known."""
-    weights = jnp.asarray(positive_weights(config.task.pos_weight, wanted, found))
+    weights = jnp.asarray(positive_weights(config.task.pos_weight, wanted, examples))
 
     def loss_fn(apply, image, batch):
         logits, updated = apply(image, batch["view_mask"], method="of_views")
@@ -83,7 +83,7 @@ def loss(config, wanted: batches.Target, found):
     return loss_fn
 
 
-def positive_weights(wanted_weight: str, wanted: batches.Target, found) -> np.ndarray:
+def positive_weights(wanted_weight: str, wanted: batches.Target, examples) -> np.ndarray:
     """Float32 [K]: factor on the loss of positives; "balanced" is negatives / positives of the training examples.
 
     Raises:
@@ -98,6 +98,6 @@ def positive_weights(wanted_weight: str, wanted: batches.Target, found) -> np.nd
             return np.full(len(wanted.labels), float(wanted_weight), np.float32)
         except ValueError:
             raise UserError(f"config.task.pos_weight={wanted_weight!r} must be balanced, a number or empty.") from None
-    targets = np.array([example.target for example in found])
+    targets = np.array([example.target for example in examples])
     positives, negatives = (targets == 1).sum(axis=0), (targets == 0).sum(axis=0)
     return np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0).astype(np.float32)

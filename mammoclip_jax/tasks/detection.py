@@ -46,25 +46,25 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     """
     check(config)
     wanted, sets = target(config), list(datasets.values())
-    found = batches.examples(sets, "train", wanted, config.task.unit)
+    examples = batches.examples(sets, "train", wanted, config.task.unit)
     if config.task.without_boxes == "leave_out":
-        found = _with_boxes(found, sets)
-    logging.info("%s", describe(wanted, found))
+        examples = _with_boxes(examples, sets)
+    logging.info("%s", describe(wanted, examples))
     if not config.task.force_match:
-        _warn_of_unmatched(config, preprocessing, found)
-    boxes, size = batches.most_boxes(found), (preprocessing["height"], preprocessing["width"])
+        _warn_of_unmatched(config, preprocessing, examples)
+    boxes, size = batches.most_boxes(examples), (preprocessing["height"], preprocessing["width"])
     trainer = labelled.make_trainer(config, models.detector(config.model), loss(config, size), preprocessing, mesh,
                                     input_size=retinanet.input_size(config.model, size), boxes=boxes)
-    return trainer, labelled.train_iterator(config, sets, found, mesh, boxes)
+    return trainer, labelled.train_iterator(config, sets, examples, mesh, boxes)
 
 
-def _with_boxes(found, datasets) -> list[batches.Example]:
+def _with_boxes(examples, datasets) -> list[batches.Example]:
     """Those of the examples that have a box.
 
     Raises:
         UserError: none has.
     """
-    kept = [example for example in found if example.boxes]
+    kept = [example for example in examples if example.boxes]
     if not kept:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
         raise UserError(f"no training image of {folders} has a box of config.model.labels, and "
@@ -93,25 +93,25 @@ def loss(config, size: tuple[int, int]):
     return loss_fn
 
 
-def describe(wanted: batches.Target, found) -> str:
+def describe(wanted: batches.Target, examples) -> str:
     """A line for the log: how many examples, those with a box of each label, and boxes."""
-    there = (np.array([example.target for example in found]) == 1).sum(axis=0)
+    there = (np.array([example.target for example in examples]) == 1).sum(axis=0)
     counts = ", ".join(f"{name} {count}" for name, count in zip(wanted.labels, there))
-    return f"{len(found)} training examples; with a box of: {counts}; {len(_distinct(found))} boxes"
+    return f"{len(examples)} training examples; with a box of: {counts}; {len(_distinct(examples))} boxes"
 
 
-def _distinct(found) -> np.ndarray:
+def _distinct(examples) -> np.ndarray:
     """Float32 [n 4]: the boxes of the examples; one of several classes once."""
-    boxes = {(example.source, row, *corners) for example in found for row, _, *corners in example.boxes}
+    boxes = {(example.source, row, *corners) for example in examples for row, _, *corners in example.boxes}
     return np.array([corners for _, _, *corners in sorted(boxes)], np.float32).reshape(-1, 4)
 
 
-def _warn_of_unmatched(config, preprocessing: dict, found) -> None:
+def _warn_of_unmatched(config, preprocessing: dict, examples) -> None:
     """Says how many boxes no anchor overlaps enough to learn from them, where an image lies as it is."""
     size = preprocessing["height"], preprocessing["width"]
     height, width = retinanet.input_size(config.model, size)
     anchors = np.asarray(retinanet.anchors(height, width))
-    boxes = _distinct(found) * np.array([width / size[1], height / size[0]] * 2, np.float32)
+    boxes = _distinct(examples) * np.array([width / size[1], height / size[0]] * 2, np.float32)
     missed = sum(float(iou(box, anchors).max()) < detection.POSITIVE for box in boxes)
     if missed:
         logging.warning("%d of %d boxes overlap no anchor by %g and teach nothing: config.task.force_match=True gives "

@@ -69,11 +69,11 @@ def _split(config, dataset: Dataset, target: labelled.Target) -> Dataset:
     return Dataset(dataset.path, dataset.info, index.assign(split=splits))
 
 
-def train_iterator(config, datasets, found, mesh, boxes: int):
-    """This process's checkpointable iterator of its devices' parts of the batches of the examples `found`."""
+def train_iterator(config, datasets, examples, mesh, boxes: int):
+    """This process's checkpointable iterator of its devices' parts of the batches of `examples`."""
     rows = meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
     return labelled.train_iterator(
-        datasets, found, batch_size=config.train.batch_size, views=labelled.UNITS[config.task.unit], boxes=boxes,
+        datasets, examples, batch_size=config.train.batch_size, views=labelled.UNITS[config.task.unit], boxes=boxes,
         seed=config.seed, rows=rows, sampling=config.task.sampling, flip_horizontal=config.data.flip_horizontal,
         flip_vertical=config.data.flip_vertical, read_threads=config.data.read_threads)
 

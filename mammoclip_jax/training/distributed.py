@@ -110,8 +110,8 @@ def connect(coordinator: str = "", processes: str = "", process: str = "", patie
 
 def find_place(coordinator: str, processes: str, process: str, environment) -> Place | str | None:
     """The place that the arguments and the launcher's variables say; "auto" where jax finds it out; None alone."""
-    launcher = next((found for found in LAUNCHERS if environment.get(found.count, "1") != "1"
-                     and found.index in environment and (found.title != "SLURM" or found.address in environment)), None)
+    launcher = next((row for row in LAUNCHERS if environment.get(row.count, "1") != "1"
+                     and row.index in environment and (row.title != "SLURM" or row.address in environment)), None)
     several_tpus = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     if processes == "auto":
         return "auto"

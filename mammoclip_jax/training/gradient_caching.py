@@ -35,10 +35,10 @@ def embed(model, variables, batch, augment, draws, key, micro_batches, needs=())
     image_key, text_key = jax.random.split(key)
 
     def apply(stats, key, *inputs, method):
-        found, updated = model.apply(
+        outputs, updated = model.apply(
             {"params": params, "batch_stats": stats}, *inputs, train=True, rngs={"dropout": key},
             mutable=["batch_stats"], method=method)
-        return found, updated.get("batch_stats", stats)
+        return outputs, updated.get("batch_stats", stats)
 
     def encode_image(stats, inputs, key):
         image, drawn = inputs
@@ -58,15 +58,15 @@ def embed(model, variables, batch, augment, draws, key, micro_batches, needs=())
     else:
         texts = _flat(batch["token_ids"]), _flat(batch["token_mask"])
         text, stats = _in_parts(encode_text, stats, texts, text_key, micro_batches["text"])
-    image, text = (jax.tree.map(lambda x: x.reshape(len(batch["image"]), -1, *x.shape[1:]), found)
-                   for found in (image, text))
+    image, text = (jax.tree.map(lambda x: x.reshape(len(batch["image"]), -1, *x.shape[1:]), outputs)
+                   for outputs in (image, text))
     return Embeddings(image.pop(""), text.pop(""), jnp.exp(params["logit_scale"]), params.get("logit_bias"),
                       image | text), stats
 
 
-def _needed(needs, tower: str, found: Mapping) -> dict:
+def _needed(needs, tower: str, outputs: Mapping) -> dict:
     """Of what a tower gives beside its vectors, that which is needed, by its name."""
-    known = {f"{tower}/{name}": x for name, x in found.items()}
+    known = {f"{tower}/{name}": x for name, x in outputs.items()}
     for name in needs:
         if name.startswith(f"{tower}/"):
             check_name(name, known, f"output of the {tower} tower that a loss needs")
@@ -80,13 +80,13 @@ def _in_parts(encode, stats, inputs, key, parts: int):
 
     @functools.partial(jax.checkpoint, prevent_cse=False)     # a loop's passes are not merged
     def body(stats, item):
-        found, stats = encode(stats, *item)
-        return stats, found
+        outputs, stats = encode(stats, *item)
+        return stats, outputs
 
     # Row i goes to part i % parts: a batch that is sharded by its rows keeps every part spread over all devices.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), inputs)
-    stats, found = jax.lax.scan(body, stats, (split, jax.random.split(key, parts)))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), found), stats
+    stats, outputs = jax.lax.scan(body, stats, (split, jax.random.split(key, parts)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs), stats
 
 
 def _flat(x):

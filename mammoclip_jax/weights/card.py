@@ -106,8 +106,8 @@ def _options(options: Mapping[str, Any]) -> str:
 
 def _hub(weights: list[dict]) -> str:
     """The hub's identifier of the model's licence: that of its only terms, or none that the hub knows."""
-    found = {entry["found"].hub for entry in weights}
-    return found.pop() if len(found) == 1 else "other" if found else "unknown"
+    identifiers = {entry["found"].hub for entry in weights}
+    return identifiers.pop() if len(identifiers) == 1 else "other" if identifiers else "unknown"
 
 
 def _reality(terms: list[dict]) -> str:

@@ -148,8 +148,8 @@ def terms(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     entries = [dict(entry) for entry in provenance.get("licences") or ()]
     for name, data in (provenance.get("data") or {}).items():
-        found = find(data.get("licence") or "")
-        entries.append({"weights": f"data set {name}", "licence": found.key, "title": found.title, "stated": True,
+        term = find(data.get("licence") or "")
+        entries.append({"weights": f"data set {name}", "licence": term.key, "title": term.title, "stated": True,
                         "data": name, "real": data.get("real"), "counts": data.get("counts")})
     return entries
 
@@ -168,8 +168,8 @@ def check(action: str, provenance: Mapping[str, Any], override: str = "") -> dic
         UserError: it is forbidden and nothing was overridden, or there is no such action.
     """
     attribute, doing, flag = lookup(ACTIONS, action, "action that licences are checked for")
-    found = [(entry, find(entry["licence"])) for entry in terms(provenance)]
-    against = [(entry, licence) for entry, licence in found if not getattr(licence, attribute)]
+    pairs = [(entry, find(entry["licence"])) for entry in terms(provenance)]
+    against = [(entry, licence) for entry, licence in pairs if not getattr(licence, attribute)]
     if not against:
         return None
     if override.strip():

@@ -43,8 +43,8 @@ def read(path: str | Path) -> File:
     path = Path(path)
     state: dict[str, np.ndarray] = {}
     rest: dict = {}
-    found = in_folder(path) if path.is_dir() else [path]
-    for file in found:
+    files = in_folder(path) if path.is_dir() else [path]
+    for file in files:
         part, more = _read_one(file)
         if repeated := state.keys() & part.keys():
             raise UserError(f"{file}: {min(repeated)} is also in another shard of {path}.")
@@ -68,12 +68,12 @@ def in_folder(folder: str | Path) -> list[Path]:
         return _shards(chosen)
     if chosen:
         return [chosen]
-    found = sorted(file for file in folder.glob("*") if file.suffix in SUFFIXES and file.is_file())
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found[:8])
-        raise UserError(f"{folder}: " + (f"there are {len(found)} weights files ({names}). Give the path of one."
-                                         if found else f"there is no weights file ({', '.join(SUFFIXES)})."))
-    return found
+    files = sorted(file for file in folder.glob("*") if file.suffix in SUFFIXES and file.is_file())
+    if len(files) != 1:
+        names = ", ".join(file.name for file in files[:8])
+        raise UserError(f"{folder}: " + (f"there are {len(files)} weights files ({names}). Give the path of one."
+                                         if files else f"there is no weights file ({', '.join(SUFFIXES)})."))
+    return files
 
 
 def _shards(index: Path) -> list[Path]:

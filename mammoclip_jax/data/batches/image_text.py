@@ -70,13 +70,13 @@ def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = Fals
         index = index[index["split"] == split]
         for _, group in index.groupby(units.breasts(index), sort=False):
             views = units.by_view(group, other_views)
-            found = texts.of_breast(group, text)
+            section_of = texts.of_breast(group, text)
             fields = texts.caption_fields(group, text) if text.captions else ()
             without_view += not views
-            without_text += bool(views) and not (found or fields)
-            if views and (found or fields):
-                items.append(Breast(source, views, tuple(found),
-                                    tuple(found.values()) if text.pairing == "sections" else (), fields))
+            without_text += bool(views) and not (section_of or fields)
+            if views and (section_of or fields):
+                items.append(Breast(source, views, tuple(section_of),
+                                    tuple(section_of.values()) if text.pairing == "sections" else (), fields))
     folders = ", ".join(str(d.path) for d in datasets)
     if not items:
         raise UserError(f"no breast to use in split {split!r} of {folders}: {without_text} have no text, "
@@ -92,11 +92,11 @@ def drawable_texts(datasets: Sequence[Dataset], split: str, *, other_views: bool
     """Every text that may be drawn where no captions are rendered and no sentences shuffled; with `mirrored`, what the
     horizontal flip makes of it as well."""
     items = breasts(datasets, split, other_views=other_views, text=text).items
-    found = {(breast.source, words) for breast in items for words in breast.texts}
+    pairs = {(breast.source, words) for breast in items for words in breast.texts}
     if text.augmented:
         variants = [alternatives(dataset.path) for dataset in datasets]
-        found |= {(source, other) for source, words in found for other in variants[source].get(words, ())}
-    drawn = {words for _, words in found}
+        pairs |= {(source, other) for source, words in pairs for other in variants[source].get(words, ())}
+    drawn = {words for _, words in pairs}
     return drawn | {reports.swap_laterality(words) for words in drawn} if mirrored else drawn
 
 

@@ -82,7 +82,7 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
         UserError: no example is left, or a label is of the wrong kind.
     """
     check_name(unit, UNITS, "unit of config.task.unit")
-    found: list[Example] = []
+    items: list[Example] = []
     without = np.zeros(len(target.labels), int)
     for source, dataset in enumerate(datasets):
         index = dataset.index.reset_index(drop=True)
@@ -98,8 +98,8 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
             value[with_box] = 1      # what has a box is there
             if not np.isnan(value).all():
                 images = tuple(zip(map(int, group.index), units.views(group)))
-                found.append(Example(source, images, tuple(map(float, value)), boxes))
-    if not found:
+                items.append(Example(source, images, tuple(map(float, value)), boxes))
+    if not items:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
         raise UserError(f"no {unit} to use in split {split!r} of {folders}: none has a value of "
                         f"{target.values_of or ', '.join(target.labels)}; look at the columns split and labels of "
@@ -107,7 +107,7 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
     if without.any():
         counts = ", ".join(f"{name} {count}" for name, count in zip(target.labels, without) if count)
         logging.warning("labelled without a box, and neither taught as there nor as background: %s", counts)
-    return found
+    return items
 
 
 def joined(values: np.ndarray, classes: bool) -> np.ndarray:
@@ -167,13 +167,14 @@ class _Sample:
         return {"boxes": boxes, "box_classes": classes}
 
 
-def most_boxes(found: Sequence[Example]) -> int:
+def most_boxes(examples: Sequence[Example]) -> int:
     """The largest number of boxes of an image, at least 1."""
-    counts = [np.unique([box[0] for box in example.boxes], return_counts=True)[1].max(initial=0) for example in found]
+    counts = [np.unique([box[0] for box in example.boxes], return_counts=True)[1].max(initial=0)
+              for example in examples]
     return int(max([1, *counts]))
 
 
-def train_iterator(datasets: Sequence[Dataset], found: Sequence[Example], *, batch_size: int, views: int, boxes: int,
+def train_iterator(datasets: Sequence[Dataset], examples: Sequence[Example], *, batch_size: int, views: int, boxes: int,
                    seed: int, rows: Sequence[int] | None = None, sampling: str = "uniform",
                    flip_horizontal: float = 0.0, flip_vertical: float = 0.0, read_threads: int = 4) -> BatchIterator:
     """Endless shuffled batches of `examples`, whose state can be saved: the keys of Batch but the texts'.
@@ -192,12 +193,12 @@ def train_iterator(datasets: Sequence[Dataset], found: Sequence[Example], *, bat
     check_alike(datasets)
     check_name(sampling, SAMPLINGS, "sampling of config.task.sampling")
     if sampling == "balanced":
-        stream = _balanced(found, seed)
+        stream = _balanced(examples, seed)
     else:
-        stream = grain.MapDataset.source(list(found)).seed(seed).shuffle()[:len(found) // batch_size * batch_size]
+        stream = grain.MapDataset.source(list(examples)).seed(seed).shuffle()[:len(examples) // batch_size * batch_size]
         if not len(stream):
-            raise UserError(f"a batch of {batch_size} needs more than the {len(found)} examples that there are: lower "
-                            "config.train.batch_size or add data sets.")
+            raise UserError(f"a batch of {batch_size} needs more than the {len(examples)} examples that there are: "
+                            "lower config.train.batch_size or add data sets.")
         stream = stream.repeat()
     sample = _Sample(tuple(datasets), views, boxes, flip_horizontal, flip_vertical)
     rows = tuple(range(batch_size) if rows is None else map(int, rows))
@@ -206,11 +207,11 @@ def train_iterator(datasets: Sequence[Dataset], found: Sequence[Example], *, bat
     return BatchIterator(iter(stream.to_iter_dataset(options).batch(len(rows), drop_remainder=True)), len(rows))
 
 
-def _balanced(found: Sequence[Example], seed: int) -> grain.MapDataset:
-    targets = np.nan_to_num([example.target for example in found])
+def _balanced(examples: Sequence[Example], seed: int) -> grain.MapDataset:
+    targets = np.nan_to_num([example.target for example in examples])
     one_hot = targets.shape[1] > 1 and (targets.sum(axis=1) == 1).all()
     kinds = targets.argmax(axis=1) if one_hot else targets.any(axis=1)
-    classes = [[found[i] for i in np.flatnonzero(kinds == kind)] for kind in np.unique(kinds)]
+    classes = [[examples[i] for i in np.flatnonzero(kinds == kind)] for kind in np.unique(kinds)]
     if len(classes) < 2:
         raise UserError("config.task.sampling=balanced needs two classes, and all examples are of one: use uniform.")
     streams = [grain.MapDataset.source(members).seed(seed + i).shuffle().repeat() for i, members in enumerate(classes)]

@@ -28,7 +28,7 @@ def units(row: Any) -> list[Unit]:
     """
     row = row if isinstance(row, Mapping) else row.to_dict() if hasattr(row, "to_dict") else row._asdict()
     labels, boxes = (json.loads(row[key]) if isinstance(row[key], str) else row[key] for key in ("labels", "boxes"))
-    found = _labels(labels, boxes)
+    items = _labels(labels, boxes)
     texts = [text.strip() for text in row["texts"] if text.strip()]
     sections = list(row.get("sections", ()))
     spoken = [t for t, name in zip(row["texts"], sections, strict=False) if name == "findings" and t.strip()] or texts
@@ -38,18 +38,18 @@ def units(row: Any) -> list[Unit]:
         text = reports.for_view(reports.for_side(text, row.get("laterality", "")), row.get("view", ""))
         own += [Unit("phrase", sentence, _box(sentence, boxes), reports.negated(sentence))
                 for sentence in reports.sentences(text)]
-    found += dict.fromkeys(own)
-    return found + ([Unit("report", " ".join(dict.fromkeys(texts)), None)] if texts else [])
+    items += dict.fromkeys(own)
+    return items + ([Unit("report", " ".join(dict.fromkeys(texts)), None)] if texts else [])
 
 
 def _labels(labels: Mapping[str, Any], boxes: list[Mapping[str, Any]]) -> list[Unit]:
     flags = label_values.flags(labels, boxes)
-    found = []
+    items = []
     for key in label_values.present(flags):
         name = label_values.ABSENT.get(key, key.replace("_", " "))
         placed = [tuple(item["box"]) for item in boxes if key in map(label_values.key_of, label_values.names_of(item))]
-        found += [Unit("label", name, box) for box in placed or [None]]
-    return found + [Unit("label", label_values.ABSENT[key], None, True) for key in label_values.absent(flags)]
+        items += [Unit("label", name, box) for box in placed or [None]]
+    return items + [Unit("label", label_values.ABSENT[key], None, True) for key in label_values.absent(flags)]
 
 
 def _box(sentence: str, boxes: list[Mapping[str, Any]]) -> tuple | None:

@@ -39,25 +39,25 @@ def text_options(data) -> TextOptions:
 
 def of_breast(group: pd.DataFrame, text: TextOptions) -> dict[str, str]:
     """Text to section of the rows of a breast, without blank and repeated texts."""
-    found: dict[str, str] = {}
+    section_of: dict[str, str] = {}
     sections = group["sections"] if text.pairing == "sections" else [()] * len(group)
     for side, texts, names in zip(group["laterality"], group["texts"], sections, strict=True):
         for place, whole in enumerate(texts):
             kept = (reports.for_side(whole, side) if text.own_side else whole).strip()
             if kept:
-                found.setdefault(kept, names[place] if place < len(names) else "")
-    return found
+                section_of.setdefault(kept, names[place] if place < len(names) else "")
+    return section_of
 
 
 def caption_fields(group: pd.DataFrame, text: TextOptions) -> tuple[tuple[int, str], ...]:
     """What the captions of the rows are rendered from, for those with labels that the template can speak of."""
-    found = []
+    pairs = []
     for row in group.itertuples():
         labels, boxes = json.loads(row.labels), json.loads(row.boxes)
         fields = labels | {"laterality": row.laterality, "view": row.view, "boxes": boxes}
         if label_values.consistent(labels, boxes) and templating.render(text.captions, fields):
-            found.append((int(row.Index), json.dumps(fields)))
-    return tuple(found)
+            pairs.append((int(row.Index), json.dumps(fields)))
+    return tuple(pairs)
 
 
 def draw(texts: Sequence[str], sections: Sequence[str], fields: Sequence[tuple[int, str]], records: Sequence[int],
@@ -104,8 +104,8 @@ def draw_sections(texts: Sequence[str], sections: Sequence[str], count: int, rng
 
 
 def _variant(text: str, variants: Mapping[str, tuple[str, ...]], chance: float, rng: np.random.Generator) -> str:
-    found = variants.get(text, ())
-    return found[int(rng.integers(len(found)))] if found and rng.random() < chance else text
+    others = variants.get(text, ())
+    return others[int(rng.integers(len(others)))] if others and rng.random() < chance else text
 
 
 def augment_texts(texts: list[str], augment: Augment, rng: np.random.Generator) -> tuple[list[str], bool, bool]:

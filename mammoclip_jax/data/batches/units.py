@@ -46,8 +46,8 @@ class View(NamedTuple):
 def views(rows: pd.DataFrame) -> list[View]:
     """Of the rows of an index."""
     flags = rows["flags"] if "flags" in rows else [""] * len(rows)
-    return [View(side, view, tuple(filter(None, found.split(","))))
-            for side, view, found in zip(rows["laterality"], rows["view"], flags, strict=True)]
+    return [View(side, view, tuple(filter(None, names.split(","))))
+            for side, view, names in zip(rows["laterality"], rows["view"], flags, strict=True)]
 
 
 def not_screening(images: Sequence[View]) -> list[str]:
@@ -102,7 +102,7 @@ def standing(images: Sequence[View], count: int,
 def by_view(group: pd.DataFrame, other_views: bool) -> tuple[tuple[int, ...], ...]:
     others = sorted(set(group["view"]) - set(VIEWS)) if other_views else []
     rows = (group.index[group["view"] == view] for view in (*VIEWS, *others))
-    return tuple(tuple(map(int, found)) for found in rows if len(found))
+    return tuple(tuple(map(int, places)) for places in rows if len(places))
 
 
 def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Generator) -> list[int]:

@@ -142,9 +142,9 @@ def _claim(out: Path, parameters: Parameters) -> None:
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         _write_json(path, wanted)
         return
-    found = read_description(out)
+    description = read_description(out)
     for name, value in {"version": exams.VERSION, **wanted["parameters"]}.items():
-        old = found["parameters"].get(name) if name != "version" else found["version"]
+        old = description["parameters"].get(name) if name != "version" else description["version"]
         if old != value:
             raise UserError(f"{out} was made with {name}={old}, not {value}: choose another folder, or remove it.")
 
@@ -157,9 +157,9 @@ def read_description(root: Path) -> dict:
     """
     path = root / DESCRIPTION
     try:
-        found = json.loads(path.read_text())
-        found["version"], found["parameters"].items()
-        return found
+        description = json.loads(path.read_text())
+        description["version"], description["parameters"].items()
+        return description
     except FileNotFoundError:
         raise UserError(f"{root} is no phantom set: {path} is absent. {how_to_make(root)}") from None
     except (ValueError, KeyError, TypeError, AttributeError):

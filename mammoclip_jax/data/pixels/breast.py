@@ -328,7 +328,7 @@ def robust_crop(image: np.ndarray, margin: float = 0.015) -> Crop:
     return crop_of(find(image), image.shape, margin)
 
 
-def crop_of(found: Found, shape: tuple[int, int], margin: float = 0.015) -> Crop:
+def crop_of(seen: Found, shape: tuple[int, int], margin: float = 0.015) -> Crop:
     """The crop of an image of `shape` around what was found in it.
 
     A side within the reach of a film edge goes on to the image's border: what was taken for an edge may be breast.
@@ -336,11 +336,11 @@ def crop_of(found: Found, shape: tuple[int, int], margin: float = 0.015) -> Crop
     extra = margin * max(shape)
     sides = []
     for axis, size in enumerate(shape):
-        live = np.flatnonzero(found.mask.any(axis=1 - axis))
-        edge = _edge(found.mask.shape[axis]) + 1
+        live = np.flatnonzero(seen.mask.any(axis=1 - axis))
+        edge = _edge(seen.mask.shape[axis]) + 1
         first, last = live[0], live[-1] + 1
-        start = 0 if first <= edge else max(0, int(first * found.factor - extra))
-        end = size if last >= found.mask.shape[axis] - edge else min(size, int(np.ceil(last * found.factor + extra)))
+        start = 0 if first <= edge else max(0, int(first * seen.factor - extra))
+        end = size if last >= seen.mask.shape[axis] - edge else min(size, int(np.ceil(last * seen.factor + extra)))
         sides.append((start, end))
     (y0, y1), (x0, x1) = sides
     return (y0, x0, y1, x1)

@@ -169,9 +169,9 @@ def _only_frame(decoder: base.Decoder, header: pydicom.Dataset, options: dict) -
     if options["samples_per_pixel"] > 1 or signs or not decoder.is_encapsulated:
         view = {} if decoder.is_encapsulated else {"view_only": True}
         return decoder.as_array(header, index=0, **options, **view)[0]
-    frame, found = decoder.as_buffer(header, index=0, **options)        # saves as_array's copy
+    frame, fields = decoder.as_buffer(header, index=0, **options)        # saves as_array's copy
     kind = "ui"[options["pixel_representation"]]
-    return np.frombuffer(frame, f"<{kind}{found['bits_allocated'] // 8}").reshape(options["rows"], options["columns"])
+    return np.frombuffer(frame, f"<{kind}{fields['bits_allocated'] // 8}").reshape(options["rows"], options["columns"])
 
 
 def _stream(path: Path, header: pydicom.Dataset, shape: Shape, frame: int) -> bytes:

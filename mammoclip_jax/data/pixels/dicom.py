@@ -128,11 +128,11 @@ def _image(path: Path, header: pydicom.Dataset, shape: Shape) -> Image:
     middle = shape.frames // 2
     _copy_from_groups(header, middle)
     stored, problem = decode(path, header, shape, middle)
-    found = fields(header)
-    flags = [*found.flags, problem, "middle_frame" if shape.frames > 1 else ""]
+    attributes = fields(header)
+    flags = [*attributes.flags, problem, "middle_frame" if shape.frames > 1 else ""]
     for name in PIXELS:             # decoded: the coded ones need no more memory
         header.pop(name, None)
-    return Image(_grey(path, stored), found._replace(flags=tuple(flag for flag in flags if flag)), header)
+    return Image(_grey(path, stored), attributes._replace(flags=tuple(flag for flag in flags if flag)), header)
 
 
 def read_fields(path: Path | str) -> Fields:
@@ -145,10 +145,10 @@ def read_fields(path: Path | str) -> Fields:
     with quiet():
         header = _parse(Path(path), stop_before_pixels=True)
         _copy_from_groups(header, 0)
-        found = fields(header)
-    if "Rows" not in header and "Columns" not in header and (not found.kind or "Image" in found.kind):
+        attributes = fields(header)
+    if "Rows" not in header and "Columns" not in header and (not attributes.kind or "Image" in attributes.kind):
         raise Unreadable(path, "decode", "no pixel data", _NO_IMAGE)
-    return found
+    return attributes
 
 
 def looks_like(path: Path | str) -> bool:
@@ -262,10 +262,10 @@ def _copy_from_groups(header: pydicom.Dataset, frame: int) -> None:
                 item = header[name].value[number][group].value[0]
                 for element in elements:
                     _interpret(item, element)
-                found = {element: item[element] for element in elements if element in item}
+                values = {element: item[element] for element in elements if element in item}
             except Exception:       # absent, as in nearly all files, or malformed
                 continue
-            for element, value in found.items():
+            for element, value in values.items():
                 if element not in header:
                     header[element] = value
 

@@ -122,9 +122,9 @@ def fields(header: pydicom.Dataset) -> Fields:
 
 
 def _kind(header: pydicom.Dataset) -> str:
-    found = text(header, "SOPClassUID") or text(getattr(header, "file_meta", None) or {}, "MediaStorageSOPClassUID")
-    name = UID(found).name
-    return (name if name != found else UNKNOWN_CLASS) if found else ""
+    uid = text(header, "SOPClassUID") or text(getattr(header, "file_meta", None) or {}, "MediaStorageSOPClassUID")
+    name = UID(uid).name
+    return (name if name != uid else UNKNOWN_CLASS) if uid else ""
 
 
 def text(header: pydicom.Dataset, name: str, upper: bool = True) -> str:
@@ -132,10 +132,10 @@ def text(header: pydicom.Dataset, name: str, upper: bool = True) -> str:
     try:
         value = header.get(name)
         value = value[0] if isinstance(value, (MultiValue, list)) and value else value
-        found = str(value if value is not None else "").strip()
+        content = str(value if value is not None else "").strip()
     except Exception:               # of any kind, for a damaged element
         return ""
-    return found.upper() if upper else found
+    return content.upper() if upper else content
 
 
 def _words(header: pydicom.Dataset, *names: str) -> list[str]:
@@ -211,22 +211,22 @@ def _view(header: pydicom.Dataset) -> str:
     orientation = text(header, "PatientOrientation")
     if orientation in ("CC", "MLO"):
         return orientation
-    found = {view for _, view in _described(header) if view}
-    return found.pop() if len(found) == 1 else ""
+    described = {view for _, view in _described(header) if view}
+    return described.pop() if len(described) == 1 else ""
 
 
 def _described(header: pydicom.Dataset) -> list[tuple[str, str]]:
     """(side, view) of every word of the descriptions that is one or both ("R", "CC", "LMLO", "left"), else ""."""
-    found = []
+    pairs = []
     for word in _words(header, "SeriesDescription", "ProtocolName"):
         named = _NAMED.fullmatch(word)
         if word in _DESCRIBED:
-            found.append(("", word))
+            pairs.append(("", word))
         elif named and named[3] in _DESCRIBED:
-            found.append((named[1], named[3]))
+            pairs.append((named[1], named[3]))
         elif word in SIDES:
-            found.append((SIDES[word], ""))
-    return found
+            pairs.append((SIDES[word], ""))
+    return pairs
 
 
 def vendor_of(manufacturer: str) -> str:
@@ -286,7 +286,7 @@ def _kinds(header: pydicom.Dataset) -> set[str]:
         kinds = {str(kind).strip().upper() for kind in header.get("ImageType") or ()}
     except Exception:
         kinds = set()
-    found = {flag for flag, names in IMAGE_TYPES.items() if kinds & set(names)}
+    flags = {flag for flag, names in IMAGE_TYPES.items() if kinds & set(names)}
     if text(header, "SOPClassUID") == TOMOSYNTHESIS_CLASS:
-        found.add("tomosynthesis")
-    return found - {"tomosynthesis"} if "synthetic_2d" in found else found      # made of its slices
+        flags.add("tomosynthesis")
+    return flags - {"tomosynthesis"} if "synthetic_2d" in flags else flags      # made of its slices

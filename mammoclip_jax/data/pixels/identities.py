@@ -28,11 +28,11 @@ class Identities(NamedTuple):
 
 def identities(header: pydicom.Dataset) -> Identities:
     """All of a header's identities; damaged elements count as absent."""
-    found: dict[str, set[str]] = {"names": set(), "places": set(), "numbers": set()}
+    by_kind: dict[str, set[str]] = {"names": set(), "places": set(), "numbers": set()}
     for kind, value in _all(header):
         if value.strip():
-            found[kind].add(value.strip())
-    return Identities(**{kind: frozenset(values) for kind, values in found.items()})
+            by_kind[kind].add(value.strip())
+    return Identities(**{kind: frozenset(values) for kind, values in by_kind.items()})
 
 
 def _all(header: pydicom.Dataset) -> Iterator[tuple[str, str]]:

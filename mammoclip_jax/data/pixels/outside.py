@@ -24,14 +24,14 @@ class Kept(NamedTuple):
     bright: np.ndarray      # bool [h', w']: clearly brighter than the background and not kept
 
 
-def keep(preview: np.ndarray, found: Found) -> Kept | None:
+def keep(preview: np.ndarray, seen: Found) -> Kept | None:
     """What stays of an image, given as uint8 [h, w] with the breast found in it; None where no air is seen."""
-    if found.mask.all():
+    if seen.mask.all():
         return None
     factor = max(1.0, max(preview.shape) / _SIDE)
     size = (max(1, round(preview.shape[1] / factor)), max(1, round(preview.shape[0] / factor)))
     small = cv2.resize(halved(preview, _SIDE), size, interpolation=cv2.INTER_AREA)
-    breast = cv2.resize(found.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    breast = cv2.resize(seen.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     wide = (cv2.distanceTransform(1 - breast, cv2.DIST_L2, 3) <= _RIM * max(size)).astype(np.uint8)
     thin = np.s_[::4, ::4]                  # enough for statistics
     air = small[thin][(wide if not wide[thin].all() else breast)[thin] == 0]
@@ -49,8 +49,8 @@ def keep(preview: np.ndarray, found: Found) -> Kept | None:
     noise = float(np.median(np.abs(air - level)))
     clear = max(8.0, _CONTRAST * (top - level), 6 * noise)
     text = _text(over > max(4.0, 5 * noise), over > clear, breast)
-    if found.plates is not None:
-        text |= cv2.resize(found.plates.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    if seen.plates is not None:
+        text |= cv2.resize(seen.plates.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     mask = wide & ~text & 1
     return Kept(mask, (over > clear) & (mask == 0))
 
@@ -72,12 +72,12 @@ def _text(visible: np.ndarray, clear: np.ndarray, breast: np.ndarray) -> np.ndar
     chosen[0] = False
     if not chosen.any():
         return np.zeros(breast.shape, np.uint8)
-    found = chosen[labels].astype(np.uint8)
-    outlines, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(found, outlines, -1, 1, cv2.FILLED)
+    letters = chosen[labels].astype(np.uint8)
+    outlines, _ = cv2.findContours(letters, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(letters, outlines, -1, 1, cv2.FILLED)
     apart[0] = True                         # what is not visible at all
     tissue = (~apart)[labels].astype(np.uint8)
-    return cv2.dilate(found, _disc(2)) & ~cv2.dilate(tissue, _disc(1)) & 1
+    return cv2.dilate(letters, _disc(2)) & ~cv2.dilate(tissue, _disc(1)) & 1
 
 
 def _chest_walls(breast: np.ndarray) -> list[slice]:

@@ -65,8 +65,8 @@ def size(data: bytes | mmap.mmap) -> tuple[int, int]:
             width, height = struct.unpack_from("<HH" if head[14] == 12 else "<ii", head, 18)
         elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             width, height = _of_tiff(data, "<" if head[:1] == b"I" else ">", big=b"+" in head[:4])
-        elif found := _PNM.match(head):
-            width, height = int(found[1]), int(found[2])
+        elif match := _PNM.match(head):
+            width, height = int(match[1]), int(match[2])
         else:
             height, width = stream_size(bytes(data)) or (0, 0)
     except (struct.error, IndexError, KeyError) as error:

@@ -109,8 +109,8 @@ def render(path: Path | str, preprocessing: Preprocessing, laterality: str = "",
         raise dicom.Unreadable(path, "pixels", "constant image", "export the image again") from None
     fields = decoded.fields
     flags = list(grey.flags)
-    for name, told, found in (("laterality", laterality, fields.laterality), ("view", view, fields.view)):
-        if told and found and told != found:
+    for name, told, stored in (("laterality", laterality, fields.laterality), ("view", view, fields.view)):
+        if told and stored and told != stored:
             flags.append(f"{name}_differs")
     laterality, view = laterality or fields.laterality, view or fields.view
     searched = grey.search()        # before the window, which may hide the skin
@@ -138,9 +138,9 @@ def find_crop(searched: np.ndarray, inside: breast.Crop, seen: breast.Found, met
     if method == "none":
         return inside
     part = inner(searched, inside)
-    found = breast.crop_of(seen, part.shape) if method == "robust" else breast.published_crop(part)
+    crop = breast.crop_of(seen, part.shape) if method == "robust" else breast.published_crop(part)
     y0, x0 = inside[:2]
-    return (y0 + found[0], x0 + found[1], y0 + found[2], x0 + found[3])
+    return (y0 + crop[0], x0 + crop[1], y0 + crop[2], x0 + crop[3])
 
 
 def mask_outside(

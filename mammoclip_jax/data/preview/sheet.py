@@ -124,9 +124,9 @@ def _look(row: Mapping, canvas: np.ndarray) -> dict:
     """Mean grey inside the breast (0 to 255) and its share of the canvas in %."""
     top, left, bottom, right = Transform.from_json(row["transform"]).content
     part = eight(canvas)[top:bottom, left:right]
-    found = breast.find(part)
-    size = (np.arange(side) * small // side for side, small in zip(part.shape, found.mask.shape))
-    mask = found.mask[np.ix_(*size)]
+    seen = breast.find(part)
+    size = (np.arange(side) * small // side for side, small in zip(part.shape, seen.mask.shape))
+    mask = seen.mask[np.ix_(*size)]
     return {"vendor": row["vendor"] or UNKNOWN, "grey": float(part[mask].mean()),
             "share": 100 * float(mask.sum()) / canvas.size}
 

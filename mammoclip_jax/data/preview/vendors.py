@@ -51,7 +51,7 @@ def plots(measured: pd.DataFrame, looked_at: pd.DataFrame, of: str) -> list[Plot
         return []
     vendors = list(measured["vendor"].value_counts(sort=True).index)
     n = f"n = {len(looked_at)}, drawn at random" if len(looked_at) < len(measured) else of
-    found = [
+    charts = [
         Plot("Images", _bars(measured, vendors), of),
         Plot("Scale: pixels of the canvas for one of the original", _spread(measured, vendors, "scale"), of),
         Plot("Size of the original", _sizes(measured, vendors), of),
@@ -59,7 +59,7 @@ def plots(measured: pd.DataFrame, looked_at: pd.DataFrame, of: str) -> list[Plot
         Plot("Breast in % of the canvas", _spread(looked_at, vendors, "share"), n),
     ]
     flags = _flags(measured, vendors)
-    return found + ([Plot("Flags, in % of the vendor's images", flags, of, wide=True)] if flags else [])
+    return charts + ([Plot("Flags, in % of the vendor's images", flags, of, wide=True)] if flags else [])
 
 
 def _bars(measured: pd.DataFrame, vendors: list[str]) -> str:

@@ -78,9 +78,9 @@ def read(root: str | Path, tables: str = "", val: float = 0.1, masks: bool = Tru
         split = "test" if patient in tested else split_of(patient, val, 0)
         row = _row(image, views[_view(line)]) | {"split": split, "row": line[ROW]}
         rows += [row | {"file": file, "boxes": boxes.get(file, [])} for file in films.pop(image, [""])]
-    for image, found in sorted(films.items()):
+    for image, files in sorted(films.items()):
         remedy = "give the tables that name it with --option=tables=DIR"
-        problems += [Problem(file, "source", "no row in the tables", remedy, image) for file in found]
+        problems += [Problem(file, "source", "no row in the tables", remedy, image) for file in files]
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, root=root, partial=True,
                        table_rows=counted, passed_over=scanned.others)
 
@@ -132,17 +132,17 @@ def read_tables(root: Path, tables: str) -> tuple[pd.DataFrame, list[Problem]]:
 
 def index_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]], Found]:
     """PatientID -> files below `root` (relative) of films; the same of masks and crops; all that was found."""
-    found = headers.scan(root)
+    listing = headers.scan(root)
     films: dict[str, list[str]] = {}
     regions: dict[str, list[str]] = {}
-    for name, fields in found.images.items():
+    for name, fields in listing.images.items():
         if fields.patient.endswith(("_CC", "_MLO")):
             films.setdefault(fields.patient, []).append(name)
         elif _REGION.fullmatch(fields.patient):
             regions.setdefault(fields.patient, []).append(name)
         else:
-            found.others.append(other(name, "no film, mask or crop by its PatientID"))
-    return films, regions, found
+            listing.others.append(other(name, "no film, mask or crop by its PatientID"))
+    return films, regions, listing
 
 
 def _boxes(

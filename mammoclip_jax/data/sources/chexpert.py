@@ -71,14 +71,14 @@ def read(root: str | Path, reports: str = "", valid: str = "val", val: float = 0
 
 def labels(line: Mapping[str, str]) -> dict[str, int]:
     """The labels of a line with the columns FINDINGS. Cells that are none of 1, 0, -1 and "" count as unknown."""
-    found = {}
+    values = {}
     for column, key in FINDINGS.items():
         value = tables.number(line.get(column, ""))
         if value in (0, 1):
-            found[key] = value
+            values[key] = value
         elif value == -1:
-            found[f"{key}_uncertain"] = 1
-    return found
+            values[f"{key}_uncertain"] = 1
+    return values
 
 
 def _folder(root: Path) -> Path:
@@ -91,10 +91,10 @@ def _folder(root: Path) -> Path:
 
 def _plus(root: Path, reports: str) -> tuple[dict[str, dict], list[Problem]]:
     """Image -> its line of the CheXpert Plus table; and the lines that name no image or one again."""
-    found = [Path(reports)] if reports else sorted(path for folder in (root, root.parent) for path in folder.glob(PLUS))
-    if not found:
+    paths = [Path(reports)] if reports else sorted(path for folder in (root, root.parent) for path in folder.glob(PLUS))
+    if not paths:
         return {}, []
-    data = tables.read(found[0], ["path_to_image", "section_findings", "section_impression"])
+    data = tables.read(paths[0], ["path_to_image", "section_findings", "section_impression"])
     lines: dict[str, dict] = {}
     problems = []
     for line in data.to_dict("records"):

@@ -40,8 +40,8 @@ def read(root: str | Path, table: str = "", val: float = 0.1, test: float = 0.2)
     """
     root = Path(root)
     clinical, problems, lines = _breasts(_clinical(root, table))
-    found = headers.scan(root)
-    files = found.images
+    listing = headers.scan(root)
+    files = listing.images
     stems = pd.Series([f"{fields.patient}/{PurePosixPath(name).stem}" for name, fields in files.items()], dtype=str)
     repeated = stems.duplicated(keep=False)
     patients = {patient for patient, _ in clinical}
@@ -73,17 +73,17 @@ def read(root: str | Path, table: str = "", val: float = 0.1, test: float = 0.2)
         Problem("", "absent", "no image: no file of this breast", remedy, "", row)
         for breast, line in clinical.items() if breast not in used for row in line[ROW]
     ]
-    return SourceTable(frame(rows), problems + found.problems, LICENCE, CITATION, public_ids=True, partial=True,
-                       table_rows=lines, passed_over=found.others)
+    return SourceTable(frame(rows), problems + listing.problems, LICENCE, CITATION, public_ids=True, partial=True,
+                       table_rows=lines, passed_over=listing.others)
 
 
 def _clinical(root: Path, table: str) -> pd.DataFrame:
-    found = [Path(table)] if table else sorted(
+    paths = [Path(table)] if table else sorted(
         path for ending in ("xlsx", "csv") for path in root.rglob(f"CMMD_clinicaldata*.{ending}"))
-    if not found or not found[0].is_file():
+    if not paths or not paths[0].is_file():
         raise UserError(f"{table or root} holds no CMMD_clinicaldata_revision.xlsx (or .csv). Give --root, the folder "
                         "of CMMD with the table TCIA has beside it, or --option=table=FILE.")
-    path = found[0]
+    path = paths[0]
     if path.suffix != ".csv":
         return excel.read(path, NEEDED)
     with path.open(encoding="utf-8-sig", errors="replace") as lines:

@@ -215,9 +215,9 @@ def _flags(findings: pd.DataFrame) -> pd.DataFrame:
     """A column of bool for each label of FINDINGS, "calcification" and "described" (by any code); one row a line."""
     flags: dict[str, pd.Series] = {}
     for column, table in FINDINGS.items():
-        found = _codes(findings[column], table)
+        codes = _codes(findings[column], table)
         for label in dict.fromkeys(table.values()):
-            there = found.map({cell: label in cell for cell in found.unique()})
+            there = codes.map({cell: label in cell for cell in codes.unique()})
             flags[label] = flags[label] | there if label in flags else there
     margins = (findings["massmargin"] != "") | (findings["massdens"] != "")
     flags["mass"] |= margins & (findings["massshape"] == "")        # an asymmetry may have a density too
@@ -250,8 +250,8 @@ def _breast_labels(findings: pd.DataFrame) -> dict[str, dict]:
         for breast in there.index[there[name]]:
             labels[breast][name] = 1
     for name, column in words.items():
-        for breast, found in column[column.map(len) > 0].items():
-            labels[breast][name] = ", ".join(found)
+        for breast, terms in column[column.map(len) > 0].items():
+            labels[breast][name] = ", ".join(terms)
     return labels
 
 
@@ -261,11 +261,11 @@ def _pathology(clinical: pd.DataFrame) -> dict[str, dict]:
     side = clinical["bside"].str.upper().where(clinical["bside"].str.upper().isin(["L", "R", "B"]), clinical["side"])
     seen = clinical.assign(severity=severity, one=side.map(BREASTS))[severity.notna() & (side != "")].explode("one")
     labels = {}
-    for breast, found in seen.groupby(seen["acc_anon"] + "/" + seen["one"])["severity"]:
+    for breast, severities in seen.groupby(seen["acc_anon"] + "/" + seen["one"])["severity"]:
         entry = {"biopsy": 1}
-        if found.isin([0, 1]).any():
-            entry |= {"cancer": 1, "invasive": int((found == 0).any())}
-        elif found.isin([2, 3, 4, 5]).all():
+        if severities.isin([0, 1]).any():
+            entry |= {"cancer": 1, "invasive": int((severities == 0).any())}
+        elif severities.isin([2, 3, 4, 5]).all():
             entry |= {"cancer": 0, "invasive": 0}
         labels[breast] = entry
     return labels

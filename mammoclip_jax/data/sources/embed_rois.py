@@ -41,14 +41,14 @@ def boxes(line: Mapping[str, str], root: Path, label: str) -> tuple[list[dict], 
     cell, count = line["DCM_ROI_coords"] or line["ROI_coords"], number(line["num_roi"]) or 0
     if not cell.strip("()[] ,") and not count:
         return [], ""
-    values = [max(float(found), 0) for found in _NUMBER.findall(cell)]
+    values = [max(float(digits), 0) for digits in _NUMBER.findall(cell)]
     if len(values) % 4 or max(values, default=0) > LARGEST:
         return [], f"malformed box: {len(values)} numbers in the ROI coordinates, or one beyond any image"
     corners = [values[start:start + 4] for start in range(0, len(values), 4)]
     levels = [int(level) for level in re.findall(r"\d+", line["ROI_match_level"] or line["match_level"])]
     (file,) = located(root, [line["file"]])
     turn = None if line["DCM_ROI_coords"] else _turned(root / file, line["laterality"], line["view"])
-    found, empty = [], 0
+    regions, empty = [], 0
     for position, (y0, x0, y1, x1) in enumerate(corners):
         if not (x0 < x1 and y0 < y1):
             empty += 1
@@ -58,12 +58,12 @@ def boxes(line: Mapping[str, str], root: Path, label: str) -> tuple[list[dict], 
             x0, x1 = (max(width - x1, 0), width - x0) if flip_x else (x0, x1)
             y0, y1 = (max(height - y1, 0), height - y0) if flip_y else (y0, y1)
         match = {"match": levels[position]} if len(levels) == len(corners) else {}
-        found.append({"label": label, "box": [x0, y0, x1, y1]} | match)
+        regions.append({"label": label, "box": [x0, y0, x1, y1]} | match)
     if empty:
-        return found, f"malformed box: {empty} of {len(corners)} are empty"
+        return regions, f"malformed box: {empty} of {len(corners)} are empty"
     if len(corners) != count and line["num_roi"]:
-        return found, f"box count contradicts: num_roi is {count}, {len(corners)} are given"
-    return found, ""
+        return regions, f"box count contradicts: num_roi is {count}, {len(corners)} are given"
+    return regions, ""
 
 
 def _turned(path: Path, laterality: str, view: str) -> tuple[int, int, bool, bool] | None:

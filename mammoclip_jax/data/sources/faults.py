@@ -12,10 +12,10 @@ def first(index: pd.Index, checks: Iterable[tuple[pd.Series, str]]) -> pd.Series
         index: of the table.
         checks: (bool series that is True at the bad lines, reason), the gravest first.
     """
-    found = pd.Series("", index=index, dtype=object)
+    faults = pd.Series("", index=index, dtype=object)
     for bad, reason in checks:
-        found[bad & (found == "")] = reason
-    return found
+        faults[bad & (faults == "")] = reason
+    return faults
 
 
 def disagree(keys: pd.Series, values: pd.Series) -> pd.Series:

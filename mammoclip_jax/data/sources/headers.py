@@ -11,10 +11,10 @@ from mammoclip_jax.data.pixels.fields import Fields
 
 def scan(root: Path) -> Found:
     """The DICOM images below the root whose header names a patient, each once; one that names nobody is a problem."""
-    found = image_files.find(root)
+    listing = image_files.find(root)
     images: dict[str, Fields] = {}
-    problems, others = list(found.problems), list(found.others)
-    for name, fields in found.images.items():
+    problems, others = list(listing.problems), list(listing.others)
+    for name, fields in listing.images.items():
         if is_picture(name):
             others.append(other(name, "picture: it has no header"))
         elif fields.patient:

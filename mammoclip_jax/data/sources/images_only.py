@@ -29,18 +29,18 @@ def read(
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"--root={root} is no folder. Give the folder of the images.")
-    found = exams.read(root, _compiled(pattern))
-    if not found.images and not found.problems:
+    listing = exams.read(root, _compiled(pattern))
+    if not listing.images and not listing.problems:
         kinds = ", ".join(dicom.PICTURES)
         raise UserError(f"{root} holds no image. Give a folder of DICOM files or pictures ({kinds}).")
-    patients = [fields.patient for fields in found.images.values()]
-    days = tables.study_days(patients, [fields.study_date for fields in found.images.values()])
+    patients = [fields.patient for fields in listing.images.values()]
+    days = tables.study_days(patients, [fields.study_date for fields in listing.images.values()])
     rows = [{
         "dataset": name, "patient": fields.patient, "study": fields.study, "image": fields.image, "file": file,
         "laterality": fields.laterality, "view": fields.view, "vendor": fields.vendor,
         "split": split_of(fields.patient, val, test), "labels": {} if day is None else {"study_day": day},
-    } for (file, fields), day in zip(found.images.items(), days)]
-    return SourceTable(frame(rows), found.problems, licence, citation, public_ids=False, passed_over=found.others,
+    } for (file, fields), day in zip(listing.images.items(), days)]
+    return SourceTable(frame(rows), listing.problems, licence, citation, public_ids=False, passed_over=listing.others,
                        leave_out=(*NO_MAMMOGRAM, "secondary_capture"))
 
 

@@ -126,11 +126,11 @@ def _outlines(path: Path) -> tuple[list[dict], dict, list[str]]:
     """The boxes and labels of an XML file, and what is wrong with it."""
     try:
         rois = plistlib.loads(path.read_bytes(), fmt=plistlib.FMT_XML)["Images"][0]["ROIs"]
-        found = [(str(roi.get("Name", "")).strip(), [str(point) for point in roi["Point_px"]]) for roi in rois]
+        outlines = [(str(roi.get("Name", "")).strip(), [str(point) for point in roi["Point_px"]]) for roi in rois]
     except Exception as error:      # any kind of damage; the class says enough
         return [], {}, [f"outlines cannot be read: {type(error).__name__}"]
     boxes, labels, faults = [], {}, []
-    for name, points in found:
+    for name, points in outlines:
         label = next((label for start, label in NAMES if start in name.lower()), "")
         matches = [_POINT.fullmatch(point.strip()) for point in points]
         try:

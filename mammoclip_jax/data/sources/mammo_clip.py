@@ -75,19 +75,19 @@ def read(root: str | Path, table: str = "", images: str = "", val: float = 0.1, 
     path = root / (table or _found(root))
     data = tables.read(path, ("patient_id",))
     if "finding_categories" in data:
-        found, name = _detection(data, path, images, val, boxes), "vindr"
+        reading, name = _detection(data, path, images, val, boxes), "vindr"
     elif "CC_FINDING" in data:
-        found, name = _attributes(data, path, images, val), "vindr"
+        reading, name = _attributes(data, path, images, val), "vindr"
     elif "text" in data:
-        found, name = _reports(data, path, images, fold), "mammo_clip"
+        reading, name = _reports(data, path, images, fold), "mammo_clip"
     else:
         other = " Use --source=rsna." if "site_id" in data else ""
         raise UserError(f"{path} is none of {', '.join(NAMES)}: it has {', '.join(data)}.{other}")
     public = name == "vindr"
     licence, citation = (vindr.LICENCE, f"{vindr.CITATION} {CITATION}") if public else ("private", CITATION)
-    rows = [row | {"dataset": name} for row in found.rows]
-    return SourceTable(frame(rows), found.problems, licence, citation, public_ids=public, partial=public,
-                       table_rows=len(data), remarks=found.remarks)
+    rows = [row | {"dataset": name} for row in reading.rows]
+    return SourceTable(frame(rows), reading.problems, licence, citation, public_ids=public, partial=public,
+                       table_rows=len(data), remarks=reading.remarks)
 
 
 def _found(root: Path) -> str:
@@ -148,11 +148,11 @@ def _attributes(data: pd.DataFrame, path: Path, images: str, val: float) -> _Rea
         texts = captions.findings(labels, (), tables.SIDES.get(line.laterality.lower(), ""), view)
         return {"split": split, "labels": labels, "texts": texts, "sections": ["findings", "impression"][:len(texts)]}
 
-    found = _each(data, fault, images, content)
+    reading = _each(data, fault, images, content)
     if doubled:
         log.warning("%s: %d of %d lines list a finding as present and absent; it is taken as present",
                     path.name, len(doubled), len(data))
-    return found
+    return reading
 
 
 def _present_absent(line: Any, view: str) -> tuple[set[str], set[str]]:

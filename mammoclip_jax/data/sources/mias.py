@@ -46,7 +46,7 @@ def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
         raise UserError(f"{root} has no Info.txt. Give --root, the folder of the mini-MIAS files as distributed.")
     films, problems = parse(root / "Info.txt")
     table_rows = sum(map(len, films.values())) + len(problems)
-    rows = [_row(film, found, val, test) for film, found in films.items()]
+    rows = [_row(film, findings, val, test) for film, findings in films.items()]
     for name in sorted(path.name for path in root.iterdir()):
         film = name.lower().removesuffix(".pgm")
         if film != name.lower() and _FILM.match(film) and film not in films:
@@ -90,11 +90,11 @@ def box(circle: tuple[int, int, int]) -> list[int]:
     return [x0, y0, x1, y1] if x0 < x1 and y0 < y1 else []
 
 
-def _row(film: str, found: list[Finding], val: float, test: float) -> dict:
+def _row(film: str, findings: list[Finding], val: float, test: float) -> dict:
     patient = f"mias{(int(film[3:]) + 1) // 2:03d}"
-    texts = captions.mias([finding._asdict() for finding in found])
-    abnormal = [finding for finding in found if finding.finding in LABELS]
-    labels = {"density": found[0].tissue, "abnormal": int(bool(abnormal))}
+    texts = captions.mias([finding._asdict() for finding in findings])
+    abnormal = [finding for finding in findings if finding.finding in LABELS]
+    labels = {"density": findings[0].tissue, "abnormal": int(bool(abnormal))}
     if abnormal:
         labels |= {LABELS[finding.finding]: 1 for finding in abnormal}
         labels["abnormality"] = ",".join(dict.fromkeys(finding.finding for finding in abnormal))
@@ -103,7 +103,7 @@ def _row(film: str, found: list[Finding], val: float, test: float) -> dict:
         labels |= dict.fromkeys(LABELS.values(), 0) | {"cancer": 0}
     return {
         "dataset": "mias", "patient": patient, "study": patient, "image": film, "file": f"{film}.pgm",
-        "row": found[0].row, "size": f"{SIZE} {SIZE}", "view": "MLO",
+        "row": findings[0].row, "size": f"{SIZE} {SIZE}", "view": "MLO",
         "split": split_of(patient, val, test), "texts": texts, "sections": ["findings", "impression"][:len(texts)],
         "labels": labels,
         "boxes": [{"label": LABELS[f.finding], "box": box(f.circle)} for f in abnormal if f.circle],

@@ -63,13 +63,13 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
         if fault:
             problems.append(Problem("", "source", fault, "copy the tables again", line["dicom_id"], line[ROW]))
             continue
-        found = chexpert.labels(labels.get(line["study_id"], {})) | ({} if day is None else {"study_day": day})
+        values = chexpert.labels(labels.get(line["study_id"], {})) | ({} if day is None else {"study_day": day})
         written = texts.get(stem.rpartition("/")[0], Told({}, {}, {}))
         rows.append({
             "dataset": "mimic_cxr", "patient": line["subject_id"], "study": line["study_id"],
             "image": line["dicom_id"], "file": stem + suffix, "row": line[ROW], "size": _size(line),
             "view": line["ViewPosition"].upper(), "split": split, "texts": list(written.texts.values()),
-            "sections": list(written.texts), "labels": found, "parts": written.parts,
+            "sections": list(written.texts), "labels": values, "parts": written.parts,
         })
     problems += _unused(splits, set(metadata["dicom_id"])) + _unused(labels, set(metadata["study_id"]))
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=table_rows)
@@ -77,8 +77,8 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
 
 def _path(root: Path, kind: str) -> Path:
     """The newest of the tables of this kind; the name it should have where there is none."""
-    found = sorted(path for end in ("csv", "csv.gz") for path in root.glob(f"mimic-cxr-2.?.0-{kind}.{end}"))
-    return found[-1] if found else root / f"mimic-cxr-2.0.0-{kind}.csv.gz"
+    paths = sorted(path for end in ("csv", "csv.gz") for path in root.glob(f"mimic-cxr-2.?.0-{kind}.{end}"))
+    return paths[-1] if paths else root / f"mimic-cxr-2.0.0-{kind}.csv.gz"
 
 
 def _by(path: Path, columns: list[str], key: str) -> tuple[dict[str, dict], list[Problem]]:
@@ -134,16 +134,16 @@ def _reports(folder: Path | None, studies: set[str]) -> dict[str, Told]:
         return {}
     names = sorted(studies)
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda name: _report(folder / (name.removeprefix("files/") + ".txt")), names)
-        return dict(zip(names, tqdm(found, total=len(names), desc="reports", unit="file", disable=None)))
+        reports = pool.map(lambda name: _report(folder / (name.removeprefix("files/") + ".txt")), names)
+        return dict(zip(names, tqdm(reports, total=len(names), desc="reports", unit="file", disable=None)))
 
 
 def _report(path: Path) -> Told:
     try:
-        found = told(_TITLE.sub("", path.read_text(encoding="utf-8", errors="replace")))
+        report = told(_TITLE.sub("", path.read_text(encoding="utf-8", errors="replace")))
     except OSError:
         return Told({}, {}, {})
-    if {"findings", "impression"} & set(found.texts):
-        return found
-    rest = {name: text for name, text in found.texts.items() if name == "report"}
-    return Told(rest, rest, {name: text for name, text in found.kept.items() if name not in rest})
+    if {"findings", "impression"} & set(report.texts):
+        return report
+    rest = {name: text for name, text in report.texts.items() if name == "report"}
+    return Told(rest, rest, {name: text for name, text in report.kept.items() if name not in rest})

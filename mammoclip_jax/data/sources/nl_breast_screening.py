@@ -80,5 +80,5 @@ def _fault(line: dict, name: str, match: re.Match | None) -> str:
 
 def _labels(line: dict) -> dict:
     names = {"Cancer": "cancer", "False Positive": "false_positive", "Age": "age"}
-    found = {label: tables.number(line[name]) for name, label in names.items()}
-    return {label: int(value) for label, value in found.items() if value is not None}
+    values = {label: tables.number(line[name]) for name, label in names.items()}
+    return {label: int(value) for label, value in values.items() if value is not None}

@@ -77,10 +77,10 @@ def read(
             shown = cells.get("image_id") or cells["image"]
             problems.append(Problem(cells["image"], "source", *fault, shown, line[tables.ROW]))
             continue
-        found = {"study_day": day} | {column: tables.value(line[column]) for column in label_columns}
-        found = {key: value for key, value in found.items() if value is not None}
-        row = _row(name, cells, found, val, test) | {"row": line[tables.ROW],
-                                                     "identities": [line[column] for column in name_columns]}
+        values = {"study_day": day} | {column: tables.value(line[column]) for column in label_columns}
+        values = {key: value for key, value in values.items() if value is not None}
+        row = _row(name, cells, values, val, test) | {"row": line[tables.ROW],
+                                                      "identities": [line[column] for column in name_columns]}
         if cells.get("view") and not row["view"]:
             remedy = "use CC, MLO, ML, ..."
             remarks.append(Problem(row["file"], "source", "unknown view", remedy, row["image"], row["row"]))

@@ -101,10 +101,10 @@ def _splits(data: pd.DataFrame, path: Path, split: str, val: float, test: float,
     fraction = val if split == "site" or val_fold is None else 0
     trained = patients.map({patient: split_of(patient, fraction, 0) for patient in patients.unique()})
     if split == "site":
-        found = trained.where(group == site, "test")
+        splits = trained.where(group == site, "test")
     else:
-        found = trained.mask(group == test_fold, "test").mask(group == val_fold, "val")
-    return found.where(group.notna(), "")
+        splits = trained.mask(group == test_fold, "test").mask(group == val_fold, "val")
+    return splits.where(group.notna(), "")
 
 
 def _faults(data: pd.DataFrame) -> pd.Series:

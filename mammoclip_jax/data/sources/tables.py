@@ -86,8 +86,8 @@ def number(cell: str) -> int | float | None:
 
 def value(cell: str) -> int | float | str | None:
     """A cell as a label: a number where it is one, None where it is empty or NaN, else its text."""
-    found = number(cell)
-    return found if found is not None or cell.lower() in ("", "nan", "inf", "-inf") else cell
+    quantity = number(cell)
+    return quantity if quantity is not None or cell.lower() in ("", "nan", "inf", "-inf") else cell
 
 
 def literal(cell: str) -> list:
@@ -97,12 +97,12 @@ def literal(cell: str) -> list:
         ValueError: it holds something else.
     """
     try:
-        found: Any = ast.literal_eval(cell)
+        content: Any = ast.literal_eval(cell)
     except (SyntaxError, ValueError, RecursionError, MemoryError, TypeError) as error:
         raise ValueError(f"not a list: {cell[:80]!r}") from error
-    if not isinstance(found, list):
+    if not isinstance(content, list):
         raise ValueError(f"not a list: {cell[:80]!r}")
-    return found
+    return content
 
 
 def study_days(patients: Sequence[str], dates: Sequence[str], order: str = "", column: str = "a column of dates",
@@ -126,9 +126,9 @@ def study_days(patients: Sequence[str], dates: Sequence[str], order: str = "", c
     texts = [_iso(date.strip(), order) if _DATE.search(date) else "" for date in dates]
     with warnings.catch_warnings():         # they quote the dates
         warnings.simplefilter("ignore")
-        found = pd.to_datetime(pd.Series(texts, dtype=str), errors="coerce", format="mixed", utc=True)
-    first = found.groupby(pd.Series(list(patients), dtype=str)).transform("min")
-    return [None if pd.isna(days) else int(days) for days in (found - first).dt.days]
+        times = pd.to_datetime(pd.Series(texts, dtype=str), errors="coerce", format="mixed", utc=True)
+    first = times.groupby(pd.Series(list(patients), dtype=str)).transform("min")
+    return [None if pd.isna(days) else int(days) for days in (times - first).dt.days]
 
 
 def _order(dates: Sequence[str], column: str, remedy: str) -> str:

@@ -92,8 +92,8 @@ def read(
                 continue
             row = _row(values, place) | {"dataset": name, "file": file, "row": place}
             row["split"] = split_of(row["patient"], *fractions) if split == "train" else split
-            found = {alias: _value(builder, record, key) for alias, key in label_keys.items()}
-            row["labels"] = {alias: value for alias, value in found.items() if value not in ("", None)}
+            label_values = {alias: _value(builder, record, key) for alias, key in label_keys.items()}
+            row["labels"] = {alias: value for alias, value in label_values.items() if value not in ("", None)}
             if "boxes" in keys:
                 row["boxes"] = _boxes(builder, record, boxes, folder / file)
             rows.append(row)
@@ -166,10 +166,10 @@ def _at(record: Mapping, key: str) -> Any:
 
 def _value(builder, record: Mapping, key: str) -> Any:
     """A feature's value as str, int or float; a ClassLabel's as its name, a list's as its items with commas between."""
-    found = _plain(_feature(builder, key), _at(record, key))
-    if not isinstance(found, list):
-        return found
-    several = list(dict.fromkeys(found))
+    content = _plain(_feature(builder, key), _at(record, key))
+    if not isinstance(content, list):
+        return content
+    several = list(dict.fromkeys(content))
     return several[0] if len(several) == 1 else ",".join(map(str, several))
 
 
@@ -223,12 +223,12 @@ def _store(value: Any, folder: Path) -> str:
 
 def _boxes(builder, record: Mapping, key: str, path: Path) -> list[dict]:
     """Boxes in pixels, of TFDS's ymin, xmin, ymax, xmax as fractions of the image."""
-    found = _at(record, key)
-    corners = np.array(found["bbox"], np.float64).reshape(-1, 4)
+    objects = _at(record, key)
+    corners = np.array(objects["bbox"], np.float64).reshape(-1, 4)
     if not len(corners):
         return []
-    named = "label" in found
-    labels = _plain(_feature(builder, f"{key}/label"), found["label"]) if named else ["finding"] * len(corners)
+    named = "label" in objects
+    labels = _plain(_feature(builder, f"{key}/label"), objects["label"]) if named else ["finding"] * len(corners)
     try:
         height, width = pictures.size(path.read_bytes())
     except (OSError, ValueError):       # it is quarantined for that when it is read

@@ -140,8 +140,8 @@ def assemble(
     problems = [_problem(line, reason) for line, reason in zip(images.itertuples(), fault) if reason]
     images = images[fault == ""]
     images, remarks = _agreed(images)
-    found, line_problems, line_remarks = _merge(images, lines, clamp)
-    rows = [_row(line, found.get(line.image_id, _Found(whole=False)), val) for line in images.itertuples()]
+    contents, line_problems, line_remarks = _merge(images, lines, clamp)
+    rows = [_row(line, contents.get(line.image_id, _Found(whole=False)), val) for line in images.itertuples()]
     return rows, problems + line_problems, remarks + line_remarks
 
 
@@ -195,10 +195,10 @@ def _merge(
         (~lines["finding_birads"].isin(BIRADS), "unreadable cell: finding_birads"),
     ])
     categories = {cell: _categories(cell) for cell in lines["finding_categories"].unique()}
-    found: dict[str, _Found] = {}
+    contents: dict[str, _Found] = {}
     problems = []
     for line, reason in zip(lines.itertuples(), fault):
-        image = found.setdefault(line.image_id, _Found())
+        image = contents.setdefault(line.image_id, _Found())
         labels, unreadable = categories[line.finding_categories]
         box, bad_box = (None, "") if reason or unreadable else _box(line, labels, clamp)
         if reason or unreadable:
@@ -210,11 +210,11 @@ def _merge(
         if reason or unreadable or bad_box:
             problems.append(_problem(line, reason or unreadable or bad_box))
     problems += [_problem(line, "contradiction: No Finding in an image with findings")
-                 for image in found.values() if image.labels for line in image.denials]
+                 for image in contents.values() if image.labels for line in image.denials]
     used = fault == ""
     remarks = [_problem(line, f"contradiction: {name} of an image") for name in SHARED if name not in DECISIVE
                for line in lines[used & (home[name] != "") & (lines[name] != home[name])].itertuples()]
-    return found, problems, remarks
+    return contents, problems, remarks
 
 
 def _categories(cell: str) -> tuple[list[str], str]:
@@ -244,23 +244,23 @@ def _box(line: Any, labels: list[str], clamp) -> tuple[dict | None, str]:
         return None, "malformed box"
     if box[2] <= 0 or box[3] <= 0 or box[0] >= width or box[1] >= height:
         return None, "box outside image"
-    found = {"label": labels[0], "box": box}
-    found |= {"labels": labels} if len(labels) > 1 else {}
+    entry = {"label": labels[0], "box": box}
+    entry |= {"labels": labels} if len(labels) > 1 else {}
     category = BIRADS[line.finding_birads]
-    return found | ({} if category is None else {"birads": category}), ""
+    return entry | ({} if category is None else {"birads": category}), ""
 
 
-def _row(line: Any, found: _Found, val: float) -> dict:
+def _row(line: Any, image: _Found, val: float) -> dict:
     split = split_of(line.study_id, val, 0) if line.split == "train" else line.split
     side, view = tables.SIDES.get(line.laterality.lower(), line.laterality), line.view_position.upper()
-    absent = dict.fromkeys(FINDINGS.values(), 0) if found.whole else {}
+    absent = dict.fromkeys(FINDINGS.values(), 0) if image.whole else {}
     breast = {"birads": BIRADS[line.breast_birads], "density": DENSITY[line.breast_density]}
-    labels = absent | found.labels | {key: value for key, value in breast.items() if value is not None}
-    texts = captions.findings(labels, found.boxes, side, view)
+    labels = absent | image.labels | {key: value for key, value in breast.items() if value is not None}
+    texts = captions.findings(labels, image.boxes, side, view)
     return {
         "dataset": "vindr", "patient": line.study_id, "study": line.study_id, "image": line.image_id, "row": line.row,
         "size": f"{line.height} {line.width}", "laterality": side, "view": view, "split": split,
-        "texts": texts, "sections": ["findings", "impression"][:len(texts)], "labels": labels, "boxes": found.boxes,
+        "texts": texts, "sections": ["findings", "impression"][:len(texts)], "labels": labels, "boxes": image.boxes,
     }
 
 

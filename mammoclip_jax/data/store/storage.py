@@ -65,9 +65,9 @@ class Remote:
     def _fetch(self, system: fsspec.AbstractFileSystem, path: str, target: Path) -> None:
         with whole(target) as partial:
             system.get_file(path, str(partial))
-            found, expected = partial.stat().st_size, system.size(path)
-            if found != expected:
-                raise UserError(f"{self} came with {found} of {expected} bytes. Try again.")
+            size, expected = partial.stat().st_size, system.size(path)
+            if size != expected:
+                raise UserError(f"{self} came with {size} of {expected} bytes. Try again.")
 
     @contextlib.contextmanager
     def _reached(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:

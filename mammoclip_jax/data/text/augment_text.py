@@ -57,10 +57,10 @@ def augment(folder: str | Path, translate: Translate, *, model: str, batch: int 
             print(json.dumps(record), file=file)
         for start in range(len(done), len(texts), batch):
             part = texts[start:start + batch]
-            found = translate(part, seed + start)
-            if len(found) != len(part):
-                raise UserError(f"the translator gave {len(found)} texts for {len(part)}")
-            for pair in zip(part, found, strict=True):
+            translations = translate(part, seed + start)
+            if len(translations) != len(part):
+                raise UserError(f"the translator gave {len(translations)} texts for {len(part)}")
+            for pair in zip(part, translations, strict=True):
                 done.append(pair)
                 print(json.dumps(list(pair)), file=file)
             file.flush()

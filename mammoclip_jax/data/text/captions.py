@@ -84,10 +84,10 @@ def cbis_ddsm(rows: pd.DataFrame | Iterable[Mapping[str, Any]], laterality: str,
     rows = [row for row in _records(rows) if _matches(row, laterality, view)]
     if not rows:
         return []
-    found = _unique(_abnormality(row) for row in rows)
+    abnormalities = _unique(_abnormality(row) for row in rows)
     where = _where(laterality, view)
     density = DENSITY.get(max(_number(row, "breast_density", "breast density") or 0 for row in rows))
-    findings = " ".join([*([density] if density else []), *(f"There {_verb(f)} {f}{where}." for f in found)])
+    findings = " ".join([*([density] if density else []), *(f"There {_verb(f)} {f}{where}." for f in abnormalities)])
     short = _join(_unique(_short(row) for row in rows))
     categories = [c for c in (_number(row, "assessment") for row in rows) if c in ASSESSMENT]
     impression = f"{_capital(short)}{where}."
@@ -106,10 +106,10 @@ def mias(row: Mapping[str, Any] | pd.DataFrame | Iterable[Mapping[str, Any]]) ->
     rows = _records([row] if isinstance(row, Mapping | pd.Series) else row)
     tissue = next((MIAS_TISSUE[t] for t in (_text(r, "tissue") for r in rows) if t in MIAS_TISSUE), "")
     classes = _unique(_text(row, "finding") for row in rows)
-    found = [MIAS_FINDING[c] for c in classes if c in MIAS_FINDING]
-    if found:
-        findings = " ".join(f"There {_verb(f)} {f}." for f in found)
-        impression = f"{_capital(_join(_bare(f) for f in found))}."
+    abnormalities = [MIAS_FINDING[c] for c in classes if c in MIAS_FINDING]
+    if abnormalities:
+        findings = " ".join(f"There {_verb(f)} {f}." for f in abnormalities)
+        impression = f"{_capital(_join(_bare(f) for f in abnormalities))}."
     elif "NORM" in classes:
         findings = "There is no mass, calcification, architectural distortion or asymmetry."
         impression = "Negative mammogram."

@@ -50,7 +50,7 @@ def _candidates(counts: csr_array) -> np.ndarray:
     rng = np.random.default_rng(0)
     prime = 2 ** 31 - 1
     starts, words = counts.indptr[:-1], counts.indices.astype(np.int64)
-    found = []
+    links = []
     for _ in range(BANDS):
         factors = rng.integers(1, prime, (BAND_ROWS, 2))
         band = np.stack([np.minimum.reduceat((words * a + b) % prime, starts) for a, b in factors], axis=1)
@@ -61,8 +61,8 @@ def _candidates(counts: csr_array) -> np.ndarray:
         leader = order[np.repeat(opens, np.diff(np.r_[opens, len(order)]))]
         before = np.r_[order[:1], order[:-1]]
         before[opens] = order[opens]
-        found += [np.stack([leader, order], axis=1), np.stack([before, order], axis=1)]
-    pairs = np.unique(np.concatenate(found), axis=0)
+        links += [np.stack([leader, order], axis=1), np.stack([before, order], axis=1)]
+    pairs = np.unique(np.concatenate(links), axis=0)
     return pairs[pairs[:, 0] != pairs[:, 1]]
 
 
@@ -72,8 +72,8 @@ def groups(index: pd.DataFrame, threshold: float = 1.0) -> np.ndarray:
     `threshold` 1 joins exactly alike texts, a lower one near ones. A column `text_group` of it serves soft targets.
     """
     joined = [" ".join(texts) for texts in index["texts"]]
-    found = np.full(len(joined), -1, np.int64)
+    group_of = np.full(len(joined), -1, np.int64)
     some = [i for i, text in enumerate(joined) if text.strip()]
     texts = [joined[i] for i in some]
-    found[some] = exact(texts) if threshold >= 1 else near(texts, threshold)
-    return found
+    group_of[some] = exact(texts) if threshold >= 1 else near(texts, threshold)
+    return group_of

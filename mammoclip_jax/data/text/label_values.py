@@ -85,8 +85,8 @@ def names_of(box: Mapping[str, Any]) -> tuple[str, ...]:
 
 def flags(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = ()) -> dict[str, int | None]:
     """Finding (and "abnormal") to 1, 0 or None; 1 as well where a box is of the finding."""
-    found = {key: flag(labels.get(key)) for key in (*PRESENT, "abnormal")}
-    return found | {key: 1 for item in boxes for key in map(key_of, names_of(item)) if key in PRESENT}
+    states = {key: flag(labels.get(key)) for key in (*PRESENT, "abnormal")}
+    return states | {key: 1 for item in boxes for key in map(key_of, names_of(item)) if key in PRESENT}
 
 
 def consistent(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:
@@ -98,10 +98,10 @@ def consistent(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = (
     known = {key: text_of(value) for key, value in labels.items() if not isinstance(value, (list, tuple, dict))}
     known |= {key: ", ".join(map(text_of, value)) for key, value in labels.items() if isinstance(value, (list, tuple))}
     density, birads = density_number(labels.get("density")), birads_number(labels.get("birads"))
-    found = flags(labels, boxes)
-    there, away = present(found), absent(found)
+    states = flags(labels, boxes)
+    there, away = present(states), absent(states)
     known |= {"density": "ABCD"[density - 1] if density else "", "birads": "" if birads is None else str(birads)}
-    known |= dict.fromkeys(found, "") | dict.fromkeys(there, "1") | dict.fromkeys(away, "0")
-    nothing = found["abnormal"] == 0 or all(found[key] == 0 for key in ABSENT)
+    known |= dict.fromkeys(states, "") | dict.fromkeys(there, "1") | dict.fromkeys(away, "0")
+    nothing = states["abnormal"] == 0 or all(states[key] == 0 for key in ABSENT)
     known["no_finding"] = "1" if nothing and not there else ""
     return {key: value for key, value in known.items() if value}

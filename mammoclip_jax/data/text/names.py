@@ -49,11 +49,11 @@ def fold(text: str) -> str:
 
 def tokens(text: str) -> list[Token]:
     """The words of a text; the 's of a possessive is none of the word."""
-    found = []
+    sequence = []
     for match in TOKEN.finditer(text):
         written = re.sub(r"['’][sS]?$", "", match[0])
-        found.append(Token(match.start(), match.start() + len(written), re.sub("['’]", "", fold(written)), written))
-    return found
+        sequence.append(Token(match.start(), match.start() + len(written), re.sub("['’]", "", fold(written)), written))
+    return sequence
 
 
 def mixed(text: str) -> bool:
@@ -134,13 +134,13 @@ def hide(text: str, people: People, mark: str = "[name]") -> str:
         text = re.sub(rf"(?<![A-Za-z\[]){re.escape(part)}(?![A-Za-z])", mark, text)
     if not people.parts:
         return text
-    found, taken = tokens(text), []
+    sequence, taken = tokens(text), []
     cased, eponyms = mixed(text), protected(text)
     position = 0
-    while position < len(found):
-        end = _run(text, found, position, people)
-        run = found[position:end]
-        if run and _is_name(text, found, position, run, people, cased, eponyms):
+    while position < len(sequence):
+        end = _run(text, sequence, position, people)
+        run = sequence[position:end]
+        if run and _is_name(text, sequence, position, run, people, cased, eponyms):
             taken.append((run[0].start, run[-1].end + (len(run[-1].key) == 1 and text[run[-1].end:][:1] == ".")))
         position = max(end, position + 1)
     for start, end in reversed(taken):
@@ -148,17 +148,17 @@ def hide(text: str, people: People, mark: str = "[name]") -> str:
     return _initials(text, people, mark)
 
 
-def _run(text: str, found: list[Token], position: int, people: People) -> int:
+def _run(text: str, sequence: list[Token], position: int, people: People) -> int:
     """Where the words that may be one name end: parts, initials and particles, ending with a part or an initial."""
     end = last = position
     parts = 0
-    while end < len(found):
-        token = found[end]
-        joined = end == position or _GAP.fullmatch(text[found[end - 1].end:token.start])
+    while end < len(sequence):
+        token = sequence[end]
+        joined = end == position or _GAP.fullmatch(text[sequence[end - 1].end:token.start])
         part = people.kind(token.key)
-        if not joined or not (part or token.key in words.PARTICLES or _initial(text, found, end, people, parts)):
+        if not joined or not (part or token.key in words.PARTICLES or _initial(text, sequence, end, people, parts)):
             break
-        if end > position and _sentence_ends(text, found[end - 1], token):
+        if end > position and _sentence_ends(text, sequence[end - 1], token):
             break
         parts += bool(part)
         end += 1
@@ -170,13 +170,13 @@ def _sentence_ends(text: str, before: Token, token: Token) -> bool:
     return len(before.key) > 1 and "." in text[before.end:token.start]
 
 
-def _initial(text: str, found: list[Token], place: int, people: People, parts: int) -> bool:
+def _initial(text: str, sequence: list[Token], place: int, people: People, parts: int) -> bool:
     """"J." and "J", where they may be of a name: not the L of "Doe L breast"."""
-    token = found[place]
+    token = sequence[place]
     if len(token.key) > 1 or not token.capital and token.key not in people.letters:
         return False
     dotted = text[token.end:token.end + 1] == "."
-    follows = found[place + 1] if place + 1 < len(found) else None
+    follows = sequence[place + 1] if place + 1 < len(sequence) else None
     part_follows = follows is not None and bool(people.kind(follows.key)) and follows.start - token.end < 4
     if token.key in people.letters and (dotted and (parts or part_follows) or token.capital and part_follows):
         return True
@@ -184,17 +184,17 @@ def _initial(text: str, found: list[Token], place: int, people: People, parts: i
     return bool(parts) and (token.key in people.letters or dotted or token.capital and token.key not in "ai") and ends
 
 
-def _is_name(text, found, position, run, people, cased, eponyms) -> bool:
+def _is_name(text, sequence, position, run, people, cased, eponyms) -> bool:
     kinds = [people.kind(token.key) for token in run]
     if "sure" in kinds:
         return True
     parts = [token for token, kind in zip(run, kinds) if kind]
-    before = found[position - 1] if position else None
+    before = sequence[position - 1] if position else None
     if before and before.key in _BEFORE_NAME and re.fullmatch(r"\.?[ \t]*", text[before.end:run[0].start]):
         return before.key in words.TITLES or run[0].capital
     if any(start <= run[0].start < end for start, end in eponyms):
         return False
-    capitals = all(token.capital and not _shouted(found, token) for token in parts)
+    capitals = all(token.capital and not _shouted(sequence, token) for token in parts)
     if len({token.key for token in parts}) > 1:
         return "clinical" not in kinds or capitals
     if len(run) > 1 and capitals and any(len(token.key) == 1 for token in run):
@@ -204,10 +204,10 @@ def _is_name(text, found, position, run, people, cased, eponyms) -> bool:
         within(text, run[0].start) or AFTER.match(rest) or OWNS.match(rest))
 
 
-def _shouted(found: list[Token], token: Token) -> bool:
+def _shouted(sequence: list[Token], token: Token) -> bool:
     """Whether a word stands among others in capitals, where its own say nothing."""
-    place = found.index(token)
-    around = [other.written for other in found[max(0, place - 1):place + 2] if other is not token]
+    place = sequence.index(token)
+    around = [other.written for other in sequence[max(0, place - 1):place + 2] if other is not token]
     return token.written.isupper() and any(len(other) > 2 and other.isupper() for other in around)
 
 

@@ -13,16 +13,16 @@ from mammoclip_jax.data.text.names import Token, mixed, protected, tokens, withi
 
 def hide_people(text: str, mark: str = "[name]") -> str:
     """`text` with `mark` where somebody's name stands by its context."""
-    found = tokens(text)
-    found = [token for token in found if not _marked(text, token)]
-    finder = _Finder(text, found)
+    sequence = tokens(text)
+    sequence = [token for token in sequence if not _marked(text, token)]
+    finder = _Finder(text, sequence)
     return _replaced(text, finder.people(), mark)
 
 
 def hide_institutions(text: str, mark: str = "[place]") -> str:
     """`text` with `mark` for hospitals, centres and practices that have a name of their own."""
-    found = [token for token in tokens(text) if not _marked(text, token)]
-    return _replaced(text, _Finder(text, found).institutions(), mark)
+    sequence = [token for token in tokens(text) if not _marked(text, token)]
+    return _replaced(text, _Finder(text, sequence).institutions(), mark)
 
 
 def _marked(text: str, token: Token) -> bool:
@@ -42,10 +42,10 @@ def _replaced(text: str, spans: Iterator[tuple[int, int]], mark: str) -> str:
 
 
 class _Finder:
-    def __init__(self, text: str, found: list[Token]):
-        self.text, self.found = text, found
+    def __init__(self, text: str, tokens: list[Token]):
+        self.text, self.tokens = text, tokens
         self.cased, self.eponyms = mixed(text), protected(text)
-        self.at = {token.start: place for place, token in enumerate(found)}
+        self.at = {token.start: place for place, token in enumerate(tokens)}
 
     def people(self) -> Iterator[tuple[int, int]]:
         """Where names stand: start and end in the text."""
@@ -55,15 +55,15 @@ class _Finder:
         for start in (contexts.PATIENT, contexts.START):
             for match in start.finditer(self.text):
                 yield from self._one(match.end())
-        for token in self.found:
+        for token in self.tokens:
             if token.capital and self.cased and self._part(token, True) and contexts.OWNS.match(self.text[token.end:]):
                 yield self._particles(token), token.end
         for match in contexts.GOES_ON.finditer(self.text):
             place = self.at.get(match.end())
-            if place is not None and self.cased and self._part(self.found[place]):
+            if place is not None and self.cased and self._part(self.tokens[place]):
                 end = self._person(place)
                 if not match[1] or end - place > 1 or self._surname_first(place):
-                    yield self.found[place].start, self._end(end)
+                    yield self.tokens[place].start, self._end(end)
         yield from self._given()
         if self.cased:
             yield from self._shaped()
@@ -81,27 +81,27 @@ class _Finder:
         """Where institutions stand."""
         for match in contexts.SAINT.finditer(self.text):
             place = self.at.get(match.end())
-            if place is None or not self.found[place].capital or self.found[place].key in words.CLINICAL:
+            if place is None or not self.tokens[place].capital or self.tokens[place].key in words.CLINICAL:
                 continue
-            end = self.found[place].end
+            end = self.tokens[place].end
             more = contexts.INSTITUTION.match(self.text, end) or contexts.OWNED.match(self.text, end)
             if more or match[0].lower().startswith(("st", "saint")):
                 yield match.start(), more.end() if more else end
         for match in contexts.OF.finditer(self.text):
             place = self.at.get(match.end())
-            while place is not None and place < len(self.found) and self._proper(self.found[place]):
-                yield match.start(), self.found[place].end
+            while place is not None and place < len(self.tokens) and self._proper(self.tokens[place]):
+                yield match.start(), self.tokens[place].end
                 place = place + 1 if self.cased else None
-        for place, token in enumerate(self.found):
+        for place, token in enumerate(self.tokens):
             kind = contexts.INSTITUTION.match(self.text, token.end)
             if not kind or not self._proper(token):
                 continue
             loose = contexts.FIELD_ONLY.fullmatch(kind[0])
             first = place
-            while first and self._proper(self.found[first - 1]) and re.fullmatch(
-                    r"[ \t-]|[ \t]&[ \t]", self.text[self.found[first - 1].end:self.found[first].start]):
+            while first and self._proper(self.tokens[first - 1]) and re.fullmatch(
+                    r"[ \t-]|[ \t]&[ \t]", self.text[self.tokens[first - 1].end:self.tokens[first].start]):
                 first -= 1
-            start = self.found[first].start
+            start = self.tokens[first].start
             if not loose or contexts.WHERE.search(self.text[:start]):
                 yield start, kind.end()
 
@@ -114,24 +114,24 @@ class _Finder:
 
     def _given(self) -> Iterator[tuple[int, int]]:
         """A given name and what stands beside it: "Jane Doe", "Doe, Jane M.", "Jane"."""
-        for place, token in enumerate(self.found):
+        for place, token in enumerate(self.tokens):
             if token.key not in words.GIVEN or self._protected(token) or (self.cased and not token.capital):
                 continue
             end = self._person(place)
             start = place
-            before = self.found[place - 1] if place else None
+            before = self.tokens[place - 1] if place else None
             gap = self.text[before.end:token.start] if before else ""
             if before and before.key not in words.COMMON and self._proper(before) and re.fullmatch(
                     r",[ \t]*|[ \t]", gap) and (self.cased or "," in gap or end == place + 1):
                 start -= 1
             if self.cased or end - start > 1:
-                yield self.found[start].start, self._end(end)
+                yield self.tokens[start].start, self._end(end)
 
     def _shaped(self) -> Iterator[tuple[int, int]]:
         """What has a name's shape in prose: "N. Underwood", "Ann Q. Zelenka", two capitals that are no words."""
-        for place, token in enumerate(self.found):
+        for place, token in enumerate(self.tokens):
             end = self._person(place)
-            own = self.found[place:end]
+            own = self.tokens[place:end]
             if len(own) < 2 or len(own[0].key) > 1 and own[0].key in words.CLINICAL:
                 continue
             rest, inner = self.text[self._end(end):], within(self.text, token.start)
@@ -152,7 +152,7 @@ class _Finder:
     def _prose(self, token: Token) -> bool:
         """Whether most words around are in lower case: not in a title, where each has a capital."""
         place = self.at[token.start]
-        around = [other for other in self.found[max(0, place - 8):place + 9] if len(other.key) > 3]
+        around = [other for other in self.tokens[max(0, place - 8):place + 9] if len(other.key) > 3]
         return sum(other.capital for other in around) * 2 <= len(around) + 2
 
     def _one(self, position: int) -> Iterator[tuple[int, int]]:
@@ -166,25 +166,25 @@ class _Finder:
                 continue
             if alone and contexts.A_FINDING.match(self.text, self._end(end)):
                 continue
-            if self.cased or not alone or self.found[place].key in words.GIVEN:
-                yield self.found[place].start, self._end(end)
+            if self.cased or not alone or self.tokens[place].key in words.GIVEN:
+                yield self.tokens[place].start, self._end(end)
                 return
 
     def _several(self, position: int, sure: bool) -> Iterator[tuple[int, int]]:
         """The name at `position`, and those that "and" or a comma add; where `sure`, "Will" may be one as well."""
         place = self.at.get(position)
-        while place is not None and place < len(self.found):
-            if self.found[place].key in words.TITLES:
+        while place is not None and place < len(self.tokens):
+            if self.tokens[place].key in words.TITLES:
                 place += 1
                 continue
             end = self._person(place, sure)
-            if end == place or not self.cased and end - place == 1 and self.found[place].key in words.COMMON:
+            if end == place or not self.cased and end - place == 1 and self.tokens[place].key in words.COMMON:
                 return
-            yield self.found[place].start, self._end(end)
-            if end == len(self.found):
+            yield self.tokens[place].start, self._end(end)
+            if end == len(self.tokens):
                 return
-            gap = self.text[self.found[end - 1].end:self.found[end].start]
-            if self.found[end].key == "and" and end + 1 < len(self.found):
+            gap = self.text[self.tokens[end - 1].end:self.tokens[end].start]
+            if self.tokens[end].key == "and" and end + 1 < len(self.tokens):
                 place = end + 1
             elif re.fullmatch(r"\.?[,;/][ \t]*", gap) and self.cased:
                 place = end
@@ -192,7 +192,7 @@ class _Finder:
                 return
 
     def _end(self, place: int) -> int:
-        token = self.found[place - 1]
+        token = self.tokens[place - 1]
         return token.end + (len(token.key) == 1 and self.text[token.end:token.end + 1] == ".")
 
     def _protected(self, token: Token) -> bool:
@@ -210,13 +210,13 @@ class _Finder:
     def _person(self, place: int, sure: bool = False) -> int:
         """The place after the words of the name that begins at `place`; `place` itself where none does."""
         parts, last = 0, place
-        for end in range(place, min(place + 6, len(self.found))):
-            token = self.found[end]
-            gap = self.text[self.found[end - 1].end:token.start] if end > place else ""
+        for end in range(place, min(place + 6, len(self.tokens))):
+            token = self.tokens[end]
+            gap = self.text[self.tokens[end - 1].end:token.start] if end > place else ""
             comma = "," in gap
             if end > place and not re.fullmatch(r"[ \t]*,?[ \t]*|\.[ \t]*|[ \t]*\^", gap):
                 break
-            if "." in gap and len(self.found[end - 1].key) > 1 or comma and parts != 1:
+            if "." in gap and len(self.tokens[end - 1].key) > 1 or comma and parts != 1:
                 break
             initial = len(token.key) == 1 and token.capital
             if initial and (self.text[token.end:token.end + 1] == "." or self._followed(end) or parts > 1):
@@ -240,9 +240,9 @@ class _Finder:
 
     def _followed(self, place: int) -> bool:
         """Whether a part of a name follows the word at `place`."""
-        after = self.found[place + 1] if place + 1 < len(self.found) else None
-        gap = self.text[self.found[place].end:after.start] if after else ""
-        second = self.found[place + 2] if after and place + 2 < len(self.found) else None
+        after = self.tokens[place + 1] if place + 1 < len(self.tokens) else None
+        gap = self.text[self.tokens[place].end:after.start] if after else ""
+        second = self.tokens[place + 2] if after and place + 2 < len(self.tokens) else None
         if second and len(after.key) == 1 and after.capital and re.fullmatch(r"[ \t]+", gap):
             return self._part(second) and second.capital and bool(
                 re.fullmatch(r"\.?[ \t]+", self.text[after.end:second.start]))
@@ -252,13 +252,13 @@ class _Finder:
 
     def _surname_first(self, place: int) -> bool:
         """Whether what follows a comma is a given name: nothing after it goes on listing."""
-        rest = contexts.INITIAL.sub("", self.text[self.found[place].end:])
-        return bool(contexts.ENDS.match(rest) or contexts.AFTER.match(rest)) and self._loud(self.found[place])
+        rest = contexts.INITIAL.sub("", self.text[self.tokens[place].end:])
+        return bool(contexts.ENDS.match(rest) or contexts.AFTER.match(rest)) and self._loud(self.tokens[place])
 
     def _particles(self, token: Token) -> int:
         """Where the particles before a family name begin: the "van" of "van der Berg"."""
         place = self.at[token.start]
-        while place and self.found[place - 1].key in words.PARTICLES and re.fullmatch(
-                r"[ \t]+", self.text[self.found[place - 1].end:self.found[place].start]):
+        while place and self.tokens[place - 1].key in words.PARTICLES and re.fullmatch(
+                r"[ \t]+", self.text[self.tokens[place - 1].end:self.tokens[place].start]):
             place -= 1
-        return self.found[place].start
+        return self.tokens[place].start

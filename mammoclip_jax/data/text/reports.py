@@ -16,7 +16,7 @@ _LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 
 def sentences(text: str) -> list[str]:
     """Split text into sentences, stops kept. Decimals, abbreviations ("approx.") and list numbers do not end one."""
-    found: list[str] = []
+    pieces: list[str] = []
     for line in tidy(text).split("\n"):
         pending = ""
         for piece in re.split(r"(?<=[.!?])\s+", _LIST_MARK.sub("", line)):
@@ -24,11 +24,11 @@ def sentences(text: str) -> list[str]:
                 continue
             pending = f"{pending} {piece}" if pending else piece
             if not _ABBREVIATION.search(pending):
-                found.append(pending)
+                pieces.append(pending)
                 pending = ""
         if pending:
-            found.append(pending)
-    return [sentence for sentence in found if re.search(r"\w", sentence)]
+            pieces.append(pending)
+    return [sentence for sentence in pieces if re.search(r"\w", sentence)]
 
 
 # --- negation, after NegEx (Chapman et al., J Biomed Inform 34, 2001): cues with a scope that ends at a break ---------
@@ -245,8 +245,8 @@ def _only(text: str, wanted: str, named: Callable[[str, set[str]], tuple[set[str
     for line in tidy(text).split("\n"):
         kept = []
         for sentence in sentences(line):
-            found, scope = named(sentence, scope)
-            about = found or (about if _REFERS_BACK.match(sentence) else set())
+            subjects, scope = named(sentence, scope)
+            about = subjects or (about if _REFERS_BACK.match(sentence) else set())
             kept += [sentence] if not about or wanted in about else []
             dropped |= bool(about) and wanted not in about
         lines += [" ".join(kept)] if kept else []

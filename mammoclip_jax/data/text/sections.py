@@ -98,10 +98,10 @@ def told(report: str) -> Told:
     parts = split(report)
     texts = {}
     for name, names in _PARTS.items():
-        found = [part.text if part.name == name else f"{part.heading}: {_stopped(part.text)}"
+        lines = [part.text if part.name == name else f"{part.heading}: {_stopped(part.text)}"
                  for part in parts if part.name in names]
-        if found:
-            texts[name] = "\n".join(found)
+        if lines:
+            texts[name] = "\n".join(lines)
     every = _joined(parts)
     added = every.get("addendum", "")
     used = {name for names in _PARTS.values() for name in names} | {"addendum"} if texts else set(every)
@@ -144,15 +144,15 @@ def _stopped(text: str) -> str:
 
 
 def _joined(parts: list[Part]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for part in parts:
-        found[part.name] = f"{found[part.name]} {part.text}" if part.name in found else part.text
-    return found
+        texts[part.name] = f"{texts[part.name]} {part.text}" if part.name in texts else part.text
+    return texts
 
 
 def _outer(text: str) -> list[tuple[int, int, str, str]]:
     """Start, end, section and words of the headings of the report's own level, and of "density" and "assessment"."""
-    found, numbered, several = [], [], False
+    items, numbered, several = [], [], False
     for match in _HEADING.finditer(text):
         kind = match.lastgroup if match.lastgroup not in ("mark", "number") else "line"
         heading = match[kind]
@@ -162,9 +162,9 @@ def _outer(text: str) -> list[tuple[int, int, str, str]]:
         if match["number"]:
             numbered.append(match.start())
             several |= section in ("findings", "impression")
-        found.append((match.start(), match.end(), section, heading))
+        items.append((match.start(), match.end(), section, heading))
     # "2. Recommendation: ..." is an item of the impression, unless the sections of this report are numbered.
-    return [item for item in found if several or item[0] not in numbered]
+    return [item for item in items if several or item[0] not in numbered]
 
 
 def _is_heading(text: str, match: re.Match) -> bool:
@@ -186,7 +186,7 @@ def _walked(text: str) -> list[tuple[int, int, str, str]]:
                               if _is_heading(text, match)]
     places = {item[0] for item in inner}
     both = sorted([*(item for item in outer if item[0] not in places), *inner])
-    found, name = [], "report"
+    items, name = [], "report"
     for place, (at, end, section, heading) in enumerate(both):
         if section in ("inner", "density"):
             after = next((item[2] for item in both[place + 1:] if item[2] not in ("inner", "density")), "")
@@ -196,9 +196,9 @@ def _walked(text: str) -> list[tuple[int, int, str, str]]:
             end, heading = (end, heading) if named else (at, "")        # what opens the findings stays in them
         elif section == "assessment" and name == "impression":
             continue
-        found.append((at, end, section, heading))
+        items.append((at, end, section, heading))
         name = section
-    return found
+    return items
 
 
 def _with_body(parts: list[Part]) -> list[Part]:

@@ -49,11 +49,11 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
     metrics, tables = {}, []
     for name, (truth, prediction) in known.items():
         if label:
-            found = scores_of.multiclass(rows, truth, prediction, wanted.labels, levels=means, **options)
+            entries = scores_of.multiclass(rows, truth, prediction, wanted.labels, levels=means, **options)
             names = np.array([None if np.isnan(k) else wanted.labels[int(k)] for k in truth], dtype=object)
             columns = {"truth": names} | {f"p_{name}": p for name, p in zip(wanted.labels, prediction.T)}
         else:
-            found = scores_of.binary(rows, truth, prediction, levels=levels, **options)
+            entries = scores_of.binary(rows, truth, prediction, levels=levels, **options)
             columns = {"truth": truth, "score": prediction}
         for level in means if choose_on else ():
             here = scored(rows, truth, prediction, level)
@@ -61,8 +61,8 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
                 more = calibration.not_chosen(here, missing)
             else:
                 more = calibration.on_validation(scored(chosen[0], *chosen[1][name], level), here, **options)
-            found |= {key + level.suffix: entry for key, entry in more.items()}
-        metrics |= {f"{name}/{key}": entry for key, entry in found.items()}
+            entries |= {key + level.suffix: entry for key, entry in more.items()}
+        metrics |= {f"{name}/{key}": entry for key, entry in entries.items()}
         tables.append(rows[list(IDENTITY)].assign(label=name, **columns))
     protocol = [f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
                 f"{unit} at a time."]
@@ -99,7 +99,7 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
         return index.reset_index(drop=True), _by_label(wanted, targets, np.concatenate(probabilities))
     group, views, known = GROUPS[unit](index), UNITS[unit], units.views(index)
     members = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
-    found = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
+    truth = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
     chosen = [units.standing([known[row] for row in rows], views) for rows in members]
     shown = np.stack([positions[rows[places]] for rows, (places, _) in zip(members, chosen)])
     there = np.stack([taken for _, taken in chosen])
@@ -108,7 +108,7 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
         part = slice(start, start + CHUNK // views)
         images = read(dataset, shown[part].ravel())
         probabilities.append(model.classify_views(images.reshape(-1, views, *images.shape[1:]), there[part]))
-    return index.iloc[first_rows(group)].reset_index(drop=True), _by_label(wanted, found, np.concatenate(probabilities))
+    return index.iloc[first_rows(group)].reset_index(drop=True), _by_label(wanted, truth, np.concatenate(probabilities))
 
 
 def _by_label(wanted: Target, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, tuple]:

@@ -80,15 +80,15 @@ def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | No
     if sanity:
         with model.using(model.randomise(seed)):
             guesses = _cases(look(model, dataset, positions, **looking), known, model.labels)
-        found = average_precision.entries(guesses, iou, everyone, **options)
-        metrics |= {f"{name}_randomised": entry for name, entry in found.items()}
+        entries = average_precision.entries(guesses, iou, everyone, **options)
+        metrics |= {f"{name}_randomised": entry for name, entry in entries.items()}
     tables = {"detections": _detections(images, known, cases, iou[-1]), "images": _counts(images, cases)}
     figures: dict[str, bytes] = {}
     if protocol == "default":
         breast = breasts(images.rows) if len(images.rows) else np.zeros(0, int)
         for label in labels:
-            found, curves = _froc(cases[label], breast[known[label]], images.pixels, iou, sizes, everyone, options)
-            metrics |= {f"{label}{name}": entry for name, entry in found.items()}
+            entries, curves = _froc(cases[label], breast[known[label]], images.pixels, iou, sizes, everyone, options)
+            metrics |= {f"{label}{name}": entry for name, entry in entries.items()}
             if curves:
                 figures[f"froc_{label}"] = froc.plot(curves, label)
     shown = []
@@ -107,8 +107,8 @@ def look(model, dataset, positions: Sequence[int], **options) -> Images:
     """The model's detections in the images at `positions`; `options` are those of `Detector.detect`."""
     boxes, scores, classes = [], [], []
     for chunk in chunks(positions):
-        found = model.detect(read(dataset, chunk), **options)
-        for box, score, kind, valid in zip(*map(np.asarray, found)):
+        detections = model.detect(read(dataset, chunk), **options)
+        for box, score, kind, valid in zip(*map(np.asarray, detections)):
             boxes.append(box[valid].astype(np.float64))
             scores.append(score[valid].astype(np.float64))
             classes.append(kind[valid])
@@ -146,16 +146,16 @@ def _case(images: Images, i: int, label: str, number: int) -> Case:
 
 def _froc(cases, breast, pixels, iou, sizes, patients, options) -> tuple[dict[str, Any], dict[str, list]]:
     """({"@0.5/lesion/sensitivity@1_fp": entry, ...}, {name of a curve: its entries})."""
-    found, curves = {}, {}
+    entries, curves = {}, {}
     for least in iou:
         marks = froc.marks(cases, breast, pixels, least, patients)
         for name, group in froc.groups(marks, sizes).items():
             *each, mean = froc.entries(marks, group, froc.RATES, **options)
-            found |= {f"@{least:g}/{name}/sensitivity@{rate:g}_fp": entry for rate, entry in zip(froc.RATES, each)}
-            found[f"@{least:g}/{name}/mean_sensitivity"] = mean
+            entries |= {f"@{least:g}/{name}/sensitivity@{rate:g}_fp": entry for rate, entry in zip(froc.RATES, each)}
+            entries[f"@{least:g}/{name}/mean_sensitivity"] = mean
             if name == "lesion" and len(group.owner):
                 curves[f"IoU {least:g}"] = froc.entries(marks, group, froc.CURVE, **options)[:-1]
-    return found, curves
+    return entries, curves
 
 
 def _detections(images: Images, known, cases, least: float) -> pd.DataFrame:
@@ -174,9 +174,9 @@ def _detections(images: Images, known, cases, least: float) -> pd.DataFrame:
 def _counts(images: Images, cases) -> pd.DataFrame:
     """What each label's metrics rest on."""
     return pd.DataFrame([{
-        "label": label, "images": len(found), "without": sum(not len(case.truth) for case in found),
-        "boxes": sum(len(case.truth) for case in found), "patients": len({case.patient for case in found}),
-        "unknown": len(images.rows) - len(found)} for label, found in cases.items()])
+        "label": label, "images": len(known), "without": sum(not len(case.truth) for case in known),
+        "boxes": sum(len(case.truth) for case in known), "patients": len({case.patient for case in known}),
+        "unknown": len(images.rows) - len(known)} for label, known in cases.items()])
 
 
 def _chosen(cases: Sequence[Case], count: int, seed: int) -> list[int]:

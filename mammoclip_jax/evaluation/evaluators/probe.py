@@ -105,18 +105,18 @@ def linear_probe(model, dataset, *, label: str | Sequence[str] = "", split: str 
         for setting in _settings(fractions, shots):
             used = seeds if folds or not setting.whole else seeds[:1]
             draws = [_draw(task, setting, folds, one, options) for one in used]
-            found = [_measure(task, draw.probabilities) for draw in draws]
-            for draw, values in zip(draws, found):
+            measures = [_measure(task, draw.probabilities) for draw in draws]
+            for draw, values in zip(draws, measures):
                 tables["draws"].append(_line(task, setting, draw, values))
                 tables["fits"] += draw.fits
-            tables["fractions"] += _spread(task, setting, found)
+            tables["fractions"] += _spread(task, setting, measures)
             if setting.whole:
                 probabilities = np.mean([draw.probabilities for draw in draws], axis=0)
                 values = _measure(task, probabilities, resamples=resamples, seed=seed)
                 metrics |= {f"{name}/{metric}": entry for metric, entry in values.items()}
                 predicted[name] = (bool(task.classes), _predictions(task, probabilities))
             else:
-                metrics |= {f"{name} at {setting.name}/{metric}": _mean(metric, found)
+                metrics |= {f"{name} at {setting.name}/{metric}": _mean(metric, measures)
                             for metric in _SHOWN[bool(task.classes)]}
     tables = {name: pd.DataFrame(lines) for name, lines in tables.items()} | _joined(predicted)
     protocol = _protocol(split, folds, seeds, representation, options)
@@ -148,8 +148,8 @@ def _parts(index, split, train_split, val_split, folds) -> tuple[np.ndarray, np.
     wanted = {"train": train_split, "val": val_split, "test": split}
     if val_split not in set(index["split"]):
         del wanted["val"]
-    found = {part: select(index, name) for part, name in wanted.items()}
-    return np.concatenate(list(found.values())), np.repeat(list(found), [len(p) for p in found.values()])
+    parts = {part: select(index, name) for part, name in wanted.items()}
+    return np.concatenate(list(parts.values())), np.repeat(list(parts), [len(p) for p in parts.values()])
 
 
 def _task(dataset, label, positions, part, features, representation) -> Task:
@@ -225,19 +225,19 @@ def _divisions(task: Task, folds: int, seed: int) -> Iterator[tuple[int, np.ndar
 def _measure(task: Task, probabilities: np.ndarray, **options) -> dict[str, dict[str, Any]]:
     """Metrics over the images that were tested; `options` of `classification.binary`, resamples 0 unless said."""
     tested = ~np.isnan(probabilities).any(axis=1)
-    rows, target, found = task.rows[tested].reset_index(drop=True), task.items.target[tested], probabilities[tested]
+    rows, target, predicted = task.rows[tested].reset_index(drop=True), task.items.target[tested], probabilities[tested]
     options = {"resamples": 0} | options
     if task.classes:
-        return classification.multiclass(rows, target, found, task.classes, **options)
-    return classification.binary(rows, target, found[:, 1], **options)
+        return classification.multiclass(rows, target, predicted, task.classes, **options)
+    return classification.binary(rows, target, predicted[:, 1], **options)
 
 
-def _mean(metric: str, found: Sequence[Mapping[str, dict]]) -> dict[str, Any]:
+def _mean(metric: str, measures: Sequence[Mapping[str, dict]]) -> dict[str, Any]:
     """The entry of the mean over seeds; "sd" is over them too."""
-    values = [entries[metric]["value"] for entries in found]
-    n = found[0][metric]["n"]
+    values = [entries[metric]["value"] for entries in measures]
+    n = measures[0][metric]["n"]
     if None in values:
-        return statistics.entry(None, n=n, reason=found[values.index(None)][metric].get("reason", "no value"))
+        return statistics.entry(None, n=n, reason=measures[values.index(None)][metric].get("reason", "no value"))
     entry = statistics.entry(np.mean(values), n=n, reason=f"mean over {len(values)} draws of training patients")
     return entry | {"sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}
 
@@ -250,11 +250,11 @@ def _line(task: Task, setting: Setting, draw: Draw, values: Mapping[str, dict]) 
             "images": fits["images"].mean(), "C": " ".join(f"{c:g}" for c in fits["C"])} | shown
 
 
-def _spread(task: Task, setting: Setting, found: Sequence[Mapping[str, dict]]) -> list[dict[str, Any]]:
+def _spread(task: Task, setting: Setting, measures: Sequence[Mapping[str, dict]]) -> list[dict[str, Any]]:
     lines = []
     for metric in _SHOWN[bool(task.classes)]:
-        entry = _mean(metric, found)
-        lines.append({"label": task.label, "training": setting.name, "metric": metric, "seeds": len(found),
+        entry = _mean(metric, measures)
+        lines.append({"label": task.label, "training": setting.name, "metric": metric, "seeds": len(measures),
                       "mean": entry["value"], "sd": entry.get("sd")})
     return lines
 
@@ -262,10 +262,10 @@ def _spread(task: Task, setting: Setting, found: Sequence[Mapping[str, dict]]) -
 def _predictions(task: Task, probabilities: np.ndarray) -> pd.DataFrame:
     tested = ~np.isnan(probabilities).any(axis=1)
     table = task.rows.loc[tested, list(IDENTITY)].assign(label=task.label)
-    target, found = task.items.target[tested], probabilities[tested]
+    target, predicted = task.items.target[tested], probabilities[tested]
     if not task.classes:
-        return table.assign(truth=target, score=found[:, 1])
-    columns = {f"p_{name}": found[:, k] for k, name in enumerate(task.classes)}
+        return table.assign(truth=target, score=predicted[:, 1])
+    columns = {f"p_{name}": predicted[:, k] for k, name in enumerate(task.classes)}
     return table.assign(truth=np.array(task.classes)[target], **columns)
 
 

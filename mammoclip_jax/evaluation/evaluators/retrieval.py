@@ -64,12 +64,12 @@ def retrieval(model, dataset, *, split: str = "test", ks: tuple[int, ...] = (1, 
     options = {"resamples": resamples, "seed": seed}
     metrics, table = {}, []
     for way, side in sides.items():
-        found = directed(*side, ks, **options)
+        entries = directed(*side, ks, **options)
         if way == "image_to_text":
-            found |= _commonest(said[text_of], patient, ks, options)
-        metrics |= {f"{way}/{name}": entry for name, entry in found.items()}
+            entries |= _commonest(said[text_of], patient, ks, options)
+        metrics |= {f"{way}/{name}": entry for name, entry in entries.items()}
         table.append({"direction": way, "queries": len(side[0]), "gallery": len(side[1]),
-                      "different_texts": len(set(said))} | {name: entry["value"] for name, entry in found.items()})
+                      "different_texts": len(set(said))} | {name: entry["value"] for name, entry in entries.items()})
     metrics |= _precision(images, embedded[text_of], rows, group, patient, labels, ks, options)
     return Result("retrieval", protocol, metrics, {"directions": pd.DataFrame(table)})
 
@@ -114,10 +114,10 @@ def _precision(images, texts, rows, group, patient, labels, ks, options) -> dict
         known = names != ""
         classes, of = pd.factorize(names[known])[0], owner[known]
         for way, (queries, gallery) in ways.items():
-            found, chance = ranking.agreement(queries[known], gallery[known], classes, classes, of, of, tuple(ks))
+            precision, chance = ranking.agreement(queries[known], gallery[known], classes, classes, of, of, tuple(ks))
             some = ~np.isnan(chance)
             if some.any():
-                entries = {f"precision@{k}": statistics.mean(found[some, i], patient[known][some], **options)
+                entries = {f"precision@{k}": statistics.mean(precision[some, i], patient[known][some], **options)
                            for i, k in enumerate(ks)}
                 entries["precision_chance"] = statistics.entry(chance[some].mean(), n=int(some.sum()))
             else:
@@ -133,16 +133,16 @@ def label_classes(rows: pd.DataFrame, group: np.ndarray, label: str) -> np.ndarr
     "findings" are those of any of the rows, "none" where some are known and none is there. Of another label, rows that
     differ make a yes/no label "1" and any other one unknown.
     """
-    found: list[set[str]] = [set() for _ in range(int(group.max()) + 1)]
+    classes: list[set[str]] = [set() for _ in range(int(group.max()) + 1)]
     if label == FINDINGS:
         for number, labels, boxes in zip(group, rows["labels"], rows["boxes"]):
             flags = label_values.flags(json.loads(labels), json.loads(boxes))
             if any(flags[key] is not None for key in label_values.PRESENT):
-                found[number] |= {"", *(key for key in label_values.PRESENT if flags[key])}
-        return np.array([(", ".join(sorted(keys - {""})) or "none") if keys else "" for keys in found], dtype=object)
+                classes[number] |= {"", *(key for key in label_values.PRESENT if flags[key])}
+        return np.array([(", ".join(sorted(keys - {""})) or "none") if keys else "" for keys in classes], dtype=object)
     for number, value in zip(group, label_texts(rows, label)):
-        found[number] |= {value} - {""}
-    return np.array(["1" if values == {"0", "1"} else values.pop() if len(values) == 1 else "" for values in found],
+        classes[number] |= {value} - {""}
+    return np.array(["1" if values == {"0", "1"} else values.pop() if len(values) == 1 else "" for values in classes],
                     dtype=object)
 
 

@@ -110,8 +110,9 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] | N
                 figures[name] = side_by_side(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
                 shown.append({"figure": name} | (rows[""][-1] if position in boxes else row))
         for name in rows:
-            found = _summary(rows[name], settings, resamples, seed, compared=bool(name), own_scores=name in ("", "randomised"))
-            metrics |= {f"{label}/{metric}" + f"_{name}" * bool(name): entry for metric, entry in found.items()}
+            entries = _summary(rows[name], settings, resamples, seed, compared=bool(name),
+                               own_scores=name in ("", "randomised"))
+            metrics |= {f"{label}/{metric}" + f"_{name}" * bool(name): entry for metric, entry in entries.items()}
             rows_of_all += rows[name]
     tables = {"images": pd.DataFrame(rows_of_all), "gallery": pd.DataFrame(shown)}
     return Result("saliency", _protocol(model, split, prompts, explain, settings, others), metrics, tables, figures)

@@ -58,16 +58,16 @@ def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str
     scores = score(images, text_bank(features.texts, asked.pairs))
     for label, values in scores.items():
         truth = label_values(rows, label)
-        found, row = _pair(rows, truth, values, scale, PROTOCOLS[protocol], options)
-        metrics |= {f"{label}/{name}": entry for name, entry in found.items()}
+        entries, row = _pair(rows, truth, values, scale, PROTOCOLS[protocol], options)
+        metrics |= {f"{label}/{name}": entry for name, entry in entries.items()}
         counts.append({"label": label} | row)
         predictions.append(rows[list(IDENTITY)].assign(label=label, truth=truth, score=values))
     for label, (names, directions) in class_bank(features.texts, asked.classes).items():
         value = label_texts(rows, label)
         truth, other = np.where(np.isin(value, names), value, ""), sorted(set(value) - {*names, ""})
         cosines = images @ directions.T
-        found, row, confusion = _classes(rows, truth, other, cosines, names, scale, PROTOCOLS[protocol], options)
-        metrics |= {f"{label}/{name}": entry for name, entry in found.items()}
+        entries, row, confusion = _classes(rows, truth, other, cosines, names, scale, PROTOCOLS[protocol], options)
+        metrics |= {f"{label}/{name}": entry for name, entry in entries.items()}
         counts.append({"label": label} | row)
         tables[f"confusion_{label}"] = confusion
         chances = dict(zip([f"p_{name}" for name in names], softmax(scale * cosines, axis=1).T))
@@ -119,11 +119,11 @@ def _pair(rows, truth, values, scale, levels, options) -> tuple[dict[str, dict],
         _, known, margins, patients = classification.scored(rows, truth, values, level)
         whole = level is levels[0]
         ranked = classification.RANKED if whole else {"auroc": classification.RANKED["auroc"]}
-        found = statistics.estimate(ranked, known, margins, patients, **options)
+        entries = statistics.estimate(ranked, known, margins, patients, **options)
         if whole:
-            found |= statistics.estimate(classification.PROBABILITIES, known, expit(scale * margins), patients,
-                                         **options)
-        metrics |= {name + level.suffix: entry for name, entry in found.items()}
+            entries |= statistics.estimate(classification.PROBABILITIES, known, expit(scale * margins), patients,
+                                           **options)
+        metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     return metrics, _counts(rows, truth, lambda known: {"positive": int(known.sum())})
 
 
@@ -148,9 +148,9 @@ def _classes(rows, truth, other, cosines, names, scale, levels, options):
             np.add.at(confusion, (right, chances.argmax(1)), 1)
         else:
             asked = {name: asked[name] for name in ("accuracy", "balanced_accuracy", "macro_auroc")}
-        found = statistics.estimate(asked, right, chances, patients, **options)
-        found["majority"] = statistics.entry(np.bincount(right).max() / len(right), n=len(right))
-        metrics |= {name + level.suffix: entry for name, entry in found.items()}
+        entries = statistics.estimate(asked, right, chances, patients, **options)
+        entries["majority"] = statistics.entry(np.bincount(right).max() / len(right), n=len(right))
+        metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     table = pd.DataFrame(confusion, columns=[f"said_{name}" for name in names])
     table.insert(0, "truth", names)
     counts = _counts(rows, number, lambda known: {name: int((known == i).sum()) for i, name in enumerate(names)})

@@ -139,15 +139,15 @@ def entries(
     """
     there = [label for label, images in cases.items() if any(len(case.truth) for case in images)]
     groups = {f"{label}/": [label] for label in cases} | {"m": there}
-    found = {}
+    metrics = {}
     for rule, suffix, thresholds in _kinds(ious):
         rankings = {label: [rank(cases[label], least, rule, patients) for least in thresholds] for label in there}
         for prefix, labels in groups.items():
             labels = [label for label in labels if label in there]
             chosen = [ranking for label in labels for ranking in rankings[label]]
             boxes = sum(len(case.truth) for label in labels for case in cases[label])
-            found[prefix + suffix] = _entry(chosen, rule, boxes, patients, resamples, seed)
-    return found
+            metrics[prefix + suffix] = _entry(chosen, rule, boxes, patients, resamples, seed)
+    return metrics
 
 
 def _kinds(ious: Sequence[float]) -> Iterator[tuple[str, str, tuple[float, ...]]]:

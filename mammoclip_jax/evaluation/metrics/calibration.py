@@ -118,9 +118,9 @@ def choose_threshold(truth, score, *, sensitivity: float | None = None, specific
     if sensitivity is not None and specificity is not None:
         raise UserError(f"a threshold reaches a sensitivity ({sensitivity}) or a specificity ({specificity}), "
                         "not both: give one of them.")
-    found = discrimination.curve(truth, score)(np.ones((1, len(score))))
-    hit = np.r_[0, found.true_positive[0]] / truth.sum()
-    alarm = np.r_[0, found.false_positive[0]] / (~truth).sum()
+    curve = discrimination.curve(truth, score)(np.ones((1, len(score))))
+    hit = np.r_[0, curve.true_positive[0]] / truth.sum()
+    alarm = np.r_[0, curve.false_positive[0]] / (~truth).sum()
     if sensitivity is not None:
         place = int(np.argmax(hit >= sensitivity - 1e-9))
     elif specificity is not None:
@@ -150,9 +150,9 @@ def operating_point(validation: tuple, test: tuple, *, sensitivity: float | None
     """
     cut = choose_threshold(*validation, sensitivity=sensitivity, specificity=specificity)
     truth, score, patients = test
-    found = statistics.estimate(DECISIONS, np.asarray(truth).astype(int), confusion.at_threshold(score, cut), patients,
-                                resamples=resamples, seed=seed)
-    return {"threshold": statistics.entry(cut, n=len(validation[0]))} | found
+    entries = statistics.estimate(DECISIONS, np.asarray(truth).astype(int), confusion.at_threshold(score, cut),
+                                  patients, resamples=resamples, seed=seed)
+    return {"threshold": statistics.entry(cut, n=len(validation[0]))} | entries
 
 
 def recalibrated(validation: tuple, test: tuple, method: Callable = platt, *, resamples: int = statistics.RESAMPLES,
@@ -166,11 +166,11 @@ def recalibrated(validation: tuple, test: tuple, method: Callable = platt, *, re
     """
     mapped = method(*validation)
     truth, prediction, patients = test
-    found = {}
+    entries = {}
     for suffix, p in (("", np.asarray(prediction)), ("_recalibrated", mapped(prediction))):
         for name, measure in (("ece", statistics.calibration_error), ("brier", statistics.brier)):
-            found[name + suffix] = measure(truth, p, patients, resamples=resamples, seed=seed)
-    return found
+            entries[name + suffix] = measure(truth, p, patients, resamples=resamples, seed=seed)
+    return entries
 
 
 def on_validation(validation: Scored, test: Scored, *, resamples: int = statistics.RESAMPLES,
@@ -183,9 +183,9 @@ def on_validation(validation: Scored, test: Scored, *, resamples: int = statisti
     options, classes = {"resamples": resamples, "seed": seed}, test.prediction.ndim == 2
     pairs = ((validation.truth, validation.prediction), (test.truth, test.prediction, test.patients))
     try:
-        found = recalibrated(*pairs, temperature if classes else platt, **options)
-        found = {name: entry for name, entry in found.items() if name.endswith("_recalibrated")}
-        return found if classes else operating_point(*pairs, **options) | found
+        entries = recalibrated(*pairs, temperature if classes else platt, **options)
+        entries = {name: entry for name, entry in entries.items() if name.endswith("_recalibrated")}
+        return entries if classes else operating_point(*pairs, **options) | entries
     except UserError as error:
         return not_chosen(test, str(error))
 

@@ -82,12 +82,12 @@ def binary(rows: pd.DataFrame, truth, score, *, threshold: float | Mapping[str, 
     for level in levels:
         _, known, scores, patients = scored(rows, truth, score, level)
         asked = RANKED | (PROBABILITIES if probabilities else {})
-        found = statistics.estimate(asked, known, scores, patients, **options)
+        entries = statistics.estimate(asked, known, scores, patients, **options)
         cut = threshold.get(level.suffix) if isinstance(threshold, Mapping) else threshold
         if cut is not None:
             decided = confusion.at_threshold(scores, cut)
-            found |= statistics.estimate(DECISIONS, known, decided, patients, **options)
-        metrics |= {name + level.suffix: entry for name, entry in found.items()}
+            entries |= statistics.estimate(DECISIONS, known, decided, patients, **options)
+        metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     return metrics
 
 
@@ -103,7 +103,7 @@ def multiclass(rows: pd.DataFrame, truth, probabilities, classes, *,
     numbers = truth if np.issubdtype(truth.dtype, np.number) else class_numbers(truth, classes)
     metrics = {}
     for level in levels:
-        _, known, found, patients = scored(rows, numbers, probabilities, level)
-        entries = statistics.estimate(CLASSES, known, found, patients, resamples=resamples, seed=seed)
+        _, known, scores, patients = scored(rows, numbers, probabilities, level)
+        entries = statistics.estimate(CLASSES, known, scores, patients, resamples=resamples, seed=seed)
         metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     return metrics

@@ -76,32 +76,32 @@ class Group(NamedTuple):
     normals: bool = False   # false positives of images without a finding alone, per such image
 
 
-def groups(found: Marks, sizes: tuple[float, float]) -> dict[str, Group]:
+def groups(marks: Marks, sizes: tuple[float, float]) -> dict[str, Group]:
     """By name: "lesion", the same with the rates on "normals" and of each size, and "breast".
 
     A breast with findings is found with any of them, in any of its views.
     """
-    owner, score = found.lesion_owner, found.lesion_score
+    owner, score = marks.lesion_owner, marks.lesion_score
     out = {"lesion": Group(owner, score), "lesion_normals": Group(owner, score, normals=True)}
-    size = np.searchsorted(sizes, found.lesion_area, side="right")
+    size = np.searchsorted(sizes, marks.lesion_area, side="right")
     out |= {f"lesion_{name}": Group(owner[size == k], score[size == k]) for k, name in enumerate(SIZES)}
-    _, first, number = np.unique(found.lesion_breast, return_index=True, return_inverse=True)
+    _, first, number = np.unique(marks.lesion_breast, return_index=True, return_inverse=True)
     best = np.full(len(first), -np.inf)
     np.maximum.at(best, number, score)
     return out | {"breast": Group(owner[first], best)}
 
 
-def rates_of(found: Marks, group: Group):
+def rates_of(marks: Marks, group: Group):
     """`weights [r, P] -> [r, L]`: the false positives per image at the threshold at which each is found; inf: never.
 
     The threshold is the score itself: false positives of the same score count.
     """
     order = np.argsort(-group.score, kind="stable")
     score = group.score[order]
-    kept = found.false_normal if group.normals else slice(None)
-    column = np.searchsorted(-score, -found.false_score[kept], side="left")    # the first that is not above it
-    counts = tally(found.false_owner[kept], column, (len(found.images), len(score)))[:, np.argsort(order)]
-    images, never = (found.normals if group.normals else found.images), np.isneginf(group.score)
+    kept = marks.false_normal if group.normals else slice(None)
+    column = np.searchsorted(-score, -marks.false_score[kept], side="left")    # the first that is not above it
+    counts = tally(marks.false_owner[kept], column, (len(marks.images), len(score)))[:, np.argsort(order)]
+    images, never = (marks.normals if group.normals else marks.images), np.isneginf(group.score)
 
     def of(weights):
         seen = weights.astype(np.float64) @ images
@@ -112,30 +112,30 @@ def rates_of(found: Marks, group: Group):
     return of
 
 
-def sensitivities(found: Marks, group: Group, rates: Sequence[float]):
+def sensitivities(marks: Marks, group: Group, rates: Sequence[float]):
     """`weights [r, P] -> [r, len(rates)]`; NaN where no finding or no image counts."""
-    rate_of = rates_of(found, group)
+    rate_of = rates_of(marks, group)
 
     def of(weights):
         own, each = rate_of(weights), weights[:, group.owner].astype(np.float64)
         total = each.sum(1)
         hits = np.stack([(each * (own <= rate + _SLACK)).sum(1) for rate in rates], axis=1)
-        seen = weights @ (found.normals if group.normals else found.images) > 0
+        seen = weights @ (marks.normals if group.normals else marks.images) > 0
         there = (total > 0) & seen
         return np.where(there[:, None], hits / np.maximum(total, 1)[:, None], np.nan)
 
     return of
 
 
-def entries(found: Marks, group: Group, rates: Sequence[float], *, resamples: int, seed: int) -> list[dict[str, Any]]:
+def entries(marks: Marks, group: Group, rates: Sequence[float], *, resamples: int, seed: int) -> list[dict[str, Any]]:
     """The metric's entry at each of `rates`, and their mean's; n is the number of findings or breasts.
 
     Of few patients with findings they are rates in these (`few.binomial`), no more uncertain than each found whole or
     not at all.
     """
     count, trials = len(group.owner), len(np.unique(group.owner))
-    of = sensitivities(found, group, rates)
-    patients = [f"{place:09d}" for place in range(len(found.images))]      # names that sort as their places do
+    of = sensitivities(marks, group, rates)
+    patients = [f"{place:09d}" for place in range(len(marks.images))]      # names that sort as their places do
     values = of(np.ones((1, len(patients))))[0]
     if np.isnan(values).any():
         reason = "no image is without a finding" if count else "no finding of this kind"

@@ -99,7 +99,7 @@ def _fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | No
         basis = _basis(z)
         z = z @ basis.T
     solver = LogisticRegression(max_iter=_ITERATIONS, tol=_TOLERANCE, class_weight=class_weight, warm_start=True)
-    found = []
+    fits = []
     for c in cs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)      # at the weakest strengths of separable classes
@@ -110,8 +110,8 @@ def _fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | No
         kernel, own_bias = np.zeros((x.shape[1], classes)), bias.copy()
         kernel[:, present] = (weights if basis is None else weights @ basis).T
         own_bias[present] = offsets
-        found.append(Fit(mean, scale, kernel, own_bias))
-    return found
+        fits.append(Fit(mean, scale, kernel, own_bias))
+    return fits
 
 
 def _basis(z: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def columns(heat: np.ndarray, tissue: np.ndarray, boxes: np.ndarray, quantiles: 
     """Columns of an image's row: those of `Overlap` at each quantile, as "iou_0.95" and "found_0.95_0.25"."""
     row = {}
     for quantile in quantiles:
-        found = overlap(hottest(heat, tissue, quantile), boxes)
-        row |= {f"{name}_{quantile:g}": getattr(found, name) for name in ("iou", "dice", "regions")}
-        row |= {f"found_{quantile:g}_{least:g}": count for least, count in zip(OVERLAPS, found.found, strict=True)}
+        measures = overlap(hottest(heat, tissue, quantile), boxes)
+        row |= {f"{name}_{quantile:g}": getattr(measures, name) for name in ("iou", "dice", "regions")}
+        row |= {f"found_{quantile:g}_{least:g}": count for least, count in zip(OVERLAPS, measures.found, strict=True)}
     return row | {"boxes": len(boxes)}

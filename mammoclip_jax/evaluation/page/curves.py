@@ -71,10 +71,10 @@ def _range(entry: Mapping[str, Any]) -> str:
     return f"{entry['value']:.3f}{bounds}"
 
 
-def _sensitivity(found: Curve) -> np.ndarray:
+def _sensitivity(counts: Curve) -> np.ndarray:
     """Sensitivity [r, 201] where 1 - specificity is _GRID, straight between thresholds; NaN rows lack a class."""
-    rows = np.full((len(found.positive), len(_GRID)), np.nan)
-    for r, (tp, fp) in enumerate(zip(*found)):
+    rows = np.full((len(counts.positive), len(_GRID)), np.nan)
+    for r, (tp, fp) in enumerate(zip(*counts)):
         if tp[-1] > 0 and fp[-1] > 0:
             # Points of one false positive rate are set apart leftwards, so that the highest of them counts there.
             apart = 1e-12 * np.arange(len(fp) + 1)[::-1]
@@ -82,10 +82,10 @@ def _sensitivity(found: Curve) -> np.ndarray:
     return rows
 
 
-def _precision(found: Curve) -> np.ndarray:
+def _precision(counts: Curve) -> np.ndarray:
     """Precision [r, 201] of the highest threshold that reaches the recall _GRID, as average precision sums it."""
-    rows = np.full((len(found.positive), len(_GRID)), np.nan)
-    for r, (tp, fp) in enumerate(zip(*found)):
+    rows = np.full((len(counts.positive), len(_GRID)), np.nan)
+    for r, (tp, fp) in enumerate(zip(*counts)):
         if tp[-1] > 0 and fp[-1] > 0:
             reached = np.searchsorted(tp / tp[-1], _GRID - 1e-9)
             reached = np.maximum(reached, np.argmax(tp > 0))

@@ -149,7 +149,7 @@ def _cell(name: str, metrics: dict[str, dict]) -> dict[str, Any] | None:
 
 def headlines(results: list[Result]) -> list[Headline]:
     """The figures for the top of the page; those without a value or over few cases are left out."""
-    found = []
+    figures = []
     for pattern, title, baseline, baseline_name in _HEADLINES:
         for result in results:
             for metric, entry in result.metrics.items():
@@ -159,9 +159,9 @@ def headlines(results: list[Result]) -> list[Headline]:
                     named = baseline.format(what=what) if isinstance(baseline, str) else ""
                     value = _value(result, named) if named else baseline
                     how = _LEARNT.get(result.name.rpartition("/")[2], "")
-                    found.append(Headline(how + title.format(what=what), _source(result), heading(metric)[1], entry,
-                                          value, baseline_name))
-    return found
+                    figures.append(Headline(how + title.format(what=what), _source(result), heading(metric)[1], entry,
+                                            value, baseline_name))
+    return figures
 
 
 def _source(result: Result) -> str:

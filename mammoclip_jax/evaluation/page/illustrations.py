@@ -20,9 +20,9 @@ from mammoclip_jax.evaluation.subgroups import subgroups
 _THRESHOLD = 0.5        # of the confusion matrix of a yes/no label: none was chosen on other data
 
 
-def predicted(found: Result) -> list[Predicted]:
+def predicted(result: Result) -> list[Predicted]:
     """Every label of a result's tables of predictions."""
-    return [label for table in _tables(found) for label in labels(table, found.name)]
+    return [label for table in _tables(result) for label in labels(table, result.name)]
 
 
 def of_label(label: Predicted, probabilities: bool, resamples: int = statistics.RESAMPLES) -> Iterator[Plot]:
@@ -43,17 +43,17 @@ def of_label(label: Predicted, probabilities: bool, resamples: int = statistics.
                     _confusion(label, units), label.classes or ("no", "yes"))
 
 
-def has_probabilities(found: Result, label: Predicted) -> bool:
+def has_probabilities(result: Result, label: Predicted) -> bool:
     """Whether scores are from 0 to 1, and not zero-shot's, which are differences of cosines."""
     known = label.prediction[~np.isnan(label.prediction)]
-    return "prompts" not in found.tables and bool(((known >= 0) & (known <= 1)).all())
+    return "prompts" not in result.tables and bool(((known >= 0) & (known <= 1)).all())
 
 
-def by_subgroup(found: Result, index: pd.DataFrame, resamples: int = statistics.RESAMPLES) -> pd.DataFrame:
+def by_subgroup(result: Result, index: pd.DataFrame, resamples: int = statistics.RESAMPLES) -> pd.DataFrame:
     """The table of `subgroups` of all labels: AUROC, of classes accuracy; empty where no subgroup has a value."""
     parts = []
-    for table in _tables(found):
-        for label in labels(table, found.name):
+    for table in _tables(result):
+        for label in labels(table, result.name):
             metric = "accuracy" if label.classes else "auroc"
             rows = table[table["label"] == label.label]
             parts.append(subgroups(rows, index, metric=metric, resamples=resamples).tables["subgroups"])
@@ -68,8 +68,8 @@ def forest(label: str, table: pd.DataFrame) -> Plot | None:
     return _both("Subgroups", curves.forest, rows) if len(rows) else None
 
 
-def _tables(found: Result) -> list[pd.DataFrame]:
-    return [table for name, table in found.tables.items() if name.split("_")[0] == "predictions" and len(table)]
+def _tables(result: Result) -> list[pd.DataFrame]:
+    return [table for name, table in result.tables.items() if name.split("_")[0] == "predictions" and len(table)]
 
 
 def _lines(label: Predicted, units: Scored) -> dict[str, curves.Scores]:

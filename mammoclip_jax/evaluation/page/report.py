@@ -47,7 +47,7 @@ def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mappin
         the path of the page.
     """
     out = Path(out)
-    results = [_with_subgroups(found, datasets, resamples) for found in results]
+    results = [_with_subgroups(outcome, datasets, resamples) for outcome in results]
     result.save(results, out / TABLES)
     infos = {name: dict(dataset.info) for name, dataset in datasets.items()}
     title = title or getattr(model.config, "name", "") or "Evaluation"
@@ -62,7 +62,7 @@ def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mappin
         curves=plots.curves(list(history)),
         results=[_section(r, resamples) for r in results],
         galleries=[gallery for r in results if (gallery := _gallery(r))],
-        exams=[exam for found, folder in predictions for exam in _exams(found, Path(folder))],
+        exams=[exam for prediction, folder in predictions for exam in _exams(prediction, Path(folder))],
         config=config_text(model.config),
         provenance=json.dumps(result.plain(model.provenance), indent=2),
         preprocessing=json.dumps(result.plain(dict(model.preprocessing)), indent=2),
@@ -117,35 +117,35 @@ def _dataset(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
             "citation": info.get("citation", ""), "fingerprint": info.get("fingerprint", "")}
 
 
-def _with_subgroups(found: Result, datasets: Mapping[str, Any], resamples: int) -> Result:
+def _with_subgroups(outcome: Result, datasets: Mapping[str, Any], resamples: int) -> Result:
     """A result with the table "subgroups" of its predictions, where there are some to compare."""
-    dataset = datasets.get(found.name.partition("/")[0])
-    table = illustrations.by_subgroup(found, dataset.index, resamples) if dataset is not None else ()
-    return found._replace(tables=found.tables | {"subgroups": table}) if len(table) else found
+    dataset = datasets.get(outcome.name.partition("/")[0])
+    table = illustrations.by_subgroup(outcome, dataset.index, resamples) if dataset is not None else ()
+    return outcome._replace(tables=outcome.tables | {"subgroups": table}) if len(table) else outcome
 
 
-def _section(found: Result, resamples: int) -> dict[str, Any]:
+def _section(outcome: Result, resamples: int) -> dict[str, Any]:
     """A result as the page shows it: tables of metrics, plots, the short further tables, links to all."""
-    dataset, _, evaluator = found.name.partition("/")
+    dataset, _, evaluator = outcome.name.partition("/")
     tables, links = [], []
-    for name, table in found.tables.items():
+    for name, table in outcome.tables.items():
         if name not in _GALLERIES and len(table):
-            links.append((f"{name}.csv", f"{TABLES}/{found.name}/{name}.csv"))
+            links.append((f"{name}.csv", f"{TABLES}/{outcome.name}/{name}.csv"))
             if len(table) <= _LONG_TABLE:
                 tables.append((name, _cells(table)))
-    return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "protocol": found.protocol,
-            "metrics": _metrics(found), "plots": _plots(found, resamples), "tables": tables, "links": links}
+    return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "protocol": outcome.protocol,
+            "metrics": _metrics(outcome), "plots": _plots(outcome, resamples), "tables": tables, "links": links}
 
 
-def _metrics(found: Result) -> list[tuple[str, dict[str, Any]]]:
+def _metrics(outcome: Result) -> list[tuple[str, dict[str, Any]]]:
     """(heading, table) of the metrics; those of single images, exams and maxima stand below the others, folded.
 
     Labels whose metrics are of another kind, yes/no and classes, have tables of their own.
     """
-    above = {name: entry for name, entry in found.metrics.items() if not _OTHER_LEVELS.fullmatch(name)}
-    below = {name: entry for name, entry in found.metrics.items() if name not in above}
+    above = {name: entry for name, entry in outcome.metrics.items() if not _OTHER_LEVELS.fullmatch(name)}
+    below = {name: entry for name, entry in outcome.metrics.items() if name not in above}
     parts = [("", above or below)] + [("Images, exams, maximum over views", below)] * bool(above and below)
-    return [(heading, pivot(found._replace(metrics=metrics))) for heading, part in parts for metrics in _alike(part)]
+    return [(heading, pivot(outcome._replace(metrics=metrics))) for heading, part in parts for metrics in _alike(part)]
 
 
 def _alike(metrics: Mapping[str, dict]) -> list[dict[str, dict]]:
@@ -166,18 +166,18 @@ def _alike(metrics: Mapping[str, dict]) -> list[dict[str, dict]]:
             for _, members in groups]
 
 
-def _plots(found: Result, resamples: int) -> list[tuple[str, list[Any]]]:
+def _plots(outcome: Result, resamples: int) -> list[tuple[str, list[Any]]]:
     """(label, plots) of the predictions, then the figures that no gallery shows, under their name."""
-    subgroups = found.tables.get("subgroups", pd.DataFrame({"label": []}))
+    subgroups = outcome.tables.get("subgroups", pd.DataFrame({"label": []}))
     groups = []
-    for label in illustrations.predicted(found):
-        drawn = list(illustrations.of_label(label, illustrations.has_probabilities(found, label), resamples))
+    for label in illustrations.predicted(outcome):
+        drawn = list(illustrations.of_label(label, illustrations.has_probabilities(outcome, label), resamples))
         forest = illustrations.forest(label.label, subgroups)
         groups.append((label.label.replace("_", " "), drawn + [forest] * (forest is not None)))
-    shown = {row["figure"] for name in _GALLERIES if name in found.tables and len(found.tables[name])
-             for row in found.tables[name].to_dict(orient="records")}
+    shown = {row["figure"] for name in _GALLERIES if name in outcome.tables and len(outcome.tables[name])
+             for row in outcome.tables[name].to_dict(orient="records")}
     figures = [(name.replace("_", " ").replace("froc", "FROC"), inline(png))
-               for name, png in found.figures.items() if name not in shown]
+               for name, png in outcome.figures.items() if name not in shown]
     return [group for group in (*groups, ("figures", figures)) if group[1]]
 
 
@@ -187,16 +187,16 @@ def _cells(table: pd.DataFrame) -> dict[str, Any]:
     return {"columns": [str(column).replace("_", " ") for column in table.columns], "rows": rows}
 
 
-def _gallery(found: Result) -> dict[str, Any] | None:
+def _gallery(outcome: Result) -> dict[str, Any] | None:
     """The pictures of a result, of maps or of detections, with their captions; None without any."""
-    tables = [found.tables[name] for name in _GALLERIES if name in found.tables and len(found.tables[name])]
+    tables = [outcome.tables[name] for name in _GALLERIES if name in outcome.tables and len(outcome.tables[name])]
     if not tables:
         return None
-    pictures = [{"uri": inline(found.figures[row["figure"]]), "label": str(row["label"]).replace("_", " "),
+    pictures = [{"uri": inline(outcome.figures[row["figure"]]), "label": str(row["label"]).replace("_", " "),
                  "where": " ".join(filter(None, (row["laterality"], row["view"]))), "image": row["image"],
                  "real": bool(row["real"])} | _caption(row)
                 for table in tables for row in table.to_dict(orient="records")]
-    dataset, _, evaluator = found.name.partition("/")
+    dataset, _, evaluator = outcome.name.partition("/")
     return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "real": any(p["real"] for p in pictures),
             "pictures": pictures}
 
@@ -212,11 +212,11 @@ def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
                                               f"{number(row['box_share'], 'percent')} of the breast)"}
 
 
-def _exams(found: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+def _exams(prediction: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Exams that `predict` scored, with their overlays."""
-    labels = list(found["prompts"])
+    labels = list(prediction["prompts"])
     exams = []
-    for exam in found["exams"]:
+    for exam in prediction["exams"]:
         views = [{"title": " ".join(filter(None, (v["laterality"], v["view"]))) or "unknown view", "file": v["file"],
                   "notes": v["notes"],
                   "scores": [f"{label} {v['scores'][label]:+.3f}" for label in labels],

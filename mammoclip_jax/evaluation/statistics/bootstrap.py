@@ -100,18 +100,18 @@ def estimate(metrics: Mapping[str, Metric], truth, prediction, patients, *, resa
     Resamples where a metric is undefined, such as those that hold one class only, are left out of its interval.
     """
     truth, prediction = np.asarray(truth), np.asarray(prediction)
-    n, found, measured = len(truth), {}, {}
+    n, entries, measured = len(truth), {}, {}
     for name, metric in metrics.items():
         reason = "nothing to score" if n == 0 else not_finite(prediction) or metric.lacks(truth, prediction)
         if reason:
-            found[name] = entry(None, n=n, reason=reason)
+            entries[name] = entry(None, n=n, reason=reason)
         else:
             measured[name] = metric.point(truth, prediction)
     if resamples:
         patients = np.asarray(patients, dtype=str)
         short = {name: metrics[name].few(truth, prediction, patients) for name in measured}
         for name in filter(short.get, short):
-            found[name] = _bounded(metrics[name], measured.pop(name), (truth, prediction, patients), short[name])
+            entries[name] = _bounded(metrics[name], measured.pop(name), (truth, prediction, patients), short[name])
     if measured and resamples:
         functions = {name: metrics[name].of for name in measured}
         summaries = {name: metrics[name].summary for name in measured}
@@ -122,14 +122,14 @@ def estimate(metrics: Mapping[str, Metric], truth, prediction, patients, *, resa
         trials = _patients_of_rarest(truth, patients)
         for name, value in measured.items():
             if metrics[name].biased:
-                found[name] = biased_interval(value, drawn[name], n=n)
+                entries[name] = biased_interval(value, drawn[name], n=n)
             elif metrics[name].bound and flat(drawn[name]):
-                found[name] = _bounded(metrics[name], value, (truth, prediction, patients), _FLAT)
+                entries[name] = _bounded(metrics[name], value, (truth, prediction, patients), _FLAT)
             else:
-                found[name] = interval(value, drawn[name], left_out[name], n=n, trials=trials)
+                entries[name] = interval(value, drawn[name], left_out[name], n=n, trials=trials)
     elif measured:
-        found |= {name: entry(value, n=n) for name, value in measured.items()}
-    return {name: found[name] for name in metrics}
+        entries |= {name: entry(value, n=n) for name, value in measured.items()}
+    return {name: entries[name] for name in metrics}
 
 
 def _bounded(metric: Metric, value: float, scored, reason: str) -> dict[str, Any]:

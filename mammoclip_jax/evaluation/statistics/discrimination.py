@@ -60,37 +60,37 @@ def share(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)
 
 
-def _area(found: Curve) -> np.ndarray:
+def _area(counts: Curve) -> np.ndarray:
     """Area under the ROC curve by trapezoids, so that tied pairs count half."""
-    tp, fp = found
+    tp, fp = counts
     won = (np.diff(fp, axis=1, prepend=0) * (tp - np.diff(tp, axis=1, prepend=0) / 2)).sum(1)
-    return share(won, (found.positive * found.negative)[:, 0])
+    return share(won, (counts.positive * counts.negative)[:, 0])
 
 
-def _average_precision(found: Curve) -> np.ndarray:
+def _average_precision(counts: Curve) -> np.ndarray:
     """Sum of precision times the step in recall, as `sklearn.metrics.average_precision_score`; no interpolation."""
-    tp, fp = found
+    tp, fp = counts
     precision = np.divide(tp, tp + fp, out=np.zeros_like(tp), where=tp > 0)
-    both = found.negative[:, 0] > 0
-    return np.where(both, share((np.diff(tp, axis=1, prepend=0) * precision).sum(1), found.positive[:, 0]), np.nan)
+    both = counts.negative[:, 0] > 0
+    return np.where(both, share((np.diff(tp, axis=1, prepend=0) * precision).sum(1), counts.positive[:, 0]), np.nan)
 
 
-def _sensitivity_at(specificity: float, found: Curve) -> np.ndarray:
-    allowed = found.false_positive <= (1 - specificity + _SLACK) * found.negative
-    best = np.where(allowed, found.true_positive, 0).max(1)
-    return np.where(found.negative[:, 0] > 0, share(best, found.positive[:, 0]), np.nan)
+def _sensitivity_at(specificity: float, counts: Curve) -> np.ndarray:
+    allowed = counts.false_positive <= (1 - specificity + _SLACK) * counts.negative
+    best = np.where(allowed, counts.true_positive, 0).max(1)
+    return np.where(counts.negative[:, 0] > 0, share(best, counts.positive[:, 0]), np.nan)
 
 
-def _specificity_at(sensitivity: float, found: Curve) -> np.ndarray:
-    enough = found.true_positive >= (sensitivity - _SLACK) * found.positive
-    fewest = np.where(enough, found.false_positive, np.inf).min(1)
-    return np.where(found.positive[:, 0] > 0, 1 - share(fewest, found.negative[:, 0]), np.nan)
+def _specificity_at(sensitivity: float, counts: Curve) -> np.ndarray:
+    enough = counts.true_positive >= (sensitivity - _SLACK) * counts.positive
+    fewest = np.where(enough, counts.false_positive, np.inf).min(1)
+    return np.where(counts.positive[:, 0] > 0, 1 - share(fewest, counts.negative[:, 0]), np.nan)
 
 
-def _best_f1(found: Curve) -> np.ndarray:
-    tp, fp = found
-    best = (2 * tp / np.maximum(tp + fp + found.positive, 1)).max(1)
-    return np.where((found.positive > 0)[:, 0] & (found.negative > 0)[:, 0], best, np.nan)
+def _best_f1(counts: Curve) -> np.ndarray:
+    tp, fp = counts
+    best = (2 * tp / np.maximum(tp + fp + counts.positive, 1)).max(1)
+    return np.where((counts.positive > 0)[:, 0] & (counts.negative > 0)[:, 0], best, np.nan)
 
 
 def _point_sensitivity(specificity: float, truth, score) -> float:
@@ -196,8 +196,8 @@ def _one(metric: Metric, labels, scores, patients, resamples, seed) -> dict[str,
 
 def _curves(truth, probabilities):
     """`weights -> [Curve of each class that occurs against the others]` for truth int [n], probabilities [n, K]."""
-    found = [curve(truth == k, probabilities[:, k]) for k in np.unique(truth)]
-    return lambda weights: [of(weights) for of in found]
+    curves = [curve(truth == k, probabilities[:, k]) for k in np.unique(truth)]
+    return lambda weights: [of(weights) for of in curves]
 
 
 def few_classes(truth, prediction) -> str:

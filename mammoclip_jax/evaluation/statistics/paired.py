@@ -67,10 +67,10 @@ def auroc_covariance(truth, scores, patients=None) -> tuple[np.ndarray, np.ndarr
     patients = np.arange(len(truth)) if patients is None else np.asarray(patients, dtype=str)
     _, who = np.unique(patients, return_inverse=True)
     count, sizes = int(who.max()) + 1, (int(truth.sum()), int((~truth).sum()))
-    found = [placements(truth, score) for score in scores]
-    auroc = np.array([of_positive.mean() for of_positive, _ in found])
+    pairs = [placements(truth, score) for score in scores]
+    auroc = np.array([of_positive.mean() for of_positive, _ in pairs])
     # Each patient's sum of deviations, over its positives and over its negatives: two of [k, patients].
-    sums = [np.stack([np.bincount(who[side], pair[i] - area, minlength=count) for pair, area in zip(found, auroc)])
+    sums = [np.stack([np.bincount(who[side], pair[i] - area, minlength=count) for pair, area in zip(pairs, auroc)])
             for i, side in enumerate((truth, ~truth))]
     patients_of = [len(np.unique(who[side])) for side in (truth, ~truth)]
     if min(patients_of) < 2:

@@ -28,10 +28,10 @@ def _found(state: State) -> tuple[str, dict, list[str]] | None:
 
 
 def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | None) -> Model:
-    found = _found(state)
-    if found is None:
+    match = _found(state)
+    if match is None:
         names.detect(state)     # raises, and says which there are
-    naming, part, outside = found
+    naming, part, outside = match
     tower = read(names.naming(naming), part, config)
     is_text = tower.options["name"] in models.TEXT_ENCODERS
     kind = "text" if is_text else "image"

@@ -64,24 +64,24 @@ def below(state: State, prefix: str) -> dict[str, np.ndarray]:
 def tower(state: State, prefix: str, naming: str = "", config: Mapping[str, Any] | None = None) -> Tower:
     """The encoder below `prefix`; `naming` is a name in `names.NAMINGS`, by default found from the keys."""
     part = below(state, prefix)
-    found = read(names.naming(naming or names.detect(part)), part, config)
-    return found._replace(unused=[prefix + key for key in found.unused])
+    encoder = read(names.naming(naming or names.detect(part)), part, config)
+    return encoder._replace(unused=[prefix + key for key in encoder.unused])
 
 
 def linear(state: State, prefix: str) -> dict[str, np.ndarray]:
     """{"kernel", and "bias" if there is one} of the linear map `prefix`weight, `prefix`bias."""
     if prefix + "weight" not in state:
         raise UserError(f"the file has no {prefix}weight: is it a whole checkpoint of this layout?")
-    found = {"kernel": from_torch(_DENSE._replace(key=prefix + "weight"), state[prefix + "weight"])}
+    arrays = {"kernel": from_torch(_DENSE._replace(key=prefix + "weight"), state[prefix + "weight"])}
     if prefix + "bias" in state:
-        found["bias"] = from_torch(Leaf(prefix + "bias"), state[prefix + "bias"])
-    return found
+        arrays["bias"] = from_torch(Leaf(prefix + "bias"), state[prefix + "bias"])
+    return arrays
 
 
-def write_linear(prefix: str, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def write_linear(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The way back from `linear`."""
-    state = {prefix + "weight": to_torch(_DENSE, np.asarray(found["kernel"]))}
-    return state | ({prefix + "bias": np.asarray(found["bias"])} if "bias" in found else {})
+    state = {prefix + "weight": to_torch(_DENSE, np.asarray(arrays["kernel"]))}
+    return state | ({prefix + "bias": np.asarray(arrays["bias"])} if "bias" in arrays else {})
 
 
 def dual_encoder(image: Tower, text: Tower, modules: Mapping[str, Any], logit_scale: np.ndarray, **options) -> dict:
@@ -92,8 +92,8 @@ def dual_encoder(image: Tower, text: Tower, modules: Mapping[str, Any], logit_sc
     dim = modules["image_projection"]["dense"]["kernel"].shape[1]
     variables = {"params/logit_scale": np.asarray(logit_scale, np.float32).reshape(())}
     variables |= flatten_dict({"params": dict(modules)}, sep="/")
-    for name, found in (("image_encoder", image), ("text_encoder", text)):
-        for collection, tree in found.variables.items():
+    for name, encoder in (("image_encoder", image), ("text_encoder", text)):
+        for collection, tree in encoder.variables.items():
             variables |= flatten_dict({collection: {name: tree}}, sep="/")
     model = {"image": image.options, "text": text.options, "dim": int(dim), "dtype": "float32"} | options
     return {"model": model, "variables": unflatten_dict(variables, sep="/")}

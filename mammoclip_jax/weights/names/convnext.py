@@ -40,9 +40,9 @@ def _options(shapes: Shapes, stem: str, block: str) -> dict:
         what = f"has the shape {shapes[stem]}" if stem in shapes else "is missing"
         raise UserError(f"{stem} {what}: the ConvNeXt here starts with patches of 4 x 4. Those with an overlapping "
                         "stem (timm's convnext_nano_ols) are other networks.")
-    found = Variant(depths(shapes, block), shapes[stem][0])
-    return next(({"variant": name} for name, variant in VARIANTS.items() if variant == found),
-                {"width": found.width, "depths": found.depths})
+    network = Variant(depths(shapes, block), shapes[stem][0])
+    return next(({"variant": name} for name, variant in VARIANTS.items() if variant == network),
+                {"width": network.width, "depths": network.depths})
 
 
 # --- timm -------------------------------------------------------------------------------------------------------------

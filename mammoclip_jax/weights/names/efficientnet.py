@@ -50,15 +50,15 @@ def variant(shapes: Shapes, stem: str, head: str, excite: str) -> str:
         raise UserError(f"{head} is missing: is the file complete, without a prefix before its keys?")
     depthwise = [shape for key, shape in shapes.items()
                  if key != stem and len(shape) == 4 and shape[1] == 1 and shape[2] > 1]
-    found = len(depthwise), *shapes[head][1::-1], excite not in shapes
+    sizes = len(depthwise), *shapes[head][1::-1], excite not in shapes
     table = {name: _measures(name) for name in VARIANTS}
     for name, measures in table.items():
-        if measures == found:
+        if measures == sizes:
             return name
     known = "; ".join(f"{name} {blocks}, {last}, {features}" for name, (blocks, last, features, _) in table.items())
     raise UserError(
-        f"no published EfficientNet has {found[0]} blocks, {found[1]} channels after the last, {found[2]} features and "
-        f"{'no ' if found[3] else ''}squeeze-excite. Known: {known}. For a network with other multipliers of width "
+        f"no published EfficientNet has {sizes[0]} blocks, {sizes[1]} channels after the last, {sizes[2]} features and "
+        f"{'no ' if sizes[3] else ''}squeeze-excite. Known: {known}. For a network with other multipliers of width "
         "and depth the state dict does not say which; load it into a model of your config instead.")
 
 

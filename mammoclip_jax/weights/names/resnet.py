@@ -50,9 +50,9 @@ def _options(shapes: Shapes, stem: str, block: str, third: str) -> dict:
         what = f"has the shape {shapes[stem]}" if stem in shapes else "is missing"
         raise UserError(f"{stem} {what}: the ResNet here starts with one convolution of 7 x 7. Those with a deep or "
                         "another stem (timm's resnet50d, CLIP's ResNets, RegNet) are other networks.")
-    width, found = shapes[stem][0], Variant(depths(shapes, block), third in shapes)
-    options = next(({"variant": name} for name, variant in VARIANTS.items() if variant == found),
-                   {"variant": "50" if found.bottleneck else "18", "depths": found.depths})
+    width, network = shapes[stem][0], Variant(depths(shapes, block), third in shapes)
+    options = next(({"variant": name} for name, variant in VARIANTS.items() if variant == network),
+                   {"variant": "50" if network.bottleneck else "18", "depths": network.depths})
     return options | ({} if width == ResNet.width else {"width": width})
 
 

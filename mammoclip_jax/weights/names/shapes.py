@@ -19,14 +19,14 @@ def shape_of(shapes: Shapes, key: str, what: str) -> tuple[int, ...]:
 
 def depths(shapes: Shapes, block: str) -> tuple[int, ...]:
     """Blocks of each stage; the expression `block` finds keys of a block, its stage and its number there."""
-    found = {(int(match[1]), int(match[2])) for key in shapes if (match := re.match(block, key))}
-    return tuple(Counter(stage for stage, _ in sorted(found)).values())
+    blocks = {(int(match[1]), int(match[2])) for key in shapes if (match := re.match(block, key))}
+    return tuple(Counter(stage for stage, _ in sorted(blocks)).values())
 
 
 def check_config(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Raises UserError if config.json says something else than `expected`; what it does not say is not checked."""
     for key, value in expected.items():
-        found = config.get(key, value)
-        if (list(found) if isinstance(found, tuple) else found) != value:
-            raise UserError(f"config.json has {key} {found}; the network here has {value} with this file's arrays: it "
+        entry = config.get(key, value)
+        if (list(entry) if isinstance(entry, tuple) else entry) != value:
+            raise UserError(f"config.json has {key} {entry}; the network here has {value} with this file's arrays: it "
                             "is another architecture, or the config of another file.")

@@ -40,12 +40,12 @@ def _options(shapes: Shapes, config: Mapping[str, Any] | None) -> dict:
                         "4 x 4 pixels, [width, channels, 4, 4].")
     counts = depths(shapes, r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.")
     tables = [shape_of(shapes, _TABLE.format(i), _WHAT) for i in range(max(len(counts), 1))]
-    found = Variant(shapes[HUGGINGFACE.stem][0], counts, tuple(table[-1] for table in tables))
+    network = Variant(shapes[HUGGINGFACE.stem][0], counts, tuple(table[-1] for table in tables))
     window = _window(tables[0][0])
     config = config or {}
-    check_config(config, _FIXED | {"embed_dim": found.width, "depths": list(found.depths),
-                                   "num_heads": list(found.heads), "window_size": window})
-    options = next(({"variant": name} for name, variant in VARIANTS.items() if variant == found), found._asdict())
+    check_config(config, _FIXED | {"embed_dim": network.width, "depths": list(network.depths),
+                                   "num_heads": list(network.heads), "window_size": window})
+    options = next(({"variant": name} for name, variant in VARIANTS.items() if variant == network), network._asdict())
     values = {"window": window, "layer_norm_eps": config.get("layer_norm_eps", Swin.layer_norm_eps)}
     return options | {key: value for key, value in values.items() if value != getattr(Swin, key)}
 

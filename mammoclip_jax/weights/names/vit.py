@@ -92,12 +92,12 @@ def _is_gated(names, shapes, block):
     return rows in shapes and shapes[rows][0] == 2 * _shape(shapes, columns)[1]
 
 
-def _options(build: Callable[..., VisionTransformer], variants: Mapping[str, Variant], found: Mapping) -> dict:
-    """What `build` has to be told for the fields `found`: the variant of this width, the size, and what differs."""
-    options = {"variant": name for name, variant in variants.items() if variant.width == found["width"]}
-    options |= {key: found[key] for key in ("size", "registers") if found[key]}
+def _options(build: Callable[..., VisionTransformer], variants: Mapping[str, Variant], fields: Mapping) -> dict:
+    """What `build` has to be told for `fields`: the variant of this width, the size, and what differs."""
+    options = {"variant": name for name, variant in variants.items() if variant.width == fields["width"]}
+    options |= {key: fields[key] for key in ("size", "registers") if fields[key]}
     published = build(**options)
-    return options | {key: value for key, value in found.items() if getattr(published, key) != value}
+    return options | {key: value for key, value in fields.items() if getattr(published, key) != value}
 
 
 def _dotted(*names: str) -> dict[str, str]:
@@ -117,19 +117,19 @@ _FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 def _huggingface(names: _Names, build: Callable[..., VisionTransformer], variants: Mapping[str, Variant],
                  shapes: Shapes, config: Mapping[str, Any] | None) -> dict:
     config = config or {}
-    found = _measured(names, shapes, config.get("num_attention_heads"))
+    fields = _measured(names, shapes, config.get("num_attention_heads"))
     measured = {
-        "hidden_size": found["width"], "num_hidden_layers": found["depth"], "patch_size": found["patch"],
-        "num_register_tokens": found["registers"], "use_swiglu_ffn": found["feed_forward"] == "swiglu"}
+        "hidden_size": fields["width"], "num_hidden_layers": fields["depth"], "patch_size": fields["patch"],
+        "num_register_tokens": fields["registers"], "use_swiglu_ffn": fields["feed_forward"] == "swiglu"}
     for who, values in (("the vision transformer here has", _FIXED), ("the arrays of the file are of", measured)):
         for key, value in values.items():
             if set(_sides(config.get(key, value))) != {value}:
                 raise UserError(f"config.json has {key} {config[key]}; {who} {value}.")
-    for length in _sides(config.get("image_size", found["size"])):
-        if length // found["patch"] != found["size"] // found["patch"]:
+    for length in _sides(config.get("image_size", fields["size"])):
+        if length // fields["patch"] != fields["size"] // fields["patch"]:
             raise UserError(f"config.json has image_size {config['image_size']}; the positions in the file are for "
-                            f"{found['size']}, a square.")
-    return _options(build, variants, found | ({"eps": config["layer_norm_eps"]} if "layer_norm_eps" in config else {}))
+                            f"{fields['size']}, a square.")
+    return _options(build, variants, fields | ({"eps": config["layer_norm_eps"]} if "layer_norm_eps" in config else {}))
 
 
 def _sides(value):
