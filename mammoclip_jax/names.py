@@ -4,11 +4,12 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from mammoclip_jax.errors import UserError
 
 HUB = "hf://"
+Value = TypeVar("Value")
 
 
 def on_hub(name: str) -> tuple[str, bool]:
@@ -25,7 +26,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def lookup(table: Mapping[str, str], name: str, kind: str) -> str:
+def lookup(table: Mapping[str, Value], name: str, kind: str) -> Value:
     """`table[name]`.
 
     Raises:

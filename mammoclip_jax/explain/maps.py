@@ -17,7 +17,7 @@ class Subject(NamedTuple):
     encode: Callable        # (pixels [N H W C], offsets {stage: [N h w c]}) -> (vectors [N D], {stage: [N h w c]})
     project: Callable       # features [... c] of the pooled stage -> vectors [... D]
     attention: Callable     # pixels -> [(queries, keys)], each [N heads L d], of every layer
-    tokens: Callable        # number of patches -> the share [L] of each token in the pooled vector
+    tokens: Callable | None     # number of patches -> the share [L] of each token in the pooled vector
     grey: Callable          # grey value from 0 to 1 -> the value that stands for it in `pixels`
 
     def scores(self, pixels: Float[Array, "N H W C"], direction: Float[Array, "D"]) -> Float[Array, "N"]:

@@ -65,6 +65,7 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
         UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.
     """
     pairs = load_prompts(prompts) if model.kind == "dual_encoder" else {}
+    scorer: _Scorer
     if model.kind == "detector":
         scorer = _Finder(model, lambda images: {}, {}, BEST_BOX, "", "boxes")
     else:
@@ -189,7 +190,7 @@ class _Scorer(NamedTuple):
             views[i] |= {"overlays": {}, "peaks": {}}
             for label, heats in maps.items():
                 peak = peak_of(heats[i])
-                peak = None if peak is None else view.transform.points_inverse([peak])[0].tolist()
+                peak = None if peak is None else view.transform.points_inverse(np.array([peak]))[0].tolist()
                 target = Path("overlays", f"{views[i]['file']}_{label}.png")
                 (out / target).parent.mkdir(parents=True, exist_ok=True)
                 heat = view.transform.map_inverse(np.asarray(heats[i], dtype=np.float32))

@@ -93,7 +93,7 @@ class Detector(ImageModel):
         logits, deltas = self._module.apply(variables, pixels, train=False)
         boxes = decode(deltas, anchors(*self._input_size), self._input_size)
         scale = np.array(self._canvas[::-1] * 2) / np.array(self._input_size[::-1] * 2)
-        detections = jax.vmap(functools.partial(nms, **dict(options)))(boxes, jax.nn.sigmoid(logits))
+        detections = jax.vmap(lambda *each: nms(*each, **dict(options)))(boxes, jax.nn.sigmoid(logits))
         return detections._replace(boxes=detections.boxes * scale.astype(np.float32))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,19 @@ from mammoclip_jax.training.mesh import batch_sharding, replicated
 class SaliencyMixin:
     """Maps of a model, their insertion and deletion curves, and random weights to hold against them.
 
-    The model has `_module` (with an `image_encoder` and a method `project_image`), its `_variables`, `stages`,
-    `preprocessing`, `_options` (of `augment`), `_mesh`, and the methods `_encode`, `_directions`, `_fresh`, `_batched`.
+    What it takes of the model:
     """
+
+    stages: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    _module: Any            # has an `image_encoder` and a method `project_image`
+    _variables: Any
+    _options: augment.Preprocess
+    _mesh: Any
+    _encode: Any
+    _directions: Any
+    _fresh: Any
+    _batched: Any
 
     def saliency(
         self, images: Shaped[np.ndarray, "N H W"], towards: Sequence[str] | Float[np.ndarray, "N D"], *,

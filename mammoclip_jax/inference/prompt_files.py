@@ -66,12 +66,12 @@ def load(prompts: str | Path | Mapping[str, Any]) -> Prompts:
         UserError: no such file, or a mistake in it; the message names the file, the label and what to do.
     """
     if isinstance(prompts, Mapping):
-        source, raw = "the given prompts", {"labels": prompts}
+        source, content = "the given prompts", {"labels": prompts}
     else:
         path = _path(prompts)
-        source, raw = str(path), _json(path)
+        source, content = str(path), dict(_json(path))
     try:
-        return _parse(source, raw)
+        return _parse(source, content)
     except _Mistake as mistake:
         raise UserError(f"{source}: {mistake}") from mistake
 

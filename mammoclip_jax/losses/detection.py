@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.boxes import encode, iou
@@ -20,7 +21,7 @@ def retinanet(
     deltas: Float[Array, "N A 4"],
     boxes: Float[Array, "N M 4"],
     classes: Int[Array, "N M"],
-    anchors: Float[Array, "A 4"],
+    anchors: Float[Array | np.ndarray, "A 4"],
     *,
     alpha: float = 0.25,
     gamma: float = 2.0,

@@ -44,13 +44,13 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
     if checkpoint.steps(workdir / "checkpoints"):
         params = _text_part(checkpoint.load(workdir)[1]["params"])
     if distributed.is_main():
-        texts = image_text.drawable_texts(
+        drawable = image_text.drawable_texts(
             list(datasets.values()), "train", other_views=config.data.other_views, text=text_options(config.data),
             mirrored=config.data.flip_horizontal > 0)
         made_by = fingerprint(config, tokenize, params)
-        if not table(workdir).serves(made_by, texts):
-            logging.info("computing the features of %d training texts once", len(texts))
-            texts = sorted(texts, key=lambda text: (len(text), text))     # of one length together: less padding
+        if not table(workdir).serves(made_by, drawable):
+            logging.info("computing the features of %d training texts once", len(drawable))
+            texts = sorted(drawable, key=lambda text: (len(text), text))     # of one length together: less padding
             table(workdir).write(made_by, texts, compute(config, trainer.model, params, tokenize, texts))
     barrier("text features")
 
@@ -68,7 +68,7 @@ def fingerprint(config, tokenize, params) -> str:
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params["text_encoder"]):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf))
+        digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()
 
 

@@ -71,7 +71,7 @@ def _split(config, dataset: Dataset, target: labelled.Target) -> Dataset:
 
 def train_iterator(config, datasets, examples, mesh, boxes: int):
     """This process's checkpointable iterator of its devices' parts of the batches of `examples`."""
-    rows = meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
+    rows = tuple(meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows")))
     return labelled.train_iterator(
         datasets, examples, batch_size=config.train.batch_size, views=labelled.UNITS[config.task.unit], boxes=boxes,
         seed=config.seed, rows=rows, sampling=config.task.sampling, flip_horizontal=config.data.flip_horizontal,
@@ -92,7 +92,7 @@ def make_trainer(config, model, loss: Callable, preprocessing: dict, mesh, *, in
     preprocess = augment.preprocess_options(config)
     shape = (1, *(input_size or (preprocessing["height"], preprocessing["width"])), preprocess.channels)
     labels, views = len(config.model.labels), labelled.UNITS[config.task.unit]
-    more = {"view_mask": ((views,), bool), "target": ((labels,), np.float32), "known": ((labels,), bool)}
+    more: dict = {"view_mask": ((views,), bool), "target": ((labels,), np.float32), "known": ((labels,), bool)}
     if boxes:
         more |= {"boxes": ((views, boxes, 4), np.float32), "box_classes": ((views, boxes), np.int32)}
     batch = abstract_batch(config, preprocessing, mesh, views, more)

@@ -62,7 +62,7 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize, workdir):
 def train_iterator(config, datasets, tokenize, mesh, workdir):
     """This process's checkpointable iterator of its devices' parts of the training batches."""
     data = config.data
-    rows = meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows"))
+    rows = tuple(meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows")))
     if data.weights and set(data.weights) != set(datasets):
         raise UserError(f"config.data.weights is of {', '.join(data.weights)}: give the part of each of "
                         f"{', '.join(datasets)} that config.data.folders names, or leave it out.")
@@ -106,7 +106,7 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
 
     def batch(params):
         texts, length = config.data.texts, config.data.text_length
-        more = {"token_ids": ((texts, length), np.int32), "token_mask": ((texts, length), bool)}
+        more: dict = {"token_ids": ((texts, length), np.int32), "token_mask": ((texts, length), bool)}
         if config.model.cached_text:    # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
         return abstract_batch(config, preprocessing, mesh, config.data.views, more)

@@ -10,7 +10,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.optimizer import frozen_parameters, make_optimizer
 from mammoclip_jax.training.step import init_state, make_train_step
-from mammoclip_jax.types import Batch, TrainState
+from mammoclip_jax.types import TrainState
 
 
 class Trainer(NamedTuple):
@@ -19,7 +19,7 @@ class Trainer(NamedTuple):
     model: Any                  # DualEncoder (perhaps with adapters), Classifier or RetinaNet
     mesh: jax.sharding.Mesh
     state: TrainState           # of jax.ShapeDtypeStruct
-    batch: Batch                # of jax.ShapeDtypeStruct: the global batch
+    batch: dict[str, jax.ShapeDtypeStruct]      # the global batch, its shardings too
     step: Callable              # (TrainState, Batch) -> (TrainState, metrics), not yet jitted
     gradient: Callable          # (TrainState, Batch) -> (loss, metrics, batch_stats, gradients), not yet jitted
     init: Callable              # (start=lambda variables: variables) -> TrainState on the mesh
@@ -78,7 +78,7 @@ def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
                         f"{unit} rows, or make that axis smaller.")
 
 
-def abstract_batch(config, preprocessing: dict, mesh, views: int, more: dict) -> Batch:
+def abstract_batch(config, preprocessing: dict, mesh, views: int, more: dict) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes, dtypes and shardings of a config's global training batch.
 
     Args:
