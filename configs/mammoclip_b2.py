@@ -1,6 +1,6 @@
 """Mammo-CLIP with EfficientNet-B2 at 1520 x 912: row "Mammo-CLIP B2 (UPMC)". Everything else is as in mammoclip_b5.py.
 
-    python -m mammoclip_jax.pretrain --config=configs/mammoclip_b2.py --workdir=runs/mammoclip_b2
+python -m mammoclip_jax.pretrain --config=configs/mammoclip_b2.py --workdir=runs/mammoclip_b2
 """
 
 import runpy

@@ -19,7 +19,7 @@ computed again that eight images fit a v5e chip (docs/compile.md; measured witho
 from mammoclip_jax.config import defaults
 from mammoclip_jax.names import check_name
 
-BREASTS = 10_140      # of the training split: 25,355 images, 80 % of them, two views a breast
+BREASTS = 10_140  # of the training split: 25,355 images, 80 % of them, two views a breast
 EPOCHS = 10
 
 
@@ -36,8 +36,9 @@ def get_config(hardware=""):
 
     # remat, scan and lanes change no result (docs/training.md).
     config.model.image.update(name="efficientnet", variant="b5", remat="none", scan=False, lanes=False)
-    config.model.text.update(name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
-                             intermediate_size=3072, remat="none")
+    config.model.text.update(
+        name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, remat="none"
+    )
     if hardware:
         check_name(hardware, ("tpu",), "hardware")
         config.model.dtype = "bfloat16"
@@ -49,7 +50,7 @@ def get_config(hardware=""):
 
     config.losses.mammo_clip = dict(weight=1.0, image_text=1.0, image_image=1.0, text_text=0.5)
     train = config.train
-    train.batch_size = 32       # 8 on each of 4 GPUs
+    train.batch_size = 32  # 8 on each of 4 GPUs
     train.warmup_steps = BREASTS // train.batch_size
     train.steps = EPOCHS * train.warmup_steps
     train.lr, train.weight_decay, train.logit_scale_max = 5e-5, 1e-4, 0.0

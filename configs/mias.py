@@ -16,7 +16,8 @@ def get_config():
     config = defaults()
     config.name = "mini-MIAS: linear probe"
     probe = dict(evaluator="linear_probe", split="all", folds=5, representation="stages")
-    config.evaluate.evaluators.density = dict(label="density", choose_by="log_loss", fractions=(0.01, 0.1, 0.5, 1.0),
-                                              **probe)
+    config.evaluate.evaluators.density = dict(
+        label="density", choose_by="log_loss", fractions=(0.01, 0.1, 0.5, 1.0), **probe
+    )
     config.evaluate.evaluators.abnormal = dict(label="abnormal", **probe)
     return config

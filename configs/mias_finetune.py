@@ -19,7 +19,7 @@ def get_config(label="density"):
     config.cpu_devices = 2
     config.data.folders.mias = "data/mias"
     config.data.flip_horizontal = config.data.flip_vertical = 0.5
-    config.image.update(mean=0.449, std=0.226, channels=3, intensity="range")      # as the ImageNet weights want it
+    config.image.update(mean=0.449, std=0.226, channels=3, intensity="range")  # as the ImageNet weights want it
     config.augment.update(affine_probability=0.5, rotate=15.0, translate=0.05, scale=(0.9, 1.1), shear=5.0)
 
     config.model.image.update(name="efficientnet", variant="lite0", batch_norm_momentum=0.9)

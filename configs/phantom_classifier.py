@@ -23,11 +23,21 @@ def get_config():
     config.image.channels = 1
     config.augment.update(affine_probability=0.5, rotate=10.0, translate=0.05, scale=(0.9, 1.1), shear=5.0)
 
-    config.model.image.update(name="efficientnet", variant="lite0", width=0.5, depth=0.5, pooling="gem", output_stride=16,
-                              drop_rate=0.0, drop_connect_rate=0.0, batch_norm_momentum=0.9)
+    config.model.image.update(
+        name="efficientnet",
+        variant="lite0",
+        width=0.5,
+        depth=0.5,
+        pooling="gem",
+        output_stride=16,
+        drop_rate=0.0,
+        drop_connect_rate=0.0,
+        batch_norm_momentum=0.9,
+    )
     config.model.labels = ("mass", "calcification")
-    config.task.update(kind="classifier", pos_weight="balanced", monitor="eval/phantom/classification/mass/auroc_image",
-                       patience=4)
+    config.task.update(
+        kind="classifier", pos_weight="balanced", monitor="eval/phantom/classification/mass/auroc_image", patience=4
+    )
 
     train = config.train
     train.batch_size, train.steps, train.warmup_steps = 32, 450, 45

@@ -22,8 +22,15 @@ def get_config():
     config.image.channels = 1
     config.augment.update(affine_probability=0.5, rotate=10.0, translate=0.05, scale=(0.9, 1.1), shear=5.0)
 
-    config.model.image.update(name="efficientnet", variant="b0", width=0.5, depth=0.5, drop_rate=0.0,
-                              drop_connect_rate=0.0, batch_norm_momentum=0.9)
+    config.model.image.update(
+        name="efficientnet",
+        variant="b0",
+        width=0.5,
+        depth=0.5,
+        drop_rate=0.0,
+        drop_connect_rate=0.0,
+        batch_norm_momentum=0.9,
+    )
     config.model.update(labels=("mass", "calcification"), stages=("stage3", "stage5", "head"), features=64)
     config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
     config.task.kind = "detector"

@@ -3,8 +3,18 @@
 import ast
 from pathlib import Path
 
-COMMANDS = ("prepare", "pretrain", "finetune", "evaluate", "predict", "compare", "weights", "reproduce", "benchmark",
-            "compile")
+COMMANDS = (
+    "prepare",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "predict",
+    "compare",
+    "weights",
+    "reproduce",
+    "benchmark",
+    "compile",
+)
 
 
 def summary(name: str) -> str:

@@ -32,14 +32,30 @@ from mammoclip_jax.benchmarks import MODES, PEERS, WORKS, sample, worker
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import load
 
-PACKAGES = ("numpy", "opencv-python-headless", "pydicom", "pyarrow", "array_record", "grain", "imagecodecs", "jax",
-            "jaxlib", "flax", "optax", "libtpu", "torch", "efficientnet_pytorch", "transformers")
+PACKAGES = (
+    "numpy",
+    "opencv-python-headless",
+    "pydicom",
+    "pyarrow",
+    "array_record",
+    "grain",
+    "imagecodecs",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "libtpu",
+    "torch",
+    "efficientnet_pytorch",
+    "transformers",
+)
 
-SET = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")      # variables that they depend on
+SET = ("XLA_FLAGS", "JAX_PLATFORMS", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")  # variables that they depend on
 
 
-def benchmark(mode: str, data: str = "", *, limit: int = 8, height: int = 1520, width: int = 912,
-              repeats: int = 9) -> dict:
+def benchmark(
+    mode: str, data: str = "", *, limit: int = 8, height: int = 1520, width: int = 912, repeats: int = 9
+) -> dict:
     """Runs a mode of benchmarks/ that works on image files.
 
     Args:
@@ -70,8 +86,15 @@ def benchmark_training(mode: str, config, work: str, **options) -> dict:
 
     rows = training.rows(config, work, **options)
     note = "The devices are parts of this CPU and share its cores." if _one_cpu(rows) else ""
-    return _figures(mode, rows, data=config.name, images_per_second=rows[-1]["images_per_second"],
-                    height=rows[0]["height"], width=rows[0]["width"], note=note)
+    return _figures(
+        mode,
+        rows,
+        data=config.name,
+        images_per_second=rows[-1]["images_per_second"],
+        height=rows[0]["height"],
+        width=rows[0]["width"],
+        note=note,
+    )
 
 
 def benchmark_against(config, work: str, peers, *, height: int, width: int, images: int, **options) -> dict:
@@ -84,8 +107,15 @@ def benchmark_against(config, work: str, peers, *, height: int, width: int, imag
 
     rows = against.run(config, work, peers, height=height, width=width, images=images, **options)
     ratios = {ratio: {row["side"]: row[ratio] for row in rows[1:]} for ratio in ("time_ratio", "memory_ratio")}
-    return _figures("against", rows, data=f"{config.name}, {work}, {images} images a step", height=height, width=width,
-                    images_per_second=images / rows[0]["seconds"], **ratios)
+    return _figures(
+        "against",
+        rows,
+        data=f"{config.name}, {work}, {images} images a step",
+        height=height,
+        width=width,
+        images_per_second=images / rows[0]["seconds"],
+        **ratios,
+    )
 
 
 def _one_cpu(rows: list[dict]) -> bool:
@@ -94,10 +124,16 @@ def _one_cpu(rows: list[dict]) -> bool:
 
 def _figures(mode: str, rows: list[dict], **more) -> dict:
     cores = len(os.sched_getaffinity(0))
-    return {"mode": mode} | more | {
-        "rows": rows, "versions": provenance.versions(PACKAGES),
-        "environment": {name: os.environ[name] for name in SET if name in os.environ},
-        "machine": f"{platform.machine()}, {cores} cores, Python {platform.python_version()}"}
+    return (
+        {"mode": mode}
+        | more
+        | {
+            "rows": rows,
+            "versions": provenance.versions(PACKAGES),
+            "environment": {name: os.environ[name] for name in SET if name in os.environ},
+            "machine": f"{platform.machine()}, {cores} cores, Python {platform.python_version()}",
+        }
+    )
 
 
 def table(rows: list[dict]) -> str:
@@ -141,8 +177,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("height", 1520, "Rows of the canvas.", lower_bound=1)
     flags.DEFINE_integer("width", 912, "Columns of the canvas.", lower_bound=1)
     flags.DEFINE_enum("work", "pretrain", ["pretrain", "image_tower"], "Of a step: all of it, or the image encoder.")
-    flags.DEFINE_integer("images", 0, "Of a step; with --devices on each. 0: the config's; of --against a breast's.",
-                         lower_bound=0)
+    flags.DEFINE_integer(
+        "images", 0, "Of a step; with --devices on each. 0: the config's; of --against a breast's.", lower_bound=0
+    )
     flags.DEFINE_list("text_lengths", ["128", "48"], "Tokens of a step's texts, taken in turn.")
     flags.DEFINE_integer("vocab_size", 28996, "Tokens, where config.model.text has none (Bio_ClinicalBERT's).")
     flags.DEFINE_integer("steps", 10, "Steps that are timed.", lower_bound=1)
@@ -167,24 +204,45 @@ def measured(values) -> dict:
             raise UserError(f"give a --mode ({', '.join(sorted(MODES | WORKS))}) or --against=torch.")
         return benchmark(values.mode, values.data, limit=values.limit, repeats=values.repeats, **canvas)
     if values.config is None:
-        raise UserError(f"{values.against and '--against' or '--mode=' + values.mode} measures the training of a "
-                        "config: give --config=FILE.")
-    step = canvas | {"lengths": [int(length) for length in values.text_lengths], "vocab_size": values.vocab_size,
-                     "steps": values.steps, "warm_up": values.warm_up, "tunables": values.glibc_tunables}
+        raise UserError(
+            f"{values.against and '--against' or '--mode=' + values.mode} measures the training of a "
+            "config: give --config=FILE."
+        )
+    step = canvas | {
+        "lengths": [int(length) for length in values.text_lengths],
+        "vocab_size": values.vocab_size,
+        "steps": values.steps,
+        "warm_up": values.warm_up,
+        "tunables": values.glibc_tunables,
+    }
     if values.against:
-        images = values.images or values.config.data.views      # one breast
-        return benchmark_against(values.config, values.work, values.peers, images=images, checkpoint=values.checkpoint,
-                                 alternate=values.alternate, rounds=values.rounds, **step)
-    return benchmark_training(values.mode, values.config, values.work if values.mode == "step" else values.mode,
-                              images=values.images, devices=[int(count) for count in values.devices],
-                              workdir=values.workdir, **step)
+        images = values.images or values.config.data.views  # one breast
+        return benchmark_against(
+            values.config,
+            values.work,
+            values.peers,
+            images=images,
+            checkpoint=values.checkpoint,
+            alternate=values.alternate,
+            rounds=values.rounds,
+            **step,
+        )
+    return benchmark_training(
+        values.mode,
+        values.config,
+        values.work if values.mode == "step" else values.mode,
+        images=values.images,
+        devices=[int(count) for count in values.devices],
+        workdir=values.workdir,
+        **step,
+    )
 
 
 def main(argv) -> int:
     """The command; see --help."""
     del argv
     values = flags.FLAGS
-    logging.getLogger("mammoclip_jax").setLevel(logging.WARNING)     # it would stand between the rows
+    logging.getLogger("mammoclip_jax").setLevel(logging.WARNING)  # it would stand between the rows
     figures = measured(values)
     figures["command"] = shlex.join(["python", "-m", "mammoclip_jax.benchmark", *sys.argv[1:]])
     figures["glibc_tunables"] = values.glibc_tunables if figures["mode"] not in MODES else ""

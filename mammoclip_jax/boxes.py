@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxtyping import Float
 
-BOX_SCALE = (0.1, 0.1, 0.2, 0.2)        # of the regressions dx, dy, log dw, log dh
-SHORTEST = 1.0                          # pixels: shorter sides are taken as this long where their logarithm is
+BOX_SCALE = (0.1, 0.1, 0.2, 0.2)  # of the regressions dx, dy, log dw, log dh
+SHORTEST = 1.0  # pixels: shorter sides are taken as this long where their logarithm is
 
 
 def iou(a: Float[Any, "*n 4"], b: Float[Any, "*n 4"]) -> Float[Any, "*n"]:

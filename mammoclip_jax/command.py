@@ -14,7 +14,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.names import suggestion
 
-INTERRUPTED = 75    # EX_TEMPFAIL: stopped on request and saved; the same command goes on
+INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request and saved; the same command goes on
 
 
 def run(main, *, words: bool = False) -> None:
@@ -25,7 +25,7 @@ def run(main, *, words: bool = False) -> None:
 
     def guarded(argv):
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        absl_logging.set_verbosity(absl_logging.ERROR)      # Orbax warns of what is not amiss
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax warns of what is not amiss
         for noisy in ("jax", "orbax", "grain", "pydicom"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         if len(argv) > 1 and not words:
@@ -38,7 +38,7 @@ def run(main, *, words: bool = False) -> None:
 
     try:
         app.run(guarded)
-    except (AttributeError, KeyError):      # ml_collections raises these while it parses an unknown --config.field
+    except (AttributeError, KeyError):  # ml_collections raises these while it parses an unknown --config.field
         explanation = _unknown_field(sys.argv)
         if not explanation:
             raise
@@ -61,8 +61,10 @@ def _unknown_field(argv) -> str:
         for part in name.split(".")[1:]:
             if not isinstance(holder, ConfigDict) or part not in holder:
                 known = list(holder) if isinstance(holder, ConfigDict) else []
-                return f"--{name}: the config has no field {part!r} there.{suggestion(part, known)} " \
-                       f"Known: {', '.join(known)}."
+                return (
+                    f"--{name}: the config has no field {part!r} there.{suggestion(part, known)} "
+                    f"Known: {', '.join(known)}."
+                )
             holder = holder[part]
     return ""
 

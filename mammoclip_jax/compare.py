@@ -51,14 +51,23 @@ def two_models(paths: list[str], values) -> list[Result]:
         pairs = [("", *first.values(), *second.values())]
     elif first.keys() != second.keys():
         one_sided = ", ".join(sorted(first.keys() ^ second.keys()))
-        raise UserError(f"{paths[0]} and {paths[1]} hold different files of predictions: only one has {one_sided}. "
-                        "Name the two files to compare.")
+        raise UserError(
+            f"{paths[0]} and {paths[1]} hold different files of predictions: only one has {one_sided}. "
+            "Name the two files to compare."
+        )
     else:
         pairs = [(name + "/", first[name], second[name]) for name in first]
     results = []
     for name, a, b in pairs:
-        made = comparison.compare(a, b, metrics=tuple(values.metric) or None, level=values.level, names=tuple(paths),
-                                  resamples=values.resamples, permutations=values.permutations)
+        made = comparison.compare(
+            a,
+            b,
+            metrics=tuple(values.metric) or None,
+            level=values.level,
+            names=tuple(paths),
+            resamples=values.resamples,
+            permutations=values.permutations,
+        )
         figures = _pictures(a, b, paths, values) if values.out else {}
         results.append(made._replace(name=name + made.name, figures=figures))
     return results
@@ -79,15 +88,22 @@ def _pictures(a, b, names, values) -> dict[str, bytes]:
 def one_model(path: str, values) -> list[Result]:
     """A metric in subgroups, for each file of predictions."""
     if not values.dataset:
-        raise UserError("--by needs --dataset=FOLDER, the prepared data set that was evaluated, for who is in which "
-                        "subgroup.")
+        raise UserError(
+            "--by needs --dataset=FOLDER, the prepared data set that was evaluated, for who is in which subgroup."
+        )
     if len(values.metric) > 1:
         raise UserError(f"--by takes one --metric, not {', '.join(values.metric)}.")
     index = pd.concat([Dataset.open(folder).index for folder in values.dataset], ignore_index=True)
     results, tables = [], read_all(path)
     for name, table in tables.items():
-        made = subgroups(table, index, by=tuple(values.by), metric=(values.metric or ["auroc"])[0], level=values.level,
-                         resamples=values.resamples)
+        made = subgroups(
+            table,
+            index,
+            by=tuple(values.by),
+            metric=(values.metric or ["auroc"])[0],
+            level=values.level,
+            resamples=values.resamples,
+        )
         parts = made.tables["subgroups"].groupby("label", sort=False)
         figures = {f"forest_{label}": curves.forest(part, title=label) for label, part in parts} if values.out else {}
         results.append(made._replace(name=f"{name}/{made.name}" if len(tables) > 1 else made.name, figures=figures))
@@ -121,9 +137,17 @@ def main(argv) -> int:
         for outcome in results:
             for name, table in outcome.tables.items():
                 (Path(values.out) / outcome.name / f"{name}.tex").write_text(latex_table(table))
-    command.write_json(values.json, result.to_json(results) |
-                       {"tables": {f"{r.name}/{name}": result.plain(table.to_dict(orient="records"))
-                                   for r in results for name, table in r.tables.items()}})
+    command.write_json(
+        values.json,
+        result.to_json(results)
+        | {
+            "tables": {
+                f"{r.name}/{name}": result.plain(table.to_dict(orient="records"))
+                for r in results
+                for name, table in r.tables.items()
+            }
+        },
+    )
     return 0
 
 

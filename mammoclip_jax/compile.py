@@ -52,15 +52,19 @@ def main(argv) -> int:
     values = flags.FLAGS
     from mammoclip_jax.aot import topology
 
-    topology.prepare(values.topology)       # before jax is used
+    topology.prepare(values.topology)  # before jax is used
     from mammoclip_jax import tasks
     from mammoclip_jax.aot import session, table
 
     tasks.check(values.config)
 
     job = session.Session(
-        topology.load(values.topology), {"height": values.height, "width": values.width, "bits": int(values.bits)},
-        values.vocab_size, values.cache, dict(_option(item) for item in values.xla))
+        topology.load(values.topology),
+        {"height": values.height, "width": values.width, "bits": int(values.bits)},
+        values.vocab_size,
+        values.cache,
+        dict(_option(item) for item in values.xla),
+    )
     programs = []
     for options in itertools.product(values.remat or [None], values.scan or [None], values.micro_batches or [None]):
         config = session.variant(values.config, *options)
@@ -69,9 +73,10 @@ def main(argv) -> int:
         else:
             programs.append(job.compile(session.with_images(config, values.images_per_chip, job.target)))
         print(table.text(programs[-1].figures), flush=True)
-    figures = {"programs": [each.figures | {"config": json.loads(each.config.to_json_best_effort())}
-                            for each in programs],
-               "command": shlex.join(["python", "-m", "mammoclip_jax.compile", *sys.argv[1:]])}
+    figures = {
+        "programs": [each.figures | {"config": json.loads(each.config.to_json_best_effort())} for each in programs],
+        "command": shlex.join(["python", "-m", "mammoclip_jax.compile", *sys.argv[1:]]),
+    }
     print(f"again: {figures['command']}")
     command.write_json(values.json, figures)
     if values.hlo:

@@ -13,8 +13,19 @@ from ml_collections.config_dict import placeholder
 
 from mammoclip_jax.errors import UserError
 
-NAMED_PARTS = ("data.folders", "data.weights", "data.prepare", "data.phantom", "model.image", "model.text",
-               "model.lora", "warm_start", "losses", "evaluate.evaluators", "evaluate.validation_evaluators")
+NAMED_PARTS = (
+    "data.folders",
+    "data.weights",
+    "data.prepare",
+    "data.phantom",
+    "model.image",
+    "model.text",
+    "model.lora",
+    "warm_start",
+    "losses",
+    "evaluate.evaluators",
+    "evaluate.validation_evaluators",
+)
 
 
 # Fields that only tasks with labels read, and only those with texts.
@@ -27,132 +38,141 @@ OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|project
 
 def defaults() -> ConfigDict:
     """A locked ConfigDict: setting an unknown field raises AttributeError with the nearest known name."""
-    config = ConfigDict({
-        "name": "",                         # what the run is called in the report
-        "seed": 0,
-        "mesh": {"data": -1, "fsdp": 1, "space": 1},   # devices along each axis; -1 takes what is left
-        # How the training state lies on the mesh (training/mesh.py: state_shardings).
-        "sharding": {
-            "state": "replicated",          # "zero1": optimiser's state over the axis fsdp; "fsdp": parameters too
-            "min_size": 2**18,              # elements; smaller arrays are replicated
-            "rules": (),                    # (regular expression on parameter paths, axis of each dimension), ...
-        },
-        "cpu_devices": 1,                   # devices that a CPU host is split into; one a core keeps all cores busy
-        "compilation_cache": "~/.cache/mammoclip_jax/xla",   # "" switches it off
-
-        "data": {
-            "folders": {},             # name -> dataset folder; all are trained on, in proportion to their size
-            "weights": {},             # name of each -> its part of the batches, where that is not to be by size
-            "prepare": {},             # name -> arguments of prepare(), run first where the folder is missing
-            "phantom": {},             # name -> out, exams and parameters of a phantom set to generate before that
-            "leave_out": (),                # flags (data/leave_out.py) of images that are neither trained nor evaluated on
-            "tokenizer": "",                # "" trains a WordPiece on the folders' texts; else a file, folder, hub name
-            "vocab_size": 4096,             # of that WordPiece
-            "text_length": 256,             # tokens
-            "views": 2,                     # images drawn from a breast
-            "other_views": False,           # also other views than CC and MLO
-            "texts": 2,                     # texts drawn from a breast
-            "shuffle_sentences": 0.0,       # probability that a drawn text has its sentences in another order
-            "flip_horizontal": 0.0,         # probability; laterality words in the texts are swapped with it
-            "flip_vertical": 0.0,           # probability, only where no text names a position
-            "captions": "",                 # a template (mama, mammo_clip, findings, a .json path) for labels
-            "captions_share": 1.0,          # probability that a caption takes the place of a report's text
-            "captions_dropout": -1.0,       # of the template's metadata; below 0: what the template says
-            "pairing": "any",               # of two texts; "sections": findings, then impression, where both exist
-            "own_side": False,              # leave out the sentences about the other breast
-            "augmented": 0.0,               # probability of a text's variant made by data/text/augment_text.py
-            "read_threads": 4,
-        },
-        "image": {"mean": 0.3089279, "std": 0.25053555408335154, "channels": 3, "intensity": "minmax"},
-        "augment": {
-            "affine_probability": 0.0, "rotate": 0.0, "translate": 0.0, "scale": (1.0, 1.0), "shear": 0.0,
-            "contrast": 0.0, "brightness": 0.0,
-        },
-        "model": {
-            "image": {},               # name=..., and the options of that encoder
-            "text": {},
-            "dim": 512,
-            "projection": {"kind": "linear", "dropout": 0.0, "bias": True},
-            "pooling": "eos",               # of the token states, a name in models.pooling.POOLINGS
-            "pooling_token": placeholder(int),   # id of the token that the poolings "eot" and "sep" look for
-            "frozen": (),                   # towers (image, text) that stay as they are; their projections are trained
-            "cached_text": False,           # run a frozen text tower once, before training, over all training texts
-            "lora": {},                # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
-            "logit_scale": 1 / 0.07,
-            "logit_bias": placeholder(float),    # initial, of the sigmoid loss (SigLIP: -10, with logit_scale=10)
-            # Of a classifier or detector (config.task.kind) alone, which have no text, dim, projection, ...
-            "labels": (),                   # names of the outputs
-            "activation": "sigmoid",        # softmax: the labels are classes
-            "combine": "mean",              # or max, attention: of the features of a breast's or exam's views
-            "features": 256,                # channels of a detector's pyramid and subnets
-            "input_size": (),               # height and width that a detector stretches images to; (): as they are
-            "stages": (),                   # of the image encoder, three: the detector's C3, C4 and C5
-            "dtype": "float32",             # of computation; parameters, statistics and the loss stay float32
-        },
-        # What is learnt from the data: texts and images together, or labels.
-        "task": {
-            "kind": "pretrain",             # classifier, detector: config.model.labels from the data sets' labels
-            "label": "",                    # of a classifier: whose values its labels are, as density of A, B, C, D
-            "unit": "image",                # breast, exam: with as many views (classifier)
-            "encoder": "train",             # eval: without dropout, and with the batch statistics that it came with
-            "pos_weight": "",               # of a yes/no label: "" is 1, balanced: negatives / positives, or a number
-            "sampling": "uniform",          # balanced: as many of each class
-            "fraction": 1.0,                # of the training patients, stratified
-            "folds": 0,                     # instead of the data sets' splits: patients in so many parts, stratified
-            "fold": 0,                      # the part that is tested, the next is for validation; -1: all in turn (finetune)
-            "focal_alpha": 0.25, "focal_gamma": 2.0,    # of a detector
-            "force_match": False,           # of a detector: a box that no anchor overlaps enough gets its nearest one
-            # Images without boxes teach a detector what background is; "zero": nothing; "leave_out": it sees none, as
-            # published.
-            "without_boxes": "count",
-            "monitor": "",                  # name in metrics.jsonl, eval/DATASET/EVALUATOR/METRIC: keeps the best state
-            "better": "higher",             # or lower, as of a Brier score: which figure of the monitor is the best
-            "patience": 0,                  # evaluations without a better one, after which training ends; 0: never
-        },
-        # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from
-        # its checkpoint.
-        "warm_start": {},              # name -> weights (a run, folder, file, hub name), load, skip, override
-        "losses": {},                  # name -> weight, start_step and the term's options
-        "train": {
-            "steps": 1000,
-            "batch_size": 8,                # breasts, over all devices
-            # Parts that the images and texts of a step are encoded in, to save memory (training/gradient_caching.py). Negatives
-            # are counted over the whole batch; batch statistics are those of a part.
-            "micro_batches": {"image": 1, "text": 1},
-            "lr": 5e-5,
-            "warmup_steps": 100,            # linear, from 0
-            "schedule": "cosine",           # after it: cosine or linear to 0, or constant
-            "layer_decay": 1.0,             # factor on the rate of each layer of the image encoder, from the last down
-            "weight_decay": 1e-4,
-            "b1": 0.9, "b2": 0.999, "eps": 1e-8,
-            "clip_norm": 0.0,               # 0: no clipping
-            "no_decay": (),                 # regular expressions on parameter paths
-            "frozen": (),                   # the same: no gradient, no update, no decay
-            "logit_scale_max": 100.0,       # clamp of the factor on cosines, as CLIP; 0: none, as Mammo-CLIP
-            "ema_decay": 0.0,               # 0: no average
-            "log_every": 10,
-            "eval_every": 0,                # steps; 0: only at the end
-            "checkpoint_every": 500,
-            "keep_checkpoints": 2,
-            "watchdog_seconds": 1800.0,     # without a step done, after which the run ends itself; 0: never
-            "watchdog_evaluation_seconds": 14400.0,     # of one evaluation, the same
-            "profile_steps": (),            # the first and last step to trace; see training/profile.py
-        },
-        "evaluate": {
-            "folders": (),                  # names of data.folders; () takes all that have the split
-            "split": "test",                # of the evaluation at the end
-            "validation_split": "val",      # of the evaluations during training
-            "evaluators": {},               # name -> options
-            "validation_evaluators": {},    # the same, during training: keep them cheap
-            "batch_size": 64,
-        },
-        "predict": {
-            "exam": "",                     # an exam folder to score into the report
-            "prompts": "mammo_clip",
-            "stage": "",                    # of the image encoder, for the overlays; "" leaves it to the method
-            "method": "grad_cam",           # of the overlays: one of explain.METHODS, such as occlusion
-        },
-    })
+    config = ConfigDict(
+        {
+            "name": "",  # what the run is called in the report
+            "seed": 0,
+            "mesh": {"data": -1, "fsdp": 1, "space": 1},  # devices along each axis; -1 takes what is left
+            # How the training state lies on the mesh (training/mesh.py: state_shardings).
+            "sharding": {
+                "state": "replicated",  # "zero1": optimiser's state over the axis fsdp; "fsdp": parameters too
+                "min_size": 2**18,  # elements; smaller arrays are replicated
+                "rules": (),  # (regular expression on parameter paths, axis of each dimension), ...
+            },
+            "cpu_devices": 1,  # devices that a CPU host is split into; one a core keeps all cores busy
+            "compilation_cache": "~/.cache/mammoclip_jax/xla",  # "" switches it off
+            "data": {
+                "folders": {},  # name -> dataset folder; all are trained on, in proportion to their size
+                "weights": {},  # name of each -> its part of the batches, where that is not to be by size
+                "prepare": {},  # name -> arguments of prepare(), run first where the folder is missing
+                "phantom": {},  # name -> out, exams and parameters of a phantom set to generate before that
+                "leave_out": (),  # flags (data/leave_out.py) of images that are neither trained nor evaluated on
+                "tokenizer": "",  # "" trains a WordPiece on the folders' texts; else a file, folder, hub name
+                "vocab_size": 4096,  # of that WordPiece
+                "text_length": 256,  # tokens
+                "views": 2,  # images drawn from a breast
+                "other_views": False,  # also other views than CC and MLO
+                "texts": 2,  # texts drawn from a breast
+                "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
+                "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it
+                "flip_vertical": 0.0,  # probability, only where no text names a position
+                "captions": "",  # a template (mama, mammo_clip, findings, a .json path) for labels
+                "captions_share": 1.0,  # probability that a caption takes the place of a report's text
+                "captions_dropout": -1.0,  # of the template's metadata; below 0: what the template says
+                "pairing": "any",  # of two texts; "sections": findings, then impression, where both exist
+                "own_side": False,  # leave out the sentences about the other breast
+                "augmented": 0.0,  # probability of a text's variant made by data/text/augment_text.py
+                "read_threads": 4,
+            },
+            "image": {"mean": 0.3089279, "std": 0.25053555408335154, "channels": 3, "intensity": "minmax"},
+            "augment": {
+                "affine_probability": 0.0,
+                "rotate": 0.0,
+                "translate": 0.0,
+                "scale": (1.0, 1.0),
+                "shear": 0.0,
+                "contrast": 0.0,
+                "brightness": 0.0,
+            },
+            "model": {
+                "image": {},  # name=..., and the options of that encoder
+                "text": {},
+                "dim": 512,
+                "projection": {"kind": "linear", "dropout": 0.0, "bias": True},
+                "pooling": "eos",  # of the token states, a name in models.pooling.POOLINGS
+                "pooling_token": placeholder(int),  # id of the token that the poolings "eot" and "sep" look for
+                "frozen": (),  # towers (image, text) that stay as they are; their projections are trained
+                "cached_text": False,  # run a frozen text tower once, before training, over all training texts
+                "lora": {},  # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
+                "logit_scale": 1 / 0.07,
+                "logit_bias": placeholder(float),  # initial, of the sigmoid loss (SigLIP: -10, with logit_scale=10)
+                # Of a classifier or detector (config.task.kind) alone, which have no text, dim, projection, ...
+                "labels": (),  # names of the outputs
+                "activation": "sigmoid",  # softmax: the labels are classes
+                "combine": "mean",  # or max, attention: of the features of a breast's or exam's views
+                "features": 256,  # channels of a detector's pyramid and subnets
+                "input_size": (),  # height and width that a detector stretches images to; (): as they are
+                "stages": (),  # of the image encoder, three: the detector's C3, C4 and C5
+                "dtype": "float32",  # of computation; parameters, statistics and the loss stay float32
+            },
+            # What is learnt from the data: texts and images together, or labels.
+            "task": {
+                "kind": "pretrain",  # classifier, detector: config.model.labels from the data sets' labels
+                "label": "",  # of a classifier: whose values its labels are, as density of A, B, C, D
+                "unit": "image",  # breast, exam: with as many views (classifier)
+                "encoder": "train",  # eval: without dropout, and with the batch statistics that it came with
+                "pos_weight": "",  # of a yes/no label: "" is 1, balanced: negatives / positives, or a number
+                "sampling": "uniform",  # balanced: as many of each class
+                "fraction": 1.0,  # of the training patients, stratified
+                "folds": 0,  # instead of the data sets' splits: patients in so many parts, stratified
+                "fold": 0,  # the part that is tested, the next is for validation; -1: all in turn (finetune)
+                "focal_alpha": 0.25,
+                "focal_gamma": 2.0,  # of a detector
+                "force_match": False,  # of a detector: a box that no anchor overlaps enough gets its nearest one
+                # Images without boxes teach a detector what background is; "zero": nothing; "leave_out": it sees none, as
+                # published.
+                "without_boxes": "count",
+                "monitor": "",  # name in metrics.jsonl, eval/DATASET/EVALUATOR/METRIC: keeps the best state
+                "better": "higher",  # or lower, as of a Brier score: which figure of the monitor is the best
+                "patience": 0,  # evaluations without a better one, after which training ends; 0: never
+            },
+            # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from
+            # its checkpoint.
+            "warm_start": {},  # name -> weights (a run, folder, file, hub name), load, skip, override
+            "losses": {},  # name -> weight, start_step and the term's options
+            "train": {
+                "steps": 1000,
+                "batch_size": 8,  # breasts, over all devices
+                # Parts that the images and texts of a step are encoded in, to save memory (training/gradient_caching.py). Negatives
+                # are counted over the whole batch; batch statistics are those of a part.
+                "micro_batches": {"image": 1, "text": 1},
+                "lr": 5e-5,
+                "warmup_steps": 100,  # linear, from 0
+                "schedule": "cosine",  # after it: cosine or linear to 0, or constant
+                "layer_decay": 1.0,  # factor on the rate of each layer of the image encoder, from the last down
+                "weight_decay": 1e-4,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "clip_norm": 0.0,  # 0: no clipping
+                "no_decay": (),  # regular expressions on parameter paths
+                "frozen": (),  # the same: no gradient, no update, no decay
+                "logit_scale_max": 100.0,  # clamp of the factor on cosines, as CLIP; 0: none, as Mammo-CLIP
+                "ema_decay": 0.0,  # 0: no average
+                "log_every": 10,
+                "eval_every": 0,  # steps; 0: only at the end
+                "checkpoint_every": 500,
+                "keep_checkpoints": 2,
+                "watchdog_seconds": 1800.0,  # without a step done, after which the run ends itself; 0: never
+                "watchdog_evaluation_seconds": 14400.0,  # of one evaluation, the same
+                "profile_steps": (),  # the first and last step to trace; see training/profile.py
+            },
+            "evaluate": {
+                "folders": (),  # names of data.folders; () takes all that have the split
+                "split": "test",  # of the evaluation at the end
+                "validation_split": "val",  # of the evaluations during training
+                "evaluators": {},  # name -> options
+                "validation_evaluators": {},  # the same, during training: keep them cheap
+                "batch_size": 64,
+            },
+            "predict": {
+                "exam": "",  # an exam folder to score into the report
+                "prompts": "mammo_clip",
+                "stage": "",  # of the image encoder, for the overlays; "" leaves it to the method
+                "method": "grad_cam",  # of the overlays: one of explain.METHODS, such as occlusion
+            },
+        }
+    )
     config.lock()
     for part in NAMED_PARTS:
         operator.attrgetter(part)(config).unlock()
@@ -171,28 +191,39 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"train.lr": value} of all fields; of an empty part nothing."""
     values = {}
     for name, value in config.items():
-        values |= (fields(value, f"{prefix}{name}.") if isinstance(value, (Mapping, ConfigDict))
-                   else {prefix + name: value})
+        values |= (
+            fields(value, f"{prefix}{name}.") if isinstance(value, (Mapping, ConfigDict)) else {prefix + name: value}
+        )
     return values
 
 
 def check_common(config: ConfigDict, unused: re.Pattern) -> None:
     """Raises UserError when no task could train this config, or where it sets a field that is `unused`."""
     usual = fields(defaults())
-    idle = [f"config.{name}={value!r}" for name, value in fields(config).items()
-            if unused.fullmatch(name) and value != usual.get(name)]
+    idle = [
+        f"config.{name}={value!r}"
+        for name, value in fields(config).items()
+        if unused.fullmatch(name) and value != usual.get(name)
+    ]
     if idle:
-        raise UserError(f"nothing reads {', '.join(idle)} where config.task.kind is {config.task.kind!r}: take it out, "
-                        "or set another kind.")
+        raise UserError(
+            f"nothing reads {', '.join(idle)} where config.task.kind is {config.task.kind!r}: take it out, "
+            "or set another kind."
+        )
     if not config.data.folders:
         raise UserError("config.data.folders is empty: name at least one dataset folder to train on.")
     if not config.train.warmup_steps < config.train.steps:
-        raise UserError(f"config.train.warmup_steps={config.train.warmup_steps} must be below "
-                        f"config.train.steps={config.train.steps}.")
+        raise UserError(
+            f"config.train.warmup_steps={config.train.warmup_steps} must be below "
+            f"config.train.steps={config.train.steps}."
+        )
     if config.train.keep_checkpoints < 1:
-        raise UserError(f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be 1 or more: a run goes on "
-                        "from the newest.")
+        raise UserError(
+            f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be 1 or more: a run goes on "
+            "from the newest."
+        )
     traced = config.train.profile_steps
     if traced and (len(traced) != 2 or not 1 <= traced[0] <= traced[1]):
-        raise UserError(f"config.train.profile_steps={tuple(traced)} must be the first and the last step to trace, "
-                        "or () for none.")
+        raise UserError(
+            f"config.train.profile_steps={tuple(traced)} must be the first and the last step to trace, or () for none."
+        )

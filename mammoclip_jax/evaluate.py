@@ -42,8 +42,9 @@ def define_flags() -> None:
     flags.DEFINE_list("evaluators", [], f"Which of {', '.join(EVALUATORS)}, instead of the config's.")
     flags.DEFINE_string("split", "", "train, val, test or all, instead of the config's.")
     flags.DEFINE_integer("batch_size", 32, "Images at a time on the devices; no result depends on it.")
-    flags.DEFINE_bool("allow_training_patients", False, "Score patients that the model was trained on too; the results "
-                      "say how many.")
+    flags.DEFINE_bool(
+        "allow_training_patients", False, "Score patients that the model was trained on too; the results say how many."
+    )
     flags.DEFINE_string("cache", "", "Folder that keeps image features for the next time.")
     flags.DEFINE_string("out", "", "Folder for results, tables and report.html.")
     flags.DEFINE_string("json", "", "File for the figures.")
@@ -55,6 +56,7 @@ def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
 
     The second of two folders with the same name gets a number behind it.
     """
+
     def opened(folder: str) -> Dataset:
         return leave_out.unused(Dataset.open(folder), config.data.leave_out)
 
@@ -80,8 +82,11 @@ def check_flags(values) -> None:
     """Raises UserError unless there is one model, and for one without a run also what its config would say."""
     if bool(values.workdir) == bool(values.weights):
         raise UserError("say which model: either --workdir=RUN or --weights=FOLDER, FILE or hub name.")
-    lacking = [name for name in ("dataset", "evaluators", "out")
-               if not getattr(values, name) and not (name == "evaluators" and values.config)]
+    lacking = [
+        name
+        for name in ("dataset", "evaluators", "out")
+        if not getattr(values, name) and not (name == "evaluators" and values.config)
+    ]
     if values.weights and lacking:
         raise UserError(f"--weights has no run whose config says the rest: give --{', --'.join(lacking)}.")
 
@@ -103,14 +108,27 @@ def main(argv) -> int:
     if values.split:
         evaluators = {name: options | {"split": values.split} for name, options in evaluators.items()}
     out = Path(values.out or workdir / "evaluation")
-    results = evaluate(model, datasets, evaluators, split=config.evaluate.split, cache=values.cache,
-                       allow_training_patients=values.allow_training_patients)
-    page = report.write(out, results, model=model, datasets=datasets, history=read_metrics(workdir / "metrics.jsonl"),
-                        command=shlex.join(["python", "-m", "mammoclip_jax.evaluate", *sys.argv[1:]]))
+    results = evaluate(
+        model,
+        datasets,
+        evaluators,
+        split=config.evaluate.split,
+        cache=values.cache,
+        allow_training_patients=values.allow_training_patients,
+    )
+    page = report.write(
+        out,
+        results,
+        model=model,
+        datasets=datasets,
+        history=read_metrics(workdir / "metrics.jsonl"),
+        command=shlex.join(["python", "-m", "mammoclip_jax.evaluate", *sys.argv[1:]]),
+    )
     print(text_table(results))
     print(f"report: {page}")
-    command.write_json(values.json, result.to_json(results) | {"step": model.step, "provenance": model.provenance,
-                                                               "report": str(page)})
+    command.write_json(
+        values.json, result.to_json(results) | {"step": model.step, "provenance": model.provenance, "report": str(page)}
+    )
     return 0
 
 

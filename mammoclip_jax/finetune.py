@@ -28,8 +28,10 @@ def main(argv) -> int:
 
     task, wanted = pretrain.CONFIG.value.task, task_of(pretrain.CONFIG.value).COMMAND
     if wanted != "finetune":
-        raise UserError(f"this config learns from texts (config.task.kind is {task.kind}): start it with "
-                        f"python -m mammoclip_jax.{wanted}.")
+        raise UserError(
+            f"this config learns from texts (config.task.kind is {task.kind}): start it with "
+            f"python -m mammoclip_jax.{wanted}."
+        )
     if task.folds and task.fold < 0:
         return all_folds(task.folds, Path(pretrain.WORKDIR.value))
     return pretrain.main(argv)
@@ -44,7 +46,7 @@ def all_folds(count: int, workdir: Path) -> int:
     folders = [workdir / f"fold_{fold}" for fold in range(count)]
     for fold, folder in enumerate(folders):
         logging.info("fold %d of %d: %s", fold + 1, count, folder)
-        own = (f"--workdir={folder}", "--json=", f"--config.task.fold={fold}")     # the last of a flag counts
+        own = (f"--workdir={folder}", "--json=", f"--config.task.fold={fold}")  # the last of a flag counts
         ended = subprocess.run([sys.executable, "-m", "mammoclip_jax.finetune", *sys.argv[1:], *own])
         if ended.returncode:
             return ended.returncode

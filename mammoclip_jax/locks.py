@@ -20,8 +20,8 @@ from typing import TextIO
 
 from mammoclip_jax.errors import UserError
 
-BEAT = 10.0         # seconds
-WATCH = 90.0        # seconds; NFS may show the time that a file had a minute ago
+BEAT = 10.0  # seconds
+WATCH = 90.0  # seconds; NFS may show the time that a file had a minute ago
 
 
 @contextlib.contextmanager
@@ -42,8 +42,10 @@ def locked(path: Path | str, doing: str, instead: str, watch: float = WATCH) -> 
         if given is None or given and holder.get("host", here) != here:
             given = not holder or not _renewed(path, holder, watch)
         if not given:
-            raise UserError(f"{_named(holder)} is {doing}. Wait for it, or {instead}. If it surely does not run any more, "
-                            f"remove {path}.")
+            raise UserError(
+                f"{_named(holder)} is {doing}. Wait for it, or {instead}. If it surely does not run any more, "
+                f"remove {path}."
+            )
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         file.truncate(0)
         file.write(json.dumps({"host": here, "process": os.getpid(), "since": now}))
@@ -72,7 +74,7 @@ def _open(path: Path) -> tuple[TextIO, bool | None]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file, True
-        file.close()            # its last holder has just removed it
+        file.close()  # its last holder has just removed it
 
 
 def _holder(file: TextIO) -> dict:
@@ -81,18 +83,26 @@ def _holder(file: TextIO) -> dict:
     text = file.read()
     try:
         return json.loads(text) if text else {}
-    except ValueError:          # cut off
+    except ValueError:  # cut off
         return {"host": "", "process": "", "since": ""}
 
 
 def _named(holder: dict) -> str:
-    return "process {process} on host {host!r}, since {since},".format(**holder) if holder.get("host") else "another process"
+    return (
+        "process {process} on host {host!r}, since {since},".format(**holder)
+        if holder.get("host")
+        else "another process"
+    )
 
 
 def _renewed(path: Path, holder: dict, watch: float) -> bool:
     """Whether the file's time changes while it is watched."""
-    logging.warning("%s is held by %s which cannot be seen from here: looking for up to %g s whether it still runs", path,
-                    _named(holder), watch)
+    logging.warning(
+        "%s is held by %s which cannot be seen from here: looking for up to %g s whether it still runs",
+        path,
+        _named(holder),
+        watch,
+    )
     first, latest = os.stat(path).st_mtime_ns, time.monotonic() + watch
     while time.monotonic() < latest:
         time.sleep(min(1.0, watch / 10))

@@ -17,7 +17,7 @@ def on_hub(name: str) -> tuple[str, bool]:
 
     Without it a name is looked up in the hub's local cache only.
     """
-    return name.removeprefix(HUB).removeprefix("hf:/"), name.startswith("hf:/")     # pathlib makes one slash of two
+    return name.removeprefix(HUB).removeprefix("hf:/"), name.startswith("hf:/")  # pathlib makes one slash of two
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -58,17 +58,19 @@ def check_options(function: Callable, options: Iterable[str], kind: str) -> None
     """Raises UserError if one of `options` is not a parameter of `function` (or of a module class)."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return      # it passes them on, and checks there
+        return  # it passes them on, and checks there
     known = [name for name in parameters if name not in ("parent", "name", "self")]
     for option in options:
         if option not in known:
             raise UserError(f"{kind} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known)}.")
 
 
-def check_choices(what: str, values: object, choices: Mapping[str, Iterable[str]]) -> None:
+def check_choices(what: str, values: object, choices: Mapping[str, Iterable[str | int]]) -> None:
     """Raises UserError if an attribute of `values` is not among its `choices`; `what` names it for people."""
     for field, known in choices.items():
         value = getattr(values, field)
         if value not in known:
+            names = list(map(str, known))
             raise UserError(
-                f"{what} has no {field} {value!r}.{suggestion(str(value), known)} Known: {', '.join(known)}.")
+                f"{what} has no {field} {value!r}.{suggestion(str(value), names)} Known: {', '.join(names)}."
+            )

@@ -20,24 +20,40 @@ from mammoclip_jax.evaluation.result import write_json
 from mammoclip_jax.inference import loading
 from mammoclip_jax.inference.exam import predict
 
-VIEWS = 4           # of an exam, as a rule: a larger batch would be padding
+VIEWS = 4  # of an exam, as a rule: a larger batch would be padding
 
 
 def define_flags() -> None:
     """The flags of the command."""
-    flags.DEFINE_string("weights", None, "A run, a checkpoint of it, a model folder, a published file or a hub name.",
-                        required=True)
+    flags.DEFINE_string(
+        "weights", None, "A run, a checkpoint of it, a model folder, a published file or a hub name.", required=True
+    )
     flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.", required=True)
     flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.", required=True)
-    flags.DEFINE_string("prompts", "", "A prompt file (JSON), or the name of one in inference/prompt_texts. Default: "
-                                       "config.predict.prompts of the run.")
-    flags.DEFINE_string("method", "", "Of the overlays: grad_cam, occlusion, ... (docs/saliency.md). Default: "
-                                      "config.predict.method of the run.")
-    flags.DEFINE_string("stage", "", "Stage of the image encoder that the method looks at. Default: "
-                                     "config.predict.stage of the run; with --method, what the method chooses.")
+    flags.DEFINE_string(
+        "prompts",
+        "",
+        "A prompt file (JSON), or the name of one in inference/prompt_texts. Default: "
+        "config.predict.prompts of the run.",
+    )
+    flags.DEFINE_string(
+        "method",
+        "",
+        "Of the overlays: grad_cam, occlusion, ... (docs/saliency.md). Default: config.predict.method of the run.",
+    )
+    flags.DEFINE_string(
+        "stage",
+        "",
+        "Stage of the image encoder that the method looks at. Default: "
+        "config.predict.stage of the run; with --method, what the method chooses.",
+    )
     flags.DEFINE_integer("overlay_size", 0, "Pixels of an overlay's longer side; 0: as many as the original image.")
-    flags.DEFINE_bool("every_view", False, "Score all mammograms, not only screening views: CC and MLO, for "
-                                           "presentation, no spot, magnification or implant displaced view.")
+    flags.DEFINE_bool(
+        "every_view",
+        False,
+        "Score all mammograms, not only screening views: CC and MLO, for "
+        "presentation, no spot, magnification or implant displaced view.",
+    )
     flags.DEFINE_string("json", "", "Another file for the prediction.")
 
 
@@ -47,10 +63,16 @@ def main(argv) -> int:
     values = flags.FLAGS
     model = loading.load(values.weights, batch_size=VIEWS)
     settings = model.config.predict
-    prediction = predict(model, values.exam, values.out, prompts=values.prompts or settings.prompts,
-                         stage=values.stage or ("" if values.method else settings.stage),
-                         method=values.method or settings.method, overlay_size=values.overlay_size,
-                         every_view=values.every_view)
+    prediction = predict(
+        model,
+        values.exam,
+        values.out,
+        prompts=values.prompts or settings.prompts,
+        stage=values.stage or ("" if values.method else settings.stage),
+        method=values.method or settings.method,
+        overlay_size=values.overlay_size,
+        every_view=values.every_view,
+    )
     target = Path(values.out, "prediction.json")
     for path in filter(None, (target, values.json)):
         write_json(path, prediction)
@@ -61,8 +83,10 @@ def main(argv) -> int:
     counts = prediction["counts"]
     for kind, number in counts["ignored"].items():
         print(f"no image, {kind}: {number}")
-    print(f"{counts['scored']} views scored, {counts['left_out']} left out, {counts['problems']} files not readable: "
-          f"{target}")
+    print(
+        f"{counts['scored']} views scored, {counts['left_out']} left out, {counts['problems']} files not readable: "
+        f"{target}"
+    )
     return 1 if prediction["problems"] or not counts["scored"] else 0
 
 

@@ -39,9 +39,12 @@ def define_flags() -> None:
     flags.DEFINE_bool("names", False, "Print which files are in quarantine, or with --check name them; only for you.")
     help_of = {
         "geometry": "fit keeps the aspect ratio; stretch is Mammo-CLIP's.",
-        "intensity": "Stored values to grey values; docs/data.md.", "crop": "How the breast is cut out.",
-        "bits": "Bits of a stored pixel.", "outside": "What lies outside the breast: masked hides burned-in text.",
-        "chest_wall": "left mirrors right breasts.", "frames": "What becomes of a file with several frames.",
+        "intensity": "Stored values to grey values; docs/data.md.",
+        "crop": "How the breast is cut out.",
+        "bits": "Bits of a stored pixel.",
+        "outside": "What lies outside the breast: masked hides burned-in text.",
+        "chest_wall": "left mirrors right breasts.",
+        "frames": "What becomes of a file with several frames.",
     }
     for name, choices in CHOICES.items():
         flags.DEFINE_enum(name, str(getattr(default, name)), [str(choice) for choice in choices], help_of[name])
@@ -52,8 +55,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("shards", 0, "Number of shards; 0 for one per 256 images.", lower_bound=0)
     flags.DEFINE_integer("workers", None, "Processes; one a core unless given.", lower_bound=0)
     flags.DEFINE_float("max_quarantined", 0.2, "Fraction of bad images from which on the command fails.", 0, 1)
-    flags.DEFINE_list("leave_out", None, "Flags of images to leave out, with commas; the source's own unless given, "
-                      "none of them with --leave_out= (docs/data.md).")
+    flags.DEFINE_list(
+        "leave_out",
+        None,
+        "Flags of images to leave out, with commas; the source's own unless given, "
+        "none of them with --leave_out= (docs/data.md).",
+    )
     flags.DEFINE_integer("vocab_size", 4096, "Upper bound for the vocabulary trained on the texts.")
     flags.DEFINE_string("key", "", "File of the key that hashes private identifiers; data sets may share one.")
     flags.DEFINE_bool("header_identities", True, "Take who and where the DICOM headers name out of private texts.")
@@ -108,8 +115,14 @@ def _source(values: flags.FlagValues, figures: dict) -> None:
     preprocessing["bits"] = int(preprocessing["bits"])
     if values.check:
         table = read(values.source, values.root, options, values.leave_out)
-        figures |= check(table, values.root, names=values.names, header_identities=values.header_identities,
-                         recogniser=values.recogniser, frames=preprocessing["frames"])
+        figures |= check(
+            table,
+            values.root,
+            names=values.names,
+            header_identities=values.header_identities,
+            recogniser=values.recogniser,
+            frames=preprocessing["frames"],
+        )
         print(summary.dry_run(figures, bool(values.json)))
         if values.preview:
             sheet = f"{values.out or 'check'}.preview.html"
@@ -122,10 +135,22 @@ def _source(values: flags.FlagValues, figures: dict) -> None:
         return
     started = time.monotonic()
     figures |= prepare(
-        values.source, values.root, values.out, shards=values.shards, workers=values.workers, codec=values.codec,
-        max_quarantined=values.max_quarantined, vocab_size=values.vocab_size, options=options, key=values.key,
-        runner=values.runner, runner_options=values.runner_option, header_identities=values.header_identities,
-        recogniser=values.recogniser, leave_out=values.leave_out, **preprocessing,
+        values.source,
+        values.root,
+        values.out,
+        shards=values.shards,
+        workers=values.workers,
+        codec=values.codec,
+        max_quarantined=values.max_quarantined,
+        vocab_size=values.vocab_size,
+        options=options,
+        key=values.key,
+        runner=values.runner,
+        runner_options=values.runner_option,
+        header_identities=values.header_identities,
+        recogniser=values.recogniser,
+        leave_out=values.leave_out,
+        **preprocessing,
     )
     print(summary.prepared(values.out, figures, time.monotonic() - started))
 

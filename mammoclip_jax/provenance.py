@@ -72,7 +72,7 @@ def code() -> dict:
     """JSON: the version of this program, and of a git checkout the commit and whether its files were changed since."""
     record = {"version": version("mammoclip_jax"), "commit": "", "changed": False}
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return record        # installed, or below someone else's checkout
+        return record  # installed, or below someone else's checkout
     changed = bool(_git("status", "--porcelain", "--", "."))
     return record | {"commit": _git("rev-parse", "HEAD") or "", "changed": changed}
 
@@ -80,8 +80,9 @@ def code() -> dict:
 def _git(*arguments: str) -> str | None:
     """What git says of the folder of this package; None where it fails or is not there."""
     try:
-        process = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
-                                 check=True, timeout=20)
+        process = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return process.stdout.strip()

@@ -57,14 +57,22 @@ def main(argv) -> int:
     from mammoclip_jax.training.loop import Stopped
 
     inputs = jobs.open_inputs(weights, data)
-    reasons = {protocol: {row.name: jobs.lacking(row, inputs, protocol) for row in chosen}
-               for protocol in values.protocol}
+    reasons = {
+        protocol: {row.name: jobs.lacking(row, inputs, protocol) for row in chosen} for protocol in values.protocol
+    }
     if values.list:
         for protocol in values.protocol:
             print(f"protocol {protocol}\n{outcome.listing(chosen, reasons[protocol])}")
-        command.write_json(values.json, {"rows": [row._asdict() | {"name": row.name, "protocol": protocol,
-                                                                   "lacking": reasons[protocol][row.name]}
-                                                  for protocol in values.protocol for row in chosen]})
+        command.write_json(
+            values.json,
+            {
+                "rows": [
+                    row._asdict() | {"name": row.name, "protocol": protocol, "lacking": reasons[protocol][row.name]}
+                    for protocol in values.protocol
+                    for row in chosen
+                ]
+            },
+        )
         return 0
     out, again = Path(values.out), shlex.join(["python", "-m", "mammoclip_jax.reproduce", *sys.argv[1:]])
     records = []

@@ -103,9 +103,16 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
         continuation.note(config, workdir, changed)
     logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
     evaluation = Evaluation(config, datasets, meta, mesh)
-    outcome = loop.fit(trainer, state, iterator, config=config, workdir=workdir, meta=meta,
-                       evaluate=evaluation.on_the_way if config.evaluate.validation_evaluators else None,
-                       ledger=ledger)
+    outcome = loop.fit(
+        trainer,
+        state,
+        iterator,
+        config=config,
+        workdir=workdir,
+        meta=meta,
+        evaluate=evaluation.on_the_way if config.evaluate.validation_evaluators else None,
+        ledger=ledger,
+    )
     figures = {"step": int(outcome.state.step)} | outcome.metrics
     ledger.turn_to("evaluation")
     return figures | evaluation.at_the_end(outcome.state, workdir)
@@ -117,9 +124,11 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
     Only process 0 makes them, and has to come first (`distributed.main_first`). `{workdir}` in a path stands for the run's
     folder.
     """
+
     def placed(options):
-        return {key: value.format(workdir=workdir) if isinstance(value, str) else value
-                for key, value in options.items()}
+        return {
+            key: value.format(workdir=workdir) if isinstance(value, str) else value for key, value in options.items()
+        }
 
     datasets = {}
     for name, folder in placed(config.data.folders).items():
@@ -139,8 +148,9 @@ def make_phantom(out: str, exams: int, **parameters) -> None:
     """The phantom set in `out`; exams that are there already are kept."""
     workers = len(os.sched_getaffinity(0))
     with tqdm(total=exams, desc="phantom exams", unit="exam", disable=None) as bar:
-        made = phantom.generate(out, exams, phantom.Parameters(**parameters), workers,
-                                lambda done, _: bar.update(done - bar.n))
+        made = phantom.generate(
+            out, exams, phantom.Parameters(**parameters), workers, lambda done, _: bar.update(done - bar.n)
+        )
     logging.info("%s: %d phantom exams, %d of them made now", out, exams, made)
 
 
@@ -157,8 +167,10 @@ def common_preprocessing(datasets) -> dict:
         different = [key for key in wanted if wanted[key] != settings[key]]
         if different:
             key = different[0]
-            raise UserError(f"{first_name} ({first.path}) and {name} ({dataset.path}) were prepared differently: "
-                            f"{key} is {wanted[key]!r} and {settings[key]!r}. Prepare one of them again.")
+            raise UserError(
+                f"{first_name} ({first.path}) and {name} ({dataset.path}) were prepared differently: "
+                f"{key} is {wanted[key]!r} and {settings[key]!r}. Prepare one of them again."
+            )
     return wanted
 
 
@@ -175,8 +187,10 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     note = Path(workdir, "warm_start.json")
     if checkpoint.steps(Path(workdir, "checkpoints")):
         if not note.exists() and any(entry.get("weights") for entry in options.values()):
-            raise UserError(f"{note} is missing: it says what this run began with and which terms bind it. Put it back, "
-                            "take config.warm_start out if the run began without, or name another --workdir.")
+            raise UserError(
+                f"{note} is missing: it says what this run began with and which terms bind it. Put it back, "
+                "take config.warm_start out if the run began without, or name another --workdir."
+            )
         noted = json.loads(note.read_text()) if note.exists() else {"config": options, "provenance": {}}
         if noted["config"] != options:
             logging.warning("config.warm_start is not what this run began with; it goes on from its checkpoint")
@@ -186,12 +200,14 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         return fresh
     if not options:
         return fresh
-    with distributed.main_first("warm start"):     # what comes from the hub is fetched once
+    with distributed.main_first("warm start"):  # what comes from the hub is fetched once
         variables, started = warm_start.start(fresh, options, open_weights)
     for line in started.differences(meta):
         logging.warning("%s", line)
     meta["provenance"] |= started.provenance
-    meta["trained_on"] = provenance.trained_on((), *(one.get("trained_on") for one in (meta, *started.sources.values())))
+    meta["trained_on"] = provenance.trained_on(
+        (), *(one.get("trained_on") for one in (meta, *started.sources.values()))
+    )
     if distributed.is_main():
         write_text(note, json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
     return variables
@@ -211,13 +227,21 @@ class Evaluation:
         settings = self.config.evaluate
 
         def curve(model):
-            return scalars(evaluate(model, chosen(self.datasets, settings), settings.validation_evaluators,
-                                    split=settings.validation_split, allow_training_patients=True))
+            return scalars(
+                evaluate(
+                    model,
+                    chosen(self.datasets, settings),
+                    settings.validation_evaluators,
+                    split=settings.validation_split,
+                    allow_training_patients=True,
+                )
+            )
 
         return self._in_main(curve, state)
 
     def at_the_end(self, state, workdir) -> dict:
         """All evaluators and the report: metrics, protocol and report (its path); {} in other processes."""
+
         def whole(model):
             results, page = final_evaluation(model, self.datasets, self.config, workdir)
             print(text_table(results))
@@ -229,13 +253,14 @@ class Evaluation:
     def _in_main(self, function, state) -> dict:
         variables, step = state.variables(), int(state.step)
         if jax.process_count() > 1:
-            variables = jax.device_get(self.gather(variables))      # whole, and of no other process's devices
+            variables = jax.device_get(self.gather(variables))  # whole, and of no other process's devices
         figures = {}
         if distributed.is_main():
             with jax.set_mesh(self.mesh):
                 if self.model is None:
-                    self.model = loading.KINDS[self.meta["kind"]](variables, self.meta, step, mesh=self.mesh,
-                                                                    batch_size=self.config.evaluate.batch_size)
+                    self.model = loading.KINDS[self.meta["kind"]](
+                        variables, self.meta, step, mesh=self.mesh, batch_size=self.config.evaluate.batch_size
+                    )
                 self.model.set_variables(variables, step)
                 figures = function(self.model)
         barrier("evaluation")
@@ -245,17 +270,31 @@ class Evaluation:
 def final_evaluation(model, datasets, config, workdir):
     """All evaluators on the final split, the exam of `config.predict` scored, and the report: (results, its path)."""
     evaluation = config.evaluate
-    results = evaluate(model, chosen(datasets, evaluation), evaluation.evaluators, split=evaluation.split,
-                       allow_training_patients=True)
+    results = evaluate(
+        model, chosen(datasets, evaluation), evaluation.evaluators, split=evaluation.split, allow_training_patients=True
+    )
     predictions = []
     if config.predict.exam:
         folder = workdir / "predictions"
         settings = config.predict
-        exam = predict(model, settings.exam.format(workdir=workdir), folder, prompts=settings.prompts,
-                       stage=settings.stage, method=settings.method)
+        exam = predict(
+            model,
+            settings.exam.format(workdir=workdir),
+            folder,
+            prompts=settings.prompts,
+            stage=settings.stage,
+            method=settings.method,
+        )
         predictions.append((exam, folder))
-    page = report.write(workdir, results, model=model, datasets=datasets, predictions=predictions,
-                        history=read_metrics(workdir / "metrics.jsonl"), command=shlex.join(sys.argv))
+    page = report.write(
+        workdir,
+        results,
+        model=model,
+        datasets=datasets,
+        predictions=predictions,
+        history=read_metrics(workdir / "metrics.jsonl"),
+        command=shlex.join(sys.argv),
+    )
     return results, page
 
 
@@ -274,6 +313,8 @@ def check_evaluation(datasets, evaluation) -> None:
         wanted = {options.get("split", evaluation[split]) for options in evaluation[kind].values()}
         there = {part for dataset in chosen(datasets, evaluation).values() for part in dataset.index["split"]}
         if wanted and not wanted & (there | {"all"}):
-            raise UserError(f"config.evaluate.{kind} has nothing to evaluate: no data set has images in split "
-                            f"{', '.join(sorted(wanted))}; there are {', '.join(sorted(there))}. Set "
-                            f"config.evaluate.{split}.")
+            raise UserError(
+                f"config.evaluate.{kind} has nothing to evaluate: no data set has images in split "
+                f"{', '.join(sorted(wanted))}; there are {', '.join(sorted(there))}. Set "
+                f"config.evaluate.{split}."
+            )

@@ -16,20 +16,20 @@ class Batch(TypedDict, total=False):
     A record is a row of `index.parquet`; -1 marks a padded one. A breast with one image carries it in every view.
     """
 
-    image: Shaped[Array, "B V H W"]           # uint8 or uint16, one channel, as stored in the shards
-    record: Int[Array, "B V"]                 # int32 row in the data set's index.parquet
-    source: Int[Array, "B"]                   # int32 position of the data set in config.data.train
-    token_ids: Int[Array, "B T L"]            # int32, padded with the tokenizer's pad id
-    token_mask: Bool[Array, "B T L"]          # True for real tokens, special ones included
-    text_features: Float[Array, "B T C"]      # float32, pooled states; only with config.model.cached_text
-    flip_horizontal: Bool[Array, "B"]         # to do on the device; the texts' laterality words are already swapped
-    flip_vertical: Bool[Array, "B"]           # to do on the device; only set where no text names a position
-    view_mask: Bool[Array, "B V"]             # of labelled batches (data/batches/labelled.py): False for views not there
-    target: Float[Array, "B K"]               # 1, 0, one-hot for classes; 0 where unknown
+    image: Shaped[Array, "B V H W"]  # uint8 or uint16, one channel, as stored in the shards
+    record: Int[Array, "B V"]  # int32 row in the data set's index.parquet
+    source: Int[Array, "B"]  # int32 position of the data set in config.data.train
+    token_ids: Int[Array, "B T L"]  # int32, padded with the tokenizer's pad id
+    token_mask: Bool[Array, "B T L"]  # True for real tokens, special ones included
+    text_features: Float[Array, "B T C"]  # float32, pooled states; only with config.model.cached_text
+    flip_horizontal: Bool[Array, "B"]  # to do on the device; the texts' laterality words are already swapped
+    flip_vertical: Bool[Array, "B"]  # to do on the device; only set where no text names a position
+    view_mask: Bool[Array, "B V"]  # of labelled batches (data/batches/labelled.py): False for views not there
+    target: Float[Array, "B K"]  # 1, 0, one-hot for classes; 0 where unknown
     known: Bool[Array, "B K"]
-    boxes: Float[Array, "B V M 4"]            # left, top, right, bottom in canvas pixels
-    box_classes: Int[Array, "B V M"]          # int32, -1 where there is no box
-    mask: Bool[Array, "B"]                    # False for rows that only fill up the batch: they never count
+    boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
+    box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
+    mask: Bool[Array, "B"]  # False for rows that only fill up the batch: they never count
 
 
 class Embeddings(NamedTuple):
@@ -37,9 +37,9 @@ class Embeddings(NamedTuple):
 
     image: Float[Array, "B V D"]
     text: Float[Array, "B T D"]
-    logit_scale: Float[Array, ""]             # multiplies cosines: exp of the parameter, after the clamp
-    logit_bias: Float[Array, ""] | None = None    # added to the logits of the sigmoid loss, where the model has one
-    named: Mapping[str, Array] = {}           # what terms need besides: "image/STAGE" [B V h w c], "text/states" [B T L c]
+    logit_scale: Float[Array, ""]  # multiplies cosines: exp of the parameter, after the clamp
+    logit_bias: Float[Array, ""] | None = None  # added to the logits of the sigmoid loss, where the model has one
+    named: Mapping[str, Array] = {}  # what terms need besides: "image/STAGE" [B V h w c], "text/states" [B T L c]
 
 
 class TrainState(NamedTuple):
@@ -49,8 +49,8 @@ class TrainState(NamedTuple):
     params: Any
     batch_stats: Any
     opt_state: Any
-    ema: Any                                  # averaged variables, or None when config.train.ema_decay is 0
-    key: Array                                # PRNG key; each step folds its number in, so it never changes
+    ema: Any  # averaged variables, or None when config.train.ema_decay is 0
+    key: Array  # PRNG key; each step folds its number in, so it never changes
 
     def variables(self) -> dict:
         """{"params", "batch_stats"} of the model in use: the averages, where they are kept."""

@@ -1,7 +1,7 @@
 """What the tests may cost: the longest files first, the slowest tests at the end, and which must be marked.
 
-    python tests/budget.py 2 quick [parity] [slow]      how long these take in two processes, by tests/seconds.csv
-    bash launch/test.sh [...] --write-seconds           writes that table anew, for the tests that ran
+python tests/budget.py 2 quick [parity] [slow]      how long these take in two processes, by tests/seconds.csv
+bash launch/test.sh [...] --write-seconds           writes that table anew, for the tests that ran
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 
 TABLE = Path(__file__).parent / "seconds.csv"
 KINDS = ("quick", "parity", "slow")
-SLOW = 20       # seconds from which on a test must be marked slow
+SLOW = 20  # seconds from which on a test must be marked slow
 
 
 def kind(marks) -> str:
@@ -50,9 +50,10 @@ class Budget:
         table, kinds = seconds(), {}
         for item in items:
             kinds.setdefault(item.location[0], set()).add(kind(item.keywords))
-        cost = {file: sum(table[file][kind_] for kind_ in its) if file in table else math.inf
-                for file, its in kinds.items()}
-        items.sort(key=lambda item: (-cost[item.location[0]], item.location[0]))    # stable: within a file as written
+        cost = {
+            file: sum(table[file][kind_] for kind_ in its) if file in table else math.inf for file, its in kinds.items()
+        }
+        items.sort(key=lambda item: (-cost[item.location[0]], item.location[0]))  # stable: within a file as written
 
     def pytest_runtest_logreport(self, report):
         self.took[report.nodeid] += report.duration
@@ -69,8 +70,11 @@ class Budget:
 
     def faults(self) -> list[str]:
         limit = self.limit()
-        slow = [f"{test} took {took:.0f} s: mark it slow, or make it smaller"
-                for test, took in self.took.items() if took > limit and "slow" not in self.marks[test]]
+        slow = [
+            f"{test} took {took:.0f} s: mark it slow, or make it smaller"
+            for test, took in self.took.items()
+            if took > limit and "slow" not in self.marks[test]
+        ]
         return slow + [f"{test} was skipped without torch: mark it parity" for test in sorted(self.unmarked)]
 
     def pytest_sessionfinish(self, session):

@@ -8,9 +8,14 @@ from pathlib import Path
 # Tests compile thousands of programs and run each a few times. Without LLVM's optimisations and with the simpler
 # emitter of fusions a program compiles five times faster; what XLA makes of it before (partitioning, fusion, layout)
 # stays as users have it. Set before jax is imported, for the processes that tests start too.
-os.environ["XLA_FLAGS"] = " ".join([
-    "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false", os.environ.get("XLA_FLAGS", "")]).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+).strip()
 
 import jax
 import pytest

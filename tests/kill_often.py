@@ -40,10 +40,10 @@ from mammoclip_jax import run  # noqa: E402
 from mammoclip_jax.training import checkpoint, distributed, goodput  # noqa: E402
 from mammoclip_jax.training.writer import read_metrics  # noqa: E402
 
-STEPS, SAVE_EVERY, EVALUATE_EVERY = 240, 30, 40      # a save takes as long as some 15 steps
-WAYS = {"any moment": 0.3, "a step": 0.2, "a save": 0.3, "an evaluation": 0.2}       # what to aim at, and how often
-LOOK_EVERY = 0.003      # seconds
-TIMEOUT = 900           # seconds for one process
+STEPS, SAVE_EVERY, EVALUATE_EVERY = 240, 30, 40  # a save takes as long as some 15 steps
+WAYS = {"any moment": 0.3, "a step": 0.2, "a save": 0.3, "an evaluation": 0.2}  # what to aim at, and how often
+LOOK_EVERY = 0.003  # seconds
+TIMEOUT = 900  # seconds for one process
 
 
 def small_config(folder: Path, data: Path | None = None):
@@ -51,7 +51,7 @@ def small_config(folder: Path, data: Path | None = None):
     config = runpy.run_path(str(Path(__file__).parent / "configs/tiny.py"))["get_config"]()
     config.compilation_cache = str(folder / "cache")
     config.train.update(steps=STEPS, checkpoint_every=SAVE_EVERY, eval_every=EVALUATE_EVERY)
-    del config.evaluate.evaluators["saliency"]      # the evaluation at the end changes nothing that is compared
+    del config.evaluate.evaluators["saliency"]  # the evaluation at the end changes nothing that is compared
     if data:
         config.data.folders.phantom = str(data / "data")
         config.data.phantom.phantom["out"] = config.data.prepare.phantom["root"] = str(data / "exams")
@@ -82,7 +82,7 @@ def forked(function, log: Path) -> int:
 
 
 def job(config, workdir: Path):
-    def keep_every_program(folder):     # those that compile in less than a second too
+    def keep_every_program(folder):  # those that compile in less than a second too
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -97,11 +97,15 @@ def outcome(workdir: Path, log: Path) -> dict:
     def write():
         step, _, _ = checkpoint.load(workdir)
         state = checkpoint.read_state((workdir / "checkpoints" / str(step)).absolute())
-        arrays = {jax.tree_util.keystr(path): hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
-                  for path, x in jax.tree_util.tree_leaves_with_path(state)}
+        arrays = {
+            jax.tree_util.keystr(path): hashlib.sha256(np.asarray(x).tobytes()).hexdigest()
+            for path, x in jax.tree_util.tree_leaves_with_path(state)
+        }
         speed = ("images_per_second", "data_wait_share")
-        rows = [{name: value for name, value in row.items() if name not in speed}
-                for row in read_metrics(workdir / "metrics.jsonl")]
+        rows = [
+            {name: value for name, value in row.items() if name not in speed}
+            for row in read_metrics(workdir / "metrics.jsonl")
+        ]
         file.write_text(json.dumps({"step": step, "arrays": arrays, "rows": rows}))
 
     _, status = os.waitpid(forked(write, log), 0)
@@ -119,8 +123,11 @@ def last_attempt(workdir: Path) -> tuple[int, int | None, str]:
     """(number of attempts, step that the last one went on from, what it was doing last) by the ledger."""
     rows = goodput.read(workdir / goodput.NAME)
     own = [row for row in rows if row["attempt"] == rows[-1]["attempt"]]
-    return (own[-1]["attempt"] + 1, next((row["resumed"] for row in own if "resumed" in row), None),
-            own[-1]["phase"]) if rows else (0, None, "")
+    return (
+        (own[-1]["attempt"] + 1, next((row["resumed"] for row in own if "resumed" in row), None), own[-1]["phase"])
+        if rows
+        else (0, None, "")
+    )
 
 
 class Aim:
@@ -200,8 +207,10 @@ def killed_run(workdir: Path, data: Path, generator, usual: float, kills: int, c
         killed += 1
         phase = phase_at_death(workdir, aim.attempts)
         counts[phase] += 1
-        print(f"{workdir.name}: kill {killed} during {phase}, saved {checkpoint.steps(workdir / 'checkpoints')}",
-              flush=True)
+        print(
+            f"{workdir.name}: kill {killed} during {phase}, saved {checkpoint.steps(workdir / 'checkpoints')}",
+            flush=True,
+        )
 
 
 def different(expected: dict, found: dict) -> str:
@@ -216,13 +225,16 @@ def kill_often(kills: int, seed: int, folder: Path) -> dict:
     """Runs in `folder` until `kills` processes were killed: the figures, for people on the way and for programs."""
     generator, counts = random.Random(seed), collections.Counter()
     whole, log = folder / "whole", folder / "whole.log"
-    for attempt in ("compiled", "whole"):       # the second time everything is compiled, as in the runs to come
+    for attempt in ("compiled", "whole"):  # the second time everything is compiled, as in the runs to come
         workdir = folder / attempt
         workdir.mkdir()
         began = time.monotonic()
-        _, status = os.waitpid(forked(
-            lambda: job(small_config(folder, None if attempt == "compiled" else folder / "compiled"), workdir),
-            log), 0)
+        _, status = os.waitpid(
+            forked(
+                lambda: job(small_config(folder, None if attempt == "compiled" else folder / "compiled"), workdir), log
+            ),
+            0,
+        )
         if status:
             raise SystemExit(f"the run that is not killed failed: see {log}")
         usual = time.monotonic() - began
@@ -240,9 +252,15 @@ def kill_often(kills: int, seed: int, folder: Path) -> dict:
         summary = goodput.summarise(goodput.read(workdir / goodput.NAME))
         print(f"{workdir.name}: the same bits; {goodput.sentence(summary)}", flush=True)
         ledger.update(summary["seconds"])
-    return {"kills": done, "runs": runs, "by_phase": dict(counts), "same_bits": True,
-            "goodput": ledger["productive"] / ledger.total(), "ledger": dict(ledger),
-            "accounted": ledger.total() / lived}       # the ledgers' sum over the seconds that the processes lived
+    return {
+        "kills": done,
+        "runs": runs,
+        "by_phase": dict(counts),
+        "same_bits": True,
+        "goodput": ledger["productive"] / ledger.total(),
+        "ledger": dict(ledger),
+        "accounted": ledger.total() / lived,
+    }  # the ledgers' sum over the seconds that the processes lived
 
 
 def main():

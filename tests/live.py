@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-_declared = []      # keeps the declarations alive
+_declared = []  # keeps the declarations alive
 
 
 def declare_operators() -> None:

@@ -50,9 +50,21 @@ def test_a_mode_compares_each_codec_with_png(images, mode):
 @pytest.mark.slow
 def test_prepare_is_compared_with_the_straightforward_loop(images, tmp_path):
     file = tmp_path / "figures.json"
-    subprocess.run([sys.executable, "-m", "mammoclip_jax.benchmark", "--mode=prepare", f"--data={images}",
-                    "--height=32", "--width=24", "--repeats=1", f"--json={file}", f"--csv={tmp_path / 'rows.csv'}"],
-                   check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mammoclip_jax.benchmark",
+            "--mode=prepare",
+            f"--data={images}",
+            "--height=32",
+            "--width=24",
+            "--repeats=1",
+            f"--json={file}",
+            f"--csv={tmp_path / 'rows.csv'}",
+        ],
+        check=True,
+    )
     figures = json.loads(file.read_text())
     assert [row["workers"] for row in figures["rows"]] == [1, 1, 2, 2] and "--mode=prepare" in figures["command"]
     assert (tmp_path / "rows.csv").read_text().startswith("function,workers,images_per_second,p10,p90,ratio,scaling")
@@ -82,18 +94,33 @@ TINY = Path(__file__).parent / "configs" / "tiny.py"
 
 def command(*arguments, **environment):
     """What the command prints for the tiny config."""
-    done = subprocess.run([sys.executable, "-m", "mammoclip_jax.benchmark", f"--config={TINY}", *arguments],
-                          capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "mammoclip_jax.benchmark", f"--config={TINY}", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
 def test_a_step_is_measured_on_more_and_more_devices(tmp_path):
-    shown = command("--mode=step", "--images=2", "--height=64", "--width=48", "--steps=3", "--warm_up=1",
-                    "--devices=1,2", "--text_lengths=9,5", "--vocab_size=600",
-                    "--config.train.micro_batches.image=2", f"--json={tmp_path}/figures.json",
-                    f"--csv={tmp_path}/rows.csv", f"--plot={tmp_path}/rows.png")
+    shown = command(
+        "--mode=step",
+        "--images=2",
+        "--height=64",
+        "--width=48",
+        "--steps=3",
+        "--warm_up=1",
+        "--devices=1,2",
+        "--text_lengths=9,5",
+        "--vocab_size=600",
+        "--config.train.micro_batches.image=2",
+        f"--json={tmp_path}/figures.json",
+        f"--csv={tmp_path}/rows.csv",
+        f"--plot={tmp_path}/rows.png",
+    )
     figures = json.loads((tmp_path / "figures.json").read_text())
     one, two = figures["rows"]
     assert (one["devices"], one["images"]) == (1, 2) and (two["devices"], two["images"]) == (2, 4)
@@ -117,8 +144,9 @@ def test_a_step_is_measured_on_more_and_more_devices(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["input", "end_to_end"])
 def test_real_data_are_waited_for(tmp_path, mode):
-    command(f"--mode={mode}", "--steps=2", "--warm_up=1", f"--workdir={tmp_path}/run",
-            f"--json={tmp_path}/figures.json")
+    command(
+        f"--mode={mode}", "--steps=2", "--warm_up=1", f"--workdir={tmp_path}/run", f"--json={tmp_path}/figures.json"
+    )
     (row,) = json.loads((tmp_path / "figures.json").read_text())["rows"]
     assert (row["work"], row["images"], row["height"], row["width"]) == (mode, 8, 64, 48)
     if mode == "end_to_end":
@@ -131,9 +159,20 @@ def test_real_data_are_waited_for(tmp_path, mode):
 @pytest.mark.parity
 def test_the_image_tower_is_compared_with_pytorch(tmp_path):
     pytest.importorskip("efficientnet_pytorch")
-    shown = command("--against=torch", "--work=image_tower", "--images=2", "--height=64", "--width=48", "--steps=2",
-                    "--warm_up=1", "--peers=tuned", "--config.image.channels=3", "--config.model.image.width=0.5",
-                    f"--json={tmp_path}/figures.json", OMP_WAIT_POLICY="PASSIVE")
+    shown = command(
+        "--against=torch",
+        "--work=image_tower",
+        "--images=2",
+        "--height=64",
+        "--width=48",
+        "--steps=2",
+        "--warm_up=1",
+        "--peers=tuned",
+        "--config.image.channels=3",
+        "--config.model.image.width=0.5",
+        f"--json={tmp_path}/figures.json",
+        OMP_WAIT_POLICY="PASSIVE",
+    )
     figures = json.loads((tmp_path / "figures.json").read_text())
     ours, tuned = figures["rows"]
     assert (ours["side"], tuned["side"]) == ("jax", "tuned") and ours["parameters"] == tuned["parameters"]
@@ -160,17 +199,22 @@ def test_what_rows_have_in_common_stands_once_below_a_wide_table():
 
 
 def test_a_plot_is_of_rates_or_of_sides(tmp_path):
-    for name, rows in (("devices", [{"devices": n, "images_per_second": 2.0 * n} for n in (1, 2)]),
-                       ("sides", [{"side": "jax", "seconds": 1.0}, {"side": "tuned", "seconds": 2.0}])):
+    for name, rows in (
+        ("devices", [{"devices": n, "images_per_second": 2.0 * n} for n in (1, 2)]),
+        ("sides", [{"side": "jax", "seconds": 1.0}, {"side": "tuned", "seconds": 2.0}]),
+    ):
         plot.save(tmp_path / f"{name}.png", rows, "title")
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--mode=step"], "--mode=step measures the training of a config"),
-    (["--against=torch"], "--against measures the training of a config"),
-    ([], "give a --mode"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--mode=step"], "--mode=step measures the training of a config"),
+        (["--against=torch"], "--against measures the training of a config"),
+        ([], "give a --mode"),
+    ],
+)
 def test_what_is_missing_is_said(arguments, message):
     done = subprocess.run([sys.executable, "-m", "mammoclip_jax.benchmark", *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stderr

@@ -32,8 +32,18 @@ def folders(tmp_path):
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     def call(*words, **given):
-        values = {"metric": [], "level": "breast", "by": [], "dataset": [], "transfer": "", "evaluator": "",
-                  "resamples": 20, "permutations": 19, "out": "", "json": str(tmp_path / "figures.json")}
+        values = {
+            "metric": [],
+            "level": "breast",
+            "by": [],
+            "dataset": [],
+            "transfer": "",
+            "evaluator": "",
+            "resamples": 20,
+            "permutations": 19,
+            "out": "",
+            "json": str(tmp_path / "figures.json"),
+        }
         monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**values | given))
         assert command.main(["compare", *map(str, words)]) == 0
         return json.loads((tmp_path / "figures.json").read_text())
@@ -65,7 +75,8 @@ def test_two_files_of_different_names(run, folders):
 def test_folders_with_different_files_are_refused(run, folders):
     (folders / "b/made/zero_shot/predictions_density.csv").unlink()
     (folders / "b/made/zero_shot/predictions_birads.csv").write_bytes(
-        (folders / "b/made/zero_shot/predictions.csv").read_bytes())
+        (folders / "b/made/zero_shot/predictions.csv").read_bytes()
+    )
     with pytest.raises(UserError, match="only one has .*predictions_birads, .*predictions_density"):
         run(folders / "a", folders / "b")
 

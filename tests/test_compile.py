@@ -74,7 +74,7 @@ def test_what_was_compiled_is_not_compiled_again(config, job, monkeypatch):
     config.model.image.depth = 1
     first = job.compile(config).figures
     monkeypatch.setattr(program, "_compile", lambda *_: pytest.fail("compiled again"))
-    config.name, config.train.checkpoint_every = "another name", 7      # the program is the same
+    config.name, config.train.checkpoint_every = "another name", 7  # the program is the same
     assert job.compile(config).figures == first
     config.train.b1 = 0.8
     with pytest.raises(pytest.fail.Exception, match="compiled again"):
@@ -102,20 +102,27 @@ def pretend(monkeypatch, each):
 
     monkeypatch.setattr(program, "trainer_for", lambda config, *_: config)
     monkeypatch.setattr(program, "compile_step", compile_step)
-    monkeypatch.setattr(session.figures, "describe", lambda config, trainer, compiled, target: {
-        "images_per_chip": session.images_per_chip(config, target), "fits": compiled.fits, "hbm_bytes": available,
-        "memory": compiled.memory})
+    monkeypatch.setattr(
+        session.figures,
+        "describe",
+        lambda config, trainer, compiled, target: {
+            "images_per_chip": session.images_per_chip(config, target),
+            "fits": compiled.fits,
+            "hbm_bytes": available,
+            "memory": compiled.memory,
+        },
+    )
     monkeypatch.setattr(table, "row", lambda config, figures, *_: figures)
 
 
 def test_the_search_ends_at_the_largest_batch_that_splits(config, job, monkeypatch):
-    pretend(monkeypatch, 2**29)     # 29.5 images
+    pretend(monkeypatch, 2**29)  # 29.5 images
     found = job.search(config)
     assert found.config.train.batch_size == 14 * 8 and found.figures["images_per_chip"] == 28
     assert found.rows[-1] == found.figures and {row["fits"] for row in found.rows} == {True, False}
-    config.train.micro_batches.image = 4    # two breasts a device at a time
+    config.train.micro_batches.image = 4  # two breasts a device at a time
     assert job.search(config, start=8).config.train.batch_size == 14 * 8
-    config.train.micro_batches.image = 8    # four
+    config.train.micro_batches.image = 8  # four
     assert job.search(config, start=8).config.train.batch_size == 12 * 8
 
 
@@ -146,9 +153,16 @@ def test_a_table_keeps_one_row_a_program(tmp_path, config):
     assert [(r["topology"], r["peak_gib"]) for r in rows] == [("v5e:4x4", "4"), ("v5e:16x16", "3")]
 
 
-@pytest.mark.parametrize("name,message", [
-    ("v9:2x2", "no TPU generation 'v9'"), ("v5e:2x2x2", "2 axes"), ("v5p:4x4", "3 axes"), ("v5e", "2 axes"),
-    ("v5e:32x32", "1024 chips")])
+@pytest.mark.parametrize(
+    "name,message",
+    [
+        ("v9:2x2", "no TPU generation 'v9'"),
+        ("v5e:2x2x2", "2 axes"),
+        ("v5p:4x4", "3 axes"),
+        ("v5e", "2 axes"),
+        ("v5e:32x32", "1024 chips"),
+    ],
+)
 def test_a_wrong_topology_is_said(name, message):
     with pytest.raises(UserError, match=message):
         topology.parse(name)
@@ -158,12 +172,25 @@ def command(tmp_path, *arguments, before=""):
     """The command in a process of its own, since libtpu reads the environment once."""
     file = tmp_path / "config.py"
     file.write_text(CONFIG)
-    flags = [f"--config={file}", "--topology=v5e:2x2", "--height=64", "--width=48", f"--vocab_size={VOCABULARY}",
-             f"--cache={tmp_path / 'cache'}", f"--json={tmp_path / 'figures.json'}", *arguments]
+    flags = [
+        f"--config={file}",
+        "--topology=v5e:2x2",
+        "--height=64",
+        "--width=48",
+        f"--vocab_size={VOCABULARY}",
+        f"--cache={tmp_path / 'cache'}",
+        f"--json={tmp_path / 'figures.json'}",
+        *arguments,
+    ]
     start = "runpy.run_module('mammoclip_jax.compile', run_name='__main__', alter_sys=True)"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run([sys.executable, "-c", f"import runpy, sys\n{before}\n{start}", *flags], timeout=900,
-                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    return subprocess.run(
+        [sys.executable, "-c", f"import runpy, sys\n{before}\n{start}", *flags],
+        timeout=900,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
 
 
 def test_without_libtpu_the_command_says_how_to_get_it(tmp_path):
@@ -171,8 +198,9 @@ def test_without_libtpu_the_command_says_how_to_get_it(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: libtpu") and "pip install -e .[aot]" in done.stderr
 
 
-needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None,
-                                  reason="libtpu is not installed: pip install -e .[aot]")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e .[aot]"
+)
 
 
 @needs_libtpu
@@ -192,7 +220,7 @@ def test_a_step_for_a_tpu_sends_little_more_than_its_gradients(tmp_path):
 @needs_libtpu
 @pytest.mark.slow
 def test_a_step_too_large_for_a_tpu_does_not_fit(tmp_path):
-    done = command(tmp_path, "--vocab_size=30_000_000")     # 7.7 GB of vectors, and two moments of each
+    done = command(tmp_path, "--vocab_size=30_000_000")  # 7.7 GB of vectors, and two moments of each
     assert done.returncode == 3, done.stderr
     assert "DOES NOT FIT" in done.stdout
     (figures,) = json.loads((tmp_path / "figures.json").read_text())["programs"]

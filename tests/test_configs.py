@@ -21,7 +21,7 @@ from mammoclip_jax.training.step import init_variables
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-BERT_BASE = 109_482_240 - 768 * 768 - 768       # bert-base-uncased's 30,522 tokens, without the pooler
+BERT_BASE = 109_482_240 - 768 * 768 - 768  # bert-base-uncased's 30,522 tokens, without the pooler
 
 
 def load(name):
@@ -34,8 +34,9 @@ def load(name):
 def abstract_params(config, image_shape, vocab_size=30_522):
     model = models.build(config.model, vocab_size)
     shape = (*image_shape, config.image.channels)
-    return jax.eval_shape(lambda key: init_variables(model, key, shape, config.data.text_length),
-                          jax.random.key(0))["params"]
+    return jax.eval_shape(lambda key: init_variables(model, key, shape, config.data.text_length), jax.random.key(0))[
+        "params"
+    ]
 
 
 def count(tree):
@@ -46,9 +47,11 @@ def count(tree):
 def test_config_builds(path):
     config = load(path.stem)
     assert f"--config=configs/{path.name}" in path.read_text(), "the comment on top gives the command"
-    if not config.model.image:      # of an evaluation alone
-        plans = [_plan(SimpleNamespace(kind="image_encoder"), name, dict(options))
-                 for name, options in config.evaluate.evaluators.items()]
+    if not config.model.image:  # of an evaluation alone
+        plans = [
+            _plan(SimpleNamespace(kind="image_encoder"), name, dict(options))
+            for name, options in config.evaluate.evaluators.items()
+        ]
         assert plans
         return
     tasks.check(config)
@@ -75,8 +78,9 @@ def check_labelled(config):
     assert label in (wanted.values_of, *wanted.labels) and config.train.eval_every
 
 
-@pytest.mark.parametrize("name, image_tower, features", [
-    ("mammoclip_b5", 28_340_784, 2048), ("mammoclip_b2", 7_700_994, 1408)])
+@pytest.mark.parametrize(
+    "name, image_tower, features", [("mammoclip_b5", 28_340_784, 2048), ("mammoclip_b2", 7_700_994, 1408)]
+)
 def test_published_recipe(name, image_tower, features):
     config = load(name)
     params = abstract_params(config, (1520, 912))
@@ -91,8 +95,11 @@ def test_published_recipe(name, image_tower, features):
 
 
 def test_impossible_configs_are_explained():
-    for change, message in ((dict(warmup_steps=540), "warmup_steps"), (dict(keep_checkpoints=0), "must be 1 or more"),
-                            (dict(batch_size=1), "batch_size=1: a contrast needs other breasts")):
+    for change, message in (
+        (dict(warmup_steps=540), "warmup_steps"),
+        (dict(keep_checkpoints=0), "must be 1 or more"),
+        (dict(batch_size=1), "batch_size=1: a contrast needs other breasts"),
+    ):
         config = load("demo")
         config.train.update(change)
         with pytest.raises(UserError, match=message):
@@ -109,13 +116,19 @@ def test_impossible_configs_are_explained():
         config.train.lrr = 1
 
 
-@pytest.mark.parametrize("name, part, values, said", [
-    ("phantom_classifier", "model.lora", dict(pattern="x", rank=2), "config.model.lora.pattern='x'.*'classifier'"),
-    ("phantom_classifier", "task", dict(focal_gamma=1.0), "focal_gamma"), ("demo", "task", dict(folds=5), "task.folds=5"),
-    ("phantom_classifier", "data", dict(captions="mama"), "captions"), ("demo", "model", dict(labels=("mass",)), "labels"),
-    ("phantom_detector", "task", dict(pos_weight="balanced"), "pos_weight"),
-    ("phantom_detector", "train.micro_batches", dict(image=2), "micro_batches"),
-    ("phantom_detector", "losses", dict(mammo_clip=dict(weight=1.0)), "losses.mammo_clip.weight")])
+@pytest.mark.parametrize(
+    "name, part, values, said",
+    [
+        ("phantom_classifier", "model.lora", dict(pattern="x", rank=2), "config.model.lora.pattern='x'.*'classifier'"),
+        ("phantom_classifier", "task", dict(focal_gamma=1.0), "focal_gamma"),
+        ("demo", "task", dict(folds=5), "task.folds=5"),
+        ("phantom_classifier", "data", dict(captions="mama"), "captions"),
+        ("demo", "model", dict(labels=("mass",)), "labels"),
+        ("phantom_detector", "task", dict(pos_weight="balanced"), "pos_weight"),
+        ("phantom_detector", "train.micro_batches", dict(image=2), "micro_batches"),
+        ("phantom_detector", "losses", dict(mammo_clip=dict(weight=1.0)), "losses.mammo_clip.weight"),
+    ],
+)
 def test_options_that_the_task_does_not_use_are_an_error(name, part, values, said):
     config = load(name)
     operator.attrgetter(part)(config).update(values)
@@ -125,8 +138,19 @@ def test_options_that_the_task_does_not_use_are_an_error(name, part, values, sai
 
 def test_an_unknown_field_on_the_command_line_names_the_nearest(tmp_path):
     found = subprocess.run(
-        [sys.executable, "-m", "mammoclip_jax.pretrain", "--config=configs/demo.py", f"--workdir={tmp_path}",
-         "--config.train.warmup_step=1"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        [
+            sys.executable,
+            "-m",
+            "mammoclip_jax.pretrain",
+            "--config=configs/demo.py",
+            f"--workdir={tmp_path}",
+            "--config.train.warmup_step=1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert found.returncode != 0
     assert "Traceback" not in found.stderr, found.stderr
     assert re.search("no field .warmup_step. .*Did you mean .warmup_steps.", found.stderr), found.stderr

@@ -26,14 +26,27 @@ def run(tmp_path, monkeypatch):
     config.evaluate.evaluators.saliency = {"resamples": 5, "gallery": 1}
     model = FakeModel()
     model.config = config
-    folders = {str(tmp_path / "phantom"): FakeDataset(3),
-               "/elsewhere/films": FakeDataset(1, split="train", name="films", real=True)}
+    folders = {
+        str(tmp_path / "phantom"): FakeDataset(3),
+        "/elsewhere/films": FakeDataset(1, split="train", name="films", real=True),
+    }
     monkeypatch.setattr(command.Dataset, "open", lambda folder: folders[folder])
 
     def call(model=model, **flags):
         monkeypatch.setattr(command.loading, "load", lambda path, batch_size: model)
-        given = {"workdir": str(tmp_path), "weights": "", "config": None, "dataset": [], "evaluators": [], "split": "", "out": "",
-                 "batch_size": 8, "cache": "", "allow_training_patients": False, "json": str(tmp_path / "figures.json")}
+        given = {
+            "workdir": str(tmp_path),
+            "weights": "",
+            "config": None,
+            "dataset": [],
+            "evaluators": [],
+            "split": "",
+            "out": "",
+            "batch_size": 8,
+            "cache": "",
+            "allow_training_patients": False,
+            "json": str(tmp_path / "figures.json"),
+        }
         monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**given | flags))
         assert command.main([]) == 0
         return json.loads((tmp_path / "figures.json").read_text())
@@ -82,25 +95,35 @@ def test_an_unknown_evaluator_is_explained(run):
 
 
 def test_weights_without_a_run_are_evaluated_where_one_says(run, tmp_path):
-    figures = run(workdir="", weights="models/b5", dataset=["/elsewhere/films"], evaluators=["zero_shot"],
-                  split="train", out=str(tmp_path / "there"))
+    figures = run(
+        workdir="",
+        weights="models/b5",
+        dataset=["/elsewhere/films"],
+        evaluators=["zero_shot"],
+        split="train",
+        out=str(tmp_path / "there"),
+    )
     assert set(figures["protocol"]) == {"films/zero_shot"} and (tmp_path / "there" / "report.html").is_file()
 
 
 def test_a_config_says_how_weights_are_evaluated(run, tmp_path):
     config = defaults()
     config.evaluate.evaluators.saliency = {"resamples": 5, "gallery": 1}
-    figures = run(workdir="", weights="models/b5", config=config, dataset=[str(tmp_path / "phantom")],
-                  out=str(tmp_path / "there"))
+    figures = run(
+        workdir="", weights="models/b5", config=config, dataset=[str(tmp_path / "phantom")], out=str(tmp_path / "there")
+    )
     assert set(figures["protocol"]) == {"phantom/saliency"}
 
 
-@pytest.mark.parametrize("given, message", [
-    ({"workdir": ""}, "either --workdir=RUN or --weights"),
-    ({"weights": "b"}, "either --workdir=RUN or --weights"),
-    ({"workdir": "", "weights": "b"}, "give --dataset, --evaluators, --out"),
-    ({"workdir": "", "weights": "b", "dataset": ["c"], "out": "d"}, "give --evaluators[.]"),
-])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"workdir": ""}, "either --workdir=RUN or --weights"),
+        ({"weights": "b"}, "either --workdir=RUN or --weights"),
+        ({"workdir": "", "weights": "b"}, "give --dataset, --evaluators, --out"),
+        ({"workdir": "", "weights": "b", "dataset": ["c"], "out": "d"}, "give --evaluators[.]"),
+    ],
+)
 def test_one_model_and_what_no_config_says(run, given, message):
     with pytest.raises(UserError, match=message):
         run(**given)
@@ -116,6 +139,7 @@ def test_an_evaluator_that_is_not_for_the_model_is_refused(run):
 @pytest.fixture
 def folds(monkeypatch):
     """A classifier of fold 1 of 3 of the data set `phantom`, as its run would have it, and the patients of each split."""
+
     def split(path, info, index):
         found = FakeDataset(9)
         found.index = index
@@ -135,7 +159,14 @@ def test_a_data_set_it_was_trained_on_is_split_as_it_was_then(run, folds, tmp_pa
     """Whoever names it, and wherever it lies: its content decides."""
     model, patients = folds
     monkeypatch.setattr(command.Dataset, "open", lambda folder: FakeDataset(9))
-    figures = run(model, workdir="", weights="w", dataset=["/elsewhere/copy"], evaluators=["classification"], out=str(tmp_path / "there"))
+    figures = run(
+        model,
+        workdir="",
+        weights="w",
+        dataset=["/elsewhere/copy"],
+        evaluators=["classification"],
+        out=str(tmp_path / "there"),
+    )
     (table,) = (tmp_path / "there").rglob("predictions.csv")
     assert set(pd.read_csv(table)["patient"]) == patients["test"]
     assert f"trained on none of the {len(patients['test'])} patients." in figures["protocol"]["phantom/classification"]
@@ -144,11 +175,13 @@ def test_a_data_set_it_was_trained_on_is_split_as_it_was_then(run, folds, tmp_pa
 def test_patients_it_was_trained_on_are_refused_unless_asked_for(run, folds, monkeypatch):
     model, patients = folds
     later, trained = FakeDataset(9), len(patients["train"])
-    later.info["fingerprint"] = "f01"       # prepared again, in another size or with more patients
+    later.info["fingerprint"] = "f01"  # prepared again, in another size or with more patients
     monkeypatch.setattr(command.Dataset, "open", lambda folder: later)
     asked = dict(dataset=["/elsewhere/later"], evaluators=["classification"])
-    with pytest.raises(UserError, match=f"trained on {trained} of the 9 patients of data set 'phantom', split 'test',"
-                                        ".*--allow_training"):
+    with pytest.raises(
+        UserError,
+        match=f"trained on {trained} of the 9 patients of data set 'phantom', split 'test',.*--allow_training",
+    ):
         run(model, **asked)
     (sentence,) = run(model, **asked, allow_training_patients=True)["protocol"].values()
     assert f"trained on {trained} of the 9 patients: this does not measure" in sentence

@@ -20,8 +20,9 @@ def launch(script, *arguments, variables={}, path=None):
     """The finished process; commands in the folder `path` stand for those of the machine."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "SLURM_"))}
     environment = kept | VARIABLES | {"MAMMOCLIP_VENV": str(path.parent) if path else "none"} | variables
-    return subprocess.run(["bash", f"launch/{script}", *arguments], cwd=ROOT, env=environment, text=True, timeout=60,
-                          capture_output=True)
+    return subprocess.run(
+        ["bash", f"launch/{script}", *arguments], cwd=ROOT, env=environment, text=True, timeout=60, capture_output=True
+    )
 
 
 def commands(output):
@@ -39,8 +40,9 @@ def commands(output):
 def test_the_syntax_is_right(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
     if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", "--severity=warning", "--shell=bash", "--external-sources", str(path)],
-                       check=True)
+        subprocess.run(
+            ["shellcheck", "--severity=warning", "--shell=bash", "--external-sources", str(path)], check=True
+        )
 
 
 def test_local_processes_meet_on_the_loopback_interface():
@@ -55,17 +57,19 @@ def test_local_processes_meet_on_the_loopback_interface():
 
 
 def test_a_gpu_node_has_one_process_or_one_a_gpu():
-    (variables, words), = commands(launch("gpu_node.sh", "--dry-run", *ARGUMENTS).stdout)
+    ((variables, words),) = commands(launch("gpu_node.sh", "--dry-run", *ARGUMENTS).stdout)
     assert words == ["python", "-m", "mammoclip_jax.pretrain", *ARGUMENTS]
     assert variables["JAX_PLATFORMS"] == "cuda" and "latency_hiding" in variables["XLA_FLAGS"]
     found = commands(launch("gpu_node.sh", "--dry-run", *ARGUMENTS, variables={"PROCESSES": "2"}).stdout)
     assert [(variables["JAX_LOCAL_DEVICE_IDS"], words[-1]) for variables, words in found] == [
-        ("0", "--process=0"), ("1", "--process=1")]
+        ("0", "--process=0"),
+        ("1", "--process=1"),
+    ]
 
 
 def test_slurm_starts_one_task_a_gpu_and_lets_jax_find_the_others():
     run = launch("slurm.sbatch", "--dry-run", *ARGUMENTS)
-    (_, words), = commands(run.stdout)
+    ((_, words),) = commands(run.stdout)
     assert words[0] == "srun" and words[-3:] == list(ARGUMENTS)
     assert not any(word.startswith(("--coordinator", "--process")) for word in words)
     assert "#SBATCH --signal=TERM@120" in run.stdout and "#SBATCH --requeue" in run.stdout
@@ -80,7 +84,9 @@ def test_a_pod_runs_the_same_on_every_host():
 
 
 def test_what_is_set_outside_stays():
-    (variables, _), = commands(launch("gpu_node.sh", "--dry-run", *ARGUMENTS, variables={"XLA_FLAGS": "--mine"}).stdout)
+    ((variables, _),) = commands(
+        launch("gpu_node.sh", "--dry-run", *ARGUMENTS, variables={"XLA_FLAGS": "--mine"}).stdout
+    )
     assert variables["XLA_FLAGS"] == "--mine"
 
 
@@ -92,6 +98,7 @@ def test_a_missing_workdir_is_said(script):
 
 # --- with stand-ins for python, srun, scontrol and gcloud ------------------------------------------------------------
 
+
 @pytest.fixture
 def stand_in(tmp_path):
     """Puts commands into a folder; each call of one adds a line to the file `calls` beside it."""
@@ -100,8 +107,10 @@ def stand_in(tmp_path):
 
     def make(name, body):
         path = folder / name
-        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> "{tmp_path}/calls"\n'
-                        f'calls=$(grep -c "^{name}" "{tmp_path}/calls")\n{body}\n')
+        path.write_text(
+            f'#!/usr/bin/env bash\necho "{name} $*" >> "{tmp_path}/calls"\n'
+            f'calls=$(grep -c "^{name}" "{tmp_path}/calls")\n{body}\n'
+        )
         path.chmod(0o755)
         return folder
 
@@ -133,7 +142,7 @@ def test_a_hung_run_is_started_again_whatever_its_other_processes_say(stand_in, 
 
 
 def test_a_signal_to_the_script_reaches_the_run_and_ends_it_for_good(stand_in, tmp_path):
-    path = stand_in("python", "trap 'exit 75' TERM; touch \"" + str(tmp_path) + "/up\"; while :; do sleep 0.1; done")
+    path = stand_in("python", "trap 'exit 75' TERM; touch \"" + str(tmp_path) + '/up"; while :; do sleep 0.1; done')
     environment = os.environ | {"MAMMOCLIP_VENV": str(path.parent)}
     process = subprocess.Popen(["bash", "launch/gpu_node.sh", f"--workdir={tmp_path}"], cwd=ROOT, env=environment)
     while not (tmp_path / "up").exists():
@@ -155,8 +164,9 @@ def test_slurm_puts_a_stopped_job_back_into_the_queue(stand_in, tmp_path):
 def test_the_hosts_of_a_pod_restart_by_themselves(stand_in, tmp_path):
     stand_in("python", "[ $calls -gt 1 ] || exit 75")
     path = stand_in("gcloud", 'for word; do case $word in --command=*) bash -c "${word#--command=}" ;; esac; done')
-    run = launch("tpu_pod.sh", f"--workdir={tmp_path}", "--config.name=a b", variables={"DIRECTORY": str(ROOT)},
-                 path=path)
+    run = launch(
+        "tpu_pod.sh", f"--workdir={tmp_path}", "--config.name=a b", variables={"DIRECTORY": str(ROOT)}, path=path
+    )
     assert run.returncode == 0, run.stderr
     gcloud, *pythons = stand_in.calls()
     assert pythons == [f"python -m mammoclip_jax.pretrain --workdir={tmp_path} --config.name=a b"] * 2

@@ -8,8 +8,10 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mammoclip_jax"
 GROUND = {"boxes", "command", "config", "errors", "files", "locks", "memory", "names", "provenance", "types"}
-BELOW = {                       # of each folder, and of run.py
-    "data": set(), "models": set(), "losses": set(),
+BELOW = {  # of each folder, and of run.py
+    "data": set(),
+    "models": set(),
+    "losses": set(),
     "explain": {"models"},
     "training": {"losses"},
     "weights": {"data", "models", "training"},
@@ -21,9 +23,11 @@ BELOW = {                       # of each folder, and of run.py
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
     "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "tasks", "training"},
 }
-SHARED = {"finetune": {"pretrain"}}     # the flags of a training; no other command is imported
-FILES = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
-         for path in sorted(PACKAGE.rglob("*.py"))}
+SHARED = {"finetune": {"pretrain"}}  # the flags of a training; no other command is imported
+FILES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
 def imports(path, everywhere=True):
@@ -59,8 +63,10 @@ def test_imports_point_down(name):
 
 
 def test_no_module_needs_itself():
-    needed = {name: {other if other in FILES else other.rpartition(".")[0] for other in imports(path, everywhere=False)}
-              for name, path in FILES.items()}
+    needed = {
+        name: {other if other in FILES else other.rpartition(".")[0] for other in imports(path, everywhere=False)}
+        for name, path in FILES.items()
+    }
     TopologicalSorter({name: others & FILES.keys() for name, others in needed.items()}).prepare()
 
 

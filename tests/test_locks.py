@@ -37,14 +37,16 @@ def test_a_second_process_is_told_who_is_there_and_a_dead_one_holds_nothing(tmp_
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"held\n"
-        wanted = rf"process {other.pid} on host '{socket.gethostname()}', since .* is training in x.*use another --workdir"
+        wanted = (
+            rf"process {other.pid} on host '{socket.gethostname()}', since .* is training in x.*use another --workdir"
+        )
         with pytest.raises(UserError, match=wanted):
             with hold(path):
                 pass
     finally:
         other.kill()
         other.communicate()
-    assert json.loads(path.read_text())["process"] == other.pid        # it could not take it away
+    assert json.loads(path.read_text())["process"] == other.pid  # it could not take it away
     with hold(path):
         assert json.loads(path.read_text())["process"] == os.getpid()
     assert not path.exists()
@@ -67,6 +69,7 @@ def test_what_a_dead_process_of_another_host_left_is_taken_over(tmp_path, text):
 @pytest.mark.parametrize("locks_of_the_system", [True, False])
 def test_another_host_that_renews_its_lock_keeps_it(tmp_path, monkeypatch, locks_of_the_system):
     """Where the file system keeps locks within a host, or has none at all."""
+
     def none(*_):
         raise OSError("not supported")
 
@@ -80,7 +83,10 @@ def test_another_host_that_renews_its_lock_keeps_it(tmp_path, monkeypatch, locks
         heart = threading.Thread(target=locks._beat, args=(file.fileno(), ended))
         heart.start()
         try:
-            with pytest.raises(UserError, match=f"process 77 on host 'elsewhere', since 2026.*remove {path}"), hold(path, 60):
+            with (
+                pytest.raises(UserError, match=f"process 77 on host 'elsewhere', since 2026.*remove {path}"),
+                hold(path, 60),
+            ):
                 pass
         finally:
             ended.set()
@@ -98,7 +104,7 @@ def test_a_second_job_leaves_the_run_of_the_first_alone(tmp_path):
         with pytest.raises(UserError, match=f"process {os.getpid()} on host .* is training in "):
             run.pretrain(config, tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == [distributed.LOCK, "metrics.jsonl"]
-    with pytest.raises(UserError, match="nowhere is no finished data set"):       # free again
+    with pytest.raises(UserError, match="nowhere is no finished data set"):  # free again
         run.pretrain(config, tmp_path)
 
 

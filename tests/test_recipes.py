@@ -31,11 +31,13 @@ PACKAGE = Path(listing.__file__).parent
 @pytest.fixture
 def add(monkeypatch):
     """(folder of the package, table, its line, what the file foo.py there holds)."""
+
     def add(folder, table, line, **content):
         module = types.ModuleType(f"mammoclip_jax.{folder}.foo")
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         monkeypatch.setitem(table, "foo", line)
+
     return add
 
 
@@ -49,15 +51,22 @@ def test_an_image_encoder(add):
             return stage.mean(axis=(1, 2)), {"head": stage + offsets.get("head", 0)}
 
     add("models", models.IMAGE_ENCODERS, "foo.Foo", Foo=lambda dtype, width=4: Foo(width))
-    model = models.classifier({"image": {"name": "foo", "width": 6}, "labels": ("mass",), "activation": "sigmoid",
-                               "combine": "mean", "dtype": "float32"})
+    model = models.classifier(
+        {
+            "image": {"name": "foo", "width": 6},
+            "labels": ("mass",),
+            "activation": "sigmoid",
+            "combine": "mean",
+            "dtype": "float32",
+        }
+    )
     logits, stages = model.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 1)), train=False)[0]
     assert logits.shape == (2, 1) and stages["head"].shape == (2, 2, 2, 6)
 
 
 def test_a_loss(add):
     def foo(embeddings, batch, mesh, power=2):
-        return (embeddings.image ** power).sum(), {"power": jnp.float32(power)}
+        return (embeddings.image**power).sum(), {"power": jnp.float32(power)}
 
     add("losses", losses.LOSSES, "foo.foo", foo=foo)
     foo.needs = ("image/head",)
@@ -68,8 +77,16 @@ def test_a_loss(add):
 
 def test_a_data_set(add, tmp_path):
     def foo(root, side="L"):
-        row = {"dataset": "foo", "patient": "p", "study": "s", "image": "i", "file": "i.png", "laterality": side, "view": "CC",
-               "split": "train"}
+        row = {
+            "dataset": "foo",
+            "patient": "p",
+            "study": "s",
+            "image": "i",
+            "file": "i.png",
+            "laterality": side,
+            "view": "CC",
+            "split": "train",
+        }
         return SourceTable(frame([row]), [], "CC0", "made up", public_ids=True)
 
     add("data.sources", sources.SOURCES, "foo", read=foo)
@@ -106,8 +123,15 @@ def test_a_task(add):
             raise UserError("foo wants config.model.dim=7.")
 
     names = ("COMMAND", "split", "load_tokenizer", "prepare", "start")
-    add("tasks", tasks.TASKS, "foo", MODEL="classifier", UNUSED=classification.UNUSED, check=check,
-        **{name: getattr(classification, name) for name in names})
+    add(
+        "tasks",
+        tasks.TASKS,
+        "foo",
+        MODEL="classifier",
+        UNUSED=classification.UNUSED,
+        check=check,
+        **{name: getattr(classification, name) for name in names},
+    )
     config = defaults()
     config.data.folders.films = "films"
     config.task.kind = "foo"
@@ -132,8 +156,10 @@ def test_every_task_has_what_a_task_has(kind):
 
 def test_every_command_is_listed(capsys):
     def is_command(path):
-        return any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
-                   for node in ast.parse(path.read_text()).body)
+        return any(
+            isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+            for node in ast.parse(path.read_text()).body
+        )
 
     files = {path.stem for path in PACKAGE.glob("*.py") if is_command(path)} - {"__main__"}
     folders = {path.parent.name for path in PACKAGE.glob("*/__main__.py")}

@@ -25,8 +25,15 @@ from mammoclip_jax.weights import folder
 HEIGHT, WIDTH = 64, 48
 PREPROCESSING = Preprocessing(geometry="fit", height=HEIGHT, width=WIDTH)
 CONFIGS = Path(__file__).parent.parent / "configs" / "reproduce"
-QUICK = ["evaluate.batch_size=8", "train.steps=2", "train.warmup_steps=1", "train.batch_size=8", "train.eval_every=2",
-         "train.checkpoint_every=2", "augment.affine_probability=0.0"]
+QUICK = [
+    "evaluate.batch_size=8",
+    "train.steps=2",
+    "train.warmup_steps=1",
+    "train.batch_size=8",
+    "train.eval_every=2",
+    "train.checkpoint_every=2",
+    "augment.affine_probability=0.0",
+]
 
 
 def row_of(name):
@@ -41,12 +48,14 @@ def test_every_number_of_the_tables_is_there_once():
     for row in rows:
         sums[row.table] = sums.get(row.table, 0) + row.value
     # Column by column, added up from the paper's charts as they were read.
-    expected = {"rsna_cancer": 2.87 + 3.62 + 3.89 + 4.01 + 4.05 + 4.13,
-                "vindr_calcification": 2.53 + 3.21 + 4.40 + 4.37 + 4.42 + 4.77,
-                "vindr_mass": 2.02 + 2.78 + 3.57 + 3.63 + 4.14 + 4.10,
-                "vindr_density": 2.61 + 3.23 + 3.44 + 3.55 + 3.58 + 3.77,
-                "vindr_calcification_boxes": 0.39 + 0.71 + 0.77 + 0.92 + 0.87 + 1.04,
-                "vindr_mass_boxes": 1.03 + 1.56 + 1.80 + 1.86 + 1.94 + 1.87}
+    expected = {
+        "rsna_cancer": 2.87 + 3.62 + 3.89 + 4.01 + 4.05 + 4.13,
+        "vindr_calcification": 2.53 + 3.21 + 4.40 + 4.37 + 4.42 + 4.77,
+        "vindr_mass": 2.02 + 2.78 + 3.57 + 3.63 + 4.14 + 4.10,
+        "vindr_density": 2.61 + 3.23 + 3.44 + 3.55 + 3.58 + 3.77,
+        "vindr_calcification_boxes": 0.39 + 0.71 + 0.77 + 0.92 + 0.87 + 1.04,
+        "vindr_mass_boxes": 1.03 + 1.56 + 1.80 + 1.86 + 1.94 + 1.87,
+    }
     assert {table: pytest.approx(sums[table], abs=1e-9) for table in expected} == expected
 
 
@@ -65,10 +74,18 @@ def test_patterns_choose_rows():
         published.chosen(["vindr_mas"])
 
 
-@pytest.mark.parametrize("ours, low, high, wanted", [
-    (0.77, 0.70, 0.80, "agrees"), (0.56, 0.5, 0.6, "agrees"), (0.70, 0.66, 0.76, "interval reaches it"),
-    (0.70, 0.68, 0.72, "below"), (0.9, 0.88, 0.92, "above"), (0.9, None, None, "above"),
-    (None, None, None, "not measured")])
+@pytest.mark.parametrize(
+    "ours, low, high, wanted",
+    [
+        (0.77, 0.70, 0.80, "agrees"),
+        (0.56, 0.5, 0.6, "agrees"),
+        (0.70, 0.66, 0.76, "interval reaches it"),
+        (0.70, 0.68, 0.72, "below"),
+        (0.9, 0.88, 0.92, "above"),
+        (0.9, None, None, "above"),
+        (None, None, None, "not measured"),
+    ],
+)
 def test_verdicts(ours, low, high, wanted):
     row = row_of("vindr_mass/zero_shot/b5_vindr")
     assert outcome.verdict(row, {"value": ours, "low": low, "high": high}) == wanted
@@ -103,9 +120,17 @@ def test_the_published_recipes_have_the_published_constants():
     assert of("rsna_classifier", "protocol=published").task.pos_weight == "46.48"
 
 
-@pytest.mark.parametrize("argument, message", [
-    ("lable=mass", "Did you mean 'label'"), ("label=mas", "Did you mean 'mass'"), ("fraction=ten", "is a number"),
-    ("fraction=0", "per cent"), ("protocol=mine", "Known: default, published"), ("encoder=b9", "Known: b2, b5")])
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("lable=mass", "Did you mean 'label'"),
+        ("label=mas", "Did you mean 'mass'"),
+        ("fraction=ten", "is a number"),
+        ("fraction=0", "per cent"),
+        ("protocol=mine", "Known: default, published"),
+        ("encoder=b9", "Known: b2, b5"),
+    ],
+)
 def test_a_wrong_argument_of_a_config_is_explained(argument, message):
     with pytest.raises(UserError, match=message):
         runpy.run_path(str(CONFIGS / "vindr_classifier.py"))["get_config"](argument)
@@ -117,7 +142,7 @@ def breast(mass, rng):
     image[image > 0] += rng.integers(0, 20, image.shape, dtype=np.uint8)[image > 0]
     x, y = map(int, rng.integers((8, 40), (32, 72)))
     if mass:
-        image[y:y + 16, x:x + 16] = 240
+        image[y : y + 16, x : x + 16] = 240
     return image, [x, y, x + 16, y + 16]
 
 
@@ -132,11 +157,25 @@ def data(tmp_path_factory):
             name = f"i{study}{view}"
             image, box = breast(mass, rng)
             cv2.imwrite(str(place / f"{name}.png"), image)
-            rows.append({"dataset": "vindr", "patient": f"s{study}", "study": f"s{study}", "image": name,
-                         "file": f"{name}.png", "laterality": "L", "view": view, "split": split, "real": False,
-                         "labels": {"mass": mass, "suspicious_calcification": int(study % 4 == 0),
-                                    "density": "ABCD"[study % 4]},
-                         "boxes": [{"label": "mass", "box": box}] if mass else []})
+            rows.append(
+                {
+                    "dataset": "vindr",
+                    "patient": f"s{study}",
+                    "study": f"s{study}",
+                    "image": name,
+                    "file": f"{name}.png",
+                    "laterality": "L",
+                    "view": view,
+                    "split": split,
+                    "real": False,
+                    "labels": {
+                        "mass": mass,
+                        "suspicious_calcification": int(study % 4 == 0),
+                        "density": "ABCD"[study % 4],
+                    },
+                    "boxes": [{"label": "mass", "box": box}] if mass else [],
+                }
+            )
     table = SourceTable(frame(rows), [], "made up", "nobody", True)
     build(table, place, place / "data", preprocessing=PREPROCESSING, workers=0)
     return place / "data"
@@ -147,25 +186,38 @@ def weights(tmp_path_factory, data):
     """A model folder with a very small dual encoder, untrained."""
     config = defaults()
     config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3)
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32)
+    config.model.text.update(
+        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     config.model.dim, config.image.channels, config.data.text_length = 8, 1, 16
     words = tokenizer.Tokenize(tokenizer.train_wordpiece(["no mass", "mass", "suspicious calcification"], 200))
     module = models.build(config.model, words.vocab_size)
-    variables = jax.jit(lambda key: init_variables(module, key, (HEIGHT, WIDTH, 1), 16))(
-        jax.random.key(0))
-    meta = {"kind": "dual_encoder", "config": json.loads(config.to_json_best_effort()), "tokenizer": words.to_json(),
-            "preprocessing": json.loads((data / "dataset.json").read_text())["preprocessing"], "step": 5,
-            "provenance": {"licences": [{"licence": "mammo_clip", "title": "a licence"}], "data": {}}}
+    variables = jax.jit(lambda key: init_variables(module, key, (HEIGHT, WIDTH, 1), 16))(jax.random.key(0))
+    meta = {
+        "kind": "dual_encoder",
+        "config": json.loads(config.to_json_best_effort()),
+        "tokenizer": words.to_json(),
+        "preprocessing": json.loads((data / "dataset.json").read_text())["preprocessing"],
+        "step": 5,
+        "provenance": {"licences": [{"licence": "mammo_clip", "title": "a licence"}], "data": {}},
+    }
     return folder.write(tmp_path_factory.mktemp("weights") / "model", jax.device_get(variables), meta, card="tiny")
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     def call(*patterns, **given):
-        values = {"weights": [], "data": [], "protocol": ["default"], "out": str(tmp_path / "out"), "list": False,
-                  "override": QUICK, "configs": "", "json": str(tmp_path / "figures.json")} | given
-        monkeypatch.setattr(command, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**values)))   # Grain has flags too
+        values = {
+            "weights": [],
+            "data": [],
+            "protocol": ["default"],
+            "out": str(tmp_path / "out"),
+            "list": False,
+            "override": QUICK,
+            "configs": "",
+            "json": str(tmp_path / "figures.json"),
+        } | given
+        monkeypatch.setattr(command, "flags", SimpleNamespace(FLAGS=SimpleNamespace(**values)))  # Grain has flags too
         status = command.main(["reproduce", *patterns])
         return status, json.loads((tmp_path / "figures.json").read_text())["rows"]
 
@@ -190,9 +242,16 @@ def test_the_list_runs_nothing(run, tmp_path, capsys, data, weights):
     assert "0.76 ±0.01 (or 0.55)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("given, message", [
-    ({"weights": ["b6=x"]}, "Known: b2, b5"), ({"data": ["vindr"]}, "NAME=VALUE"), ({"out": ""}, "--out"),
-    ({"protocol": ["mine"]}, "Known: default, published"), ({"data": ["vindr=a", "vindr=b"]}, "give it once")])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"weights": ["b6=x"]}, "Known: b2, b5"),
+        ({"data": ["vindr"]}, "NAME=VALUE"),
+        ({"out": ""}, "--out"),
+        ({"protocol": ["mine"]}, "Known: default, published"),
+        ({"data": ["vindr=a", "vindr=b"]}, "give it once"),
+    ],
+)
 def test_a_mistake_in_the_command_is_explained(run, given, message):
     with pytest.raises(UserError, match=message):
         run(**given)
@@ -200,8 +259,13 @@ def test_a_mistake_in_the_command_is_explained(run, given, message):
 
 @pytest.mark.slow
 def test_ours_stands_beside_the_published_value(run, tmp_path, capsys, data, weights):
-    asked = ["vindr_mass/zero_shot/b5", "vindr_mass/zero_shot/b5_vindr", "vindr_mass/linear_probe_100/b5",
-             "vindr_density/zero_shot/b5", "vindr_mass/finetune_100/b5"]
+    asked = [
+        "vindr_mass/zero_shot/b5",
+        "vindr_mass/zero_shot/b5_vindr",
+        "vindr_mass/linear_probe_100/b5",
+        "vindr_density/zero_shot/b5",
+        "vindr_mass/finetune_100/b5",
+    ]
     given = {"data": [f"vindr={data}"], "weights": [str(weights)]}
     status, rows = run(*asked, **given)
     assert status == 0, [row["reason"] for row in rows]
@@ -221,7 +285,8 @@ def test_ours_stands_beside_the_published_value(run, tmp_path, capsys, data, wei
 
     again = run(*asked, **given)
     assert "done before" in capsys.readouterr().out and [row["ours"] for row in again[1]] == [
-        rows[row["row"]]["ours"] for row in again[1]]
+        rows[row["row"]]["ours"] for row in again[1]
+    ]
     changed, _ = run("vindr_mass/zero_shot/b5", **given | {"protocol": ["published"]})
     assert changed == 0 and "done before" not in capsys.readouterr().out
 
@@ -231,8 +296,9 @@ def test_a_row_that_cannot_run_fails_alone(run, capsys, data, weights, monkeypat
         raise UserError("these weights may not be used so")
 
     monkeypatch.setattr(jobs.run, "pretrain", refused)
-    status, rows = run("vindr_mass/finetune_100/b5", "vindr_mass/zero_shot/b5", data=[f"vindr={data}"],
-                       weights=[f"b5={weights}"])
+    status, rows = run(
+        "vindr_mass/finetune_100/b5", "vindr_mass/zero_shot/b5", data=[f"vindr={data}"], weights=[f"b5={weights}"]
+    )
     verdicts = {row["row"]: row["verdict"] for row in rows}
     assert status == 1 and verdicts["vindr_mass/finetune_100/b5"] == "failed"
     assert verdicts["vindr_mass/zero_shot/b5"] in ("agrees", "interval reaches it", "above", "below")

@@ -60,8 +60,9 @@ def variables_of(config, make):
     model = models.build(config.model, published.ROWS)
     image = published.HEIGHT, published.WIDTH, 3
     shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image, config.data.text_length))
-    return unflatten_dict({path: make(path, leaf.shape) for path, leaf in flatten_dict(shapes, sep="/").items()},
-                          sep="/")
+    return unflatten_dict(
+        {path: make(path, leaf.shape) for path, leaf in flatten_dict(shapes, sep="/").items()}, sep="/"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,11 @@ def fresh():
 
 def meta_of(config):
     """As `pretrain` makes it."""
-    return {"preprocessing": PREPROCESSING, "config": json.loads(config.to_json_best_effort()),
-            "provenance": {"data": {"phantom": {"licence": "CC0-1.0", "real": False}}}}
+    return {
+        "preprocessing": PREPROCESSING,
+        "config": json.loads(config.to_json_best_effort()),
+        "provenance": {"data": {"phantom": {"licence": "CC0-1.0", "real": False}}},
+    }
 
 
 def same_towers(found, variables, *names):
@@ -89,8 +93,12 @@ def test_both_towers_of_a_model_folder_begin_the_run(imported, tmp_path, caplog)
     theirs, random = config_from(SMALLER, dim=16), np.random.default_rng(0)
     variables = variables_of(theirs, lambda path, shape: published.random_array(path, shape, random))
     model = json.loads(theirs.model.to_json())
-    parent = published.model_folder(tmp_path / "parent", imported._replace(
-        variables=variables, meta=imported.meta | {"config": imported.meta["config"] | {"model": model}}))
+    parent = published.model_folder(
+        tmp_path / "parent",
+        imported._replace(
+            variables=variables, meta=imported.meta | {"config": imported.meta["config"] | {"model": model}}
+        ),
+    )
     workdir = tmp_path / "run"
     workdir.mkdir()
     config = config_from(SMALLER, parent={"weights": str(parent), "load": ("image_encoder/", "text_encoder/")})
@@ -110,7 +118,11 @@ def test_both_towers_of_a_model_folder_begin_the_run(imported, tmp_path, caplog)
     provenance = meta["provenance"]
     (origin,) = provenance["parents"]
     assert (origin["name"], origin["origin"], origin["kind"], origin["step"]) == (
-        "parent", "shawn24/Mammo-CLIP", "dual_encoder", 7)
+        "parent",
+        "shawn24/Mammo-CLIP",
+        "dual_encoder",
+        7,
+    )
     (entry,) = provenance["licences"]
     assert entry["licence"] == "cc-by-nc-sa-4.0" and entry["stated"] is True
     assert "phantom" in provenance["data"] and noted["provenance"]["parents"] == provenance["parents"]
@@ -120,12 +132,17 @@ def test_both_towers_of_a_model_folder_begin_the_run(imported, tmp_path, caplog)
 
 def test_a_published_file_and_a_tower_of_its_own(fresh, imported, tmp_path):
     """The image tower from a single encoder's file, the text tower from a checkpoint; all without an import before."""
-    tower = {key.removeprefix("image_encoder."): 2 * value for key, value in published.published_state().items()
-             if key.startswith("image_encoder.")}
+    tower = {
+        key.removeprefix("image_encoder."): 2 * value
+        for key, value in published.published_state().items()
+        if key.startswith("image_encoder.")
+    }
     torch_writer.write(tmp_path / "tower.pth", tower)
     published.published_file(tmp_path / "b0.tar", published.published_state())
-    config = config_from(image={"weights": str(tmp_path / "tower.pth")},
-                         text={"weights": str(tmp_path / "b0.tar"), "load": "text_encoder/"})
+    config = config_from(
+        image={"weights": str(tmp_path / "tower.pth")},
+        text={"weights": str(tmp_path / "b0.tar"), "load": "text_encoder/"},
+    )
     meta = meta_of(config)
     variables = run.start_variables(fresh, config, tmp_path, meta)
     same_towers(variables, imported.variables, "text_encoder")
@@ -144,7 +161,7 @@ def test_a_resumed_run_reads_nothing_again(fresh, parent, tmp_path):
     parent.rename(parent.with_name("moved"))
     assert run.start_variables(fresh, config, tmp_path, resumed) is fresh
     assert resumed["provenance"] == json.loads(json.dumps(begun["provenance"]))
-    (tmp_path / "checkpoints" / "5").rmdir()        # nothing was saved yet: it begins anew, and misses the weights
+    (tmp_path / "checkpoints" / "5").rmdir()  # nothing was saved yet: it begins anew, and misses the weights
     with pytest.raises(UserError, match="parent: there is no such file or folder"):
         run.start_variables(fresh, config, tmp_path, resumed)
 
@@ -154,7 +171,7 @@ def test_terms_are_not_lost_with_the_note(fresh, tmp_path):
     config = config_from(parent={"weights": "somewhere"})
     with pytest.raises(UserError, match="warm_start.json is missing: .*which terms bind it"):
         run.start_variables(fresh, config, tmp_path, meta_of(config))
-    config = config_from(parent={"weights": ""})                # declared by the config, never used
+    config = config_from(parent={"weights": ""})  # declared by the config, never used
     assert run.start_variables(fresh, config, tmp_path, meta_of(config)) is fresh
 
 
@@ -165,7 +182,7 @@ def test_without_an_entry_nothing_is_read_or_noted(tmp_path):
 
 
 def test_weights_that_do_not_fit_stop_the_run_before_it_begins(fresh, imported, parent, tmp_path):
-    config = config_from(parent={"weights": str(parent)})       # 16 dimensions there, 8 here
+    config = config_from(parent={"weights": str(parent)})  # 16 dimensions there, 8 here
     meta = meta_of(config)
     with pytest.raises(UserError, match="projection/dense/.*8.*16"):
         run.start_variables(fresh, config, tmp_path, meta)
@@ -177,9 +194,17 @@ def test_weights_that_do_not_fit_stop_the_run_before_it_begins(fresh, imported, 
     assert not variables["params"]["image_projection"]["dense"]["kernel"].any()
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(validation_split="vall"), "validation_evaluators has nothing .* in split vall; there are test, train. Set .*validation_split"),
-    (dict(split="val"), "evaluators has nothing .* in split val"), (dict(folders=("phantom",)), "Did you mean 'phantoms'")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            dict(validation_split="vall"),
+            "validation_evaluators has nothing .* in split vall; there are test, train. Set .*validation_split",
+        ),
+        (dict(split="val"), "evaluators has nothing .* in split val"),
+        (dict(folders=("phantom",)), "Did you mean 'phantoms'"),
+    ],
+)
 def test_an_evaluation_of_nothing_is_found_before_the_training(change, message):
     settings = defaults().evaluate
     settings.update(validation_split="train")

@@ -39,11 +39,18 @@ class Detector(nn.Module):
         super().__init__()
         self.taps, self.classes = taps, classes
         c3, c4, c5 = channels
-        self.fpn = nn.ModuleDict({
-            "P5_1": nn.Conv2d(c5, features, 1), "P5_2": nn.Conv2d(features, features, 3, padding=1),
-            "P4_1": nn.Conv2d(c4, features, 1), "P4_2": nn.Conv2d(features, features, 3, padding=1),
-            "P3_1": nn.Conv2d(c3, features, 1), "P3_2": nn.Conv2d(features, features, 3, padding=1),
-            "P6": nn.Conv2d(c5, features, 3, 2, 1), "P7_2": nn.Conv2d(features, features, 3, 2, 1)})
+        self.fpn = nn.ModuleDict(
+            {
+                "P5_1": nn.Conv2d(c5, features, 1),
+                "P5_2": nn.Conv2d(features, features, 3, padding=1),
+                "P4_1": nn.Conv2d(c4, features, 1),
+                "P4_2": nn.Conv2d(features, features, 3, padding=1),
+                "P3_1": nn.Conv2d(c3, features, 1),
+                "P3_2": nn.Conv2d(features, features, 3, padding=1),
+                "P6": nn.Conv2d(c5, features, 3, 2, 1),
+                "P7_2": nn.Conv2d(features, features, 3, 2, 1),
+            }
+        )
         self.regressionModel = Subnet(9 * 4, features)
         self.classificationModel = Subnet(9 * classes, features)
         self.efficientnet = net
@@ -99,6 +106,6 @@ def randomise(net, seed=0):
             for values in (layer.bias, layer.running_mean):
                 nn.init.normal_(values, std=0.1)
     for name, layer in net.named_modules():
-        if name.endswith("._bn2"):      # ends a residual branch; B5 has so many that their sum would grow
+        if name.endswith("._bn2"):  # ends a residual branch; B5 has so many that their sum would grow
             layer.weight.data *= 0.6
     return net.eval()

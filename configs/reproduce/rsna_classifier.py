@@ -31,8 +31,9 @@ def get_config(argument=""):
         return config
     recipes.train(config, asked.encoder, images=IMAGES, epochs=EPOCHS, batch_size=BATCH_SIZE, fraction=asked.fraction)
     config.model.labels = ("cancer",)
-    config.task.update(kind="classifier", encoder="train",
-                       pos_weight=POS_WEIGHT if asked.protocol == "published" else "balanced")
+    config.task.update(
+        kind="classifier", encoder="train", pos_weight=POS_WEIGHT if asked.protocol == "published" else "balanced"
+    )
     if asked.task == "linear_probe":
         config.model.frozen = ("image",)
     config.evaluate.evaluators.classification = dict()

@@ -24,7 +24,7 @@ from mammoclip_jax.reproduction.arguments import config_argument
 POS_WEIGHT = {"mass": "15.5733", "suspicious_calcification": "37.2967", "density": ""}
 DENSITIES = ("A", "B", "C", "D")
 EPOCHS, BATCH_SIZE = 30, 8
-IMAGES = {"published": 16_000, "default": 14_400}       # training images: all, or without a tenth for validation
+IMAGES = {"published": 16_000, "default": 14_400}  # training images: all, or without a tenth for validation
 
 
 def get_config(argument=""):
@@ -36,8 +36,14 @@ def get_config(argument=""):
         config.evaluate.evaluators.linear_probe = dict(label=asked.label, fractions=(asked.fraction / 100,))
         return config
     classes = asked.label == "density"
-    recipes.train(config, asked.encoder, images=IMAGES[asked.protocol], epochs=EPOCHS, batch_size=BATCH_SIZE,
-                  fraction=asked.fraction)
+    recipes.train(
+        config,
+        asked.encoder,
+        images=IMAGES[asked.protocol],
+        epochs=EPOCHS,
+        batch_size=BATCH_SIZE,
+        fraction=asked.fraction,
+    )
     config.model.labels = DENSITIES if classes else (asked.label,)
     config.model.activation = "softmax" if classes else "sigmoid"
     weight = POS_WEIGHT[asked.label] if asked.protocol == "published" else "" if classes else "balanced"

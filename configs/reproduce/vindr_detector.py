@@ -18,7 +18,7 @@ from mammoclip_jax.names import check_name
 from mammoclip_jax.reproduction import recipes
 from mammoclip_jax.reproduction.arguments import config_argument
 
-IMAGES = {"mass": 894, "suspicious_calcification": 337}     # training images with a box
+IMAGES = {"mass": 894, "suspicious_calcification": 337}  # training images with a box
 EPOCHS, BATCH_SIZE = 120, 7
 
 
@@ -28,8 +28,9 @@ def get_config(argument=""):
     published = asked.protocol == "published"
     how = "frozen" if asked.frozen else "finetune"
     config = recipes.start(f"VinDr {asked.label} boxes, {how} {asked.fraction} %, {asked.protocol} protocol", "vindr")
-    recipes.train(config, asked.encoder, images=IMAGES[asked.label], epochs=EPOCHS, batch_size=BATCH_SIZE,
-                  fraction=asked.fraction)
+    recipes.train(
+        config, asked.encoder, images=IMAGES[asked.label], epochs=EPOCHS, batch_size=BATCH_SIZE, fraction=asked.fraction
+    )
     config.model.labels = (asked.label,)
     config.task.update(kind="detector", focal_alpha=0.25, focal_gamma=2.0)
     config.train.clip_norm = 0.1

@@ -12,15 +12,21 @@ from mammoclip_jax.names import check_name
 from mammoclip_jax.reproduction import recipes
 from mammoclip_jax.reproduction.arguments import config_argument
 
-PROMPTS = {"mass": "mammo_clip_vindr", "suspicious_calcification": "mammo_clip_vindr", "density": "density_birads",
-           "cancer": "mammo_clip"}
+PROMPTS = {
+    "mass": "mammo_clip_vindr",
+    "suspicious_calcification": "mammo_clip_vindr",
+    "density": "density_birads",
+    "cancer": "mammo_clip",
+}
 
 
 def get_config(argument=""):
     asked = config_argument(argument, label="mass", protocol="default", encoder="b5")
     check_name(asked.label, PROMPTS, "label")
-    config = recipes.start(f"Zero-shot {asked.label}, {asked.protocol} protocol",
-                           "rsna" if asked.label == "cancer" else "vindr")
-    config.evaluate.evaluators.zero_shot = dict(prompts=PROMPTS[asked.label], labels=(asked.label,),
-                                                protocol=asked.protocol)
+    config = recipes.start(
+        f"Zero-shot {asked.label}, {asked.protocol} protocol", "rsna" if asked.label == "cancer" else "vindr"
+    )
+    config.evaluate.evaluators.zero_shot = dict(
+        prompts=PROMPTS[asked.label], labels=(asked.label,), protocol=asked.protocol
+    )
     return config

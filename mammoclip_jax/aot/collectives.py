@@ -5,8 +5,15 @@ from typing import NamedTuple
 
 from mammoclip_jax.aot.hlo import Array, Program, called, source
 
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
-         "collective-broadcast")
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
 
 
 class Collective(NamedTuple):
@@ -19,9 +26,9 @@ class Collective(NamedTuple):
     name: str
     kind: str
     arrays: tuple[Array, ...]
-    passes: int             # in one step
-    groups: str             # devices that take part together, as XLA writes them
-    source: str             # the operation of the model that it comes from
+    passes: int  # in one step
+    groups: str  # devices that take part together, as XLA writes them
+    source: str  # the operation of the model that it comes from
 
     @property
     def bytes(self) -> int:
@@ -43,8 +50,13 @@ class Collective(NamedTuple):
 def find(program: Program) -> list[Collective]:
     """All collectives that the program runs, largest first."""
     collectives, channels = [], set()
-    fused = {name for computation in program.computations.values() for instruction in computation.values()
-             if instruction.opcode == "fusion" for name in called(instruction)}
+    fused = {
+        name
+        for computation in program.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == "fusion"
+        for name in called(instruction)
+    }
     for name, computation in program.computations.items():
         if not program.passes[name]:
             continue
@@ -58,14 +70,26 @@ def find(program: Program) -> list[Collective]:
                 if channel[1] in channels:
                     continue
                 channels.add(channel[1])
-            taken = [array for operand in instruction.operands if operand in computation
-                     for array in computation[operand].result]
+            taken = [
+                array
+                for operand in instruction.operands
+                if operand in computation
+                for array in computation[operand].result
+            ]
             given = [array for array in instruction.result if array.shape or not instruction.opcode.endswith("-start")]
             if instruction.opcode.endswith("-start") and kind != "all-reduce":
-                given = given[len(taken):]      # (what goes in, what comes out, ...)
+                given = given[len(taken) :]  # (what goes in, what comes out, ...)
             arrays = max((taken, given), key=lambda side: sum(array.bytes for array in side))
-            collectives.append(Collective(instruction.name, kind, tuple(arrays), program.passes[name],
-                                          _groups(instruction.text), source(instruction)))
+            collectives.append(
+                Collective(
+                    instruction.name,
+                    kind,
+                    tuple(arrays),
+                    program.passes[name],
+                    _groups(instruction.text),
+                    source(instruction),
+                )
+            )
     return sorted(collectives, key=lambda collective: -collective.total)
 
 

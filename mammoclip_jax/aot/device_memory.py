@@ -34,12 +34,18 @@ def of_program(compiled) -> dict[str, int]:
     analysis = compiled.memory_analysis()
     if analysis is None:
         return {}
-    names = {"arguments": "argument_size_in_bytes", "outputs": "output_size_in_bytes", "aliased": "alias_size_in_bytes",
-             "temporaries": "temp_size_in_bytes", "code": "generated_code_size_in_bytes",
-             "peak": "peak_memory_in_bytes"}
+    names = {
+        "arguments": "argument_size_in_bytes",
+        "outputs": "output_size_in_bytes",
+        "aliased": "alias_size_in_bytes",
+        "temporaries": "temp_size_in_bytes",
+        "code": "generated_code_size_in_bytes",
+        "peak": "peak_memory_in_bytes",
+    }
     figures = {name: int(getattr(analysis, field, 0)) for name, field in names.items()}
-    figures["total"] = (figures["arguments"] + figures["outputs"] - figures["aliased"] + figures["temporaries"]
-                        + figures["code"])
+    figures["total"] = (
+        figures["arguments"] + figures["outputs"] - figures["aliased"] + figures["temporaries"] + figures["code"]
+    )
     return figures
 
 

@@ -27,10 +27,18 @@ def describe(config, trainer: Trainer, compiled: Compiled, target: Topology) -> 
     images = breasts * views / chips
     kind = target.devices[0].device_kind
     figures = {
-        "topology": target.name, "chips": chips, "device_kind": kind, "images_per_chip": images,
-        "breasts_per_chip": breasts / chips, "arguments": device_memory.arguments(trainer.state, trainer.batch),
-        "hbm_bytes": compiled.memory.get("available", target.hbm), "fits": compiled.fits, "memory": compiled.memory,
-        "compile_seconds": compiled.seconds, "versions": compiled.versions, "key": compiled.key,
+        "topology": target.name,
+        "chips": chips,
+        "device_kind": kind,
+        "images_per_chip": images,
+        "breasts_per_chip": breasts / chips,
+        "arguments": device_memory.arguments(trainer.state, trainer.batch),
+        "hbm_bytes": compiled.memory.get("available", target.hbm),
+        "fits": compiled.fits,
+        "memory": compiled.memory,
+        "compile_seconds": compiled.seconds,
+        "versions": compiled.versions,
+        "key": compiled.key,
     }
     if not compiled.fits:
         return figures
@@ -41,11 +49,19 @@ def describe(config, trainer: Trainer, compiled: Compiled, target: Topology) -> 
     moved, computed = compiled.cost["bytes"] * loops["bytes"], compiled.cost["flops"] * loops["flops"]
     model = flops.training_flops(trainer, config) / chips
     figures |= {
-        "xla_flops": computed, "model_flops": model, "xla_bytes": moved, "loops": loops,
-        "unknown_loops": list(program.unknown_loops), "counted_bytes": often.bytes, "counted_hbm_bytes": often.hbm,
-        "flops_per_image": computed / images, "model_flops_per_image": model / images,
-        "bytes_per_image": moved / images, "images_per_second": bounds(kind, images, moved, computed),
-        "collectives": _collectives(config, trainer, program), "heaviest": traffic.heaviest(costs, 20),
+        "xla_flops": computed,
+        "model_flops": model,
+        "xla_bytes": moved,
+        "loops": loops,
+        "unknown_loops": list(program.unknown_loops),
+        "counted_bytes": often.bytes,
+        "counted_hbm_bytes": often.hbm,
+        "flops_per_image": computed / images,
+        "model_flops_per_image": model / images,
+        "bytes_per_image": moved / images,
+        "images_per_second": bounds(kind, images, moved, computed),
+        "collectives": _collectives(config, trainer, program),
+        "heaviest": traffic.heaviest(costs, 20),
     }
     return figures
 
@@ -75,10 +91,15 @@ def _collectives(config, trainer, program) -> dict:
     gradients = gradient_bytes(trained, ops)
     total = sum(collective.total for collective in ops)
     return {
-        "by_kind": collectives.by_kind(ops), "bytes": total, "gradient_bytes": gradients, "embedding_bytes": vectors,
-        "ratio": total / (gradients + vectors), "image_batch_bytes": image_batch,
+        "by_kind": collectives.by_kind(ops),
+        "bytes": total,
+        "gradient_bytes": gradients,
+        "embedding_bytes": vectors,
+        "ratio": total / (gradients + vectors),
+        "image_batch_bytes": image_batch,
         "gradient_bytes_float32": sum(math.prod(x.shape) * 4 for x in trained),
-        "largest": str(ops[0]) if ops else "", "largest_bytes": ops[0].bytes if ops else 0,
+        "largest": str(ops[0]) if ops else "",
+        "largest_bytes": ops[0].bytes if ops else 0,
         "as_large_as_images": [str(each) for each in large(trainer.state.params, ops, image_batch)],
     }
 
@@ -102,8 +123,13 @@ def large(parameters, ops, size: int) -> list:
     Nor that of a stack of equal parameters; axes of one and the order of axes are the compiler's.
     """
     forms = {_form(x.shape) for x in jax.tree.leaves(parameters)}
-    return [each for each in ops if any(
-        array.bytes >= size and not {_form(array.shape), _form(array.shape[1:])} & forms for array in each.arrays)]
+    return [
+        each
+        for each in ops
+        if any(
+            array.bytes >= size and not {_form(array.shape), _form(array.shape[1:])} & forms for array in each.arrays
+        )
+    ]
 
 
 def _form(shape):

@@ -15,12 +15,12 @@ from jax.extend import core
 
 from mammoclip_jax.models.lora import AdaptedModel
 
-TRAINING = 3        # passes over the products in a training step
+TRAINING = 3  # passes over the products in a training step
 
 
 class Peak(NamedTuple):
-    flops: float        # dense bfloat16 products, FLOP/s; the convention is to measure float32 programs by it too
-    bandwidth: float    # of the device's memory, byte/s
+    flops: float  # dense bfloat16 products, FLOP/s; the convention is to measure float32 programs by it too
+    bandwidth: float  # of the device's memory, byte/s
 
 
 # By `jax.Device.device_kind`. Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs);
@@ -78,8 +78,9 @@ def training_flops(trainer, config) -> int:
     def passes(tower):
         return 1 if tower in config.model.frozen else TRAINING
 
-    return (passes("image") * model_flops(lambda v, *x: model.apply(v, *x, method="encode_image"), variables, image)
-            + passes("text") * model_flops(lambda v, *x: model.apply(v, *x, method="encode_text"), variables, *texts))
+    return passes("image") * model_flops(
+        lambda v, *x: model.apply(v, *x, method="encode_image"), variables, image
+    ) + passes("text") * model_flops(lambda v, *x: model.apply(v, *x, method="encode_text"), variables, *texts)
 
 
 def without_cells(model):
@@ -144,16 +145,19 @@ def _passes(equation) -> int:
     """
     params = equation.params
     condition, body = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
-    carried = equation.invars[params["cond_nconsts"] + params["body_nconsts"]:]
+    carried = equation.invars[params["cond_nconsts"] + params["body_nconsts"] :]
     try:
         (test,) = condition.eqns
-        counter = condition.invars[params["cond_nconsts"]:].index(test.invars[0])
-        body_in, body_out = body.invars[params["body_nconsts"]:][counter], body.outvars[counter]
+        counter = condition.invars[params["cond_nconsts"] :].index(test.invars[0])
+        body_in, body_out = body.invars[params["body_nconsts"] :][counter], body.outvars[counter]
         (step,) = [e for e in body.eqns if body_out in e.outvars]
-        if (test.primitive.name, step.primitive.name, step.invars[0]) == ("lt", "add", body_in) \
-                and step.invars[1].val == 1:
+        if (test.primitive.name, step.primitive.name, step.invars[0]) == ("lt", "add", body_in) and step.invars[
+            1
+        ].val == 1:
             return int(test.invars[1].val) - int(carried[counter].val)
-    except (AttributeError, ValueError):      # more equations, or a bound that is not a literal
+    except (AttributeError, ValueError):  # more equations, or a bound that is not a literal
         pass
-    raise ValueError("products stand in a while loop whose number of passes is not known before it runs; "
-                     "use lax.scan, or count the body by itself")
+    raise ValueError(
+        "products stand in a while loop whose number of passes is not known before it runs; "
+        "use lax.scan, or count the body by itself"
+    )

@@ -7,8 +7,26 @@ import math
 import re
 from typing import NamedTuple
 
-BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "f8": 8, "s16": 16, "u16": 16, "f16": 16, "bf16": 16,
-        "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128}
+BITS = {
+    "pred": 8,
+    "s4": 4,
+    "u4": 4,
+    "s8": 8,
+    "u8": 8,
+    "f8": 8,
+    "s16": 16,
+    "u16": 16,
+    "f16": 16,
+    "bf16": 16,
+    "s32": 32,
+    "u32": 32,
+    "f32": 32,
+    "s64": 64,
+    "u64": 64,
+    "f64": 64,
+    "c64": 64,
+    "c128": 128,
+}
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"\s+(ROOT )?%?([\w.-]+) = ")
@@ -16,7 +34,8 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 _REFERENCE = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(
     r"(?:calls|body|condition|true_computation|false_computation|called_computations|branch_computations)="
-    r"(?:\{([^}]*)\}|%?([\w.-]+))")
+    r"(?:\{([^}]*)\}|%?([\w.-]+))"
+)
 
 
 class Array(NamedTuple):
@@ -24,9 +43,9 @@ class Array(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
-    bytes: int              # of the elements alone
-    padded: int             # as it lies in memory, filled up to the layout's tiles
-    space: int              # memory it lies in: 0 is the device's main memory (HBM), others are on the chip
+    bytes: int  # of the elements alone
+    padded: int  # as it lies in memory, filled up to the layout's tiles
+    space: int  # memory it lies in: 0 is the device's main memory (HBM), others are on the chip
 
 
 class Instruction(NamedTuple):
@@ -34,7 +53,7 @@ class Instruction(NamedTuple):
     opcode: str
     result: tuple[Array, ...]
     operands: tuple[str, ...]
-    text: str               # from the operands on: attributes, metadata
+    text: str  # from the operands on: attributes, metadata
     root: bool
 
 
@@ -79,8 +98,11 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 def called(instruction: Instruction) -> list[str]:
     """Names of the computations that an instruction runs: bodies, branches, fusions; not what reductions add up by."""
-    names = [name for group, single in _CALLED.findall(instruction.text)
-             for name in (_REFERENCE.findall(group) if group else [single])]
+    names = [
+        name
+        for group, single in _CALLED.findall(instruction.text)
+        for name in (_REFERENCE.findall(group) if group else [single])
+    ]
     if instruction.opcode == "call":
         names += re.findall(r"to_apply=%?([\w.-]+)", instruction.text)
     return names
@@ -103,8 +125,9 @@ def _array(dtype, dimensions, order, details) -> Array:
         for axis, side in zip(range(-len(sides), 0), sides):
             if -axis <= len(physical):
                 physical[axis] = -(-physical[axis] // side) * side
-    return Array(dtype, shape, math.prod(shape) * bits // 8, math.prod(physical) * bits // 8,
-                 int(space[1]) if space else 0)
+    return Array(
+        dtype, shape, math.prod(shape) * bits // 8, math.prod(physical) * bits // 8, int(space[1]) if space else 0
+    )
 
 
 def _instruction(line) -> Instruction | None:
@@ -118,7 +141,7 @@ def _instruction(line) -> Instruction | None:
         return None
     close = _closing(line, opcode.end() - 1)
     operands = tuple(_REFERENCE.findall(line, opcode.end(), close))
-    return Instruction(start[2], opcode[1], arrays(line[at:end]), operands, line[opcode.end():], bool(start[1]))
+    return Instruction(start[2], opcode[1], arrays(line[at:end]), operands, line[opcode.end() :], bool(start[1]))
 
 
 def _closing(line, at):

@@ -22,17 +22,17 @@ from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.tasks.trainer import Trainer
 from mammoclip_jax.training.mesh import make_mesh
 
-PACKAGES = ("jax", "jaxlib", "libtpu")      # that decide what is compiled
+PACKAGES = ("jax", "jaxlib", "libtpu")  # that decide what is compiled
 
 
 class Compiled(NamedTuple):
     """What the compiler said of one program."""
 
     fits: bool
-    memory: dict[str, int]      # device_memory.of_program; {"needed", "available"} where it does not fit
-    cost: dict[str, float]      # flops, bytes: XLA's cost analysis of one device; {} where it does not fit
-    text: str                   # optimised HLO; "" where it does not fit
-    seconds: float              # of the compilation, when it was done
+    memory: dict[str, int]  # device_memory.of_program; {"needed", "available"} where it does not fit
+    cost: dict[str, float]  # flops, bytes: XLA's cost analysis of one device; {} where it does not fit
+    text: str  # optimised HLO; "" where it does not fit
+    seconds: float  # of the compilation, when it was done
     key: str
     versions: dict[str, str]
 
@@ -82,8 +82,9 @@ def _compile(lowered, options, key, known) -> Compiled:
         return Compiled(False, dict(zip(("needed", "available"), shortage)), {}, "", seconds, key, known)
     cost = compiled.cost_analysis() or {}
     figures = {"flops": cost.get("flops", 0.0), "bytes": cost.get("bytes accessed", 0.0)}
-    return Compiled(True, device_memory.of_program(compiled), figures, compiled.as_text(), time.monotonic() - started, key,
-                    known)
+    return Compiled(
+        True, device_memory.of_program(compiled), figures, compiled.as_text(), time.monotonic() - started, key, known
+    )
 
 
 def _write(cache, compiled: Compiled) -> Compiled:

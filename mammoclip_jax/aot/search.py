@@ -8,8 +8,8 @@ class Trial(NamedTuple):
     """What one compilation said."""
 
     fits: bool
-    used: int | None        # bytes that the program needs; None where the compiler did not say
-    limit: int              # bytes that there are
+    used: int | None  # bytes that the program needs; None where the compiler did not say
+    limit: int  # bytes that there are
 
 
 def largest(trial: Callable[[int], Trial], start: int, step: int = 1, highest: int = 4096) -> int:

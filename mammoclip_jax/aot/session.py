@@ -18,7 +18,7 @@ class Found(NamedTuple):
     config: Any
     figures: dict
     rows: list[dict]
-    text: str               # optimised HLO; "" where it does not fit
+    text: str  # optimised HLO; "" where it does not fit
 
 
 class Session(NamedTuple):
@@ -43,12 +43,16 @@ class Session(NamedTuple):
         """
         trainer = program.trainer_for(config, self.target.devices, self.preprocessing, self.vocab_size)
         image = config.model.image
-        logging.info("%g images a chip, remat %s, scan %s, image micro-batches %d",
-                     images_per_chip(config, self.target), image.get("remat", "none"), image.get("scan", False),
-                     config.train.micro_batches.image)
+        logging.info(
+            "%g images a chip, remat %s, scan %s, image micro-batches %d",
+            images_per_chip(config, self.target),
+            image.get("remat", "none"),
+            image.get("scan", False),
+            config.train.micro_batches.image,
+        )
         compiled = program.compile_step(trainer, self.target, self.cache, self.options)
         described = figures.describe(config, trainer, compiled, self.target)
-        jax.clear_caches()      # programs of large models take gigabytes
+        jax.clear_caches()  # programs of large models take gigabytes
         row = table.row(config, described, self.preprocessing, self.options)
         return Found(config, described, [row], compiled.text)
 
@@ -68,9 +72,13 @@ class Session(NamedTuple):
             tried[size] = compiled = self.compile(with_batch(config, size))
             memory = compiled.figures["memory"]
             used = memory.get("needed", memory.get("total"))
-            logging.info("%g images a chip: %s, %.2f of %.2f GiB", compiled.figures["images_per_chip"],
-                         "fits" if compiled.figures["fits"] else "does not fit", used / 2**30,
-                         compiled.figures["hbm_bytes"] / 2**30)
+            logging.info(
+                "%g images a chip: %s, %.2f of %.2f GiB",
+                compiled.figures["images_per_chip"],
+                "fits" if compiled.figures["fits"] else "does not fit",
+                used / 2**30,
+                compiled.figures["hbm_bytes"] / 2**30,
+            )
             return search.Trial(compiled.figures["fits"], used, compiled.figures["hbm_bytes"])
 
         first = with_images(config, start, self.target).train.batch_size
@@ -115,8 +123,10 @@ def with_images(config, images: float, target: Topology):
         return config
     breasts = images * len(target.devices) / config.data.views
     if breasts != int(breasts):
-        raise UserError(f"--images_per_chip={images:g} on {len(target.devices)} chips is no whole number of breasts "
-                        f"with {config.data.views} images each.")
+        raise UserError(
+            f"--images_per_chip={images:g} on {len(target.devices)} chips is no whole number of breasts "
+            f"with {config.data.views} images each."
+        )
     return with_batch(config, int(breasts))
 
 
@@ -128,6 +138,8 @@ def smallest_batch(config, target: Topology) -> int:
     """Breasts, over all chips: every batch is a multiple of it (mesh.check_batch_size)."""
     rows = config.model.image.get("rows")
     devices = len(target.devices) // (config.mesh[rows] if rows else 1)
-    parts = [devices * config.train.micro_batches[tower] // math.gcd(devices * config.train.micro_batches[tower], each)
-             for tower, each in (("image", config.data.views), ("text", config.data.texts))]
+    parts = [
+        devices * config.train.micro_batches[tower] // math.gcd(devices * config.train.micro_batches[tower], each)
+        for tower, each in (("image", config.data.views), ("text", config.data.texts))
+    ]
     return math.lcm(devices, *parts)

@@ -10,16 +10,16 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import lookup
 
 GIB = 2**30
-LARGEST = 256       # chips
+LARGEST = 256  # chips
 
 
 class Generation(NamedTuple):
     """What a topology's name begins with."""
 
-    accelerator: str        # Google Cloud's name of a single host, as libtpu wants it in its environment
-    hbm: float              # GiB that a program may use, as the compiler says when one does not fit
-    host: tuple[int, ...]   # chips of a host along each axis of the topology
-    options: dict = {}      # further arguments of get_topology_desc
+    accelerator: str  # Google Cloud's name of a single host, as libtpu wants it in its environment
+    hbm: float  # GiB that a program may use, as the compiler says when one does not fit
+    host: tuple[int, ...]  # chips of a host along each axis of the topology
+    options: dict = {}  # further arguments of get_topology_desc
 
 
 # `hbm` of libtpu 0.0.42.1. A v4 chip has two cores, which are one device as "megacore".
@@ -35,8 +35,8 @@ class Topology(NamedTuple):
     """The devices of one topology; nothing can be computed on them."""
 
     name: str
-    devices: list           # of jax.Device
-    hbm: int                # bytes a chip that a program may use
+    devices: list  # of jax.Device
+    hbm: int  # bytes a chip that a program may use
 
 
 def prepare(name: str) -> None:
@@ -47,23 +47,27 @@ def prepare(name: str) -> None:
     """
     generation, _ = parse(name)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("libtpu, the compiler for TPUs, is not installed: run pip install -e .[aot]. It needs no TPU, "
-                        "Linux on x86-64, and 700 MB of disk.")
-    os.environ.update({
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",              # no question to the metadata server of a cloud
-        "TPU_ACCELERATOR_TYPE": generation.accelerator,
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",      # its lock file is for those who use the hardware
-        "TPU_MIN_LOG_LEVEL": "3",               # it would complain of the missing TPU
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_LOG_DIR": "disabled",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    })
+        raise UserError(
+            "libtpu, the compiler for TPUs, is not installed: run pip install -e .[aot]. It needs no TPU, "
+            "Linux on x86-64, and 700 MB of disk."
+        )
+    os.environ.update(
+        {
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",  # no question to the metadata server of a cloud
+            "TPU_ACCELERATOR_TYPE": generation.accelerator,
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # its lock file is for those who use the hardware
+            "TPU_MIN_LOG_LEVEL": "3",  # it would complain of the missing TPU
+            "TPU_STDERR_LOG_LEVEL": "3",
+            "TPU_LOG_DIR": "disabled",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+    )
     import jax
 
-    jax.config.update("jax_platforms", "cpu")   # should jax have been imported before
+    jax.config.update("jax_platforms", "cpu")  # should jax have been imported before
 
 
 def parse(name: str) -> tuple[Generation, tuple[int, ...]]:
@@ -76,8 +80,9 @@ def parse(name: str) -> tuple[Generation, tuple[int, ...]]:
     generation = lookup(GENERATIONS, family, "TPU generation")
     axes = len(generation.host)
     if not re.fullmatch("x".join([r"[1-9]\d*"] * axes), sides):
-        raise UserError(f"--topology={name}: write the chips along its {axes} axes, such as "
-                        f"{family}:{'x'.join('2' * axes)}.")
+        raise UserError(
+            f"--topology={name}: write the chips along its {axes} axes, such as {family}:{'x'.join('2' * axes)}."
+        )
     shape = tuple(map(int, sides.split("x")))
     if math.prod(shape) > LARGEST:
         raise UserError(f"--topology={name} has {math.prod(shape)} chips; up to {LARGEST} are supported.")
@@ -97,7 +102,8 @@ def load(name: str) -> Topology:
     host = tuple(min(whole, side) for whole, side in zip(generation.host, shape)) + (1,) * (3 - len(shape))
     try:
         description = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, chips_per_host_bounds=host, **generation.options)
-    except Exception as error:      # jax raises RuntimeErrors of several kinds here
+            platform="tpu", topology_name=name, chips_per_host_bounds=host, **generation.options
+        )
+    except Exception as error:  # jax raises RuntimeErrors of several kinds here
         raise UserError(f"--topology={name}: libtpu does not have it: {str(error).splitlines()[0]}") from error
     return Topology(name, list(description.devices), int(generation.hbm * GIB))

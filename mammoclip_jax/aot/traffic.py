@@ -12,9 +12,30 @@ from typing import NamedTuple
 from mammoclip_jax.aot.hlo import Array, Instruction, Program, source
 
 # These move nothing by themselves; what loops and calls run is counted where it stands.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "copy-done",
-         "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "all-reduce-done", "all-gather-done",
-         "collective-permute-done", "async-done", "async-update", "slice-done", "dynamic-slice-done", "domain"}
+_FREE = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "call",
+    "conditional",
+    "copy-done",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+    "opt-barrier",
+    "all-reduce-done",
+    "all-gather-done",
+    "collective-permute-done",
+    "async-done",
+    "async-update",
+    "slice-done",
+    "dynamic-slice-done",
+    "domain",
+}
 _SLICES = {"dynamic-slice", "slice", "gather"}
 
 
@@ -23,9 +44,9 @@ class Cost(NamedTuple):
 
     instruction: Instruction
     passes: int
-    bytes: int      # read and written
-    hbm: int        # the part of it in the device's main memory; the rest stays on the chip
-    flops: int      # 2 for each multiply-add of products and convolutions, inside fusions too; nothing else
+    bytes: int  # read and written
+    hbm: int  # the part of it in the device's main memory; the rest stays on the chip
+    flops: int  # 2 for each multiply-add of products and convolutions, inside fusions too; nothing else
 
 
 class Sums(NamedTuple):
@@ -38,8 +59,13 @@ class Sums(NamedTuple):
 
 def costs(program: Program) -> list[Cost]:
     """Of all instructions that run by themselves."""
-    fused = {callee for computation in program.computations.values() for instruction in computation.values()
-             if instruction.opcode == "fusion" for callee in _fusion(instruction)}
+    fused = {
+        callee
+        for computation in program.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == "fusion"
+        for callee in _fusion(instruction)
+    }
     entries = []
     for name, computation in program.computations.items():
         if not program.passes[name] or name in fused:
@@ -47,9 +73,15 @@ def costs(program: Program) -> list[Cost]:
         for instruction in computation.values():
             if instruction.opcode not in _FREE:
                 moved = _moved(instruction, computation, program)
-                entries.append(Cost(instruction, program.passes[name], sum(array.padded for array in moved),
-                                    sum(array.padded for array in moved if array.space == 0),
-                                    _flops(instruction, computation, program)))
+                entries.append(
+                    Cost(
+                        instruction,
+                        program.passes[name],
+                        sum(array.padded for array in moved),
+                        sum(array.padded for array in moved if array.space == 0),
+                        _flops(instruction, computation, program),
+                    )
+                )
     return entries
 
 
@@ -81,7 +113,7 @@ def _moved(instruction, computation, program) -> list[Array]:
     operands = [list(computation[name].result) if name in computation else [] for name in instruction.operands]
     opcode = instruction.opcode
     if opcode in ("copy-start", "slice-start"):
-        return result[:2]                       # (to, from, signal)
+        return result[:2]  # (to, from, signal)
     if opcode in _SLICES:
         return result + result
     if opcode == "dynamic-update-slice":
@@ -106,9 +138,10 @@ def _read(parameter, arrays, users, inner):
     readers = users.get(parameter.name, [])
     if readers and all(user.opcode in _SLICES and user.operands[0] == parameter.name for user in readers):
         return [array._replace(space=arrays[0].space) for user in readers for array in user.result]
-    if readers and all(user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name
-                       for user in readers):
-        return []                               # written in place
+    if readers and all(
+        user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name for user in readers
+    ):
+        return []  # written in place
     return arrays
 
 
@@ -118,9 +151,12 @@ def _written(result, inner):
     parts = [inner[name] for name in root.operands if name in inner] if root and root.opcode == "tuple" else [root]
     if len(parts) != len(result) or None in parts:
         return result
-    return [inner[part.operands[1]].result[0]._replace(space=array.space)
-            if part.opcode == "dynamic-update-slice" and part.operands[1] in inner else array
-            for part, array in zip(parts, result)]
+    return [
+        inner[part.operands[1]].result[0]._replace(space=array.space)
+        if part.opcode == "dynamic-update-slice" and part.operands[1] in inner
+        else array
+        for part, array in zip(parts, result)
+    ]
 
 
 def _flops(instruction, computation, program) -> int:
@@ -150,15 +186,31 @@ def _products(instruction, left, kernel, labels, window):
     options = dict(part.split("=") for part in window.split())
 
     def values(name, default):
-        return [tuple(map(int, re.split(r"[x_]", side))) if "_" in side else int(side)
-                for side in options[name].split("x")] if name in options else [default] * len(order)
+        return (
+            [
+                tuple(map(int, re.split(r"[x_]", side))) if "_" in side else int(side)
+                for side in options[name].split("x")
+            ]
+            if name in options
+            else [default] * len(order)
+        )
 
     product = 1
-    settings = zip(inputs, outputs, values("size", 1), values("stride", 1), values("pad", (0, 0)),
-                   values("lhs_dilate", 1), values("rhs_dilate", 1))
+    settings = zip(
+        inputs,
+        outputs,
+        values("size", 1),
+        values("stride", 1),
+        values("pad", (0, 0)),
+        values("lhs_dilate", 1),
+        values("rhs_dilate", 1),
+    )
     for length, out, size, stride, (low, _), dilate, spread in settings:
-        product *= sum(1 for o in range(out) for tap in range(size)
-                       if 0 <= (at := o * stride + tap * spread - low) <= (length - 1) * dilate and at % dilate == 0)
-    batch_and_features = math.prod(n for i, n in enumerate(instruction.result[0].shape)
-                                   if not dims[2][i].isdigit())
+        product *= sum(
+            1
+            for o in range(out)
+            for tap in range(size)
+            if 0 <= (at := o * stride + tap * spread - low) <= (length - 1) * dilate and at % dilate == 0
+        )
+    batch_and_features = math.prod(n for i, n in enumerate(instruction.result[0].shape) if not dims[2][i].isdigit())
     return product * batch_and_features * kernel[labels.index("i")]

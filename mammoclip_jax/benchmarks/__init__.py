@@ -4,11 +4,6 @@ MODES compare functions on image files, one file a mode with `run(sample, **opti
 `programs.py` does for a config, by mode (`training.py`); `against.py` compares them with the settings PEERS of PyTorch.
 """
 
-MODES = {
-    "codecs": "codecs",
-    "input": "input",
-    "prepare": "prepare",
-    "probe": "probe",
-}
+MODES = {"codecs": "codecs", "input": "input", "prepare": "prepare", "probe": "probe"}
 WORKS = {"step": ("pretrain", "image_tower"), "input": ("input",), "end_to_end": ("end_to_end",)}
 PEERS = ("reference", "tuned", "compiled")

@@ -13,8 +13,9 @@ BASELINE = "cv2 png"
 
 def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
     """A row a codec and number of bits: kib, encode and decode images per second, decode ratio to PNG by OpenCV."""
-    return [row for bits in (8, 16) for row in _rows(sample, Preprocessing(height=height, width=width, bits=bits),
-                                                     repeats)]
+    return [
+        row for bits in (8, 16) for row in _rows(sample, Preprocessing(height=height, width=width, bits=bits), repeats)
+    ]
 
 
 def _rows(sample: Sample, preprocessing: Preprocessing, repeats: int) -> list[dict]:
@@ -28,13 +29,21 @@ def _rows(sample: Sample, preprocessing: Preprocessing, repeats: int) -> list[di
     for name, decoder in decoders.items():
         if not all(np.array_equal(decoder(record), image) for record, image in zip(records[name], images)):
             raise AssertionError(f"{name} is not lossless")
-    writing = interleaved({name: lambda encoder=encoder: list(map(encoder, images))
-                           for name, encoder in encoders.items()}, max(1, repeats // 3))
-    reading = interleaved({name: lambda name=name: list(map(decoders[name], records[name])) for name in decoders},
-                          repeats)
-    return [{
-        "bits": preprocessing.bits, "codec": name, "kib": round(np.mean([len(r) for r in records[name]]) / 1024),
-        "encode_per_second": rates(writing[name], len(images))["images_per_second"],
-        **{f"decode_{key}": value for key, value in rates(reading[name], len(images)).items()},
-        "decode_ratio": round(float(np.median(reading[BASELINE] / reading[name])), 2),
-    } for name in decoders]
+    writing = interleaved(
+        {name: lambda encoder=encoder: list(map(encoder, images)) for name, encoder in encoders.items()},
+        max(1, repeats // 3),
+    )
+    reading = interleaved(
+        {name: lambda name=name: list(map(decoders[name], records[name])) for name in decoders}, repeats
+    )
+    return [
+        {
+            "bits": preprocessing.bits,
+            "codec": name,
+            "kib": round(np.mean([len(r) for r in records[name]]) / 1024),
+            "encode_per_second": rates(writing[name], len(images))["images_per_second"],
+            **{f"decode_{key}": value for key, value in rates(reading[name], len(images)).items()},
+            "decode_ratio": round(float(np.median(reading[BASELINE] / reading[name])), 2),
+        }
+        for name in decoders
+    ]

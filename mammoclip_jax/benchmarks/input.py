@@ -17,19 +17,14 @@ from mammoclip_jax.benchmarks.timing import interleaved, rates
 from mammoclip_jax.data.batches.image_text import Options, train_dataset
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.data.store.codecs import CODECS, encode
-from mammoclip_jax.data.store.shards import (
-    SCHEMA_VERSION,
-    Dataset,
-    ShardWriter,
-    shard_name,
-)
+from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, ShardWriter, shard_name
 from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
 from mammoclip_jax.memory import keep_freed_memory
 
 BASELINE = "png files, cv2.imread"
 RECORDS, BATCH = 32, 8
-IMAGES = 6 * RECORDS      # of one timing
-WARM = 3                  # batches before it, more than are read ahead
+IMAGES = 6 * RECORDS  # of one timing
+WARM = 3  # batches before it, more than are read ahead
 TEXT = "There is a mass in the breast."
 
 
@@ -48,9 +43,16 @@ def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
                 for threads in (1, 4):
                     loops[codec, threads] = _grain_loop(dataset, tokenizer, threads)
             seconds = interleaved(loops, repeats)
-        rows += [{"bits": bits, "codec": codec, "threads": threads, **rates(seconds[codec, threads], IMAGES),
-                  "ratio": round(float(np.median(seconds[BASELINE, 1] / seconds[codec, threads])), 2)}
-                 for codec, threads in loops]
+        rows += [
+            {
+                "bits": bits,
+                "codec": codec,
+                "threads": threads,
+                **rates(seconds[codec, threads], IMAGES),
+                "ratio": round(float(np.median(seconds[BASELINE, 1] / seconds[codec, threads])), 2),
+            }
+            for codec, threads in loops
+        ]
     return rows
 
 
@@ -73,8 +75,8 @@ def _grain_loop(dataset: Dataset, tokenizer: Tokenize, threads: int):
     batches = train_dataset([dataset], tokenizer, options, batch_size=BATCH, seed=0, read_threads=threads)
 
     def loop() -> float:
-        iterator = iter(batches)        # a new one, that has read nothing ahead while others were timed
-        for _ in range(WARM):           # from here on as much is read ahead at the end as at the beginning
+        iterator = iter(batches)  # a new one, that has read nothing ahead while others were timed
+        for _ in range(WARM):  # from here on as much is read ahead at the end as at the beginning
             next(iterator)
         start = time.perf_counter()
         for _ in range(IMAGES // BATCH):
@@ -94,10 +96,22 @@ def _dataset(folder: Path, images: list[np.ndarray], codec: str, preprocessing: 
     for number in range(RECORDS):
         writer.write(records[number % len(records)])
     writer.close()
-    rows = [{"dataset": "benchmark", "patient": str(number), "study": str(number), "image": str(number),
-             "laterality": "L", "view": "CC", "split": "train", "texts": [TEXT], "sections": ["caption"],
-             "shard": 0, "position": number}
-            for number in range(RECORDS)]
+    rows = [
+        {
+            "dataset": "benchmark",
+            "patient": str(number),
+            "study": str(number),
+            "image": str(number),
+            "laterality": "L",
+            "view": "CC",
+            "split": "train",
+            "texts": [TEXT],
+            "sections": ["caption"],
+            "shard": 0,
+            "position": number,
+        }
+        for number in range(RECORDS)
+    ]
     pd.DataFrame(rows).to_parquet(folder / "index.parquet")
     form = {"height": preprocessing.height, "width": preprocessing.width, "bits": preprocessing.bits}
     info = {"schema_version": SCHEMA_VERSION, "shards": 1, "counts": {"images": RECORDS}, "preprocessing": form}

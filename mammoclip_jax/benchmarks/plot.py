@@ -19,8 +19,14 @@ def save(path: str | Path, rows: Sequence[dict], title: str) -> None:
         axes.legend()
     else:
         unit = "images_per_second" if "images_per_second" in rows[0] else "seconds"
-        names = [" ".join(str(row[key]) for key in ("side", "model", "work", "codec", "function", "remat", "bits",
-                                                    "threads", "workers") if key in row) for row in rows]
+        names = [
+            " ".join(
+                str(row[key])
+                for key in ("side", "model", "work", "codec", "function", "remat", "bits", "threads", "workers")
+                if key in row
+            )
+            for row in rows
+        ]
         middle = [row[unit] for row in rows]
         # p10 and p90 are of the seconds in training rows and of the rate in others.
         bars = axes.barh(range(len(rows)), middle)

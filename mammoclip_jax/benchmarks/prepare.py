@@ -22,7 +22,7 @@ from mammoclip_jax.data.store.codecs import DEFAULT_CODEC
 BASELINE = "pydicom + OpenCV + PNG"
 OURS = "prepare"
 WORKERS = (1, 2)
-_THRESHOLD = 40     # of 255, as Mammo-CLIP's preprocessing
+_THRESHOLD = 40  # of 255, as Mammo-CLIP's preprocessing
 
 
 def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
@@ -32,17 +32,25 @@ def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
     """
     preprocessing = Preprocessing(height=height, width=width)
     tasks = [Task(str(file), "", "", "", "[]", preprocessing, DEFAULT_CODEC) for file in sample.files]
-    jobs = {BASELINE: (_plain_map, functools.partial(straightforward, height=height, width=width), list(sample.files)),
-            OURS: (ordered_map, make, tasks)}
+    jobs = {
+        BASELINE: (_plain_map, functools.partial(straightforward, height=height, width=width), list(sample.files)),
+        OURS: (ordered_map, make, tasks),
+    }
     seconds: dict[tuple[str, int], list[float]] = {(name, workers): [] for workers in WORKERS for name in jobs}
     for _ in range(repeats):
         for name, workers in seconds:
             seconds[name, workers].append(_timed(*jobs[name], workers))
     times = {key: np.array(values) for key, values in seconds.items()}
-    return [{"function": name, "workers": workers, **rates(times[name, workers], len(tasks)),
-             "ratio": round(float(np.median(times[BASELINE, workers] / times[name, workers])), 2),
-             "scaling": round(float(np.median(times[name, 1] / times[name, workers])), 2)}
-            for name, workers in times]
+    return [
+        {
+            "function": name,
+            "workers": workers,
+            **rates(times[name, workers], len(tasks)),
+            "ratio": round(float(np.median(times[BASELINE, workers] / times[name, workers])), 2),
+            "scaling": round(float(np.median(times[name, 1] / times[name, workers])), 2),
+        }
+        for name, workers in times
+    ]
 
 
 def _plain_map(function, items: list, workers: int):
@@ -79,5 +87,5 @@ def straightforward(file: Path, height: int, width: int) -> bytes:
     pixels = ((pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255).astype(np.uint8)
     bright = pixels > _THRESHOLD
     rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
-    crop = pixels[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    crop = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return cv2.imencode(".png", cv2.resize(crop, (width, height)))[1].tobytes()

@@ -15,7 +15,7 @@ from mammoclip_jax.evaluation.features import Features
 from mammoclip_jax.evaluation.metrics import logistic
 from mammoclip_jax.inference.heads import ImageEncoder
 
-EPOCHS, BATCH = 30, 8       # 30 epochs of batches of 8: Mammo-CLIP's, on VinDr
+EPOCHS, BATCH = 30, 8  # 30 epochs of batches of 8: Mammo-CLIP's, on VinDr
 ENCODER = {"image": {"name": "efficientnet", "variant": "b0"}, "dtype": "float32"}
 BASELINE = f"features in each of {EPOCHS} epochs, head by Adam"
 
@@ -48,15 +48,25 @@ def run(sample: Sample, *, height: int, width: int, repeats: int) -> list[dict]:
     def by_regression(source):
         return logistic.fit(logistic.Items(source(), target, target.astype(str)), 2, logistic.CS)
 
-    ways = {BASELINE: lambda: _by_adam(features, target),
-            f"features once, head by Adam, {EPOCHS} epochs": lambda: once(lambda source: _by_adam(source, target)),
-            f"features once, logistic regression, {len(logistic.CS)} strengths": lambda: once(by_regression)}
+    ways = {
+        BASELINE: lambda: _by_adam(features, target),
+        f"features once, head by Adam, {EPOCHS} epochs": lambda: once(lambda source: _by_adam(source, target)),
+        f"features once, logistic regression, {len(logistic.CS)} strengths": lambda: once(by_regression),
+    }
     seconds = interleaved(ways, repeats)
     rows = []
     for way, values in seconds.items():
         low, median, high = np.percentile(values, [10, 50, 90])
-        rows.append({"way": way, "images": len(target), "seconds": round(median, 3), "p10": round(low, 3),
-                     "p90": round(high, 3), "ratio": round(float(np.median(seconds[BASELINE] / values)), 1)})
+        rows.append(
+            {
+                "way": way,
+                "images": len(target),
+                "seconds": round(median, 3),
+                "p10": round(low, 3),
+                "p90": round(high, 3),
+                "ratio": round(float(np.median(seconds[BASELINE] / values)), 1),
+            }
+        )
     return rows
 
 
@@ -80,7 +90,7 @@ def _by_adam(features, target: np.ndarray):
             head = (jnp.zeros(vectors.shape[1]), jnp.zeros(()))
             state = head, _OPTIMISER.init(head)
         for start in range(0, len(target), BATCH):
-            state = _step(state, vectors[start:start + BATCH], target[start:start + BATCH])
+            state = _step(state, vectors[start : start + BATCH], target[start : start + BATCH])
     return jax.block_until_ready(state[0])
 
 

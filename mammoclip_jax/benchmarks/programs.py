@@ -36,7 +36,7 @@ def make(specification: dict):
     distributed.configure(config)
     if count > len(jax.devices()):
         raise UserError(f"--devices wants {count}, there are {len(jax.devices())} {jax.devices()[0].device_kind}.")
-    mesh = meshes.make_mesh(config.mesh, jax.devices()[:count or None])
+    mesh = meshes.make_mesh(config.mesh, jax.devices()[: count or None])
     with jax.set_mesh(mesh):
         about, step = WORKS[specification["work"]](config, specification, mesh)
 
@@ -53,8 +53,11 @@ def pretrain(config, specification, mesh):
     trainer = make_trainer(config, specification["vocab_size"], preprocessing, mesh)
     arrays = np.load(specification["inputs"])
     given = {name: x.reshape(trainer.batch[name].shape) for name, x in arrays.items()}
-    rest = {name: np.ones(x.shape, x.dtype) if name == "mask" else np.zeros(x.shape, x.dtype)
-            for name, x in trainer.batch.items() if name not in given}
+    rest = {
+        name: np.ones(x.shape, x.dtype) if name == "mask" else np.zeros(x.shape, x.dtype)
+        for name, x in trainer.batch.items()
+        if name not in given
+    }
     batch = meshes.put_batch(given | rest, mesh, config.model.image.get("rows"))
     program = _Compiled(trainer.jitted(), trainer.init(), batch)
     images = config.train.batch_size * config.data.views
@@ -69,8 +72,10 @@ def image_tower(config, specification, mesh):
     spread = PartitionSpec(tuple(axis for axis in meshes.AXES if axis != rows), rows)
     images = jax.device_put(np.load(specification["inputs"])["image"], NamedSharding(mesh, spread))
     example = jax.ShapeDtypeStruct((*images.shape, preprocess.channels), jnp.float32)
-    variables = jax.jit(lambda key: encoder.init(key, jnp.zeros((1, *example.shape[1:])), train=False),
-                        out_shardings=meshes.replicated(mesh))(jax.random.key(config.seed))
+    variables = jax.jit(
+        lambda key: encoder.init(key, jnp.zeros((1, *example.shape[1:])), train=False),
+        out_shardings=meshes.replicated(mesh),
+    )(jax.random.key(config.seed))
     optimizer = make_optimizer(config.train, variables["params"])
 
     def step(state, images):
@@ -79,16 +84,23 @@ def image_tower(config, specification, mesh):
 
         def loss_of(params):
             pixels = augment.normalise(augment.to_unit(images), preprocess)
-            (features, _), updated = encoder.apply({"params": params, "batch_stats": stats}, pixels, train=True,
-                                                   rngs={"dropout": key}, mutable=["batch_stats"])
+            (features, _), updated = encoder.apply(
+                {"params": params, "batch_stats": stats},
+                pixels,
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
             return jnp.square(features).mean(), updated["batch_stats"]
 
         (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), stats, opt_state, number + 1), {"loss": loss}
 
-    state = jax.device_put((variables["params"], variables["batch_stats"], optimizer.init(variables["params"]),
-                            jnp.zeros((), jnp.int32)), meshes.replicated(mesh))
+    state = jax.device_put(
+        (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), jnp.zeros((), jnp.int32)),
+        meshes.replicated(mesh),
+    )
     forward = flops.model_flops(lambda v, x: flops.without_cells(encoder).apply(v, x, train=False), variables, example)
     program = _Compiled(jax.jit(step, donate_argnums=0), state, images)
     return program.about(len(images), flops.TRAINING * forward, mesh), lambda: program.step(images)
@@ -116,7 +128,7 @@ def end_to_end(config, specification, mesh):
     def step():
         start = time.perf_counter()
         host_batch = next(iterator)
-        waited = time.perf_counter() - start if program.idle() else 0.0     # as the loop's ledger counts it
+        waited = time.perf_counter() - start if program.idle() else 0.0  # as the loop's ledger counts it
         return program.step(meshes.put_batch(host_batch, mesh, rows), behind=True) | {"data_wait_seconds": waited}
 
     images = config.train.batch_size * config.data.views
@@ -154,8 +166,11 @@ class _Compiled:
         """What is known before the first step; costs are the compiler's, of one device's program."""
         costs = self._program.cost_analysis() or {}
         return {
-            "images": images, "parameters": self._parameters, "compile_seconds": self._seconds,
-            "model_flops": model_flops, "compiled_flops": mesh.size * costs.get("flops", 0),
+            "images": images,
+            "parameters": self._parameters,
+            "compile_seconds": self._seconds,
+            "model_flops": model_flops,
+            "compiled_flops": mesh.size * costs.get("flops", 0),
             "compiled_bytes": mesh.size * costs.get("bytes accessed", 0),
         }
 

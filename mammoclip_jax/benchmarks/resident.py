@@ -6,7 +6,7 @@ import resource
 import sys
 from pathlib import Path
 
-_CLEAR = Path("/proc/self/clear_refs")      # writing 5 there sets VmHWM to what is resident now; see man proc
+_CLEAR = Path("/proc/self/clear_refs")  # writing 5 there sets VmHWM to what is resident now; see man proc
 _STATUS = Path("/proc/self/status")
 
 

@@ -154,8 +154,14 @@ def make(specification):
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = build(specification)
     adam = specification["adamw"]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=adam["lr"], betas=(adam["b1"], adam["b2"]), eps=adam["eps"],
-                                  weight_decay=adam["weight_decay"], fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=adam["lr"],
+        betas=(adam["b1"], adam["b2"]),
+        eps=adam["eps"],
+        weight_decay=adam["weight_decay"],
+        fused=True,
+    )
     images, *texts = inputs(specification)
     loss_of = torch.compile(model) if specification["setting"] == "compiled" else model
 
@@ -166,8 +172,12 @@ def make(specification):
         optimizer.step()
         return {"loss": loss.item()}
 
-    return {"parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
-            "threads": torch.get_num_threads(), "setting": specification["setting"]}, step
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "setting": specification["setting"],
+    }, step
 
 
 if __name__ == "__main__":

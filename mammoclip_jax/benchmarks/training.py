@@ -14,9 +14,22 @@ from mammoclip_jax.benchmarks import against
 from mammoclip_jax.benchmarks.worker import Worker
 
 
-def rows(config, work: str, *, devices: Sequence[int] = (), images: int = 0, height: int, width: int,
-         lengths: Sequence[int], vocab_size: int, steps: int, warm_up: int, tunables: str, workdir: str = "",
-         start=Worker) -> list[dict]:
+def rows(
+    config,
+    work: str,
+    *,
+    devices: Sequence[int] = (),
+    images: int = 0,
+    height: int,
+    width: int,
+    lengths: Sequence[int],
+    vocab_size: int,
+    steps: int,
+    warm_up: int,
+    tunables: str,
+    workdir: str = "",
+    start=Worker,
+) -> list[dict]:
     """A row for each number of devices.
 
     Args:
@@ -34,8 +47,16 @@ def rows(config, work: str, *, devices: Sequence[int] = (), images: int = 0, hei
         for count in devices or (0,):
             if work in against.WORKS:
                 specification = against.specification(
-                    config, work, images=one * (count or 1), height=height, width=width, lengths=lengths,
-                    vocab_size=vocab_size, folder=Path(scratch), devices=count)
+                    config,
+                    work,
+                    images=one * (count or 1),
+                    height=height,
+                    width=width,
+                    lengths=lengths,
+                    vocab_size=vocab_size,
+                    folder=Path(scratch),
+                    devices=count,
+                )
             else:
                 whole = config.to_dict()
                 whole["train"]["batch_size"] *= count or 1
@@ -67,20 +88,34 @@ def row(config, work: str, worker, tunables: str, size: tuple[int, int]) -> dict
     height, width = about.get("size", size)
     image = config.model.image
     return {
-        "model": " ".join([image.name, image.get("variant", "")]).strip(), "work": work,
-        "device_kind": about["device_kind"], "devices": devices, "images": about["images"],
-        "height": height, "width": width, "seconds": _rounded(median), "p10": _rounded(low), "p90": _rounded(high),
-        "images_per_second": _rounded(rate), "images_per_second_per_device": _rounded(rate / devices),
-        "model_gflops": _giga(work_flops), "model_gflops_per_second": _giga(work_flops and work_flops / median),
-        "mfu": _rounded(mfu), "compiled_gflops": _giga(about.get("compiled_flops")),
+        "model": " ".join([image.name, image.get("variant", "")]).strip(),
+        "work": work,
+        "device_kind": about["device_kind"],
+        "devices": devices,
+        "images": about["images"],
+        "height": height,
+        "width": width,
+        "seconds": _rounded(median),
+        "p10": _rounded(low),
+        "p90": _rounded(high),
+        "images_per_second": _rounded(rate),
+        "images_per_second_per_device": _rounded(rate / devices),
+        "model_gflops": _giga(work_flops),
+        "model_gflops_per_second": _giga(work_flops and work_flops / median),
+        "mfu": _rounded(mfu),
+        "compiled_gflops": _giga(about.get("compiled_flops")),
         "compiled_gbytes": _giga(about.get("compiled_bytes")),
         "peak_gib": round((device_peak or peak["bytes"]) / 2**30, 2),
         "peak_of": "device" if device_peak else f"process since {peak['since']}",
         "data_wait_share": _rounded(sum(waits) / seconds.sum()) if waits else None,
-        "compile_seconds": _rounded(about.get("compile_seconds")), "parameters": about.get("parameters"),
+        "compile_seconds": _rounded(about.get("compile_seconds")),
+        "parameters": about.get("parameters"),
         "micro_batches": f"{config.train.micro_batches.image}/{config.train.micro_batches.text}",
-        "remat": image.get("remat", "none").replace(",", "+"), "scan": image.get("scan", False),
-        "dtype": config.model.dtype, "steps": len(seconds), "malloc": tunables or "mallopt",
+        "remat": image.get("remat", "none").replace(",", "+"),
+        "scan": image.get("scan", False),
+        "dtype": config.model.dtype,
+        "steps": len(seconds),
+        "malloc": tunables or "mallopt",
     }
 
 

@@ -60,8 +60,13 @@ class Worker:
 
     def __init__(self, module: str, specification: Mapping[str, Any], environment: Mapping[str, str] = {}):
         self.module, self.seconds, self.figures, self.first = module, [], [], None
-        self._process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | dict(environment),
+        )
         self.about = self._ask(json.dumps(specification, default=list))
 
     def __enter__(self):
@@ -104,8 +109,10 @@ class Worker:
             reply = ""
         if not reply:
             status = self._process.wait()
-            raise UserError(f"the process of {self.module} ended with status {status}; what it said is above "
-                            "(killed, -9, is most often too little memory).")
+            raise UserError(
+                f"the process of {self.module} ended with status {status}; what it said is above "
+                "(killed, -9, is most often too little memory)."
+            )
         answer = json.loads(reply)
         if "error" in answer:
             raise UserError(answer["error"])

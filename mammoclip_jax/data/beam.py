@@ -28,8 +28,10 @@ def run(function: Callable[[object], None], items: Sequence, runner: str, option
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
     except ModuleNotFoundError as error:
-        raise UserError(f"runner {runner!r} needs Apache Beam, and {error.name} is not installed. Run pip install "
-                        "mammoclip_jax[beam], or leave the runner out to use the local process pool.") from None
+        raise UserError(
+            f"runner {runner!r} needs Apache Beam, and {error.name} is not installed. Run pip install "
+            "mammoclip_jax[beam], or leave the runner out to use the local process pool."
+        ) from None
     if not items:
         return
     settings = PipelineOptions([f"--runner={runner}", *options])
@@ -38,11 +40,17 @@ def run(function: Callable[[object], None], items: Sequence, runner: str, option
     try:
         with apache_beam.Pipeline(options=settings) as pipeline:
             # Without Reshuffle all items would be fused with Create into one task for one worker.
-            (pipeline | "shards" >> apache_beam.Create(list(items), reshuffle=False)
-             | apache_beam.Reshuffle() | "write" >> apache_beam.Map(function))
-    except Exception as error:      # each runner has its own kind of failure
-        raise UserError(f"the pipeline on {runner} failed: {_cause(error)}. Shards that are finished are kept: mend it "
-                        "and run the same command again.") from error
+            (
+                pipeline
+                | "shards" >> apache_beam.Create(list(items), reshuffle=False)
+                | apache_beam.Reshuffle()
+                | "write" >> apache_beam.Map(function)
+            )
+    except Exception as error:  # each runner has its own kind of failure
+        raise UserError(
+            f"the pipeline on {runner} failed: {_cause(error)}. Shards that are finished are kept: mend it "
+            "and run the same command again."
+        ) from error
 
 
 def _cause(error: BaseException) -> str:

@@ -26,13 +26,7 @@ from tqdm import tqdm
 from mammoclip_jax.data import increment, leave_out, reported
 from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.make import Failed, Job, Task, make, work, write, write_alone
-from mammoclip_jax.data.manifest import (
-    COLUMNS,
-    MEMORY_COLUMNS,
-    Problem,
-    SourceTable,
-    breast_keys,
-)
+from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable, breast_keys
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
 from mammoclip_jax.data.private import settled
@@ -44,18 +38,30 @@ from mammoclip_jax.files import whole, write_text
 from mammoclip_jax.locks import locked
 
 IMAGES_PER_SHARD = 256
-FORGIVEN = ("absent", leave_out.STAGE)      # stages that are not held against `max_quarantined`
+FORGIVEN = ("absent", leave_out.STAGE)  # stages that are not held against `max_quarantined`
 BUILDING = ".building"
 PASSED_OVER = "passed_over.csv"
-STOPPED = ".stopped"            # a run that was stopped before its tables changed; its records can still be used
+STOPPED = ".stopped"  # a run that was stopped before its tables changed; its records can still be used
 _LOCK = ".lock"
 
 
 def build(
-    table: SourceTable, root: Path | str, out: Path | str, *, preprocessing: Preprocessing = Preprocessing(),
-    shards: int = 0, workers: int = 1, codec: str = DEFAULT_CODEC, max_quarantined: float = 0.2, vocab_size: int = 4096,
-    provenance: dict | None = None, key: str = "", runner: str = "", runner_options: Sequence[str] = (),
-    headers: bool = True, recogniser: str = "",
+    table: SourceTable,
+    root: Path | str,
+    out: Path | str,
+    *,
+    preprocessing: Preprocessing = Preprocessing(),
+    shards: int = 0,
+    workers: int = 1,
+    codec: str = DEFAULT_CODEC,
+    max_quarantined: float = 0.2,
+    vocab_size: int = 4096,
+    provenance: dict | None = None,
+    key: str = "",
+    runner: str = "",
+    runner_options: Sequence[str] = (),
+    headers: bool = True,
+    recogniser: str = "",
 ) -> dict:
     """Writes the data set `table` (its files below `root`) to `out`, goes on with it, or brings it up to date.
 
@@ -90,25 +96,45 @@ def build(
     keys = increment.keys(table.rows, stamps, hashed)
     bounds = _bounds(len(table.rows), shards)
     parameters = {
-        **_shown(provenance or {}, identity), **dataclasses.asdict(preprocessing), "shards": shards, "codec": codec,
-        "vocab_size": vocab_size, "schema_version": SCHEMA_VERSION, "shard_count": len(bounds) - 1,
-        "leave_out": list(table.leave_out), "program": increment.program(),
-        "manifest": hashed("".join(keys) + table.rows.drop(columns=list(MEMORY_COLUMNS)).to_json(orient="split")
-                           + (json.dumps(ran) if identity else "") + " ".join(table.leave_out)),
+        **_shown(provenance or {}, identity),
+        **dataclasses.asdict(preprocessing),
+        "shards": shards,
+        "codec": codec,
+        "vocab_size": vocab_size,
+        "schema_version": SCHEMA_VERSION,
+        "shard_count": len(bounds) - 1,
+        "leave_out": list(table.leave_out),
+        "program": increment.program(),
+        "manifest": hashed(
+            "".join(keys)
+            + table.rows.drop(columns=list(MEMORY_COLUMNS)).to_json(orient="split")
+            + (json.dumps(ran) if identity else "")
+            + " ".join(table.leave_out)
+        ),
     }
     there = _finished(out, parameters)
     other_program = bool(there) and there["program"] != parameters["program"]
     if table.rows.empty:
         raise UserError(f"no image to prepare: {_summary(table.problems) or 'the source is empty'}")
-    tasks = [Task(str(root / row.file), row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec,
-                  table.leave_out) for row in table.rows.itertuples()]
+    tasks = [
+        Task(
+            str(root / row.file), row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec, table.leave_out
+        )
+        for row in table.rows.itertuples()
+    ]
     if there.get("manifest") == parameters["manifest"] and not _mended(tasks, keys, increment.of_dataset(out), workers):
-        if any((out / name).exists() for name in (BUILDING, STOPPED, _LOCK)):      # of a run that died when it was done
+        if any((out / name).exists() for name in (BUILDING, STOPPED, _LOCK)):  # of a run that died when it was done
             with _locked(out):
                 _clean(out)
         counts = Dataset.open(out).info["counts"]
-        return counts | {"passed_over": kinds(table.passed_over), "up_to_date": True, "other_program": other_program,
-                         "reused": counts["images"], "made": 0, "deidentification": ran}
+        return counts | {
+            "passed_over": kinds(table.passed_over),
+            "up_to_date": True,
+            "other_program": other_program,
+            "reused": counts["images"],
+            "made": 0,
+            "deidentification": ran,
+        }
     with _writing(out, parameters) as building:
         stored = _stored(out, building, parameters)
         jobs = _jobs(table.rows, tasks, keys, bounds, building, identity, stored)
@@ -125,16 +151,22 @@ def build(
             write_text(out / PASSED_OVER, quarantine_text(others))
         _write_folder(out, building, table, index, problems, counts, parameters, ran)
     reused = int(index["key"].isin(set(stored)).sum())
-    return counts | {"up_to_date": False, "other_program": other_program, "reused": reused, "made": len(index) - reused,
-                     "deidentification": ran}
+    return counts | {
+        "up_to_date": False,
+        "other_program": other_program,
+        "reused": reused,
+        "made": len(index) - reused,
+        "deidentification": ran,
+    }
 
 
 def _shown(provenance: dict, identity: Identity | None) -> dict:
     """The provenance as the data set may show it: an option's value may be a path that names somebody."""
     if identity is None or "options" not in provenance:
         return provenance
-    return provenance | {"options": {name: identity.hash("option", value)
-                                     for name, value in provenance["options"].items()}}
+    return provenance | {
+        "options": {name: identity.hash("option", value) for name, value in provenance["options"].items()}
+    }
 
 
 def _bounds(rows: int, shards: int) -> list[int]:
@@ -163,8 +195,11 @@ def _stored(out: Path, building: Path, parameters: dict) -> dict[str, increment.
         path = stopped / "parameters.json"
         if path.is_file() and _same_program(json.loads(path.read_text()), parameters):
             records |= increment.of_building(stopped, out)
-    return {key: record for key, record in records.items()
-            if not leave_out.reason(record.columns["flags"].split(","), parameters["leave_out"])}
+    return {
+        key: record
+        for key, record in records.items()
+        if not leave_out.reason(record.columns["flags"].split(","), parameters["leave_out"])
+    }
 
 
 def _same_program(there: dict, parameters: dict) -> bool:
@@ -183,7 +218,7 @@ def _mended(tasks: list[Task], keys: list[str], stored: dict, workers: int) -> b
 def _check_same(out: Path, there: dict, asked: dict) -> None:
     fields = [field.name for field in dataclasses.fields(Preprocessing)]
     made_with = Preprocessing.from_dict({name: there[name] for name in fields if name in there})
-    there = there | dataclasses.asdict(made_with)            # a folder made before there was a field
+    there = there | dataclasses.asdict(made_with)  # a folder made before there was a field
     names = [name for name in asked if there.get(name) != asked[name] and name not in _MAY_CHANGE]
     if names:
         differences = "; ".join(f"{name} is {there.get(name)!r} there, {asked[name]!r} now" for name in names)
@@ -206,8 +241,10 @@ def _writing(out: Path, parameters: dict) -> Iterator[Path]:
             _start(out, building, parameters)
             yield building
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror or error}. What is finished is kept: make room or "
-                        "mend it, and run the same command again.") from error
+        raise UserError(
+            f"cannot write to {out}: {error.strerror or error}. What is finished is kept: make room or "
+            "mend it, and run the same command again."
+        ) from error
 
 
 def _locked(out: Path) -> contextlib.AbstractContextManager[None]:
@@ -231,8 +268,13 @@ def _start(out: Path, building: Path, parameters: dict) -> None:
 
 
 def _jobs(
-    rows: pd.DataFrame, tasks: list[Task], keys: list[str], bounds: list[int], building: Path,
-    identity: Identity | None, stored: dict[str, increment.Stored],
+    rows: pd.DataFrame,
+    tasks: list[Task],
+    keys: list[str],
+    bounds: list[int],
+    building: Path,
+    identity: Identity | None,
+    stored: dict[str, increment.Stored],
 ) -> list[Job]:
     shown = (rows if identity is None else identity.rows(rows)).assign(key=keys)
     columns = [column for column in COLUMNS if column not in MEMORY_COLUMNS] + ["key"]
@@ -243,8 +285,18 @@ def _jobs(
     jobs = []
     for shard, (start, end) in enumerate(itertools.pairwise(bounds)):
         mine = {key: stored[key] for key in keys[start:end] if key in stored}
-        jobs.append(Job(building, shard, len(bounds) - 1, tuple(tasks[start:end]), tuple(public[start:end]),
-                        tuple(problems[start:end]), identity is not None, mine))
+        jobs.append(
+            Job(
+                building,
+                shard,
+                len(bounds) - 1,
+                tuple(tasks[start:end]),
+                tuple(public[start:end]),
+                tuple(problems[start:end]),
+                identity is not None,
+                mine,
+            )
+        )
     return jobs
 
 
@@ -252,6 +304,7 @@ def _make_shards(jobs: list[Job], workers: int, runner: str, runner_options: Seq
     todo = [job for job in jobs if not (job.folder / f"{job.shard}.json").is_file()]
     if runner:
         from mammoclip_jax.data import beam  # an extra
+
         beam.run(write_alone, todo, runner, runner_options)
         return
     total = sum(len(job.rows) for job in todo)
@@ -271,9 +324,14 @@ def quarantine_text(problems: list[Problem]) -> str:
 
 
 def _counts(index: pd.DataFrame, problems: list[Problem], images_in: int) -> dict:
-    counts = {"images_in": images_in, "images": len(index), "quarantined": len(problems),
-              "absent": sum(problem.stage == "absent" for problem in problems),
-              "left_out": sum(problem.stage == leave_out.STAGE for problem in problems), "reasons": kinds(problems)}
+    counts = {
+        "images_in": images_in,
+        "images": len(index),
+        "quarantined": len(problems),
+        "absent": sum(problem.stage == "absent" for problem in problems),
+        "left_out": sum(problem.stage == leave_out.STAGE for problem in problems),
+        "reasons": kinds(problems),
+    }
     if not len(index):
         return counts
     flags = collections.Counter(flag for flags in index["flags"] for flag in flags.split(",") if flag)
@@ -284,9 +342,11 @@ def content(rows: pd.DataFrame) -> dict:
     """studies, patients, boxes, texts and images per split of manifest or index rows."""
     breasts = pd.DataFrame({"breast": breast_keys(rows), "text": rows["texts"]}).explode("text").dropna()
     return {
-        "studies": rows["study"].nunique(), "patients": rows["patient"].nunique(),
+        "studies": rows["study"].nunique(),
+        "patients": rows["patient"].nunique(),
         "boxes": sum(len(json.loads(boxes)) for boxes in rows["boxes"]),
-        "texts": len(breasts.drop_duplicates()), "splits": rows["split"].value_counts().sort_index().to_dict(),
+        "texts": len(breasts.drop_duplicates()),
+        "splits": rows["split"].value_counts().sort_index().to_dict(),
     }
 
 

@@ -20,12 +20,19 @@ from mammoclip_jax.data.text import duplicates
 from mammoclip_jax.data.text.label_values import names_of
 
 _THREADS = 8
-_EXAMPLES, _LETTERS = 3, 60      # of a section
-_NEARLY = 0.9           # TF-IDF cosine from which on two reports say the same
+_EXAMPLES, _LETTERS = 3, 60  # of a section
+_NEARLY = 0.9  # TF-IDF cosine from which on two reports say the same
 
 
-def check(table: SourceTable, root: Path | str, headers: bool = True, names: bool = False,
-          header_identities: bool = True, recogniser: str = "", frames: str = "refuse") -> dict:
+def check(
+    table: SourceTable,
+    root: Path | str,
+    headers: bool = True,
+    names: bool = False,
+    header_identities: bool = True,
+    recogniser: str = "",
+    frames: str = "refuse",
+) -> dict:
     """Counts a source and lists its mismatches.
 
     Args:
@@ -61,20 +68,29 @@ def check(table: SourceTable, root: Path | str, headers: bool = True, names: boo
     problems = lost + table.remarks + [problem for problem in differing if problem.stage == "differs"]
     rows = table.rows
     counts = {
-        "table_rows": table.table_rows, "images_in": images_in, "images": len(rows), **content(rows),
-        **{name: _values(rows[column]) for name, column in
-           (("views", "view"), ("lateralities", "laterality"), ("vendors", "vendor"))},
+        "table_rows": table.table_rows,
+        "images_in": images_in,
+        "images": len(rows),
+        **content(rows),
+        **{
+            name: _values(rows[column])
+            for name, column in (("views", "view"), ("lateralities", "laterality"), ("vendors", "vendor"))
+        },
         "labels": {split: _labels(part["labels"]) for split, part in rows.groupby("split")},
         "box_labels": {split: _box_labels(part["boxes"]) for split, part in rows.groupby("split")},
         "files": {"found": len(there.rows), "missing": sum(p.kind == "file missing" for p in there.problems)},
         "header_flags": flags,
-        "reports": _reports(rows), "lacking": reported.lacking(rows),
-        "sections": {what: {name: _examples(texts) for name, texts in named.items()}
-                     for what, named in reported.by_section(rows).items()},
+        "reports": _reports(rows),
+        "lacking": reported.lacking(rows),
+        "sections": {
+            what: {name: _examples(texts) for name, texts in named.items()}
+            for what, named in reported.by_section(rows).items()
+        },
         "deidentification": done.ran,
         "passed_over": kinds(table.passed_over),
         "passed_over_files": [_shown(problem, table.public_ids or names) for problem in table.passed_over],
-        "quarantined": len(lost), "reasons": _values(problem.kind for problem in problems),
+        "quarantined": len(lost),
+        "reasons": _values(problem.kind for problem in problems),
     }
     return counts | {"mismatches": [_shown(problem, table.public_ids or names) for problem in problems]}
 
@@ -89,8 +105,10 @@ def _labels(column: Iterable[str]) -> dict[str, dict[str, int]]:
     for labels in column:
         for name, value in json.loads(labels).items():
             counts.setdefault(name, collections.Counter())[str(value)] += 1
-    return {name: dict(sorted(values.items())) if len(values) <= 12 else {"known": values.total()}
-            for name, values in sorted(counts.items())}
+    return {
+        name: dict(sorted(values.items())) if len(values) <= 12 else {"known": values.total()}
+        for name, values in sorted(counts.items())
+    }
 
 
 def _box_labels(column: Iterable[str]) -> dict[str, int]:
@@ -102,14 +120,19 @@ def _box_labels(column: Iterable[str]) -> dict[str, int]:
 def _reports(rows: pd.DataFrame) -> dict[str, int]:
     breasts = rows[~breast_keys(rows).duplicated()]
     exact, near = duplicates.groups(breasts), duplicates.groups(breasts, _NEARLY)
-    return {"breasts": int((exact >= 0).sum()), "different": len(set(exact) - {-1}),
-            "nearly_different": len(set(near) - {-1})}
+    return {
+        "breasts": int((exact >= 0).sum()),
+        "different": len(set(exact) - {-1}),
+        "nearly_different": len(set(near) - {-1}),
+    }
 
 
 def _examples(texts: list[str]) -> dict:
     some = list(dict.fromkeys(" ".join(text.split()) for text in texts))[:_EXAMPLES]
-    return {"reports": len(texts), "examples": [text if len(text) <= _LETTERS else f"{text[:_LETTERS - 3]}..."
-                                                for text in some]}
+    return {
+        "reports": len(texts),
+        "examples": [text if len(text) <= _LETTERS else f"{text[: _LETTERS - 3]}..." for text in some],
+    }
 
 
 def _headers(table: SourceTable, root: Path, frames: str) -> tuple[list[Problem], dict[str, int]]:
@@ -140,8 +163,11 @@ def _header(row, path: Path, frames: str, left_out: Sequence[str]) -> tuple[list
     if fault := box_fault(row.boxes, fields.size):
         return problem("boxes", fault, REMEDIES[fault.split(":")[0]]), fields.flags
     differing = [
-        problem("differs", f"{name} differs: {told} in the table, {stored} in the file",
-                "one of the two is wrong; the table's is used")
+        problem(
+            "differs",
+            f"{name} differs: {told} in the table, {stored} in the file",
+            "one of the two is wrong; the table's is used",
+        )
         for name, told, stored in (("laterality", row.laterality, fields.laterality), ("view", row.view, fields.view))
         if told and stored and told != stored
     ]

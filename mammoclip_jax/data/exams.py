@@ -28,20 +28,25 @@ from mammoclip_jax.data.sources import tables
 
 COPY = "copy of another file"
 _SIDE = f"(?P<laterality>{'|'.join(sorted(SIDES, key=len, reverse=True))})"
-_VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"          # others (AT, FB) are ordinary words as well
+_VIEW = r"(?P<view>XCCL|XCCM|XCC|CC|MLO|LMO|ML|LM)"  # others (AT, FB) are ordinary words as well
 # Of a name without the patient's: "SEIN GAUCHE", "img_L_CC".
-_NOBODY = re.compile(r"(?:[\W_]|breasts?|seins?|brust|mammae?|mamas?|mammella|seno|borst|piers|mg|images?|img|views?|vue|"
-                     r"mammo(?:gra(?:ms?|phy|phie|fia))?)*", re.IGNORECASE)
+_NOBODY = re.compile(
+    r"(?:[\W_]|breasts?|seins?|brust|mammae?|mamas?|mammella|seno|borst|piers|mg|images?|img|views?|vue|"
+    r"mammo(?:gra(?:ms?|phy|phie|fia))?)*",
+    re.IGNORECASE,
+)
 _BREAK = r"(?:^|[\W_]+)"
-_WORDS = [re.compile(rf"{_BREAK}{words}(?![^\W_])", re.IGNORECASE) for words in
-          (rf"{_SIDE}[\W_]*{_VIEW}", rf"{_VIEW}[\W_]+{_SIDE}", _SIDE, _VIEW)]
+_WORDS = [
+    re.compile(rf"{_BREAK}{words}(?![^\W_])", re.IGNORECASE)
+    for words in (rf"{_SIDE}[\W_]*{_VIEW}", rf"{_VIEW}[\W_]+{_SIDE}", _SIDE, _VIEW)
+]
 
 
 class Exam(NamedTuple):
     """The images of one study of one patient."""
 
-    name: str                   # of the folder that holds them, numbered where several are in it
-    files: tuple[str, ...]      # in order of name; none where all that should be images in the folder is unreadable
+    name: str  # of the folder that holds them, numbered where several are in it
+    files: tuple[str, ...]  # in order of name; none where all that should be images in the folder is unreadable
 
 
 def read(root: Path | str, pattern: re.Pattern | None = None) -> image_files.Found:
@@ -69,14 +74,21 @@ def identified(images: Mapping[str, Fields], pattern: re.Pattern | None = None) 
         if fields.study:
             studies.setdefault(fields.study, []).append(name)
     owners = {study: {images[name].patient for name in names} - {""} for study, names in studies.items()}
-    known = {name: (fields.patient or _owner(owners.get(fields.study, set()))
-                    or _owner({said[other].get("patient", "") for other in studies.get(fields.study, [name])})
-                    or _folder(studies.get(fields.study, [name])))
-             for name, fields in images.items()}
+    known = {
+        name: (
+            fields.patient
+            or _owner(owners.get(fields.study, set()))
+            or _owner({said[other].get("patient", "") for other in studies.get(fields.study, [name])})
+            or _folder(studies.get(fields.study, [name]))
+        )
+        for name, fields in images.items()
+    }
     for study, names in studies.items():
         owners[study] = {known[name] for name in names}
-    return {name: _whole(name, fields, said[name], known[name], len(owners.get(fields.study, ())) > 1)
-            for name, fields in images.items()}
+    return {
+        name: _whole(name, fields, said[name], known[name], len(owners.get(fields.study, ())) > 1)
+        for name, fields in images.items()
+    }
 
 
 def _owner(patients: set[str]) -> str:
@@ -89,9 +101,12 @@ def _whole(name: str, fields: Fields, said: Mapping[str, str], patient: str, sha
     own = f"{patient}/{said['study']}" if said.get("study") else f"{_above(name)}/{patient}"
     study = f"{patient}/{fields.study}" if shared else fields.study or own
     return fields._replace(
-        patient=patient, study=study, image=fields.image or name,
+        patient=patient,
+        study=study,
+        image=fields.image or name,
         laterality=fields.laterality or tables.SIDES.get(said.get("laterality", "").lower(), ""),
-        view=fields.view or view_of(said.get("view", "")))
+        view=fields.view or view_of(said.get("view", "")),
+    )
 
 
 def _said(name: str, pattern: re.Pattern | None) -> dict[str, str]:
@@ -101,7 +116,7 @@ def _said(name: str, pattern: re.Pattern | None) -> dict[str, str]:
         return {key: text or "" for key, text in match.groupdict().items()}
     stem = PurePosixPath(name).stem
     match = _words(stem)
-    before = stem[:match.start()] if match else ""
+    before = stem[: match.start()] if match else ""
     said = match.groupdict() | {"patient": "" if _NOBODY.fullmatch(before) else before} if match else {}
     for folder in _named_after_views(name):
         said = _words(folder).groupdict() | {key: value for key, value in said.items() if value}
@@ -117,7 +132,7 @@ def _named_after_views(name: str) -> list[str]:
     folders = []
     for folder in map(str, reversed(PurePosixPath(name).parent.parts)):
         match = _words(folder)
-        if not match or match.end() < len(folder) or not _NOBODY.fullmatch(folder[:match.start()]):
+        if not match or match.end() < len(folder) or not _NOBODY.fullmatch(folder[: match.start()]):
             return folders
         folders.append(folder)
     return folders
@@ -126,7 +141,7 @@ def _named_after_views(name: str) -> list[str]:
 def _above(name: str) -> PurePosixPath:
     """The folder of a file that may stand for a patient or an exam."""
     folders = PurePosixPath(name).parent.parts
-    return PurePosixPath(*folders[:len(folders) - len(_named_after_views(name))])
+    return PurePosixPath(*folders[: len(folders) - len(_named_after_views(name))])
 
 
 def _folder(names: Iterable[str]) -> str:
@@ -151,8 +166,9 @@ def without_copies(root: Path, listing: image_files.Found) -> image_files.Found:
             if first != name:
                 others.append(image_files.other(name, f"{COPY}: {first}"))
     gone = {other.file for other in others}
-    return listing._replace(images={name: fields for name, fields in listing.images.items() if name not in gone},
-                            others=sorted(others))
+    return listing._replace(
+        images={name: fields for name, fields in listing.images.items() if name not in gone}, others=sorted(others)
+    )
 
 
 def grouped(root: Path | str, listing: image_files.Found) -> list[Exam]:

@@ -13,10 +13,25 @@ from mammoclip_jax.names import check_options
 from mammoclip_jax.provenance import version
 
 
-def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = None, codec: str = DEFAULT_CODEC,
-            max_quarantined: float = 0.2, vocab_size: int = 4096, options: dict | None = None, key: str = "",
-            runner: str = "", runner_options: Sequence[str] = (), header_identities: bool = True, recogniser: str = "",
-            leave_out: Sequence[str] | None = None, **preprocessing) -> dict:
+def prepare(
+    source: str,
+    root,
+    out,
+    *,
+    shards: int = 0,
+    workers: int | None = None,
+    codec: str = DEFAULT_CODEC,
+    max_quarantined: float = 0.2,
+    vocab_size: int = 4096,
+    options: dict | None = None,
+    key: str = "",
+    runner: str = "",
+    runner_options: Sequence[str] = (),
+    header_identities: bool = True,
+    recogniser: str = "",
+    leave_out: Sequence[str] | None = None,
+    **preprocessing,
+) -> dict:
     """Prepares a data set; on a folder that is up to date it changes nothing.
 
     Args:
@@ -39,12 +54,29 @@ def prepare(source: str, root, out, *, shards: int = 0, workers: int | None = No
     """
     table = read(source, root, options, leave_out)
     check_options(Preprocessing, preprocessing, "prepare")
-    provenance = {"source": source, "options": {name: str(value) for name, value in (options or {}).items()},
-                  "version": version("mammoclip_jax")}
+    provenance = {
+        "source": source,
+        "options": {name: str(value) for name, value in (options or {}).items()},
+        "version": version("mammoclip_jax"),
+    }
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    return build(table, root, out, preprocessing=Preprocessing(**preprocessing), shards=shards, workers=workers,
-                 codec=codec, max_quarantined=max_quarantined, vocab_size=vocab_size, provenance=provenance, key=key,
-                 runner=runner, runner_options=runner_options, headers=header_identities, recogniser=recogniser)
+    return build(
+        table,
+        root,
+        out,
+        preprocessing=Preprocessing(**preprocessing),
+        shards=shards,
+        workers=workers,
+        codec=codec,
+        max_quarantined=max_quarantined,
+        vocab_size=vocab_size,
+        provenance=provenance,
+        key=key,
+        runner=runner,
+        runner_options=runner_options,
+        headers=header_identities,
+        recogniser=recogniser,
+    )
 
 
 def read(source: str, root, options: dict | None = None, leave_out: Sequence[str] | None = None) -> SourceTable:

@@ -43,8 +43,10 @@ class Identity:
         except ValueError:
             self._key = b""
         if len(self._key) != _KEY_BYTES:
-            raise UserError(f"{path} is not a key of {_KEY_BYTES} bytes in hex. Restore it, or remove it and {out} and "
-                            "prepare anew.")
+            raise UserError(
+                f"{path} is not a key of {_KEY_BYTES} bytes in hex. Restore it, or remove it and {out} and "
+                "prepare anew."
+            )
 
     def hash(self, kind: str, value: str) -> str:
         """16 hex digits (64 bits) for an identifier; `kind` keeps a patient "7" apart from an image "7"."""
@@ -58,8 +60,9 @@ class Identity:
 
     def problem(self, problem: Problem) -> Problem:
         """The problem as the data set may show it: hashed names, the class of the reason, the line of the table."""
-        file, image = (self.hash(kind, name) if name else "" for kind, name in
-                       (("file", problem.file), ("image", problem.image)))
+        file, image = (
+            self.hash(kind, name) if name else "" for kind, name in (("file", problem.file), ("image", problem.image))
+        )
         return problem._replace(file=file, image=image, reason=problem.kind, row=line(problem.row))
 
 
@@ -71,14 +74,14 @@ def _make_key(path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
         try:
-            os.link(file.name, path)        # whole, and only where there is none
+            os.link(file.name, path)  # whole, and only where there is none
         except FileExistsError:
             pass
-        except OSError:                     # a file system without links
+        except OSError:  # a file system without links
             if not path.exists():
                 shutil.copy(file.name, path)
 
 
 def line(row: str) -> str:
-    """"table.csv:17" -> "line 17": a table may be named after somebody."""
+    """From "table.csv:17" to "line 17": a table may be named after somebody."""
     return f"line {row.rpartition(':')[2]}" if row else ""

@@ -25,16 +25,17 @@ OTHER = "other file"
 _SUFFIXES = tuple(
     ".txt .csv .tsv .json .xml .htm .html .md .pdf .rtf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .log .ini .inf .cfg "
     ".db .dat .bak .tmp .zip .gz .bz2 .tar .7z .rar .iso .exe .dll .jar .js .css .py .ipynb .gif .webp .jp2 .svg .nii "
-    ".npy .npz .mat .h5 .parquet .mp4 .avi".split())
-_THREADS = 16       # a network file system answers many at a time
+    ".npy .npz .mat .h5 .parquet .mp4 .avi".split()
+)
+_THREADS = 16  # a network file system answers many at a time
 
 
 class Found(NamedTuple):
     """All that lies below a folder; names are relative to it, with slashes."""
 
-    images: dict[str, Fields]       # in order of name; of a picture nothing is known
-    problems: list[Problem]         # what should be an image and is none, or cannot be looked at
-    others: list[Problem]           # no images: stage "other", the reason is their kind
+    images: dict[str, Fields]  # in order of name; of a picture nothing is known
+    problems: list[Problem]  # what should be an image and is none, or cannot be looked at
+    others: list[Problem]  # no images: stage "other", the reason is their kind
 
 
 def other(name: str, kind: str, remedy: str = "none: it is no image") -> Problem:
@@ -56,8 +57,15 @@ def find(root: Path | str, wanted: re.Pattern | None = None) -> Found:
     root = Path(root)
     files, problems, others = walk(root)
     with dicom.quiet(), ThreadPoolExecutor(_THREADS) as pool:
-        looked = list(tqdm(pool.map(lambda name: _look(root, name), files), total=len(files), desc="headers",
-                           unit="file", disable=None))
+        looked = list(
+            tqdm(
+                pool.map(lambda name: _look(root, name), files),
+                total=len(files),
+                desc="headers",
+                unit="file",
+                disable=None,
+            )
+        )
     images: dict[str, Fields] = {}
     for name, what in zip(files, looked):
         if isinstance(what, Fields) and shown(name) != name:
@@ -91,7 +99,7 @@ def walk(root: Path) -> tuple[list[str], list[Problem], list[Problem]]:
     files, problems, others = [], [], []
     folders, linked, seen = [root], [], set()
     while folders or linked:
-        folder = (folders or linked).pop(0)     # links last: a file goes by its own name where it has one
+        folder = (folders or linked).pop(0)  # links last: a file goes by its own name where it has one
         name = folder.relative_to(root).as_posix()
         try:
             status = folder.stat()
@@ -138,7 +146,7 @@ def _look(root: Path, name: str) -> Fields | Problem | str:
             return none
         fields = dicom.read_fields(path)
     except dicom.Unreadable as error:
-        if error.reason == dicom.NOT_DICOM and suffix not in dicom.SUFFIXES:        # its first bytes were chance
+        if error.reason == dicom.NOT_DICOM and suffix not in dicom.SUFFIXES:  # its first bytes were chance
             return none
         return _problem(name, error.stage, error.reason, error.remedy)
     except OSError as error:
@@ -154,6 +162,7 @@ def as_there(table: SourceTable, root: Path) -> SourceTable:
 def located(root: Path, names: Iterable[str]) -> list[str]:
     """Names as tables give them -> as the files below `root` are called, where only the capitals, or a DICOM suffix
     that is there, missing or another one, differ; the name as given where there is no such file."""
+
     @functools.cache
     def files(folder: PurePosixPath) -> dict[str, str]:
         try:

@@ -22,7 +22,7 @@ from mammoclip_jax.data.manifest import Problem, SourceTable
 from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.store.shards import shard_name
 
-_STAT_THREADS = 16      # a network file system answers many at a time
+_STAT_THREADS = 16  # a network file system answers many at a time
 
 
 class Stored(NamedTuple):
@@ -30,7 +30,7 @@ class Stored(NamedTuple):
 
     path: Path
     position: int
-    records: int            # in that file
+    records: int  # in that file
     columns: dict
 
 
@@ -38,11 +38,15 @@ def present(table: SourceTable, root: Path) -> tuple[SourceTable, list[str]]:
     """The table without the rows whose file is missing, which become problems, and "size time" of each file left."""
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         stamps = list(pool.map(_stamp, [root / file if file else None for file in table.rows["file"]]))
-    stage, remedy = (("absent", "download it, or leave it: a part of the set is fine") if table.partial else
-                     ("file", "check the path and --root"))
+    stage, remedy = (
+        ("absent", "download it, or leave it: a part of the set is fine")
+        if table.partial
+        else ("file", "check the path and --root")
+    )
     missing = [
         Problem(row.file, stage, "file missing", remedy, row.image, row.row)
-        for row, stamp in zip(table.rows.itertuples(), stamps) if not stamp
+        for row, stamp in zip(table.rows.itertuples(), stamps)
+        if not stamp
     ]
     there = pd.Series([bool(stamp) for stamp in stamps], dtype=bool)
     rows = table.rows[there.to_numpy()].reset_index(drop=True)
@@ -53,7 +57,7 @@ def present(table: SourceTable, root: Path) -> tuple[SourceTable, list[str]]:
 def _stamp(path: Path | None) -> str:
     try:
         status = os.stat(path) if path else None
-    except (OSError, ValueError):       # ValueError: a name with a null byte
+    except (OSError, ValueError):  # ValueError: a name with a null byte
         return ""
     return f"{status.st_size} {status.st_mtime_ns}" if status and os.path.isfile(path) else ""
 
@@ -122,6 +126,6 @@ def link(rows: Sequence[Stored | None], path: Path) -> bool:
     try:
         path.unlink(missing_ok=True)
         os.link(first.path, path)
-    except OSError:             # another file system, or one without links
+    except OSError:  # another file system, or one without links
         return False
     return True

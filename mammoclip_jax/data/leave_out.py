@@ -9,17 +9,46 @@ from mammoclip_jax.names import check_name
 
 # Of the column `flags`; docs/data.md says what each means.
 FLAGS = (
-    "other_modality", "secondary_capture", "for_processing", "specimen", "magnification", "spot", "tomosynthesis",
-    "synthetic_2d", "stereotactic", "recombined", "implant_displaced", "breast_implant", "burned_in_annotation",
-    "laterality_differs", "view_differs", "chest_wall_unexpected", "stored_mirrored", "stored_upside_down",
-    "orientation_contradictory", "polarity_contradictory", "photometric_unknown", "background_bright", "voi_invalid",
-    "voi_flat", "voi_item_missing", "voi_bits_wrong", "rescale_invalid", "decimal_comma", "high_bits_masked",
-    "high_bit_shifted", "bits_stored_wrong", "middle_frame", "outside_masked", "box_clipped_to_image", "box_cut_by_crop",
+    "other_modality",
+    "secondary_capture",
+    "for_processing",
+    "specimen",
+    "magnification",
+    "spot",
+    "tomosynthesis",
+    "synthetic_2d",
+    "stereotactic",
+    "recombined",
+    "implant_displaced",
+    "breast_implant",
+    "burned_in_annotation",
+    "laterality_differs",
+    "view_differs",
+    "chest_wall_unexpected",
+    "stored_mirrored",
+    "stored_upside_down",
+    "orientation_contradictory",
+    "polarity_contradictory",
+    "photometric_unknown",
+    "background_bright",
+    "voi_invalid",
+    "voi_flat",
+    "voi_item_missing",
+    "voi_bits_wrong",
+    "rescale_invalid",
+    "decimal_comma",
+    "high_bits_masked",
+    "high_bit_shifted",
+    "bits_stored_wrong",
+    "middle_frame",
+    "outside_masked",
+    "box_clipped_to_image",
+    "box_cut_by_crop",
     "box_outside_crop",
 )
-NO_MAMMOGRAM = ("other_modality", "for_processing", "specimen")     # what nobody means who names mammograms
-SPLIT = "left out"      # of images that are in the data set and not used
-STAGE = "left out"      # of those that are not in it, in quarantine.csv
+NO_MAMMOGRAM = ("other_modality", "for_processing", "specimen")  # what nobody means who names mammograms
+SPLIT = "left out"  # of images that are in the data set and not used
+STAGE = "left out"  # of those that are not in it, in quarantine.csv
 REMEDY = "none; --leave_out says which flags"
 
 
@@ -50,7 +79,12 @@ def unused(dataset: Dataset, leave_out: Sequence[str]) -> Dataset:
         return dataset
     reasons = [reason(flags.split(","), names) for flags in dataset.index["flags"]]
     counts = collections.Counter(filter(None, reasons))
-    logging.info("%s: %d of %d images are not used by config.data.leave_out%s", dataset.path, counts.total(),
-                 len(reasons), "".join(f"; {number} {why}" for why, number in sorted(counts.items())))
+    logging.info(
+        "%s: %d of %d images are not used by config.data.leave_out%s",
+        dataset.path,
+        counts.total(),
+        len(reasons),
+        "".join(f"; {number} {why}" for why, number in sorted(counts.items())),
+    )
     splits = [SPLIT if why else split for why, split in zip(reasons, dataset.index["split"])]
     return Dataset(dataset.path, dataset.info, dataset.index.assign(split=splits))

@@ -49,21 +49,32 @@ class Failed(NamedTuple):
     remedy: str
 
 
-MADE_COLUMNS = ("laterality", "view", "vendor", "boxes", "boxes_canvas", "transform", "height", "width", "bits",
-                "sha256", "flags")
+MADE_COLUMNS = (
+    "laterality",
+    "view",
+    "vendor",
+    "boxes",
+    "boxes_canvas",
+    "transform",
+    "height",
+    "width",
+    "bits",
+    "sha256",
+    "flags",
+)
 
 
 def make(task: Task) -> Made | Failed:
     """One image, in a worker: file -> record. Never raises for what is in the file."""
     try:
-        if failed := _left_out(task, _header_flags(task)):       # before it is decoded
+        if failed := _left_out(task, _header_flags(task)):  # before it is decoded
             return failed
         rendered = render(task.path, task.preprocessing, task.laterality, task.view)
     except dicom.Unreadable as error:
         return Failed(error.stage, error.reason, error.remedy)
     except MemoryError:
         return Failed("decode", "out of memory", "use fewer workers")
-    except Exception as error:      # a long job outlives one odd file; the table says that this is ours to mend
+    except Exception as error:  # a long job outlives one odd file; the table says that this is ours to mend
         # The message could quote the file; class and place say enough.
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
@@ -77,9 +88,16 @@ def make(task: Task) -> Made | Failed:
         return failed
     record = encode(rendered.image, task.codec)
     values = (
-        rendered.laterality, rendered.view, task.vendor or rendered.fields.vendor, boxes.original, boxes.canvas,
-        rendered.transform.to_json(), *rendered.image.shape, task.preprocessing.bits,
-        hashlib.sha256(record).hexdigest(), ",".join(flags),
+        rendered.laterality,
+        rendered.view,
+        task.vendor or rendered.fields.vendor,
+        boxes.original,
+        boxes.canvas,
+        rendered.transform.to_json(),
+        *rendered.image.shape,
+        task.preprocessing.bits,
+        hashlib.sha256(record).hexdigest(),
+        ",".join(flags),
     )
     return Made(record, dict(zip(MADE_COLUMNS, values, strict=True)))
 
@@ -102,14 +120,14 @@ def _left_out(task: Task, flags: Iterable[str]) -> Failed | None:
 class Job(NamedTuple):
     """One shard: its rows in order, and where it goes. Can be pickled; nothing in it refers to other shards."""
 
-    folder: Path                    # where the shard and its side file are written
+    folder: Path  # where the shard and its side file are written
     shard: int
     shards: int
-    tasks: tuple[Task, ...]         # one a row
-    rows: tuple[dict, ...]          # index columns of each row that the tables give, identifiers hashed, and its key
-    problems: tuple[Problem, ...]   # each row's problem, should it fail: file, image, row; identifiers hashed
-    private: bool                   # reasons lose their details, which could quote the file
-    stored: dict[str, Stored]       # records of an earlier run, by key
+    tasks: tuple[Task, ...]  # one a row
+    rows: tuple[dict, ...]  # index columns of each row that the tables give, identifiers hashed, and its key
+    problems: tuple[Problem, ...]  # each row's problem, should it fail: file, image, row; identifiers hashed
+    private: bool  # reasons lose their details, which could quote the file
+    stored: dict[str, Stored]  # records of an earlier run, by key
 
 
 def work(job: Job) -> Iterator[Task]:

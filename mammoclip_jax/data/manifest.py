@@ -83,7 +83,7 @@ class Problem(NamedTuple):
     reason: str
     remedy: str
     image: str = ""
-    row: str = ""           # "table.csv:17": names the entry without naming anybody
+    row: str = ""  # "table.csv:17": names the entry without naming anybody
 
     @property
     def kind(self) -> str:
@@ -93,18 +93,18 @@ class Problem(NamedTuple):
 class SourceTable(NamedTuple):
     """What an adapter's `read(root, **options)` returns."""
 
-    rows: pd.DataFrame                  # manifest columns, see `frame`
+    rows: pd.DataFrame  # manifest columns, see `frame`
     problems: list[Problem]
     licence: str
     citation: str
-    public_ids: bool                    # False: identifiers are private, get keyed hashes, and texts are de-identified
-    root: Path | None = None            # where the files lie, if not below the root that was asked for
-    partial: bool = False               # a file that is not there is stage "absent": people hold parts of public sets
-    table_rows: int = 0                 # lines of the owner's tables, all of which are in `rows` or `problems`
-    remarks: list[Problem] = []         # mismatches that cost a label at most, not an image; the dry run lists them
-    leave_out: tuple[str, ...] = ()     # flags of images that `prepare` leaves out unless told otherwise
-    passed_over: list[Problem] = []     # stage "other": files that are no images of the set, counted by kind and named
-    private_texts: bool = False         # texts are de-identified although the identifiers are public
+    public_ids: bool  # False: identifiers are private, get keyed hashes, and texts are de-identified
+    root: Path | None = None  # where the files lie, if not below the root that was asked for
+    partial: bool = False  # a file that is not there is stage "absent": people hold parts of public sets
+    table_rows: int = 0  # lines of the owner's tables, all of which are in `rows` or `problems`
+    remarks: list[Problem] = []  # mismatches that cost a label at most, not an image; the dry run lists them
+    leave_out: tuple[str, ...] = ()  # flags of images that `prepare` leaves out unless told otherwise
+    passed_over: list[Problem] = []  # stage "other": files that are no images of the set, counted by kind and named
+    private_texts: bool = False  # texts are de-identified although the identifiers are public
 
     @property
     def public_texts(self) -> bool:
@@ -156,7 +156,8 @@ def checked(table: SourceTable) -> SourceTable:
     faults = ["duplicate image id" if again else _fault(row) for again, row in zip(repeated, table.rows.itertuples())]
     bad = [
         Problem(row.file, "source", fault, REMEDIES[fault.split(":")[0]], row.image, row.row)
-        for fault, row in zip(faults, table.rows.itertuples()) if fault
+        for fault, row in zip(faults, table.rows.itertuples())
+        if fault
     ]
     good = table.rows[np.array([not fault for fault in faults], bool)].reset_index(drop=True)
     _check_patients(good, table.public_ids)
@@ -192,7 +193,7 @@ def box_fault(boxes: str, size: str) -> str:
     height, width = map(int, size.split()) if size else (math.inf, math.inf)
     for item in json.loads(boxes):
         x0, y0, x1, y1 = item["box"]
-        if not (x0 < x1 and y0 < y1):               # NaN as well
+        if not (x0 < x1 and y0 < y1):  # NaN as well
             return f"malformed box: {item['box']}"
         if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             return f"box outside image: {item['box']} in {width} x {height}"
@@ -206,8 +207,10 @@ def _check_patients(rows: pd.DataFrame, public: bool) -> None:
         return
     lines = rows.loc[rows["patient"] == torn[0], "row"].str.rpartition(":")[2]
     where = f"e.g. {', '.join(torn[:3])}" if public else f"the first in lines {', '.join(lines)} of the table"
-    raise UserError(f"{len(torn)} patients are in more than one split, {where}: training would see the test set. Give "
-                    "all images of a patient the same split.")
+    raise UserError(
+        f"{len(torn)} patients are in more than one split, {where}: training would see the test set. Give "
+        "all images of a patient the same split."
+    )
 
 
 def breast_keys(rows: pd.DataFrame) -> pd.Series:

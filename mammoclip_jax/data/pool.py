@@ -16,7 +16,7 @@ import cv2
 
 from mammoclip_jax.memory import keep_freed_memory
 
-TIMEOUT = 300.0         # seconds for one item
+TIMEOUT = 300.0  # seconds for one item
 
 
 class WorkerLost(NamedTuple):
@@ -90,6 +90,6 @@ def _end_with_parent() -> None:
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
-    for process in list((pool._processes or {}).values()):      # no public way in 3.11 to stop a hung worker
+    for process in list((pool._processes or {}).values()):  # no public way in 3.11 to stop a hung worker
         process.kill()
     pool.shutdown(wait=True, cancel_futures=True)

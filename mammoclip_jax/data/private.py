@@ -24,9 +24,9 @@ from mammoclip_jax.data.text.deidentify import deidentify
 from mammoclip_jax.data.text.recognise import Recogniser
 from mammoclip_jax.errors import UserError
 
-_THREADS = 16       # a network file system answers many at a time
-_SHORT = 4      # characters; shorter identifiers ("12") also are words and measures, and identify nobody alone
-_OLDEST = 90    # years; 45 CFR 164.514(b)(2)(i)(C) has all ages from there on in one
+_THREADS = 16  # a network file system answers many at a time
+_SHORT = 4  # characters; shorter identifiers ("12") also are words and measures, and identify nobody alone
+_OLDEST = 90  # years; 45 CFR 164.514(b)(2)(i)(C) has all ages from there on in one
 _MAKERS = {*VENDORS.values(), "other", "film", ""}
 
 
@@ -34,11 +34,12 @@ class Settled(NamedTuple):
     """A table that may be shown, but for its identifiers, which `Identity` hashes."""
 
     table: SourceTable
-    ran: dict               # what took identities out, for dataset.json; names nobody
+    ran: dict  # what took identities out, for dataset.json; names nobody
 
 
-def settled(table: SourceTable, root: Path | str, headers: bool = True, recogniser: str = "",
-            parts: bool = False) -> Settled:
+def settled(
+    table: SourceTable, root: Path | str, headers: bool = True, recogniser: str = "", parts: bool = False
+) -> Settled:
     """`table`, checked; of one whose texts are private without identities, and its columns in memory emptied of them.
 
     Of each study all that its tables tell, and with `headers` all that the DICOM headers of its images hold of people,
@@ -65,8 +66,14 @@ def settled(table: SourceTable, root: Path | str, headers: bool = True, recognis
     read = _headers(table.rows, Path(table.root or root)) if headers else []
     for study, people in read:
         known[study] |= people
-    ran = {"texts": "private", "rules": True, "tables": True, "headers": headers,
-           "header_files": sum(people != Identities() for _, people in read), "recogniser": model.name if model else ""}
+    ran = {
+        "texts": "private",
+        "rules": True,
+        "tables": True,
+        "headers": headers,
+        "header_files": sum(people != Identities() for _, people in read),
+        "recogniser": model.name if model else "",
+    }
     return Settled(table._replace(rows=_without(table.rows, known, model, parts)), ran)
 
 
@@ -79,8 +86,11 @@ def _own(row) -> set[str]:
 def _headers(rows: pd.DataFrame, root: Path) -> list[tuple[str, Identities]]:
     """Study and identities of each DICOM file of the studies that have texts; none of files that cannot be read."""
     told = set(rows["study"][(rows["texts"].map(len) > 0) | (rows["labels"] != "{}") | (rows["boxes"] != "[]")])
-    files = [(study, file) for study, file in zip(rows["study"], rows["file"])
-             if study in told and file and not file.lower().endswith(dicom.PICTURES)]
+    files = [
+        (study, file)
+        for study, file in zip(rows["study"], rows["file"])
+        if study in told and file and not file.lower().endswith(dicom.PICTURES)
+    ]
 
     def read(item: tuple[str, str]) -> tuple[str, Identities]:
         try:
@@ -105,6 +115,7 @@ def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser
                 ruled = deidentify(text, names, told.places)
                 done[study, text] = model.hide(ruled) if model else ruled
             return done[study, text]
+
         return cleaned
 
     cleaners = [clean(study) for study in rows["study"]]
@@ -123,6 +134,7 @@ def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser
 
 def _words(values: str, clean: Callable[[str], str]) -> str:
     """JSON whose words and long numbers are cleaned; keys stay, since the adapter chose them, and so do corners."""
+
     def within(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             return {key: within(item, key) for key, item in value.items()}
@@ -130,7 +142,7 @@ def _words(values: str, clean: Callable[[str], str]) -> str:
             return value if key == "box" else [within(item) for item in value]
         if key == "age" and isinstance(value, (int, float)):
             return min(value, _OLDEST)
-        if isinstance(value, int) and abs(value) >= 10 ** 5:        # a record's number is one as well
+        if isinstance(value, int) and abs(value) >= 10**5:  # a record's number is one as well
             return clean(str(value))
         return clean(value) if isinstance(value, str) else value
 

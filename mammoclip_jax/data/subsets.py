@@ -59,5 +59,5 @@ def _drawn(patients, strata, wanted, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     for value in np.unique(stratum):
         members = rng.permutation(np.flatnonzero(stratum == value))
-        chosen[members[:wanted(len(members))]] = True
+        chosen[members[: wanted(len(members))]] = True
     return chosen[place]

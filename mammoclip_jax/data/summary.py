@@ -18,8 +18,14 @@ def prepared(out: Path | str, counts: dict, seconds: float) -> str:
     head = "is up to date" if counts["up_to_date"] else f"is ready, in {seconds:.1f} s"
     lines = [f"{out} {head}; {counts['made']} images made, {counts['reused']} taken over"]
     if counts["other_program"]:
-        lines += [f"  another version of the program made {out}: " + (
-            "it stays as it is. Remove it to make it anew" if counts["up_to_date"] else "all its images were made anew")]
+        lines += [
+            f"  another version of the program made {out}: "
+            + (
+                "it stays as it is. Remove it to make it anew"
+                if counts["up_to_date"]
+                else "all its images were made anew"
+            )
+        ]
     lines += [_line(counts[name], name) for name in ("images", "studies", "patients", "boxes", "texts")]
     lines += [_line(number, f"images in split {split}") for split, number in counts["splits"].items()]
     lines += [_line(counts["quarantined"], f"quarantined, of {counts['images_in']}")]
@@ -31,8 +37,9 @@ def prepared(out: Path | str, counts: dict, seconds: float) -> str:
     if counts["quarantined"]:
         table = Path(out) / "quarantine.csv"
         held = [row for row in _lines(out, "quarantine.csv") if row["stage"] not in FORGIVEN]
-        lines += [f"  {row['row'] or row['file'] or row['image']}: {row['reason']}; {row['remedy']}"
-                  for row in held[:_SHOWN]]
+        lines += [
+            f"  {row['row'] or row['file'] or row['image']}: {row['reason']}; {row['remedy']}" for row in held[:_SHOWN]
+        ]
         lines += [f"  the whole list is in {table}; the same command with --names prints which files they are"]
     return "\n".join(lines)
 
@@ -45,16 +52,24 @@ def reports(counts: dict) -> list[str]:
     """What became of the sections of reports, and of how many what one wants of them was not found."""
     if not counts:
         return []
-    return [*_named("reports have sections kept", counts["kept"]), *_named("and dropped", counts["dropped"]),
-            *lacking(counts["lacking"])]
+    return [
+        *_named("reports have sections kept", counts["kept"]),
+        *_named("and dropped", counts["dropped"]),
+        *lacking(counts["lacking"]),
+    ]
 
 
 def lacking(counts: dict) -> list[str]:
     """The warnings."""
-    what = {"findings": "have an impression and no findings",
-            "both": "have neither findings nor impression: all their sections are texts"}
-    return [f"  WARNING: {counts[name]} reports {words}; --check shows examples by section"
-            for name, words in what.items() if counts[name]]
+    what = {
+        "findings": "have an impression and no findings",
+        "both": "have neither findings nor impression: all their sections are texts",
+    }
+    return [
+        f"  WARNING: {counts[name]} reports {words}; --check shows examples by section"
+        for name, words in what.items()
+        if counts[name]
+    ]
 
 
 def deidentified(ran: dict) -> str:
@@ -63,14 +78,17 @@ def deidentified(ran: dict) -> str:
         return "  texts are public and stay as they are"
     headers = f"headers of {ran['header_files']} DICOM files" if ran["headers"] else "NOT headers (--header_identities)"
     model = ran["recogniser"] or "NO recogniser (--recogniser)"
-    return (f"  identities taken out of texts by: rules, tables, {headers}, {model}. "
-            "None finds every name: read a sample")
+    return (
+        f"  identities taken out of texts by: rules, tables, {headers}, {model}. None finds every name: read a sample"
+    )
 
 
 def dry_run(counts: dict, written: bool) -> str:
     """After the dry run. `written`: the whole list of mismatches is in a JSON file."""
-    lines = [_line(counts[name], name) for name in ("table_rows", "images_in", "images", "studies", "patients", "boxes",
-                                                    "texts")]
+    lines = [
+        _line(counts[name], name)
+        for name in ("table_rows", "images_in", "images", "studies", "patients", "boxes", "texts")
+    ]
     lines += [_line(number, f"images in split {split}") for split, number in counts["splits"].items()]
     lines += [_line(number, f"files {name}") for name, number in counts["files"].items()]
     for title in ("views", "lateralities", "vendors", "header_flags"):
@@ -79,11 +97,15 @@ def dry_run(counts: dict, written: bool) -> str:
         lines += [f"  boxes in {split}: " + (", ".join(f"{name} {number}" for name, number in boxes.items()) or "none")]
     for split, labels in counts["labels"].items():
         lines += [f"  labels in {split}:"]
-        lines += [f"    {name}: " + ", ".join(f"{value} {number}" for value, number in values.items())
-                  for name, values in labels.items()]
+        lines += [
+            f"    {name}: " + ", ".join(f"{value} {number}" for value, number in values.items())
+            for name, values in labels.items()
+        ]
     texts = counts["reports"]
-    lines += [f"  breasts with texts: {texts['breasts']}, different {texts['different']}, "
-              f"more than slightly {texts['nearly_different']}"]
+    lines += [
+        f"  breasts with texts: {texts['breasts']}, different {texts['different']}, "
+        f"more than slightly {texts['nearly_different']}"
+    ]
     for what, named in counts["sections"].items():
         lines += [f"  sections of reports {what}:" + ("" if named else " none")]
         lines += [_line(part["reports"], f"{name}: " + " | ".join(part["examples"])) for name, part in named.items()]
@@ -94,8 +116,10 @@ def dry_run(counts: dict, written: bool) -> str:
     lines += [_line(counts["quarantined"], "would be quarantined")]
     lines += [_line(number, f"  {reason}") for reason, number in counts["reasons"].items()]
     unexpected = [item for item in counts["mismatches"] if item["stage"] != STAGE]
-    lines += [f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"
-              for item in unexpected[:_MISMATCHES]]
+    lines += [
+        f"  {item['row'] or item['file'] or item['image']}: {item['reason']}; {item['remedy']}"
+        for item in unexpected[:_MISMATCHES]
+    ]
     more = len(unexpected) - _MISMATCHES
     if more > 0:
         lines += [f"  and {more} more mismatches" + ("" if written else "; --json=FILE holds them all")]
@@ -114,8 +138,14 @@ def verified(out: Path | str, result: dict) -> str:
 
 def _passed_over(counts: dict) -> list[str]:
     kinds = counts["passed_over"]
-    return [_line(sum(kinds.values()), "files that are no images of the set"),
-            *(_line(number, f"  {kind}") for kind, number in kinds.items())] if kinds else []
+    return (
+        [
+            _line(sum(kinds.values()), "files that are no images of the set"),
+            *(_line(number, f"  {kind}") for kind, number in kinds.items()),
+        ]
+        if kinds
+        else []
+    )
 
 
 def names(table: SourceTable, root: Path | str, out: Path | str, key: str = "") -> str:
@@ -126,14 +156,17 @@ def names(table: SourceTable, root: Path | str, out: Path | str, key: str = "") 
     known += table.problems + table.passed_over
     hashed = known if table.public_ids else [Identity(out, key).problem(problem) for problem in known]
     names_of = {(shown.file, shown.image, shown.row): problem.file for problem, shown in zip(known, hashed)}
-    lines = [f"{names_of.get((row['file'], row['image'], row['row']), 'not in the source now')}: {row['reason']}"
-             for name in ("quarantine.csv", PASSED_OVER) for row in _lines(out, name)]
+    lines = [
+        f"{names_of.get((row['file'], row['image'], row['row']), 'not in the source now')}: {row['reason']}"
+        for name in ("quarantine.csv", PASSED_OVER)
+        for row in _lines(out, name)
+    ]
     return "\n".join(lines) or "nothing is quarantined"
 
 
 def _lines(out: Path | str, name: str) -> list[dict]:
     path = Path(out) / name
-    if not path.is_file():          # of a folder made before there was such a table
+    if not path.is_file():  # of a folder made before there was such a table
         return []
     with open(path, newline="") as file:
         return list(csv.DictReader(file))

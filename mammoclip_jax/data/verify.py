@@ -21,13 +21,7 @@ from tqdm import tqdm
 from mammoclip_jax.data import reported
 from mammoclip_jax.data.build import content, fingerprint
 from mammoclip_jax.data.make import MADE_COLUMNS
-from mammoclip_jax.data.manifest import (
-    COLUMNS,
-    LATERALITIES,
-    LIST_COLUMNS,
-    MEMORY_COLUMNS,
-    SPLITS,
-)
+from mammoclip_jax.data.manifest import COLUMNS, LATERALITIES, LIST_COLUMNS, MEMORY_COLUMNS, SPLITS
 from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes
 from mammoclip_jax.data.store import storage
@@ -36,12 +30,24 @@ from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.store.shards import SCHEMA_VERSION, Dataset, shard_name
 from mammoclip_jax.errors import UserError
 
-INFO_KEYS = ("schema_version", "name", "real", "shards", "preprocessing", "counts", "provenance", "licence",
-             "citation", "public_ids", "fingerprint")
-INDEX_COLUMNS = tuple(dict.fromkeys((*(name for name in COLUMNS if name not in MEMORY_COLUMNS), *MADE_COLUMNS, "shard",
-                                     "position")))
+INFO_KEYS = (
+    "schema_version",
+    "name",
+    "real",
+    "shards",
+    "preprocessing",
+    "counts",
+    "provenance",
+    "licence",
+    "citation",
+    "public_ids",
+    "fingerprint",
+)
+INDEX_COLUMNS = tuple(
+    dict.fromkeys((*(name for name in COLUMNS if name not in MEMORY_COLUMNS), *MADE_COLUMNS, "shard", "position"))
+)
 INTEGERS = ("shard", "position", "height", "width", "bits")
-_TOLERANCE = 1e-6       # pixels, for points that go to the canvas and back
+_TOLERANCE = 1e-6  # pixels, for points that go to the canvas and back
 
 
 class _Report:
@@ -58,8 +64,7 @@ class _Report:
         return bool(good)
 
     def result(self) -> dict:
-        return {"ok": not self.faults, "checks": dict(self.checks), "faults": self.faults,
-                "reports": self.reports}
+        return {"ok": not self.faults, "checks": dict(self.checks), "faults": self.faults, "reports": self.reports}
 
 
 class _Fault(NamedTuple):
@@ -82,8 +87,9 @@ def verify(path: Path | str) -> dict:
     if index is None:
         return report.result()
     _counts(info, index, report)
-    report.reports = ({"kept": {}, "dropped": {}} | info["counts"].get("reports", {})
-                      | {"lacking": reported.lacking(index)})
+    report.reports = (
+        {"kept": {}, "dropped": {}} | info["counts"].get("reports", {}) | {"lacking": reported.lacking(index)}
+    )
     _tables(folder, info, report)
     _rows(index, report)
     sizes = _shards(folder, info, index, report)
@@ -110,14 +116,24 @@ def _info(folder, report: _Report) -> dict | None:
         if not isinstance(info, dict):
             raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
-        report.check("dataset.json", False, "dataset.json", f"cannot be read ({type(error).__name__})",
-                     "run prepare again; it goes on where it stopped")
+        report.check(
+            "dataset.json",
+            False,
+            "dataset.json",
+            f"cannot be read ({type(error).__name__})",
+            "run prepare again; it goes on where it stopped",
+        )
         return None
     missing = [name for name in INFO_KEYS if name not in info]
     good = report.check("dataset.json", not missing, "dataset.json", f"lacks {', '.join(missing)}")
     version = info.get("schema_version")
-    good &= report.check("schema version", version == SCHEMA_VERSION, "dataset.json",
-                         f"schema version {version}, not {SCHEMA_VERSION}", "prepare it again into another folder")
+    good &= report.check(
+        "schema version",
+        version == SCHEMA_VERSION,
+        "dataset.json",
+        f"schema version {version}, not {SCHEMA_VERSION}",
+        "prepare it again into another folder",
+    )
     if not good:
         return None
     known = [field.name for field in dataclasses.fields(Preprocessing)]
@@ -132,7 +148,7 @@ def _info(folder, report: _Report) -> dict | None:
 def _index(folder, report: _Report) -> pd.DataFrame | None:
     try:
         index = read_table((folder / "index.parquet").read_bytes())
-    except (OSError, ValueError) as error:      # pyarrow's errors are among them
+    except (OSError, ValueError) as error:  # pyarrow's errors are among them
         report.check("index.parquet", False, "index.parquet", f"cannot be read ({type(error).__name__})")
         return None
     missing = [name for name in INDEX_COLUMNS if name not in index]
@@ -143,10 +159,21 @@ def _index(folder, report: _Report) -> pd.DataFrame | None:
     good = True
     for name in INDEX_COLUMNS:
         values = index[name]
-        kind = ("integers" if name in INTEGERS else "booleans" if name == "real" else
-                "lists" if name in LIST_COLUMNS else "text")
-        fits = {"integers": values.dtype.kind == "i", "booleans": values.dtype == bool, "lists": True,
-                "text": all(isinstance(value, str) for value in values)}[kind]
+        kind = (
+            "integers"
+            if name in INTEGERS
+            else "booleans"
+            if name == "real"
+            else "lists"
+            if name in LIST_COLUMNS
+            else "text"
+        )
+        fits = {
+            "integers": values.dtype.kind == "i",
+            "booleans": values.dtype == bool,
+            "lists": True,
+            "text": all(isinstance(value, str) for value in values),
+        }[kind]
         good &= report.check("index types", fits, f"index.parquet column {name}", f"is {values.dtype}, not {kind}")
     return index if good else None
 
@@ -159,13 +186,26 @@ def _counts(info: dict, index: pd.DataFrame, report: _Report) -> None:
         return
     counts = info["counts"]
     for name, number in numbers.items():
-        report.check("counts", counts.get(name) == number, "dataset.json",
-                     f"counts {counts.get(name)} {name}, index.parquet has {number}")
+        report.check(
+            "counts",
+            counts.get(name) == number,
+            "dataset.json",
+            f"counts {counts.get(name)} {name}, index.parquet has {number}",
+        )
     total = counts.get("images", 0) + counts.get("quarantined", 0)
-    report.check("counts", counts.get("images_in") == total, "dataset.json",
-                 f"images_in is {counts.get('images_in')}, images and quarantined are {total} together")
-    report.check("fingerprint", info["fingerprint"] == fingerprint(index), "dataset.json",
-                 "fingerprint is not that of index.parquet", "copy index.parquet again, or prepare the set anew")
+    report.check(
+        "counts",
+        counts.get("images_in") == total,
+        "dataset.json",
+        f"images_in is {counts.get('images_in')}, images and quarantined are {total} together",
+    )
+    report.check(
+        "fingerprint",
+        info["fingerprint"] == fingerprint(index),
+        "dataset.json",
+        "fingerprint is not that of index.parquet",
+        "copy index.parquet again, or prepare the set anew",
+    )
 
 
 def _tables(folder, info: dict, report: _Report) -> None:
@@ -184,7 +224,7 @@ def _tables(folder, info: dict, report: _Report) -> None:
     try:
         Tokenizer.from_str((folder / "tokenizer.json").read_text())
         problem = ""
-    except Exception as error:      # the package raises plain Exception
+    except Exception as error:  # the package raises plain Exception
         problem = f"cannot be loaded ({type(error).__name__})"
     report.check("tokenizer", not problem, "tokenizer.json", problem)
 
@@ -193,6 +233,7 @@ def _rows(index: pd.DataFrame, report: _Report) -> None:
     repeated = index["image"].duplicated().to_numpy()
     splits = index.groupby("patient")["split"].transform("nunique").to_numpy()
     for row, values in enumerate(index.itertuples(index=False)):
+
         def check(name: str, good: bool, problem: str, row=row) -> None:
             report.check(name, good, _where(row), problem)
 
@@ -201,8 +242,11 @@ def _rows(index: pd.DataFrame, report: _Report) -> None:
         check("patients", splits[row] == 1, "its patient is in more than one split")
         check("laterality", values.laterality in LATERALITIES, f"laterality is {values.laterality!r}")
         texts = values.texts
-        check("texts", len(texts) == len(values.sections) and all(str(text).strip() for text in texts),
-              "blank text, or texts and sections differ in number")
+        check(
+            "texts",
+            len(texts) == len(values.sections) and all(str(text).strip() for text in texts),
+            "blank text, or texts and sections differ in number",
+        )
         for name, test in (("labels", _labels), ("transform", _transform), ("boxes", _boxes)):
             check(name, not (problem := _problem(test, values)), problem)
 
@@ -262,8 +306,13 @@ def _shards(folder, info: dict, index: pd.DataFrame, report: _Report) -> dict[in
             report.check("shard records", False, name, f"cannot be read ({type(error).__name__})", remedy)
             continue
         expected = int(rows.get(shard, 0))
-        report.check("shard records", sizes[shard] == expected, name,
-                     f"holds {sizes[shard]} records, index.parquet says {expected}", remedy)
+        report.check(
+            "shard records",
+            sizes[shard] == expected,
+            name,
+            f"holds {sizes[shard]} records, index.parquet says {expected}",
+            remedy,
+        )
     places = index.duplicated(["shard", "position"])
     report.check("places", not places.any(), "index.parquet", f"{places.sum()} rows share a record with another")
     return sizes
@@ -286,13 +335,19 @@ def _record(dataset: Dataset, row: int) -> list[_Fault]:
         faults.append(_Fault("record checksum", "its record is not the one that was written"))
     try:
         image, head = decode(record), header(record)
-    except ValueError as error:         # a missing package of the codec says so itself
+    except ValueError as error:  # a missing package of the codec says so itself
         return faults + [_Fault("record decodes", str(error))]
     wanted = tuple(dataset.info["preprocessing"][name] for name in ("height", "width", "bits"))
     said = tuple(int(values[name]) for name in ("height", "width", "bits"))
     if not wanted == said == (head.height, head.width, head.bits):
-        faults.append(_Fault("image as described", f"height, width, bits are {(head.height, head.width, head.bits)},"
-                             f" {said} in the index and {wanted} in dataset.json", "prepare it anew"))
+        faults.append(
+            _Fault(
+                "image as described",
+                f"height, width, bits are {(head.height, head.width, head.bits)},"
+                f" {said} in the index and {wanted} in dataset.json",
+                "prepare it anew",
+            )
+        )
     if image.min() == image.max():
         faults.append(_Fault("image not constant", "all its pixels are alike", "look at the original file"))
     return faults

@@ -23,15 +23,28 @@ from mammoclip_jax.evaluation.statistics.paired import (
 from mammoclip_jax.names import check_name
 
 METRICS = RANKED | PROBABILITIES | CLASSES
-DEFAULT = ("auroc", "auprc", "macro_auroc", "accuracy", "kappa_quadratic")      # those that a label can have
-LEVEL_NAMES = {"breast": LEVELS[0], "breast_max": LEVELS[1], "image": LEVELS[2], "exam": LEVELS[3],
-               "exam_max": LEVELS[4]}
-_NAMED = 3              # images that an error names
+DEFAULT = ("auroc", "auprc", "macro_auroc", "accuracy", "kappa_quadratic")  # those that a label can have
+LEVEL_NAMES = {
+    "breast": LEVELS[0],
+    "breast_max": LEVELS[1],
+    "image": LEVELS[2],
+    "exam": LEVELS[3],
+    "exam_max": LEVELS[4],
+}
+_NAMED = 3  # images that an error names
 
 
-def compare(a: pd.DataFrame, b: pd.DataFrame, *, metrics: tuple[str, ...] | None = None, level: str = "breast",
-            names: tuple[str, str] = ("a", "b"), resamples: int = statistics.RESAMPLES,
-            permutations: int = PERMUTATIONS, seed: int = 0) -> Result:
+def compare(
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    *,
+    metrics: tuple[str, ...] | None = None,
+    level: str = "breast",
+    names: tuple[str, str] = ("a", "b"),
+    resamples: int = statistics.RESAMPLES,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> Result:
     """Two tables of predictions (see `predictions`) of the same images and labels, compared label by label.
 
     Args:
@@ -58,8 +71,10 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, metrics: tuple[str, ...] | None
             entries[f"{first.label}/{name}_difference"] = entry
             rows.append(row)
     if not rows:
-        raise UserError(f"none of the labels has the metrics {', '.join(metrics or ())}: yes/no labels have "
-                        f"{', '.join(RANKED | PROBABILITIES)}, labels with classes {', '.join(CLASSES)}.")
+        raise UserError(
+            f"none of the labels has the metrics {', '.join(metrics or ())}: yes/no labels have "
+            f"{', '.join(RANKED | PROBABILITIES)}, labels with classes {', '.join(CLASSES)}."
+        )
     table = pd.DataFrame(rows)
     for p in ("p_delong", "p_permutation"):
         table[p.replace("p_", "q_")] = table.groupby("metric")[p].transform(benjamini_hochberg)
@@ -72,22 +87,35 @@ def metrics_of(label: Predicted, wanted: tuple[str, ...] | None) -> Mapping[str,
     return {name: possible[name] for name in wanted or DEFAULT if name in possible}
 
 
-def _row(name: str, metric: Metric, first: Predicted, second: Predicted, level: Level, permutations: int,
-         options: dict) -> tuple[dict[str, Any], dict[str, Any]]:
+def _row(
+    name: str, metric: Metric, first: Predicted, second: Predicted, level: Level, permutations: int, options: dict
+) -> tuple[dict[str, Any], dict[str, Any]]:
     a, b = (scored(side.rows, side.truth, side.prediction, level) for side in (first, second))
     entry = difference(metric, a.truth, a.prediction, b.prediction, a.patients, **options)
-    row = {"label": first.label, "metric": name, "a": None, "b": None, "difference": entry["value"],
-           "low": entry["low"], "high": entry["high"], "p_delong": np.nan, "p_permutation": np.nan, "n": entry["n"],
-           "patients": len(set(a.patients)), "positives": None if first.classes else int(a.truth.sum()),
-           "reason": entry.get("reason", "")}
+    row = {
+        "label": first.label,
+        "metric": name,
+        "a": None,
+        "b": None,
+        "difference": entry["value"],
+        "low": entry["low"],
+        "high": entry["high"],
+        "p_delong": np.nan,
+        "p_permutation": np.nan,
+        "n": entry["n"],
+        "patients": len(set(a.patients)),
+        "positives": None if first.classes else int(a.truth.sum()),
+        "reason": entry.get("reason", ""),
+    }
     if entry["value"] is None:
         return row, entry
     row |= {"a": metric.point(a.truth, a.prediction), "b": metric.point(b.truth, b.prediction)}
     if name == "auroc":
         row["p_delong"] = delong(a.truth, a.prediction, b.prediction, a.patients).p
     if permutations:
-        row["p_permutation"] = permutation_test(metric, a.truth, a.prediction, b.prediction, a.patients,
-                                                permutations=permutations, seed=options["seed"])
+        row["p_permutation"] = permutation_test(
+            metric, a.truth, a.prediction, b.prediction, a.patients, permutations=permutations, seed=options["seed"]
+        )
     if few := metric.few(a.truth, a.prediction, a.patients.astype(str)):
         row["reason"] = (row["reason"] or few) + ("; nor DeLong's test" if name == "auroc" else "")
         row["reason"] += "; p_permutation holds, but of so few it hardly finds anything" if permutations else ""
@@ -105,12 +133,15 @@ def aligned(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> list[tu
     pairs = []
     for label, first in sides[0].items():
         second = sides[1][label]
-        place = [{key: i for i, key in enumerate(zip(side.rows["dataset"], side.rows["image"]))}
-                 for side in (first, second)]
+        place = [
+            {key: i for i, key in enumerate(zip(side.rows["dataset"], side.rows["image"]))} for side in (first, second)
+        ]
         _same(*place, names, f"images of label {label!r}", "/".join)
         if set(first.classes) != set(second.classes):
-            raise UserError(f"label {label!r}: {names[0]} has the classes {', '.join(first.classes) or '-'}, "
-                            f"{names[1]} {', '.join(second.classes) or '-'}; compare predictions of the same classes.")
+            raise UserError(
+                f"label {label!r}: {names[0]} has the classes {', '.join(first.classes) or '-'}, "
+                f"{names[1]} {', '.join(second.classes) or '-'}; compare predictions of the same classes."
+            )
         second = _reordered(second, [place[1][key] for key in place[0]], first.classes)
         for what, differs in (
             ("patient", (first.rows["patient"].astype(str) != second.rows["patient"].astype(str)).to_numpy()),
@@ -118,8 +149,10 @@ def aligned(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> list[tu
         ):
             if differs.any():
                 image = first.rows["image"][differs.argmax()]
-                raise UserError(f"label {label!r}: the {what} of {differs.sum()} images differs between {names[0]} and "
-                                f"{names[1]}, first {image!r}. Evaluate both on the same prepared data set.")
+                raise UserError(
+                    f"label {label!r}: the {what} of {differs.sum()} images differs between {names[0]} and "
+                    f"{names[1]}, first {image!r}. Evaluate both on the same prepared data set."
+                )
         pairs.append((first, second))
     return pairs
 
@@ -130,8 +163,10 @@ def _same(first, second, names, what: str, text: Callable) -> None:
         lacking = [text(key) for key in mine if key not in others]
         if lacking:
             shown = ", ".join(lacking[:_NAMED]) + (", …" if len(lacking) > _NAMED else "")
-            raise UserError(f"{there} lacks {len(lacking)} {what} that {here} has: {shown}. A paired comparison needs "
-                            "the same images in both: evaluate both models on the same data set and split.")
+            raise UserError(
+                f"{there} lacks {len(lacking)} {what} that {here} has: {shown}. A paired comparison needs "
+                "the same images in both: evaluate both models on the same data set and split."
+            )
 
 
 def _reordered(side: Predicted, order: list[int], classes: tuple[str, ...]) -> Predicted:
@@ -141,13 +176,16 @@ def _reordered(side: Predicted, order: list[int], classes: tuple[str, ...]) -> P
         column = np.array([side.classes.index(name) for name in classes])
         prediction = prediction[:, column]
         truth = np.array([np.nan if np.isnan(t) else classes.index(side.classes[int(t)]) for t in truth])
-    return side._replace(rows=side.rows.iloc[order].reset_index(drop=True), truth=truth, prediction=prediction,
-                         classes=classes)
+    return side._replace(
+        rows=side.rows.iloc[order].reset_index(drop=True), truth=truth, prediction=prediction, classes=classes
+    )
 
 
 def _protocol(names, level: str, permutations: int) -> str:
-    return (f"a: {names[0]}; b: {names[1]}. Level {level}. difference: a minus b; its interval: {statistics.INTERVAL}, "
-            "the same resamples for both. p_delong: DeLong's test for clustered data (Obuchowski 1997), the patients "
-            f"being the clusters. p_permutation: {permutations} exchanges of the models, patient by patient; of "
-            "ranks for metrics of the order. Of few patients there is only the last, see reason. q: after Benjamini "
-            "and Hochberg over the labels of a metric.")
+    return (
+        f"a: {names[0]}; b: {names[1]}. Level {level}. difference: a minus b; its interval: {statistics.INTERVAL}, "
+        "the same resamples for both. p_delong: DeLong's test for clustered data (Obuchowski 1997), the patients "
+        f"being the clusters. p_permutation: {permutations} exchanges of the models, patient by patient; of "
+        "ranks for metrics of the order. Of few patients there is only the last, see reason. q: after Benjamini "
+        "and Hochberg over the labels of a metric."
+    )

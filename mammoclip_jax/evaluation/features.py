@@ -17,9 +17,9 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name
 
-CHUNK = 64          # images in memory at a time; no result depends on it
-_READERS = 4        # threads
-_SAVE_EVERY = 300   # seconds, of vectors that are kept on disk while more are computed
+CHUNK = 64  # images in memory at a time; no result depends on it
+_READERS = 4  # threads
+_SAVE_EVERY = 300  # seconds, of vectors that are kept on disk while more are computed
 
 
 def select(index: pd.DataFrame, split: str = "test", patients: int | None = None, seed: int = 0) -> np.ndarray:
@@ -98,12 +98,17 @@ class Level(NamedTuple):
     """What a metric is of; `suffix` is the end of its name."""
 
     suffix: str
-    unit: str       # a key of data.batches.units.UNITS
-    how: str        # "mean" or "max" over its images
+    unit: str  # a key of data.batches.units.UNITS
+    how: str  # "mean" or "max" over its images
 
 
-LEVELS = (Level("", "breast", "mean"), Level("_max", "breast", "max"), Level("_image", "image", "mean"),
-          Level("_exam", "exam", "mean"), Level("_exam_max", "exam", "max"))
+LEVELS = (
+    Level("", "breast", "mean"),
+    Level("_max", "breast", "max"),
+    Level("_image", "image", "mean"),
+    Level("_exam", "exam", "mean"),
+    Level("_exam_max", "exam", "max"),
+)
 
 
 def pooled(values: np.ndarray, rows: pd.DataFrame, unit: str, how: str) -> np.ndarray:
@@ -189,7 +194,7 @@ class Features:
 def chunks(positions: Sequence[int]) -> Iterator[list[int]]:
     """`positions` in runs of at most CHUNK."""
     for start in range(0, len(positions), CHUNK):
-        yield [int(p) for p in positions[start:start + CHUNK]]
+        yield [int(p) for p in positions[start : start + CHUNK]]
 
 
 def read(dataset, positions: Sequence[int]) -> np.ndarray:

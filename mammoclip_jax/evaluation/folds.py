@@ -27,8 +27,10 @@ def pooled(folders: Sequence[Path | str], *, resamples: int = statistics.RESAMPL
     folds = [predictions.read_all(folder) for folder in folders]
     for folder, tables in zip(folders, folds):
         if set(tables) != set(folds[0]):
-            raise UserError(f"{folder} holds {', '.join(sorted(tables))}, and {folders[0]} "
-                            f"{', '.join(sorted(folds[0]))}: these are no folds of one experiment.")
+            raise UserError(
+                f"{folder} holds {', '.join(sorted(tables))}, and {folders[0]} "
+                f"{', '.join(sorted(folds[0]))}: these are no folds of one experiment."
+            )
     return [_pooled(name, [tables[name] for tables in folds], resamples, seed) for name in folds[0]]
 
 
@@ -38,14 +40,21 @@ def _pooled(name: str, tables: list[pd.DataFrame], resamples: int, seed: int) ->
     if twice.any():
         raise UserError(f"{name}: image {whole[twice].iloc[0]['image']!r} is tested in two folds.")
     metrics = _metrics(whole, name, resamples, seed)
-    each = [{"fold": fold, "metric": metric, "value": entry["value"], "n": entry["n"]}
-            for fold, table in enumerate(tables) for metric, entry in _metrics(table, name, 0, seed).items()]
-    protocol = (f"{len(tables)} folds by patient; every image scored once, by the model that was not trained on its patient; "
-                "whether what it started from was, the folds' own protocols say. "
-                f"Metrics over all of them together. Intervals: {statistics.INTERVAL}, with the models as they are.")
+    each = [
+        {"fold": fold, "metric": metric, "value": entry["value"], "n": entry["n"]}
+        for fold, table in enumerate(tables)
+        for metric, entry in _metrics(table, name, 0, seed).items()
+    ]
+    protocol = (
+        f"{len(tables)} folds by patient; every image scored once, by the model that was not trained on its patient; "
+        "whether what it started from was, the folds' own protocols say. "
+        f"Metrics over all of them together. Intervals: {statistics.INTERVAL}, with the models as they are."
+    )
     if any(classes for *_, classes in predictions.labels(whole, name)):
         protocol += f" {classification.OVER_CLASSES}"
-    return Result(name.rpartition("/")[0] or name, protocol, metrics, {"predictions": whole, "folds": pd.DataFrame(each)})
+    return Result(
+        name.rpartition("/")[0] or name, protocol, metrics, {"predictions": whole, "folds": pd.DataFrame(each)}
+    )
 
 
 def _metrics(table: pd.DataFrame, source: str, resamples: int, seed: int) -> dict:

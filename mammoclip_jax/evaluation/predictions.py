@@ -31,10 +31,10 @@ class Predicted(NamedTuple):
     """The predictions of one label."""
 
     label: str
-    rows: pd.DataFrame              # the columns IDENTITY, one row an image, 0..n-1
-    truth: np.ndarray               # float [n]: 1, 0, or the class's number; NaN: unknown
-    prediction: np.ndarray          # float [n], or [n, K]
-    classes: tuple[str, ...]        # K names; () for a yes/no label
+    rows: pd.DataFrame  # the columns IDENTITY, one row an image, 0..n-1
+    truth: np.ndarray  # float [n]: 1, 0, or the class's number; NaN: unknown
+    prediction: np.ndarray  # float [n], or [n, K]
+    classes: tuple[str, ...]  # K names; () for a yes/no label
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -47,16 +47,18 @@ def read(path: str | Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}. Give a {FILES} that evaluate wrote, or a folder that holds it.") \
-            from error
+        raise UserError(
+            f"there is no file {path}. Give a {FILES} that evaluate wrote, or a folder that holds it."
+        ) from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a CSV table: {error}.") from error
     missing = [column for column in COLUMNS if column not in table]
     numbers = [column for column in table if column == "score" or column.startswith("p_")]
     if missing or not numbers:
         lacking = ", ".join(missing) or "score (or p_<class>)"
-        raise UserError(f"{path} is no table of predictions: it has no column {lacking}; it has "
-                        f"{', '.join(table.columns)}.")
+        raise UserError(
+            f"{path} is no table of predictions: it has no column {lacking}; it has {', '.join(table.columns)}."
+        )
     if table.empty:
         raise UserError(f"{path} has no rows.")
     for column in numbers:
@@ -64,8 +66,10 @@ def read(path: str | Path) -> pd.DataFrame:
     twice = table.duplicated(["dataset", "image", "label"])
     if twice.any():
         row = table[twice].iloc[0]
-        raise UserError(f"{path}: image {row['image']!r} of {row['dataset']!r} occurs twice for label "
-                        f"{row['label']!r}; each image should have one row a label.")
+        raise UserError(
+            f"{path}: image {row['image']!r} of {row['dataset']!r} occurs twice for label "
+            f"{row['label']!r}; each image should have one row a label."
+        )
     return table
 
 
@@ -73,8 +77,9 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
     numbers = pd.to_numeric(column.replace("", "nan"), errors="coerce")
     wrong = numbers.isna() & ~column.str.lower().isin(["", "nan"])
     if wrong.any():
-        raise UserError(f"{path}, line {wrong.idxmax() + 2}: {column.name} is {column[wrong.idxmax()]!r}, "
-                        "not a number.")
+        raise UserError(
+            f"{path}, line {wrong.idxmax() + 2}: {column.name} is {column[wrong.idxmax()]!r}, not a number."
+        )
     return numbers.astype(np.float64)
 
 
@@ -106,8 +111,13 @@ def labels(table: pd.DataFrame, source: str = "the predictions") -> Iterator[Pre
             raise UserError(f"{source}: label {label!r} has neither a score nor any p_<class>.")
         classes = tuple(column[2:] for column in columns)
         prediction = part[columns] if columns else part["score"]
-        yield Predicted(str(label), part[list(IDENTITY)], _truth(part["truth"], classes, f"{source}, label {label!r}"),
-                        prediction.to_numpy(dtype=np.float64), classes)
+        yield Predicted(
+            str(label),
+            part[list(IDENTITY)],
+            _truth(part["truth"], classes, f"{source}, label {label!r}"),
+            prediction.to_numpy(dtype=np.float64),
+            classes,
+        )
 
 
 def _truth(column: pd.Series, classes: tuple[str, ...], source: str) -> np.ndarray:

@@ -31,14 +31,21 @@ class Result(NamedTuple):
 
 def to_rows(results: list[Result]) -> list[dict[str, Any]]:
     """One dict a metric, with the columns `COLUMNS`."""
-    return [{"result": r.name, "metric": metric, **{c: entry.get(c) for c in COLUMNS[2:]}}
-            for r in results for metric, entry in r.metrics.items()]
+    return [
+        {"result": r.name, "metric": metric, **{c: entry.get(c) for c in COLUMNS[2:]}}
+        for r in results
+        for metric, entry in r.metrics.items()
+    ]
 
 
 def scalars(results: list[Result], prefix: str = "eval") -> dict[str, float]:
     """Flat {"eval/phantom/zero_shot/mass/auroc": 0.83} for the metrics log; metrics without a value are left out."""
-    return {f"{prefix}/{r.name}/{metric}": float(entry["value"])
-            for r in results for metric, entry in r.metrics.items() if entry["value"] is not None}
+    return {
+        f"{prefix}/{r.name}/{metric}": float(entry["value"])
+        for r in results
+        for metric, entry in r.metrics.items()
+        if entry["value"] is not None
+    }
 
 
 def to_json(results: list[Result]) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def _remove_earlier(out: Path) -> None:
     noted = out / "metrics.json"
     if not noted.exists():
         return
-    with contextlib.suppress(json.JSONDecodeError, AttributeError):     # half written by a program that was killed
+    with contextlib.suppress(json.JSONDecodeError, AttributeError):  # half written by a program that was killed
         for name in json.loads(noted.read_text(encoding="utf-8")).get("protocol", {}):
             folder = out / name
             if folder.is_dir() and out.resolve() in folder.resolve().parents:

@@ -23,9 +23,9 @@ from mammoclip_jax.evaluation.statistics.paired import lacking
 from mammoclip_jax.names import check_name
 
 BY = ("density", "age", "vendor", "view", "site", "dataset", "laterality")
-AGE_BANDS = (40, 50, 60, 70)        # years: lower edges of the bands after the first
+AGE_BANDS = (40, 50, 60, 70)  # years: lower edges of the bands after the first
 UNKNOWN = "unknown"
-_FINER = {"view": "image", "laterality": "breast"}      # an exam has several, a breast several views
+_FINER = {"view": "image", "laterality": "breast"}  # an exam has several, a breast several views
 
 
 def attributes(index: pd.DataFrame, age_bands: tuple[int, ...] = AGE_BANDS) -> pd.DataFrame:
@@ -53,9 +53,17 @@ def _age(value, bands: tuple[int, ...]) -> str:
     return f"{edges[-1]}-{above[0] - 1}" if edges else f"<{above[0]}"
 
 
-def subgroups(predictions: pd.DataFrame, index: pd.DataFrame, *, by: tuple[str, ...] = BY,
-              metric: str = "auroc", level: str = "breast", age_bands: tuple[int, ...] = AGE_BANDS,
-              resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
+def subgroups(
+    predictions: pd.DataFrame,
+    index: pd.DataFrame,
+    *,
+    by: tuple[str, ...] = BY,
+    metric: str = "auroc",
+    level: str = "breast",
+    age_bands: tuple[int, ...] = AGE_BANDS,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> Result:
     """A metric of each label in each subgroup.
 
     Args:
@@ -89,9 +97,11 @@ def subgroups(predictions: pd.DataFrame, index: pd.DataFrame, *, by: tuple[str, 
             entries[f"{label.label}/{name}/{metric}"] = entry
     if not rows:
         raise UserError(f"no label of the predictions can have the metric {metric!r}.")
-    protocol = (f"{metric} at the level {level} in subgroups, by view of single images; what all images "
-                "share is left out. gap: a subgroup's value minus that "
-                f"of the whole. Intervals: {statistics.INTERVAL}, of a gap over the patients of the whole.")
+    protocol = (
+        f"{metric} at the level {level} in subgroups, by view of single images; what all images "
+        "share is left out. gap: a subgroup's value minus that "
+        f"of the whole. Intervals: {statistics.INTERVAL}, of a gap over the patients of the whole."
+    )
     return Result("subgroups", protocol, entries, {"subgroups": pd.DataFrame(rows)})
 
 
@@ -101,8 +111,10 @@ def _of_label(label: Predicted, known: pd.DataFrame, by, metric: str, level: str
     keys = pd.MultiIndex.from_frame(label.rows[["dataset", "image"]].astype(str))
     absent = ~keys.isin(known.index)
     if absent.any():
-        raise UserError(f"{absent.sum()} images of the predictions are not in the index, first "
-                        f"{'/'.join(keys[absent.argmax()])}; give the data set that was evaluated.")
+        raise UserError(
+            f"{absent.sum()} images of the predictions are not in the index, first "
+            f"{'/'.join(keys[absent.argmax()])}; give the data set that was evaluated."
+        )
     whole = scored(label.rows, label.truth, label.prediction, LEVEL_NAMES[level])
     start = {"label": label.label, "by": "all", "group": "all", "metric": metric}
     yield start | _measured(measure, whole, np.ones(len(whole.truth), dtype=bool), label, options)
@@ -127,16 +139,30 @@ def _measured(metric, units: Scored, member: np.ndarray, label: Predicted, optio
     """A metric over the members, and the gap to its value over all units."""
     truth, prediction = units.truth[member], units.prediction[member]
     entry = statistics.estimate({"": metric}, truth, prediction, units.patients[member], **options)[""]
-    row = {**entry, "reason": entry.get("reason", ""), "patients": len(set(units.patients[member])),
-           "positives": None if label.classes else int(truth.sum()), "gap": None, "gap_low": None, "gap_high": None}
+    row = {
+        **entry,
+        "reason": entry.get("reason", ""),
+        "patients": len(set(units.patients[member])),
+        "positives": None if label.classes else int(truth.sum()),
+        "gap": None,
+        "gap_low": None,
+        "gap_high": None,
+    }
     if entry["value"] is None or member.all() or lacking(metric, units.truth, units.prediction):
         return row
     absent = [label.classes[k] for k in np.setdiff1d(units.truth, truth)] if label.classes else []
-    if absent and metric.lacks is few_classes:      # the two are means over different classes
-        return row | {"reason": f"none is of class {', '.join(absent)}: a mean over the others, with no gap to the whole"}
+    if absent and metric.lacks is few_classes:  # the two are means over different classes
+        return row | {
+            "reason": f"none is of class {', '.join(absent)}: a mean over the others, with no gap to the whole"
+        }
     part, whole = metric.summary(truth, prediction), metric.summary(units.truth, units.prediction)
     few = metric.few(truth, prediction, units.patients[member].astype(str))
-    gap = bootstrap(entry["value"] - metric.point(units.truth, units.prediction),
-                    lambda w: metric.of(part(w[:, member])) - metric.of(whole(w)), units.patients, few=few, **options)
+    gap = bootstrap(
+        entry["value"] - metric.point(units.truth, units.prediction),
+        lambda w: metric.of(part(w[:, member])) - metric.of(whole(w)),
+        units.patients,
+        few=few,
+        **options,
+    )
     reason = row["reason"] or (f"gap: {gap['reason']}" if "reason" in gap else "")
     return row | {"gap": gap["value"], "gap_low": gap["low"], "gap_high": gap["high"], "reason": reason}

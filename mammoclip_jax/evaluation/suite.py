@@ -17,9 +17,16 @@ from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_options, load
 
 
-def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mapping[str, Any]],
-             out: Path | str | None = None, *, split: str = "test", cache: Path | str = "",
-             allow_training_patients: bool = False) -> list[Result]:
+def evaluate(
+    model,
+    datasets: Mapping[str, Any],
+    evaluators: Mapping[str, Mapping[str, Any]],
+    out: Path | str | None = None,
+    *,
+    split: str = "test",
+    cache: Path | str = "",
+    allow_training_patients: bool = False,
+) -> list[Result]:
     """Every evaluator on every data set; results are named "dataset/evaluator" and, with `out`, saved there.
 
     Args:
@@ -53,8 +60,10 @@ def evaluate(model, datasets: Mapping[str, Any], evaluators: Mapping[str, Mappin
             results.append(outcome._replace(name=f"{folder}/{name}", protocol=f"{outcome.protocol} {said}".strip()))
     if evaluators and not results:
         wanted = sorted({options.get("split", split) for _, options, _ in plans.values()})
-        raise UserError(f"nothing to evaluate: no data set ({', '.join(datasets)}) has images in split "
-                        f"{', '.join(wanted)} for {', '.join(evaluators)}. Set config.evaluate.split, or --split=all.")
+        raise UserError(
+            f"nothing to evaluate: no data set ({', '.join(datasets)}) has images in split "
+            f"{', '.join(wanted)} for {', '.join(evaluators)}. Set config.evaluate.split, or --split=all."
+        )
     if out:
         result.save(results, Path(out))
     return results
@@ -67,8 +76,10 @@ def _plan(model, name: str, options: dict[str, Any]):
     function = load(f"{__package__}.evaluators", EVALUATORS, evaluator, "evaluator")
     if model.kind not in MODELS.get(evaluator, (model.kind,)):
         possible = [other for other in EVALUATORS if model.kind in MODELS.get(other, (model.kind,))]
-        raise UserError(f"the evaluator {evaluator!r} takes a {' or '.join(MODELS[evaluator])}, and this model is a "
-                        f"{model.kind}. For it there are: {', '.join(possible)}.")
+        raise UserError(
+            f"the evaluator {evaluator!r} takes a {' or '.join(MODELS[evaluator])}, and this model is a "
+            f"{model.kind}. For it there are: {', '.join(possible)}."
+        )
     check_options(function, options, f"evaluator {name!r}")
     return function, options, folders
 
@@ -88,15 +99,20 @@ def seen_before(model, name: str, dataset, options: Mapping[str, Any], allowed: 
     seen = int(np.isin(scored, provenance.patients_in(model.trained_on)).sum())
     known = all(parent.get("patients_known") for parent in model.provenance.get("parents", ()))
     if not seen:
-        return (f"The model was trained on none of the {len(scored)} patients"
-                + ("." if known else "; of weights that it started from that is not on record."))
+        return f"The model was trained on none of the {len(scored)} patients" + (
+            "." if known else "; of weights that it started from that is not on record."
+        )
     where = f"{seen} of the {len(scored)} patients of data set {name!r}, split {options['split']!r},"
     if not allowed:
-        raise UserError(f"the model was trained on {where} so that its figures would say nothing of others: choose the "
-                        "split that it was tested on, or other patients. With --allow_training_patients they are scored "
-                        "all the same, and the result says so.")
+        raise UserError(
+            f"the model was trained on {where} so that its figures would say nothing of others: choose the "
+            "split that it was tested on, or other patients. With --allow_training_patients they are scored "
+            "all the same, and the result says so."
+        )
     logging.warning("the model was trained on %s which are scored", where)
-    return f"The model was trained on {seen} of the {len(scored)} patients: this does not measure what it does on others."
+    return (
+        f"The model was trained on {seen} of the {len(scored)} patients: this does not measure what it does on others."
+    )
 
 
 def check_preprocessing(model, name: str, dataset) -> None:
@@ -106,9 +122,13 @@ def check_preprocessing(model, name: str, dataset) -> None:
     """
     if model.kind == "image_encoder":
         return
-    learnt, prepared = (dataclasses.asdict(Preprocessing.from_dict(values))
-                        for values in (model.preprocessing, dataset.info["preprocessing"]))
+    learnt, prepared = (
+        dataclasses.asdict(Preprocessing.from_dict(values))
+        for values in (model.preprocessing, dataset.info["preprocessing"])
+    )
     for key in learnt:
         if learnt[key] != prepared[key]:
-            raise UserError(f"data set {name!r} was prepared with {key}={prepared[key]!r}, the model learnt from "
-                            f"{key}={learnt[key]!r}. Prepare the data set again with the model's value.")
+            raise UserError(
+                f"data set {name!r} was prepared with {key}={prepared[key]!r}, the model learnt from "
+                f"{key}={learnt[key]!r}. Prepare the data set again with the model's value."
+            )

@@ -48,8 +48,10 @@ def transfer(runs: Mapping[str, str | Path], metric: str, evaluator: str | None 
     tests = list(dict.fromkeys(table["test"]))
     grid = table.pivot(index="train", columns="test", values="value").reindex(index=list(runs), columns=tests)
     entries = {f"{row.train} to {row.test}/{metric.rpartition('/')[2]}": _entry(row) for row in table.itertuples()}
-    protocol = (f"{metric}; a row a training set, a column a test set. Intervals are of the test patients, not of "
-                "repeated training.")
+    protocol = (
+        f"{metric}; a row a training set, a column a test set. Intervals are of the test patients, not of "
+        "repeated training."
+    )
     return Result("transfer", protocol, entries, {"transfer": table, "transfer_grid": grid.reset_index()})
 
 
@@ -62,13 +64,17 @@ def _of_run(train: str, path, metric: str, evaluator: str | None) -> pd.DataFram
         near = suggestion(metric, whole["metric"].astype(str))
         raise UserError(f"{path} has no metric {metric!r}" + (f" of {evaluator!r}." if evaluator else ".") + near)
     if table["test"].duplicated().any():
-        raise UserError(f"{path} has {metric!r} from several evaluators "
-                        f"({', '.join(sorted(set(table['evaluator'])))}): say which one.")
+        raise UserError(
+            f"{path} has {metric!r} from several evaluators "
+            f"({', '.join(sorted(set(table['evaluator'])))}): say which one."
+        )
     return table[["train", "test", "value", "low", "high", "n", "reason"]]
 
 
 def _entry(row) -> dict:
-    numbers = {key: None if pd.isna(value) else float(value)
-               for key, value in (("value", row.value), ("low", row.low), ("high", row.high))}
+    numbers = {
+        key: None if pd.isna(value) else float(value)
+        for key, value in (("value", row.value), ("low", row.low), ("high", row.high))
+    }
     reason = {} if pd.isna(row.reason) else {"reason": str(row.reason)}
     return numbers | {"n": int(row.n)} | reason

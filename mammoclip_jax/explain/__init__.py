@@ -42,8 +42,9 @@ def function_of(method: str, options: Mapping[str, Any] = {}) -> Callable:
     known = tuple(function.__kwdefaults__ or ())
     for option in options:
         if option not in known:
-            raise UserError(f"{method} has no option {option!r}.{suggestion(option, known)} "
-                            f"Known: {', '.join(known) or 'none'}.")
+            raise UserError(
+                f"{method} has no option {option!r}.{suggestion(option, known)} Known: {', '.join(known) or 'none'}."
+            )
     return function
 
 
@@ -60,23 +61,30 @@ def stage_of(method: str, stage: str | None, encoder, stages: Iterable[str]) -> 
     check_name(method, METHODS, "method")
     kind, stages = type(encoder).__name__, tuple(stages)
     if stage and stage not in stages:
-        raise UserError(f"the image encoder has no stage {stage!r}.{suggestion(stage, stages)} "
-                        f"Stages: {', '.join(stages)}.")
+        raise UserError(
+            f"the image encoder has no stage {stage!r}.{suggestion(stage, stages)} Stages: {', '.join(stages)}."
+        )
     over = METHODS[method].over
     if over == "stage":
         return stage or getattr(encoder, "grad_cam_stage", stages[-1])
     if over == "pooled":
         pooled = getattr(encoder, "pooled_stage", None)
         if pooled not in stages:
-            raise UserError(f"{method} needs a stage whose cells are projected as the pooled vector is, and this "
-                            f"{kind} returns none: use grad_cam.")
+            raise UserError(
+                f"{method} needs a stage whose cells are projected as the pooled vector is, and this "
+                f"{kind} returns none: use grad_cam."
+            )
         if stage and stage != pooled:
-            raise UserError(f"{method} projects the cells of stage {pooled!r}, which the model pools and projects: not "
-                            f"those of {stage!r}. Leave the stage out.")
+            raise UserError(
+                f"{method} projects the cells of stage {pooled!r}, which the model pools and projects: not "
+                f"those of {stage!r}. Leave the stage out."
+            )
         return pooled
     if over == "tokens" and not hasattr(encoder, "pooled_tokens"):
-        raise UserError(f"{method} needs an encoder in which every token attends to every other one (vit, dinov2), not "
-                        f"{kind}: use grad_cam.")
+        raise UserError(
+            f"{method} needs an encoder in which every token attends to every other one (vit, dinov2), not "
+            f"{kind}: use grad_cam."
+        )
     if stage:
         raise UserError(f"{method} looks at no single stage of the encoder: leave stage={stage!r} out.")
     return ""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_ROUNDING = 1e-5        # of the size of what is added up: a sum below it is rounding
+_ROUNDING = 1e-5  # of the size of what is added up: a sum below it is rounding
 
 
 def grad_cam(subject, pixels, direction, stage: str) -> Float[Array, "h w"]:

@@ -4,13 +4,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-BLUR = 5 / 224          # standard deviation of their blur, 5 pixels of 224
+BLUR = 5 / 224  # standard deviation of their blur, 5 pixels of 224
 FILLS = ("black", "blur")
 
 
 def curves(
-    subject, pixels: Float[Array, "1 H W C"], direction: Float[Array, "D"], heat: Float[Array, "H W"],
-    tissue: Bool[Array, "H W"], steps: int, blur: float = BLUR, fill: str = "black",
+    subject,
+    pixels: Float[Array, "1 H W C"],
+    direction: Float[Array, "D"],
+    heat: Float[Array, "H W"],
+    tissue: Bool[Array, "H W"],
+    steps: int,
+    blur: float = BLUR,
+    fill: str = "black",
 ) -> Float[Array, "2 steps+1"]:
     """The score as the tissue appears on a blurred image (row 0) and goes from the image (row 1), hottest pixels first.
 
@@ -38,9 +44,10 @@ def curves(
 
 def blurred_image(image: Float[Array, "H W C"], deviation: float) -> Float[Array, "H W C"]:
     """Gaussian blur with a standard deviation in pixels; at the border the weights within are scaled to sum to 1."""
+
     def matrix(size):
         distance = jnp.arange(size)[:, None] - jnp.arange(size)
-        weights = jnp.exp(-(distance / deviation) ** 2 / 2)
+        weights = jnp.exp(-((distance / deviation) ** 2) / 2)
         return weights / weights.sum(axis=1, keepdims=True)
 
     rows, columns = (matrix(size) for size in image.shape[:2])

@@ -18,7 +18,7 @@ def integrated_gradients(
         steps: points of the integral; each costs a forward and a backward pass.
         baseline: grey value from 0, the black of the background, to 1.
     """
-    places, weights = np.polynomial.legendre.leggauss(steps)        # on [-1, 1]
+    places, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     points = jnp.asarray(np.stack([(places + 1) / 2, weights / 2], axis=1), pixels.dtype)
     start = jnp.full_like(pixels, subject.grey(baseline))
     slope = jax.grad(lambda x: subject.scores(x, direction)[0])

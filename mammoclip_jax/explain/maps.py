@@ -14,11 +14,11 @@ from mammoclip_jax.explain import function_of
 class Subject(NamedTuple):
     """A model with its weights, as the methods see it."""
 
-    encode: Callable        # (pixels [N H W C], offsets {stage: [N h w c]}) -> (vectors [N D], {stage: [N h w c]})
-    project: Callable       # features [... c] of the pooled stage -> vectors [... D]
-    attention: Callable     # pixels -> [(queries, keys)], each [N heads L d], of every layer
-    tokens: Callable | None     # number of patches -> the share [L] of each token in the pooled vector
-    grey: Callable          # grey value from 0 to 1 -> the value that stands for it in `pixels`
+    encode: Callable  # (pixels [N H W C], offsets {stage: [N h w c]}) -> (vectors [N D], {stage: [N h w c]})
+    project: Callable  # features [... c] of the pooled stage -> vectors [... D]
+    attention: Callable  # pixels -> [(queries, keys)], each [N heads L d], of every layer
+    tokens: Callable | None  # number of patches -> the share [L] of each token in the pooled vector
+    grey: Callable  # grey value from 0 to 1 -> the value that stands for it in `pixels`
 
     def scores(self, pixels: Float[Array, "N H W C"], direction: Float[Array, "D"]) -> Float[Array, "N"]:
         """What the maps explain: a cosine, a difference of cosines, or a logit."""
@@ -34,8 +34,14 @@ class Grid(NamedTuple):
 
 
 def saliency_map(
-    subject: Subject, pixels: Float[Array, "1 H W C"], direction: Float[Array, "D"], method: str, stage: str,
-    grid: Grid | None, raw: bool, options: Mapping[str, Any],
+    subject: Subject,
+    pixels: Float[Array, "1 H W C"],
+    direction: Float[Array, "D"],
+    method: str,
+    stage: str,
+    grid: Grid | None,
+    raw: bool,
+    options: Mapping[str, Any],
 ) -> Float[Array, "H W"]:
     """The map of one image, laid over it.
 
@@ -56,7 +62,8 @@ def over_image(heat: Float[Array, "h w"], grid: Grid, size: tuple[int, int]) -> 
     # scale_and_translate puts the centre of the first cell at stride / 2 + translation.
     translation = jnp.array([grid.row, grid.column]) - grid.stride / 2
     return jax.image.scale_and_translate(
-        heat, size, (0, 1), jnp.full(2, grid.stride, jnp.float32), translation, "linear", antialias=False)
+        heat, size, (0, 1), jnp.full(2, grid.stride, jnp.float32), translation, "linear", antialias=False
+    )
 
 
 def peak_of(heat: np.ndarray) -> tuple[float, float] | None:

@@ -9,7 +9,7 @@ from mammoclip_jax.errors import UserError
 
 
 def occlusion(
-    subject, pixels, direction, stage: str, *, window: int = 128, stride: int = 64, fill: float = 0.0, chunk: int = 8,
+    subject, pixels, direction, stage: str, *, window: int = 128, stride: int = 64, fill: float = 0.0, chunk: int = 8
 ) -> Float[Array, "H W"]:
     """By how much the score falls when a square is covered: for each pixel the mean over the squares that cover it.
 
@@ -23,8 +23,10 @@ def occlusion(
         UserError: the squares would leave gaps.
     """
     if not 1 <= stride <= window:
-        raise UserError(f"occlusion: stride={stride} must be at least 1 and at most window={window}, or some pixels "
-                        "are never covered.")
+        raise UserError(
+            f"occlusion: stride={stride} must be at least 1 and at most window={window}, or some pixels "
+            "are never covered."
+        )
     rows, columns = (covers(size, window, stride) for size in pixels.shape[1:3])
     squares = np.stack(np.meshgrid(np.arange(len(rows)), np.arange(len(columns)), indexing="ij"), -1).reshape(-1, 2)
     parts = -(-len(squares) // chunk)
@@ -35,7 +37,7 @@ def occlusion(
         covered = on_rows[part[:, 0], :, None] & on_columns[part[:, 1], None, :]
         return subject.scores(jnp.where(covered[..., None], subject.grey(fill), pixels), direction)
 
-    scores = jax.lax.map(scores_of, jnp.asarray(filled)).reshape(-1)[:len(squares)]
+    scores = jax.lax.map(scores_of, jnp.asarray(filled)).reshape(-1)[: len(squares)]
     drops = (subject.scores(pixels, direction)[0] - scores).reshape(len(rows), len(columns))
     spread = jnp.einsum("rh,rc,cw->hw", rows.astype(np.float32), drops, columns.astype(np.float32), precision="highest")
     return spread / (rows.sum(0)[:, None] * columns.sum(0)[None])

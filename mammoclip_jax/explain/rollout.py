@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from mammoclip_jax.models import attention
 
-_CHUNK = 256        # queries at a time: the weights of all, [L, L], do not fit at full resolution
+_CHUNK = 256  # queries at a time: the weights of all, [L, L], do not fit at full resolution
 
 
 def attention_rollout(subject, pixels, direction, stage: str, *, residual: float = 0.5) -> Float[Array, "h w"]:
@@ -17,11 +17,11 @@ def attention_rollout(subject, pixels, direction, stage: str, *, residual: float
     direction has no part in it: the map is the same for every text.
     """
     maps = jax.eval_shape(lambda: subject.encode(pixels)[1])
-    height, width = next(iter(maps.values())).shape[1:3]        # that of the patches, at every stage
+    height, width = next(iter(maps.values())).shape[1:3]  # that of the patches, at every stage
     row = jnp.asarray(subject.tokens(height * width), jnp.float32)
     for query, key in reversed(subject.attention(pixels)):
         row = residual * row + (1 - residual) * mixed(row, query[0], key[0])
-    return row[-height * width:].reshape(height, width)
+    return row[-height * width :].reshape(height, width)
 
 
 def mixed(
@@ -32,7 +32,7 @@ def mixed(
     parts = -(-length // _CHUNK)
     fill = parts * _CHUNK - length
     queries = jnp.pad(query, ((0, 0), (0, fill), (0, 0))).reshape(heads, parts, _CHUNK, d).swapaxes(0, 1)
-    shares = jnp.pad(row, (0, fill)).reshape(parts, _CHUNK)      # no share for what fills up
+    shares = jnp.pad(row, (0, fill)).reshape(parts, _CHUNK)  # no share for what fills up
 
     def part(queries_and_shares):
         queries, shares = queries_and_shares

@@ -14,7 +14,7 @@ from mammoclip_jax.inference.image_model import ImageModel
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables
 
-SHORTEST_TEXT = 16      # tokens; texts are padded to a power of two from here on
+SHORTEST_TEXT = 16  # tokens; texts are padded to a power of two from here on
 
 
 class DualEncoder(ImageModel):
@@ -38,8 +38,10 @@ class DualEncoder(ImageModel):
             UserError: the weights were imported without their tokenizer.
         """
         if self._tokenize is None:
-            raise UserError("these weights came without their tokenizer: import them again with --tokenizer=FOLDER, "
-                            "or give token ids to embed_tokens.")
+            raise UserError(
+                "these weights came without their tokenizer: import them again with --tokenizer=FOLDER, "
+                "or give token ids to embed_tokens."
+            )
         return self.embed_tokens(*self._tokenize.encode(list(texts), self.config.data.text_length))
 
     def embed_tokens(self, ids: Int[np.ndarray, "N L"], mask: Bool[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
@@ -47,7 +49,7 @@ class DualEncoder(ImageModel):
         ids, mask = np.asarray(ids, np.int32), np.asarray(mask, bool)
         longest, length = int(mask.sum(axis=1).max(initial=1)), SHORTEST_TEXT
         while length < longest:
-            length *= 2     # few lengths, so that few programs are compiled
+            length *= 2  # few lengths, so that few programs are compiled
         length = min(length, ids.shape[1])
         return self._batched(self._embed_text, ids[:, :length], mask[:, :length])
 

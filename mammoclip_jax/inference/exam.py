@@ -25,23 +25,37 @@ from mammoclip_jax.inference.prompts import directions, score, text_bank
 COSINES = "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability"
 PROBABILITY = "output of the classifier, from 0 to 1; a calibrated probability only where that was tested"
 BEST_BOX = "score of the best box, from 0 to 1, 0 where there is none; not a calibrated probability"
-SHOWN = 5       # boxes of a label in its overlay, at most; "boxes" has all
+SHOWN = 5  # boxes of a label in its overlay, at most; "boxes" has all
 AGGREGATION = {
     "breast": "mean and max over the views of a side; an image of unknown laterality is a breast of its own",
     "exam": "mean: of the breasts' means; max: over all views",
 }
 WHOLE = {
-    "breast": {"view": "not scored: the model was trained on the views of a breast together",
-               "breast": "probability of the views under 'from' together: mean and max are the same",
-               "exam": "mean and max over the breasts"},
-    "exam": {"view": "not scored: the model was trained on the views of an exam together",
-             "breast": "not scored", "exam": "probability of the views under 'from' together: mean and max are the same"},
+    "breast": {
+        "view": "not scored: the model was trained on the views of a breast together",
+        "breast": "probability of the views under 'from' together: mean and max are the same",
+        "exam": "mean and max over the breasts",
+    },
+    "exam": {
+        "view": "not scored: the model was trained on the views of an exam together",
+        "breast": "not scored",
+        "exam": "probability of the views under 'from' together: mean and max are the same",
+    },
 }
 
 
-def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: str | Mapping[str, Any] = "mammo_clip",
-            explain: str = "score", stage: str = "", method: str = "grad_cam", overlay_size: int = 0,
-            every_view: bool = False) -> dict[str, Any]:
+def predict(
+    model,
+    exam: Path | str,
+    out: Path | str | None = None,
+    *,
+    prompts: str | Mapping[str, Any] = "mammo_clip",
+    explain: str = "score",
+    stage: str = "",
+    method: str = "grad_cam",
+    overlay_size: int = 0,
+    every_view: bool = False,
+) -> dict[str, Any]:
     """Scores the exams in a folder: the screening views of each study of each patient (`data.exams`).
 
     Args:
@@ -78,28 +92,44 @@ def predict(model, exam: Path | str, out: Path | str | None = None, *, prompts: 
     for name, files in grouped(root, listing):
         images = {file: listing.images[file] for file in files}
         reasons = left_out(images, every_view)
-        rendered, bad = _render_all(root, {file: images[file] for file in files if file not in reasons},
-                                    scorer.preprocessing)
+        rendered, bad = _render_all(
+            root, {file: images[file] for file in files if file not in reasons}, scorer.preprocessing
+        )
         problems += bad
         views = scorer.views(rendered, root)
         if out is not None:
             scorer.add_overlays(views, rendered, Path(out), overlay_size)
-        exams.append({
-            "exam": name, "views": views, **scorer.together(views, rendered), "missing": _missing(views),
-            "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()]})
+        exams.append(
+            {
+                "exam": name,
+                "views": views,
+                **scorer.together(views, rendered),
+                "missing": _missing(views),
+                "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()],
+            }
+        )
     ignored: dict[str, list[str]] = {}
     for other in listing.others:
         ignored.setdefault(other.kind, []).append(other.file)
     return {
-        "exams": exams, "problems": problems, "ignored": ignored,
-        "counts": {"scored": sum(len(entry["views"]) for entry in exams),
-                   "left_out": sum(len(entry["left_out"]) for entry in exams), "problems": len(problems),
-                   "ignored": {kind: len(files) for kind, files in ignored.items()}},
+        "exams": exams,
+        "problems": problems,
+        "ignored": ignored,
+        "counts": {
+            "scored": sum(len(entry["views"]) for entry in exams),
+            "left_out": sum(len(entry["left_out"]) for entry in exams),
+            "problems": len(problems),
+            "ignored": {kind: len(files) for kind, files in ignored.items()},
+        },
         "prompts": {label: pair._asdict() for label, pair in pairs.items()},
-        "aggregation": scorer.aggregation, "explains": explain,
-        "stage": scorer.stage, "method": scorer.method,
-        "preprocessing": dict(model.preprocessing), "preprocessing_fingerprint": fingerprint(model.preprocessing),
-        "step": model.step, "provenance": model.provenance,
+        "aggregation": scorer.aggregation,
+        "explains": explain,
+        "stage": scorer.stage,
+        "method": scorer.method,
+        "preprocessing": dict(model.preprocessing),
+        "preprocessing_fingerprint": fingerprint(model.preprocessing),
+        "step": model.step,
+        "provenance": model.provenance,
     }
 
 
@@ -141,8 +171,8 @@ class _Scorer(NamedTuple):
     """A model, and what is asked of it."""
 
     model: Any
-    score: Callable[[np.ndarray], dict[str, np.ndarray]]    # preprocessed images [N, H, W] -> {label: [N]}
-    towards: dict[str, np.ndarray]                          # {label: what its map differentiates}
+    score: Callable[[np.ndarray], dict[str, np.ndarray]]  # preprocessed images [N, H, W] -> {label: [N]}
+    towards: dict[str, np.ndarray]  # {label: what its map differentiates}
     meaning: str
     stage: str
     method: str
@@ -167,24 +197,28 @@ class _Scorer(NamedTuple):
             return []
         images = np.stack([view.image for _, view in rendered])
         scores = self.score(images)
-        return [{
-            "file": str(path.relative_to(root)),
-            "laterality": view.laterality or None,
-            "view": view.view or None,
-            "notes": _notes(view),
-            "scores": {label: float(values[i]) for label, values in scores.items()},
-            "original": list(view.transform.original),
-            "transform": json.loads(view.transform.to_json()),
-        } for i, (path, view) in enumerate(rendered)]
+        return [
+            {
+                "file": str(path.relative_to(root)),
+                "laterality": view.laterality or None,
+                "view": view.view or None,
+                "notes": _notes(view),
+                "scores": {label: float(values[i]) for label, values in scores.items()},
+                "original": list(view.transform.original),
+                "transform": json.loads(view.transform.to_json()),
+            }
+            for i, (path, view) in enumerate(rendered)
+        ]
 
     def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
         """Writes `out/overlays/FILE_LABEL.png` and adds "overlays" and "peaks" (x, y in the original) to the views."""
         if not rendered:
             return
         images = np.stack([view.image for _, view in rendered])
-        maps = {label: self.model.saliency(images, np.stack([towards] * len(images)), stage=self.stage,
-                                           method=self.method)
-                for label, towards in self.towards.items()}
+        maps = {
+            label: self.model.saliency(images, np.stack([towards] * len(images)), stage=self.stage, method=self.method)
+            for label, towards in self.towards.items()
+        }
         for i, (path, view) in enumerate(rendered):
             shown = original_grey(path, self.preprocessing)
             views[i] |= {"overlays": {}, "peaks": {}}
@@ -214,17 +248,24 @@ class _Whole(_Scorer):
         for entry in breasts:
             own = [place for place, view in enumerate(views) if view["file"] in entry["files"]]
             entry |= self._scored([views[place] for place in own], [images[place] for place in own])
-        return {"breasts": breasts, "scores": _aggregate([
-            {label: score["mean"] for label, score in entry["scores"].items()} for entry in breasts])}
+        return {
+            "breasts": breasts,
+            "scores": _aggregate(
+                [{label: score["mean"] for label, score in entry["scores"].items()} for entry in breasts]
+            ),
+        }
 
     def _scored(self, views: list[dict[str, Any]], images: list[Rendered]) -> dict[str, Any]:
         if not views:
             return {"scores": {}, "from": []}
-        places, there = standing([View(image.laterality, image.view, image.flags) for image in images],
-                                 UNITS[self.model.config.task.unit])
+        places, there = standing(
+            [View(image.laterality, image.view, image.flags) for image in images], UNITS[self.model.config.task.unit]
+        )
         (chances,) = self.model.classify_views(np.stack([images[place].image for place in places])[None], there[None])
-        return {"scores": _aggregate([dict(zip(self.model.labels, map(float, chances), strict=True))]),
-                "from": [views[place]["file"] for place in places[there]]}
+        return {
+            "scores": _aggregate([dict(zip(self.model.labels, map(float, chances), strict=True))]),
+            "from": [views[place]["file"] for place in places[there]],
+        }
 
 
 class _Finder(_Scorer):
@@ -235,8 +276,9 @@ class _Finder(_Scorer):
         if not rendered:
             return []
         labels, detected = self.model.labels, self.model.detect(np.stack([view.image for _, view in rendered]))
-        best = {label: np.where(detected.classes == k, detected.scores, 0).max(axis=1)
-                for k, label in enumerate(labels)}
+        best = {
+            label: np.where(detected.classes == k, detected.scores, 0).max(axis=1) for k, label in enumerate(labels)
+        }
         views = _Scorer.views(self._replace(score=lambda images: best), rendered, root)
         for i, (_, view) in enumerate(rendered):
             height, width = view.transform.original
@@ -244,7 +286,8 @@ class _Finder(_Scorer):
             boxes = np.clip(view.transform.boxes_inverse(detected.boxes[i][kept]), 0, [width, height] * 2)
             views[i]["boxes"] = [
                 {"label": labels[kind], "score": float(score), "box": box.tolist()}
-                for kind, score, box in zip(detected.classes[i][kept], detected.scores[i][kept], boxes, strict=True)]
+                for kind, score, box in zip(detected.classes[i][kept], detected.scores[i][kept], boxes, strict=True)
+            ]
         return views
 
     def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
@@ -264,8 +307,14 @@ class _Finder(_Scorer):
 
 def _by_prompts(model, *, pairs, explain: str, stage: str, method: str) -> _Scorer:
     bank = text_bank(model, pairs)
-    return _Scorer(model, lambda images: score(model.embed_image(images), bank), directions(model, pairs, explain),
-                   COSINES, stage, method)
+    return _Scorer(
+        model,
+        lambda images: score(model.embed_image(images), bank),
+        directions(model, pairs, explain),
+        COSINES,
+        stage,
+        method,
+    )
 
 
 def _by_labels(model, *, stage: str, method: str) -> _Scorer:
@@ -304,18 +353,25 @@ def sides(views: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def breast(members: list[dict[str, Any]]) -> dict[str, Any]:
     """What is said of a breast beside its scores."""
-    return {"laterality": members[0]["laterality"], "files": [v["file"] for v in members],
-            "views": [v["view"] for v in members]}
+    return {
+        "laterality": members[0]["laterality"],
+        "files": [v["file"] for v in members],
+        "views": [v["view"] for v in members],
+    }
 
 
 def exam_scores(views: list[dict[str, Any]], breasts: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """For each label the mean over the breasts' means, and the max over all views; {} without views."""
     highest = _aggregate([v["scores"] for v in views])
-    return {label: {"mean": float(np.mean([b["scores"][label]["mean"] for b in breasts])), "max": scores["max"]}
-            for label, scores in highest.items()}
+    return {
+        label: {"mean": float(np.mean([b["scores"][label]["mean"] for b in breasts])), "max": scores["max"]}
+        for label, scores in highest.items()
+    }
 
 
 def _aggregate(scores: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     labels = scores[0] if scores else ()
-    return {label: {"mean": float(np.mean([s[label] for s in scores])), "max": float(max(s[label] for s in scores))}
-            for label in labels}
+    return {
+        label: {"mean": float(np.mean([s[label] for s in scores])), "max": float(max(s[label] for s in scores))}
+        for label in labels
+    }

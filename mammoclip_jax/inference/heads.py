@@ -80,8 +80,10 @@ class Detector(ImageModel):
             UserError: besides, images are stretched: the maps would not lie on them.
         """
         if self._input_size != self._canvas:
-            raise UserError(f"config.model.input_size is {self._input_size}, the images have {self._canvas} pixels: "
-                            "maps are made for detectors that see images as they are.")
+            raise UserError(
+                f"config.model.input_size is {self._input_size}, the images have {self._canvas} pixels: "
+                "maps are made for detectors that see images as they are."
+            )
         return super().map_stage(method, stage)
 
     def _blank(self):
@@ -111,5 +113,7 @@ class ImageEncoder(ImageModel):
 
     def predict(self, folder, out=None, **options):
         """Raises UserError: features are no scores."""
-        raise UserError("an image encoder alone scores nothing: train a head on it (`finetune` with "
-                        "config.warm_start), or measure its features with the evaluator linear_probe.")
+        raise UserError(
+            "an image encoder alone scores nothing: train a head on it (`finetune` with "
+            "config.warm_start), or measure its features with the evaluator linear_probe."
+        )

@@ -21,7 +21,7 @@ from mammoclip_jax.names import check_name, lookup
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 
-PIXELS = 2**23          # of the images that are computed at a time by default: six of 1520 x 912
+PIXELS = 2**23  # of the images that are computed at a time by default: six of 1520 x 912
 FEATURES = ("pooled", "stages")
 
 
@@ -39,7 +39,7 @@ class ImageModel(SaliencyMixin):
     """
 
     labels: tuple[str, ...] = ()
-    _encoding: str | None = None        # the module's method that `_encode` calls; None: the module itself
+    _encoding: str | None = None  # the module's method that `_encode` calls; None: the module itself
 
     def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):
         self.config = complete(meta["config"])
@@ -54,7 +54,7 @@ class ImageModel(SaliencyMixin):
         self._options = augment.preprocess_options(self.config)
         self.set_variables(variables, step)
 
-        def note_stages(variables, image):      # while it is traced: what it returned would come back sorted by name
+        def note_stages(variables, image):  # while it is traced: what it returned would come back sorted by name
             self.stages = tuple(self._encode(variables, image)[1])
 
         jax.eval_shape(note_stages, self._variables, self._blank())
@@ -91,8 +91,9 @@ class ImageModel(SaliencyMixin):
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _image_features(self, of, variables, images):
         pixels = augment.eval_images(images, self._options)
-        pooled, stages = self._module.apply(variables, pixels, train=False,
-                                            method=lambda module, x, train: module.image_encoder(x, train=train))
+        pooled, stages = self._module.apply(
+            variables, pixels, train=False, method=lambda module, x, train: module.image_encoder(x, train=train)
+        )
         if of == "pooled":
             return pooled.astype(jnp.float32)
         return jnp.concatenate([stages[name].astype(jnp.float32).mean(axis=(1, 2)) for name in self.stages], axis=-1)
@@ -139,10 +140,10 @@ class ImageModel(SaliencyMixin):
         """
         size, out = self._mesh.size, []
         while size < min(len(arrays[0]), self._batch_size):
-            size *= 2       # few sizes, so that few programs are compiled
+            size *= 2  # few sizes, so that few programs are compiled
         size = min(size, self._batch_size)
         for start in range(0, len(arrays[0]), size):
-            parts = [array[start:start + size] for array in arrays]
+            parts = [array[start : start + size] for array in arrays]
             n = len(parts[0])
             parts = [np.pad(part, [(0, size - n)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
             parts = jax.device_put(parts, batch_sharding(self._mesh))

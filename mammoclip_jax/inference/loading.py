@@ -1,8 +1,8 @@
 """A trained model for use: NumPy in, NumPy out, batched and jitted inside.
 
-    model = load("workdir")                    # or a model folder, a published file, a name on the hub
-    model.predict("exam_dir")
-    model.similarity(model.embed_image(pixels), model.embed_text(["a mass", "no mass"]))
+model = load("workdir")                    # or a model folder, a published file, a name on the hub
+model.predict("exam_dir")
+model.similarity(model.embed_image(pixels), model.embed_text(["a mass", "no mass"]))
 """
 
 from mammoclip_jax.config import complete
@@ -30,8 +30,10 @@ def load(name, *, batch_size: int | None = None) -> ImageModel:
     variables, meta = open_weights(name)
     kind = meta["kind"]
     if kind not in KINDS:
-        raise UserError(f"{name} holds a single encoder ({kind}), which has nothing to compare texts with: start a "
-                        "training from it with config.warm_start.")
+        raise UserError(
+            f"{name} holds a single encoder ({kind}), which has nothing to compare texts with: start a "
+            "training from it with config.warm_start."
+        )
     config = complete(meta["config"])
     distributed.enable_compilation_cache(config.compilation_cache)
     return KINDS[kind](variables, meta, meta["step"], batch_size=batch_size)

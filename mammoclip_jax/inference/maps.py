@@ -29,7 +29,7 @@ class SaliencyMixin:
 
     stages: tuple[str, ...]
     preprocessing: dict[str, Any]
-    _module: Any            # has an `image_encoder` and a method `project_image`
+    _module: Any  # has an `image_encoder` and a method `project_image`
     _variables: Any
     _options: augment.Preprocess
     _mesh: Any
@@ -39,8 +39,14 @@ class SaliencyMixin:
     _batched: Any
 
     def saliency(
-        self, images: Shaped[np.ndarray, "N H W"], towards: Sequence[str] | Float[np.ndarray, "N D"], *,
-        method: str = "grad_cam", stage: str | None = None, raw: bool = False, **options,
+        self,
+        images: Shaped[np.ndarray, "N H W"],
+        towards: Sequence[str] | Float[np.ndarray, "N D"],
+        *,
+        method: str = "grad_cam",
+        stage: str | None = None,
+        raw: bool = False,
+        **options,
     ) -> Float[np.ndarray, "N H W"]:
         """What in each image speaks for its text or label, from 0 to 1: 1 where most does, all 0 where nothing does.
 
@@ -71,15 +77,25 @@ class SaliencyMixin:
         return explain.stage_of(method, stage, self._module.image_encoder, self.stages)
 
     def grad_cam(
-        self, images: Shaped[np.ndarray, "N H W"], towards: Sequence[str] | Float[np.ndarray, "N D"], *, stage: str,
+        self,
+        images: Shaped[np.ndarray, "N H W"],
+        towards: Sequence[str] | Float[np.ndarray, "N D"],
+        *,
+        stage: str,
         method: str = "grad_cam",
     ) -> Float[np.ndarray, "N H W"]:
         """`saliency` at a stage of the image encoder, by Grad-CAM unless `method` says else."""
         return self.saliency(images, towards, method=method, stage=stage)
 
     def deletion_curves(
-        self, images: Shaped[np.ndarray, "N H W"], towards: Sequence[str] | Float[np.ndarray, "N D"],
-        maps: Float[np.ndarray, "N H W"], tissue: Bool[np.ndarray, "N H W"], *, steps: int = 20, fill: str = "black",
+        self,
+        images: Shaped[np.ndarray, "N H W"],
+        towards: Sequence[str] | Float[np.ndarray, "N D"],
+        maps: Float[np.ndarray, "N H W"],
+        tissue: Bool[np.ndarray, "N H W"],
+        *,
+        steps: int = 20,
+        fill: str = "black",
     ) -> Float[np.ndarray, "N 2 steps+1"]:
         """The score of each image as its hottest pixels appear on a blurred one (0), and as they go (1).
 
@@ -92,8 +108,13 @@ class SaliencyMixin:
         if steps < 1:
             raise UserError(f"steps={steps} of insertion and deletion must be 1 or more.")
         program = functools.partial(self._deletion_curves, steps, fill)
-        return self._batched(program, np.asarray(images), self._directions(towards), np.asarray(maps, np.float32),
-                             np.asarray(tissue, bool))
+        return self._batched(
+            program,
+            np.asarray(images),
+            self._directions(towards),
+            np.asarray(maps, np.float32),
+            np.asarray(tissue, bool),
+        )
 
     def randomise(self, seed: int = 0, keep: str | None = None):
         """Fresh weights for `using`, for sanity checks of maps (Adebayo et al. 2018, arXiv:1810.03292).
@@ -103,7 +124,7 @@ class SaliencyMixin:
                 is above it is made anew (cascading randomisation). None: all are new.
         """
         fresh = jax.jit(self._fresh, out_shardings=replicated(self._mesh))(jax.random.key(seed))
-        fresh = {kind: fresh.get(kind, {}) for kind in self._variables}     # a run's have empty batch statistics
+        fresh = {kind: fresh.get(kind, {}) for kind in self._variables}  # a run's have empty batch statistics
         if keep is None:
             return fresh
         check_name(keep, self.stages, "stage of the image encoder")
@@ -131,20 +152,22 @@ class SaliencyMixin:
         grid = None
         if explain.METHODS[method].over != "image":
             grids = self._module.image_encoder.stage_grids(*self._blank().shape[1:3])
-            stride, centre = grids[stage or self.stages[-1]]        # a transformer's have one grid
+            stride, centre = grids[stage or self.stages[-1]]  # a transformer's have one grid
             grid = Grid(stride, *centre)
 
         def one(variables, image, direction):
-            return saliency_map(self._subject(variables), self._pixels(image), direction, method, stage, grid, raw,
-                                dict(options))
+            return saliency_map(
+                self._subject(variables), self._pixels(image), direction, method, stage, grid, raw, dict(options)
+            )
 
         return self._each(one)(variables, images, directions)
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 2))
     def _deletion_curves(self, steps, fill, variables, images, directions, maps, tissue):
         def one(variables, image, direction, heat, inside):
-            return deletion.curves(self._subject(variables), self._pixels(image), direction, heat, inside, steps,
-                                   fill=fill)
+            return deletion.curves(
+                self._subject(variables), self._pixels(image), direction, heat, inside, steps, fill=fill
+            )
 
         return self._each(one)(variables, images, directions, maps, tissue)
 
@@ -162,13 +185,15 @@ class SaliencyMixin:
             project=functools.partial(self._module.apply, variables, train=False, method="project_image"),
             attention=queries_and_keys,
             tokens=getattr(encoder, "pooled_tokens", None),
-            grey=lambda value: (value - options.mean) / options.std)
+            grey=lambda value: (value - options.mean) / options.std,
+        )
 
     def _each(self, one):
         """`one(variables, *rows)` for the rows of the arrays, one after another on each device.
 
         With the shapes of one image always the same, sums run in the same order on 1 and on 8 devices.
         """
+
         def on_device(variables, *arrays):
             return jax.lax.map(lambda rows: one(variables, *rows), arrays)
 
@@ -176,6 +201,7 @@ class SaliencyMixin:
             rows = batch_sharding(self._mesh).spec
             specs = (PartitionSpec(), *[rows] * len(arrays))
             return jax.shard_map(on_device, mesh=self._mesh, in_specs=specs, out_specs=rows, check_vma=False)(
-                variables, *arrays)
+                variables, *arrays
+            )
 
         return everywhere

@@ -7,7 +7,7 @@ import numpy as np
 
 # BGR. White on black shows on any tissue and any heat.
 _LINE, _EDGE = (255, 255, 255), (0, 0, 0)
-_FOUND = (0, 159, 230)      # Okabe and Ito's orange
+_FOUND = (0, 159, 230)  # Okabe and Ito's orange
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -27,8 +27,9 @@ def colours(image: np.ndarray, heat: np.ndarray, opacity: float = 0.6) -> np.nda
     return (base * (1 - alpha) + colour * alpha).round().astype(np.uint8)
 
 
-def draw(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None,
-         side: int = 0) -> np.ndarray:
+def draw(
+    image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None, side: int = 0
+) -> np.ndarray:
     """BGR uint8 of `image` [h, w] uint8 or uint16 with `heat` [h, w] in [0, 1] over it.
 
     `boxes` (x0, y0, x1, y1) and `peak` (x, y) are in pixels of `image`. `side`: pixels of the result's longer side; 0
@@ -57,8 +58,9 @@ def detections(image: np.ndarray, truth: Iterable, found: Iterable, scores: Iter
     for box, score in zip(found, scores, strict=True):
         place = (round(float(box[0]) * scale), max(round(float(box[1]) * scale) - 2 * line, 8 * line))
         for colour, thickness in ((_EDGE, line + 2), (_FOUND, (line + 1) // 2)):
-            cv2.putText(canvas, f"{score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.3 * line, colour, thickness,
-                        cv2.LINE_AA)
+            cv2.putText(
+                canvas, f"{score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.3 * line, colour, thickness, cv2.LINE_AA
+            )
     return png(canvas)
 
 
@@ -75,8 +77,9 @@ def _line(canvas: np.ndarray) -> int:
     return max(1, round(max(canvas.shape[:2]) / 240))
 
 
-def picture(image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None,
-            side: int = 0) -> bytes:
+def picture(
+    image: np.ndarray, heat: np.ndarray | None = None, boxes: Iterable = (), peak: tuple | None = None, side: int = 0
+) -> bytes:
     """PNG bytes of `draw` with the same arguments."""
     return png(draw(image, heat, boxes, peak, side))
 

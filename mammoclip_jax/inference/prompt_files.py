@@ -26,7 +26,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
 PROMPTS = Path(__file__).with_name("prompt_texts")
-MOST_TEXTS = 10_000         # of a side or class: more is a slot too many, not an ensemble
+MOST_TEXTS = 10_000  # of a side or class: more is a slot too many, not an ensemble
 _LIKE = '{"labels": {"mass": {"positive": ["mass"], "negative": ["no mass"]}}}'
 _GAP = re.compile(r"\{(.*?)\}")
 
@@ -41,9 +41,9 @@ class Pair(NamedTuple):
 class Prompts(NamedTuple):
     """A prompt file, checked and with its slots filled."""
 
-    source: str                                             # for messages: the path, or "the given prompts"
+    source: str  # for messages: the path, or "the given prompts"
     pairs: dict[str, Pair]
-    classes: dict[str, dict[str, tuple[str, ...]]]          # {label: {class: texts}}
+    classes: dict[str, dict[str, tuple[str, ...]]]  # {label: {class: texts}}
 
 
 def load_prompts(prompts: str | Path | Mapping[str, Any]) -> dict[str, Pair]:
@@ -54,8 +54,10 @@ def load_prompts(prompts: str | Path | Mapping[str, Any]) -> dict[str, Pair]:
     """
     loaded = load(prompts)
     if not loaded.pairs:
-        raise UserError(f"{loaded.source} has classes only ({', '.join(loaded.classes)}), no label with texts under "
-                        "'positive' and 'negative', which is needed here.")
+        raise UserError(
+            f"{loaded.source} has classes only ({', '.join(loaded.classes)}), no label with texts under "
+            "'positive' and 'negative', which is needed here."
+        )
     return loaded.pairs
 
 
@@ -89,17 +91,20 @@ def _path(prompts: str | Path) -> Path:
     path = Path(prompts) if str(prompts).endswith(".json") else PROMPTS / f"{prompts}.json"
     if not path.is_file():
         known = sorted(p.stem for p in PROMPTS.glob("*.json"))
-        raise UserError(f"no prompt file {str(prompts)!r}.{suggestion(str(prompts), known)} Known: {', '.join(known)}; "
-                        "or give the path of a .json file.")
+        raise UserError(
+            f"no prompt file {str(prompts)!r}.{suggestion(str(prompts), known)} Known: {', '.join(known)}; "
+            "or give the path of a .json file."
+        )
     return path
 
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:                 # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{path} is not a prompt file ({type(error).__name__}: {error}); it should be JSON like "
-                        f"{_LIKE}.") from error
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise UserError(
+            f"{path} is not a prompt file ({type(error).__name__}: {error}); it should be JSON like {_LIKE}."
+        ) from error
     if not isinstance(raw, Mapping) or "labels" not in raw:
         raise UserError(f'{path} is not a prompt file: it has no "labels"; it should be JSON like {_LIKE}.')
     return raw
@@ -119,9 +124,10 @@ def _parse(source: str, raw: Mapping[str, Any]) -> Prompts:
         if "classes" in entry:
             if {"positive", "negative"} & set(entry):
                 raise _Mistake(f"{where} has classes and a pair; leave one of them out.")
-            named = _mapping(entry["classes"], f"{where}, \"classes\"")
-            classes[label] = {str(name): _texts(texts, own, f"{where}, class {name!r}")
-                              for name, texts in named.items()}
+            named = _mapping(entry["classes"], f'{where}, "classes"')
+            classes[label] = {
+                str(name): _texts(texts, own, f"{where}, class {name!r}") for name, texts in named.items()
+            }
             if len(named) < 2:
                 raise _Mistake(f"{where} has {len(named)} classes; it needs two at least.")
             _apart(classes[label], where)
@@ -160,8 +166,10 @@ def _filled(item: Any, slots: Mapping[str, tuple[str, ...]], where: str) -> Sequ
     gaps = _GAP.findall(item)
     for gap in gaps:
         if gap not in slots:
-            raise _Mistake(f"{where}: {item!r} names {{{gap}}}, which is no slot.{suggestion(gap, slots)} "
-                           f"Slots: {', '.join(slots) or 'none'}.")
+            raise _Mistake(
+                f"{where}: {item!r} names {{{gap}}}, which is no slot.{suggestion(gap, slots)} "
+                f"Slots: {', '.join(slots) or 'none'}."
+            )
     if {"{", "}"} & set(_GAP.sub("", item)):
         raise _Mistake(f"{where}: {item!r} has a brace too many.")
     return list(templating.every(item, slots)) if gaps else [item]
@@ -172,7 +180,7 @@ def _captioned(item: Mapping[str, Any], where: str) -> str:
     if not isinstance(item.get("template"), str) or "labels" not in item:
         raise _Mistake(f"{where}: {dict(item)!r} should name a template and its labels.")
     try:
-        text = templating.render(item["template"], _mapping(item["labels"], f"{where}, \"labels\""))
+        text = templating.render(item["template"], _mapping(item["labels"], f'{where}, "labels"'))
     except UserError as error:
         raise _Mistake(f"{where}: {error}") from error
     if not text:
@@ -181,7 +189,7 @@ def _captioned(item: Mapping[str, Any], where: str) -> str:
 
 
 def _slots(raw: Mapping[str, Any], where: str) -> dict[str, tuple[str, ...]]:
-    slots = _mapping(raw.get("slots", {}), f"{where}, \"slots\"")
+    slots = _mapping(raw.get("slots", {}), f'{where}, "slots"')
     for name, words in slots.items():
         if not (isinstance(words, list) and words and all(isinstance(word, str) and word.strip() for word in words)):
             raise _Mistake(f"{where}: slot {name!r} holds {words!r}; it should be a list of words, none blank.")

@@ -31,8 +31,10 @@ def _means(bank, sides_of: Mapping[str, tuple[tuple[str, ...], ...]]) -> dict[st
     if not texts:
         return {}
     vector = dict(zip(texts, np.asarray(bank.embed_text(texts), dtype=np.float32), strict=True))
-    return {label: unit(np.stack([np.mean([vector[t] for t in side], axis=0) for side in sides]))
-            for label, sides in sides_of.items()}
+    return {
+        label: unit(np.stack([np.mean([vector[t] for t in side], axis=0) for side in sides]))
+        for label, sides in sides_of.items()
+    }
 
 
 def score(images: np.ndarray, bank: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

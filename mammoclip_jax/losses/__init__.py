@@ -12,20 +12,16 @@ from typing import NamedTuple
 
 from mammoclip_jax.names import check_options, load
 
-LOSSES = {
-    "clip": "contrastive.clip",
-    "mammo_clip": "multiview.mammo_clip",
-    "sigmoid": "contrastive.sigmoid",
-}
+LOSSES = {"clip": "contrastive.clip", "mammo_clip": "multiview.mammo_clip", "sigmoid": "contrastive.sigmoid"}
 
 
 class Term(NamedTuple):
     """A loss with its options and its part in the sum."""
 
     name: str
-    function: Callable          # (Embeddings, Batch, mesh) -> (scalar, metrics)
+    function: Callable  # (Embeddings, Batch, mesh) -> (scalar, metrics)
     weight: float
-    start_step: int             # it is not computed before
+    start_step: int  # it is not computed before
     needs: tuple[str, ...]
 
 

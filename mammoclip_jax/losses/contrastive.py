@@ -20,9 +20,9 @@ from mammoclip_jax.types import Batch, Embeddings
 class Contrast(NamedTuple):
     """InfoNCE in both directions."""
 
-    forward: Float[Array, ""]       # each query among all keys
-    backward: Float[Array, ""]      # each key among all queries
-    accuracy: Float[Array, ""]      # share of the queries more similar to a positive key than to every negative one
+    forward: Float[Array, ""]  # each query among all keys
+    backward: Float[Array, ""]  # each key among all queries
+    accuracy: Float[Array, ""]  # share of the queries more similar to a positive key than to every negative one
 
 
 def info_nce(
@@ -60,10 +60,20 @@ def info_nce(
     """
     rows = Rows.of_batch(len(queries), mask, ids, duplicates)
     of_rows, of_columns = compare(
-        objectives.softmax(label_smoothing), Vectors(queries, keys, logit_scale), rows, labels, duplicates, form=form,
-        mesh=mesh, **layout)
-    return Contrast(objectives.cross_entropy(of_rows, label_smoothing),
-                    objectives.cross_entropy(of_columns, label_smoothing), objectives.accuracy(of_rows))
+        objectives.softmax(label_smoothing),
+        Vectors(queries, keys, logit_scale),
+        rows,
+        labels,
+        duplicates,
+        form=form,
+        mesh=mesh,
+        **layout,
+    )
+    return Contrast(
+        objectives.cross_entropy(of_rows, label_smoothing),
+        objectives.cross_entropy(of_columns, label_smoothing),
+        objectives.accuracy(of_rows),
+    )
 
 
 def sigmoid_loss(
@@ -89,13 +99,25 @@ def sigmoid_loss(
     """
     rows = Rows.of_batch(len(queries), mask, ids, duplicates)
     of_rows, _ = compare(
-        objectives.sigmoid(label_smoothing), Vectors(queries, keys, logit_scale, logit_bias), rows, labels, duplicates,
-        form=form, mesh=mesh, **layout)
+        objectives.sigmoid(label_smoothing),
+        Vectors(queries, keys, logit_scale, logit_bias),
+        rows,
+        labels,
+        duplicates,
+        form=form,
+        mesh=mesh,
+        **layout,
+    )
     return of_rows.loss.sum() / jnp.maximum(rows.valid.sum(), 1), objectives.accuracy(of_rows)
 
 
 def clip(
-    embeddings: Embeddings, batch: Batch, mesh, *, label_smoothing: float = 0.0, duplicates: str = "negative",
+    embeddings: Embeddings,
+    batch: Batch,
+    mesh,
+    *,
+    label_smoothing: float = 0.0,
+    duplicates: str = "negative",
     form: str = "auto",
 ):
     """The two-term CLIP loss of the first view and the first text (Radford et al. 2021, arXiv:2103.00020, fig. 3).
@@ -103,19 +125,27 @@ def clip(
     `duplicates` says how pairs of breasts with equal texts count: see `info_nce`; `form`: losses/forms.py.
     """
     contrast = info_nce(
-        embeddings.image[:, 0], embeddings.text[:, 0], embeddings.logit_scale, mask=batch.get("mask"),
-        ids=duplicate_ids(batch, duplicates, texts=1), duplicates=duplicates, label_smoothing=label_smoothing,
-        form=form, mesh=mesh)
-    metrics = {
-        "image_to_text": contrast.forward,
-        "text_to_image": contrast.backward,
-        "accuracy": contrast.accuracy,
-    }
+        embeddings.image[:, 0],
+        embeddings.text[:, 0],
+        embeddings.logit_scale,
+        mask=batch.get("mask"),
+        ids=duplicate_ids(batch, duplicates, texts=1),
+        duplicates=duplicates,
+        label_smoothing=label_smoothing,
+        form=form,
+        mesh=mesh,
+    )
+    metrics = {"image_to_text": contrast.forward, "text_to_image": contrast.backward, "accuracy": contrast.accuracy}
     return (contrast.forward + contrast.backward) / 2, metrics
 
 
 def sigmoid(
-    embeddings: Embeddings, batch: Batch, mesh, *, label_smoothing: float = 0.0, duplicates: str = "negative",
+    embeddings: Embeddings,
+    batch: Batch,
+    mesh,
+    *,
+    label_smoothing: float = 0.0,
+    duplicates: str = "negative",
     form: str = "auto",
 ):
     """SigLIP's loss of the first view and the first text, with the options of `clip`.
@@ -124,12 +154,22 @@ def sigmoid(
         UserError: the model has no bias.
     """
     if embeddings.logit_bias is None:
-        raise UserError("config.losses.sigmoid needs a model with a logit bias: set config.model.logit_bias to its "
-                        "initial value, -10 in SigLIP (and config.model.logit_scale to 10).")
+        raise UserError(
+            "config.losses.sigmoid needs a model with a logit bias: set config.model.logit_bias to its "
+            "initial value, -10 in SigLIP (and config.model.logit_scale to 10)."
+        )
     loss, accuracy = sigmoid_loss(
-        embeddings.image[:, 0], embeddings.text[:, 0], embeddings.logit_scale, embeddings.logit_bias,
-        mask=batch.get("mask"), ids=duplicate_ids(batch, duplicates, texts=1), duplicates=duplicates,
-        label_smoothing=label_smoothing, form=form, mesh=mesh)
+        embeddings.image[:, 0],
+        embeddings.text[:, 0],
+        embeddings.logit_scale,
+        embeddings.logit_bias,
+        mask=batch.get("mask"),
+        ids=duplicate_ids(batch, duplicates, texts=1),
+        duplicates=duplicates,
+        label_smoothing=label_smoothing,
+        form=form,
+        mesh=mesh,
+    )
     return loss, {"accuracy": accuracy, "logit_bias": embeddings.logit_bias}
 
 

@@ -11,8 +11,8 @@ from mammoclip_jax.boxes import encode, iou
 from mammoclip_jax.names import check_name
 
 BACKGROUND, IGNORED = -1, -2
-POSITIVE, NEGATIVE = 0.5, 0.4       # IoU from which an anchor is a box's, and below which it is background
-KNEE = 1 / 9                        # of the smooth L1, between its square and its straight part
+POSITIVE, NEGATIVE = 0.5, 0.4  # IoU from which an anchor is a box's, and below which it is background
+KNEE = 1 / 9  # of the smooth L1, between its square and its straight part
 WITHOUT_BOXES = ("count", "zero")
 
 
@@ -113,11 +113,9 @@ def match(
     return out
 
 
-def focal(
-    logits: Float[Array, "*n"], targets: Bool[Array, "*n"], alpha: float, gamma: float
-) -> Float[Array, "*n"]:
+def focal(logits: Float[Array, "*n"], targets: Bool[Array, "*n"], alpha: float, gamma: float) -> Float[Array, "*n"]:
     """-alpha_t (1 - p_t)^gamma log p_t, where p_t is the probability of the truth (eq. 5); finite at any logit."""
-    truth = jnp.where(targets, logits, -logits)         # p_t = sigmoid(truth)
+    truth = jnp.where(targets, logits, -logits)  # p_t = sigmoid(truth)
     weight = jnp.where(targets, alpha, 1 - alpha)
     return weight * jnp.exp(-gamma * jax.nn.softplus(truth)) * jax.nn.softplus(-truth)
 

@@ -21,11 +21,19 @@ from mammoclip_jax.losses.ring import ring
 from mammoclip_jax.names import check_name
 
 FORMS = ("auto", "plain", "gathered", "ring")
-PLAIN_BYTES = 2**26     # of a device's fp32 logits; above, "auto" takes the ring
+PLAIN_BYTES = 2**26  # of a device's fp32 logits; above, "auto" takes the ring
 
 
 def compare(
-    objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates: str, *, form: str, mesh, axes=None,
+    objective: Objective,
+    vectors: Vectors,
+    rows: Rows,
+    labels,
+    duplicates: str,
+    *,
+    form: str,
+    mesh,
+    axes=None,
     chunk: int = 512,
 ):
     """Summaries `(of the rows [B], of the columns [B])` of all logits.
@@ -76,8 +84,10 @@ def row_axes(size: int, mesh) -> tuple[str, ...]:
     while axes and size % prod(mesh.shape[axis] for axis in axes):
         axes = axes[:-1]
     if not axes:
-        raise UserError(f"{size} rows do not split evenly over the mesh {dict(mesh.shape)}: change "
-                        "config.train.batch_size, or take the form 'plain'.")
+        raise UserError(
+            f"{size} rows do not split evenly over the mesh {dict(mesh.shape)}: change "
+            "config.train.batch_size, or take the form 'plain'."
+        )
     return axes
 
 
@@ -96,7 +106,8 @@ def gathered(objective: Objective, vectors: Vectors, rows: Rows, labels, duplica
     def on_device(vectors, rows, labels):
         keys, all_rows = jax.lax.all_gather((vectors.keys, rows), axes, tiled=True)
         of_rows, of_columns = summarise(
-            objective, vectors._replace(keys=keys), *pair_mask(rows, all_rows, labels, duplicates))
+            objective, vectors._replace(keys=keys), *pair_mask(rows, all_rows, labels, duplicates)
+        )
         parts = jax.tree.map(lambda x: x.reshape(jax.lax.axis_size(axes), -1), of_columns)
         return of_rows, objective.merge(jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0))
 

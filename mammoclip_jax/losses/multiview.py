@@ -36,17 +36,23 @@ def mammo_clip(
     """
     views, texts = embeddings.image.shape[1], embeddings.text.shape[1]
     if (views, texts) != (2, 2):
-        raise UserError(f"mammo_clip needs 2 views and 2 texts a breast, got {views} and {texts}: "
-                        "set config.data.views and config.data.texts to 2.")
+        raise UserError(
+            f"mammo_clip needs 2 views and 2 texts a breast, got {views} and {texts}: "
+            "set config.data.views and config.data.texts to 2."
+        )
     contrast = functools.partial(
-        info_nce, logit_scale=embeddings.logit_scale, mask=batch.get("mask"), form=form, mesh=mesh)
+        info_nce, logit_scale=embeddings.logit_scale, mask=batch.get("mask"), form=form, mesh=mesh
+    )
     image = [embeddings.image[:, v] for v in range(2)]
     text = [embeddings.text[:, t] for t in range(2)]
     ids = duplicate_ids(batch, duplicates)
     of_text = [None, None] if ids is None else [ids[:, 0], ids[:, 1]]
 
-    pairs = [contrast(image[v], text[t], ids=of_text[t], duplicates=duplicates, label_smoothing=label_smoothing)
-             for v in range(2) for t in range(2)]
+    pairs = [
+        contrast(image[v], text[t], ids=of_text[t], duplicates=duplicates, label_smoothing=label_smoothing)
+        for v in range(2)
+        for t in range(2)
+    ]
     images = contrast(image[0], image[1])
     between_texts = contrast(text[0], text[1], ids=ids, duplicates=duplicates)
     metrics = {
@@ -56,7 +62,9 @@ def mammo_clip(
         "text_to_text": (between_texts.forward + between_texts.backward) / 2,
         "accuracy": pairs[0].accuracy,
     }
-    loss = (image_text * (metrics["image_to_text"] + metrics["text_to_image"]) / 2
-            + image_image * metrics["image_to_image"]
-            + text_text * metrics["text_to_text"])
+    loss = (
+        image_text * (metrics["image_to_text"] + metrics["text_to_image"]) / 2
+        + image_image * metrics["image_to_image"]
+        + text_text * metrics["text_to_text"]
+    )
     return loss, metrics

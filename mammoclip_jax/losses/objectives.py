@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LOWEST = -1e30      # below any logit, and finite: differences of two are no NaN
+LOWEST = -1e30  # below any logit, and finite: differences of two are no NaN
 
 
 class Objective(NamedTuple):
     """The three functions of a loss."""
 
-    summarise: Callable     # (logits, counts, weights, axis, seen=None) -> summary of this block [n]
-    merge: Callable         # summaries [K n] of K blocks -> summary [n]
-    empty: Callable         # (n, dtype) -> summary [n] of no pairs
+    summarise: Callable  # (logits, counts, weights, axis, seen=None) -> summary of this block [n]
+    merge: Callable  # summaries [K n] of K blocks -> summary [n]
+    empty: Callable  # (n, dtype) -> summary [n] of no pairs
 
 
 class Vectors(NamedTuple):
@@ -55,30 +55,31 @@ def logits_dtype(vectors: Vectors):
 class Highest(NamedTuple):
     """The highest logits. Without a gradient: they serve the numerics and metrics."""
 
-    positive: Any           # of a positive pair
+    positive: Any  # of a positive pair
     negative: Any
 
 
 class SoftmaxSummary(NamedTuple):
     highest: Highest
-    exponentials: Any       # sum of exp(logit - max(*highest))
-    positives: Any          # sum of weight * logit
-    weights: Any            # sum of the weights
-    logits: Any             # sum of the logits, where labels are smoothed
-    count: Any              # number of pairs that count
+    exponentials: Any  # sum of exp(logit - max(*highest))
+    positives: Any  # sum of weight * logit
+    weights: Any  # sum of the weights
+    logits: Any  # sum of the logits, where labels are smoothed
+    count: Any  # number of pairs that count
 
 
 class SigmoidSummary(NamedTuple):
     highest: Highest
-    loss: Any               # sum over the pairs that count
+    loss: Any  # sum over the pairs that count
     count: Any
 
 
 def _highest(logits, counts, weights, axis) -> Highest:
     logits = jax.lax.stop_gradient(logits)
     positive = weights > 0
-    return Highest(*(jnp.where(counts & pairs, logits, LOWEST).max(axis, initial=LOWEST)
-                     for pairs in (positive, ~positive)))
+    return Highest(
+        *(jnp.where(counts & pairs, logits, LOWEST).max(axis, initial=LOWEST) for pairs in (positive, ~positive))
+    )
 
 
 def _merge_softmax(parts):
@@ -95,11 +96,13 @@ def _empty(kind):
     def empty(n, dtype):
         lowest, zero = jnp.full(n, LOWEST, dtype), jnp.zeros(n, dtype)
         return kind(Highest(lowest, lowest), *(zero for _ in kind._fields[1:]))
+
     return empty
 
 
 def softmax(label_smoothing: float) -> Objective:
     """What `cross_entropy` needs. The logits are only summed where there is smoothing."""
+
     def summarise(logits, counts, weights, axis, seen=None):
         # Relative to the highest logit of all blocks, once that is known, the exponentials of blocks just add.
         highest = _highest(logits, counts, weights, axis) if seen is None else seen.highest
@@ -111,13 +114,15 @@ def softmax(label_smoothing: float) -> Objective:
             positives=(weights * logits).sum(axis),
             weights=weights.sum(axis),
             logits=jnp.where(counts, logits, 0).sum(axis) if label_smoothing else jnp.zeros_like(highest.positive),
-            count=counts.sum(axis, dtype=logits.dtype))
+            count=counts.sum(axis, dtype=logits.dtype),
+        )
 
     return Objective(summarise, _merge_softmax, _empty(SoftmaxSummary))
 
 
 def sigmoid(label_smoothing: float) -> Objective:
     """-y log sigmoid(logit) - (1 - y) log sigmoid(-logit), where y is the weight w, smoothed: (1 - e) w + e / 2."""
+
     def summarise(logits, counts, weights, axis, seen=None):
         highest = _highest(logits, counts, weights, axis) if seen is None else seen.highest
         target = (1 - label_smoothing) * weights + label_smoothing / 2
@@ -134,8 +139,9 @@ def cross_entropy(summary: SoftmaxSummary, label_smoothing: float) -> Float[Arra
     """
     has_positive = summary.weights > 0
     positives, weights, logits, count, exponentials = (
-        jnp.where(has_positive, x, 1) for x in (summary.positives, summary.weights, summary.logits, summary.count,
-                                                summary.exponentials))
+        jnp.where(has_positive, x, 1)
+        for x in (summary.positives, summary.weights, summary.logits, summary.count, summary.exponentials)
+    )
     highest = jnp.where(has_positive, jax.lax.stop_gradient(jnp.maximum(*summary.highest)), 1)
     # Differences to the highest logit, which are exact where a positive is the highest.
     gap = (1 - label_smoothing) * (highest - positives / weights)

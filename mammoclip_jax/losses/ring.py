@@ -39,8 +39,10 @@ def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates,
         def meet(of_rows, block):
             (keys, columns), of_columns = block
             new = summarise(objective, vectors._replace(keys=keys), *masks_of(rows, columns, labels))
-            return tuple(objective.merge(jax.tree.map(lambda *x: jnp.stack(x), *pair))
-                         for pair in zip((of_rows, of_columns), new))
+            return tuple(
+                objective.merge(jax.tree.map(lambda *x: jnp.stack(x), *pair))
+                for pair in zip((of_rows, of_columns), new)
+            )
 
         size = len(vectors.queries)
         keys = chunks((vectors.keys, rows), chunk)
@@ -58,16 +60,21 @@ def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates,
         def meet(gradients, block):
             (keys, columns, chunk_seen, chunk_pull), keys_gradient = block
             pairs = masks_of(rows, columns, labels)
-            _, pull = jax.vjp(lambda vectors: summarise(objective, vectors, *pairs, seen=(rows_seen, chunk_seen)),
-                              vectors._replace(keys=keys))
+            _, pull = jax.vjp(
+                lambda vectors: summarise(objective, vectors, *pairs, seen=(rows_seen, chunk_seen)),
+                vectors._replace(keys=keys),
+            )
             (new,) = pull((rows_pull, chunk_pull))
             gradients = jax.tree.map(jnp.add, gradients, new._replace(keys=None))
             return gradients, keys_gradient + new.keys
 
         gradients, keys_gradient = around(
-            meet, jax.tree.map(jnp.zeros_like, vectors._replace(keys=None)),
+            meet,
+            jax.tree.map(jnp.zeros_like, vectors._replace(keys=None)),
             chunks((vectors.keys, rows, columns_seen, columns_pull), chunk),
-            chunks(jnp.zeros_like(vectors.keys), chunk), axes)
+            chunks(jnp.zeros_like(vectors.keys), chunk),
+            axes,
+        )
         scale, bias = jax.lax.psum((gradients.scale, gradients.bias), axes)
         return Vectors(gradients.queries, whole(keys_gradient, len(vectors.keys)), scale, bias)
 
@@ -106,10 +113,12 @@ def around(meet, staying, visitors, marks, axes):
 
 def chunks(tree, size: int):
     """[n ...] as [n/size size ...]; filled up with zeros, which make rows that are not valid."""
+
     def split(x):
         length = min(size, len(x))
         fill = -len(x) % length
         return jnp.pad(x, [(0, fill)] + [(0, 0)] * (x.ndim - 1)).reshape(-1, length, *x.shape[1:])
+
     return jax.tree.map(split, tree)
 
 

@@ -41,7 +41,7 @@ def build(config, vocab_size: int):
     options["projection"] = dict(options["projection"])
     adapters = options.pop("lora", None)
     for other in ("cached_text", "labels", "activation", "combine", "stages", "features", "input_size"):
-        options.pop(other, None)        # how the model is trained, or what a classifier or detector has
+        options.pop(other, None)  # how the model is trained, or what a classifier or detector has
     check_options(DualEncoder, options, "config.model")
     model = DualEncoder(image_encoder=image, text_encoder=text, **options)
     return lora.adapt(model, adapters) if adapters else model
@@ -83,8 +83,10 @@ def text_encoder(options, vocab_size: int, dtype=jnp.float32):
     options = dict(options)
     rows = options.pop("vocab_size", vocab_size)
     if rows < vocab_size:
-        raise UserError(f"the text encoder has {rows} token vectors and the tokenizer {vocab_size} tokens: "
-                        "they are not of the same model.")
+        raise UserError(
+            f"the text encoder has {rows} token vectors and the tokenizer {vocab_size} tokens: "
+            "they are not of the same model."
+        )
     return _encoder(TEXT_ENCODERS, options, "text encoder", dtype=dtype, vocab_size=rows)
 
 

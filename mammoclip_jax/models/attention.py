@@ -20,8 +20,11 @@ _RECORDED = "queries_and_keys"
 
 
 def attention(
-    query: Float[Array, "N heads Q d"], key: Float[Array, "N heads K d"], value: Float[Array, "N heads K d"],
-    how: str = "auto", chunk: int = CHUNK,
+    query: Float[Array, "N heads Q d"],
+    key: Float[Array, "N heads K d"],
+    value: Float[Array, "N heads K d"],
+    how: str = "auto",
+    chunk: int = CHUNK,
 ) -> Float[Array, "N heads Q d"]:
     """softmax(q k^T / sqrt(d)) v in each head; products in the input's dtype, softmax in at least float32.
 
@@ -72,12 +75,29 @@ def _kernel(query, key, value):
         return jnp.broadcast_to(jnp.arange(whole) < length, (rows, whole)).astype(jnp.int32)
 
     blocks = pallas.BlockSizes(
-        block_q, block_k, block_k, 1, block_q_major_dkv=block_q, block_k_major_dkv=block_k, block_k_dkv=block_k,
-        block_q_dkv=block_q, block_k_major_dq=block_k, block_k_dq=block_k, block_q_dq=block_q)
+        block_q,
+        block_k,
+        block_k,
+        1,
+        block_q_major_dkv=block_q,
+        block_k_major_dkv=block_k,
+        block_k_dkv=block_k,
+        block_q_dkv=block_q,
+        block_k_major_dq=block_k,
+        block_k_dq=block_k,
+        block_q_dq=block_q,
+    )
     segments = pallas.SegmentIds(real(query.shape[2], queries), real(key.shape[2], keys))
-    out = pallas.flash_attention(filled(query, queries), filled(key, keys), filled(value, keys), None, segments,
-                                 sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks)
-    return out[:, :, :query.shape[2]]
+    out = pallas.flash_attention(
+        filled(query, queries),
+        filled(key, keys),
+        filled(value, keys),
+        None,
+        segments,
+        sm_scale=query.shape[-1] ** -0.5,
+        block_sizes=blocks,
+    )
+    return out[:, :, : query.shape[2]]
 
 
 def _whole_blocks(length: int) -> tuple[int, int]:
@@ -97,9 +117,7 @@ def _chunked(query, key, value, chunk):
     return jnp.moveaxis(out, 0, 2).reshape(filled.shape)[:, :, :length]
 
 
-def weights(
-    query: Float[Array, "N heads Q d"], key: Float[Array, "N heads K d"]
-) -> Float[Array, "N heads Q K"]:
+def weights(query: Float[Array, "N heads Q d"], key: Float[Array, "N heads K d"]) -> Float[Array, "N heads Q K"]:
     """softmax(q k^T / sqrt(d)) in each head, in at least float32: how much each query takes from each key."""
     scores = jnp.einsum("nhqd,nhkd->nhqk", query, key)
     scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / query.shape[-1] ** 0.5

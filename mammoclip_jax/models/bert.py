@@ -18,11 +18,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.elementwise import Dropout, gelu
 from mammoclip_jax.names import check_choices, check_options
 
-ACTIVATIONS = {
-    "gelu": gelu,
-    "gelu_new": lambda x: nn.gelu(x, approximate=True),
-    "relu": nn.relu,
-}
+ACTIVATIONS = {"gelu": gelu, "gelu_new": lambda x: nn.gelu(x, approximate=True), "relu": nn.relu}
 REMAT = ("none", "block")
 
 
@@ -45,11 +41,14 @@ class BertConfig:
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"BERT's hidden_act={self.hidden_act!r} is not known: "
-                            f"choose one of {', '.join(ACTIVATIONS)}")
+            raise UserError(
+                f"BERT's hidden_act={self.hidden_act!r} is not known: choose one of {', '.join(ACTIVATIONS)}"
+            )
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"BERT's hidden_size={self.hidden_size} must be a multiple of "
-                            f"num_attention_heads={self.num_attention_heads}")
+            raise UserError(
+                f"BERT's hidden_size={self.hidden_size} must be a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "BertConfig":
@@ -57,8 +56,10 @@ class BertConfig:
         if config.get("model_type", "bert") != "bert":
             raise UserError(f"model_type={config['model_type']!r} is not BERT: choose the text encoder of that name")
         if config.get("position_embedding_type", "absolute") != "absolute":
-            raise UserError(f"position_embedding_type={config['position_embedding_type']!r} is not supported: "
-                            "only absolute positions are")
+            raise UserError(
+                f"position_embedding_type={config['position_embedding_type']!r} is not supported: "
+                "only absolute positions are"
+            )
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
 
@@ -115,8 +116,10 @@ class Embeddings(nn.Module):
     def __call__(self, ids: Int[Array, "N L"], *, train: bool) -> Float[Array, "N L C"]:
         c = self.config
         if ids.shape[1] > c.max_position_embeddings:
-            raise UserError(f"text length {ids.shape[1]} exceeds this BERT's {c.max_position_embeddings} positions: "
-                            "lower data.text_length")
+            raise UserError(
+                f"text length {ids.shape[1]} exceeds this BERT's {c.max_position_embeddings} positions: "
+                "lower data.text_length"
+            )
 
         def table(size: int, name: str) -> nn.Embed:
             return nn.Embed(size, c.hidden_size, embedding_init=nn.initializers.normal(c.initializer_range), name=name)
@@ -189,7 +192,7 @@ class SelfAttention(nn.Module):
             return y.reshape(*x.shape[:2], heads, width).transpose(0, 2, 1, 3)
 
         query, key, value = project("query"), project("key"), project("value")
-        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) / width ** 0.5
+        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) / width**0.5
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(c.attention_probs_dropout_prob, deterministic=not train)(weights)
@@ -215,8 +218,9 @@ class Output(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N L F"], residual: Float[Array, "N L C"], *,
-                 train: bool) -> Float[Array, "N L C"]:
+    def __call__(
+        self, x: Float[Array, "N L F"], residual: Float[Array, "N L C"], *, train: bool
+    ) -> Float[Array, "N L C"]:
         c = self.config
         x = _dense(c, c.hidden_size, self.dtype, "dense")(x)
         x = Dropout(c.hidden_dropout_prob, deterministic=not train)(x) + residual

@@ -43,11 +43,14 @@ class ClipTextConfig:
 
     def __post_init__(self):
         if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"CLIP's hidden_act={self.hidden_act!r} is not known: "
-                            f"choose one of {', '.join(ACTIVATIONS)}")
+            raise UserError(
+                f"CLIP's hidden_act={self.hidden_act!r} is not known: choose one of {', '.join(ACTIVATIONS)}"
+            )
         if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"CLIP's hidden_size={self.hidden_size} must be a multiple of "
-                            f"num_attention_heads={self.num_attention_heads}")
+            raise UserError(
+                f"CLIP's hidden_size={self.hidden_size} must be a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ClipTextConfig":
@@ -121,8 +124,10 @@ class Embeddings(nn.Module):
     def __call__(self, ids: Int[Array, "N L"]) -> Float[Array, "N L C"]:
         c = self.config
         if ids.shape[1] > c.max_position_embeddings:
-            raise UserError(f"text length {ids.shape[1]} exceeds this CLIP's {c.max_position_embeddings} positions: "
-                            "lower data.text_length")
+            raise UserError(
+                f"text length {ids.shape[1]} exceeds this CLIP's {c.max_position_embeddings} positions: "
+                "lower data.text_length"
+            )
 
         def table(size: int, name: str) -> nn.Embed:
             return nn.Embed(size, c.hidden_size, embedding_init=nn.initializers.normal(0.02), name=name)
@@ -176,13 +181,13 @@ class Attention(nn.Module):
             return y.reshape(*x.shape[:2], heads, width).transpose(0, 2, 1, 3)
 
         query, key, value = project("q_proj"), project("k_proj"), project("v_proj")
-        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) / width ** 0.5
+        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) / width**0.5
         visible = jnp.tri(x.shape[1], dtype=bool) & mask[:, None, None, :]
         scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(c.attention_dropout, deterministic=not train)(weights)
         context = jnp.einsum("nhqk,nhkd->nhqd", weights, value).transpose(0, 2, 1, 3).reshape(x.shape)
-        return _dense(c.hidden_size, self.dtype, "out_proj", c.hidden_size ** -0.5)(context)
+        return _dense(c.hidden_size, self.dtype, "out_proj", c.hidden_size**-0.5)(context)
 
 
 class FeedForward(nn.Module):

@@ -56,7 +56,7 @@ class Patches(nn.Module):
         k, h, w = self.size, height // self.size, width // self.size
         kernel = self.param("kernel", _init, (k, k, c, self.features)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        x = x[:, :h * k, :w * k].astype(self.dtype).reshape(n, h, k, w, k, c).transpose(0, 1, 3, 2, 4, 5)
+        x = x[:, : h * k, : w * k].astype(self.dtype).reshape(n, h, k, w, k, c).transpose(0, 1, 3, 2, 4, 5)
         y = jnp.dot(x.reshape(n * h * w, k * k * c), kernel.reshape(k * k * c, self.features))
         return y.reshape(n, h, w, self.features) + bias
 
@@ -146,8 +146,7 @@ class Encoder(nn.Module):
         for i, depth in enumerate(self.depths):
             first = sum(self.depths[:i])
             rates = tuple(self.drop_path_rate * j / max(total - 1, 1) for j in range(first, first + depth))
-            stage = Stage(
-                self.width * 2**i, i > 0, rates, self.remat, self.dtype, self.formulation, name=f"stages_{i}")
+            stage = Stage(self.width * 2**i, i > 0, rates, self.remat, self.dtype, self.formulation, name=f"stages_{i}")
             x = visit(f"stage{i + 1}", stage(x, train))
         return x
 
@@ -208,12 +207,14 @@ class ConvNext(nn.Module):
         cell = _PATCH * 2 ** (len(self._depths) - 1)
         if min(x.shape[1:3]) < cell:
             raise UserError(
-                f"ConvNeXt needs images of at least {cell} x {cell} pixels, not {x.shape[1]} x {x.shape[2]}")
+                f"ConvNeXt needs images of at least {cell} x {cell} pixels, not {x.shape[1]} x {x.shape[2]}"
+            )
 
         width = self.width or VARIANTS[self.variant].width
         x = stages.keep("stem", Embeddings(width, self.dtype, name="embeddings")(x))
         encoder = Encoder(
-            width, self._depths, self.drop_path_rate, self.remat, self.dtype, self.depthwise, name="encoder")
+            width, self._depths, self.drop_path_rate, self.remat, self.dtype, self.depthwise, name="encoder"
+        )
         pooled = GlobalPool(name="pool")(encoder(x, train, stages.keep))
         return nn.LayerNorm(self.layer_norm_eps, use_fast_variance=False, name="layernorm")(pooled), stages.maps
 

@@ -70,8 +70,13 @@ def _choose(formulation, native, shifted, **options):
 
 def _native(x, kernel, stride, padding):
     return lax.conv_general_dilated(
-        x, kernel[:, :, None, :].astype(x.dtype), (stride, stride), padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1])
+        x,
+        kernel[:, :, None, :].astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def _native_backward(x, kernel, gradient, stride, padding):
@@ -86,8 +91,10 @@ def _shifted(x, kernel, stride, padding):
 
 
 def _shifted_backward(x, kernel, gradient, stride, padding):
-    return (_input_gradient(x.shape, kernel, gradient, stride, padding),
-            _kernel_gradient(x, kernel, gradient, stride, padding))
+    return (
+        _input_gradient(x.shape, kernel, gradient, stride, padding),
+        _kernel_gradient(x, kernel, gradient, stride, padding),
+    )
 
 
 def _pad(x, padding):
@@ -113,8 +120,10 @@ def _input_gradient(shape, kernel, gradient, stride, padding):
     k = len(kernel)
     n, height, width, c = shape
     size = (-(-height // stride), -(-width // stride))
-    reads = [[[(a, (r + low - a) // stride) for a in range(k) if (r + low - a) % stride == 0]
-              for r in range(stride)] for low, _ in padding]
+    reads = [
+        [[(a, (r + low - a) // stride) for a in range(k) if (r + low - a) % stride == 0] for r in range(stride)]
+        for low, _ in padding
+    ]
     pads = []
     for axis in (0, 1):
         shifts = [shift for residue in reads[axis] for _, shift in residue]
@@ -127,7 +136,7 @@ def _input_gradient(shape, kernel, gradient, stride, padding):
             parts.append(_sum_of_slices(padded, kernel, taps, size, 1))
     if stride == 1:
         return parts[0]
-    rows = [jnp.stack(parts[r * stride:(r + 1) * stride], axis=3) for r in range(stride)]
+    rows = [jnp.stack(parts[r * stride : (r + 1) * stride], axis=3) for r in range(stride)]
     whole = jnp.stack(rows, axis=2).reshape(n, size[0] * stride, size[1] * stride, c)
     return whole[:, :height, :width]
 
@@ -151,7 +160,7 @@ def _kernel_gradient(x, kernel, gradient, stride, padding):
         image, row = lax.div(row, height), lax.rem(row, height)
         g = window(gradient, image, row, part * columns, (1, columns))
         lines = window(padded, image, row * stride, part * columns * stride, (k, span))
-        return tuple(total + lines[:, :, b:span - k + 1 + b:stride] * g for b, total in enumerate(sums))
+        return tuple(total + lines[:, :, b : span - k + 1 + b : stride] * g for b, total in enumerate(sums))
 
     # One sum for each column of taps, over all its rows: k kernels to compile and to start instead of k * k.
     sums = (jnp.zeros((groups, k, columns, c), dtype),) * k

@@ -119,7 +119,8 @@ class DualEncoder(nn.Module):
         images = image.reshape(-1, *image.shape[2:])
         image_vectors, stages = self.encode_image(images, train=train)
         text_vectors, states = self.encode_text(
-            ids.reshape(-1, ids.shape[2]), mask.reshape(-1, mask.shape[2]), train=train)
+            ids.reshape(-1, ids.shape[2]), mask.reshape(-1, mask.shape[2]), train=train
+        )
         return Embeddings(
             image=image_vectors.reshape(breasts, views, -1),
             text=text_vectors.reshape(breasts, texts, -1),

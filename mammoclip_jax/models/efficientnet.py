@@ -50,8 +50,13 @@ VARIANTS = {
 
 # Repeats, kernel size, stride of the first, expansion, input and output channels of B0's seven stages.
 STAGES = (
-    (1, 3, 1, 1, 32, 16), (2, 3, 2, 6, 16, 24), (2, 5, 2, 6, 24, 40), (3, 3, 2, 6, 40, 80),
-    (3, 5, 1, 6, 80, 112), (4, 5, 2, 6, 112, 192), (1, 3, 1, 6, 192, 320),
+    (1, 3, 1, 1, 32, 16),
+    (2, 3, 2, 6, 16, 24),
+    (2, 5, 2, 6, 24, 40),
+    (3, 3, 2, 6, 40, 80),
+    (3, 5, 1, 6, 80, 112),
+    (4, 5, 2, 6, 112, 192),
+    (1, 3, 1, 6, 192, 320),
 )
 _STEM = (3, 2)  # kernel size and stride
 
@@ -114,9 +119,7 @@ def same_pad(length: int, size: int, stride: int) -> tuple[int, int]:
     return total // 2, total - total // 2
 
 
-def pads(
-    variant: str, kind: str = "nominal", depth: float | None = None, output_stride: int = 32
-) -> dict[str, Pads]:
+def pads(variant: str, kind: str = "nominal", depth: float | None = None, output_stride: int = 32) -> dict[str, Pads]:
     """Zeros around every spatial convolution, by layer: {"stem": ((top, bottom), (left, right)), "block00": ...}.
 
     Published weights were trained with amounts fixed at construction for a square input of the nominal size, and
@@ -230,20 +233,18 @@ class EfficientNet(nn.Module):
     batch_norm_eps: float = 1e-3
 
     def __post_init__(self):
-        self.taps = tuple(self.taps)    # a list, from JSON, has no hash
+        self.taps = tuple(self.taps)  # a list, from JSON, has no hash
         super().__post_init__()
-        check_choices("EfficientNet", self, {"variant": VARIANTS, "pads": PADS, "pooling": layers.POOLING})
-        if self.output_stride not in STRIDES:
-            raise UserError(f"EfficientNet's output_stride={self.output_stride} must be one of "
-                            f"{', '.join(map(str, STRIDES))}.")
+        choices = {"variant": VARIANTS, "pads": PADS, "pooling": layers.POOLING, "output_stride": STRIDES}
+        check_choices("EfficientNet", self, choices)
         if len(self._remats()) != len(STAGES) or not set(self._remats()) <= set(REMAT):
-            raise UserError(f"EfficientNet's remat={self.remat!r} must be one of {', '.join(REMAT)}, or "
-                            f"{len(STAGES)} of them with commas between, one a stage.")
+            raise UserError(
+                f"EfficientNet's remat={self.remat!r} must be one of {', '.join(REMAT)}, or "
+                f"{len(STAGES)} of them with commas between, one a stage."
+            )
         blocks = len(self._specs())
-        for tap in self.taps:
-            if not 0 <= tap < blocks:
-                raise UserError(
-                    f"EfficientNet {self.variant} has no block {tap} to tap: its {blocks} blocks count from 0.")
+        if absent := [tap for tap in self.taps if not 0 <= tap < blocks]:
+            raise UserError(f"EfficientNet {self.variant} has no block {absent[0]} to tap: its {blocks} count from 0.")
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -264,7 +265,8 @@ class EfficientNet(nn.Module):
         """
         specs, table = self._specs(), self._pads()
         layers = [(["stem"], "stem", *_STEM)] + [
-            (self._names_after(i, specs), block_name(i), spec.size, spec.stride) for i, spec in enumerate(specs)]
+            (self._names_after(i, specs), block_name(i), spec.size, spec.stride) for i, spec in enumerate(specs)
+        ]
         grids, total, lengths, centre = {}, 1, [height, width], [0.5, 0.5]
         for kept, name, size, stride in layers:
             padding = table[name] if table else [same_pad(length, size, stride) for length in lengths]
@@ -291,7 +293,8 @@ class EfficientNet(nn.Module):
         specs, table = self._specs(), self._pads()
         stages = Stages("EfficientNet", self.stage_names, offsets)
         norm = functools.partial(
-            BatchNorm, _act(scaling.lite), eps=self.batch_norm_eps, momentum=self.batch_norm_momentum)
+            BatchNorm, _act(scaling.lite), eps=self.batch_norm_eps, momentum=self.batch_norm_momentum
+        )
         padding = self._padding(table, "stem", x.shape, *_STEM)
         outputs = outer_channels(32, scaling, self.width)
         place = self._place(outputs, x.shape, *_STEM, padding, before=True)
@@ -385,11 +388,13 @@ class EfficientNet(nn.Module):
 
         if remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*_POLICIES[remat])
-            run = jax.checkpoint(run, policy=policy, prevent_cse=False)     # a loop's passes are not merged
+            run = jax.checkpoint(run, policy=policy, prevent_cse=False)  # a loop's passes are not merged
         variables = [{kind: self.variables[kind][name] for kind in ("params", "batch_stats")} for name in names]
         items = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(variables, drops))
         x, updated = jax.lax.scan(lambda x, item: run(x, *item), x, items)
         if train:
             for i, name in enumerate(names):
-                self.put_variable("batch_stats", name, jax.tree.map(lambda stack, i=i: stack[i], updated["batch_stats"]))
+                self.put_variable(
+                    "batch_stats", name, jax.tree.map(lambda stack, i=i: stack[i], updated["batch_stats"])
+                )
         return x

@@ -50,8 +50,10 @@ class Gpt2Config:
 
     def __post_init__(self):
         if self.activation_function not in bert.ACTIVATIONS:
-            raise UserError(f"GPT-2's activation_function={self.activation_function!r} is not known: "
-                            f"choose one of {', '.join(bert.ACTIVATIONS)}")
+            raise UserError(
+                f"GPT-2's activation_function={self.activation_function!r} is not known: "
+                f"choose one of {', '.join(bert.ACTIVATIONS)}"
+            )
         if self.n_embd % self.n_head:
             raise UserError(f"GPT-2's n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
 
@@ -91,8 +93,9 @@ class Gpt2(nn.Module):
         """With `train`, dropout is on and needs the PRNG "dropout". Raises UserError where L exceeds the positions."""
         c = self.config
         if ids.shape[1] > c.n_positions:
-            raise UserError(f"text length {ids.shape[1]} exceeds this GPT-2's {c.n_positions} positions: "
-                            "lower data.text_length")
+            raise UserError(
+                f"text length {ids.shape[1]} exceeds this GPT-2's {c.n_positions} positions: lower data.text_length"
+            )
 
         def table(size: int, name: str) -> nn.Embed:
             return nn.Embed(size, c.n_embd, embedding_init=nn.initializers.normal(c.initializer_range), name=name)
@@ -139,7 +142,7 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "N L C"], visible: Bool[Array, "N 1 L L"]) -> Float[Array, "N L C"]:
         c = self.config
         width = c.n_embd // c.n_head
-        scale = width ** -0.5 if c.scale_attn_weights else 1.0
+        scale = width**-0.5 if c.scale_attn_weights else 1.0
         if c.scale_attn_by_inverse_layer_idx:
             scale /= self.index + 1
         fused = _dense(3 * c.n_embd, self.dtype, "c_attn", c.initializer_range)(x)

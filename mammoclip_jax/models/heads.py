@@ -13,7 +13,7 @@ from mammoclip_jax.names import check_name, suggestion
 
 # Logits [N labels] -> probabilities: each label by itself, or classes that sum to one.
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
-COMBINATIONS = ("mean", "max", "attention")     # of the features of an example's views
+COMBINATIONS = ("mean", "max", "attention")  # of the features of an example's views
 
 
 class ViewAttention(nn.Module):
@@ -28,7 +28,8 @@ class ViewAttention(nn.Module):
     def __call__(self, features: Float[Array, "B V c"], there: Bool[Array, "B V"]) -> Float[Array, "B V"]:
         """Weights that sum to one over the views that are there, and are 0 elsewhere."""
         gated = jnp.tanh(nn.Dense(self.hidden, name="tanh")(features)) * nn.sigmoid(
-            nn.Dense(self.hidden, name="gate")(features))
+            nn.Dense(self.hidden, name="gate")(features)
+        )
         scores = nn.Dense(1, use_bias=False, name="score")(gated)[..., 0]
         return nn.softmax(jnp.where(there, scores, -jnp.inf), axis=-1)
 
@@ -75,8 +76,11 @@ class Classifier(nn.Module):
         if self.combine == "max":
             pooled = jnp.where(there[..., None], pooled, -jnp.inf).max(axis=1)
         else:
-            weights = (self.view_attention(pooled, there) if self.combine == "attention" else
-                       there / there.sum(axis=1, keepdims=True))
+            weights = (
+                self.view_attention(pooled, there)
+                if self.combine == "attention"
+                else there / there.sum(axis=1, keepdims=True)
+            )
             pooled = (pooled * weights[..., None]).sum(axis=1)
         return self.classification_head(pooled)
 
@@ -101,8 +105,10 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
     labels = labels_of(options, ("image", "labels", "activation", "dtype"), "a classifier")
     activation = options["activation"]
     if activation not in ACTIVATIONS:
-        raise UserError(f"config.model.activation is {activation!r}.{suggestion(str(activation), ACTIVATIONS)} "
-                        f"It may be {' or '.join(ACTIVATIONS)}.")
+        raise UserError(
+            f"config.model.activation is {activation!r}.{suggestion(str(activation), ACTIVATIONS)} "
+            f"It may be {' or '.join(ACTIVATIONS)}."
+        )
     combine = options.get("combine", "mean")
     check_name(combine, COMBINATIONS, "combination of views (config.model.combine)")
     return Classifier(image_encoder(options["image"], jnp.dtype(options["dtype"])), len(labels), combine)

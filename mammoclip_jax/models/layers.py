@@ -44,9 +44,9 @@ def relu6(x):
 class Place(NamedTuple):
     """How the maps of a layer lie in memory and on devices; results do not depend on it."""
 
-    rows: str | None = None     # mesh axis that the rows are split over; None: whole images
-    lanes: bool = False         # channels along a TPU's lanes (packed.on_lanes)
-    columns: int = 1            # columns in a cell of the layer's input (packed.py)
+    rows: str | None = None  # mesh axis that the rows are split over; None: whole images
+    lanes: bool = False  # channels along a TPU's lanes (packed.on_lanes)
+    columns: int = 1  # columns in a cell of the layer's input (packed.py)
 
     def put(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """A convolution's output where it belongs, under the name by which it may be kept.
@@ -117,7 +117,7 @@ class Pointwise(nn.Module):
         kernel = packed.pointwise(kernel, columns).astype(self.dtype)
         x = self.place.put(x.astype(self.dtype))
         if self.place.lanes:
-            y = packed.convolve(x, kernel[None, None], 1, ((0, 0), (0, 0)), 1)    # a product would lose the layout
+            y = packed.convolve(x, kernel[None, None], 1, ((0, 0), (0, 0)), 1)  # a product would lose the layout
         else:
             y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
         return checkpoint_name(self.place.put(y), self.kept)
@@ -138,7 +138,7 @@ class SqueezeExcite(nn.Module):
     """Scales channels by a function of their means; `features` is the width of the bottleneck."""
 
     features: int
-    columns: int = 1        # in a cell (packed.py)
+    columns: int = 1  # in a cell (packed.py)
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
@@ -162,7 +162,7 @@ class BatchNorm(nn.Module):
     act: str | None = None
     eps: float = 1e-3
     momentum: float = 0.99
-    columns: int = 1        # in a cell (packed.py)
+    columns: int = 1  # in a cell (packed.py)
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"], train: bool) -> Float[Array, "N H W C"]:
@@ -186,7 +186,11 @@ class BatchNorm(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm_act(
-    x: Float[Array, "N H W C"], scale: Float[Array, "C"], bias: Float[Array, "C"], eps: float, act: str | None,
+    x: Float[Array, "N H W C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    eps: float,
+    act: str | None,
     columns: int = 1,
 ) -> tuple[Float[Array, "N H W C"], Float[Array, "C"], Float[Array, "C"]]:
     """Normalises by the batch's own statistics: act((x - mean) / sqrt(var + eps) * scale + bias), mean, biased var.
@@ -222,7 +226,9 @@ def _batch_norm_backward(eps, act, columns, saved, gradients):
     to_scale = deviation * (_sum(gradient * wide, columns) - mean * to_bias)
     # factor * (gradient - to_bias / count - (x - mean) * deviation * to_scale / count), x's terms gathered
     slope = factor * deviation * to_scale / count
-    to_x = gradient * everywhere(factor) - wide * everywhere(slope) + everywhere(mean * slope - factor * to_bias / count)
+    to_x = (
+        gradient * everywhere(factor) - wide * everywhere(slope) + everywhere(mean * slope - factor * to_bias / count)
+    )
     return to_x.astype(x.dtype), to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
 
 

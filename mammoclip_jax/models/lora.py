@@ -36,7 +36,7 @@ from jaxtyping import Array
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options
 
-ADAPTERS = "lora"       # their place in the parameters of an `AdaptedModel`
+ADAPTERS = "lora"  # their place in the parameters of an `AdaptedModel`
 Tree = Mapping[str, Any]
 
 
@@ -57,10 +57,12 @@ def init(params: Tree, pattern: str, rank: int, key: Array) -> dict:
     adapters = {}
     for (path, shape), own_key in zip(matched.items(), jax.random.split(key, len(matched)), strict=True):
         if len(shape) < 2:
-            raise UserError(f"LoRA: {path} has the shape {shape}; only kernels of two axes or more can be adapted: "
-                            f"narrow the pattern {pattern!r}")
+            raise UserError(
+                f"LoRA: {path} has the shape {shape}; only kernels of two axes or more can be adapted: "
+                f"narrow the pattern {pattern!r}"
+            )
         inputs, outputs = _sides(shape)
-        bound = inputs ** -0.5
+        bound = inputs**-0.5
         adapters[f"{path}/lora_a"] = jax.random.uniform(own_key, (inputs, rank), jnp.float32, -bound, bound)
         adapters[f"{path}/lora_b"] = jnp.zeros((rank, outputs), jnp.float32)
     return unflatten_dict(adapters, sep="/")
@@ -81,8 +83,10 @@ def merge(params: Tree, adapters: Tree, alpha: float) -> dict:
             raise UserError(f"LoRA: the adapter {path} has no parameter of that path: was it made for another model?")
         base = effective[path]
         if (a.shape[0], b.shape[1]) != _sides(base.shape):
-            raise UserError(f"LoRA: the adapter {path} maps {a.shape[0]} inputs to {b.shape[1]} outputs, the "
-                            f"parameter has the shape {base.shape}")
+            raise UserError(
+                f"LoRA: the adapter {path} maps {a.shape[0]} inputs to {b.shape[1]} outputs, the "
+                f"parameter has the shape {base.shape}"
+            )
         product = jnp.dot(a, b, precision="highest").reshape(base.shape)
         effective[path] = (base + alpha / a.shape[1] * product).astype(base.dtype)
     return unflatten_dict(effective, sep="/")
@@ -104,15 +108,17 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0, *, part: bool = 
     def intercept(call, args, kwargs, context):
         y = call(*args, **kwargs)
         if context.method_name != "__call__":
-            return y        # of a module that is being made, perhaps, which has no path
+            return y  # of a module that is being made, perhaps, which has no path
         ran.update(context.module.path[:1])
         path = "/".join((*context.module.path, "kernel"))
         if path not in pairs:
             return y
         a, b = pairs[path]
         if context.module.get_variable("params", "kernel").ndim != 2:
-            raise UserError(f"LoRA: {path} is not of a dense layer: use lora.merge, which has no dropout "
-                            "(config.model.lora.dropout=0)")
+            raise UserError(
+                f"LoRA: {path} is not of a dense layer: use lora.merge, which has no dropout "
+                "(config.model.lora.dropout=0)"
+            )
         met.add(path)
         x = args[0].astype(y.dtype)
         if dropout:
@@ -125,8 +131,10 @@ def adapted(adapters: Tree, alpha: float, dropout: float = 0.0, *, part: bool = 
     expected = {path for path in pairs if not part or path.partition("/")[0] in ran}
     if missed := sorted(expected - met):
         listed = ", ".join(missed[:3] + ["..."] * (len(missed) > 3))
-        raise UserError(f"LoRA: no layer met its adapter ({listed}): adapters are named from the root of the applied "
-                        "model, of layers that run, and with dropout outside of scanned blocks (model.image.scan=False)")
+        raise UserError(
+            f"LoRA: no layer met its adapter ({listed}): adapters are named from the root of the applied "
+            "model, of layers that run, and with dropout outside of scanned blocks (model.image.scan=False)"
+        )
 
 
 @dataclass(frozen=True)
@@ -166,8 +174,10 @@ class AdaptedModel:
         adapters = init(variables["params"], self.pattern, self.rank, jax.random.fold_in(key, 1))
         for tower in getattr(self.model, "frozen", ()):
             if f"{tower}_encoder" in adapters:
-                raise UserError(f"config.model.lora adapts the {tower} tower, and config.model.frozen has {tower!r}: "
-                                "its adapters would not be trained. Leave it out of frozen; LoRA freezes the base itself.")
+                raise UserError(
+                    f"config.model.lora adapts the {tower} tower, and config.model.frozen has {tower!r}: "
+                    "its adapters would not be trained. Leave it out of frozen; LoRA freezes the base itself."
+                )
         return variables | {"params": variables["params"] | {ADAPTERS: adapters}}
 
     def apply(self, variables: Tree, *args, train: bool = False, **kwargs) -> Any:
@@ -175,8 +185,9 @@ class AdaptedModel:
         base = dict(variables["params"])
         adapters = base.pop(ADAPTERS)
         if not (train and self.dropout):
-            return self.model.apply({**variables, "params": merge(base, adapters, self.alpha)}, *args, train=train,
-                                    **kwargs)
+            return self.model.apply(
+                {**variables, "params": merge(base, adapters, self.alpha)}, *args, train=train, **kwargs
+            )
         with adapted(adapters, self.alpha, self.dropout, part=kwargs.get("method") is not None):
             return self.model.apply({**variables, "params": base}, *args, train=train, **kwargs)
 
@@ -189,8 +200,10 @@ def adapt(model: nn.Module, options: Mapping[str, Any]) -> AdaptedModel:
     """
     options = dict(options)
     if not options.get("pattern"):
-        raise UserError("config.model.lora has no pattern: give a regular expression on parameter paths, such as "
-                        "text_encoder/.*/c_attn/kernel")
+        raise UserError(
+            "config.model.lora has no pattern: give a regular expression on parameter paths, such as "
+            "text_encoder/.*/c_attn/kernel"
+        )
     check_options(lambda pattern, rank, alpha, dropout: None, options, "config.model.lora")
     adapted_model = AdaptedModel(model, **options)
     if not 0 <= adapted_model.dropout < 1:
@@ -212,8 +225,10 @@ def merged(variables: Tree, config: Mapping[str, Any]) -> tuple[dict, dict]:
         return dict(variables), plain
     base = dict(variables["params"])
     if ADAPTERS not in base:
-        raise UserError("config.model.lora is set, and the weights hold no adapters: they are of another run, or were "
-                        "merged already (then set config.model.lora to {}).")
+        raise UserError(
+            "config.model.lora is set, and the weights hold no adapters: they are of another run, or were "
+            "merged already (then set config.model.lora to {})."
+        )
     adapters = base.pop(ADAPTERS)
     params = merge(base, adapters, options.get("alpha", AdaptedModel.alpha))
     return {**variables, "params": jax.device_get(params)}, plain

@@ -59,14 +59,20 @@ class ModernBertConfig:
 
     def __post_init__(self):
         if self.hidden_activation not in ACTIVATIONS:
-            raise UserError(f"ModernBERT's hidden_activation={self.hidden_activation!r} is not known: "
-                            f"choose one of {', '.join(ACTIVATIONS)}")
+            raise UserError(
+                f"ModernBERT's hidden_activation={self.hidden_activation!r} is not known: "
+                f"choose one of {', '.join(ACTIVATIONS)}"
+            )
         if self.hidden_size % (2 * self.num_attention_heads):
-            raise UserError(f"ModernBERT's hidden_size={self.hidden_size} must be an even multiple of "
-                            f"num_attention_heads={self.num_attention_heads}")
+            raise UserError(
+                f"ModernBERT's hidden_size={self.hidden_size} must be an even multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
         if self.global_attn_every_n_layers < 1 or self.local_attention < 0:
-            raise UserError(f"ModernBERT's global_attn_every_n_layers={self.global_attn_every_n_layers} must be at "
-                            f"least 1 and local_attention={self.local_attention} at least 0")
+            raise UserError(
+                f"ModernBERT's global_attn_every_n_layers={self.global_attn_every_n_layers} must be at "
+                f"least 1 and local_attention={self.local_attention} at least 0"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ModernBertConfig":
@@ -76,14 +82,16 @@ class ModernBertConfig:
         global layer before every `global_attn_every_n_layers - 1` local ones.
         """
         if config.get("model_type", "modernbert") != "modernbert":
-            raise UserError(f"model_type={config['model_type']!r} is not ModernBERT: choose the text encoder of that "
-                            "name")
+            raise UserError(
+                f"model_type={config['model_type']!r} is not ModernBERT: choose the text encoder of that name"
+            )
         known = {f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None}
-        if "local_rope_theta" in config and config["local_rope_theta"] is None:     # transformers 4: as the global one
+        if "local_rope_theta" in config and config["local_rope_theta"] is None:  # transformers 4: as the global one
             known["local_rope_theta"] = known.get("global_rope_theta", cls.global_rope_theta)
         if config.get("rope_scaling"):
-            raise UserError(f"rope_scaling={config['rope_scaling']!r} is not supported: only plain rotary positions "
-                            "are")
+            raise UserError(
+                f"rope_scaling={config['rope_scaling']!r} is not supported: only plain rotary positions are"
+            )
         for layer_type, field in (("full_attention", "global_rope_theta"), ("sliding_attention", "local_rope_theta")):
             rope = (config.get("rope_parameters") or {}).get(layer_type) or {}
             if rope.get("rope_type", "default") != "default":
@@ -100,8 +108,10 @@ def _period(layer_types: list[str]) -> int:
     full = [i for i, layer_type in enumerate(layer_types) if layer_type == "full_attention"]
     period = full[1] if len(full) > 1 else len(layer_types)
     if full != list(range(0, len(layer_types), period)):
-        raise UserError(f"layer_types with full_attention at {full} are not supported: only one global layer every n "
-                        "layers, beginning with the first")
+        raise UserError(
+            f"layer_types with full_attention at {full} are not supported: only one global layer every n "
+            "layers, beginning with the first"
+        )
     return period
 
 
@@ -131,8 +141,10 @@ class ModernBert(nn.Module):
         """
         c = self.config
         if ids.shape[1] > c.max_position_embeddings:
-            raise UserError(f"text length {ids.shape[1]} exceeds this ModernBERT's {c.max_position_embeddings} "
-                            "positions: lower data.text_length")
+            raise UserError(
+                f"text length {ids.shape[1]} exceeds this ModernBERT's {c.max_position_embeddings} "
+                "positions: lower data.text_length"
+            )
         width = c.hidden_size // c.num_attention_heads
         near = make_rotation(ids.shape[1], width, c.local_rope_theta)
         far = make_rotation(ids.shape[1], width, c.global_rope_theta)
@@ -141,7 +153,8 @@ class ModernBert(nn.Module):
         for i in range(c.num_hidden_layers):
             local = i % c.global_attn_every_n_layers != 0
             x = layer(c, self.dtype, first=i == 0, local=local, name=f"layers_{i}")(
-                x, mask, near if local else far, train)
+                x, mask, near if local else far, train
+            )
         if c.final_norm:
             x = _norm(c, "final_norm")(x)
         return x.astype(self.dtype)
@@ -177,8 +190,9 @@ class Layer(nn.Module):
     local: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], rotation: Rotation,
-                 train: bool) -> Float[Array, "N L C"]:
+    def __call__(
+        self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], rotation: Rotation, train: bool
+    ) -> Float[Array, "N L C"]:
         c = self.config
         normed = x if self.first else _norm(c, "attn_norm")(x)
         x = x + Attention(c, self.dtype, self.local, name="attn")(normed, mask, rotation, train=train)
@@ -193,8 +207,9 @@ class Attention(nn.Module):
     local: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], rotation: Rotation, *,
-                 train: bool) -> Float[Array, "N L C"]:
+    def __call__(
+        self, x: Float[Array, "N L C"], mask: Bool[Array, "N L"], rotation: Rotation, *, train: bool
+    ) -> Float[Array, "N L C"]:
         c = self.config
         dropout = Dropout(c.attention_dropout, deterministic=not train)
         qkv = _dense(3 * c.hidden_size, c.attention_bias, self.dtype, "Wqkv", _normal(c))(x)
@@ -226,8 +241,11 @@ class FeedForward(nn.Module):
 
 
 def attention(
-    query: Float[Array, "... Q width"], key: Float[Array, "... K width"], value: Float[Array, "... K width"],
-    visible: Bool[Array, "... #Q K"], dropout: Callable[[Array], Array],
+    query: Float[Array, "... Q width"],
+    key: Float[Array, "... K width"],
+    value: Float[Array, "... K width"],
+    visible: Bool[Array, "... #Q K"],
+    dropout: Callable[[Array], Array],
 ) -> Float[Array, "... Q width"]:
     """softmax(q k^T / sqrt(width)) v; keys that are not visible get a weight of exactly zero.
 
@@ -240,8 +258,12 @@ def attention(
 
 
 def local_attention(
-    query: Float[Array, "N heads L width"], key: Float[Array, "N heads L width"],
-    value: Float[Array, "N heads L width"], mask: Bool[Array, "N L"], reach: int, dropout: Callable[[Array], Array],
+    query: Float[Array, "N heads L width"],
+    key: Float[Array, "N heads L width"],
+    value: Float[Array, "N heads L width"],
+    mask: Bool[Array, "N L"],
+    reach: int,
+    dropout: Callable[[Array], Array],
 ) -> Float[Array, "N heads L width"]:
     """Attention in which token i sees the real tokens j with |i - j| <= reach.
 
@@ -269,8 +291,9 @@ def local_attention(
 
     band = abs(np.arange(block)[:, None] + block - np.arange(3 * block)) <= reach
     real = with_neighbours(mask[:, None, :, None])[..., 0]
-    context = attention(in_blocks(query, 0), with_neighbours(key), with_neighbours(value),
-                        real[..., None, :] & band, dropout)
+    context = attention(
+        in_blocks(query, 0), with_neighbours(key), with_neighbours(value), real[..., None, :] & band, dropout
+    )
     return context.reshape(*query.shape[:2], count * block, -1)[:, :, :length]
 
 

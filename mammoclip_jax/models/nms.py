@@ -55,7 +55,7 @@ def nms(
         scores = scores.max(-1)
     scores = jnp.where(scores > threshold, scores, -1)
     if candidates is not None and candidates < len(scores):
-        scores, chosen = lax.top_k(scores, candidates)      # of equal ones the first come first
+        scores, chosen = lax.top_k(scores, candidates)  # of equal ones the first come first
         owners, classes = owners[chosen], classes[chosen]
     boxes = jnp.asarray(boxes, dtype)[owners]
 
@@ -73,6 +73,7 @@ def nms(
         scores = jnp.where(struck, -1, scores).at[best].set(-1)
         return scores, kept
 
-    kept = Detections(jnp.zeros((limit, 4), dtype), jnp.zeros(limit, dtype), jnp.full(limit, -1, jnp.int32),
-                      jnp.zeros(limit, bool))
+    kept = Detections(
+        jnp.zeros((limit, 4), dtype), jnp.zeros(limit, dtype), jnp.full(limit, -1, jnp.int32), jnp.zeros(limit, bool)
+    )
     return lax.fori_loop(0, limit, take, (scores, kept))[1]

@@ -49,8 +49,9 @@ def convolve(x, kernel: Float[Array, "k k in out"], stride: int, padding, column
     if columns > 1:
         kernel, around = _cell_kernel(kernel, stride, padding[1][0], columns)
         strides, padding = (stride, 1), (padding[0], around)
-    return lax.conv_general_dilated(x, kernel.astype(x.dtype), strides, padding,
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def depthwise(x, kernel: Float[Array, "k k C"], stride: int, padding, columns: int) -> Float[Array, "N h w C"]:

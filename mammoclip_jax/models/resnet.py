@@ -142,7 +142,8 @@ class ResNet(nn.Module):
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 x = block(self.width * 2**i, stride, bottleneck, self.dtype, momentum, name=f"layer{i + 1}_{j}")(
-                    x, train)
+                    x, train
+                )
             x = stages.keep(f"stage{i + 1}", x)
         pooled = GlobalPool(name="pool")(x)
         if self.fc is not None:

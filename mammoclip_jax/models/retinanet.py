@@ -20,10 +20,10 @@ from mammoclip_jax.models.heads import labels_of
 from mammoclip_jax.names import suggestion
 
 LEVELS = (3, 4, 5, 6, 7)
-RATIOS = (0.5, 1.0, 2.0)                        # height / width
-SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))      # of the level's size; the ratios keep the area
+RATIOS = (0.5, 1.0, 2.0)  # height / width
+SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of the level's size; the ratios keep the area
 CELL_ANCHORS = len(RATIOS) * len(SCALES)
-PRIOR = 0.01                                    # probability of every class at the start
+PRIOR = 0.01  # probability of every class at the start
 FIELDS = ("image", "stages", "labels", "dtype")
 
 
@@ -70,8 +70,12 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
         y = lax.conv_general_dilated(
-            x.astype(self.dtype), kernel.astype(self.dtype), (self.stride,) * 2, [(self.size // 2,) * 2] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (self.stride,) * 2,
+            [(self.size // 2,) * 2] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
         return y + bias.astype(self.dtype)
 
 
@@ -108,7 +112,7 @@ def repeat_to(x: Float[Array, "N h w c"], times: int, grid: tuple[int, int]) -> 
 
     At sides that are multiples of 32, the only ones that the original takes, nothing is cut or added.
     """
-    x = x.repeat(times, axis=1).repeat(times, axis=2)[:, :grid[0], :grid[1]]
+    x = x.repeat(times, axis=1).repeat(times, axis=2)[:, : grid[0], : grid[1]]
     return jnp.pad(x, [(0, 0), (0, grid[0] - x.shape[1]), (0, grid[1] - x.shape[2]), (0, 0)], mode="edge")
 
 
@@ -127,8 +131,13 @@ class Subnet(nn.Module):
     def __call__(self, x: Float[Array, "N h w c"]) -> Float[Array, "N h w outputs"]:
         for i in range(1, 5):
             x = nn.relu(Conv(self.features, dtype=self.dtype, name=f"conv{i}")(x))
-        return Conv(self.outputs, dtype=self.dtype, kernel_init=nn.initializers.zeros,
-                    bias_init=nn.initializers.constant(self.bias), name="output")(x)
+        return Conv(
+            self.outputs,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.constant(self.bias),
+            name="output",
+        )(x)
 
 
 class RetinaNet(nn.Module):
@@ -150,7 +159,8 @@ class RetinaNet(nn.Module):
         self.fpn = Pyramid(self.features, self.dtype)
         self.regression = Subnet(4 * CELL_ANCHORS, 0.0, self.features, self.dtype)
         self.classification = Subnet(
-            self.classes * CELL_ANCHORS, -math.log((1 - PRIOR) / PRIOR), self.features, self.dtype)
+            self.classes * CELL_ANCHORS, -math.log((1 - PRIOR) / PRIOR), self.features, self.dtype
+        )
 
     def __call__(
         self, image: Float[Array, "N H W C"], *, train: bool = False
@@ -191,12 +201,16 @@ class RetinaNet(nn.Module):
         strides = []
         for stage, level in zip(self.stages, LEVELS):
             if stage not in grids:
-                raise UserError(f"config.model.stages names {stage!r}, which the image encoder does not have."
-                                f"{suggestion(stage, grids)} Known: {', '.join(grids)}.")
+                raise UserError(
+                    f"config.model.stages names {stage!r}, which the image encoder does not have."
+                    f"{suggestion(stage, grids)} Known: {', '.join(grids)}."
+                )
             strides.append(grids[stage][0])
             if strides[-1] % 2**level:
-                raise UserError(f"stage {stage!r} has a stride of {strides[-1]} pixels, which is no multiple of "
-                                f"{2**level}: it cannot be C{level} of config.model.stages.")
+                raise UserError(
+                    f"stage {stage!r} has a stride of {strides[-1]} pixels, which is no multiple of "
+                    f"{2**level}: it cannot be C{level} of config.model.stages."
+                )
         return strides
 
 
@@ -213,7 +227,9 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
     labels = labels_of(options, FIELDS, "a detector")
     stages = tuple(options["stages"])
     if len(stages) != 3:
-        raise UserError(f"config.model.stages is {stages}: it must name three stages of the image encoder, "
-                        "of strides that are multiples of 8, 16 and 32.")
+        raise UserError(
+            f"config.model.stages is {stages}: it must name three stages of the image encoder, "
+            "of strides that are multiples of 8, 16 and 32."
+        )
     dtype = jnp.dtype(options["dtype"])
     return RetinaNet(image_encoder(options["image"], dtype), stages, len(labels), options.get("features", 256), dtype)

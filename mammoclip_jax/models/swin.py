@@ -39,7 +39,7 @@ VARIANTS = {
 REMAT = ("none", "block")
 
 _PATCH = 4
-_EPS = 1e-5     # of the norms behind patches and before merging, whatever `layer_norm_eps` is
+_EPS = 1e-5  # of the norms behind patches and before merging, whatever `layer_norm_eps` is
 _APART = -100.0  # added to the score of two tokens that only the shift brought together, as in the authors' code
 _init = nn.initializers.truncated_normal(0.02)
 
@@ -262,8 +262,10 @@ class Swin(nn.Module):
         check_choices("Swin", self, {"variant": VARIANTS, "remat": REMAT})
         width, depths, heads = self.sizes
         if len(depths) != len(heads):
-            raise UserError(f"Swin has depths={depths} for {len(depths)} stages and heads={heads} for {len(heads)}: "
-                            "give as many of both.")
+            raise UserError(
+                f"Swin has depths={depths} for {len(depths)} stages and heads={heads} for {len(heads)}: "
+                "give as many of both."
+            )
         for i, count in enumerate(heads):
             if width * 2**i % count:
                 raise UserError(f"Swin's stage {i + 1} has {width * 2**i} channels: no multiple of its {count} heads.")
@@ -274,8 +276,9 @@ class Swin(nn.Module):
     def sizes(self) -> Variant:
         """The variant's, where no option says else."""
         published = VARIANTS[self.variant]
-        return Variant(self.width or published.width, tuple(self.depths or published.depths),
-                       tuple(self.heads or published.heads))
+        return Variant(
+            self.width or published.width, tuple(self.depths or published.depths), tuple(self.heads or published.heads)
+        )
 
     @property
     def stage_names(self) -> tuple[str, ...]:

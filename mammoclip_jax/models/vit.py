@@ -37,13 +37,13 @@ class Variant(NamedTuple):
 
 
 VIT = {
-    "tiny": Variant(192, 12, 3), "small": Variant(384, 12, 6), "base": Variant(768, 12, 12),
-    "large": Variant(1024, 24, 16), "huge": Variant(1280, 32, 16),
+    "tiny": Variant(192, 12, 3),
+    "small": Variant(384, 12, 6),
+    "base": Variant(768, 12, 12),
+    "large": Variant(1024, 24, 16),
+    "huge": Variant(1280, 32, 16),
 }
-DINOV2 = {
-    "small": Variant(384, 12, 6), "base": Variant(768, 12, 12), "large": Variant(1024, 24, 16),
-    "giant": Variant(1536, 40, 24),
-}
+DINOV2 = {name: VIT[name] for name in ("small", "base", "large")} | {"giant": Variant(1536, 40, 24)}
 
 
 def vit(variant: str = "base", dtype: Any = jnp.float32, **options: Any) -> "VisionTransformer":
@@ -65,7 +65,11 @@ def dinov2(variant: str = "base", dtype: Any = jnp.float32, **options: Any) -> "
         UserError: there is no such variant, option or value.
     """
     published = {
-        "patch": 14, "size": 518, "eps": 1e-6, "layer_scale": 1.0, "antialias": options.get("registers", 0) > 0,
+        "patch": 14,
+        "size": 518,
+        "eps": 1e-6,
+        "layer_scale": 1.0,
+        "antialias": options.get("registers", 0) > 0,
         "feed_forward": "swiglu" if variant == "giant" else "mlp",
     }
     return _from_options("dinov2", DINOV2, variant, dtype, published, options)
@@ -75,7 +79,8 @@ def _from_options(kind, variants, variant, dtype, published, options):
     check_options(VisionTransformer, options, f"image encoder {kind}")
     if variant not in variants:
         raise UserError(
-            f"{kind} has no variant {variant!r}.{suggestion(str(variant), variants)} Known: {', '.join(variants)}.")
+            f"{kind} has no variant {variant!r}.{suggestion(str(variant), variants)} Known: {', '.join(variants)}."
+        )
     if options.get("stages") is not None:
         options["stages"] = tuple(options["stages"])  # a config read from JSON has a list, which jit cannot hash
     return VisionTransformer(dtype=dtype, **variants[variant]._asdict() | published | options)
@@ -125,7 +130,7 @@ class Output(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """"mlp": linear, GELU, linear. "swiglu": silu(gate) * value, two thirds as wide, rounded up to a multiple of 8."""
+    """As "mlp" linear, GELU, linear; as "swiglu": silu(gate) * value, two thirds as wide (up to a multiple of 8)."""
 
     kind: str
     dtype: Any
@@ -225,8 +230,7 @@ class Embeddings(nn.Module):
         n, height, width, _ = x.shape
         grid = positions[0, 1:].reshape(side, side, c)
         if (height, width) != (side, side):
-            rows, columns = (
-                cubic_matrix(side, new, self.antialias).astype(positions.dtype) for new in (height, width))
+            rows, columns = (cubic_matrix(side, new, self.antialias).astype(positions.dtype) for new in (height, width))
             grid = jnp.einsum("hg,wk,gkc->hwc", rows, columns, grid, precision=lax.Precision.HIGHEST)
         x = (x + grid.astype(x.dtype)).reshape(n, -1, c)
         first = cls[0] + positions[0, :1]
@@ -282,8 +286,11 @@ class VisionTransformer(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choices("the vision transformer", self, {
-            "feed_forward": FEED_FORWARD, "pooling": POOLING, "attention": ATTENTIONS, "remat": REMAT})
+        check_choices(
+            "the vision transformer",
+            self,
+            {"feed_forward": FEED_FORWARD, "pooling": POOLING, "attention": ATTENTIONS, "remat": REMAT},
+        )
         if self.width % self.heads:
             raise UserError(f"the vision transformer's width={self.width} must be a multiple of heads={self.heads}")
         for block in self.stages or ():
@@ -354,10 +361,17 @@ class VisionTransformer(nn.Module):
             stages.maps[name] = x[:, first:].reshape(len(x), *grid, self.width)
             return x
 
-        x = Embeddings(self.patch, self.size, self.width, self.registers, self.antialias, self.dtype,
-                       name="embeddings")(x)
-        layer = dict(heads=self.heads, feed_forward=self.feed_forward, layer_scale=self.layer_scale,
-                     attention=self.attention, eps=self.eps, dtype=self.dtype)
+        x = Embeddings(
+            self.patch, self.size, self.width, self.registers, self.antialias, self.dtype, name="embeddings"
+        )(x)
+        layer = dict(
+            heads=self.heads,
+            feed_forward=self.feed_forward,
+            layer_scale=self.layer_scale,
+            attention=self.attention,
+            eps=self.eps,
+            dtype=self.dtype,
+        )
         before = Encoder(self.depth, self.drop_path, self.remat, layer, name="encoder")(x, train, stage)
         after = stage("last", _norm(self.eps, self.dtype, "layernorm")(before))
         return self._pool(_wide(before), _wide(after), first), stages.maps

@@ -29,8 +29,8 @@ from mammoclip_jax.reproduction.published import Row
 from mammoclip_jax.weights import licences
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"
-EVERY = ""          # key of the weights that stand for the columns which have none of their own
-_SHOWN = 16         # hex digits of a hash in a folder's name
+EVERY = ""  # key of the weights that stand for the columns which have none of their own
+_SHOWN = 16  # hex digits of a hash in a folder's name
 
 
 class Weights(NamedTuple):
@@ -59,9 +59,9 @@ class Inputs(NamedTuple):
 class Recipe(NamedTuple):
     """How a row is measured here."""
 
-    file: str           # of configs/reproduce, without .py
+    file: str  # of configs/reproduce, without .py
     argument: str
-    metric: str         # name in the run's figures
+    metric: str  # name in the run's figures
     splits: tuple[str, ...]
 
 
@@ -73,7 +73,7 @@ class Job(NamedTuple):
     recipe: Recipe
     weights: Weights
     dataset: Dataset
-    stamp: dict[str, Any]       # what a result has to agree in to stand for this job
+    stamp: dict[str, Any]  # what a result has to agree in to stand for this job
     folder: Path
 
 
@@ -85,8 +85,10 @@ def open_inputs(weights: Mapping[str, str], folders: Mapping[str, str]) -> Input
     """
     models = {name: loading.load(name) for name in dict.fromkeys(weights.values())}
     known = {name: Weights(name, model, model.fingerprint()) for name, model in models.items()}
-    return Inputs({column: known[name] for column, name in weights.items()},
-                {source: Dataset.open(folder) for source, folder in folders.items()})
+    return Inputs(
+        {column: known[name] for column, name in weights.items()},
+        {source: Dataset.open(folder) for source, folder in folders.items()},
+    )
 
 
 def recipe(row: Row, protocol: str) -> Recipe | None:
@@ -98,11 +100,16 @@ def recipe(row: Row, protocol: str) -> Recipe | None:
     name = ("accuracy" if label == "density" else "auroc") + "_image" * (row.dataset == "vindr")
     if row.task == "zero_shot":
         name = "accuracy_image" if label == "density" else "auroc_image"
-        return Recipe("zero_shot", f"label={label},protocol={protocol}", f"{row.dataset}/zero_shot/{label}/{name}",
-                      ("test",))
+        return Recipe(
+            "zero_shot", f"label={label},protocol={protocol}", f"{row.dataset}/zero_shot/{label}/{name}", ("test",)
+        )
     if row.task == "detection":
-        return Recipe("vindr_detector", f"label={label},frozen={int(kind == 'frozen')},{tail}",
-                      f"{row.dataset}/detection/{label}/ap@0.5", splits)
+        return Recipe(
+            "vindr_detector",
+            f"label={label},frozen={int(kind == 'frozen')},{tail}",
+            f"{row.dataset}/detection/{label}/ap@0.5",
+            splits,
+        )
     if row.task in ("linear_probe", "finetune"):
         argument = f"task={kind},{tail}" if row.dataset == "rsna" else f"label={label},task={kind},{tail}"
         part = label if row.fraction == 100 else f"{label} at {row.fraction} %"
@@ -137,8 +144,9 @@ def _lacking_labels(dataset: Dataset, row: Row, splits: Sequence[str]) -> list[s
     return [f"{dataset.path} has no image of known {row.label} in split {', '.join(absent)}"] if absent else []
 
 
-def plan(rows: Sequence[Row], inputs: Inputs, protocol: str, out: Path, overrides: Mapping[str, Any],
-         configs: Path = CONFIGS) -> list[Job]:
+def plan(
+    rows: Sequence[Row], inputs: Inputs, protocol: str, out: Path, overrides: Mapping[str, Any], configs: Path = CONFIGS
+) -> list[Job]:
     """The jobs of rows that lack nothing.
 
     Raises:
@@ -225,17 +233,25 @@ def carry_out(job: Job, command: str = "") -> dict:
     figures = (_train if _trains(job.config) else _evaluate)(job, command)
     entry = figures["metrics"].get(job.recipe.metric)
     if entry is None:
-        raise UserError(f"the run in {job.folder} has no metric {job.recipe.metric}; it has "
-                        f"{', '.join(sorted(figures['metrics']))[:300]}.")
+        raise UserError(
+            f"the run in {job.folder} has no metric {job.recipe.metric}; it has "
+            f"{', '.join(sorted(figures['metrics']))[:300]}."
+        )
     evaluator = job.recipe.metric.split("/")[1]
     record = {
-        "rows": [row.name for row in job.rows], "metric": job.recipe.metric, "entry": entry,
+        "rows": [row.name for row in job.rows],
+        "metric": job.recipe.metric,
+        "entry": entry,
         "config": f"{job.recipe.file}.py:{job.recipe.argument}",
-        "protocol": figures["protocol"][f"{job.rows[0].dataset}/{evaluator}"], "stamp": job.stamp,
+        "protocol": figures["protocol"][f"{job.rows[0].dataset}/{evaluator}"],
+        "stamp": job.stamp,
         "weights": {"name": job.weights.name, "licences": job.weights.licences},
-        "licence_of_data": job.dataset.info.get("licence", ""), "real": bool(job.dataset.info.get("real", True)),
-        "code": provenance.code(), "report": str(Path(figures["report"]).relative_to(job.folder)),
-        "seconds": time.monotonic() - started}
+        "licence_of_data": job.dataset.info.get("licence", ""),
+        "real": bool(job.dataset.info.get("real", True)),
+        "code": provenance.code(),
+        "report": str(Path(figures["report"]).relative_to(job.folder)),
+        "seconds": time.monotonic() - started,
+    }
     result.write_json(job.folder / "result.json", record)
     return record
 

@@ -16,13 +16,16 @@ LATEX = ("row", "published", "ours", "low", "high", "n", "protocol", "verdict")
 
 
 def verdict(row: Row, entry: Mapping[str, Any]) -> str:
-    """"agrees": within the tolerance of the published value or of the one that contradicts it; "interval reaches it":
+    """One of "agrees": within the tolerance of the published value or of the one that contradicts it; "interval reaches it":
     our 95 % interval does; else "above" or "below"; "not measured"."""
     ours = entry["value"]
     if ours is None:
         return "not measured"
-    ranges = [(value - row.tolerance - _SLACK, value + row.tolerance + _SLACK)
-              for value in (row.value, row.other) if value is not None]
+    ranges = [
+        (value - row.tolerance - _SLACK, value + row.tolerance + _SLACK)
+        for value in (row.value, row.other)
+        if value is not None
+    ]
     if any(low <= ours <= high for low, high in ranges):
         return "agrees"
     if entry["low"] is not None and any(low <= entry["high"] and entry["low"] <= high for low, high in ranges):
@@ -35,20 +38,42 @@ def record(row: Row, protocol: str, lacking: str, run: Mapping[str, Any] | None)
 
     lacking: why the row was not run, "" if it was; found: what `jobs.all_of` says of it.
     """
-    line = {"row": row.name, "title": f"{row.title}, {row.step.replace('_', ' ')}, {row.model_title}",
-            "metric": row.metric, "published": row.value, "tolerance": row.tolerance, "reading": row.reading,
-            "other": row.other, "other_source": row.other_source, "published_protocol": row.how, "protocol": protocol}
+    line = {
+        "row": row.name,
+        "title": f"{row.title}, {row.step.replace('_', ' ')}, {row.model_title}",
+        "metric": row.metric,
+        "published": row.value,
+        "tolerance": row.tolerance,
+        "reading": row.reading,
+        "other": row.other,
+        "other_source": row.other_source,
+        "published_protocol": row.how,
+        "protocol": protocol,
+    }
     reason = lacking or (run or {}).get("failed", "")
     if reason or not run:
         nothing = {"value": None, "low": None, "high": None, "n": None}
         return line | _ours(nothing) | {"verdict": "failed" if not lacking else "not at hand", "reason": reason}
     entry, stamp = run["entry"], run["stamp"]
-    return line | _ours(entry) | {
-        "verdict": verdict(row, entry), "reason": entry.get("reason") or "", "our_protocol": run["protocol"],
-        "config": run["config"], "config_hash": stamp["config"], "data_fingerprint": stamp["data"],
-        "real": run["real"], "weights": run["weights"]["name"], "weights_fingerprint": stamp["weights"],
-        "weights_licences": "; ".join(run["weights"]["licences"]), "version": run["code"]["version"],
-        "commit": run["code"]["commit"] + "+changes" * run["code"]["changed"], "folder": run["folder"]}
+    return (
+        line
+        | _ours(entry)
+        | {
+            "verdict": verdict(row, entry),
+            "reason": entry.get("reason") or "",
+            "our_protocol": run["protocol"],
+            "config": run["config"],
+            "config_hash": stamp["config"],
+            "data_fingerprint": stamp["data"],
+            "real": run["real"],
+            "weights": run["weights"]["name"],
+            "weights_fingerprint": stamp["weights"],
+            "weights_licences": "; ".join(run["weights"]["licences"]),
+            "version": run["code"]["version"],
+            "commit": run["code"]["commit"] + "+changes" * run["code"]["changed"],
+            "folder": run["folder"],
+        }
+    )
 
 
 def _ours(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,8 +88,17 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
             missing.setdefault(f"{entry['verdict']}: {entry['reason']}", []).append(entry["row"])
         else:
             bounds = "" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
-            lines.append((entry["row"], published(entry), f"{entry['ours']:.3f}", bounds, str(entry["n"]),
-                          entry["protocol"], entry["verdict"]))
+            lines.append(
+                (
+                    entry["row"],
+                    published(entry),
+                    f"{entry['ours']:.3f}",
+                    bounds,
+                    str(entry["n"]),
+                    entry["protocol"],
+                    entry["verdict"],
+                )
+            )
     parts = [table(lines)] if len(lines) > 1 else ["no row could be measured"]
     if any(entry.get("real") is False for entry in records):
         parts.append("Images are phantoms: these values say nothing about the published ones.")
@@ -73,7 +107,7 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def published(entry: Mapping[str, Any]) -> str:
-    """"0.76 ±0.01 (or 0.55)"."""
+    """As "0.76 ±0.01 (or 0.55)"."""
     other = "" if entry["other"] is None else f" (or {entry['other']:.2f})"
     return f"{entry['published']:.2f} ±{entry['tolerance']:.2f}{other}"
 

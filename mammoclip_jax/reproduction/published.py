@@ -59,9 +59,12 @@ class Row(NamedTuple):
 def rows() -> tuple[Row, ...]:
     """Every published value, in the order of the tables."""
     known = json.loads(FILE.read_text(encoding="utf-8"))
-    return tuple(_row(known, table, step, model, value) for table, content in known["tables"].items()
-                 for step, values in content["rows"].items()
-                 for model, value in zip(content["columns"], values, strict=True))
+    return tuple(
+        _row(known, table, step, model, value)
+        for table, content in known["tables"].items()
+        for step, values in content["rows"].items()
+        for model, value in zip(content["columns"], values, strict=True)
+    )
 
 
 def _row(known: dict, table: str, step: str, model: str, value: float) -> Row:
@@ -70,10 +73,26 @@ def _row(known: dict, table: str, step: str, model: str, value: float) -> Row:
     kind, _, fraction = step.rpartition("_") if step[-1].isdigit() else (step, "", "0")
     reading = known["readings"]["second_hand" if name in known["second_hand"] else column["reading"]]
     conflict = known["conflicts"].get(name, {"value": None, "text": ""})
-    return Row(table, content["title"], step, content.get("task", kind), int(fraction), content["dataset"],
-               content["label"], content["metric"], value, reading["tolerance"], reading["text"], conflict["value"],
-               conflict["text"], known["protocols"][content["protocols"][kind]], model, column["title"],
-               column["encoder"], column["weights"])
+    return Row(
+        table,
+        content["title"],
+        step,
+        content.get("task", kind),
+        int(fraction),
+        content["dataset"],
+        content["label"],
+        content["metric"],
+        value,
+        reading["tolerance"],
+        reading["text"],
+        conflict["value"],
+        conflict["text"],
+        known["protocols"][content["protocols"][kind]],
+        model,
+        column["title"],
+        column["encoder"],
+        column["weights"],
+    )
 
 
 def chosen(patterns: Sequence[str]) -> list[Row]:
@@ -86,8 +105,10 @@ def chosen(patterns: Sequence[str]) -> list[Row]:
     for pattern, fitting in hits.items():
         if not fitting:
             known = {"/".join(row.name.split("/")[:depth]) for row in rows() for depth in (1, 2, 3)}
-            raise UserError(f"no published row is called {pattern!r}.{suggestion(pattern, sorted(known))} Rows are "
-                            "TABLE/STEP/MODEL; --list prints them all.")
+            raise UserError(
+                f"no published row is called {pattern!r}.{suggestion(pattern, sorted(known))} Rows are "
+                "TABLE/STEP/MODEL; --list prints them all."
+            )
     wanted = {row.name for fitting in hits.values() for row in fitting}
     return [row for row in rows() if not patterns or row.name in wanted]
 

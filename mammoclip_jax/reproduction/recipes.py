@@ -37,8 +37,15 @@ def train(config: ConfigDict, encoder: str, *, images: int, epochs: int, batch_s
     config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
     config.task.fraction = fraction / 100
     epoch = max(round(images * fraction / 100) // batch_size, 1)
-    config.train.update(batch_size=batch_size, steps=epochs * epoch, warmup_steps=epoch, lr=5e-5, weight_decay=1e-4,
-                        eval_every=epoch, checkpoint_every=epoch)
+    config.train.update(
+        batch_size=batch_size,
+        steps=epochs * epoch,
+        warmup_steps=epoch,
+        lr=5e-5,
+        weight_decay=1e-4,
+        eval_every=epoch,
+        checkpoint_every=epoch,
+    )
 
 
 def choose_state(config: ConfigDict, dataset: str, evaluator: str, metric: str, protocol: str) -> None:

@@ -17,8 +17,8 @@ from mammoclip_jax.training import checkpoint, distributed
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 
-BATCH = 64          # texts at a time, at least one a device
-SHORTEST = 16       # tokens; texts are padded to a power of two from here on
+BATCH = 64  # texts at a time, at least one a device
+SHORTEST = 16  # tokens; texts are padded to a power of two from here on
 
 
 def check(config) -> None:
@@ -45,12 +45,16 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
         params = _text_part(checkpoint.load(workdir)[1]["params"])
     if distributed.is_main():
         drawable = image_text.drawable_texts(
-            list(datasets.values()), "train", other_views=config.data.other_views, text=text_options(config.data),
-            mirrored=config.data.flip_horizontal > 0)
+            list(datasets.values()),
+            "train",
+            other_views=config.data.other_views,
+            text=text_options(config.data),
+            mirrored=config.data.flip_horizontal > 0,
+        )
         made_by = fingerprint(config, tokenize, params)
         if not table(workdir).serves(made_by, drawable):
             logging.info("computing the features of %d training texts once", len(drawable))
-            texts = sorted(drawable, key=lambda text: (len(text), text))     # of one length together: less padding
+            texts = sorted(drawable, key=lambda text: (len(text), text))  # of one length together: less padding
             table(workdir).write(made_by, texts, compute(config, trainer.model, params, tokenize, texts))
     barrier("text features")
 
@@ -63,8 +67,14 @@ def table(workdir) -> Arrays:
 def fingerprint(config, tokenize, params) -> str:
     """Of all that the features of a text depend on."""
     model = config.model
-    options = {"text": model.text.to_dict(), "pooling": model.pooling, "pooling_token": model.pooling_token,
-               "dtype": model.dtype, "text_length": config.data.text_length, "tokenizer": tokenize.fingerprint}
+    options = {
+        "text": model.text.to_dict(),
+        "pooling": model.pooling,
+        "pooling_token": model.pooling_token,
+        "dtype": model.dtype,
+        "text_length": config.data.text_length,
+        "tokenizer": tokenize.fingerprint,
+    }
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(params["text_encoder"]):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
@@ -74,7 +84,7 @@ def fingerprint(config, tokenize, params) -> str:
 
 def compute(config, model, params, tokenize, texts: Sequence[str]) -> Iterator[np.ndarray]:
     """The pooled states of the texts, float32 [n, C] at a time, on this process's devices."""
-    model = getattr(model, "model", model)          # adapters are those of the image tower
+    model = getattr(model, "model", model)  # adapters are those of the image tower
     mesh = make_mesh({"data": -1}, jax.local_devices())
     size = -(-BATCH // mesh.size) * mesh.size
     variables = jax.device_put({"params": params}, replicated(mesh))
@@ -85,13 +95,13 @@ def compute(config, model, params, tokenize, texts: Sequence[str]) -> Iterator[n
 
     with jax.set_mesh(mesh), tqdm(total=len(texts), desc="text features", unit="text", disable=None) as bar:
         for start in range(0, len(texts), size):
-            part = texts[start:start + size]
+            part = texts[start : start + size]
             ids, mask = tokenize.encode([*part, *[part[-1]] * (size - len(part))], config.data.text_length)
             longest, length = int(mask.sum(axis=1).max()), SHORTEST
             while length < longest:
-                length *= 2         # few lengths, so that few programs are compiled
+                length *= 2  # few lengths, so that few programs are compiled
             inputs = jax.device_put((ids[:, :length], mask[:, :length]), batch_sharding(mesh))
-            yield np.asarray(pooled(variables, *inputs))[:len(part)]
+            yield np.asarray(pooled(variables, *inputs))[: len(part)]
             bar.update(len(part))
 
 

@@ -16,8 +16,12 @@ from mammoclip_jax.tasks import labelled
 
 MODEL = "classifier"
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
-UNUSED = re.compile(OF_TEXTS + r"""| model\.(features|input_size|stages) |
-    task\.(focal_alpha|focal_gamma|force_match|without_boxes)""", re.VERBOSE)
+UNUSED = re.compile(
+    OF_TEXTS
+    + r"""| model\.(features|input_size|stages) |
+    task\.(focal_alpha|focal_gamma|force_match|without_boxes)""",
+    re.VERBOSE,
+)
 
 
 def check(config) -> None:
@@ -25,9 +29,11 @@ def check(config) -> None:
     labelled.check(config)
     classes = bool(config.task.label)
     if classes != (config.model.activation == "softmax"):
-        raise UserError(f"config.task.label is {config.task.label!r} and config.model.activation "
-                        f"{config.model.activation!r}: the values of one label are classes and go with softmax, yes/no "
-                        "labels have no config.task.label and go with sigmoid.")
+        raise UserError(
+            f"config.task.label is {config.task.label!r} and config.model.activation "
+            f"{config.model.activation!r}: the values of one label are classes and go with softmax, yes/no "
+            "labels have no config.task.label and go with sigmoid."
+        )
 
 
 def target(config) -> batches.Target:
@@ -50,8 +56,9 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     wanted, sets = target(config), list(datasets.values())
     examples = batches.examples(sets, "train", wanted, config.task.unit)
     logging.info("%s", describe(wanted, examples))
-    trainer = labelled.make_trainer(config, models.classifier(config.model), loss(config, wanted, examples),
-                                    preprocessing, mesh)
+    trainer = labelled.make_trainer(
+        config, models.classifier(config.model), loss(config, wanted, examples), preprocessing, mesh
+    )
     return trainer, labelled.train_iterator(config, sets, examples, mesh, 0)
 
 

@@ -24,8 +24,10 @@ def check(config) -> None:
     """Raises UserError where the config asks for classes, or for other units than images."""
     labelled.check(config)
     if config.task.label or config.task.unit != "image":
-        raise UserError("a detector finds boxes of config.model.labels in images: leave config.task.label and "
-                        "config.task.unit as they are.")
+        raise UserError(
+            "a detector finds boxes of config.model.labels in images: leave config.task.label and "
+            "config.task.unit as they are."
+        )
 
 
 def target(config) -> batches.Target:
@@ -53,8 +55,15 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     if not config.task.force_match:
         _warn_of_unmatched(config, preprocessing, examples)
     boxes, size = batches.most_boxes(examples), (preprocessing["height"], preprocessing["width"])
-    trainer = labelled.make_trainer(config, models.detector(config.model), loss(config, size), preprocessing, mesh,
-                                    input_size=retinanet.input_size(config.model, size), boxes=boxes)
+    trainer = labelled.make_trainer(
+        config,
+        models.detector(config.model),
+        loss(config, size),
+        preprocessing,
+        mesh,
+        input_size=retinanet.input_size(config.model, size),
+        boxes=boxes,
+    )
     return trainer, labelled.train_iterator(config, sets, examples, mesh, boxes)
 
 
@@ -67,15 +76,17 @@ def _with_boxes(examples, datasets) -> list[batches.Example]:
     kept = [example for example in examples if example.boxes]
     if not kept:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
-        raise UserError(f"no training image of {folders} has a box of config.model.labels, and "
-                        "config.task.without_boxes=leave_out takes no other.")
+        raise UserError(
+            f"no training image of {folders} has a box of config.model.labels, and "
+            "config.task.without_boxes=leave_out takes no other."
+        )
     return kept
 
 
 def loss(config, size: tuple[int, int]):
     """RetinaNet's loss."""
     task = config.task
-    without_boxes = "count" if task.without_boxes == "leave_out" else task.without_boxes    # none is left
+    without_boxes = "count" if task.without_boxes == "leave_out" else task.without_boxes  # none is left
     height, width = retinanet.input_size(config.model, size)
     anchors = retinanet.anchors(height, width)
     scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
@@ -86,8 +97,18 @@ def loss(config, size: tuple[int, int]):
         (logits, deltas), updated = apply(augment.resized(image, (height, width)))
         mask = (batch["mask"][:, None] & batch["view_mask"]).reshape(-1)
         value, metrics = detection.retinanet(
-            logits, deltas, boxes * scale, classes, anchors, alpha=task.focal_alpha, gamma=task.focal_gamma,
-            force_match=task.force_match, without_boxes=without_boxes, mask=mask, known=batch["known"])
+            logits,
+            deltas,
+            boxes * scale,
+            classes,
+            anchors,
+            alpha=task.focal_alpha,
+            gamma=task.focal_gamma,
+            force_match=task.force_match,
+            without_boxes=without_boxes,
+            mask=mask,
+            known=batch["known"],
+        )
         return value, metrics, updated
 
     return loss_fn
@@ -114,5 +135,10 @@ def _warn_of_unmatched(config, preprocessing: dict, examples) -> None:
     boxes = _distinct(examples) * np.array([width / size[1], height / size[0]] * 2, np.float32)
     missed = sum(float(iou(box, anchors).max()) < detection.POSITIVE for box in boxes)
     if missed:
-        logging.warning("%d of %d boxes overlap no anchor by %g and teach nothing: config.task.force_match=True gives "
-                        "each its nearest one", missed, len(boxes), detection.POSITIVE)
+        logging.warning(
+            "%d of %d boxes overlap no anchor by %g and teach nothing: config.task.force_match=True gives "
+            "each its nearest one",
+            missed,
+            len(boxes),
+            detection.POSITIVE,
+        )

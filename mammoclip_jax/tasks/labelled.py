@@ -54,11 +54,15 @@ def _split(config, dataset: Dataset, target: labelled.Target) -> Dataset:
     splits = index["split"].to_numpy(copy=True)
     if task.folds:
         if task.folds < 3:
-            raise UserError(f"config.task.folds={task.folds}: one fold is tested, the next chooses the state and the "
-                            "others train, so there must be 3 or more.")
+            raise UserError(
+                f"config.task.folds={task.folds}: one fold is tested, the next chooses the state and the "
+                "others train, so there must be 3 or more."
+            )
         if not 0 <= task.fold < task.folds:
-            raise UserError(f"config.task.fold={task.fold} must be from 0 to {task.folds - 1}, below config.task.folds; "
-                            "-1, all of them, is for `finetune`.")
+            raise UserError(
+                f"config.task.fold={task.fold} must be from 0 to {task.folds - 1}, below config.task.folds; "
+                "-1, all of them, is for `finetune`."
+            )
         fold = subsets.folds(index["patient"], strata, task.folds, config.seed)
         folded = np.where(fold == task.fold, "test", np.where(fold == (task.fold + 1) % task.folds, "val", "train"))
         splits = np.where(splits == leave_out.SPLIT, splits, folded)
@@ -73,12 +77,23 @@ def train_iterator(config, datasets, examples, mesh, boxes: int):
     """This process's checkpointable iterator of its devices' parts of the batches of `examples`."""
     rows = tuple(meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows")))
     return labelled.train_iterator(
-        datasets, examples, batch_size=config.train.batch_size, views=labelled.UNITS[config.task.unit], boxes=boxes,
-        seed=config.seed, rows=rows, sampling=config.task.sampling, flip_horizontal=config.data.flip_horizontal,
-        flip_vertical=config.data.flip_vertical, read_threads=config.data.read_threads)
+        datasets,
+        examples,
+        batch_size=config.train.batch_size,
+        views=labelled.UNITS[config.task.unit],
+        boxes=boxes,
+        seed=config.seed,
+        rows=rows,
+        sampling=config.task.sampling,
+        flip_horizontal=config.data.flip_horizontal,
+        flip_vertical=config.data.flip_vertical,
+        read_threads=config.data.read_threads,
+    )
 
 
-def make_trainer(config, model, loss: Callable, preprocessing: dict, mesh, *, input_size=None, boxes: int = 0) -> Trainer:
+def make_trainer(
+    config, model, loss: Callable, preprocessing: dict, mesh, *, input_size=None, boxes: int = 0
+) -> Trainer:
     """The Trainer of a model with labels, whose images have up to `boxes` boxes.
 
     Args:
@@ -108,12 +123,14 @@ def make_trainer(config, model, loss: Callable, preprocessing: dict, mesh, *, in
 
 def supervised(model, loss: Callable, preprocess, train: bool):
     """The loss of `make_gradient_fn`; with `train` the encoder normalises by the batch and drops out."""
+
     def loss_fn(variables, batch, draws, key, step):
         image = augment.train_images(batch["image"].reshape(-1, *batch["image"].shape[2:]), draws, preprocess)
 
         def apply(*inputs, method=None):
-            return model.apply(variables, *inputs, train=train, rngs={"dropout": key}, mutable=["batch_stats"],
-                               method=method)
+            return model.apply(
+                variables, *inputs, train=train, rngs={"dropout": key}, mutable=["batch_stats"], method=method
+            )
 
         value, metrics, updated = loss(apply, image, batch)
         return value, metrics, updated.get("batch_stats", variables["batch_stats"])

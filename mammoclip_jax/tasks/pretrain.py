@@ -26,8 +26,10 @@ def check(config) -> None:
     if not config.losses:
         raise UserError("config.losses is empty: name at least one loss term, such as mammo_clip.")
     if config.train.batch_size < 2:
-        raise UserError(f"config.train.batch_size={config.train.batch_size}: a contrast needs other breasts to tell "
-                        "apart, 2 at the least. To save memory raise config.train.micro_batches instead.")
+        raise UserError(
+            f"config.train.batch_size={config.train.batch_size}: a contrast needs other breasts to tell "
+            "apart, 2 at the least. To save memory raise config.train.micro_batches instead."
+        )
     if config.model.cached_text:
         cached_text.check(config)
 
@@ -43,8 +45,12 @@ def load_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
         return tokenizer.load(config.data.tokenizer)
     path = Path(workdir, "tokenizer.json")
     if not path.exists():
-        words = [text for dataset in datasets.values()
-                 for texts in dataset.index["texts"][dataset.index["split"] == "train"] for text in texts]
+        words = [
+            text
+            for dataset in datasets.values()
+            for texts in dataset.index["texts"][dataset.index["split"] == "train"]
+            for text in texts
+        ]
         tokenizer.Tokenize(tokenizer.train_wordpiece(words, config.data.vocab_size)).save(path)
     return tokenizer.load(path)
 
@@ -64,15 +70,29 @@ def train_iterator(config, datasets, tokenize, mesh, workdir):
     data = config.data
     rows = tuple(meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows")))
     if data.weights and set(data.weights) != set(datasets):
-        raise UserError(f"config.data.weights is of {', '.join(data.weights)}: give the part of each of "
-                        f"{', '.join(datasets)} that config.data.folders names, or leave it out.")
+        raise UserError(
+            f"config.data.weights is of {', '.join(data.weights)}: give the part of each of "
+            f"{', '.join(datasets)} that config.data.folders names, or leave it out."
+        )
     options = image_text.Options(
-        data.text_length, data.views, data.texts, data.other_views,
-        texts.Augment(data.flip_horizontal, data.flip_vertical, data.shuffle_sentences), texts.text_options(data))
+        data.text_length,
+        data.views,
+        data.texts,
+        data.other_views,
+        texts.Augment(data.flip_horizontal, data.flip_vertical, data.shuffle_sentences),
+        texts.text_options(data),
+    )
     return image_text.train_iterator(
-        list(datasets.values()), tokenize, options, batch_size=config.train.batch_size, seed=config.seed, rows=rows,
-        weights=[data.weights[name] for name in datasets] if data.weights else None, read_threads=data.read_threads,
-        features=cached_text.table(workdir) if config.model.cached_text else None)
+        list(datasets.values()),
+        tokenize,
+        options,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        rows=rows,
+        weights=[data.weights[name] for name in datasets] if data.weights else None,
+        read_threads=data.read_threads,
+        features=cached_text.table(workdir) if config.model.cached_text else None,
+    )
 
 
 def start(config, trainer, state, datasets, *, tokenize, workdir) -> None:
@@ -107,7 +127,7 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
     def batch(params):
         texts, length = config.data.texts, config.data.text_length
         more: dict = {"token_ids": ((texts, length), np.int32), "token_mask": ((texts, length), bool)}
-        if config.model.cached_text:    # pooled to as many numbers as the projection takes
+        if config.model.cached_text:  # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
         return abstract_batch(config, preprocessing, mesh, config.data.views, more)
 
@@ -120,8 +140,15 @@ def contrast(model, terms, preprocess, mesh, micro_batches):
 
     def loss_fn(variables, batch, draws, key, step):
         embeddings, batch_stats = gradient_caching.embed(
-            model, variables, batch, lambda image, drawn: augment.train_images(image, drawn, preprocess), draws, key,
-            micro_batches, needs)
+            model,
+            variables,
+            batch,
+            lambda image, drawn: augment.train_images(image, drawn, preprocess),
+            draws,
+            key,
+            micro_batches,
+            needs,
+        )
         loss, metrics = total_loss(terms, embeddings, batch, mesh, step)
         return loss, metrics, batch_stats
 

@@ -16,13 +16,13 @@ from mammoclip_jax.types import TrainState
 class Trainer(NamedTuple):
     """One training program on one mesh. `state` and `batch` are shapes, dtypes and shardings; no array exists yet."""
 
-    model: Any                  # DualEncoder (perhaps with adapters), Classifier or RetinaNet
+    model: Any  # DualEncoder (perhaps with adapters), Classifier or RetinaNet
     mesh: jax.sharding.Mesh
-    state: TrainState           # of jax.ShapeDtypeStruct
-    batch: dict[str, jax.ShapeDtypeStruct]      # the global batch, its shardings too
-    step: Callable              # (TrainState, Batch) -> (TrainState, metrics), not yet jitted
-    gradient: Callable          # (TrainState, Batch) -> (loss, metrics, batch_stats, gradients), not yet jitted
-    init: Callable              # (start=lambda variables: variables) -> TrainState on the mesh
+    state: TrainState  # of jax.ShapeDtypeStruct
+    batch: dict[str, jax.ShapeDtypeStruct]  # the global batch, its shardings too
+    step: Callable  # (TrainState, Batch) -> (TrainState, metrics), not yet jitted
+    gradient: Callable  # (TrainState, Batch) -> (loss, metrics, batch_stats, gradients), not yet jitted
+    init: Callable  # (start=lambda variables: variables) -> TrainState on the mesh
 
     def jitted(self):
         """The step as a program that reuses the state's memory."""
@@ -57,8 +57,15 @@ def assemble(config, mesh, model, fresh: Callable, batch: Callable, gradient: Ca
             return jax.jit(fresh_state, out_shardings=shardings)(start(jax.jit(fresh)(init_key)))
 
     gradient = gradient(frozen)
-    return Trainer(model, mesh, state, batch(abstract["params"]), make_train_step(gradient, optimizer, config.train),
-                   gradient, init)
+    return Trainer(
+        model,
+        mesh,
+        state,
+        batch(abstract["params"]),
+        make_train_step(gradient, optimizer, config.train),
+        gradient,
+        init,
+    )
 
 
 def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
@@ -73,9 +80,11 @@ def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
     height = preprocessing["height"]
     unit = mesh.shape[rows] * max(stride for stride, _ in encoder.stage_grids(height, preprocessing["width"]).values())
     if height % unit:
-        raise UserError(f"images of {height} rows, and the maps made of them, do not split evenly over the "
-                        f"{mesh.shape[rows]} devices of config.mesh.{rows}: prepare the images with a multiple of "
-                        f"{unit} rows, or make that axis smaller.")
+        raise UserError(
+            f"images of {height} rows, and the maps made of them, do not split evenly over the "
+            f"{mesh.shape[rows]} devices of config.mesh.{rows}: prepare the images with a multiple of "
+            f"{unit} rows, or make that axis smaller."
+        )
 
 
 def abstract_batch(config, preprocessing: dict, mesh, views: int, more: dict) -> dict[str, jax.ShapeDtypeStruct]:

@@ -19,7 +19,7 @@ class Preprocess(NamedTuple):
     mean: float
     std: float
     channels: int
-    intensity: str                      # "minmax": each image stretched to [0, 1], as Mammo-CLIP; "range": by dtype
+    intensity: str  # "minmax": each image stretched to [0, 1], as Mammo-CLIP; "range": by dtype
     affine_probability: float = 0.0
     rotate: float = 0.0
     translate: float = 0.0
@@ -40,7 +40,7 @@ class Draws(NamedTuple):
 
     flip_horizontal: Bool[Array, "N"]
     flip_vertical: Bool[Array, "N"]
-    matrix: Float[Array, "N 2 3"]       # see `random_affine`
+    matrix: Float[Array, "N 2 3"]  # see `random_affine`
     gain: Float[Array, "N"]
     lift: Float[Array, "N"]
 
@@ -52,8 +52,12 @@ def draw(batch, key, options: Preprocess) -> Draws:
     affine_key, intensity_key = jax.random.split(key)
     gain, lift = jax.random.uniform(intensity_key, (2, n), minval=-1.0)
     flips = (jnp.repeat(batch[f"flip_{axis}"], views) for axis in ("horizontal", "vertical"))
-    return Draws(*flips, random_affine(affine_key, (n, height, width), options),
-                 options.contrast * gain, options.brightness * lift)
+    return Draws(
+        *flips,
+        random_affine(affine_key, (n, height, width), options),
+        options.contrast * gain,
+        options.brightness * lift,
+    )
 
 
 def train_images(image: Shaped[Array, "N H W"], draws: Draws, options: Preprocess) -> Float[Array, "N H W C"]:
@@ -90,8 +94,9 @@ def boxes(
         new_columns = inverse[:, 1, 0, None, None] * rows + inverse[:, 1, 1, None, None] * columns + width / 2
         left, right = new_columns.min(-1), new_columns.max(-1)
         top, bottom = new_rows.min(-1), new_rows.max(-1)
-    cut = jnp.stack([jnp.clip(left, 0, width), jnp.clip(top, 0, height),
-                     jnp.clip(right, 0, width), jnp.clip(bottom, 0, height)], -1)
+    cut = jnp.stack(
+        [jnp.clip(left, 0, width), jnp.clip(top, 0, height), jnp.clip(right, 0, width), jnp.clip(bottom, 0, height)], -1
+    )
     area, kept = (right - left) * (bottom - top), (cut[..., 2] - cut[..., 0]) * (cut[..., 3] - cut[..., 1])
     return cut, kept > 0.25 * area
 
@@ -99,8 +104,9 @@ def boxes(
 def with_moved_boxes(batch, draws: Draws, options: Preprocess):
     """The `Batch` with its boxes where `train_images` moves them; the class of one that is gone is -1."""
     shape = batch["boxes"].shape
-    moved, there = boxes(batch["boxes"].reshape(-1, *shape[2:]), draws, batch["image"].shape[-2:],
-                         options.affine_probability > 0)
+    moved, there = boxes(
+        batch["boxes"].reshape(-1, *shape[2:]), draws, batch["image"].shape[-2:], options.affine_probability > 0
+    )
     classes = jnp.where(there.reshape(shape[:-1]), batch["box_classes"], -1)
     return batch | {"boxes": moved.reshape(shape), "box_classes": classes}
 

@@ -1,7 +1,7 @@
 """The best state so far by a figure of the evaluations on the way, and when to stop waiting for a better one.
 
-    workdir/best.json                 the monitor, which figure of it is the better, every evaluation's step and figure
-    workdir/best/checkpoints/STEP     a whole checkpoint: what is loaded of the run
+workdir/best.json                 the monitor, which figure of it is the better, every evaluation's step and figure
+workdir/best/checkpoints/STEP     a whole checkpoint: what is loaded of the run
 """
 
 import json
@@ -18,7 +18,7 @@ from mammoclip_jax.training.checkpoint import Checkpoints, steps
 from mammoclip_jax.training.processes import barrier
 
 SIGNS = {"higher": 1, "lower": -1}
-KEPT = 2        # the one before too: a run that is killed between this save and its own goes on from before both
+KEPT = 2  # the one before too: a run that is killed between this save and its own goes on from before both
 
 
 class Best:
@@ -56,10 +56,15 @@ class Best:
         noted = json.loads(self._path.read_text())
         before = {name: noted[name] for name in self._kept_by}
         if before != self._kept_by:
-            changed = ", ".join(f"config.task.{name}: {before[name]!r} -> {value!r}"
-                                for name, value in self._kept_by.items() if before[name] != value)
-            raise UserError(f"this run has kept its best state by another figure ({changed}; {self._path}): take the "
-                            "old one, or another --workdir.")
+            changed = ", ".join(
+                f"config.task.{name}: {before[name]!r} -> {value!r}"
+                for name, value in self._kept_by.items()
+                if before[name] != value
+            )
+            raise UserError(
+                f"this run has kept its best state by another figure ({changed}; {self._path}): take the "
+                "old one, or another --workdir."
+            )
         return noted["evaluations"]
 
     def _worth(self, entry) -> float:
@@ -82,13 +87,16 @@ class Best:
         if jax.process_index() == 0:
             monitor = self._kept_by["monitor"]
             if monitor not in figures:
-                raise UserError(f"config.task.monitor={monitor!r} is no figure of the evaluations on the way: "
-                                f"{', '.join(sorted(figures)) or 'config.evaluate.validation_evaluators has none'}.")
+                raise UserError(
+                    f"config.task.monitor={monitor!r} is no figure of the evaluations on the way: "
+                    f"{', '.join(sorted(figures)) or 'config.evaluate.validation_evaluators has none'}."
+                )
             value = figures[monitor]
         value = _same_everywhere(value)
         if not math.isfinite(value):
-            raise UserError(f"{self._kept_by['monitor']} is {value} at step {step}: it cannot tell which state is the "
-                            "best.")
+            raise UserError(
+                f"{self._kept_by['monitor']} is {value} at step {step}: it cannot tell which state is the best."
+            )
         self._history = [*self._history, {"step": step, "value": value}]
         if self._best is None or self._worth(self._history[-1]) > self._worth(self._best):
             self._best = self._history[-1]
@@ -108,8 +116,10 @@ class Best:
         with Checkpoints(self.folder, keep=KEPT) as checkpoints:
             restored = checkpoints.restore(state, iterator)
         if restored is None:
-            raise UserError(f"{self.folder} holds no checkpoint, though {self._path} says that step {self._best['step']} "
-                            "was the best: put the folder back, or remove best.json and go on without.")
+            raise UserError(
+                f"{self.folder} holds no checkpoint, though {self._path} says that step {self._best['step']} "
+                "was the best: put the folder back, or remove best.json and go on without."
+            )
         return restored
 
 

@@ -45,14 +45,17 @@ class Checkpoints:
         """
         self.folder = Path(workdir, "checkpoints").absolute()
         _put_damaged_aside(self.folder)
-        self.meta = {}            # what the restored checkpoint says
-        self._saving = None       # the step that is being written
-        self._needed = 0          # bytes that it will take, about
-        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep),
-            enable_async_checkpointing=True,
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._note_checksums),
-        ))
+        self.meta = {}  # what the restored checkpoint says
+        self._saving = None  # the step that is being written
+        self._needed = 0  # bytes that it will take, about
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+                enable_async_checkpointing=True,
+                async_options=ocp.options.AsyncOptions(post_finalization_callback=self._note_checksums),
+            ),
+        )
 
     def restore(self, state: TrainState, iterator) -> TrainState | None:
         """The newest checkpoint, with the iterator set to its position; None when there is none.
@@ -72,8 +75,12 @@ class Checkpoints:
                 target = abstract
                 if _of_parameters_alone(_saved_tree(self.folder / str(step))["ema"]):
                     target = abstract | {"ema": abstract["ema"]["params"]}
-                restored = self._manager.restore(step, args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()))
+                restored = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()
+                    ),
+                )
                 if not jax.jit(all_finite)(restored["state"]):
                     raise ValueError("its parameters are not finite")
             except Exception as error:  # Orbax raises many kinds; each means that this step is of no use
@@ -82,7 +89,7 @@ class Checkpoints:
                 continue
             if errors:
                 if jax.process_index() == 0:
-                    _put_aside(self.folder, list(errors))   # or the run could not save that step again
+                    _put_aside(self.folder, list(errors))  # or the run could not save that step again
                 barrier("damaged checkpoints are put aside")
                 self._manager.reload()
             iterator.set_state(restored["data"])
@@ -90,8 +97,10 @@ class Checkpoints:
             logging.info("resumed at step %d from %s", step, self.folder)
             return _typed(_migrated(restored["state"]), state)
         if listed:
-            raise UserError(f"none of the checkpoints in {self.folder} (steps {listed}) can be read with this config: "
-                            f"use the config of the run, or another --workdir. The first reason: {errors[listed[0]]}")
+            raise UserError(
+                f"none of the checkpoints in {self.folder} (steps {listed}) can be read with this config: "
+                f"use the config of the run, or another --workdir. The first reason: {errors[listed[0]]}"
+            )
         return None
 
     def save(self, state: TrainState, iterator, meta) -> None:
@@ -106,11 +115,15 @@ class Checkpoints:
         disk.check_space(self.folder, self._needed)
         self._saving = int(state.step)
         with self._failures_explained():
-            self._manager.save(self._saving, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_plain(state)),
-                data=ocp.args.JsonSave(iterator.get_state()),
-                meta=ocp.args.JsonSave(meta),
-            ), force=True)
+            self._manager.save(
+                self._saving,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_plain(state)),
+                    data=ocp.args.JsonSave(iterator.get_state()),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+                force=True,
+            )
 
     def poll(self) -> None:
         """Looks, without waiting, how the save in the background went. Raises as `wait` does."""
@@ -140,7 +153,7 @@ class Checkpoints:
         except UserError as failure:
             if kind is None:
                 raise
-            logging.error("%s", failure)        # what ended the run counts for more
+            logging.error("%s", failure)  # what ended the run counts for more
         finally:
             self._manager.close()
 
@@ -159,8 +172,10 @@ class Checkpoints:
             if jax.process_index() == 0:
                 shutil.rmtree(_temporary(self.folder, step), ignore_errors=True)
             kept = ", ".join(str(step) for step in steps(self.folder)) or "none"
-            raise UserError(f"step {step} could not be saved and is not listed (whole checkpoints: {kept}; the same "
-                            f"command goes on from the newest): {error}") from error
+            raise UserError(
+                f"step {step} could not be saved and is not listed (whole checkpoints: {kept}; the same "
+                f"command goes on from the newest): {error}"
+            ) from error
 
 
 def all_finite(state: dict):
@@ -204,7 +219,7 @@ def newest_meta(workdir) -> tuple[int, dict | None]:
     """(step, meta) of the newest checkpoint of a run whose meta can be read; (0, None) where there is none."""
     folder = Path(workdir, "checkpoints").absolute()
     for step in reversed(steps(folder)):
-        with contextlib.suppress(OSError, ValueError):      # damaged: that is said when it is restored
+        with contextlib.suppress(OSError, ValueError):  # damaged: that is said when it is restored
             return step, read_meta(folder / str(step))
     return 0, None
 
@@ -236,7 +251,7 @@ def _migrated(state: dict) -> dict:
     """A saved state as this version has it: an average of parameters alone takes over the raw batch statistics."""
     if not _of_parameters_alone(state["ema"]):
         return state
-    statistics = jax.tree.map(lambda x: x.copy(), state["batch_stats"])     # donated with the rest of the state
+    statistics = jax.tree.map(lambda x: x.copy(), state["batch_stats"])  # donated with the rest of the state
     return state | {"ema": {"params": state["ema"], "batch_stats": statistics}}
 
 
@@ -252,11 +267,13 @@ def newest_whole(folder, wanted) -> tuple[int, list[int]]:
         if not damage:
             return step, list(damaged)
         damaged[step] = damage
-        logging.warning("checkpoint of step %d cannot be read, trying the one before: %s", step,
-                        Path(folder, str(step), damage))
+        logging.warning(
+            "checkpoint of step %d cannot be read, trying the one before: %s", step, Path(folder, str(step), damage)
+        )
     listed = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
-    raise UserError(f"none of the checkpoints in {folder} is whole ({listed}): put them back from a copy, or name "
-                    "another folder.")
+    raise UserError(
+        f"none of the checkpoints in {folder} is whole ({listed}): put them back from a copy, or name another folder."
+    )
 
 
 def _put_damaged_aside(folder: Path) -> None:
@@ -266,7 +283,7 @@ def _put_damaged_aside(folder: Path) -> None:
     """
     if jax.process_index() == 0:
         for left in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
-            shutil.rmtree(left)             # a save that was cut short
+            shutil.rmtree(left)  # a save that was cut short
         listed = steps(folder)
         _put_aside(folder, newest_whole(folder, listed)[1] if listed else [])
     barrier("checkpoints are looked at")

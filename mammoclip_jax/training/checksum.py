@@ -13,7 +13,7 @@ from pathlib import Path
 from mammoclip_jax.files import write_text
 
 NAME = "checksums.json"
-CHUNK = 1 << 22      # bytes
+CHUNK = 1 << 22  # bytes
 
 
 def write(folder, names=None, leave_out=()) -> None:

@@ -1,7 +1,7 @@
 """What a run may change when it goes on: its weights were trained with one config, which stays theirs.
 
-    workdir/config.json     the config of the weights and, as "changes", what was changed later: when, at which step,
-                            {field: [old, new]}
+workdir/config.json     the config of the weights and, as "changes", what was changed later: when, at which step,
+                        {field: [old, new]}
 """
 
 import datetime
@@ -21,12 +21,15 @@ from mammoclip_jax.training.optimizer import schedule
 CONFIG = "config.json"
 # Fields that leave what is learnt as it is: names, evaluation, logs, when it is saved, where and how fast it is computed.
 # Of data and tokenizer the content counts (`check_content`), and of the warm start what the run noted of it.
-FREE = re.compile(r"""
+FREE = re.compile(
+    r"""
     name | cpu_devices | compilation_cache | (mesh|sharding|evaluate|predict|warm_start)\..* |
     data\.(folders|prepare|phantom)\..* | data\.(tokenizer|vocab_size|read_threads) | task\.(monitor|better|patience) |
     model\.image\.(remat|scan|lanes|depthwise|attention|rows|kernels) | model\.text\.remat |
     train\.(log_every|eval_every|checkpoint_every|keep_checkpoints|watchdog_seconds|watchdog_evaluation_seconds|
-    profile_steps|micro_batches\..*)""", re.VERBOSE)
+    profile_steps|micro_batches\..*)""",
+    re.VERBOSE,
+)
 ABSENT = "absent"
 
 
@@ -61,14 +64,22 @@ def check(config, workdir) -> dict[str, tuple[Any, Any]]:
     if config.train.steps < step:
         refused["train.steps"] = changed["train.steps"]
     if refused:
-        raise UserError(f"{workdir} is at step {step} of a run with another config, and goes on only as what it was: "
-                        f"{_listed(refused)}. Take the old values, or another --workdir; a new run may start from "
-                        "this one's weights by config.warm_start.")
+        raise UserError(
+            f"{workdir} is at step {step} of a run with another config, and goes on only as what it was: "
+            f"{_listed(refused)}. Take the old values, or another --workdir; a new run may start from "
+            "this one's weights by config.warm_start."
+        )
     if "train.steps" in changed:
         before = complete(meta["config"]).train
         rates = [float(schedule(train)(step)) for train in (before, config.train)]
-        logging.warning("config.train.steps was %d and is %d: the rate at step %d is %.3g instead of %.3g, and comes to "
-                        "its end at the new last step", before.steps, config.train.steps, step, *reversed(rates))
+        logging.warning(
+            "config.train.steps was %d and is %d: the rate at step %d is %.3g instead of %.3g, and comes to "
+            "its end at the new last step",
+            before.steps,
+            config.train.steps,
+            step,
+            *reversed(rates),
+        )
     return changed
 
 
@@ -80,16 +91,21 @@ def check_content(meta: Mapping[str, Any], workdir) -> None:
     differing = {}
     sets = [{name: entry["fingerprint"] for name, entry in each["provenance"]["data"].items()} for each in (old, meta)]
     if list(sets[0].values()) != list(sets[1].values()):
-        differing |= {f"data set {name}": tuple(each.get(name, ABSENT) for each in sets)
-                      for name in sorted(sets[0].keys() | sets[1].keys()) if sets[0].get(name) != sets[1].get(name)}
+        differing |= {
+            f"data set {name}": tuple(each.get(name, ABSENT) for each in sets)
+            for name in sorted(sets[0].keys() | sets[1].keys())
+            if sets[0].get(name) != sets[1].get(name)
+        }
         differing = differing or {"order of the data sets": tuple(" ".join(each) for each in sets)}
     if old["preprocessing"] != meta["preprocessing"]:
         differing |= {f"preprocessing.{name}": values for name, values in _pairs(old, meta).items()}
     if old["tokenizer"] != meta["tokenizer"]:
         differing["tokenizer"] = ("that of the run", "another")
     if differing:
-        raise UserError(f"{workdir} is at step {step} of a run that has learnt from other data: {_listed(differing)}. "
-                        "Take the old ones, or another --workdir.")
+        raise UserError(
+            f"{workdir} is at step {step} of a run that has learnt from other data: {_listed(differing)}. "
+            "Take the old ones, or another --workdir."
+        )
 
 
 def note(config, workdir, changed: Mapping[str, tuple[Any, Any]]) -> None:
@@ -104,8 +120,10 @@ def note(config, workdir, changed: Mapping[str, tuple[Any, Any]]) -> None:
     now = {name: list(values) for name, values in changed.items()}
     if now and (not changes or changes[-1]["fields"] != now):
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        write_text(path, json.dumps(kept | {"changes": [*changes, {"date": date, "step": step, "fields": now}]},
-                                    indent=2) + "\n")
+        write_text(
+            path,
+            json.dumps(kept | {"changes": [*changes, {"date": date, "step": step, "fields": now}]}, indent=2) + "\n",
+        )
 
 
 def _pairs(old, new) -> dict[str, tuple[Any, Any]]:
@@ -115,5 +133,7 @@ def _pairs(old, new) -> dict[str, tuple[Any, Any]]:
 
 
 def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
-    return "; ".join(f"{name if ' ' in name else f'config.{name}'}: {json.dumps(old)} -> {json.dumps(new)}"
-                     for name, (old, new) in changed.items())
+    return "; ".join(
+        f"{name if ' ' in name else f'config.{name}'}: {json.dumps(old)} -> {json.dumps(new)}"
+        for name, (old, new) in changed.items()
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mammoclip_jax.errors import UserError
 
-MARGIN = 1.05     # of what a checkpoint took last time
+MARGIN = 1.05  # of what a checkpoint took last time
 
 
 def check_space(folder, needed: int) -> None:
@@ -21,8 +21,9 @@ def is_full(error: BaseException | None) -> bool:
     """Whether an error, or what it came of, says that the disk or the quota is full."""
     while error is not None:
         # TensorStore and others hand on the words alone.
-        if (getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-                or any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+            words in str(error) for words in ("No space left on device", "Disk quota exceeded")
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -56,6 +57,8 @@ def readable(count: float) -> str:
 
 
 def _message(folder, what: str) -> str:
-    return (f"the disk of {Path(folder).absolute()} is full. Free some space (old runs, profiles), lower "
-            "config.train.keep_checkpoints, or move the run to a larger disk; then the same command goes on from the "
-            f"last checkpoint. {what}")
+    return (
+        f"the disk of {Path(folder).absolute()} is full. Free some space (old runs, profiles), lower "
+        "config.train.keep_checkpoints, or move the run to a larger disk; then the same command goes on from the "
+        f"last checkpoint. {what}"
+    )

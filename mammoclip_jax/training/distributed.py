@@ -24,9 +24,9 @@ from mammoclip_jax.memory import keep_freed_memory
 from mammoclip_jax.training.processes import barrier
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-PATIENCE = 300              # seconds until all processes must have come
-LOCK = ".lock"              # in a run's folder
-VISIBLE = 60                # seconds until a new file must be seen by all; NFS keeps a folder's listing that long
+PATIENCE = 300  # seconds until all processes must have come
+LOCK = ".lock"  # in a run's folder
+VISIBLE = 60  # seconds until a new file must be seen by all; NFS keeps a folder's listing that long
 
 
 def configure(config) -> None:
@@ -53,11 +53,11 @@ class Launcher(NamedTuple):
     title: str
     count: str
     index: str
-    address: str        # is there where jax finds the coordinator by itself
+    address: str  # is there where jax finds the coordinator by itself
 
 
 LAUNCHERS = (
-    Launcher("SLURM", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),       # of srun, not of the batch script
+    Launcher("SLURM", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),  # of srun, not of the batch script
     Launcher("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),
 )
 
@@ -85,8 +85,10 @@ def connect(coordinator: str = "", processes: str = "", process: str = "", patie
     Raises:
         UserError: an argument is missing, wrong or out of range, or the place cannot be found out.
     """
-    values = (os.environ.get(name, "") if value == "" else str(value)
-              for value, name in zip((coordinator, processes, process), ENVIRONMENT))
+    values = (
+        os.environ.get(name, "") if value == "" else str(value)
+        for value, name in zip((coordinator, processes, process), ENVIRONMENT)
+    )
     place = find_place(*values, environment=os.environ)
     if place is None:
         return
@@ -94,8 +96,12 @@ def connect(coordinator: str = "", processes: str = "", process: str = "", patie
         where, options = "the coordinator that jax found", {}
     else:
         where = place.coordinator
-        options = dict(coordinator_address=place.coordinator, num_processes=place.processes, process_id=place.process,
-                       cluster_detection_method="deactivate")
+        options = dict(
+            coordinator_address=place.coordinator,
+            num_processes=place.processes,
+            process_id=place.process,
+            cluster_detection_method="deactivate",
+        )
     # jax would abort with a stack trace when its time is up: ours is up before.
     timer = threading.Timer(patience, _give_up, (place, where, patience))
     timer.daemon = True
@@ -110,15 +116,25 @@ def connect(coordinator: str = "", processes: str = "", process: str = "", patie
 
 def find_place(coordinator: str, processes: str, process: str, environment) -> Place | str | None:
     """The place that the arguments and the launcher's variables say; "auto" where jax finds it out; None alone."""
-    launcher = next((row for row in LAUNCHERS if environment.get(row.count, "1") != "1"
-                     and row.index in environment and (row.title != "SLURM" or row.address in environment)), None)
+    launcher = next(
+        (
+            row
+            for row in LAUNCHERS
+            if environment.get(row.count, "1") != "1"
+            and row.index in environment
+            and (row.title != "SLURM" or row.address in environment)
+        ),
+        None,
+    )
     several_tpus = "," in environment.get("TPU_WORKER_HOSTNAMES", "")
     if processes == "auto":
         return "auto"
     if not (coordinator or processes or process):
         if launcher and launcher.address not in environment:
-            raise UserError(f"{launcher.title} started {environment[launcher.count]} processes, and does not say where "
-                            "they meet: give --coordinator=HOST:PORT with the host of process 0 and a free port.")
+            raise UserError(
+                f"{launcher.title} started {environment[launcher.count]} processes, and does not say where "
+                "they meet: give --coordinator=HOST:PORT with the host of process 0 and a free port."
+            )
         return "auto" if launcher or several_tpus else None
     if launcher:
         processes, process = processes or environment[launcher.count], process or environment[launcher.index]
@@ -126,18 +142,23 @@ def find_place(coordinator: str, processes: str, process: str, environment) -> P
         return None
     for name, value in (("coordinator", coordinator), ("processes", processes), ("process", process)):
         if not value:
-            raise UserError(f"--{name} is missing: several processes need --coordinator=HOST:PORT --processes=N "
-                            f"--process=I (or {', '.join(ENVIRONMENT)}); HOST:PORT is a free port of process 0's host.")
+            raise UserError(
+                f"--{name} is missing: several processes need --coordinator=HOST:PORT --processes=N "
+                f"--process=I (or {', '.join(ENVIRONMENT)}); HOST:PORT is a free port of process 0's host."
+            )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"--coordinator={coordinator} must be HOST:PORT, the host of process 0 and a free port there.")
     for name, value, lowest in (("processes", processes, 1), ("process", process, 0)):
         if not value.isdigit() or int(value) < lowest:
-            raise UserError(f"--{name}={value} must be a whole number from {lowest} on"
-                            + (", or auto." if name == "processes" else "."))
+            raise UserError(
+                f"--{name}={value} must be a whole number from {lowest} on"
+                + (", or auto." if name == "processes" else ".")
+            )
     if int(process) >= int(processes):
-        raise UserError(f"--process={process} is out of range: {processes} processes are numbered 0 to "
-                        f"{int(processes) - 1}.")
+        raise UserError(
+            f"--process={process} is out of range: {processes} processes are numbered 0 to {int(processes) - 1}."
+        )
     return Place(coordinator, int(processes), int(process))
 
 
@@ -146,16 +167,20 @@ def _give_up(place, where: str, patience: float) -> None:
     if place == "auto":
         reason = "Look whether every process of the job was started and runs the same versions"
     elif place.process == 0:
-        reason = (f"This is process 0, and not all of the other {place.processes - 1} came: look whether they run, "
-                  "were given the same --coordinator and --processes, and have a --process of their own each")
+        reason = (
+            f"This is process 0, and not all of the other {place.processes - 1} came: look whether they run, "
+            "were given the same --coordinator and --processes, and have a --process of their own each"
+        )
     else:
         host, _, port = place.coordinator.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             reason = "Process 0 answers there: look whether all other processes run, each with a --process of its own"
         except OSError as error:
-            reason = (f"It cannot be reached ({error}): look whether process 0 runs, whether this host knows that "
-                      "name, and whether a firewall or another --coordinator of process 0 closes the port")
+            reason = (
+                f"It cannot be reached ({error}): look whether process 0 runs, whether this host knows that "
+                "name, and whether a firewall or another --coordinator of process 0 closes the port"
+            )
     print(f"error: not all processes met at {where} within {patience:g} s. {reason}.", file=sys.stderr, flush=True)
     os._exit(2)
 
@@ -187,7 +212,7 @@ def failing_together():
         message = f"error: {error}" if isinstance(error, UserError) else traceback.format_exc()
         print(message, file=sys.stderr)
         if any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers):
-            logging.error("%s", message)        # the log of its own, where people look
+            logging.error("%s", message)  # the log of its own, where people look
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -204,13 +229,19 @@ def meet(mesh) -> None:
         return
     barrier("devices")
     names = tuple(axis for axis in mesh.axis_names if mesh.shape[axis] > 1)
-    ones = jax.make_array_from_callback((mesh.size,), NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
-                                        lambda index: np.ones(mesh.size, np.float32)[index])
+    ones = jax.make_array_from_callback(
+        (mesh.size,),
+        NamedSharding(mesh, PartitionSpec(mesh.axis_names)),
+        lambda index: np.ones(mesh.size, np.float32)[index],
+    )
     for count in range(1, len(names) + 1):
         for axes in itertools.combinations(names, count):
-            total = jax.shard_map(lambda x, axes=axes: jax.lax.psum(x, axes), mesh=mesh,
-                                  in_specs=PartitionSpec(mesh.axis_names),
-                                  out_specs=PartitionSpec(tuple(name for name in mesh.axis_names if name not in axes)))
+            total = jax.shard_map(
+                lambda x, axes=axes: jax.lax.psum(x, axes),
+                mesh=mesh,
+                in_specs=PartitionSpec(mesh.axis_names),
+                out_specs=PartitionSpec(tuple(name for name in mesh.axis_names if name not in axes)),
+            )
             jax.block_until_ready(jax.jit(total)(ones))
 
 
@@ -243,8 +274,10 @@ def share_workdir(workdir) -> None:
     latest = time.monotonic() + VISIBLE
     while mark.name not in os.listdir(workdir):
         if time.monotonic() > latest:
-            raise UserError(f"{workdir} on {socket.gethostname()} is not the folder that process 0 has: give a "
-                            "--workdir on a disk that all hosts share.")
+            raise UserError(
+                f"{workdir} on {socket.gethostname()} is not the folder that process 0 has: give a "
+                "--workdir on a disk that all hosts share."
+            )
         time.sleep(1)
     barrier("workdir is shared")
     if is_main():

@@ -26,8 +26,8 @@ from pathlib import Path
 
 KINDS = ("startup", "compile", "data_wait", "checkpoint", "evaluation", "profile", "lost", "productive")
 NAME = "goodput.jsonl"
-ROW_EVERY = 10.0          # seconds of training between rows
-SIGN_OF_LIFE = 1.0        # seconds
+ROW_EVERY = 10.0  # seconds of training between rows
+SIGN_OF_LIFE = 1.0  # seconds
 
 
 class Ledger:
@@ -41,8 +41,8 @@ class Ledger:
     def __init__(self, workdir, *, active: bool = True, before: float = 0.0, clock=time.monotonic, wall=time.time):
         self.path, self.active, self._clock, self._wall = Path(workdir, NAME), active, clock, wall
         self.kind = "startup"
-        self.step = None                    # the last one done
-        self.marks = 0                      # grows whenever a step is done or the kind of work changes
+        self.step = None  # the last one done
+        self.marks = 0  # grows whenever a step is done or the kind of work changes
         self._seconds = dict.fromkeys(KINDS, 0.0) | {"startup": before}
         self._since = self._noted = clock()
         self._closed = threading.Event()
@@ -113,12 +113,17 @@ class Ledger:
         self._noted = self._since
         if not self.active or self._closed.is_set():
             return
-        row = {"attempt": self._attempt, "time": self._wall(), "phase": self.kind, "step": self.step,
-               "seconds": {kind: round(value, 3) for kind, value in self._seconds.items() if value}} | more
+        row = {
+            "attempt": self._attempt,
+            "time": self._wall(),
+            "phase": self.kind,
+            "step": self.step,
+            "seconds": {kind: round(value, 3) for kind, value in self._seconds.items() if value},
+        } | more
         try:
-            with self.path.open("ab") as file:      # one write: a row is there whole, or is the last one
+            with self.path.open("ab") as file:  # one write: a row is there whole, or is the last one
                 file.write(b"\n" * _cut_short(self.path) + json.dumps(row).encode() + b"\n")
-        except OSError as error:                    # a full disk ends the run elsewhere, and is explained there
+        except OSError as error:  # a full disk ends the run elsewhere, and is explained there
             logging.warning("%s cannot be written: %s", self.path, error)
 
     def _live(self):
@@ -158,11 +163,14 @@ def summarise(rows: list[dict], last_seen: float | None = None) -> dict:
     seconds, idle, kept = dict.fromkeys(KINDS, 0.0), 0.0, math.inf
     for own, following in reversed(list(zip(attempts, [*attempts[1:], None]))):
         last = own[-1]
-        seen = last["time"] if last.get("end") else max(
-            last["time"], (following[0].get("last_seen") if following else last_seen) or 0.0)
+        seen = (
+            last["time"]
+            if last.get("end")
+            else max(last["time"], (following[0].get("last_seen") if following else last_seen) or 0.0)
+        )
         if following:
             start = following[0]["time"] - sum(following[0]["seconds"].values())
-            seen = min(seen, max(start, last["time"]))      # a copied file looks younger than it is
+            seen = min(seen, max(start, last["time"]))  # a copied file looks younger than it is
             idle += max(0.0, start - seen)
         for kind, value in last["seconds"].items():
             seconds[kind] += value
@@ -173,17 +181,27 @@ def summarise(rows: list[dict], last_seen: float | None = None) -> dict:
         seconds["lost"] += again + seen - last["time"]
         kept = min([kept, *(row["resumed"] for row in own if "resumed" in row)])
     wall = sum(seconds.values())
-    return {"goodput": seconds["productive"] / wall if wall else 0.0, "seconds": seconds, "wall": wall, "idle": idle,
-            "attempts": len(attempts)}
+    return {
+        "goodput": seconds["productive"] / wall if wall else 0.0,
+        "seconds": seconds,
+        "wall": wall,
+        "idle": idle,
+        "attempts": len(attempts),
+    }
 
 
 def sentence(summary: dict) -> str:
     """The summary for a log."""
-    parts = ", ".join(f"{kind.replace('_', ' ')} {seconds:.0f} s ({seconds / max(summary['wall'], 1e-9):.1%})"
-                      for kind, seconds in summary["seconds"].items() if seconds >= 0.5)
+    parts = ", ".join(
+        f"{kind.replace('_', ' ')} {seconds:.0f} s ({seconds / max(summary['wall'], 1e-9):.1%})"
+        for kind, seconds in summary["seconds"].items()
+        if seconds >= 0.5
+    )
     attempts = f"{summary['attempts']} attempt{'s' * (summary['attempts'] != 1)}"
-    return (f"goodput {summary['goodput']:.1%} of {summary['wall']:.0f} s in {attempts}: {parts}; "
-            f"{summary['idle']:.0f} s between attempts")
+    return (
+        f"goodput {summary['goodput']:.1%} of {summary['wall']:.0f} s in {attempts}: {parts}; "
+        f"{summary['idle']:.0f} s between attempts"
+    )
 
 
 def process_age() -> float:

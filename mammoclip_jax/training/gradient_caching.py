@@ -36,8 +36,13 @@ def embed(model, variables, batch, augment, draws, key, micro_batches, needs=())
 
     def apply(stats, key, *inputs, method):
         outputs, updated = model.apply(
-            {"params": params, "batch_stats": stats}, *inputs, train=True, rngs={"dropout": key},
-            mutable=["batch_stats"], method=method)
+            {"params": params, "batch_stats": stats},
+            *inputs,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+            method=method,
+        )
         return outputs, updated.get("batch_stats", stats)
 
     def encode_image(stats, inputs, key):
@@ -51,17 +56,24 @@ def embed(model, variables, batch, augment, draws, key, micro_batches, needs=())
 
     stats = variables["batch_stats"]
     image, stats = _in_parts(encode_image, stats, (_flat(batch["image"]), draws), image_key, micro_batches["image"])
-    if "text_features" in batch:    # of a frozen tower, encoded once (tasks/cached_text.py)
-        vectors = model.apply({"params": params, "batch_stats": stats}, _flat(batch["text_features"]), train=True,
-                              rngs={"dropout": text_key}, method="project_text")
+    if "text_features" in batch:  # of a frozen tower, encoded once (tasks/cached_text.py)
+        vectors = model.apply(
+            {"params": params, "batch_stats": stats},
+            _flat(batch["text_features"]),
+            train=True,
+            rngs={"dropout": text_key},
+            method="project_text",
+        )
         text = {"": vectors} | _needed(needs, "text", {})
     else:
         texts = _flat(batch["token_ids"]), _flat(batch["token_mask"])
         text, stats = _in_parts(encode_text, stats, texts, text_key, micro_batches["text"])
-    image, text = (jax.tree.map(lambda x: x.reshape(len(batch["image"]), -1, *x.shape[1:]), outputs)
-                   for outputs in (image, text))
-    return Embeddings(image.pop(""), text.pop(""), jnp.exp(params["logit_scale"]), params.get("logit_bias"),
-                      image | text), stats
+    image, text = (
+        jax.tree.map(lambda x: x.reshape(len(batch["image"]), -1, *x.shape[1:]), outputs) for outputs in (image, text)
+    )
+    return Embeddings(
+        image.pop(""), text.pop(""), jnp.exp(params["logit_scale"]), params.get("logit_bias"), image | text
+    ), stats
 
 
 def _needed(needs, tower: str, outputs: Mapping) -> dict:
@@ -78,7 +90,7 @@ def _in_parts(encode, stats, inputs, key, parts: int):
     if parts == 1:
         return encode(stats, inputs, key)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)     # a loop's passes are not merged
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # a loop's passes are not merged
     def body(stats, item):
         outputs, stats = encode(stats, *item)
         return stats, outputs

@@ -22,12 +22,12 @@ from mammoclip_jax.training.stop import Stopped, StopRequest
 from mammoclip_jax.training.watchdog import Watchdog
 from mammoclip_jax.training.writer import MetricWriter, Progress
 
-OWED = "evaluation_owed"        # in a checkpoint's meta: the run was asked to stop before the evaluation of that step
+OWED = "evaluation_owed"  # in a checkpoint's meta: the run was asked to stop before the evaluation of that step
 
 
 class Outcome(NamedTuple):
     state: object
-    metrics: dict           # the last training metrics, with images_per_second and data_wait_share
+    metrics: dict  # the last training metrics, with images_per_second and data_wait_share
 
 
 def fit(
@@ -70,8 +70,9 @@ def fit(
         first = int(state.step)
         owed = checkpoints.meta.get(OWED, False)
         ledger.resumed(first)
-        writer = stack.enter_context(contextlib.closing(
-            MetricWriter(workdir, resumed_step=first, owed=owed, active=main_process)))
+        writer = stack.enter_context(
+            contextlib.closing(MetricWriter(workdir, resumed_step=first, owed=owed, active=main_process))
+        )
         images = math.prod(trainer.batch["image"].shape[:2])
         progress = Progress(train.steps, first, images, ledger, active=main_process)
         task = config.task
@@ -102,7 +103,9 @@ def fit(
                 # Compiled once, ahead: another shape later is an error, never a silent recompilation.
                 with ledger.phase("compile"):
                     compiled = trainer.jitted().lower(state, batch).compile()
-                    finite = jax.jit(all_finite, out_shardings=replicated(trainer.mesh)).lower(state._asdict()).compile()
+                    finite = (
+                        jax.jit(all_finite, out_shardings=replicated(trainer.mesh)).lower(state._asdict()).compile()
+                    )
             state, metrics = compiled(state, batch)
             # The step before is fetched only now, so that the device never waits for the host.
             if pending:
@@ -115,11 +118,12 @@ def fit(
             if save_due or evaluation_due:
                 last, pending = _finish(pending, progress, writer, train, workdir), None
                 if not finite(state._asdict()):
-                    raise _not_finite(f"the parameters after step {step} are not finite", step, metrics, host_batch,
-                                      workdir)
+                    raise _not_finite(
+                        f"the parameters after step {step} are not finite", step, metrics, host_batch, workdir
+                    )
             if evaluation_due and not stopping:
                 evaluation(step, state)
-                save_due = save_due or best is not None     # at most one evaluation is repeated when a run goes on
+                save_due = save_due or best is not None  # at most one evaluation is repeated when a run goes on
             over = best is not None and best.over
             if save_due:
                 with ledger.phase("checkpoint"):
@@ -141,11 +145,17 @@ def _not_finite(what: str, step, metrics, batch, workdir) -> UserError:
     process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
     path = Path(workdir, f"not_finite_step_{step}{process}.json")
     figures = {name: str(value) for name, value in metrics.items()}
-    write_text(path, json.dumps({"step": step, "records": batch["record"].tolist(),
-                                 "sources": batch["source"].tolist(), "metrics": figures}))
-    return UserError(f"{what}: the records of its batch are in {path} (source = position in "
-                     "config.data.folders, record = row of its index.parquet). Look at those images, or lower "
-                     "config.train.lr; the run goes on from its last checkpoint.")
+    write_text(
+        path,
+        json.dumps(
+            {"step": step, "records": batch["record"].tolist(), "sources": batch["source"].tolist(), "metrics": figures}
+        ),
+    )
+    return UserError(
+        f"{what}: the records of its batch are in {path} (source = position in "
+        "config.data.folders, record = row of its index.parquet). Look at those images, or lower "
+        "config.train.lr; the run goes on from its last checkpoint."
+    )
 
 
 def _next_batch(iterator, pending, ledger):

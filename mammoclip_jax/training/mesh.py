@@ -26,8 +26,10 @@ def make_mesh(shape, devices=None) -> jax.sharding.Mesh:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = len(devices) // known if known > 0 else 0
     if int(np.prod(sizes)) != len(devices):
-        raise UserError(f"config.mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, "
-                        f"there are {len(devices)}: change the sizes, or give one axis -1.")
+        raise UserError(
+            f"config.mesh {dict(zip(AXES, sizes))} needs {int(np.prod(sizes))} devices, "
+            f"there are {len(devices)}: change the sizes, or give one axis -1."
+        )
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -55,8 +57,10 @@ def batch_shardings(batch, mesh, rows: str | None = None) -> dict[str, NamedShar
 def abstract(shapes, mesh, rows: str | None = None) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch of {name: (shape, dtype)} as shapes, dtypes and shardings."""
     shardings = batch_shardings(shapes, mesh, rows)
-    return {name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=shardings[name])
-            for name, (shape, dtype) in shapes.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=shardings[name])
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def replicated(mesh) -> NamedSharding:
@@ -70,14 +74,18 @@ def check_batch_size(config, mesh) -> None:
         raise UserError(f"config.model.image.rows={rows!r} is no axis of the mesh: {', '.join(mesh.shape)}.")
     devices = mesh.size // (mesh.shape[rows] if rows else 1)
     if batch < 1 or batch % devices:
-        raise UserError(f"config.train.batch_size={batch} does not split evenly over {devices} devices: "
-                        f"choose a multiple of {devices}.")
+        raise UserError(
+            f"config.train.batch_size={batch} does not split evenly over {devices} devices: "
+            f"choose a multiple of {devices}."
+        )
     for tower, each in (("image", config.data.views), ("text", config.data.texts)):
         parts = config.train.micro_batches[tower]
         if parts < 1 or batch * each % (parts * devices):
-            raise UserError(f"config.train.micro_batches.{tower}={parts} does not split {batch} breasts with {each} "
-                            f"{tower}s evenly over {devices} devices: {batch * each} must be a multiple of "
-                            f"{parts} * {devices}.")
+            raise UserError(
+                f"config.train.micro_batches.{tower}={parts} does not split {batch} breasts with {each} "
+                f"{tower}s evenly over {devices} devices: {batch * each} must be a multiple of "
+                f"{parts} * {devices}."
+            )
 
 
 def process_rows(batch_size: int, mesh, rows: str | None = None) -> np.ndarray:
@@ -89,7 +97,7 @@ def process_rows(batch_size: int, mesh, rows: str | None = None) -> np.ndarray:
 def put_batch(batch, mesh, rows: str | None = None):
     """This process's part of a batch (`process_rows`) -> global arrays on the mesh, split by `batch_shardings`."""
     shardings = batch_shardings(batch, mesh, rows)
-    share = len(process_rows(mesh.size, mesh, rows))        # of mesh.size; the same in every process
+    share = len(process_rows(mesh.size, mesh, rows))  # of mesh.size; the same in every process
 
     def put(sharding, x):
         x = np.asarray(x)
@@ -115,8 +123,10 @@ def state_shardings(state, mesh, config):
     paths = {slash_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
     for rule, _ in config.rules:
         if not any(re.match(rule, path) for path in paths):
-            raise UserError(f"config.sharding.rules: no parameter path matches {rule!r}; the parameter table at the "
-                            "start of the log lists all paths.")
+            raise UserError(
+                f"config.sharding.rules: no parameter path matches {rule!r}; the parameter table at the "
+                "start of the log lists all paths."
+            )
     specs = {path: _spec(path, shape, mesh, config) for path, shape in paths.items()}
 
     def of_parameter(path, x):
@@ -136,7 +146,8 @@ def state_shardings(state, mesh, config):
     return everywhere._replace(
         params=jax.tree_util.tree_map_with_path(of_parameter, state.params),
         opt_state=jax.tree_util.tree_map_with_path(of_copy, state.opt_state),
-        ema=jax.tree_util.tree_map_with_path(of_copy, state.ema))
+        ema=jax.tree_util.tree_map_with_path(of_copy, state.ema),
+    )
 
 
 def _ruled(path, config):
@@ -147,10 +158,15 @@ def _spec(path, shape, mesh, config) -> PartitionSpec:
     for rule, axes in config.rules:
         if re.match(rule, path):
             named = [axis for axis in axes if axis]
-            if (len(axes) > len(shape) or len(set(named)) < len(named)
-                    or any(axis and n % mesh.shape[axis] for n, axis in zip(shape, axes))):
-                raise UserError(f"config.sharding.rules: {tuple(axes)} does not split {path} of shape {shape} evenly "
-                                f"on the mesh {dict(mesh.shape)}.")
+            if (
+                len(axes) > len(shape)
+                or len(set(named)) < len(named)
+                or any(axis and n % mesh.shape[axis] for n, axis in zip(shape, axes))
+            ):
+                raise UserError(
+                    f"config.sharding.rules: {tuple(axes)} does not split {path} of shape {shape} evenly "
+                    f"on the mesh {dict(mesh.shape)}."
+                )
             return PartitionSpec(*axes)
     size = mesh.shape["fsdp"]
     divisible = [i for i, n in enumerate(shape) if n % size == 0]

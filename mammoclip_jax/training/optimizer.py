@@ -40,8 +40,11 @@ def make_optimizer(config, params, towers=()) -> optax.GradientTransformation:
     decayed = jax.tree.map(lambda hit: not hit, matches(params, config.no_decay, "config.train.no_decay"))
     frozen = frozen_parameters(config, params, towers)
     steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    steps.append(optax.adamw(schedule(config), b1=config.b1, b2=config.b2, eps=config.eps,
-                             weight_decay=config.weight_decay, mask=decayed))
+    steps.append(
+        optax.adamw(
+            schedule(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
+        )
+    )
     if config.layer_decay != 1.0:
         factors = layer_factors(params, config.layer_decay)
         steps.append(optax.stateless(lambda updates, _: jax.tree.map(_times, updates, factors, is_leaf=_masked)))
@@ -104,8 +107,10 @@ def matches(params, rules, field: str):
     paths = jax.tree_util.tree_map_with_path(lambda path, _: slash_name(path), params)
     for rule in rules:
         if not any(re.match(rule, name) for name in jax.tree.leaves(paths)):
-            raise UserError(f"{field}: no parameter path matches {rule!r}; the parameter table at the start of "
-                            "the log lists all paths.")
+            raise UserError(
+                f"{field}: no parameter path matches {rule!r}; the parameter table at the start of "
+                "the log lists all paths."
+            )
     return jax.tree.map(lambda name: any(re.match(rule, name) for rule in rules), paths)
 
 

@@ -5,7 +5,7 @@ import orbax.checkpoint as ocp
 
 from mammoclip_jax.errors import UserError
 
-LONGEST = 7 * 24 * 3600     # seconds that a process waits for what another does alone
+LONGEST = 7 * 24 * 3600  # seconds that a process waits for what another does alone
 
 
 def barrier(name: str) -> None:
@@ -21,5 +21,7 @@ def barrier(name: str) -> None:
     try:
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=LONGEST * 1000)
     except RuntimeError as error:
-        raise UserError(f"another process of this job ended while this one waited ({name}): see its log. "
-                        f"{str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"another process of this job ended while this one waited ({name}): see its log. "
+            f"{str(error).splitlines()[0]}"
+        ) from error

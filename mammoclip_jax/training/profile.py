@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-STEPS = 3             # that a trace holds if the file does not say
-LOOK_EVERY = 1.0      # seconds between looks for the file
+STEPS = 3  # that a trace holds if the file does not say
+LOOK_EVERY = 1.0  # seconds between looks for the file
 
 
 class Profiler:
@@ -20,7 +20,7 @@ class Profiler:
     def __init__(self, workdir, steps, ledger, *, active: bool = True):
         self.request, self.folder = Path(workdir, "profile"), Path(workdir, "profiles")
         self._steps, self._ledger, self._active = tuple(steps), ledger, active
-        self._last = None                   # step of the trace that runs
+        self._last = None  # step of the trace that runs
         self._looked = -LOOK_EVERY
 
     def before(self, step: int) -> None:

@@ -78,8 +78,11 @@ def make_train_step(gradient_fn, optimizer, config):
         ema = state.ema
         if ema is not None:
             # In this form the average of a number that does not change keeps its bits.
-            ema = jax.tree.map(lambda mean, x: mean + (1 - config.ema_decay) * (x - mean), ema,
-                               {"params": params, "batch_stats": batch_stats})
+            ema = jax.tree.map(
+                lambda mean, x: mean + (1 - config.ema_decay) * (x - mean),
+                ema,
+                {"params": params, "batch_stats": batch_stats},
+            )
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         if "logit_scale" in params:
             metrics["logit_scale"] = jnp.exp(params["logit_scale"])
@@ -96,14 +99,14 @@ def total_loss(terms, embeddings, batch, mesh, step):
     """
     total, metrics = jnp.float32(0), {}
     for name, function, weight, start_step, _ in terms:
+
         def value_of(embeddings, function=function):
             return function(embeddings, batch, mesh)
 
         if start_step > 0:
             _, shapes = jax.eval_shape(value_of, embeddings)
             silent = jnp.float32(0), jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
-            value, details = jax.lax.cond(
-                step >= start_step, value_of, lambda _, silent=silent: silent, embeddings)
+            value, details = jax.lax.cond(step >= start_step, value_of, lambda _, silent=silent: silent, embeddings)
         else:
             value, details = value_of(embeddings)
         total += weight * value

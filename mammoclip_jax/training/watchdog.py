@@ -56,12 +56,21 @@ class Watchdog:
     def _bark(self, kind):
         process = f"_process_{jax.process_index()}" if jax.process_count() > 1 else ""
         done = self.ledger.step or 0
-        what, step, field = ((f"step {done + 1}", done + 1, "watchdog_seconds") if kind == "productive" else
-                             (f"the evaluation after step {done}", done, "watchdog_evaluation_seconds"))
+        what, step, field = (
+            (f"step {done + 1}", done + 1, "watchdog_seconds")
+            if kind == "productive"
+            else (f"the evaluation after step {done}", done, "watchdog_evaluation_seconds")
+        )
         path = self.workdir / f"hung_step_{step}{process}.txt"
-        logging.critical("%s has not ended in %g s (config.train.%s): the stacks of all threads are in %s. Ending with "
-                         "status %d; the same command goes on from the last checkpoint.", what, self.limits[kind], field,
-                         path, EXIT_STATUS)
+        logging.critical(
+            "%s has not ended in %g s (config.train.%s): the stacks of all threads are in %s. Ending with "
+            "status %d; the same command goes on from the last checkpoint.",
+            what,
+            self.limits[kind],
+            field,
+            path,
+            EXIT_STATUS,
+        )
         try:
             with path.open("w") as file:
                 faulthandler.dump_traceback(file, all_threads=True)

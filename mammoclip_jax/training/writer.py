@@ -38,7 +38,7 @@ class MetricWriter:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(re.sub(r"[^-/\w.]", "_", name), value, step)     # what TensorBoard takes as a name
+            self._board.add_scalar(re.sub(r"[^-/\w.]", "_", name), value, step)  # what TensorBoard takes as a name
 
     def close(self) -> None:
         if self.active:
@@ -90,7 +90,9 @@ class Progress:
         self.shown = now
         figures = self.figures(step)
         minutes, seconds = divmod(int(figures["seconds_left"]), 60)
-        line = (f"step {step}/{self.total}  loss {loss:.4f}  {figures['images_per_second']:.1f} images/s  "
-                f"data wait {figures['data_wait_share']:.1%}  ETA {minutes}:{seconds:02d}")
+        line = (
+            f"step {step}/{self.total}  loss {loss:.4f}  {figures['images_per_second']:.1f} images/s  "
+            f"data wait {figures['data_wait_share']:.1%}  ETA {minutes}:{seconds:02d}"
+        )
         end = "\n" if last or not self.terminal else ""
         print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)

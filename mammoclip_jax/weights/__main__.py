@@ -23,16 +23,25 @@ def define_flags() -> None:
     """The flags of the command."""
     flags.DEFINE_string("out", "", "Folder to write (a file for --format=torch).")
     flags.DEFINE_string("workdir", "", "export: folder of a run, one checkpoint of it, or a model folder.")
-    flags.DEFINE_enum("format", "folder", list(actions.FORMATS), "export: an open model folder, a PyTorch state dict "
-                      "for the original Mammo-CLIP code, or StableHLO programs of the image tower.")
+    flags.DEFINE_enum(
+        "format",
+        "folder",
+        list(actions.FORMATS),
+        "export: an open model folder, a PyTorch state dict "
+        "for the original Mammo-CLIP code, or StableHLO programs of the image tower.",
+    )
     flags.DEFINE_string("layout", "", "import: layout of the file, where it is not to be found from the keys.")
     flags.DEFINE_string("licence", "", "import: licence of the weights, a known one or any text.")
     flags.DEFINE_string("origin", "", "import: where the weights come from.")
     flags.DEFINE_string("tokenizer", "", "import: folder, tokenizer.json or hub name of the text encoder's tokenizer.")
     flags.DEFINE_list("labels", [], "import: names of a classifier's or detector's outputs.")
     flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "export --format=stablehlo: platforms of the programs.")
-    flags.DEFINE_string("override_licence", "", "export: why it is allowed although the licence of the weights "
-                        "forbids it, such as a written permission; recorded in the model and its card.")
+    flags.DEFINE_string(
+        "override_licence",
+        "",
+        "export: why it is allowed although the licence of the weights "
+        "forbids it, such as a written permission; recorded in the model and its card.",
+    )
     flags.DEFINE_string("json", "", "File for the figures.")
 
 

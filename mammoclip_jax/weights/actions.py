@@ -18,12 +18,23 @@ def import_file(file: str, values) -> dict:
     """FILE to the model folder `values.out`; prints what was found and what was left out. Returns the same as JSON."""
     started = time.monotonic()
     licence = values.licence or _ask_licence(file, values.layout)
-    imported = opening.import_weights(file, layout=values.layout, licence=licence, origin=values.origin,
-                                     tokenizer=values.tokenizer, labels=values.labels)
+    imported = opening.import_weights(
+        file,
+        layout=values.layout,
+        licence=licence,
+        origin=values.origin,
+        tokenizer=values.tokenizer,
+        labels=values.labels,
+    )
     write_folder(values.out, imported.variables, imported.meta)
     figures = summary(imported.variables, imported.meta) | {
-        "layout": imported.layout, "unused": imported.unused, "missing": [], "notes": imported.notes,
-        "out": values.out, "seconds": round(time.monotonic() - started, 1)}
+        "layout": imported.layout,
+        "unused": imported.unused,
+        "missing": [],
+        "notes": imported.notes,
+        "out": values.out,
+        "seconds": round(time.monotonic() - started, 1),
+    }
     _print(figures)
     print(f"model folder: {values.out}")
     return figures
@@ -83,17 +94,29 @@ def _export_folder(values, variables, meta):
 
 
 def _export_torch(values, variables, meta):
-    layout = {"dual_encoder": "mammo_clip", "classifier": "mammo_clip_classifier",
-              "detector": "mammo_clip_detector"}.get(meta["kind"])
+    layout = {
+        "dual_encoder": "mammo_clip",
+        "classifier": "mammo_clip_classifier",
+        "detector": "mammo_clip_detector",
+    }.get(meta["kind"])
     if layout is None:
-        raise UserError(f"the original Mammo-CLIP code has no file for a single encoder ({meta['kind']}): export it "
-                        "with --format=folder.")
+        raise UserError(
+            f"the original Mammo-CLIP code has no file for a single encoder ({meta['kind']}): export it "
+            "with --format=folder."
+        )
     if Path(values.out).is_dir():
         raise UserError(f"{values.out} is a folder: --format=torch writes one file, such as --out=mine.tar.")
     write = layouts.layout(layout).write
-    torch_writer.write(values.out, write(variables, meta) | {
-        opening.PROVENANCE: json.dumps({key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")}
-                                      | {"trained_on": meta.get("trained_on")})})
+    torch_writer.write(
+        values.out,
+        write(variables, meta)
+        | {
+            opening.PROVENANCE: json.dumps(
+                {key: meta["provenance"].get(key) for key in ("licences", "overrides", "data")}
+                | {"trained_on": meta.get("trained_on")}
+            )
+        },
+    )
 
 
 def _export_stablehlo(values, variables, meta):
@@ -108,11 +131,15 @@ FORMATS = {"folder": _export_folder, "torch": _export_torch, "stablehlo": _expor
 def summary(variables, meta) -> dict:
     """JSON: kind, config of the model, parameters, input, licences."""
     keys = ("layout", "licence", "title", "weights", "stated")
-    return {"kind": meta["kind"], "step": meta["step"], "model": meta["config"]["model"],
-            "parameters": folder.counts(variables), "preprocessing": meta["preprocessing"],
-            "tokenizer": bool(meta["tokenizer"]),
-            "licences": [{key: entry.get(key) for key in keys}
-                         for entry in meta["provenance"].get("licences", [])]}
+    return {
+        "kind": meta["kind"],
+        "step": meta["step"],
+        "model": meta["config"]["model"],
+        "parameters": folder.counts(variables),
+        "preprocessing": meta["preprocessing"],
+        "tokenizer": bool(meta["tokenizer"]),
+        "licences": [{key: entry.get(key) for key in keys} for entry in meta["provenance"].get("licences", [])],
+    }
 
 
 def _ask_licence(file: str, layout: str) -> str:

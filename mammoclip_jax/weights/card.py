@@ -12,8 +12,11 @@ from mammoclip_jax.weights import licences
 
 # What a model of that kind does, in the hub's terms and in words.
 TASKS = {
-    "dual_encoder": ("zero-shot-image-classification", "A dual encoder: mammograms and texts become unit vectors in "
-                     "one space, so that texts can be compared with images."),
+    "dual_encoder": (
+        "zero-shot-image-classification",
+        "A dual encoder: mammograms and texts become unit vectors in "
+        "one space, so that texts can be compared with images.",
+    ),
     "classifier": ("image-classification", "An image classifier for mammograms."),
     "detector": ("object-detection", "A detector of findings in mammograms."),
     "image_encoder": ("image-feature-extraction", "An image encoder alone, to start a training from."),
@@ -50,42 +53,52 @@ def render(meta: Mapping[str, Any], *, parameters: Mapping[str, int], results: M
     weights = [entry for entry in terms if not entry.get("data")]
     data = provenance.get("data") or {}
     task, summary = TASKS[meta["kind"]]
-    return _environment().get_template("model_card.md.jinja").render(
-        kind=meta["kind"],
-        name=config.get("name") or meta["kind"].replace("_", " "),
-        task=task,
-        summary=summary,
-        step=meta["step"],
-        hub=_hub(weights),
-        base_models=[entry["weights"] for entry in weights if _HUB_NAME.fullmatch(entry["weights"])],
-        towers={tower: _options(config["model"][tower]) for tower in ("image", "text") if config["model"].get(tower)},
-        labels=config["model"].get("labels", ()),
-        parameters=parameters,
-        preprocessing=meta["preprocessing"],
-        steps=[words for (field, value), words in _STEPS.items() if meta["preprocessing"].get(field) == value],
-        image=config.get("image") or {},
-        intensity=_INTENSITIES.get((config.get("image") or {}).get("intensity"), ""),
-        text_length=config.get("data", {}).get("text_length", 0),
-        has_tokenizer=bool(meta["tokenizer"]),
-        data=data,
-        inherited=[entry for entry in terms if entry.get("data") and entry["data"] not in data],
-        reality=_reality(terms),
-        weights=weights,
-        parents=provenance.get("parents") or (),
-        non_commercial=[entry["weights"] for entry in terms if entry["found"].non_commercial],
-        share_alike=[entry["weights"] for entry in terms if entry["found"].share_alike],
-        overrides=provenance.get("overrides") or (),
-        notes=provenance.get("notes") or (),
-        versions=provenance.get("versions") or {},
-        metrics=(results or {}).get("metrics") or {},
-        protocol=(results or {}).get("protocol") or {},
+    return (
+        _environment()
+        .get_template("model_card.md.jinja")
+        .render(
+            kind=meta["kind"],
+            name=config.get("name") or meta["kind"].replace("_", " "),
+            task=task,
+            summary=summary,
+            step=meta["step"],
+            hub=_hub(weights),
+            base_models=[entry["weights"] for entry in weights if _HUB_NAME.fullmatch(entry["weights"])],
+            towers={
+                tower: _options(config["model"][tower]) for tower in ("image", "text") if config["model"].get(tower)
+            },
+            labels=config["model"].get("labels", ()),
+            parameters=parameters,
+            preprocessing=meta["preprocessing"],
+            steps=[words for (field, value), words in _STEPS.items() if meta["preprocessing"].get(field) == value],
+            image=config.get("image") or {},
+            intensity=_INTENSITIES.get((config.get("image") or {}).get("intensity"), ""),
+            text_length=config.get("data", {}).get("text_length", 0),
+            has_tokenizer=bool(meta["tokenizer"]),
+            data=data,
+            inherited=[entry for entry in terms if entry.get("data") and entry["data"] not in data],
+            reality=_reality(terms),
+            weights=weights,
+            parents=provenance.get("parents") or (),
+            non_commercial=[entry["weights"] for entry in terms if entry["found"].non_commercial],
+            share_alike=[entry["weights"] for entry in terms if entry["found"].share_alike],
+            overrides=provenance.get("overrides") or (),
+            notes=provenance.get("notes") or (),
+            versions=provenance.get("versions") or {},
+            metrics=(results or {}).get("metrics") or {},
+            protocol=(results or {}).get("protocol") or {},
+        )
     )
 
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters |= {"text": _text, "yaml": lambda value: json.dumps(str(value)), "decimal": _decimal}
     return environment
 
@@ -111,7 +124,8 @@ def _hub(weights: list[dict]) -> str:
 
 
 def _reality(terms: list[dict]) -> str:
-    """"phantom" where all data is generated, "mixed" where some is, "real" where none is, "unknown" without data."""
+    """One of "phantom" where all data is generated, "mixed" where some is, "real" where none is, "unknown" without data."""
     kinds = {entry["real"] for entry in terms if entry.get("data") and entry["real"] is not None}
     return {frozenset(): "unknown", frozenset({True}): "real", frozenset({False}): "phantom"}.get(
-        frozenset(kinds), "mixed")
+        frozenset(kinds), "mixed"
+    )

@@ -36,12 +36,17 @@ PATIENTS = "trained_on.txt"
 
 # What using a model reads of its config; the rest describes the training run, its data and its machine.
 _WHOLE = ("image", "model")
-_FIELDS = {"data": ("text_length", "leave_out"), "predict": ("prompts", "stage", "method"),
-           "task": ("kind", "label", "unit", "folds", "fold", "fraction")}
+_FIELDS = {
+    "data": ("text_length", "leave_out"),
+    "predict": ("prompts", "stage", "method"),
+    "task": ("kind", "label", "unit", "folds", "fold", "fraction"),
+}
 
 # An absolute path, or one below a home folder, in a text; addresses (https://...) are none.
-_PATH = re.compile(r"""(?<![\w.:/\\])(?:file://)?(?:(?:~|[A-Za-z]:)(?:[/\\][^\s/\\,;:'"()<>|`]+)+"""
-                   r"""|(?:/[^\s/\\,;:'"()<>|`]+){2,})/?""")
+_PATH = re.compile(
+    r"""(?<![\w.:/\\])(?:file://)?(?:(?:~|[A-Za-z]:)(?:[/\\][^\s/\\,;:'"()<>|`]+)+"""
+    r"""|(?:/[^\s/\\,;:'"()<>|`]+){2,})/?"""
+)
 
 
 def is_folder(path: str | Path) -> bool:
@@ -82,7 +87,9 @@ def write(out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
             "tokenizer": tokenizer,
             "provenance": without_paths(meta["provenance"]),
             "parameters": counts(variables),
-            "sha256": {name: sha256(place / name) for name in (WEIGHTS, TOKENIZER, PATIENTS) if (place / name).exists()},
+            "sha256": {
+                name: sha256(place / name) for name in (WEIGHTS, TOKENIZER, PATIENTS) if (place / name).exists()
+            },
         }
         (place / CONFIG).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (place / CARD).write_text(without_paths(card), encoding="utf-8")
@@ -104,13 +111,16 @@ def read(path: str | Path) -> tuple[int, dict, dict]:
         raise UserError(_what_it_is(path))
     version = document.get("format_version")
     if not isinstance(version, int) or version > VERSION:
-        raise UserError(f"{path / CONFIG} is of format version {version}, this program knows up to {VERSION}: "
-                        "update mammoclip_jax.")
+        raise UserError(
+            f"{path / CONFIG} is of format version {version}, this program knows up to {VERSION}: update mammoclip_jax."
+        )
     fields = ("kind", "step", "config", "preprocessing", "tokenizer", "provenance", "sha256")
     missing = [field for field in fields if field not in document]
     if missing or WEIGHTS not in document["sha256"]:
-        raise UserError(f"{path / CONFIG} lacks {', '.join(missing) or f'the checksum of {WEIGHTS}'}: it was changed "
-                        "or cut off; copy or export the folder again.")
+        raise UserError(
+            f"{path / CONFIG} lacks {', '.join(missing) or f'the checksum of {WEIGHTS}'}: it was changed "
+            "or cut off; copy or export the folder again."
+        )
     for name, expected in document["sha256"].items():
         if not (path / name).is_file():
             raise UserError(f"{path}: {name} is missing; copy the whole folder, or export the model again.")
@@ -118,14 +128,18 @@ def read(path: str | Path) -> tuple[int, dict, dict]:
             raise UserError(f"{path / name} is damaged: its SHA-256 is not the one in {CONFIG}. Copy the folder again.")
     meta = {field: document[field] for field in ("kind", "step", "config", "preprocessing", "provenance")}
     meta["tokenizer"] = _read_tokenizer(path, document["tokenizer"])
-    meta["trained_on"] = (path / PATIENTS).read_text(encoding="utf-8").strip() if PATIENTS in document["sha256"] else None
+    meta["trained_on"] = (
+        (path / PATIENTS).read_text(encoding="utf-8").strip() if PATIENTS in document["sha256"] else None
+    )
     return document["step"], _read_arrays(path / WEIGHTS), meta
 
 
 def counts(variables: Mapping[str, Any]) -> dict[str, int]:
     """{top module: number of parameters}."""
-    return {name: sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
-            for name, tree in sorted(variables["params"].items())}
+    return {
+        name: sum(int(np.size(leaf)) for leaf in jax.tree.leaves(tree))
+        for name, tree in sorted(variables["params"].items())
+    }
 
 
 @contextlib.contextmanager
@@ -205,8 +219,11 @@ def _write_tokenizer(place: Path, text: str | None) -> dict[str, Any] | None:
     kept = json.loads(text)
     (place / TOKENIZER).write_bytes(kept["tokenizer"].encode())
     canonical = json.dumps(json.loads(kept["tokenizer"]), sort_keys=True)
-    return {"file": TOKENIZER, "pad_token": kept["pad_token"],
-            "fingerprint": hashlib.sha256(canonical.encode()).hexdigest()}
+    return {
+        "file": TOKENIZER,
+        "pad_token": kept["pad_token"],
+        "fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
+    }
 
 
 def _read_tokenizer(path: Path, entry: Mapping[str, Any] | None) -> str | None:
@@ -221,9 +238,12 @@ def _for_use(config: Mapping[str, Any]) -> dict[str, Any]:
         if section in config:
             kept[section] = {field: config[section][field] for field in fields if field in config[section]}
     if str(kept.get("predict", {}).get("prompts", "")).endswith(".json"):
-        del kept["predict"]["prompts"]      # a file of this machine
-    return {"name": without_paths(config.get("name", ""))} | {
-        name: config[name] for name in ("seed",) if name in config} | kept
+        del kept["predict"]["prompts"]  # a file of this machine
+    return (
+        {"name": without_paths(config.get("name", ""))}
+        | {name: config[name] for name in ("seed",) if name in config}
+        | kept
+    )
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -262,5 +282,7 @@ def _check_place(out: Path, files: Sequence[str], is_ours: Callable[[Path], bool
     names = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
     foreign = [name for name in names if name not in files]
     if foreign or (names and not is_ours(out)):
-        raise UserError(f"{out} holds {', '.join((foreign or names)[:4])} and is no earlier export: give a new folder, "
-                        "so that nothing of yours is overwritten.")
+        raise UserError(
+            f"{out} holds {', '.join((foreign or names)[:4])} and is no earlier export: give a new folder, "
+            "so that nothing of yours is overwritten."
+        )

@@ -49,74 +49,182 @@ class Licence(NamedTuple):
 _ATTRIBUTION = "Use and pass on with attribution."
 _NOTICE = "Use, change and pass on with the licence's notices."
 
-LICENCES = {licence.key: licence for licence in (
-    # Published weights.
-    Licence("mammo_clip", "CC BY-NC-SA 4.0 (Mammo-CLIP)", "https://github.com/batmanlab/Mammo-CLIP",
+LICENCES = {
+    licence.key: licence
+    for licence in (
+        # Published weights.
+        Licence(
+            "mammo_clip",
+            "CC BY-NC-SA 4.0 (Mammo-CLIP)",
+            "https://github.com/batmanlab/Mammo-CLIP",
             "Attribution, no commercial use; what is made from it goes on under the same terms. Its card on the hub "
             "once said CC BY 4.0; which of both holds for the weights is unresolved, so the stricter one is taken.",
-            hub="cc-by-nc-sa-4.0", share_alike=True, non_commercial=True),
-    Licence("mammo_fm", "Mammo-FM academic weights licence",
+            hub="cc-by-nc-sa-4.0",
+            share_alike=True,
+            non_commercial=True,
+        ),
+        Licence(
+            "mammo_fm",
+            "Mammo-FM academic weights licence",
             "LICENSE_WEIGHTS.txt in https://github.com/batmanlab/Mammo-FM",
             "Academic use only: no redistribution, no hosting or serving, no distillation, no initialising or "
             "improving of another model, no clinical or industry use.",
-            allows_export=False, allows_initialising=False, non_commercial=True, contained=("mammofm",)),
-    Licence("medclip", "MedCLIP: no licence stated", "https://github.com/RyanWangZf/MedCLIP",
+            allows_export=False,
+            allows_initialising=False,
+            non_commercial=True,
+            contained=("mammofm",),
+        ),
+        Licence(
+            "medclip",
+            "MedCLIP: no licence stated",
+            "https://github.com/RyanWangZf/MedCLIP",
             "The repository has no licence file; its setup.py says BSD, and whether that covers the weights is not "
-            "said. Ask the authors before passing them on."),
-    Licence("mama", "MaMA: Apache-2.0 code, weights withdrawn", "https://github.com/XYPB/MaMA",
+            "said. Ask the authors before passing them on.",
+        ),
+        Licence(
+            "mama",
+            "MaMA: Apache-2.0 code, weights withdrawn",
+            "https://github.com/XYPB/MaMA",
             "The code is Apache-2.0; the authors withdrew the weights, which were trained on EMBED, whose agreement "
             "forbids the public release of models trained on it without written permission.",
-            allows_export=False, non_commercial=True),
-    Licence("bio_clinicalbert", "MIT (Bio_ClinicalBERT)", "https://huggingface.co/emilyalsentzer/Bio_ClinicalBERT",
-            _NOTICE + " Trained on MIMIC-III notes. Not checked against the licence text.", hub="mit",
-            also=("emilyalsentzer/Bio_ClinicalBERT",)),
-    Licence("biomedlm", "BigScience BLOOM RAIL 1.0 (BioMedLM)", "https://huggingface.co/stanford-crfm/BioMedLM",
+            allows_export=False,
+            non_commercial=True,
+        ),
+        Licence(
+            "bio_clinicalbert",
+            "MIT (Bio_ClinicalBERT)",
+            "https://huggingface.co/emilyalsentzer/Bio_ClinicalBERT",
+            _NOTICE + " Trained on MIMIC-III notes. Not checked against the licence text.",
+            hub="mit",
+            also=("emilyalsentzer/Bio_ClinicalBERT",),
+        ),
+        Licence(
+            "biomedlm",
+            "BigScience BLOOM RAIL 1.0 (BioMedLM)",
+            "https://huggingface.co/stanford-crfm/BioMedLM",
             "May be used and passed on, with its restrictions of use handed down. Named so on its model card, which "
-            "calls it unfit for production; not checked against the licence text.", hub="bigscience-bloom-rail-1.0",
-            also=("bigscience-bloom-rail-1.0", "stanford-crfm/BioMedLM")),
-    Licence("dinov2", "Apache-2.0 (DINOv2)", "https://github.com/facebookresearch/dinov2",
-            _NOTICE, hub="apache-2.0"),
-    Licence("modernbert", "Apache-2.0 (ModernBERT)", "https://huggingface.co/answerdotai/ModernBERT-base",
-            _NOTICE, hub="apache-2.0", also=("answerdotai/ModernBERT-base",)),
-    Licence("minilm", "Apache-2.0 (all-MiniLM-L6-v2)", "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
-            _NOTICE, hub="apache-2.0", also=("sentence-transformers/all-MiniLM-L6-v2",)),
-    Licence("efficientnet_pytorch", "Apache-2.0 (efficientnet_pytorch)",
+            "calls it unfit for production; not checked against the licence text.",
+            hub="bigscience-bloom-rail-1.0",
+            also=("bigscience-bloom-rail-1.0", "stanford-crfm/BioMedLM"),
+        ),
+        Licence(
+            "dinov2", "Apache-2.0 (DINOv2)", "https://github.com/facebookresearch/dinov2", _NOTICE, hub="apache-2.0"
+        ),
+        Licence(
+            "modernbert",
+            "Apache-2.0 (ModernBERT)",
+            "https://huggingface.co/answerdotai/ModernBERT-base",
+            _NOTICE,
+            hub="apache-2.0",
+            also=("answerdotai/ModernBERT-base",),
+        ),
+        Licence(
+            "minilm",
+            "Apache-2.0 (all-MiniLM-L6-v2)",
+            "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2",
+            _NOTICE,
+            hub="apache-2.0",
+            also=("sentence-transformers/all-MiniLM-L6-v2",),
+        ),
+        Licence(
+            "efficientnet_pytorch",
+            "Apache-2.0 (efficientnet_pytorch)",
             "https://github.com/lukemelas/EfficientNet-PyTorch",
             _NOTICE + " Of the code; the weights were trained on ImageNet, whose images are for non-commercial "
-            "research, and what that means for the weights is not settled.", hub="apache-2.0"),
-    Licence("torchvision", "BSD-3-Clause (torchvision)", "https://github.com/pytorch/vision",
+            "research, and what that means for the weights is not settled.",
+            hub="apache-2.0",
+        ),
+        Licence(
+            "torchvision",
+            "BSD-3-Clause (torchvision)",
+            "https://github.com/pytorch/vision",
             _NOTICE + " Of the code; the weights may carry terms of their training data, such as ImageNet's.",
-            hub="bsd-3-clause"),
-    Licence("timm", "Apache-2.0 (timm)", "https://github.com/huggingface/pytorch-image-models",
+            hub="bsd-3-clause",
+        ),
+        Licence(
+            "timm",
+            "Apache-2.0 (timm)",
+            "https://github.com/huggingface/pytorch-image-models",
             _NOTICE + " Of the code; weights carry the terms on their own cards, and those of their training data.",
-            hub="apache-2.0"),
-    # Data sets with a say on models.
-    Licence("embed", "EMBED Research Use Agreement",
+            hub="apache-2.0",
+        ),
+        # Data sets with a say on models.
+        Licence(
+            "embed",
+            "EMBED Research Use Agreement",
             "EMBED_license.md in https://github.com/Emory-HITI/EMBED_Open_Data, clauses 1 and 5",
             "Non-commercial research; models, weights or embedding spaces trained or fine-tuned on any part of it "
             "may not be released to the public without written permission of Emory University.",
-            allows_export=False, non_commercial=True,
-            contained=("embedresearchuseagreement", "emorybreastimagingdataset")),
-    # General ones, for what users say.
-    Licence("apache-2.0", "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0", _NOTICE, hub="apache-2.0",
-            also=("apache", "apache 2", "apache license 2.0", "apache license, version 2.0")),
-    Licence("mit", "MIT", "https://opensource.org/license/mit", _NOTICE, hub="mit", also=("mit license",)),
-    Licence("bsd-3-clause", "BSD-3-Clause", "https://opensource.org/license/bsd-3-clause", _NOTICE, hub="bsd-3-clause",
-            also=("bsd 3", "bsd")),
-    Licence("cc0-1.0", "CC0 1.0", "https://creativecommons.org/publicdomain/zero/1.0/", "No conditions.", hub="cc0-1.0",
-            also=("cc0",)),
-    Licence("cc-by-3.0", "CC BY 3.0", "https://creativecommons.org/licenses/by/3.0/", _ATTRIBUTION, hub="cc-by-3.0"),
-    Licence("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/", _ATTRIBUTION, hub="cc-by-4.0"),
-    Licence("cc-by-nc-4.0", "CC BY-NC 4.0", "https://creativecommons.org/licenses/by-nc/4.0/",
-            _ATTRIBUTION + " No commercial use.", hub="cc-by-nc-4.0", non_commercial=True),
-    Licence("cc-by-sa-4.0", "CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/",
-            _ATTRIBUTION + " What is made from it goes on under the same terms.", hub="cc-by-sa-4.0", share_alike=True),
-    Licence("cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/",
+            allows_export=False,
+            non_commercial=True,
+            contained=("embedresearchuseagreement", "emorybreastimagingdataset"),
+        ),
+        # General ones, for what users say.
+        Licence(
+            "apache-2.0",
+            "Apache-2.0",
+            "https://www.apache.org/licenses/LICENSE-2.0",
+            _NOTICE,
+            hub="apache-2.0",
+            also=("apache", "apache 2", "apache license 2.0", "apache license, version 2.0"),
+        ),
+        Licence("mit", "MIT", "https://opensource.org/license/mit", _NOTICE, hub="mit", also=("mit license",)),
+        Licence(
+            "bsd-3-clause",
+            "BSD-3-Clause",
+            "https://opensource.org/license/bsd-3-clause",
+            _NOTICE,
+            hub="bsd-3-clause",
+            also=("bsd 3", "bsd"),
+        ),
+        Licence(
+            "cc0-1.0",
+            "CC0 1.0",
+            "https://creativecommons.org/publicdomain/zero/1.0/",
+            "No conditions.",
+            hub="cc0-1.0",
+            also=("cc0",),
+        ),
+        Licence(
+            "cc-by-3.0", "CC BY 3.0", "https://creativecommons.org/licenses/by/3.0/", _ATTRIBUTION, hub="cc-by-3.0"
+        ),
+        Licence(
+            "cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/", _ATTRIBUTION, hub="cc-by-4.0"
+        ),
+        Licence(
+            "cc-by-nc-4.0",
+            "CC BY-NC 4.0",
+            "https://creativecommons.org/licenses/by-nc/4.0/",
+            _ATTRIBUTION + " No commercial use.",
+            hub="cc-by-nc-4.0",
+            non_commercial=True,
+        ),
+        Licence(
+            "cc-by-sa-4.0",
+            "CC BY-SA 4.0",
+            "https://creativecommons.org/licenses/by-sa/4.0/",
+            _ATTRIBUTION + " What is made from it goes on under the same terms.",
+            hub="cc-by-sa-4.0",
+            share_alike=True,
+        ),
+        Licence(
+            "cc-by-nc-sa-4.0",
+            "CC BY-NC-SA 4.0",
+            "https://creativecommons.org/licenses/by-nc-sa/4.0/",
             _ATTRIBUTION + " No commercial use; what is made from it goes on under the same terms.",
-            hub="cc-by-nc-sa-4.0", share_alike=True, non_commercial=True),
-    Licence("unknown", "unknown", "nobody said", "Nothing is known of the terms: find out before passing it on.",
-            hub="unknown"),
-)}
+            hub="cc-by-nc-sa-4.0",
+            share_alike=True,
+            non_commercial=True,
+        ),
+        Licence(
+            "unknown",
+            "unknown",
+            "nobody said",
+            "Nothing is known of the terms: find out before passing it on.",
+            hub="unknown",
+        ),
+    )
+}
 
 
 def find(text: str) -> Licence:
@@ -136,8 +244,9 @@ def find(text: str) -> Licence:
     for licence in LICENCES.values():
         if any(part in wanted for part in licence.contained):
             return licence
-    return Licence(text, text, "as stated by the user or the data set",
-                   "Only this name is recorded, not what it asks for.")
+    return Licence(
+        text, text, "as stated by the user or the data set", "Only this name is recorded, not what it asks for."
+    )
 
 
 def terms(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -149,8 +258,17 @@ def terms(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     entries = [dict(entry) for entry in provenance.get("licences") or ()]
     for name, data in (provenance.get("data") or {}).items():
         term = find(data.get("licence") or "")
-        entries.append({"weights": f"data set {name}", "licence": term.key, "title": term.title, "stated": True,
-                        "data": name, "real": data.get("real"), "counts": data.get("counts")})
+        entries.append(
+            {
+                "weights": f"data set {name}",
+                "licence": term.key,
+                "title": term.title,
+                "stated": True,
+                "data": name,
+                "real": data.get("real"),
+                "counts": data.get("counts"),
+            }
+        )
     return entries
 
 
@@ -175,10 +293,13 @@ def check(action: str, provenance: Mapping[str, Any], override: str = "") -> dic
     if override.strip():
         of = list(dict.fromkeys(entry["weights"] for entry, _ in against))
         return {"action": action, "override": override.strip(), "of": of, "date": datetime.date.today().isoformat()}
-    reasons = " ".join(f"{entry['weights']}: {licence.title}. {licence.terms} See {licence.source}."
-                       for entry, licence in against)
-    raise UserError(f"{doing} this model is against the terms of what it comes from. {reasons} If you have a "
-                    f"permission, say so with {flag}=\"...\": the text is recorded in the model.")
+    reasons = " ".join(
+        f"{entry['weights']}: {licence.title}. {licence.terms} See {licence.source}." for entry, licence in against
+    )
+    raise UserError(
+        f"{doing} this model is against the terms of what it comes from. {reasons} If you have a "
+        f'permission, say so with {flag}="...": the text is recorded in the model.'
+    )
 
 
 def inherit(parents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ _AXES = {"same": None, "dense": (1, 0), "conv": (2, 3, 1, 0), "depthwise": (2, 3
 _DROPPED = {"depthwise": (3,), "pointwise": (2, 3)}
 # What PyTorch calls our arrays of convolutions and of batch norm.
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_TRACKED = "num_batches_tracked"        # beside every running mean of PyTorch: a count that nothing here needs
+_TRACKED = "num_batches_tracked"  # beside every running mean of PyTorch: a count that nothing here needs
 
 
 class Leaf(NamedTuple):
@@ -72,8 +72,8 @@ class Tower(NamedTuple):
 
     options: dict
     variables: dict
-    channels: int               # of its input; 0 for text
-    unused: list[str]           # keys without a counterpart, all of which the naming knows
+    channels: int  # of its input; 0 for text
+    unused: list[str]  # keys without a counterpart, all of which the naming knows
 
 
 def read(naming: Naming, state: State, config: Mapping[str, Any] | None = None) -> Tower:
@@ -92,14 +92,18 @@ def read(naming: Naming, state: State, config: Mapping[str, Any] | None = None) 
     unknown = [key for key in unused if not key.endswith(_TRACKED) and not re.fullmatch(naming.unused, key)]
     what = f"the {naming.encoder} with {options}"
     if missing or unknown:
-        raise UserError(f"{what} does not fit: {_listed('missing', missing)}{_listed('unused', unknown)}"
-                        "Is it another architecture, or another part of the file?")
+        raise UserError(
+            f"{what} does not fit: {_listed('missing', missing)}{_listed('unused', unknown)}"
+            "Is it another architecture, or another part of the file?"
+        )
     variables = {}
     for path, leaf in leaves.items():
         value = from_torch(leaf, state[leaf.key])
         if value.shape != wanted[path].shape:
-            raise UserError(f"{leaf.key} has the shape {state[leaf.key].shape}, which is {value.shape} for us; {what} "
-                            f"wants {wanted[path].shape} there.")
+            raise UserError(
+                f"{leaf.key} has the shape {state[leaf.key].shape}, which is {value.shape} for us; {what} "
+                f"wants {wanted[path].shape} there."
+            )
         variables[path] = value
     return Tower({"name": naming.encoder} | options, unflatten_dict(variables, sep="/"), channels, unused)
 
@@ -114,8 +118,10 @@ def write(naming: Naming, variables: Mapping[str, Any], options: Mapping[str, An
         parts.setdefault(leaf.key, {})[leaf.part[0]] = to_torch(leaf, np.asarray(value))
         if path.endswith("/mean") and path.startswith("batch_stats/"):
             counts[leaf.key.rpartition(".")[0] + "." + _TRACKED] = np.zeros((), np.int64)
-    state = {key: np.concatenate([values[i] for i in sorted(values)]) if len(values) > 1 else values[0]
-             for key, values in parts.items()}
+    state = {
+        key: np.concatenate([values[i] for i in sorted(values)]) if len(values) > 1 else values[0]
+        for key, values in parts.items()
+    }
     return state | counts | naming.filled(options)
 
 

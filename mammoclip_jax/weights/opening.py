@@ -26,7 +26,7 @@ class Imported(NamedTuple):
     meta: dict
     layout: str
     notes: list[str]
-    unused: list[str]           # keys of the file without a counterpart here, all of them known
+    unused: list[str]  # keys of the file without a counterpart here, all of them known
 
 
 def open_weights(name: str | Path) -> tuple[dict, dict]:
@@ -53,7 +53,12 @@ def is_ours(name: str | Path) -> bool:
 
 
 def import_weights(
-    name: str | Path, *, layout: str = "", licence: str = "", origin: str = "", tokenizer: str = "",
+    name: str | Path,
+    *,
+    layout: str = "",
+    licence: str = "",
+    origin: str = "",
+    tokenizer: str = "",
     labels: Sequence[str] = (),
 ) -> Imported:
     """Reads a published checkpoint or hub folder; nothing in it is run, and nothing is left out silently.
@@ -75,13 +80,17 @@ def import_weights(
     """
     path = Path(name)
     if is_ours(path):
-        raise UserError(f"{path} is a model of this program already: load it as it is, or copy it with `weights "
-                        f"export --workdir={path}`.")
+        raise UserError(
+            f"{path} is a model of this program already: load it as it is, or copy it with `weights "
+            f"export --workdir={path}`."
+        )
     if not path.exists():
         path, origin = _from_hub(str(name)), origin or on_hub(str(name))[0]
     if path.is_dir() and not _has_weights(path):
-        raise UserError(f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
-                        "of its checkpoints, a model folder, or a published file.")
+        raise UserError(
+            f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
+            "of its checkpoints, a model folder, or a published file."
+        )
     file = weight_files.read(path)
     if layout:
         lookup({known: known for known in layouts.LAYOUTS}, layout, "layout")
@@ -91,8 +100,10 @@ def import_weights(
         model = chosen.read(file.state, file.rest | {"labels": list(labels)}, file.config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    for option, given, used in (("labels", labels, "labels" in model.model),
-                                ("tokenizer", tokenizer, model.kind == "dual_encoder")):
+    for option, given, used in (
+        ("labels", labels, "labels" in model.model),
+        ("tokenizer", tokenizer, model.kind == "dual_encoder"),
+    ):
         if given and not used:
             raise UserError(f"{path}: its weights, of the kind {model.kind}, have no use for --{option}: leave it out.")
     tokenize, notes = None, list(model.notes)
@@ -101,20 +112,36 @@ def import_weights(
         notes += [problem] if problem else []
     terms, kept = licences.find(licence or chosen.licence), _kept(path, file.rest)
     if not licence and not kept and chosen.licence != "unknown":
-        notes.append(f"The licence is taken to be that of the published weights of this layout: {terms.title}. "
-                     "Say so if these are others (--licence, --origin).")
-    entry = {"weights": origin or chosen.title, "licence": terms.key, "title": terms.title, "stated": bool(licence),
-             "layout": layout, "file": path.name, "sha256": _sha256(file.path)}
+        notes.append(
+            f"The licence is taken to be that of the published weights of this layout: {terms.title}. "
+            "Say so if these are others (--licence, --origin)."
+        )
+    entry = {
+        "weights": origin or chosen.title,
+        "licence": terms.key,
+        "title": terms.title,
+        "stated": bool(licence),
+        "layout": layout,
+        "file": path.name,
+        "sha256": _sha256(file.path),
+    }
     meta = {
         "kind": model.kind,
         "step": int(file.rest.get("epoch") or 0) if isinstance(file.rest.get("epoch"), int) else 0,
-        "config": {"name": origin or chosen.title, "image": model.image, "model": model.model,
-                   "data": {"text_length": model.text_length}},
+        "config": {
+            "name": origin or chosen.title,
+            "image": model.image,
+            "model": model.model,
+            "data": {"text_length": model.text_length},
+        },
         "tokenizer": tokenize.to_json() if tokenize else None,
         "preprocessing": model.preprocessing,
-        "provenance": provenance.collect({}) | {
+        "provenance": provenance.collect({})
+        | {
             "licences": ([entry] if licence or not kept else []) + licences.inherit(kept),
-            "overrides": licences.inherit_overrides(kept), "notes": notes},
+            "overrides": licences.inherit_overrides(kept),
+            "notes": notes,
+        },
         "trained_on": kept[0].get("trained_on") if kept else None,
     }
     return Imported(model.variables, meta, layout, notes, sorted(model.unused))
@@ -128,8 +155,10 @@ def _kept(path: Path, rest: Mapping[str, Any]) -> list[dict]:
         provenance = json.loads(rest[PROVENANCE])
         licences.terms(provenance)
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: its {PROVENANCE}, which says under which terms it may be used, cannot be read "
-                        f"({error}): export the model again.") from error
+        raise UserError(
+            f"{path}: its {PROVENANCE}, which says under which terms it may be used, cannot be read "
+            f"({error}): export the model again."
+        ) from error
     return [provenance]
 
 
@@ -147,12 +176,16 @@ def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
     except UserError:
         if wanted or own:
             raise
-        return None, (f"Without its tokenizer ({model.tokenizer}), which is not within reach: embed_tokens takes token "
-                      "ids; import again with --tokenizer=FOLDER to embed texts.")
+        return None, (
+            f"Without its tokenizer ({model.tokenizer}), which is not within reach: embed_tokens takes token "
+            "ids; import again with --tokenizer=FOLDER to embed texts."
+        )
     rows = model.model["text"].get("vocab_size", tokenize.vocab_size)
     if tokenize.vocab_size > rows:
-        raise UserError(f"the tokenizer {name} has {tokenize.vocab_size} tokens, the text encoder {rows} token "
-                        "vectors: it is not the tokenizer of these weights.")
+        raise UserError(
+            f"the tokenizer {name} has {tokenize.vocab_size} tokens, the text encoder {rows} token "
+            "vectors: it is not the tokenizer of these weights."
+        )
     return tokenize, ""
 
 
@@ -178,17 +211,21 @@ def _from_hub(name: str) -> Path:
             if file:
                 return Path(hf_hub_download(repository, file, local_files_only=local))
             path = Path(snapshot_download(repository, local_files_only=local, allow_patterns=wanted))
-        except Exception as error:      # of many kinds: not cached, no network, no such model, no permission
+        except Exception as error:  # of many kinds: not cached, no network, no such model, no permission
             problem = error
             continue
-        if not local or _has_weights(path):     # the cache may hold its tokenizer alone
+        if not local or _has_weights(path):  # the cache may hold its tokenizer alone
             return path
     if not ask:
-        raise UserError(f"{name}: there is no such file or folder here, and the hub's local cache has no model of that "
-                        f"name. Correct the path; if it is a model on the hub, name it {HUB}{name}.")
+        raise UserError(
+            f"{name}: there is no such file or folder here, and the hub's local cache has no model of that "
+            f"name. Correct the path; if it is a model on the hub, name it {HUB}{name}."
+        )
     reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-    raise UserError(f"{name}: there is no such file or folder, and the hub could not be asked for it ({reason}). "
-                    "Copy the model's folder here and give its path.") from problem
+    raise UserError(
+        f"{name}: there is no such file or folder, and the hub could not be asked for it ({reason}). "
+        "Copy the model's folder here and give its path."
+    ) from problem
 
 
 def _sha256(path: Path) -> str:

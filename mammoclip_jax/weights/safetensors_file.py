@@ -14,10 +14,24 @@ import numpy as np
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights.torch_file import mistaken
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64,
-           "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16,
-           "U8": np.uint8, "BOOL": np.bool_, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-           "C64": np.complex64}
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "C64": np.complex64,
+}
 
 
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -32,17 +46,19 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if kind := mistaken(data[:512]):
             raise UserError(f"{path}: this is {kind}.")
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(bytes(data[8:8 + length]))
+        header = json.loads(bytes(data[8 : 8 + length]))
         metadata = header.pop("__metadata__", {})
-        content = memoryview(data)[8 + length:]
+        content = memoryview(data)[8 + length :]
         return {name: _array(content, **entry) for name, entry in header.items()}, dict(metadata)
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from error
-    except Exception as error:      # a damaged header can make any step fail, in any way
-        raise UserError(f"{path}: no safetensors file, or a damaged one ({type(error).__name__}: {str(error)[:200]}). "
-                        "Copy or download it again.") from error
+    except Exception as error:  # a damaged header can make any step fail, in any way
+        raise UserError(
+            f"{path}: no safetensors file, or a damaged one ({type(error).__name__}: {str(error)[:200]}). "
+            "Copy or download it again."
+        ) from error
 
 
 def _array(content: memoryview, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:

@@ -29,11 +29,11 @@ from mammoclip_jax.weights.folder import replacing, sha256, without_paths
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT, VERSION = "mammoclip_jax image tower", 1
 DESCRIPTION = "image_tower.json"
-_MODULES = ("image_encoder", "image_projection", "logit_scale")     # the last is declared by the module, not used here
+_MODULES = ("image_encoder", "image_projection", "logit_scale")  # the last is declared by the module, not used here
 
 
 def export_image(
-    out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any], *, platforms: Sequence[str] = PLATFORMS,
+    out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any], *, platforms: Sequence[str] = PLATFORMS
 ) -> Path:
     """Writes the programs of a dual encoder's image tower into the folder `out`; returns its path.
 
@@ -57,7 +57,7 @@ def export_image(
         for platform, file in files.items():
             program = export.export(jax.jit(tower), platforms=[platform])(images)
             (place / file).write_bytes(program.serialize())
-        vectors, = program.out_avals
+        (vectors,) = program.out_avals
         height, width = images.shape[1:]
         description = {
             "format": FORMAT,
@@ -104,8 +104,10 @@ def load_image(path: str | Path, platform: str = "") -> Callable[[np.ndarray], n
     def embed_image(images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         if images.shape[1:] != shape or images.dtype != dtype or not len(images):
-            raise UserError(f"the images are {images.dtype} {list(images.shape)}; {file.name} takes {dtype} [N, "
-                            f"{shape[0]}, {shape[1]}], N at least 1, preprocessed as {DESCRIPTION} says.")
+            raise UserError(
+                f"the images are {images.dtype} {list(images.shape)}; {file.name} takes {dtype} [N, "
+                f"{shape[0]}, {shape[1]}], N at least 1, preprocessed as {DESCRIPTION} says."
+            )
         return np.asarray(call(images))
 
     return embed_image
@@ -113,21 +115,22 @@ def load_image(path: str | Path, platform: str = "") -> Callable[[np.ndarray], n
 
 def _tower(variables, meta) -> Callable[[jax.Array], jax.Array]:
     options = {"projection": {"kind": "linear"}, "dtype": "float32"} | dict(meta["config"]["model"])
-    module = models.build(options, 0)       # the text encoder is never called
+    module = models.build(options, 0)  # the text encoder is never called
     pixels = augment.Preprocess(**meta["config"]["image"])
-    used = {collection: {name: tree[name] for name in _MODULES if name in tree}
-            for collection, tree in variables.items()}
+    used = {
+        collection: {name: tree[name] for name in _MODULES if name in tree} for collection, tree in variables.items()
+    }
 
     def embed_one(image):
         image = augment.eval_images(image[None], pixels)
         vectors, _ = module.apply(used, image, train=False, method="encode_image")
         return vectors[0]
 
-    return jax.vmap(embed_one)      # so that no encoder has to reckon with a batch size that is no number
+    return jax.vmap(embed_one)  # so that no encoder has to reckon with a batch size that is no number
 
 
 def _images(preprocessing: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
-    batch, = export.symbolic_shape("b")
+    (batch,) = export.symbolic_shape("b")
     dtype = jnp.uint16 if preprocessing.get("bits", 8) == 16 else jnp.uint8
     return jax.ShapeDtypeStruct((batch, preprocessing["height"], preprocessing["width"]), dtype)
 
@@ -148,12 +151,18 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no folder of image tower programs: {DESCRIPTION} cannot be read ({error}). Name "
-                        "one that `weights export --format=stablehlo` wrote.") from error
+        raise UserError(
+            f"{path} is no folder of image tower programs: {DESCRIPTION} cannot be read ({error}). Name "
+            "one that `weights export --format=stablehlo` wrote."
+        ) from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UserError(f"{file} does not describe image tower programs: name a folder that "
-                        "`weights export --format=stablehlo` wrote.")
+        raise UserError(
+            f"{file} does not describe image tower programs: name a folder that "
+            "`weights export --format=stablehlo` wrote."
+        )
     if description["format_version"] > VERSION:
-        raise UserError(f"{file} is of format version {description['format_version']}, this program knows up to "
-                        f"{VERSION}: update mammoclip_jax.")
+        raise UserError(
+            f"{file} is of format version {description['format_version']}, this program knows up to "
+            f"{VERSION}: update mammoclip_jax."
+        )
     return description

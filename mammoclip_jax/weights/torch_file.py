@@ -21,10 +21,10 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights.torch_globals import KNOWN, Storage
 from mammoclip_jax.weights.unpickle import load
 
-_MAGIC = 0x1950a86a20f9469cfc6c
+_MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
-_LOCAL_HEADER = struct.Struct("<4s22xHH")       # signature; lengths of name and extra field
-_SPARE = 1 << 24        # bytes that reading may make beyond 4 times the file's
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature; lengths of name and extra field
+_SPARE = 1 << 24  # bytes that reading may make beyond 4 times the file's
 _AGAIN = "Copy or download it again."
 
 
@@ -49,9 +49,10 @@ def read(path: str | Path) -> Any:
     except UserError as error:
         message = str(error)
         raise (error if message.startswith(f"{path}: ") else UserError(f"{path}: {message}")) from error.__cause__
-    except Exception as error:      # a damaged file can make any step fail, in any way
-        raise UserError(f"{path}: the file is damaged or cut short ({type(error).__name__}: {str(error)[:200]}). "
-                        f"{_AGAIN}") from error
+    except Exception as error:  # a damaged file can make any step fail, in any way
+        raise UserError(
+            f"{path}: the file is damaged or cut short ({type(error).__name__}: {str(error)[:200]}). {_AGAIN}"
+        ) from error
 
 
 def _mapped(path: Path) -> mmap.mmap:
@@ -87,7 +88,7 @@ def _check_kind(path: Path, data: mmap.mmap) -> None:
         kind = "an HDF5 file. Only PyTorch and safetensors files are read"
     elif head[8:9] == b"{":
         kind = "a safetensors file under another name. Rename it to .safetensors"
-    elif head[:1] not in (b"\x80", b"\x8a", b"L"):      # how a pickle of the magic number can begin
+    elif head[:1] not in (b"\x80", b"\x8a", b"L"):  # how a pickle of the magic number can begin
         kind = f"no file of torch.save: it begins with {head[:8]!r}. {_AGAIN[:-1]}"
     if kind:
         raise UserError(f"{path}: this is {kind}.")
@@ -116,16 +117,20 @@ class _Archive:
     """The zip format."""
 
     def __init__(self, path: Path, data: mmap.mmap):
-        self.path, self.data, self.left = path, data, len(data)     # `left`: bytes that records may still have
+        self.path, self.data, self.left = path, data, len(data)  # `left`: bytes that records may still have
         self.records = {info.filename: info for info in zipfile.ZipFile(data).infolist()}
         inside = min((name for name in self.records if name.split("/")[-1] == "data.pkl"), key=len, default=None)
         if inside is None:
-            raise UserError(f"{path}: a zip archive without a data.pkl inside, so not of torch.save. "
-                            "If it holds a checkpoint, unpack it and give that.")
-        self.prefix = inside[:-len("data.pkl")]
+            raise UserError(
+                f"{path}: a zip archive without a data.pkl inside, so not of torch.save. "
+                "If it holds a checkpoint, unpack it and give that."
+            )
+        self.prefix = inside[: -len("data.pkl")]
         if self.prefix + "constants.pkl" in self.records:
-            raise UserError(f"{path}: a TorchScript archive (torch.jit.save), which holds code. Where you have PyTorch: "
-                            "torch.save(torch.jit.load(FILE).state_dict(), OTHER), and give that.")
+            raise UserError(
+                f"{path}: a TorchScript archive (torch.jit.save), which holds code. Where you have PyTorch: "
+                "torch.save(torch.jit.load(FILE).state_dict(), OTHER), and give that."
+            )
         order = self.prefix + "byteorder"
         self.swapped = order in self.records and bytes(self.record(order)) == b"big"
         self.storages: dict[str, memoryview | np.ndarray] = {}
@@ -139,8 +144,10 @@ class _Archive:
             raise UserError(f"{self.path}: the record {name} is not in the archive. {_AGAIN}")
         info = self.records[name]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise UserError(f"{self.path}: the record {name} is compressed or encrypted; PyTorch stores it plainly. "
-                            "Unpack the archive, and pack it without compression (zip -0 -r).")
+            raise UserError(
+                f"{self.path}: the record {name} is compressed or encrypted; PyTorch stores it plainly. "
+                "Unpack the archive, and pack it without compression (zip -0 -r)."
+            )
         start = info.header_offset
         signature, *lengths = _LOCAL_HEADER.unpack_from(self.data, start)
         start += _LOCAL_HEADER.size + sum(lengths)
@@ -149,7 +156,7 @@ class _Archive:
         self.left -= info.file_size
         if self.left < 0:
             raise UserError(f"{self.path}: refused: records that lie over each other.")
-        content = memoryview(self.data)[start:start + info.file_size]
+        content = memoryview(self.data)[start : start + info.file_size]
         if info.CRC and zlib.crc32(content) != info.CRC:
             raise UserError(f"{self.path}: the record {name} has other bytes than were written. {_AGAIN}")
         return content
@@ -177,18 +184,19 @@ def _swapped(content: memoryview, dtype: np.dtype | None) -> np.ndarray:
 def _read_stream(path: Path, data: mmap.mmap) -> Any:
     """The older format. Its storages lie behind the pickle that names them, so that is read twice."""
     if _load(path, data, _no_storage) != _MAGIC:
-        raise UserError(f"{path}: a pickle, but not of torch.save. Save the state_dict with torch.save, or as "
-                        "safetensors.")
+        raise UserError(
+            f"{path}: a pickle, but not of torch.save. Save the state_dict with torch.save, or as safetensors."
+        )
     if _load(path, data, _no_storage) != _VERSION:
         raise UserError(f"{path}: a version of PyTorch's old format that is not known. Save it again with PyTorch.")
-    _load(path, data, _no_storage)       # of the machine: byte order is little-endian in any case
+    _load(path, data, _no_storage)  # of the machine: byte order is little-endian in any case
     start = data.tell()
     dtypes: dict[str, np.dtype | None] = {}
     contents: dict[str, memoryview] = {}
 
     def storage(saved: Any) -> Storage | str:
         if isinstance(saved, tuple) and saved and saved[0] in ("module", b"module"):
-            return saved[1]                         # the class of a pickled module; its source text is left out
+            return saved[1]  # the class of a pickled module; its source text is left out
         dtype, key, count, view = _storage_type(saved, (6,))
         dtypes.setdefault(key, dtype)
         if not contents:
@@ -199,7 +207,7 @@ def _read_stream(path: Path, data: mmap.mmap) -> Any:
             _, offset, count = view
             if min(offset, count) < 0 or (offset + count) * width > content.nbytes:
                 raise UserError(f"a view of storage {key} reaches beyond it. {_AGAIN}")
-            content = content[offset * width:(offset + count) * width]
+            content = content[offset * width : (offset + count) * width]
         return Storage(key, dtype, content)
 
     _load(path, data, storage)
@@ -212,12 +220,12 @@ def _read_stream(path: Path, data: mmap.mmap) -> Any:
         if not isinstance(key, str) or key not in dtypes:
             raise UserError(f"{path}: it lists a storage that no tensor is of. {_AGAIN}")
         dtype = dtypes[key]
-        count, = struct.unpack_from("<q", data, at)
+        (count,) = struct.unpack_from("<q", data, at)
         at += 8
         size = count * (dtype.itemsize if dtype else 1)
         if count < 0 or at + size > len(data):
             raise UserError(f"{path}: storage {key} should have {count} elements, but the file ends before. {_AGAIN}")
-        contents[key] = whole[at:at + size]
+        contents[key] = whole[at : at + size]
         at += size
     data.seek(start)
     return _load(path, data, storage)

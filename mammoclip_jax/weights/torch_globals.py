@@ -9,18 +9,52 @@ import numpy as np
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights.unpickle import Known, Opaque, Pending, checked_key, with_keys
 
-DTYPES = {name: np.dtype(getattr(np, name)) for name in (
-    "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64",
-    "complex64", "complex128")}
-DTYPES |= {"bool": np.dtype(np.bool_)} | {name: np.dtype(getattr(ml_dtypes, name)) for name in (
-    "bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")}
-DTYPES |= {"double": DTYPES["float64"], "float": DTYPES["float32"], "half": DTYPES["float16"],
-           "long": DTYPES["int64"], "int": DTYPES["int32"], "short": DTYPES["int16"]}
-_STORAGES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
-             "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool",
-             "ComplexDouble": "complex128", "ComplexFloat": "complex64"}
+DTYPES = {
+    name: np.dtype(getattr(np, name))
+    for name in (
+        "float64",
+        "float32",
+        "float16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "complex64",
+        "complex128",
+    )
+}
+DTYPES |= {"bool": np.dtype(np.bool_)} | {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+}
+DTYPES |= {
+    "double": DTYPES["float64"],
+    "float": DTYPES["float32"],
+    "half": DTYPES["float16"],
+    "long": DTYPES["int64"],
+    "int": DTYPES["int32"],
+    "short": DTYPES["int16"],
+}
+_STORAGES = {
+    "Double": "float64",
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Long": "int64",
+    "Int": "int32",
+    "Short": "int16",
+    "Char": "int8",
+    "Byte": "uint8",
+    "Bool": "bool",
+    "ComplexDouble": "complex128",
+    "ComplexFloat": "complex64",
+}
 _NUMPY_DTYPE = re.compile(r"[<>=|]?[?biufcSUOMm]\d{0,6}")
-_EXPANDED = 1 << 20     # elements that a tensor may have beyond its storage, by strides of 0
+_EXPANDED = 1 << 20  # elements that a tensor may have beyond its storage, by strides of 0
 
 
 class Storage(NamedTuple):
@@ -56,11 +90,15 @@ def tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any, d
         count *= n
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0
     if count and last >= held:
-        raise UserError(f"storage {storage.key} has {held} elements of {dtype}, but a tensor of size {size} and stride "
-                        f"{stride} at {offset} needs {last + 1}. The file is damaged; copy or download it again.")
+        raise UserError(
+            f"storage {storage.key} has {held} elements of {dtype}, but a tensor of size {size} and stride "
+            f"{stride} at {offset} needs {last + 1}. The file is damaged; copy or download it again."
+        )
     if count > max(held, _EXPANDED):
-        raise UserError(f"a tensor of size {size} repeats the {held} elements of storage {storage.key}; that is no "
-                        "weight. Save it in full (.contiguous()), or leave it out.")
+        raise UserError(
+            f"a tensor of size {size} repeats the {held} elements of storage {storage.key}; that is no "
+            "weight. Save it in full (.contiguous()), or leave it out."
+        )
     if not count:
         return np.empty(size, dtype)
     array = np.ndarray(size, dtype, storage.data, offset * dtype.itemsize, tuple(s * dtype.itemsize for s in stride))
@@ -107,7 +145,7 @@ class _Array(Pending):
     def build(self, state):
         _, shape, dtype, column_major, data = state
         if dtype.value.hasobject:
-            self.value = list(data)         # an array of objects says no more than a list
+            self.value = list(data)  # an array of objects says no more than a list
         else:
             data = data.encode("latin1") if isinstance(data, str) else data
             self.value = np.frombuffer(data, dtype.value).reshape(shape, order="F" if column_major else "C")
@@ -136,12 +174,14 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 def _items(kind: type):
     """`kind` of what is a container already; numbers would ask for that much memory."""
+
     def make(items=(), *_):
         if not isinstance(items, (list, tuple, set, frozenset, dict, bytes)):
             raise TypeError(f"a {kind.__name__} of a {type(items).__name__}")
         if kind is dict:
             return with_keys({}, items.items() if isinstance(items, dict) else items)
         return kind(map(checked_key, items) if kind in (set, frozenset) else items)
+
     return make
 
 
@@ -189,7 +229,8 @@ def _known() -> dict[tuple[str, str], Any]:
     for module, name in (("numpy", "ndarray"), ("torch", "Tensor"), ("torch.nn.parameter", "Parameter")):
         calls[module, name] = None
     known: dict[tuple[str, str], Any] = {
-        key: Known(".".join(key), make or _reference(".".join(key))) for key, make in calls.items()}
+        key: Known(".".join(key), make or _reference(".".join(key))) for key, make in calls.items()
+    }
     known |= {("torch", name): dtype for name, dtype in DTYPES.items()}
     for name, dtype in _STORAGES.items():
         for module in ("torch", "torch.cuda", "torch.storage"):

@@ -14,15 +14,22 @@ import numpy as np
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import whole
 
-_ALIGNMENT = 64             # of a storage in the file, so that it can be mapped
-_ZIP64 = 1 << 31            # from this size on, zipfile adds a field of 20 bytes to a record's header
-_LOCAL_HEADER = 30          # bytes before the name
+_ALIGNMENT = 64  # of a storage in the file, so that it can be mapped
+_ZIP64 = 1 << 31  # from this size on, zipfile adds a field of 20 bytes to a record's header
+_LOCAL_HEADER = 30  # bytes before the name
 _PREFIX = "archive"
 _STORAGES = {
-    np.dtype(np.float64): "DoubleStorage", np.dtype(np.float32): "FloatStorage", np.dtype(np.float16): "HalfStorage",
-    np.dtype(ml_dtypes.bfloat16): "BFloat16Storage", np.dtype(np.int64): "LongStorage",
-    np.dtype(np.int32): "IntStorage", np.dtype(np.int16): "ShortStorage", np.dtype(np.int8): "CharStorage",
-    np.dtype(np.uint8): "ByteStorage", np.dtype(np.bool_): "BoolStorage"}
+    np.dtype(np.float64): "DoubleStorage",
+    np.dtype(np.float32): "FloatStorage",
+    np.dtype(np.float16): "HalfStorage",
+    np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
+    np.dtype(np.int64): "LongStorage",
+    np.dtype(np.int32): "IntStorage",
+    np.dtype(np.int16): "ShortStorage",
+    np.dtype(np.int8): "CharStorage",
+    np.dtype(np.uint8): "ByteStorage",
+    np.dtype(np.bool_): "BoolStorage",
+}
 
 
 def write(path: str | Path, value: Any) -> None:
@@ -49,12 +56,13 @@ def write(path: str | Path, value: Any) -> None:
 
 def _write_archive(stream, pickled: bytes, arrays: list[np.ndarray]) -> None:
     with zipfile.ZipFile(stream, "w") as archive:
+
         def add(name: str, content: bytes | memoryview) -> None:
-            record = zipfile.ZipInfo(f"{_PREFIX}/{name}")       # dated 1980
+            record = zipfile.ZipInfo(f"{_PREFIX}/{name}")  # dated 1980
             big = len(content) >= _ZIP64
             start = stream.tell() + _LOCAL_HEADER + len(record.filename) + (20 if big else 0) + 4
             padding = -start % _ALIGNMENT
-            record.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding       # the field PyTorch pads with
+            record.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding  # the field PyTorch pads with
             record.file_size = len(content)
             with archive.open(record, "w", force_zip64=big) as target:
                 target.write(content)
@@ -69,13 +77,13 @@ def _write_archive(stream, pickled: bytes, arrays: list[np.ndarray]) -> None:
         add("version", b"3\n")
         records = sorted((info.filename, info.CRC) for info in archive.infolist())
         identity = int(hashlib.sha256(repr(records).encode()).hexdigest(), 16)
-        add(".data/serialization_id", f"{identity % 10 ** 40:040d}".encode())
+        add(".data/serialization_id", f"{identity % 10**40:040d}".encode())
 
 
 def _append(value: Any, where: str, out: bytearray, arrays: list, keys: dict[int, int]) -> None:
     """Appends the opcodes of `value`, and its arrays to `arrays`; `keys` are {id: number} of those already there."""
     if isinstance(value, np.generic) and not isinstance(value, str):
-        value = np.asarray(value)       # what NumPy's arithmetic makes of an array without axes
+        value = np.asarray(value)  # what NumPy's arithmetic makes of an array without axes
     if value is None:
         out += pickle.NONE
     elif isinstance(value, bool):
@@ -102,15 +110,19 @@ def _append(value: Any, where: str, out: bytearray, arrays: list, keys: dict[int
     elif isinstance(value, np.ndarray):
         _append_tensor(value, where, out, arrays, keys)
     else:
-        raise UserError(f"the value{where} is a {type(value).__name__}, which is not written to PyTorch files: "
-                        "dict, list, tuple, str, int, float, bool, None and NumPy arrays are.")
+        raise UserError(
+            f"the value{where} is a {type(value).__name__}, which is not written to PyTorch files: "
+            "dict, list, tuple, str, int, float, bool, None and NumPy arrays are."
+        )
 
 
 def _append_tensor(array: np.ndarray, where: str, out: bytearray, arrays: list, keys: dict[int, int]) -> None:
     native = _ordered(array.dtype, "=")
     if native not in _STORAGES:
-        raise UserError(f"the array{where} is of {array.dtype}, which is not written to PyTorch files. "
-                        f"Convert it to one of {', '.join(str(dtype) for dtype in _STORAGES)}.")
+        raise UserError(
+            f"the array{where} is of {array.dtype}, which is not written to PyTorch files. "
+            f"Convert it to one of {', '.join(str(dtype) for dtype in _STORAGES)}."
+        )
     if id(array) not in keys:
         keys[id(array)] = len(arrays)
         arrays.append(array)
@@ -118,6 +130,7 @@ def _append_tensor(array: np.ndarray, where: str, out: bytearray, arrays: list, 
     for n in reversed(array.shape):
         stride.insert(0, step)
         step *= max(n, 1)
+
     def plain(*items: Any) -> None:
         for item in items:
             _append(item, where, out, arrays, keys)
@@ -127,8 +140,8 @@ def _append_tensor(array: np.ndarray, where: str, out: bytearray, arrays: list, 
     out += _name("torch", _STORAGES[native])
     plain(str(keys[id(array)]), "cpu", array.size)
     out += pickle.TUPLE + pickle.BINPERSID
-    plain(0, array.shape, tuple(stride), False)                         # offset; no gradient
-    out += _name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE     # backward hooks
+    plain(0, array.shape, tuple(stride), False)  # offset; no gradient
+    out += _name("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE  # backward hooks
     out += pickle.TUPLE + pickle.REDUCE
 
 

@@ -18,13 +18,16 @@ import numpy as np
 from mammoclip_jax.errors import UserError
 
 # A class below these may lie in a checkpoint beside the arrays. Nothing is imported from them.
-HARMLESS = ("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "ml_collections",
-            "transformers", "tokenizers", "timm", "torchvision", "efficientnet_pytorch", "breastclip",
-            "torch.nn", "torch.optim", "torch.amp", "torch.cuda.amp", "torch.utils.data",
-            "pathlib", "enum", "datetime", "decimal", "fractions", "uuid", "typing", "types", "easydict", "yacs.config")
-DEPTH = 200             # containers within containers; a whole pickled module needs some 50
-STEPS = 10_000_000      # opcodes; ten thousand tensors with their optimiser's take half a million
-KEY = 100               # values in a key of tuples: each is hashed anew whenever the key is used
+HARMLESS = tuple(
+    """
+    omegaconf pytorch_lightning lightning lightning_fabric lightning_utilities ml_collections transformers
+    tokenizers timm torchvision efficientnet_pytorch breastclip torch.nn torch.optim torch.amp torch.cuda.amp
+    torch.utils.data pathlib enum datetime decimal fractions uuid typing types easydict yacs.config
+    """.split()
+)
+DEPTH = 200  # containers within containers; a whole pickled module needs some 50
+STEPS = 10_000_000  # opcodes; ten thousand tensors with their optimiser's take half a million
+KEY = 100  # values in a key of tuples: each is hashed anew whenever the key is used
 _MARK = object()
 _LESS = "Where you trust it: load it with the code that wrote it, and save only the state_dict."
 _MAPPING_TYPES = ("Namespace", "SimpleNamespace", "AttributeDict", "EasyDict", "CfgNode", "AttrDict")
@@ -66,7 +69,7 @@ class Pending:
 
 
 def load(
-    stream, known: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any], file: str, room: int = 1 << 24,
+    stream, known: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any], file: str, room: int = 1 << 24
 ) -> Any:
     """The object of the pickle that starts at the stream's position; the stream then stands behind it.
 
@@ -93,7 +96,7 @@ def load(
 def checked_key(value: Any) -> Any:
     """`value`; TypeError if its hash takes long or overflows the interpreter's stack: nested tuples, huge numbers."""
     parts = [value]
-    for part in parts:              # to which the parts of tuples are added
+    for part in parts:  # to which the parts of tuples are added
         if isinstance(part, tuple):
             if len(parts) + len(part) > KEY:
                 raise TypeError("a key of nested tuples")
@@ -140,7 +143,7 @@ def finished(value: Any, seen: dict | None = None, depth: int = 0) -> Any:
         result = _plain(value, seen, depth)
     else:
         return value
-    seen[key] = result, value       # `value` is kept so that no other object gets its id
+    seen[key] = result, value  # `value` is kept so that no other object gets its id
     return result
 
 
@@ -206,16 +209,22 @@ class _Machine:
         if (module, name) in self.known:
             return self.known[module, name]
         full = f"{module}.{name}"
-        if name.isidentifier() and name.lstrip("_")[:1].isupper() and any(
-                module == package or module.startswith(package + ".") for package in HARMLESS):
+        if (
+            name.isidentifier()
+            and name.lstrip("_")[:1].isupper()
+            and any(module == package or module.startswith(package + ".") for package in HARMLESS)
+        ):
             return Known(full, lambda *args: Opaque(full, args))
         raise UserError(
             f"{self.file}: refused: {full}. A checkpoint of arrays doesn't need it, and loading it in Python could run "
-            "code. Where you trust the file: load it with the code that wrote it, and save only the state_dict.")
+            "code. Where you trust the file: load it with the code that wrote it, and save only the state_dict."
+        )
 
     def call(self, function: Any, args: Any) -> Any:
         if not isinstance(function, Known) or not isinstance(args, tuple):
-            raise UserError(f"{self.file}: refused: it calls a {type(function).__name__}, where only names may be called.")
+            raise UserError(
+                f"{self.file}: refused: it calls a {type(function).__name__}, where only names may be called."
+            )
         self.spend(*args)
         result = function.make(*args)
         self.spend(result if isinstance(result, np.ndarray) else None)
@@ -224,7 +233,7 @@ class _Machine:
     def above_mark(self) -> list:
         for i in reversed(range(len(self.stack))):
             if self.stack[i] is _MARK:
-                items = self.stack[i + 1:]
+                items = self.stack[i + 1 :]
                 del self.stack[i:]
                 return items
         raise ValueError("no mark")
@@ -340,9 +349,36 @@ class _Machine:
 
 
 # pickletools decodes their argument.
-_CONSTANTS = frozenset((
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE",
-    "BINUNICODE", "BINUNICODE8"))
-_FRESH = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_LIST": list,
-          "EMPTY_DICT": dict, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
+_CONSTANTS = frozenset(
+    (
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+    )
+)
+_FRESH = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": set,
+    "EMPTY_TUPLE": tuple,
+}

@@ -21,7 +21,7 @@ from mammoclip_jax.weights import licences
 
 Variables = Mapping[str, Any]
 
-MOST_CHANNELS = 4       # of an image: a kernel with more inputs is not an encoder's first
+MOST_CHANNELS = 4  # of an image: a kernel with more inputs is not an encoder's first
 
 
 class Report(NamedTuple):
@@ -47,15 +47,20 @@ class Report(NamedTuple):
         """A few lines for the log."""
         lines = [f"warm start from {self.what}: {len(self.loaded)} arrays loaded, {self.parameters:,} parameters"]
         lines += [f"  adapted {path}: {how}" for path, how in self.adapted]
-        lines += [f"  {kind} {len(paths)}: {_grouped(paths)}"
-                  for kind, paths in (("left at their initial values", self.fresh),
-                                      ("of the source not used", self.ignored)) if paths]
+        lines += [
+            f"  {kind} {len(paths)}: {_grouped(paths)}"
+            for kind, paths in (("left at their initial values", self.fresh), ("of the source not used", self.ignored))
+            if paths
+        ]
         return "\n".join(lines)
 
     def counts(self) -> dict[str, int]:
         """JSON: the length of each list, and the number of parameters."""
-        return {name: value if isinstance(value, int) else len(value)
-                for name, value in self._asdict().items() if name != "what"}
+        return {
+            name: value if isinstance(value, int) else len(value)
+            for name, value in self._asdict().items()
+            if name != "what"
+        }
 
 
 class Started(NamedTuple):
@@ -70,18 +75,31 @@ class Started(NamedTuple):
     def provenance(self) -> dict:
         """JSON for the run's own provenance: parents, licences that bind it, overrides."""
         origins = [meta["provenance"] for meta in self.sources.values()]
-        parents = [{"name": name, "what": self.reports[name].what, "origin": meta["config"].get("name", ""),
-                    "kind": meta["kind"], "step": meta["step"],
-                    "licences": [entry.get("title") for entry in meta["provenance"].get("licences", [])],
-                    "patients_known": meta.get("trained_on") is not None and all(
-                        parent.get("patients_known") for parent in meta["provenance"].get("parents", ())),
-                    "report": self.reports[name].counts()} for name, meta in self.sources.items()]
-        return {"parents": parents, "licences": licences.inherit(origins),
-                "overrides": licences.inherit_overrides(origins) + self.overrides}
+        parents = [
+            {
+                "name": name,
+                "what": self.reports[name].what,
+                "origin": meta["config"].get("name", ""),
+                "kind": meta["kind"],
+                "step": meta["step"],
+                "licences": [entry.get("title") for entry in meta["provenance"].get("licences", [])],
+                "patients_known": meta.get("trained_on") is not None
+                and all(parent.get("patients_known") for parent in meta["provenance"].get("parents", ())),
+                "report": self.reports[name].counts(),
+            }
+            for name, meta in self.sources.items()
+        ]
+        return {
+            "parents": parents,
+            "licences": licences.inherit(origins),
+            "overrides": licences.inherit_overrides(origins) + self.overrides,
+        }
 
     def to_json(self) -> dict:
-        return {"provenance": self.provenance,
-                "reports": {name: report._asdict() for name, report in self.reports.items()}}
+        return {
+            "provenance": self.provenance,
+            "reports": {name: report._asdict() for name, report in self.reports.items()},
+        }
 
     def differences(self, meta: Mapping[str, Any]) -> list[str]:
         """For each dual encoder whose both towers were taken: a line for people if its images were prepared otherwise.
@@ -93,13 +111,21 @@ class Started(NamedTuple):
             towers = {path.partition("/")[0] for path in self.reports[name].loaded}
             if source["kind"] != "dual_encoder" or not {"image_encoder", "text_encoder"} <= towers:
                 continue
-            pairs = ((source.get("preprocessing"), meta["preprocessing"], ""),
-                     (source["config"].get("image"), meta["config"]["image"], "config.image."))
-            changed = [f"{prefix}{key} {theirs[key]!r} -> {ours[key]!r}" for theirs, ours, prefix in pairs
-                       for key in ours if theirs and key in theirs and theirs[key] != ours[key]]
+            pairs = (
+                (source.get("preprocessing"), meta["preprocessing"], ""),
+                (source["config"].get("image"), meta["config"]["image"], "config.image."),
+            )
+            changed = [
+                f"{prefix}{key} {theirs[key]!r} -> {ours[key]!r}"
+                for theirs, ours, prefix in pairs
+                for key in ours
+                if theirs and key in theirs and theirs[key] != ours[key]
+            ]
             if changed:
-                lines.append(f"{self.reports[name].what} was trained on images prepared otherwise than this run's: "
-                             + ", ".join(changed))
+                lines.append(
+                    f"{self.reports[name].what} was trained on images prepared otherwise than this run's: "
+                    + ", ".join(changed)
+                )
         return lines
 
 
@@ -117,8 +143,9 @@ def start(fresh: Variables, options: Mapping[str, Mapping[str, Any]], open_weigh
     for name, entry in options.items():
         check_options(lambda weights, load, skip, override: None, entry, f"config.warm_start.{name}")
         if "weights" not in entry:
-            raise UserError(f"config.warm_start.{name} has no `weights`: name a run, a model folder, a file or a model "
-                            "on the hub.")
+            raise UserError(
+                f"config.warm_start.{name} has no `weights`: name a run, a model folder, a file or a model on the hub."
+            )
         if not entry["weights"]:
             logging.info("config.warm_start.%s names no weights: nothing is loaded for it", name)
             continue
@@ -126,15 +153,19 @@ def start(fresh: Variables, options: Mapping[str, Mapping[str, Any]], open_weigh
         override = licences.check("initialise", meta["provenance"], entry.get("override", ""))
         started.overrides.extend([override] if override else [])
         source, _ = lora.merged(source, meta["config"]["model"])
-        variables, report = apply(variables, source, what=str(entry["weights"]),
-                                  **{key: _expressions(entry.get(key, ())) for key in ("load", "skip")})
+        variables, report = apply(
+            variables,
+            source,
+            what=str(entry["weights"]),
+            **{key: _expressions(entry.get(key, ())) for key in ("load", "skip")},
+        )
         logging.info("config.warm_start.%s: %s", name, report.text())
         started.reports[name], started.sources[name] = report, meta
     return variables, started
 
 
 def apply(
-    fresh: Variables, source: Variables, *, load: Iterable[str] = (), skip: Iterable[str] = (), what: str,
+    fresh: Variables, source: Variables, *, load: Iterable[str] = (), skip: Iterable[str] = (), what: str
 ) -> tuple[dict, Report]:
     """The variables `fresh` with the values of `source` where they have the same path.
 
@@ -157,8 +188,10 @@ def apply(
     chosen = _selected(targets, sources, load, skip, what)
     missing = sorted(_bare(path) for path in chosen if path not in sources)
     if load and missing:
-        raise UserError(f"{what} has no {_few(missing)}, which config.warm_start wants to load. It has "
-                        f"{_grouped(_bare(path) for path in sources)}: narrow `load`, or name them in `skip`.")
+        raise UserError(
+            f"{what} has no {_few(missing)}, which config.warm_start wants to load. It has "
+            f"{_grouped(_bare(path) for path in sources)}: narrow `load`, or name them in `skip`."
+        )
     values, loaded, adapted, parameters = dict(targets), [], [], 0
     for path in (path for path in targets if path in chosen and path in sources):
         value, how = _fitted(path, targets, np.asarray(sources[path]), what)
@@ -167,14 +200,20 @@ def apply(
         parameters += value.size if path.startswith("params/") else 0
         adapted += [(_bare(path), how)] if how else []
     if not loaded:
-        raise UserError(f"{what} has nothing that this model could start from: it has "
-                        f"{_grouped(_bare(path) for path in sources)}, the model "
-                        f"{_grouped(_bare(path) for path in targets)}.")
+        raise UserError(
+            f"{what} has nothing that this model could start from: it has "
+            f"{_grouped(_bare(path) for path in sources)}, the model "
+            f"{_grouped(_bare(path) for path in targets)}."
+        )
     used = set(loaded)
     return unflatten_dict(values, sep="/"), Report(
-        what, [_bare(path) for path in loaded], parameters, adapted,
+        what,
+        [_bare(path) for path in loaded],
+        parameters,
+        adapted,
         fresh=[_bare(path) for path in targets if path not in used],
-        ignored=[_bare(path) for path in sources if path not in used])
+        ignored=[_bare(path) for path in sources if path not in used],
+    )
 
 
 def _expressions(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -187,18 +226,25 @@ def _selected(targets, sources, load, skip, what) -> set[str]:
     for field, rules, known in (("load", load, names), ("skip", skip, names | {_bare(path) for path in sources})):
         for rule in rules:
             if not any(re.match(rule, name) for name in known):
-                raise UserError(f"config.warm_start, {what}: {field} matches no path with {rule!r}."
-                                f"{suggestion(rule, known)} The parameter table in the log lists all paths.")
+                raise UserError(
+                    f"config.warm_start, {what}: {field} matches no path with {rule!r}."
+                    f"{suggestion(rule, known)} The parameter table in the log lists all paths."
+                )
 
     def hit(name):
         return (not load or any(re.match(rule, name) for rule in load)) and not any(
-            re.match(rule, name) for rule in skip)
+            re.match(rule, name) for rule in skip
+        )
 
     params = {path for path in targets if path.startswith("params/") and hit(_bare(path))}
     modules = {_module(path) for path in targets if path.startswith("params/")}
     chosen_modules = {_module(path) for path in params}
-    statistics = {path for path in targets if not path.startswith("params/") and (
-        _module(path) in chosen_modules if _module(path) in modules else hit(_bare(path)))}
+    statistics = {
+        path
+        for path in targets
+        if not path.startswith("params/")
+        and (_module(path) in chosen_modules if _module(path) in modules else hit(_bare(path)))
+    }
     return params | statistics
 
 
@@ -212,19 +258,24 @@ def _fitted(path: str, targets: Mapping[str, Any], value: np.ndarray, what: str)
             result = adapt(path, targets, value)
             if result is not None:
                 return result
-    raise UserError(f"{_bare(path)} has the shape {tuple(target.shape)} in this model and {value.shape} in {what}: "
-                    f"change config.model to fit, or name it in config.warm_start's skip to start it afresh.")
+    raise UserError(
+        f"{_bare(path)} has the shape {tuple(target.shape)} in this model and {value.shape} in {what}: "
+        f"change config.model to fit, or name it in config.warm_start's skip to start it afresh."
+    )
 
 
 def _patch_positions(path, targets, value):
     """[1, 1 + n, C] of a square grid to another, bicubically, as the model does for an image of another size."""
     target = targets[path]
     sides = [math.isqrt(max(shape[1] - 1, 0)) for shape in (value.shape, target.shape)]
-    if len(value.shape) != 3 or value.shape[2] != target.shape[2] or any(
-            side * side + 1 != shape[1] for side, shape in zip(sides, (value.shape, target.shape))):
+    if (
+        len(value.shape) != 3
+        or value.shape[2] != target.shape[2]
+        or any(side * side + 1 != shape[1] for side, shape in zip(sides, (value.shape, target.shape)))
+    ):
         return None
     old, new = sides
-    antialias = f"{path.rpartition('/')[0]}/register_tokens" in targets      # as models.vit.dinov2 has it
+    antialias = f"{path.rpartition('/')[0]}/register_tokens" in targets  # as models.vit.dinov2 has it
     matrix = cubic_matrix(old, new, antialias)
     grid = np.einsum("hg,wk,gkc->hwc", matrix, matrix, value[0, 1:].reshape(old, old, -1))
     resampled = np.concatenate([value[:, :1], grid.reshape(1, new * new, -1)], axis=1)
@@ -237,7 +288,7 @@ def _token_positions(path, targets, value):
     if value.shape[1:] != target.shape[1:]:
         return None
     if len(value) > len(target):
-        return value[:len(target)], f"the first {len(target)} of {len(value)} positions"
+        return value[: len(target)], f"the first {len(target)} of {len(value)} positions"
     return _extended(value, target), f"the {len(value)} positions there are, the last {len(target) - len(value)} fresh"
 
 
@@ -268,7 +319,7 @@ _ADAPTATIONS: dict[str, Callable] = {
 
 
 def _extended(value, target):
-    return np.concatenate([value, np.asarray(target)[len(value):]])
+    return np.concatenate([value, np.asarray(target)[len(value) :]])
 
 
 def _bare(path: str) -> str:

@@ -14,7 +14,7 @@ from mammoclip_jax.weights.unpickle import Opaque
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".tar", ".ckpt")
 # Where in the object of a torch file its state dict may be; in the order they are tried.
 _PLACES = ("model", "state_dict", "model_state_dict", "module", "ema")
-_WRAPPERS = ("module.", "_orig_mod.")       # of DataParallel and DistributedDataParallel; of torch.compile
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and DistributedDataParallel; of torch.compile
 _HUB_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -71,8 +71,14 @@ def in_folder(folder: str | Path) -> list[Path]:
     files = sorted(file for file in folder.glob("*") if file.suffix in SUFFIXES and file.is_file())
     if len(files) != 1:
         names = ", ".join(file.name for file in files[:8])
-        raise UserError(f"{folder}: " + (f"there are {len(files)} weights files ({names}). Give the path of one."
-                                         if files else f"there is no weights file ({', '.join(SUFFIXES)})."))
+        raise UserError(
+            f"{folder}: "
+            + (
+                f"there are {len(files)} weights files ({names}). Give the path of one."
+                if files
+                else f"there is no weights file ({', '.join(SUFFIXES)})."
+            )
+        )
     return files
 
 
@@ -83,8 +89,10 @@ def _shards(index: Path) -> list[Path]:
         raise UserError(f"{index}: {outside[0]!r} is no name of a file beside it.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing or not names:
-        raise UserError(f"{index.parent}: {index.name} names {len(names)} shards; missing: "
-                        f"{', '.join(missing) or 'all'}. Copy them there.")
+        raise UserError(
+            f"{index.parent}: {index.name} names {len(names)} shards; missing: "
+            f"{', '.join(missing) or 'all'}. Copy them there."
+        )
     return [index.parent / name for name in names]
 
 
@@ -101,8 +109,10 @@ def _check_index(folder: Path, state: Mapping[str, np.ndarray]) -> None:
     if index and index.suffix == ".json":
         missing = [key for key in _weight_map(index) if key not in state]
         if missing:
-            raise UserError(f"{folder}: {index.name} names {missing[0]} and {len(missing) - 1} more keys that no shard "
-                            "has. Index and shards are of different models.")
+            raise UserError(
+                f"{folder}: {index.name} names {missing[0]} and {len(missing) - 1} more keys that no shard "
+                "has. Index and shards are of different models."
+            )
 
 
 def _read_one(path: Path) -> tuple[dict[str, np.ndarray], dict]:
@@ -125,20 +135,25 @@ def _divided(path: Path, value: Any) -> tuple[dict[str, np.ndarray], dict]:
             if isinstance(inside, dict) and (state := _arrays(inside)):
                 others = {key: item for key, item in inside.items() if key not in state}
                 return state, {key: item for key, item in value.items() if key != place} | (
-                    {place: others} if others else {})
+                    {place: others} if others else {}
+                )
         if state := _arrays(value):
             return state, {key: item for key, item in value.items() if key not in state}
         for place in _PLACES:
             if isinstance(value.get(place), Opaque):
                 raise _whole_module(path, value[place])
     holds = f"a dict with {', '.join(map(str, list(value)[:8]))}" if isinstance(value, dict) else type(value).__name__
-    raise UserError(f"{path}: there is no state dict in it, at the top or under {', '.join(_PLACES)}; it holds "
-                    f"{holds or 'nothing'}.")
+    raise UserError(
+        f"{path}: there is no state dict in it, at the top or under {', '.join(_PLACES)}; it holds "
+        f"{holds or 'nothing'}."
+    )
 
 
 def _whole_module(path: Path, module: Opaque) -> UserError:
-    return UserError(f"{path}: it holds a whole {module.name} object, not its state dict; that needs its code to be "
-                     "read. Where you have that: torch.save(model.state_dict(), OTHER), and give that.")
+    return UserError(
+        f"{path}: it holds a whole {module.name} object, not its state dict; that needs its code to be "
+        "read. Where you have that: torch.save(model.state_dict(), OTHER), and give that."
+    )
 
 
 def _arrays(values: Mapping[Any, Any]) -> dict[str, np.ndarray]:
@@ -146,7 +161,7 @@ def _arrays(values: Mapping[Any, Any]) -> dict[str, np.ndarray]:
 
 
 def _unwrapped(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for prefix in _WRAPPERS * 2:        # one may be around the other
+    for prefix in _WRAPPERS * 2:  # one may be around the other
         if state and all(key.startswith(prefix) and key != prefix for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state

@@ -12,27 +12,67 @@ from mammoclip_jax.training.mesh import make_mesh
 GROUPS = "replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0','axis_1'}"
 # Line, kind, bytes of a device, groups. %p is f32[16,128], %q bf16[64].
 FORMS = [
-    (f"%r = f32[16,128]{{1,0:T(8,128)}} all-reduce(%p), channel_id=1, {GROUPS}, to_apply=%add",
-     "all-reduce", 8192, "mesh['axis_0'=4,'axis_1'=1] {'axis_0','axis_1'}"),
-    ("%r = (f32[16,128]{1,0}, /*index=1*/bf16[64]{0}) all-reduce(%p, %q), replica_groups={{0,1},{2,3}}, to_apply=%add",
-     "all-reduce", 8320, "{{0,1},{2,3}}"),
-    ("%r = f32[16,128]{1,0} all-reduce-start(%p), replica_groups=[2,4]<=[8], to_apply=%add",
-     "all-reduce", 8192, "[2,4]<=[8]"),
-    ("%r = f32[64,128]{1,0} all-gather(%p), replica_groups=[1,4]<=[4], dimensions={0}", "all-gather", 32768,
-     "[1,4]<=[4]"),
-    ("%r = (f32[16,128]{1,0}, f32[64,128]{1,0}) all-gather-start(%p), replica_groups=[2,2]<=[2,2]T(1,0)",
-     "all-gather", 32768, "[2,2]<=[2,2]T(1,0)"),
-    ("%r = ((f32[16,128], bf16[64]), (f32[32,128], bf16[128])) all-gather-start(%p, %q), replica_groups={}",
-     "all-gather", 16640, "{}"),
-    ("%r = f32[4,128]{1,0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add",
-     "reduce-scatter", 8192, "{{0,1,2,3}}"),
-    ("%r = f32[16,128]{1,0} all-to-all(%p), replica_groups={{0,1,2,3}}, dimensions={0}", "all-to-all", 8192,
-     "{{0,1,2,3}}"),
+    (
+        f"%r = f32[16,128]{{1,0:T(8,128)}} all-reduce(%p), channel_id=1, {GROUPS}, to_apply=%add",
+        "all-reduce",
+        8192,
+        "mesh['axis_0'=4,'axis_1'=1] {'axis_0','axis_1'}",
+    ),
+    (
+        "%r = (f32[16,128]{1,0}, /*index=1*/bf16[64]{0}) all-reduce(%p, %q), replica_groups={{0,1},{2,3}}, to_apply=%add",
+        "all-reduce",
+        8320,
+        "{{0,1},{2,3}}",
+    ),
+    (
+        "%r = f32[16,128]{1,0} all-reduce-start(%p), replica_groups=[2,4]<=[8], to_apply=%add",
+        "all-reduce",
+        8192,
+        "[2,4]<=[8]",
+    ),
+    (
+        "%r = f32[64,128]{1,0} all-gather(%p), replica_groups=[1,4]<=[4], dimensions={0}",
+        "all-gather",
+        32768,
+        "[1,4]<=[4]",
+    ),
+    (
+        "%r = (f32[16,128]{1,0}, f32[64,128]{1,0}) all-gather-start(%p), replica_groups=[2,2]<=[2,2]T(1,0)",
+        "all-gather",
+        32768,
+        "[2,2]<=[2,2]T(1,0)",
+    ),
+    (
+        "%r = ((f32[16,128], bf16[64]), (f32[32,128], bf16[128])) all-gather-start(%p, %q), replica_groups={}",
+        "all-gather",
+        16640,
+        "{}",
+    ),
+    (
+        "%r = f32[4,128]{1,0} reduce-scatter(%p), replica_groups={{0,1,2,3}}, dimensions={0}, to_apply=%add",
+        "reduce-scatter",
+        8192,
+        "{{0,1,2,3}}",
+    ),
+    (
+        "%r = f32[16,128]{1,0} all-to-all(%p), replica_groups={{0,1,2,3}}, dimensions={0}",
+        "all-to-all",
+        8192,
+        "{{0,1,2,3}}",
+    ),
     ("%r = (bf16[64]{0}, bf16[64]{0}) all-to-all(%q, %q), replica_groups={{0,1}}", "all-to-all", 256, "{{0,1}}"),
-    ("%r = f32[16,128]{1,0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}", "collective-permute", 8192,
-     "{{0,1},{1,0}}"),
-    ("%r = (f32[16,128], f32[16,128], u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}",
-     "collective-permute", 8192, "{{0,1}}"),
+    (
+        "%r = f32[16,128]{1,0} collective-permute(%p), source_target_pairs={{0,1},{1,0}}",
+        "collective-permute",
+        8192,
+        "{{0,1},{1,0}}",
+    ),
+    (
+        "%r = (f32[16,128], f32[16,128], u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}",
+        "collective-permute",
+        8192,
+        "{{0,1}}",
+    ),
 ]
 
 
@@ -58,13 +98,17 @@ def test_an_asynchronous_collective_is_counted_once():
   ROOT %all = f32[16]{{0}} all-reduce(%x), channel_id=7, replica_groups={{}}
 }}
 """
-    program = hlo.parse(fused.format("start_of") + fused.format("end_of") + """
+    program = hlo.parse(
+        fused.format("start_of")
+        + fused.format("end_of")
+        + """
 ENTRY %main (p: f32[16]) -> f32[16] {
   %p = f32[16]{0} parameter(0)
   %a = f32[16]{0} fusion(%p), kind=kCustom, calls=%start_of
   ROOT %b = f32[16]{0} fusion(%a), kind=kCustom, calls=%end_of
 }
-""")
+"""
+    )
     assert [collective.total for collective in collectives.find(program)] == [64]
 
 

@@ -14,7 +14,7 @@ from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 
 SQUARE = jax.ShapeDtypeStruct((4, 4), jnp.float32)
-ONE = 2 * 4**3      # of the product of two squares
+ONE = 2 * 4**3  # of the product of two squares
 
 
 def array(*shape):
@@ -22,30 +22,44 @@ def array(*shape):
 
 
 def conv(x, kernel, stride=1, groups=1, **options):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", feature_group_count=groups,
-                                    dimension_numbers=("NHWC", "HWIO", "NHWC"), **options)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        feature_group_count=groups,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        **options,
+    )
 
 
 def test_a_product_is_two_for_each_multiply_add():
     assert flops.model_flops(jnp.matmul, array(3, 5), array(5, 7)) == 2 * 3 * 5 * 7
-    assert flops.model_flops(lambda q, k: jnp.einsum("nqhd,nkhd->nhqk", q, k), array(2, 3, 4, 5),
-                             array(2, 6, 4, 5)) == 2 * 2 * 4 * 3 * 6 * 5
+    assert (
+        flops.model_flops(lambda q, k: jnp.einsum("nqhd,nkhd->nhqk", q, k), array(2, 3, 4, 5), array(2, 6, 4, 5))
+        == 2 * 2 * 4 * 3 * 6 * 5
+    )
 
 
 def test_convolutions_count_the_channels_of_their_group():
     assert flops.model_flops(conv, array(2, 8, 6, 4), array(3, 3, 4, 10)) == 2 * (2 * 8 * 6 * 10) * 9 * 4
     strided = flops.model_flops(lambda x, k: conv(x, k, stride=2), array(2, 8, 6, 4), array(3, 3, 4, 10))
     assert strided == 2 * (2 * 4 * 3 * 10) * 9 * 4
-    assert flops.model_flops(lambda x, k: conv(x, k, groups=2), array(2, 8, 6, 4), array(3, 3, 2, 10)) \
+    assert (
+        flops.model_flops(lambda x, k: conv(x, k, groups=2), array(2, 8, 6, 4), array(3, 3, 2, 10))
         == 2 * (2 * 8 * 6 * 10) * 9 * 2
-    assert flops.model_flops(lambda x, k: conv(x, k, groups=4), array(2, 8, 6, 4), array(3, 3, 1, 4)) \
+    )
+    assert (
+        flops.model_flops(lambda x, k: conv(x, k, groups=4), array(2, 8, 6, 4), array(3, 3, 1, 4))
         == 2 * (2 * 8 * 6 * 4) * 9
+    )
 
 
 def test_the_zeros_between_dilated_inputs_are_no_work():
     def transposed(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2),
-                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     out = transposed(jnp.zeros((1, 4, 4, 3)), jnp.zeros((2, 2, 3, 5))).size
     assert flops.model_flops(transposed, array(1, 4, 4, 3), array(2, 2, 3, 5)) == 2 * out * 4 * 3 // 4
@@ -66,27 +80,34 @@ def product(x):
 product.defvjp(lambda x: (x @ x, x), lambda x, g: (g @ x.T + x.T @ g,))
 
 
-@pytest.mark.parametrize("function, passes", [
-    (jax.jit(lambda x: x @ x), 1),
-    (jax.checkpoint(lambda x: x @ x), 1),
-    (product, 1),
-    (lambda x: jax.nn.relu(x @ x), 1),
-    (lambda x: lax.scan(lambda c, _: (c @ c, c), x, length=7)[0], 7),
-    (lambda x: lax.scan(lambda c, _: (jax.checkpoint(lambda y: y @ y)(c), None), x, length=7)[0], 7),
-    (lambda x: lax.fori_loop(0, 5, lambda i, c: c @ c, x), 5),
-    (lambda x: lax.while_loop(lambda c: c[0] < 6, lambda c: (c[0] + 1, c[1] @ c[1]), (2, x))[1], 4),
-    (lambda x: lax.cond(x[0, 0] > 0, lambda y: y @ y, lambda y: y @ y @ y, x), 2),
-    (lambda x: lax.platform_dependent(x, cpu=lambda y: y * 2, default=lambda y: y @ y), 1),
-    (lambda x: lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x), 0),
-])
+@pytest.mark.parametrize(
+    "function, passes",
+    [
+        (jax.jit(lambda x: x @ x), 1),
+        (jax.checkpoint(lambda x: x @ x), 1),
+        (product, 1),
+        (lambda x: jax.nn.relu(x @ x), 1),
+        (lambda x: lax.scan(lambda c, _: (c @ c, c), x, length=7)[0], 7),
+        (lambda x: lax.scan(lambda c, _: (jax.checkpoint(lambda y: y @ y)(c), None), x, length=7)[0], 7),
+        (lambda x: lax.fori_loop(0, 5, lambda i, c: c @ c, x), 5),
+        (lambda x: lax.while_loop(lambda c: c[0] < 6, lambda c: (c[0] + 1, c[1] @ c[1]), (2, x))[1], 4),
+        (lambda x: lax.cond(x[0, 0] > 0, lambda y: y @ y, lambda y: y @ y @ y, x), 2),
+        (lambda x: lax.platform_dependent(x, cpu=lambda y: y * 2, default=lambda y: y @ y), 1),
+        (lambda x: lax.while_loop(lambda y: y.sum() < 9, lambda y: y + 1, x), 0),
+    ],
+)
 def test_nested_programs_count_as_often_as_they_run(function, passes):
     assert flops.model_flops(function, SQUARE) == passes * ONE
 
 
 def test_what_each_device_does_counts_for_all():
     mesh = make_mesh({"data": 4, "fsdp": 2})
-    function = jax.shard_map(lambda x, y: x @ y, mesh=mesh, in_specs=(PartitionSpec(("data", "fsdp")), PartitionSpec()),
-                             out_specs=PartitionSpec(("data", "fsdp")))
+    function = jax.shard_map(
+        lambda x, y: x @ y,
+        mesh=mesh,
+        in_specs=(PartitionSpec(("data", "fsdp")), PartitionSpec()),
+        out_specs=PartitionSpec(("data", "fsdp")),
+    )
     assert flops.model_flops(function, array(16, 4), array(4, 4)) == 2 * 16 * 4 * 4
 
 
@@ -117,8 +138,9 @@ def bert_flops(texts, length, layers, width, inner):
 def config():
     config = defaults()
     config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3)
-    config.model.text.update(name="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=64)
+    config.model.text.update(
+        name="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
     config.model.dim, config.data.text_length, config.train.batch_size = 16, 16, 4
     config.losses.mammo_clip = dict(weight=1.0)
     return config
@@ -131,7 +153,7 @@ def test_a_step_is_three_forward_passes_and_one_of_a_frozen_tower(config):
 
     mesh = make_mesh({}, jax.devices()[:1])
     both, texts_frozen, all_frozen = step(), step(frozen=("text",)), step(frozen=("image", "text"))
-    text = bert_flops(8, 16, 1, 32, 64) + 2 * 8 * 32 * 16      # and the projection
+    text = bert_flops(8, 16, 1, 32, 64) + 2 * 8 * 32 * 16  # and the projection
     assert both - texts_frozen == 2 * text
     assert both == 3 * all_frozen
 

@@ -72,7 +72,7 @@ def test_a_loop_whose_end_is_not_known_counts_once_and_is_named():
     assert program.unknown_loops == ("loop",)
 
 
-@pytest.mark.parametrize("noted", ['backend_config={"known_trip_count":{"n":"7"}}', 'known_trip_count={n=7}'])
+@pytest.mark.parametrize("noted", ['backend_config={"known_trip_count":{"n":"7"}}', "known_trip_count={n=7}"])
 def test_a_noted_number_of_passes_goes_before_the_condition(noted):
     text = TPU_LOOP.replace("body=%outer_body", f"body=%outer_body, {noted}")
     assert hlo.parse(text).passes["outer_body"] == 7
@@ -81,7 +81,7 @@ def test_a_noted_number_of_passes_goes_before_the_condition(noted):
 def test_tiles_of_a_layout_fill_up_memory():
     (array,) = hlo.arrays("bf16[8,32,24,8]{3,2,1,0:T(8,128)(2,1)S(1)}")
     assert array.bytes == 8 * 32 * 24 * 8 * 2 and array.padded == 8 * 32 * 24 * 128 * 2 and array.space == 1
-    (array,) = hlo.arrays("f32[24,100]{0,1:T(8,128)}")      # the second axis is the slower one
+    (array,) = hlo.arrays("f32[24,100]{0,1:T(8,128)}")  # the second axis is the slower one
     assert array.padded == 104 * 128 * 4 and array.space == 0
     signal, number, flag = hlo.arrays("(u32[]{:S(2)}, f32[3,5], pred[7]{0})")
     assert (signal.bytes, number.bytes, number.padded, flag.bytes) == (4, 60, 60, 7)

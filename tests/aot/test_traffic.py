@@ -24,11 +24,14 @@ ENTRY %main (p: f32[8,32], q: f32[32,24]) -> f32[8,24] {
     assert sums == (4 * (8 * 32 + 32 * 24 + 8 * 24), 4 * (8 * 32 + 32 * 24 + 8 * 24), 2 * 8 * 32 * 24)
 
 
-@pytest.mark.parametrize("groups,window,flops", [
-    (1, "size=3x3 pad=1_1x1_1", 2 * 2 * 6 * (3 * 6 - 2) * (3 * 5 - 2) * 4),    # the border has fewer taps
-    (4, "size=3x3 pad=1_1x1_1", 2 * 2 * 6 * (3 * 6 - 2) * (3 * 5 - 2)),
-    (1, "size=3x3 stride=2x2 pad=0_1x0_0", 2 * 2 * 6 * (3 + 3 + 2) * (3 + 3) * 4),
-])
+@pytest.mark.parametrize(
+    "groups,window,flops",
+    [
+        (1, "size=3x3 pad=1_1x1_1", 2 * 2 * 6 * (3 * 6 - 2) * (3 * 5 - 2) * 4),  # the border has fewer taps
+        (4, "size=3x3 pad=1_1x1_1", 2 * 2 * 6 * (3 * 6 - 2) * (3 * 5 - 2)),
+        (1, "size=3x3 stride=2x2 pad=0_1x0_0", 2 * 2 * 6 * (3 + 3 + 2) * (3 + 3) * 4),
+    ],
+)
 def test_a_convolution_counts_the_taps_that_meet_an_input(groups, window, flops):
     height, width = (3, 2) if "stride" in window else (6, 5)
     text = f"""

@@ -9,7 +9,7 @@ from mammoclip_jax.errors import UserError
 class FakeWorker:
     """Stands for `worker.Worker`: the specification says how long its steps take and how much memory they need."""
 
-    log: list[str] = []         # of all of them: what was done, in order
+    log: list[str] = []  # of all of them: what was done, in order
     alive = 0
 
     def __init__(self, module, specification, environment=None):

@@ -18,28 +18,40 @@ def side(*seconds, gib=1, **about):
 
 
 def test_ratios_are_of_neighbours_and_of_medians():
-    ours, tuned = against.compare(side(1, 2, 30, gib=3), {"tuned": side(2, 5, 40, gib=4)}, steps=3, warm_up=1,
-                                  start=FakeWorker)
+    ours, tuned = against.compare(
+        side(1, 2, 30, gib=3), {"tuned": side(2, 5, 40, gib=4)}, steps=3, warm_up=1, start=FakeWorker
+    )
     assert (ours["side"], ours["seconds"], ours["time_ratio"], ours["memory_ratio"]) == ("jax", 2.0, 1.0, 1.0)
-    assert tuned["time_ratio"] == 0.5           # the median of 1/2, 2/5 and 30/40
-    assert tuned["ratio_of_medians"] == 0.4     # 2 to 5
+    assert tuned["time_ratio"] == 0.5  # the median of 1/2, 2/5 and 30/40
+    assert tuned["ratio_of_medians"] == 0.4  # 2 to 5
     assert tuned["memory_ratio"] == 0.75 and tuned["peak_gib"] == 4
     assert (tuned["p10"], tuned["p90"], tuned["steps"]) == (2.6, 33.0, 3)
 
 
 def test_steps_take_turns_and_the_order_turns_with_them():
     against.compare(side(1, 1, 1), {"tuned": side(1, 1, 1)}, steps=3, warm_up=2, start=FakeWorker)
-    assert FakeWorker.log == ["start programs 1", "warm 2", "start torch_peer 2", "warm 2", "programs", "torch_peer",
-                              "torch_peer", "programs", "programs", "torch_peer"]
+    assert FakeWorker.log == [
+        "start programs 1",
+        "warm 2",
+        "start torch_peer 2",
+        "warm 2",
+        "programs",
+        "torch_peer",
+        "torch_peer",
+        "programs",
+        "programs",
+        "torch_peer",
+    ]
     assert FakeWorker.alive == 0
 
 
 def test_with_alternating_processes_one_lives_at_a_time():
-    ours, peer = against.compare(side(1, 3, 2), {"reference": side(4, 4, 2)}, steps=3, warm_up=1, alternate="process",
-                                 rounds=2, start=FakeWorker)
+    ours, peer = against.compare(
+        side(1, 3, 2), {"reference": side(4, 4, 2)}, steps=3, warm_up=1, alternate="process", rounds=2, start=FakeWorker
+    )
     starts = [line for line in FakeWorker.log if line.startswith("start")]
     assert starts == ["start programs 1", "start torch_peer 1", "start torch_peer 1", "start programs 1"]
-    assert peer["steps"] == 6 and peer["time_ratio"] == 0.5      # 2 to 4 in each round
+    assert peer["steps"] == 6 and peer["time_ratio"] == 0.5  # 2 to 4 in each round
 
 
 def test_other_numbers_of_parameters_are_other_work():
@@ -61,15 +73,18 @@ def test_both_sides_get_the_malloc_setting():
     assert seen == [{"GLIBC_TUNABLES": "a=1"}] * 2 + [{}] * 2
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model.image.name": "resnet"}, "an efficientnet"),
-    ({"model.text.name": "gpt2"}, "a bert"),
-    ({"image.intensity": "range"}, "minmax"),
-    ({"model.dtype": "bfloat16"}, "float32"),
-    ({"train.clip_norm": 1.0}, "clip_norm"),
-    ({"model.frozen": ("text",)}, "frozen"),
-    ({"data.views": 1}, "2 views"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model.image.name": "resnet"}, "an efficientnet"),
+        ({"model.text.name": "gpt2"}, "a bert"),
+        ({"image.intensity": "range"}, "minmax"),
+        ({"model.dtype": "bfloat16"}, "float32"),
+        ({"train.clip_norm": 1.0}, "clip_norm"),
+        ({"model.frozen": ("text",)}, "frozen"),
+        ({"data.views": 1}, "2 views"),
+    ],
+)
 def test_what_pytorch_does_not_have_here_is_refused(config, change, message):
     config.update_from_flattened_dict(change)
     with pytest.raises(UserError, match=f"--against=torch needs.*{message}"):
@@ -78,5 +93,6 @@ def test_what_pytorch_does_not_have_here_is_refused(config, change, message):
 
 def test_images_fill_breasts(config, tmp_path):
     with pytest.raises(UserError, match="--images=3 must be a multiple"):
-        against.specification(config, "pretrain", images=3, height=64, width=48, lengths=(8,), vocab_size=50,
-                              folder=tmp_path)
+        against.specification(
+            config, "pretrain", images=3, height=64, width=48, lengths=(8,), vocab_size=50, folder=tmp_path
+        )

@@ -20,7 +20,7 @@ from mammoclip_jax.weights.naming import write
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 SIZE = {"height": 64, "width": 48, "vocab_size": 50}
 LENGTHS = (12, 5, 9, 7)
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}        # else threads that wait spin, and others' work stands still
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}  # else threads that wait spin, and others' work stands still
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_losses_agree_step_after_step(config, work, tmp_path):
     ours = against.specification(config, work, images=4, lengths=LENGTHS, folder=tmp_path, devices=1, **SIZE)
     about, step = programs.make(ours)
     found = [step()["loss"] for _ in range(3)]
-    assert abs(found[0] - found[2]) > 0.02 * found[0]       # it did learn
+    assert abs(found[0] - found[2]) > 0.02 * found[0]  # it did learn
     files = {"inputs": ours["inputs"], "weights": carried(fresh(config, work), config, tmp_path / "weights.npz")}
     for setting, checkpoint in (("reference", False), ("tuned", False), ("tuned", True)):
         peer = against.peer_specification(config, work, setting=setting, vocab_size=50, checkpoint=checkpoint)

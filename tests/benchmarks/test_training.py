@@ -13,8 +13,11 @@ def rows(config, about, figures={}, seconds=(2.0, 1.0, 4.0), work="pretrain", **
         def __init__(self, module, specification, environment):
             batch = specification["config"]["train"]["batch_size"]
             more = {"images": 2 * batch, "devices": specification["devices"] or 1}
-            super().__init__(module, specification | {"seconds": seconds, "bytes": 2**30, "figures": figures,
-                                                      "about": more | about}, environment)
+            super().__init__(
+                module,
+                specification | {"seconds": seconds, "bytes": 2**30, "figures": figures, "about": more | about},
+                environment,
+            )
 
     return training.rows(config, work, start=Worker, **OPTIONS | options)
 
@@ -28,8 +31,9 @@ def test_figures_are_medians_with_percentiles(config):
 
 
 def test_utilisation_and_memory_are_the_devices_where_they_are_known(config):
-    (row,) = rows(config, {"model_flops": 197e12, "device_kind": "TPU v5 lite", "devices": 2},
-                  {"device_peak_bytes": 3 * 2**30})
+    (row,) = rows(
+        config, {"model_flops": 197e12, "device_kind": "TPU v5 lite", "devices": 2}, {"device_peak_bytes": 3 * 2**30}
+    )
     assert row["mfu"] == 0.25 and row["peak_gib"] == 3.0 and row["peak_of"] == "device"
 
 

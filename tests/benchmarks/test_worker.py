@@ -37,7 +37,7 @@ def test_a_process_that_dies_is_named():
 
 
 def test_a_peak_does_not_count_what_was_before():
-    with mmap.mmap(-1, 2**27) as pages:     # no malloc, which may keep what is freed
+    with mmap.mmap(-1, 2**27) as pages:  # no malloc, which may keep what is freed
         for start in range(0, len(pages), 4096):
             pages[start] = 1
         high = Peak().bytes()

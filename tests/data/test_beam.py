@@ -23,16 +23,19 @@ def _fail(number: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [
-    ("--direct_running_mode=in_memory",),
-    ("--direct_running_mode=multi_processing", "--direct_num_workers=2"),
-])
+@pytest.mark.parametrize(
+    "options",
+    [("--direct_running_mode=in_memory",), ("--direct_running_mode=multi_processing", "--direct_num_workers=2")],
+)
 def test_every_item_is_worked_on(tmp_path, monkeypatch, options):
     pytest.importorskip("apache_beam")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))    # the workers import this file by name
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the workers import this file by name
     beam.run(functools.partial(_write, tmp_path), [1, 2, 3], "DirectRunner", options)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "1": "[0, 1, 2, 3]", "2": "[0, 2, 4, 6]", "3": "[0, 3, 6, 9]"}
+        "1": "[0, 1, 2, 3]",
+        "2": "[0, 2, 4, 6]",
+        "3": "[0, 3, 6, 9]",
+    }
 
 
 def test_a_failure_names_its_cause():

@@ -46,10 +46,26 @@ def report_folder(root: Path, images: int = 6, extra: tuple[dict, ...] = ()) -> 
     rows = []
     for number in range(images):
         name = f"Jane_Doe_{number}.dcm"
-        write(root / name, breast(seed=number), ImageLaterality="L", ViewPosition="CC", PatientName="Doe^Jane",
-              PatientID=f"SECRET{number // 2}", Manufacturer="HOLOGIC, Inc.")
-        rows.append({"image": name, "patient": f"SECRET{number // 2}", "study": f"ACC{number // 2}", "laterality": "L",
-                     "view": "CC", "report": REPORT, "cancer": str(number % 2)})
+        write(
+            root / name,
+            breast(seed=number),
+            ImageLaterality="L",
+            ViewPosition="CC",
+            PatientName="Doe^Jane",
+            PatientID=f"SECRET{number // 2}",
+            Manufacturer="HOLOGIC, Inc.",
+        )
+        rows.append(
+            {
+                "image": name,
+                "patient": f"SECRET{number // 2}",
+                "study": f"ACC{number // 2}",
+                "laterality": "L",
+                "view": "CC",
+                "report": REPORT,
+                "cancer": str(number % 2),
+            }
+        )
     rows += [rows[0] | row for row in extra]
     with open(root / "reports.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -76,8 +92,13 @@ def test_a_folder_is_prepared_and_read(tmp_path):
     assert "file" not in dataset.index and (out / "tokenizer.json").is_file()
     assert dataset.info["real"] is True and dataset.info["preprocessing"]["height"] == 32
     assert sorted(path.name for path in out.iterdir()) == [
-        "dataset.json", "images-00000-of-00002.array_record", "images-00001-of-00002.array_record", "index.parquet",
-        "quarantine.csv", "tokenizer.json"]
+        "dataset.json",
+        "images-00000-of-00002.array_record",
+        "images-00001-of-00002.array_record",
+        "index.parquet",
+        "quarantine.csv",
+        "tokenizer.json",
+    ]
 
 
 def test_a_second_run_does_nothing_or_names_the_difference(tmp_path):
@@ -106,17 +127,17 @@ def test_only_what_is_new_or_changed_is_made(tmp_path):
 
     clean = dict(images=47, quarantined=1, made=47, reused=0, up_to_date=False)
     assert again("a") == clean and again("a") == clean | dict(made=0, reused=47, up_to_date=True)
-    (root / "mdb005.pgm").write_bytes((root / "mdb006.pgm").read_bytes())       # a file is changed
+    (root / "mdb005.pgm").write_bytes((root / "mdb006.pgm").read_bytes())  # a file is changed
     assert again("a") == clean | dict(made=1, reused=46) and same("b")
-    (root / "mdb003.pgm").write_bytes((root / "mdb006.pgm").read_bytes())       # the bad one is mended
+    (root / "mdb003.pgm").write_bytes((root / "mdb006.pgm").read_bytes())  # the bad one is mended
     assert again("a") == dict(images=48, quarantined=0, made=1, reused=47, up_to_date=False) and same("c")
     table = root / "Info.txt"
-    table.write_text(table.read_text().replace("mdb009 F NORM", "mdb009 D NORM"))     # a label, not a pixel
+    table.write_text(table.read_text().replace("mdb009 F NORM", "mdb009 D NORM"))  # a label, not a pixel
     assert again("a") == dict(images=48, quarantined=0, made=0, reused=48, up_to_date=False) and same("d")
-    (root / "mdb049.pgm").write_bytes((root / "mdb006.pgm").read_bytes())       # one more
+    (root / "mdb049.pgm").write_bytes((root / "mdb006.pgm").read_bytes())  # one more
     table.write_text(table.read_text() + "\nmdb049 F NORM")
     assert again("a") == dict(images=49, quarantined=0, made=1, reused=48, up_to_date=False) and same("e")
-    (root / "mdb001.pgm").unlink()                                              # and one less
+    (root / "mdb001.pgm").unlink()  # and one less
     assert again("a") == dict(images=48, quarantined=1, made=0, reused=48, up_to_date=False) and same("f")
 
 
@@ -141,7 +162,7 @@ def test_records_of_another_program_never_lie_beside_new_ones(tmp_path, monkeypa
     assert Dataset.open(out).info["provenance"]["program"] == "new"
     shutil.rmtree(out)
     with pytest.raises(UserError, match="were quarantined"):
-        run("old", max_quarantined=0)               # its shards are whole
+        run("old", max_quarantined=0)  # its shards are whole
     assert run("new") == (3, 0, False, False)
 
 
@@ -155,10 +176,23 @@ def test_the_program_is_the_code_that_makes_a_record(monkeypatch):
 
 def flagged_folder(root: Path) -> Path:
     root.mkdir()
-    for name, tags in {"a": {}, "b": {}, "c": {"PresentationIntentType": "FOR PROCESSING"},
-                       "d": {"BodyPartExamined": "SPECIMEN"}, "e": {"PaddleDescription": "SPOT"}}.items():
-        write(root / f"{name}.dcm", breast(seed=ord(name)), PatientID=name, StudyInstanceUID=f"1.{ord(name)}", SOPInstanceUID=f"1.2.{ord(name)}",
-              ImageLaterality="L", ViewPosition="CC", **tags)
+    for name, tags in {
+        "a": {},
+        "b": {},
+        "c": {"PresentationIntentType": "FOR PROCESSING"},
+        "d": {"BodyPartExamined": "SPECIMEN"},
+        "e": {"PaddleDescription": "SPOT"},
+    }.items():
+        write(
+            root / f"{name}.dcm",
+            breast(seed=ord(name)),
+            PatientID=name,
+            StudyInstanceUID=f"1.{ord(name)}",
+            SOPInstanceUID=f"1.2.{ord(name)}",
+            ImageLaterality="L",
+            ViewPosition="CC",
+            **tags,
+        )
     return root
 
 
@@ -171,12 +205,23 @@ def test_images_are_left_out_by_their_flags(tmp_path):
         assert counts["reasons"] == found["reasons"] and counts["quarantined"] == found["quarantined"]
         return {name: counts[name] for name in ("images", "left_out", "made", "reused", "reasons", "flags")}
 
-    assert run() == {"images": 3, "left_out": 2, "made": 3, "reused": 0, "flags": {"spot": 1},
-                     "reasons": {"left out, for_processing": 1, "left out, specimen": 1}}
+    assert run() == {
+        "images": 3,
+        "left_out": 2,
+        "made": 3,
+        "reused": 0,
+        "flags": {"spot": 1},
+        "reasons": {"left out, for_processing": 1, "left out, specimen": 1},
+    }
     assert {row["stage"] for row in quarantine(out)} == {"left out"}
     assert run(leave_out=["spot", "specimen"]) == {
-        "images": 3, "left_out": 2, "made": 1, "reused": 2, "flags": {"for_processing": 1},
-        "reasons": {"left out, specimen": 1, "left out, spot": 1}}
+        "images": 3,
+        "left_out": 2,
+        "made": 1,
+        "reused": 2,
+        "flags": {"for_processing": 1},
+        "reasons": {"left out, specimen": 1, "left out, spot": 1},
+    }
     assert run(leave_out=())["images"] == 5 and verify(out)["ok"]
     with pytest.raises(UserError, match="no flag to leave out by 'spott'.*Did you mean 'spot'"):
         run(leave_out=["spott"])
@@ -185,8 +230,18 @@ def test_images_are_left_out_by_their_flags(tmp_path):
 def test_what_shows_while_an_image_is_made_leaves_it_out_too(tmp_path):
     write(tmp_path / "a.dcm", breast())
     write(tmp_path / "b.dcm", breast())
-    rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train",
-             "laterality": "R" if name == "a" else "L"} for name in "ab"]
+    rows = [
+        {
+            "dataset": "d",
+            "patient": name,
+            "study": name,
+            "image": name,
+            "file": f"{name}.dcm",
+            "split": "train",
+            "laterality": "R" if name == "a" else "L",
+        }
+        for name in "ab"
+    ]
     table = SourceTable(frame(rows), [], "", "", True, leave_out=("chest_wall_unexpected",))
     counts = build(table, tmp_path, tmp_path / "out", preprocessing=Preprocessing(**SMALL), max_quarantined=0.0)
     assert (counts["images"], counts["reasons"]) == (1, {"left out, chest_wall_unexpected": 1})
@@ -204,7 +259,7 @@ def test_a_damaged_record_is_not_taken_over(tmp_path):
     table = root / "Info.txt"
     table.write_text(table.read_text() + "\nmdb049 F NORM")
     (root / "mdb049.pgm").write_bytes((root / "mdb006.pgm").read_bytes())
-    prepare("mias", root, out, workers=0, shards=2, codec="raw", **SMALL)       # the rows of the shards have moved
+    prepare("mias", root, out, workers=0, shards=2, codec="raw", **SMALL)  # the rows of the shards have moved
     assert Dataset.open(out).record(0) == record
 
 
@@ -220,7 +275,7 @@ def test_another_folder_is_never_overwritten(tmp_path):
 def bad_files(root: Path) -> tuple[dict, ...]:
     """One of each kind of bad input, and the rows that name them."""
     whole = write(root / "cut.dcm", breast()).read_bytes()
-    (root / "cut.dcm").write_bytes(whole[:len(whole) // 2])
+    (root / "cut.dcm").write_bytes(whole[: len(whole) // 2])
     (root / "text.dcm").write_text("this is no image")
     write(root / "flat.dcm", np.full((50, 40), 3, np.uint16))
     rgb = np.zeros((50, 40, 3), np.uint8)
@@ -243,12 +298,23 @@ def test_bad_input_is_quarantined_and_counts_add_up(tmp_path, workers):
     counts = prepare("report_csv", root, out, workers=workers, max_quarantined=0.9, **SMALL)
     assert counts["images_in"] == 16 and counts["images"] == 6 and counts["quarantined"] == 10
     assert counts["reasons"] == {
-        "NaN or infinite pixels": 1, "cut off": 1, "colour image": 1, "constant image": 1,
-        "duplicate image id": 1, "empty report": 1, "file missing": 1, "multi-frame": 1, "not a DICOM file": 1,
-        "report without image": 1}
-    told = check(read("report_csv", root), root)       # all but what only the pixels show
-    seen = {name: number for name, number in counts["reasons"].items()
-            if name not in ("NaN or infinite pixels", "colour image", "constant image")}
+        "NaN or infinite pixels": 1,
+        "cut off": 1,
+        "colour image": 1,
+        "constant image": 1,
+        "duplicate image id": 1,
+        "empty report": 1,
+        "file missing": 1,
+        "multi-frame": 1,
+        "not a DICOM file": 1,
+        "report without image": 1,
+    }
+    told = check(read("report_csv", root), root)  # all but what only the pixels show
+    seen = {
+        name: number
+        for name, number in counts["reasons"].items()
+        if name not in ("NaN or infinite pixels", "colour image", "constant image")
+    }
     assert told["reasons"] == seen and told["quarantined"] == 7
     rows = quarantine(out)
     assert len(rows) == 10 and all(row["stage"] and row["reason"] and row["remedy"] for row in rows)
@@ -271,8 +337,10 @@ def test_too_many_bad_images_fail_at_the_end_and_a_higher_limit_goes_on(tmp_path
 @pytest.mark.parametrize("partial", [False, True])
 def test_what_a_partial_copy_lacks_is_no_reason_to_stop(tmp_path, partial):
     write(tmp_path / "a.dcm", breast())
-    rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train"}
-            for name in "abc"]
+    rows = [
+        {"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train"}
+        for name in "abc"
+    ]
     table = SourceTable(frame(rows), [], "", "", True, partial=partial)
     with contextlib.nullcontext() if partial else pytest.raises(UserError, match="2 of 3 images were quarantined"):
         counts = build(table, tmp_path, tmp_path / "out", preprocessing=Preprocessing(**SMALL), max_quarantined=0.0)
@@ -299,7 +367,7 @@ def test_private_identifiers_stay_beside_the_data_set(tmp_path):
     private = tmp_path / "out.private"
     assert [path.name for path in private.iterdir()] == ["key"]
     assert stat.S_IMODE(private.stat().st_mode) == 0o700 and stat.S_IMODE((private / "key").stat().st_mode) == 0o600
-    told = summary.names(read("report_csv", root), root, out)       # only on the owner's screen
+    told = summary.names(read("report_csv", root), root, out)  # only on the owner's screen
     assert all(f"{name}: " in told for name in ("cut.dcm", "rgb.png", "missing.dcm")) and "not in the" not in told
     index = Dataset.open(out).index
     assert index["patient"].nunique() == 3 and index["image"].is_unique
@@ -318,9 +386,18 @@ def test_private_identifiers_stay_beside_the_data_set(tmp_path):
 
 def test_box_outside_its_image(tmp_path):
     write(tmp_path / "a.dcm", breast())
-    rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": "a.dcm", "split": "train",
-             "boxes": [{"label": "mass", "box": box}]} for name, box in (("good", [5, 5, 20, 20]),
-                                                                        ("bad", [500, 5, 520, 20]))]
+    rows = [
+        {
+            "dataset": "d",
+            "patient": name,
+            "study": name,
+            "image": name,
+            "file": "a.dcm",
+            "split": "train",
+            "boxes": [{"label": "mass", "box": box}],
+        }
+        for name, box in (("good", [5, 5, 20, 20]), ("bad", [500, 5, 520, 20]))
+    ]
     table = SourceTable(frame(rows), [], "", "", True)
     counts = build(table, tmp_path, tmp_path / "out", preprocessing=Preprocessing(**SMALL), max_quarantined=0.5)
     assert (counts["boxes"], counts["reasons"]) == (1, {"box outside image": 1})
@@ -351,12 +428,23 @@ def mias_like(root: Path, pairs: int = 24) -> Path:
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     root, out = mias_like(tmp_path / "in"), tmp_path / "killed"
     prepare("mias", root, tmp_path / "clean", workers=1, shards=6, codec="png", **SMALL)
-    command = [sys.executable, "-m", "mammoclip_jax.prepare", "--source=mias", f"--root={root}", f"--out={out}",
-               "--shards=6", "--codec=png", "--height=32", "--width=24", "--workers=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "mammoclip_jax.prepare",
+        "--source=mias",
+        f"--root={root}",
+        f"--out={out}",
+        "--shards=6",
+        "--codec=png",
+        "--height=32",
+        "--width=24",
+        "--workers=2",
+    ]
     process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(list((out / ".building").glob("[0-9]*.json"))) < 2:
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)            # two shards are done, the third is under way
+    os.kill(process.pid, signal.SIGKILL)  # two shards are done, the third is under way
     process.wait()
     with pytest.raises(UserError, match="no finished data set"):
         Dataset.open(out)
@@ -364,7 +452,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path):
     assert 2 <= len(done) < 6
     assert prepare("mias", root, out, workers=1, shards=6, codec="png", **SMALL)["quarantined"] == 1
     kept = [name for name, written in done.items() if (out / name).stat().st_mtime_ns == written]
-    assert len(kept) >= 2                           # finished shards were not written again
+    assert len(kept) >= 2  # finished shards were not written again
     assert contents(out) == contents(tmp_path / "clean")
 
 
@@ -382,6 +470,7 @@ def dies_at(monkeypatch, change: int):
             if next(count) == change:
                 raise Killed
             return function(*args, **options)
+
         return wrapped
 
     with monkeypatch.context() as patch:
@@ -390,7 +479,9 @@ def dies_at(monkeypatch, change: int):
         yield
 
 
-@pytest.mark.parametrize("start", ["nothing", *(pytest.param(x, marks=pytest.mark.slow) for x in ("finished", "stopped"))])
+@pytest.mark.parametrize(
+    "start", ["nothing", *(pytest.param(x, marks=pytest.mark.slow) for x in ("finished", "stopped"))]
+)
 def test_death_at_any_change_of_the_file_system(tmp_path, monkeypatch, start):
     """From an empty folder, while a finished one is brought up to date, and after a run over other tables."""
     root, out = mias_like(tmp_path / "in", pairs=6), tmp_path / "out"
@@ -423,8 +514,18 @@ def test_killed_again_and_again(tmp_path):
     """SIGKILL at random moments until a run comes through."""
     root, out = mias_like(tmp_path / "in"), tmp_path / "killed"
     prepare("mias", root, tmp_path / "clean", workers=0, shards=12, **SMALL)
-    command = [sys.executable, "-m", "mammoclip_jax.prepare", "--source=mias", f"--root={root}", f"--out={out}",
-               "--shards=12", "--height=32", "--width=24", "--workers=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "mammoclip_jax.prepare",
+        "--source=mias",
+        f"--root={root}",
+        f"--out={out}",
+        "--shards=12",
+        "--height=32",
+        "--width=24",
+        "--workers=2",
+    ]
     random = np.random.default_rng(3)
     for kill in range(12):
         process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -454,10 +555,25 @@ def test_what_another_process_writes_meanwhile_is_read_again(tmp_path, monkeypat
         write(tmp_path / f"{name}.dcm", breast(seed=ord(name)))
 
     def run(names: str, **labels) -> None:
-        rows = [{"dataset": "d", "patient": name, "study": name, "image": name, "file": f"{name}.dcm", "split": "train",
-                 "labels": labels} for name in names]
-        build(SourceTable(frame(rows), [], "", "", True), tmp_path, tmp_path / "out", shards=2,
-              preprocessing=Preprocessing(**SMALL))
+        rows = [
+            {
+                "dataset": "d",
+                "patient": name,
+                "study": name,
+                "image": name,
+                "file": f"{name}.dcm",
+                "split": "train",
+                "labels": labels,
+            }
+            for name in names
+        ]
+        build(
+            SourceTable(frame(rows), [], "", "", True),
+            tmp_path,
+            tmp_path / "out",
+            shards=2,
+            preprocessing=Preprocessing(**SMALL),
+        )
 
     locked = build_module.locked
 
@@ -503,9 +619,19 @@ def test_a_full_disk_is_said_and_survived(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_command_prints_counts_and_writes_json(tmp_path):
     root, figures = report_folder(tmp_path / "in", extra=({"image": "gone.dcm"},)), tmp_path / "f.json"
-    command = [sys.executable, "-m", "mammoclip_jax.prepare", "--source=report_csv", f"--root={root}",
-               f"--out={tmp_path / 'out'}", "--height=32", "--width=24", "--workers=1", f"--json={figures}",
-               "--option=labels=cancer"]
+    command = [
+        sys.executable,
+        "-m",
+        "mammoclip_jax.prepare",
+        "--source=report_csv",
+        f"--root={root}",
+        f"--out={tmp_path / 'out'}",
+        "--height=32",
+        "--width=24",
+        "--workers=1",
+        f"--json={figures}",
+        "--option=labels=cancer",
+    ]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "line 8: file missing" in done.stdout and "1  quarantined, of 7" in done.stdout
@@ -528,7 +654,14 @@ def test_beam_writes_the_same_bytes(tmp_path, mode):
     pytest.importorskip("apache_beam")
     root = mias_like(tmp_path / "in", pairs=6)
     prepare("mias", root, tmp_path / "local", workers=0, shards=3, **SMALL)
-    counts = prepare("mias", root, tmp_path / "beam", shards=3, runner="DirectRunner",
-                     runner_options=[f"--direct_running_mode={mode}", "--direct_num_workers=2"], **SMALL)
+    counts = prepare(
+        "mias",
+        root,
+        tmp_path / "beam",
+        shards=3,
+        runner="DirectRunner",
+        runner_options=[f"--direct_running_mode={mode}", "--direct_num_workers=2"],
+        **SMALL,
+    )
     assert counts["images"] == 11 and counts["quarantined"] == 1
     assert contents(tmp_path / "beam") == contents(tmp_path / "local")

@@ -16,8 +16,15 @@ from mammoclip_jax.errors import UserError
 
 
 def row(image: str, **values) -> dict:
-    return {"dataset": "d", "patient": image[0], "study": image[0], "image": image, "file": f"{image}.dcm",
-            "row": f"t.csv:{image[1]}", "split": "train"} | values
+    return {
+        "dataset": "d",
+        "patient": image[0],
+        "study": image[0],
+        "image": image,
+        "file": f"{image}.dcm",
+        "row": f"t.csv:{image[1]}",
+        "split": "train",
+    } | values
 
 
 @pytest.fixture
@@ -30,18 +37,34 @@ def table(tmp_path) -> SourceTable:
     rows = [
         row("a1", laterality="L", view="CC", labels={"mass": 1, "age": 50}, boxes=[mass, both], texts=["one", "two"]),
         row("a2", laterality="L", view="MLO", labels={"mass": 0}),
-        row("a3"), row("a4"),
+        row("a3"),
+        row("a4"),
         row("b5", split="test", labels={"mass": 1}, boxes=[mass], size="100 80"),
         row("b6", split="test", size="100 80", boxes=[{"label": "mass", "box": [90, 2, 95, 40]}]),
     ]
-    return SourceTable(frame(rows), [Problem("", "source", "no image: x", "add it", "", "t.csv:9")], "", "", True,
-                       partial=True, table_rows=7)
+    return SourceTable(
+        frame(rows),
+        [Problem("", "source", "no image: x", "add it", "", "t.csv:9")],
+        "",
+        "",
+        True,
+        partial=True,
+        table_rows=7,
+    )
 
 
 def test_counts_and_mismatches(tmp_path, table):
     found = check(table, tmp_path)
-    numbers = {"table_rows": 7, "images_in": 7, "images": 5, "studies": 2, "patients": 2, "boxes": 3, "texts": 2,
-               "quarantined": 3}
+    numbers = {
+        "table_rows": 7,
+        "images_in": 7,
+        "images": 5,
+        "studies": 2,
+        "patients": 2,
+        "boxes": 3,
+        "texts": 2,
+        "quarantined": 3,
+    }
     assert {name: found[name] for name in numbers} == numbers
     assert found["files"] == {"found": 3, "missing": 2} and found["splits"] == {"test": 1, "train": 4}
     assert found["box_labels"] == {"test": {"mass": 1}, "train": {"asymmetry": 1, "mass": 2}}
@@ -62,7 +85,9 @@ def test_what_headers_tell_counts_as_in_a_real_run(tmp_path):
     write(tmp_path / "a5.dcm", breast(), BodyPartExamined="SPECIMEN")
     (tmp_path / "a6.png").write_text("no picture")
     rows = [row(f"a{number}") for number in (1, 2, 4, 5)] + [
-        row("a3", boxes=[{"label": "mass", "box": [500, 2, 510, 40]}]), row("a6", file="a6.png")]
+        row("a3", boxes=[{"label": "mass", "box": [500, 2, 510, 40]}]),
+        row("a6", file="a6.png"),
+    ]
     table = SourceTable(frame(rows), [], "", "", True, leave_out=("specimen",))
     found = check(table, tmp_path)
     counts = {"multi-frame": 1, "left out, specimen": 2, "box outside image": 1, "colour image": 1, "cannot decode": 1}
@@ -97,9 +122,16 @@ def reported(root, *lines: str):
 
 def test_sections_are_counted_by_report_with_examples_that_name_nobody(tmp_path):
     text = REPORT.format(name="Zyxwv")
-    found = check(reported(tmp_path, f'a.png,p,s,L,CC,"{text}",Zyxwv', f'b.png,p,s,R,CC,"{text}",Zyxwv',
-                           'c.png,p,t,R,CC,"TECHNIQUE: CC. IMPRESSION: Negative.",',
-                           *(f'{n}.png,p,u{n},L,CC,"FINDINGS: Cyst {n}.",' for n in "1234")), tmp_path)
+    found = check(
+        reported(
+            tmp_path,
+            f'a.png,p,s,L,CC,"{text}",Zyxwv',
+            f'b.png,p,s,R,CC,"{text}",Zyxwv',
+            'c.png,p,t,R,CC,"TECHNIQUE: CC. IMPRESSION: Negative.",',
+            *(f'{n}.png,p,u{n},L,CC,"FINDINGS: Cyst {n}.",' for n in "1234"),
+        ),
+        tmp_path,
+    )
     kept, dropped = found["sections"]["kept"], found["sections"]["dropped"]
     assert {name: part["reports"] for name, part in kept.items()} == {"findings": 5, "impression": 2}
     assert {name: part["reports"] for name, part in dropped.items()} == {"recommendation": 1, "technique": 2}

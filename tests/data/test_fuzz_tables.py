@@ -15,13 +15,60 @@ from mammoclip_jax.data.check import check
 from mammoclip_jax.data.manifest import LATERALITIES, SPLITS, checked
 from mammoclip_jax.errors import UserError
 
-sys.path.append(str(Path(__file__).parent / "sources"))     # the small sets of the adapters' own tests
+sys.path.append(str(Path(__file__).parent / "sources"))  # the small sets of the adapters' own tests
 
-CELLS = ["", " ", "nan", "NaN", "NULL", "inf", "-1", "-0.0", "0", "1e400", "1e30", "9" * 400, "-5.5", "1_0", "٣", "½",
-         "💥" * 50, "é\u0301\u202e", "\"", "\"\"\",", "a\nb", "a\r\nb\n", "\t", "[", "[]", "['CC'", "['', None, 1e999]",
-         "[[1, 2], {3: 4}]", "{}", "(1, 2)", "None", "True", "../../../x", "/", "\\", "C:\\x", "x" * 5000, "2019-02-30",
-         "99999999", "00000000", "L", "R", "both", "CC", "train", "test", "__import__('os')", "%s{0}$", "\x7f",
-         "\u2028"]
+CELLS = [
+    "",
+    " ",
+    "nan",
+    "NaN",
+    "NULL",
+    "inf",
+    "-1",
+    "-0.0",
+    "0",
+    "1e400",
+    "1e30",
+    "9" * 400,
+    "-5.5",
+    "1_0",
+    "٣",
+    "½",
+    "💥" * 50,
+    "é\u0301\u202e",
+    '"',
+    '""",',
+    "a\nb",
+    "a\r\nb\n",
+    "\t",
+    "[",
+    "[]",
+    "['CC'",
+    "['', None, 1e999]",
+    "[[1, 2], {3: 4}]",
+    "{}",
+    "(1, 2)",
+    "None",
+    "True",
+    "../../../x",
+    "/",
+    "\\",
+    "C:\\x",
+    "x" * 5000,
+    "2019-02-30",
+    "99999999",
+    "00000000",
+    "L",
+    "R",
+    "both",
+    "CC",
+    "train",
+    "test",
+    "__import__('os')",
+    "%s{0}$",
+    "\x7f",
+    "\u2028",
+]
 
 
 def vindr(root):
@@ -51,10 +98,22 @@ def clip_detection(root):
 
 def embed(root):
     made = import_module("test_embed")
-    images = [made.image(str(n % 4), str(n % 6), f"i{n}", "LR"[n % 2], ViewPosition="CC", num_roi="1",
-                         ROI_coords="((10, 20, 30, 40),)") for n in range(12)]
-    findings = [made.finding(str(n % 4), str(n % 6), "LRB"[n % 3], "NABSP"[n % 5], age_at_study="50", massshape="O")
-                for n in range(12)]
+    images = [
+        made.image(
+            str(n % 4),
+            str(n % 6),
+            f"i{n}",
+            "LR"[n % 2],
+            ViewPosition="CC",
+            num_roi="1",
+            ROI_coords="((10, 20, 30, 40),)",
+        )
+        for n in range(12)
+    ]
+    findings = [
+        made.finding(str(n % 4), str(n % 6), "LRB"[n % 3], "NABSP"[n % 5], age_at_study="50", massshape="O")
+        for n in range(12)
+    ]
     return made.folder(root, images, findings)
 
 
@@ -67,6 +126,7 @@ def same(module):
     def maker(root):
         made = import_module(f"test_{module}")
         return (getattr(made, "make", None) or made.folder)(root)
+
     return maker
 
 

@@ -8,11 +8,7 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    GrayscaleSoftcopyPresentationStateStorage,
-    MammographyCADSRStorage,
-)
+from pydicom.uid import ExplicitVRLittleEndian, GrayscaleSoftcopyPresentationStateStorage, MammographyCADSRStorage
 from tiny_dicom import breast, dataset, write
 
 from mammoclip_jax.data import image_files, summary
@@ -68,24 +64,33 @@ def pacs_folder(root: Path) -> Path:
 
 
 FILES = ["D1/1-1.DCM", "D1/1.2.840.5", "D1/IM0", "D1/IM1", "D2/IM2.dcm"]
-KINDS = {"D1/LOCKFILE": "other file", "D1/VERSION": "other file", "D1/letter.docx": ".docx",
-         "D1/Thumbs.db": ".db", "D1/empty": "empty file", "D1/cad.dcm": "Mammography CAD SR Storage",
-         "D1/PS000": "Grayscale Softcopy Presentation State Storage", "D2 again": "folder linked a second time",
-         "D2/back": "folder linked a second time"}
+KINDS = {
+    "D1/LOCKFILE": "other file",
+    "D1/VERSION": "other file",
+    "D1/letter.docx": ".docx",
+    "D1/Thumbs.db": ".db",
+    "D1/empty": "empty file",
+    "D1/cad.dcm": "Mammography CAD SR Storage",
+    "D1/PS000": "Grayscale Softcopy Presentation State Storage",
+    "D2 again": "folder linked a second time",
+    "D2/back": "folder linked a second time",
+}
 
 
 def test_a_pacs_folder_is_read_whole_by_every_source(tmp_path):
     root = pacs_folder(tmp_path / "root")
     (root / "CMMD_clinicaldata_revision.csv").write_text(
         "ID1,LeftRight,Age,number,abnormality,classification\nD1-0001,L,50,2,mass,Benign\nD1-0001,R,50,2,mass,Benign\n"
-        "D1-0002,R,60,2,mass,Malignant\n")
+        "D1-0002,R,60,2,mass,Malignant\n"
+    )
     found = headers.scan(root)
     assert list(found.images) == FILES and not found.problems
     tables = [images_only.read(root), cmmd.read(root)]
     for table in tables:
         assert list(table.rows["file"]) == FILES and not table.problems
         assert {other.file: other.kind for other in table.passed_over} == KINDS | {
-            "CMMD_clinicaldata_revision.csv": ".csv"}
+            "CMMD_clinicaldata_revision.csv": ".csv"
+        }
     assert list(tables[1].rows["view"]) == ["CC", "MLO", "CC", "MLO", "MLO"]
 
 
@@ -98,15 +103,19 @@ def test_what_should_be_an_image_and_is_none_is_a_problem(tmp_path):
     found = image_files.find(tmp_path)
     assert list(found.images) == ["whole.dcm"] and not found.others
     assert {problem.file: problem.reason for problem in found.problems} == {
-        "text.dcm": "not a DICOM file", "cut": "no pixel data", "M\\udcfcller": "name is not UTF-8"}
-    if os.geteuid():                # root may read anything
+        "text.dcm": "not a DICOM file",
+        "cut": "no pixel data",
+        "M\\udcfcller": "name is not UTF-8",
+    }
+    if os.geteuid():  # root may read anything
         (tmp_path / "closed").mkdir(mode=0)
         assert "closed" in {problem.file for problem in image_files.find(tmp_path).problems}
 
 
-@pytest.mark.parametrize("pictures, kept", [
-    (["A/mask.png", "A/deep/key.jpg", "cover.png"], []), (["B/L_CC.png", "B/R_CC.png"], ["B/L_CC.png", "B/R_CC.png"]),
-])
+@pytest.mark.parametrize(
+    "pictures, kept",
+    [(["A/mask.png", "A/deep/key.jpg", "cover.png"], []), (["B/L_CC.png", "B/R_CC.png"], ["B/L_CC.png", "B/R_CC.png"])],
+)
 def test_pictures_beside_dicom_images_are_none(tmp_path, pictures, kept):
     for name in pictures:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -118,14 +127,20 @@ def test_pictures_beside_dicom_images_are_none(tmp_path, pictures, kept):
     assert [other.file for other in found.others] == sorted(set(pictures) - set(kept))
 
 
-@pytest.mark.parametrize("there, named", [
-    ("a/1-1.DCM", "a/1-1.dcm"), ("a/1.2.3", "a/1.2.3.dcm"), ("a/x.dicom", "a/x.dcm"), ("a/P.PNG", "a/p.png"),
-])
+@pytest.mark.parametrize(
+    "there, named",
+    [("a/1-1.DCM", "a/1-1.dcm"), ("a/1.2.3", "a/1.2.3.dcm"), ("a/x.dicom", "a/x.dcm"), ("a/P.PNG", "a/p.png")],
+)
 def test_files_that_tables_name_are_found_under_other_endings_and_capitals(tmp_path, there, named):
     (tmp_path / "a").mkdir()
     (tmp_path / there).touch()
     assert image_files.located(tmp_path, [named, "", "a/other.dcm", "b/1.dcm", there]) == [
-        there, "", "a/other.dcm", "b/1.dcm", there]
+        there,
+        "",
+        "a/other.dcm",
+        "b/1.dcm",
+        there,
+    ]
 
 
 def copies(root):
@@ -140,9 +155,9 @@ def test_a_file_that_is_there_again_counts_once(tmp_path):
     header.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     shutil.copy(tmp_path / "a.dcm", tmp_path / "b.dcm")
     header.SeriesDescription = "saved again"
-    header.save_as(tmp_path / "c.dcm", enforce_file_format=True)        # the same instance
+    header.save_as(tmp_path / "c.dcm", enforce_file_format=True)  # the same instance
     header.ViewPosition = "MLO"
-    header.save_as(tmp_path / "d.dcm", enforce_file_format=True)        # the same id of another view: no copy
+    header.save_as(tmp_path / "d.dcm", enforce_file_format=True)  # the same id of another view: no copy
     assert copies(tmp_path) == {"b.dcm": "a.dcm", "c.dcm": "a.dcm"}
     assert list(headers.scan(tmp_path).images) == ["a.dcm", "d.dcm"]
 

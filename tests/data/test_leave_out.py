@@ -21,8 +21,16 @@ DOCS = Path(__file__).parents[2] / "docs" / "data.md"
 @pytest.fixture
 def dataset() -> Dataset:
     flags = ["", "spot", "outside_masked,for_processing", "outside_masked", "", "spot,specimen"]
-    index = pd.DataFrame({"flags": flags, "split": ["train", "train", "test"] * 2, "patient": list("abcdef"),
-                          "labels": ['{"cancer": 1}', '{"cancer": 0}'] * 3, "shard": 0, "position": range(6)})
+    index = pd.DataFrame(
+        {
+            "flags": flags,
+            "split": ["train", "train", "test"] * 2,
+            "patient": list("abcdef"),
+            "labels": ['{"cancer": 1}', '{"cancer": 0}'] * 3,
+            "shard": 0,
+            "position": range(6),
+        }
+    )
     return Dataset(Path("films"), {"name": "films"}, index)
 
 

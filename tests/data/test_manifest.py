@@ -2,20 +2,19 @@ import json
 
 import pytest
 
-from mammoclip_jax.data.manifest import (
-    COLUMNS,
-    SourceTable,
-    breast_keys,
-    checked,
-    frame,
-    split_of,
-)
+from mammoclip_jax.data.manifest import COLUMNS, SourceTable, breast_keys, checked, frame, split_of
 from mammoclip_jax.errors import UserError
 
 
 def row(image: str, **values) -> dict:
-    return {"dataset": "d", "patient": "p", "study": "s", "image": image, "file": image + ".png",
-            "split": "train"} | values
+    return {
+        "dataset": "d",
+        "patient": "p",
+        "study": "s",
+        "image": image,
+        "file": image + ".png",
+        "split": "train",
+    } | values
 
 
 def table(*rows: dict) -> SourceTable:
@@ -32,13 +31,16 @@ def test_frame_has_all_columns_and_types():
         frame([row("a", patint="x")])
 
 
-@pytest.mark.parametrize("wrong, reason", [
-    ({"laterality": "left"}, "unknown laterality"),
-    ({"split": "holdout"}, "unknown split"),
-    ({"study": " "}, "empty identifier"),
-    ({"texts": ["  "]}, "blank text"),
-    ({"boxes": [{"label": "mass", "box": [5, 2, 3, 4]}]}, "malformed box"),
-])
+@pytest.mark.parametrize(
+    "wrong, reason",
+    [
+        ({"laterality": "left"}, "unknown laterality"),
+        ({"split": "holdout"}, "unknown split"),
+        ({"study": " "}, "empty identifier"),
+        ({"texts": ["  "]}, "blank text"),
+        ({"boxes": [{"label": "mass", "box": [5, 2, 3, 4]}]}, "malformed box"),
+    ],
+)
 def test_a_wrong_row_becomes_a_problem(wrong, reason):
     result = checked(table(row("a"), row("b", **wrong), row("c")))
     assert list(result.rows["image"]) == ["a", "c"]
@@ -56,14 +58,19 @@ def test_a_patient_in_two_splits_is_an_error():
     with pytest.raises(UserError, match="p9"):
         checked(table(row("a", patient="p9"), row("b", patient="p9", split="test")))
     with pytest.raises(UserError, match="lines 3, 8 of the table"):
-        checked(table(row("a", patient="p9", row="t.csv:3"), row("b", patient="p9", split="test", row="t.csv:8"))
-                ._replace(public_ids=False))
+        checked(
+            table(row("a", patient="p9", row="t.csv:3"), row("b", patient="p9", split="test", row="t.csv:8"))._replace(
+                public_ids=False
+            )
+        )
     assert checked(table()).rows.empty
 
 
 def test_a_box_outside_the_size_of_the_tables_is_a_problem():
     boxes = [{"label": "mass", "box": [10, 95, 20, 120]}]
-    result = checked(table(row("a", size="100 50", boxes=boxes), row("b", size="90 50", boxes=boxes), row("c", boxes=boxes)))
+    result = checked(
+        table(row("a", size="100 50", boxes=boxes), row("b", size="90 50", boxes=boxes), row("c", boxes=boxes))
+    )
     assert list(result.rows["image"]) == ["a", "c"] and result.problems[0].kind == "box outside image"
 
 

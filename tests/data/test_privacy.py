@@ -20,8 +20,24 @@ from mammoclip_jax.data.store.shards import Dataset as DataSet
 REPO = Path(__file__).parents[2]
 SIZE = (480, 360)
 # Each is planted in several places; none is a word of the format.
-SECRETS = ("Zelenka", "Quorthon", "19570423", "1957-04-23", "23.04.1957", "MRN88123", "88123997", "ACC-5521-X", "5521",
-           "Wexford General", "Dr. Oduya", "Oduya", "20240117", "2024-01-17", "January 17, 2024", "555-0199")
+SECRETS = (
+    "Zelenka",
+    "Quorthon",
+    "19570423",
+    "1957-04-23",
+    "23.04.1957",
+    "MRN88123",
+    "88123997",
+    "ACC-5521-X",
+    "5521",
+    "Wexford General",
+    "Dr. Oduya",
+    "Oduya",
+    "20240117",
+    "2024-01-17",
+    "January 17, 2024",
+    "555-0199",
+)
 
 
 def identified(number: int, **tags) -> Dataset:
@@ -31,13 +47,30 @@ def identified(number: int, **tags) -> Dataset:
     cv2.putText(text, "ZELENKA", (230, 40), cv2.FONT_HERSHEY_SIMPLEX, 0.8, 1, 2)
     cv2.putText(text, "23.04.1957", (235, 460), cv2.FONT_HERSHEY_PLAIN, 1.0, 1, 1)
     pixels[text > 0] = 4000
-    image = dataset(pixels, **dict(
-        PatientName="Zelenka^Quorthon", PatientID=f"MRN88123{number}", PatientBirthDate="19570423",
-        StudyDate="20240117", AccessionNumber="ACC-5521-X", InstitutionName="Wexford General",
-        ReferringPhysicianName="Oduya", StudyDescription="Zelenka screening", ImageLaterality="L", StudyID="5521",
-        OtherPatientIDs="88123997", PatientComments="call 555-0199", ViewPosition="CC",
-        ImageComments="Quorthon, 2024-01-17", SeriesDescription="L CC Zelenka", OperatorsName="Quorthon",
-        StudyInstanceUID=f"1.2.3.88123997.{number}", SOPInstanceUID=f"1.2.3.88123997.9.{number}") | tags)
+    image = dataset(
+        pixels,
+        **dict(
+            PatientName="Zelenka^Quorthon",
+            PatientID=f"MRN88123{number}",
+            PatientBirthDate="19570423",
+            StudyDate="20240117",
+            AccessionNumber="ACC-5521-X",
+            InstitutionName="Wexford General",
+            ReferringPhysicianName="Oduya",
+            StudyDescription="Zelenka screening",
+            ImageLaterality="L",
+            StudyID="5521",
+            OtherPatientIDs="88123997",
+            PatientComments="call 555-0199",
+            ViewPosition="CC",
+            ImageComments="Quorthon, 2024-01-17",
+            SeriesDescription="L CC Zelenka",
+            OperatorsName="Quorthon",
+            StudyInstanceUID=f"1.2.3.88123997.{number}",
+            SOPInstanceUID=f"1.2.3.88123997.9.{number}",
+        )
+        | tags,
+    )
     inner = Dataset()
     inner.PatientName, inner.AccessionNumber, inner.PatientBirthDate = "Zelenka", "ACC-5521-X", "19570423"
     outer = Dataset()
@@ -58,10 +91,18 @@ def folder(tmp_path) -> Path:
         name = f"Zelenka_Quorthon_{number}_19570423.dcm"
         odd = {"ViewPosition": "ZELENKA", "Manufacturer": "Wexford General"} if number == 3 else {}
         identified(number, **odd).save_as(root / name, enforce_file_format=True)
-        rows.append({"image": name, "patient": "MRN88123", "study": f"ACC-5521-X-{number}", "laterality": "L",
-                     "view": "CC", "report": "Ms. Zelenka, born 23.04.1957, MRN88123, seen on January 17, 2024 by Dr. "
-                     "Oduya (555-0199). FINDINGS: There is a 2.5 cm mass in the left breast at 10 o'clock, unchanged "
-                     "from 2024-01-17. IMPRESSION: Ms. Zelenka has a suspicious mass, BI-RADS 4."})
+        rows.append(
+            {
+                "image": name,
+                "patient": "MRN88123",
+                "study": f"ACC-5521-X-{number}",
+                "laterality": "L",
+                "view": "CC",
+                "report": "Ms. Zelenka, born 23.04.1957, MRN88123, seen on January 17, 2024 by Dr. "
+                "Oduya (555-0199). FINDINGS: There is a 2.5 cm mass in the left breast at 10 o'clock, unchanged "
+                "from 2024-01-17. IMPRESSION: Ms. Zelenka has a suspicious mass, BI-RADS 4.",
+            }
+        )
     (root / "Zelenka_cut.dcm").write_bytes((root / rows[0]["image"]).read_bytes()[:3000])
     (root / "Zelenka_broken.png").write_bytes(b"\x89PNG Zelenka")
     rows += [rows[0] | {"image": name} for name in ("Zelenka_cut.dcm", "Zelenka_broken.png", "Zelenka_gone.dcm")]
@@ -75,8 +116,20 @@ def folder(tmp_path) -> Path:
 
 def run(root: Path, out: Path, source: str, *more: str) -> str:
     """What the command prints."""
-    command = [sys.executable, "-m", "mammoclip_jax.prepare", f"--source={source}", f"--root={root}", f"--out={out}",
-               "--height=160", "--width=120", "--workers=2", "--max_quarantined=0.9", f"--json={out}.json", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "mammoclip_jax.prepare",
+        f"--source={source}",
+        f"--root={root}",
+        f"--out={out}",
+        "--height=160",
+        "--width=120",
+        "--workers=2",
+        "--max_quarantined=0.9",
+        f"--json={out}.json",
+        *more,
+    ]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -87,8 +140,11 @@ def found(text: bytes) -> list[str]:
     plain = text.lower()
     wide = [secret for secret in SECRETS if secret.lower().encode("utf-16-le") in plain]
     # Digits can stand by chance in a hash or a number: they count when no other hex digit is beside them.
-    narrow = [secret for secret in SECRETS
-              if re.search(rb"(?<![0-9a-f.])" + re.escape(secret.lower().encode()) + rb"(?![0-9a-f])", plain)]
+    narrow = [
+        secret
+        for secret in SECRETS
+        if re.search(rb"(?<![0-9a-f.])" + re.escape(secret.lower().encode()) + rb"(?![0-9a-f])", plain)
+    ]
     return wide + narrow
 
 
@@ -99,7 +155,7 @@ def test_no_planted_identity_is_written(tmp_path, folder, source, options):
     said = run(folder, out, source, "--codec=raw", "--verify", "--preview", *options)
     said += run(folder, tmp_path / "none", source, "--check", *options)
     said += run(folder, out, source, "--codec=raw", *options)
-    visible = said.replace(str(folder), "").replace("Zelenka.csv", "").encode()     # what the user typed
+    visible = said.replace(str(folder), "").replace("Zelenka.csv", "").encode()  # what the user typed
     assert not found(visible), said
     written = [path for path in tmp_path.rglob("*") if path.is_file() and folder not in path.parents]
     assert len(written) >= 8
@@ -128,7 +184,9 @@ def test_no_burned_in_text_is_left(tmp_path, folder, geometry, intensity):
     out, clean = tmp_path / "out", tmp_path / "clean_in"
     clean.mkdir()
     for number in range(3):
-        plain = dataset(breast(*SIZE, seed=number), ImageLaterality="L", ViewPosition="CC", SOPInstanceUID=f"1.2.{number}")
+        plain = dataset(
+            breast(*SIZE, seed=number), ImageLaterality="L", ViewPosition="CC", SOPInstanceUID=f"1.2.{number}"
+        )
         plain.save_as(clean / f"{number}.dcm", enforce_file_format=True)
     options = dict(geometry=geometry, intensity=intensity, height=160, width=120, workers=0, max_quarantined=0.9)
     prepare("report_csv", folder, out, options={"table": "Zelenka.csv"}, **options)
@@ -137,4 +195,4 @@ def test_no_burned_in_text_is_left(tmp_path, folder, geometry, intensity):
     texts = [pictures.read(row).astype(int) for row in range(3)]
     bare = [plain.read(row).astype(int) for row in range(3)]
     nearest = [min(np.abs(text - other).max() for other in bare) for text in texts]
-    assert max(nearest) <= 3                        # of 255; the text was as bright as the brightest tissue
+    assert max(nearest) <= 3  # of 255; the text was as bright as the brightest tissue

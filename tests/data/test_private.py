@@ -25,10 +25,21 @@ from mammoclip_jax.errors import UserError
 DATA = Path(private.__file__).parent
 SMALL = dict(height=32, width=24)
 # Their identifiers and texts are public: captions made of labels, or reports that their owner de-identified.
-PUBLIC = {"cbis_ddsm", "chexpert", "cmmd", "embed", "inbreast", "mias", "mimic_cxr", "nl_breast_screening", "phantom",
-          "rsna", "vindr"}
+PUBLIC = {
+    "cbis_ddsm",
+    "chexpert",
+    "cmmd",
+    "embed",
+    "inbreast",
+    "mias",
+    "mimic_cxr",
+    "nl_breast_screening",
+    "phantom",
+    "rsna",
+    "vindr",
+}
 MEANT = "A 2.5 cm mass in the left breast at 10 o'clock, BI-RADS 4."
-WRITTEN = ("Ms. Zelenka, MRN88123997, was seen on 2024-01-17 by Dr. Oduya (tel. 555-0199), as in 2019. " + MEANT)
+WRITTEN = "Ms. Zelenka, MRN88123997, was seen on 2024-01-17 by Dr. Oduya (tel. 555-0199), as in 2019. " + MEANT
 SECRETS = ("zelenka", "88123", "2024-01-17", "01-17", "oduya", "555-0199", "in 2019", "acc5521")
 
 
@@ -42,16 +53,32 @@ def table(root: Path, name: str, columns: dict, count: int = 4) -> None:
 def report_csv(root: Path) -> dict:
     for n in range(4):
         write(root / f"Zelenka_{n}.dcm", breast(seed=n), PatientName="Zelenka")
-    table(root, "reports.csv", {"image": "Zelenka_#.dcm", "patient": "MRN88123997", "study": "ACC5521",
-                                "laterality": "L", "view": "CC", "report": WRITTEN, "comment": WRITTEN,
-                                "record": "88123997"})
+    table(
+        root,
+        "reports.csv",
+        {
+            "image": "Zelenka_#.dcm",
+            "patient": "MRN88123997",
+            "study": "ACC5521",
+            "laterality": "L",
+            "view": "CC",
+            "report": WRITTEN,
+            "comment": WRITTEN,
+            "record": "88123997",
+        },
+    )
     return {"labels": "comment,record"}
 
 
 def images_only(root: Path) -> dict:
     for n in range(4):
-        write(root / f"Zelenka_{n}.dcm", breast(seed=n), PatientName="Zelenka", PatientID="MRN88123997",
-              SOPInstanceUID=f"1.2.{n}")
+        write(
+            root / f"Zelenka_{n}.dcm",
+            breast(seed=n),
+            PatientName="Zelenka",
+            PatientID="MRN88123997",
+            SOPInstanceUID=f"1.2.{n}",
+        )
     return {}
 
 
@@ -60,10 +87,24 @@ def mammo_clip(root: Path) -> dict:
     for n in range(4):
         cv2.imwrite(str(root / "88123997" / f"5521{n}.png"), breast(seed=n))
     images = str([f"5521{n}.png" for n in range(4)])
-    table(root, "clip_pretrain_100.csv", {
-        "patient_id": "88123997", "laterality": "L", "image": images, "view": "['CC']", "CC": images, "MLO": "[]",
-        "text": str([WRITTEN, WRITTEN + " "]), "findings": WRITTEN, "impressions": "", "fold": 1,
-        "text_augment": str([WRITTEN + " Again."])}, count=1)
+    table(
+        root,
+        "clip_pretrain_100.csv",
+        {
+            "patient_id": "88123997",
+            "laterality": "L",
+            "image": images,
+            "view": "['CC']",
+            "CC": images,
+            "MLO": "[]",
+            "text": str([WRITTEN, WRITTEN + " "]),
+            "findings": WRITTEN,
+            "impressions": "",
+            "fold": 1,
+            "text_augment": str([WRITTEN + " Again."]),
+        },
+        count=1,
+    )
     return {"fold": 1}
 
 
@@ -75,17 +116,34 @@ def tfds(root: Path) -> dict:
 
         def _info(self):
             f = datasets.features
-            return datasets.core.DatasetInfo(builder=self, features=f.FeaturesDict({
-                "image": f.Image(shape=(None, None, 1)), "mrn": f.Text(), "report": f.Text(), "view": f.Text(),
-                "note": f.Text()}))
+            return datasets.core.DatasetInfo(
+                builder=self,
+                features=f.FeaturesDict(
+                    {
+                        "image": f.Image(shape=(None, None, 1)),
+                        "mrn": f.Text(),
+                        "report": f.Text(),
+                        "view": f.Text(),
+                        "note": f.Text(),
+                    }
+                ),
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples()}
 
         def _generate_examples(self):
             for n in range(4):
-                yield n, {"image": io.BytesIO(cv2.imencode(".png", breast(seed=n))[1].tobytes()),
-                          "mrn": "MRN88123997", "report": WRITTEN, "view": "Zelenka", "note": WRITTEN}
+                yield (
+                    n,
+                    {
+                        "image": io.BytesIO(cv2.imencode(".png", breast(seed=n))[1].tobytes()),
+                        "mrn": "MRN88123997",
+                        "report": WRITTEN,
+                        "view": "Zelenka",
+                        "note": WRITTEN,
+                    },
+                )
 
     builder = Planted(data_dir=root, file_format="array_record")
     builder.download_and_prepare()
@@ -96,8 +154,11 @@ PRIVATE = {function.__name__: function for function in (report_csv, images_only,
 
 
 def nothing_planted(shown: bytes) -> None:
-    found = [secret for secret in SECRETS if re.search(rb"(?<![0-9a-f.])" + secret.encode() + rb"(?![0-9a-f])",
-                                                       shown.lower())]
+    found = [
+        secret
+        for secret in SECRETS
+        if re.search(rb"(?<![0-9a-f.])" + secret.encode() + rb"(?![0-9a-f])", shown.lower())
+    ]
     assert not found, (found, shown[:3000])
 
 
@@ -119,7 +180,7 @@ def test_no_private_source_hands_on_an_identity(tmp_path, source, capfd):
     preview_source(found, root, Preprocessing(**SMALL), tmp_path / "sheet.html")
     nothing_planted("".join(capfd.readouterr()).replace(str(tmp_path), "").encode())
     for path in (*(tmp_path / "out").iterdir(), tmp_path / "sheet.html"):
-        if path.name == "dataset.json":             # the day it was made, and pixels' hashes, are no secrets
+        if path.name == "dataset.json":  # the day it was made, and pixels' hashes, are no secrets
             info = json.loads(path.read_text())
             del info["provenance"]["created"]
             nothing_planted(json.dumps(info).encode())
@@ -133,15 +194,28 @@ def test_no_private_source_hands_on_an_identity(tmp_path, source, capfd):
 
 def test_a_careless_adapter_gives_nothing_away(tmp_path):
     write(tmp_path / "Zelenka.dcm", breast(), PatientName="Zelenka")
-    rows = frame([{
-        "dataset": "careless", "patient": "Zelenka", "study": "ACC5521/88123", "image": "Zelenka", "split": "train",
-        "file": "Zelenka.dcm", "texts": [WRITTEN, "Poppins agrees."], "identities": ["Poppins^Mary"],
-        "view": "ZELENKA", "vendor": "Zelenka Clinic", "sections": ["Zelenka", "findings"],
-        "labels": {"note": WRITTEN, "age": 93, "list": [{"deep": WRITTEN}], "record": 88123997, "birads": 4},
-        "boxes": [{"label": "mass", "phrase": WRITTEN, "box": [1, 2, 30, 40]}]}])
+    rows = frame(
+        [
+            {
+                "dataset": "careless",
+                "patient": "Zelenka",
+                "study": "ACC5521/88123",
+                "image": "Zelenka",
+                "split": "train",
+                "file": "Zelenka.dcm",
+                "texts": [WRITTEN, "Poppins agrees."],
+                "identities": ["Poppins^Mary"],
+                "view": "ZELENKA",
+                "vendor": "Zelenka Clinic",
+                "sections": ["Zelenka", "findings"],
+                "labels": {"note": WRITTEN, "age": 93, "list": [{"deep": WRITTEN}], "record": 88123997, "birads": 4},
+                "boxes": [{"label": "mass", "phrase": WRITTEN, "box": [1, 2, 30, 40]}],
+            }
+        ]
+    )
     careless = SourceTable(rows, [], "", "", public_ids=False)
     (row,) = private.settled(careless, tmp_path).table.rows.to_dict("records")
-    shown = {name: row[name] for name in row if name not in ("patient", "study", "image", "file")}    # hashed
+    shown = {name: row[name] for name in row if name not in ("patient", "study", "image", "file")}  # hashed
     nothing_planted(json.dumps(shown).encode())
     assert row["texts"][1] == "[name] agrees." and row["identities"] == [] and row["view"] == ""
     labels, (box,) = json.loads(row["labels"]), json.loads(row["boxes"])
@@ -152,22 +226,30 @@ def test_a_careless_adapter_gives_nothing_away(tmp_path):
     assert private.settled(public._replace(private_texts=True), tmp_path).table.rows["texts"][0] == row["texts"]
 
 
-REPORT = ("Zelenka, Quorthon: QUORTHON M. ZELENKA, q. zelenka and Ms. Zelenka's scans from Wexford, seen with "
-          "Oduya, Paul; PO/ab. Ulla Born. Call Tkachenko at Wexford General. " + MEANT)
+REPORT = (
+    "Zelenka, Quorthon: QUORTHON M. ZELENKA, q. zelenka and Ms. Zelenka's scans from Wexford, seen with "
+    "Oduya, Paul; PO/ab. Ulla Born. Call Tkachenko at Wexford General. " + MEANT
+)
 
 
 def exam(root: Path, count: int = 3) -> Path:
     """One exam whose headers hold its people: each image another one; one at depth; the last file is damaged."""
     request = pydicom.Dataset()
     request.RequestingPhysician, request.NamesOfIntendedRecipientsOfResults = "Tkachenko^Olena", ["Someone^Else"]
-    tags = [dict(PatientName="Zelenka^Quorthon^M", OtherPatientNames=["Ulla^Born", "Q^Z"]),
-            dict(OperatorsName="ODUYA^PAUL", InstitutionName="Wexford General"),
-            dict(RequestAttributesSequence=pydicom.Sequence([request]))]
+    tags = [
+        dict(PatientName="Zelenka^Quorthon^M", OtherPatientNames=["Ulla^Born", "Q^Z"]),
+        dict(OperatorsName="ODUYA^PAUL", InstitutionName="Wexford General"),
+        dict(RequestAttributesSequence=pydicom.Sequence([request])),
+    ]
     for n, more in enumerate(tags[:count]):
         write(root / f"{n}.dcm", breast(seed=n), SOPInstanceUID=f"1.2.{n}", **more)
     (root / "cut.dcm").write_bytes((root / "0.dcm").read_bytes()[:200])
-    table(root, "reports.csv", {"image": "#.dcm", "patient": "p", "study": "s", "laterality": "L", "view": "CC",
-                                "report": REPORT}, count)
+    table(
+        root,
+        "reports.csv",
+        {"image": "#.dcm", "patient": "p", "study": "s", "laterality": "L", "view": "CC", "report": REPORT},
+        count,
+    )
     with open(root / "reports.csv", "a") as file:
         file.write(f'cut.dcm,p,s,L,CC,"{REPORT}"\n')
     return root
@@ -208,8 +290,11 @@ def test_without_headers_only_rules_and_tables_run(tmp_path):
 
 
 def test_a_recogniser_runs_after_the_rules_and_is_written_down(tmp_path, monkeypatch):
-    monkeypatch.setattr(private.recognise, "load", lambda folder: Recogniser(
-        lambda text: text.replace("mass", "[name]"), f"Model {len(folder)}"))
+    monkeypatch.setattr(
+        private.recognise,
+        "load",
+        lambda folder: Recogniser(lambda text: text.replace("mass", "[name]"), f"Model {len(folder)}"),
+    )
     root, out = exam(tmp_path), tmp_path / "out"
     counts = prepare("report_csv", root, out, workers=0, max_quarantined=0.5, recogniser="abc", **SMALL)
     assert counts["deidentification"]["recogniser"] == "Model 3" and "Model 3" in summary.prepared(out, counts, 1.0)
@@ -222,9 +307,13 @@ def test_a_recogniser_runs_after_the_rules_and_is_written_down(tmp_path, monkeyp
 def test_the_step_has_no_way_around_it():
     """What shows rows takes them from `settled`; no adapter de-identifies on its own account."""
     for path in DATA.rglob("*.py"):
-        names = {alias.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
-                 and node.module.startswith("mammoclip_jax.data") for alias in node.names}
+        names = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("mammoclip_jax.data")
+            for alias in node.names
+        }
         if path.parent.name == "sources":
             assert not names & {"deidentify", "private", "settled"}, path
-        elif path.name not in ("private.py", "summary.py"):         # the summary only lists files
+        elif path.name not in ("private.py", "summary.py"):  # the summary only lists files
             assert not ("SourceTable" in names and "checked" in names), path

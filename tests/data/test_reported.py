@@ -10,19 +10,37 @@ from mammoclip_jax.data.manifest import frame
 from mammoclip_jax.data.text.sections import told
 from mammoclip_jax.data.verify import verify
 
-REPORTS = ("FINDINGS: A mass. IMPRESSION: Suspicious.", "TECHNIQUE: CC and MLO.\nIMPRESSION: Negative.",
-           "INDICATION: Screening.\nRECOMMENDATION: Call.")
-WANTED = {"kept": {"findings": 1, "impression": 2, "indication": 1, "recommendation": 1}, "dropped": {"technique": 1},
-          "lacking": {"findings": 1, "both": 1}}
+REPORTS = (
+    "FINDINGS: A mass. IMPRESSION: Suspicious.",
+    "TECHNIQUE: CC and MLO.\nIMPRESSION: Negative.",
+    "INDICATION: Screening.\nRECOMMENDATION: Call.",
+)
+WANTED = {
+    "kept": {"findings": 1, "impression": 2, "indication": 1, "recommendation": 1},
+    "dropped": {"technique": 1},
+    "lacking": {"findings": 1, "both": 1},
+}
 
 
 def rows(*reports: str):
     made = []
     for number, report in enumerate(reports):
         found = told(report)
-        made += [{"dataset": "d", "patient": "p", "study": f"s{number}", "image": f"{number}{view}", "file": "", "view": view,
-                  "split": "train", "texts": list(found.texts.values()), "sections": list(found.texts),
-                  "parts": found.parts} for view in ("CC", "MLO")]
+        made += [
+            {
+                "dataset": "d",
+                "patient": "p",
+                "study": f"s{number}",
+                "image": f"{number}{view}",
+                "file": "",
+                "view": view,
+                "split": "train",
+                "texts": list(found.texts.values()),
+                "sections": list(found.texts),
+                "parts": found.parts,
+            }
+            for view in ("CC", "MLO")
+        ]
     return frame(made)
 
 
@@ -50,7 +68,7 @@ def test_prepare_and_verify_say_it_and_name_nothing_of_a_report(tmp_path):
     for said in (summary.prepared("out", counts, 0), summary.verified("out", found)):
         assert "WARNING: 1 reports have an impression and no findings" in said and "dropped: technique 1" in said
         assert "WARNING: 1 reports have neither findings nor impression" in said and "Suspicious" not in said
-    info = json.loads((tmp_path / "out" / "dataset.json").read_text())      # of a set made before
+    info = json.loads((tmp_path / "out" / "dataset.json").read_text())  # of a set made before
     del info["counts"]["reports"]
     (tmp_path / "out" / "dataset.json").write_text(json.dumps(info))
     assert verify(tmp_path / "out")["reports"] == {"kept": {}, "dropped": {}, "lacking": WANTED["lacking"]}

@@ -46,21 +46,54 @@ def save(folder, index, info):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    rows = [dict(dataset="d", patient=f"p{row // 2}", study=f"s{row // 2}", image=f"i{row}", file="", laterality="L",
-                 view=("CC", "MLO")[row % 2], split=("train", "test")[row // 2], texts=["a mass"], labels={"mass": 1},
-                 boxes=BOX) for row in range(4)]
+    rows = [
+        dict(
+            dataset="d",
+            patient=f"p{row // 2}",
+            study=f"s{row // 2}",
+            image=f"i{row}",
+            file="",
+            laterality="L",
+            view=("CC", "MLO")[row % 2],
+            split=("train", "test")[row // 2],
+            texts=["a mass"],
+            labels={"mass": 1},
+            boxes=BOX,
+        )
+        for row in range(4)
+    ]
     transform = geometry.fit((100, 80), (5, 0, 95, 60), SIZE, laterality="R")
     placed = place_boxes(json.dumps(BOX), transform)
     index = frame(rows).drop(columns=["file", "row", "size"])
-    index = index.assign(boxes=placed.original, boxes_canvas=placed.canvas, transform=transform.to_json(), height=24,
-                         width=16, bits=8, sha256="", flags="", shard=[0, 0, 1, 1], position=[0, 1, 0, 1])
+    index = index.assign(
+        boxes=placed.original,
+        boxes_canvas=placed.canvas,
+        transform=transform.to_json(),
+        height=24,
+        width=16,
+        bits=8,
+        sha256="",
+        flags="",
+        shard=[0, 0, 1, 1],
+        position=[0, 1, 0, 1],
+    )
     problems = [Problem("f", "file", "file missing", "copy it")]
     (folder / "quarantine.csv").write_text(quarantine_text(problems))
     train_wordpiece(["a mass"], 200).save(str(folder / "tokenizer.json"))
     counts = {"images_in": 5, "images": 4, "quarantined": 1, "reasons": {"file missing": 1}} | content(index)
     preprocessing = Preprocessing(height=24, width=16).__dict__
-    info = {"schema_version": 1, "name": "d", "real": True, "shards": 2, "preprocessing": preprocessing,
-            "counts": counts, "provenance": {}, "licence": "", "citation": "", "public_ids": True}
+    info = {
+        "schema_version": 1,
+        "name": "d",
+        "real": True,
+        "shards": 2,
+        "preprocessing": preprocessing,
+        "counts": counts,
+        "provenance": {},
+        "licence": "",
+        "citation": "",
+        "public_ids": True,
+    }
     write(folder, pictures(), index, info)
     return folder
 
@@ -85,12 +118,14 @@ def edit_index(change):
             index[column] = [list(value) for value in index[column]]
         change(index)
         save(folder, index, json.loads((folder / "dataset.json").read_text()))
+
     return edit
 
 
 def cell(column, value, row=1):
     def change(index):
         index.at[row, column] = value
+
     return edit_index(change)
 
 
@@ -100,6 +135,7 @@ def shard(records):
         for record in records:
             writer.write(record)
         writer.close()
+
     return edit
 
 
@@ -133,8 +169,11 @@ BREAKS = {
     "no column": (edit_index(lambda i: i.pop("flags")), "index columns", "flags"),
     "wrong type": (edit_index(lambda i: i.__setitem__("height", i["height"].astype(float))), "index types", "integers"),
     "no quarantine": (lambda f: (f / "quarantine.csv").unlink(), "quarantine", "cannot be read"),
-    "quarantine line": (lambda f: (f / "quarantine.csv").write_text("file,image,stage,reason,remedy,row\n"),
-                        "quarantine", "0 lines"),
+    "quarantine line": (
+        lambda f: (f / "quarantine.csv").write_text("file,image,stage,reason,remedy,row\n"),
+        "quarantine",
+        "0 lines",
+    ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer", "cannot be loaded"),
     "bad tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer", "cannot be loaded"),
     "twice an image": (cell("image", "i0"), "image ids", "not its own"),
@@ -169,5 +208,7 @@ def test_each_break_is_found_and_named(whole, tmp_path, name):
     edit(folder)
     result = verify(folder)
     assert not result["ok"]
-    assert any(fault["check"] == check and words in fault["problem"] + fault["where"] and fault["remedy"]
-               for fault in result["faults"]), result["faults"]
+    assert any(
+        fault["check"] == check and words in fault["problem"] + fault["where"] and fault["remedy"]
+        for fault in result["faults"]
+    ), result["faults"]

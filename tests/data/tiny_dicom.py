@@ -31,7 +31,7 @@ def dataset(pixels: np.ndarray, bits_stored: int = 0, **tags) -> Dataset:
 
 
 def write(path: Path, pixels: np.ndarray, **tags) -> Path:
-    own = {"SOPInstanceUID": generate_uid(entropy_srcs=[str(path)])}       # else the files would be copies of one
+    own = {"SOPInstanceUID": generate_uid(entropy_srcs=[str(path)])}  # else the files would be copies of one
     dataset(pixels, **own | tags).save_as(path, enforce_file_format=True)
     return path
 

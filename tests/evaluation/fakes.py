@@ -17,12 +17,20 @@ class FakeDataset:
 
     def __init__(self, patients=12, *, real=False, split="test", seed=0, boxes=True, name="phantom"):
         rng = np.random.default_rng(seed)
-        self.path, self.info = name, {
-            "schema_version": 1, "name": name, "real": real, "licence": "CC0", "citation": "made up",
-            "preprocessing": {"geometry": "fit", "height": SHAPE[0], "width": SHAPE[1], "bits": 8},
-            "counts": {"images": 4 * patients, "patients": patients}, "provenance": {"source": name},
-            "fingerprint": "f00",
-        }
+        self.path, self.info = (
+            name,
+            {
+                "schema_version": 1,
+                "name": name,
+                "real": real,
+                "licence": "CC0",
+                "citation": "made up",
+                "preprocessing": {"geometry": "fit", "height": SHAPE[0], "width": SHAPE[1], "bits": 8},
+                "counts": {"images": 4 * patients, "patients": patients},
+                "provenance": {"source": name},
+                "fingerprint": "f00",
+            },
+        )
         self.images, rows = [], []
         for p in range(patients):
             for side in "LR":
@@ -45,18 +53,32 @@ def _breast(mass, x, y, rng):
     cv2.ellipse(image, (0, SHAPE[0] // 2), (34, 28), 0, -90, 90, 90, -1)
     image[image > 0] += rng.integers(0, 20, size=SHAPE, dtype=np.uint8)[image > 0]
     if mass:
-        image[y:y + 8, x:x + 8] = 240
+        image[y : y + 8, x : x + 8] = 240
     return image
 
 
 def _row(name, p, side, view, split, mass, real, box):
     found = [{"label": "mass", "box": box}] if mass and box else []
     text = f"There is a mass in breast {p}{side}." if mass else "No mass."
-    return {"dataset": name, "patient": f"p{p:03d}", "study": f"s{p:03d}", "image": f"p{p:03d}_{side}{view}",
-            "laterality": side, "view": view, "split": split, "vendor": "", "real": real,
-            "texts": [text], "sections": ["findings"], "labels": json.dumps({"mass": mass}),
-            "boxes": json.dumps(found), "boxes_canvas": json.dumps(found),
-            "height": SHAPE[0], "width": SHAPE[1], "bits": 8}
+    return {
+        "dataset": name,
+        "patient": f"p{p:03d}",
+        "study": f"s{p:03d}",
+        "image": f"p{p:03d}_{side}{view}",
+        "laterality": side,
+        "view": view,
+        "split": split,
+        "vendor": "",
+        "real": real,
+        "texts": [text],
+        "sections": ["findings"],
+        "labels": json.dumps({"mass": mass}),
+        "boxes": json.dumps(found),
+        "boxes_canvas": json.dumps(found),
+        "height": SHAPE[0],
+        "width": SHAPE[1],
+        "bits": 8,
+    }
 
 
 class FakeModel:

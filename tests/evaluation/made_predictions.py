@@ -13,9 +13,19 @@ def index(patients=40, seed=0):
         labels = {"density": "ABCD"[p % 4], "age": int(rng.integers(30, 80)), "mass": 0}
         for side in "LR":
             mass = int(rng.random() < 0.4)
-            rows += [{"dataset": "made", "patient": f"p{p:03d}", "study": f"s{p}", "image": f"{p}{side}{view}",
-                      "laterality": side, "view": view, "vendor": ("A Inc", "B_Ltd")[p % 2],
-                      "labels": json.dumps(labels | {"mass": mass})} for view in ("CC", "MLO")]
+            rows += [
+                {
+                    "dataset": "made",
+                    "patient": f"p{p:03d}",
+                    "study": f"s{p}",
+                    "image": f"{p}{side}{view}",
+                    "laterality": side,
+                    "view": view,
+                    "vendor": ("A Inc", "B_Ltd")[p % 2],
+                    "labels": json.dumps(labels | {"mass": mass}),
+                }
+                for view in ("CC", "MLO")
+            ]
     return pd.DataFrame(rows)
 
 

@@ -39,8 +39,9 @@ def test_delongs_test_is_the_one_over_patients():
 
 def test_the_order_of_images_does_not_matter():
     shuffled = BAD.sample(frac=1, random_state=0)
-    pd.testing.assert_frame_equal(compare(GOOD, BAD, **QUICK).tables["comparison"],
-                                  compare(GOOD, shuffled, **QUICK).tables["comparison"])
+    pd.testing.assert_frame_equal(
+        compare(GOOD, BAD, **QUICK).tables["comparison"], compare(GOOD, shuffled, **QUICK).tables["comparison"]
+    )
 
 
 def test_of_few_positive_patients_only_the_permutation_test_is_left():
@@ -74,8 +75,9 @@ def test_several_labels_get_q_values_and_classes_their_metrics():
 def test_classes_in_another_order_are_the_same():
     a, b = made.density(INDEX, 1, seed=3), made.density(INDEX, 2, seed=4)
     turned = b[[*b.columns[:8], "p_D", "p_B", "p_C", "p_A"]]
-    pd.testing.assert_frame_equal(compare(a, b, **QUICK).tables["comparison"],
-                                  compare(a, turned, **QUICK).tables["comparison"])
+    pd.testing.assert_frame_equal(
+        compare(a, b, **QUICK).tables["comparison"], compare(a, turned, **QUICK).tables["comparison"]
+    )
 
 
 def test_a_label_of_one_class_has_a_reason():
@@ -85,14 +87,17 @@ def test_a_label_of_one_class_has_a_reason():
     assert "both classes" in found.tables["comparison"]["reason"].iloc[0]
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda b: b[2:], "theirs lacks 2 images of label 'mass' that mine has: made/0LCC, made/0LMLO"),
-    (lambda b: pd.concat([b, b[:5].assign(image=[*"vwxyz"])]), "mine lacks 5 images.*made/v, made/w, made/x, …"),
-    (lambda b: b.assign(label="cancer"), "theirs lacks 1 labels that mine has: mass"),
-    (lambda b: b.assign(truth=[1 - b["truth"][0], *b["truth"][1:]]), "truth of 1 images differs.*'0LCC'"),
-    (lambda b: b.assign(patient=["other", *b["patient"][1:]]), "patient of 1 images differs"),
-    (lambda b: b.drop(columns="score").assign(truth="x", p_x=1.0), "mine has the classes -, theirs x"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda b: b[2:], "theirs lacks 2 images of label 'mass' that mine has: made/0LCC, made/0LMLO"),
+        (lambda b: pd.concat([b, b[:5].assign(image=[*"vwxyz"])]), "mine lacks 5 images.*made/v, made/w, made/x, …"),
+        (lambda b: b.assign(label="cancer"), "theirs lacks 1 labels that mine has: mass"),
+        (lambda b: b.assign(truth=[1 - b["truth"][0], *b["truth"][1:]]), "truth of 1 images differs.*'0LCC'"),
+        (lambda b: b.assign(patient=["other", *b["patient"][1:]]), "patient of 1 images differs"),
+        (lambda b: b.drop(columns="score").assign(truth="x", p_x=1.0), "mine has the classes -, theirs x"),
+    ],
+)
 def test_tables_of_different_images_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         compare(GOOD, change(BAD), names=("mine", "theirs"), **QUICK)
@@ -109,5 +114,10 @@ def test_unknown_names_are_explained():
 
 def test_the_levels_have_the_names_of_what_they_score():
     assert {name: level.unit for name, level in comparison.LEVEL_NAMES.items()} == {
-        "breast": "breast", "breast_max": "breast", "image": "image", "exam": "exam", "exam_max": "exam"}
+        "breast": "breast",
+        "breast_max": "breast",
+        "image": "image",
+        "exam": "exam",
+        "exam_max": "exam",
+    }
     assert {name for name, level in comparison.LEVEL_NAMES.items() if level.how == "max"} == {"breast_max", "exam_max"}

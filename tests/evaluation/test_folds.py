@@ -13,12 +13,22 @@ RNG = np.random.default_rng(0)
 
 
 def table(images, classes=False):
-    rows = pd.DataFrame({"dataset": "mias", "patient": [f"p{i // 2}" for i in images], "study": [f"p{i // 2}" for i in images],
-                         "image": [f"i{i}" for i in images], "laterality": "", "view": "MLO"})
+    rows = pd.DataFrame(
+        {
+            "dataset": "mias",
+            "patient": [f"p{i // 2}" for i in images],
+            "study": [f"p{i // 2}" for i in images],
+            "image": [f"i{i}" for i in images],
+            "laterality": "",
+            "view": "MLO",
+        }
+    )
     if not classes:
         return rows.assign(label="abnormal", truth=RNG.integers(0, 2, len(images)), score=RNG.random(len(images)))
     p = RNG.dirichlet(np.ones(3), len(images))
-    return rows.assign(label="density", truth=RNG.choice(list("FGD"), len(images)), p_F=p[:, 0], p_G=p[:, 1], p_D=p[:, 2])
+    return rows.assign(
+        label="density", truth=RNG.choice(list("FGD"), len(images)), p_F=p[:, 0], p_G=p[:, 1], p_D=p[:, 2]
+    )
 
 
 def write(folder, predictions, evaluator="mias/classification"):
@@ -29,11 +39,12 @@ def write(folder, predictions, evaluator="mias/classification"):
 @pytest.mark.parametrize("classes", [False, True])
 def test_metrics_are_those_of_the_whole_table(tmp_path, classes):
     parts = [table(range(20 * k, 20 * k + 20), classes) for k in range(3)]
-    found, = folds.pooled([write(tmp_path / str(k), part) for k, part in enumerate(parts)], resamples=50)
+    (found,) = folds.pooled([write(tmp_path / str(k), part) for k, part in enumerate(parts)], resamples=50)
     whole = pd.concat(parts, ignore_index=True)
     if classes:
-        expected = classification.multiclass(whole, whole["truth"], whole[["p_F", "p_G", "p_D"]].to_numpy(), list("FGD"),
-                                             resamples=50)
+        expected = classification.multiclass(
+            whole, whole["truth"], whole[["p_F", "p_G", "p_D"]].to_numpy(), list("FGD"), resamples=50
+        )
     else:
         expected = classification.binary(whole, whole["truth"], whole["score"], resamples=50)
     assert found.name == "mias/classification"

@@ -7,8 +7,16 @@ import pytest
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import predictions
 
-ROWS = pd.DataFrame({"dataset": "d", "patient": ["001", "NA"], "study": ["s", "t"], "image": ["i1", "i2"],
-                     "laterality": ["L", ""], "view": ["CC", "MLO"]})
+ROWS = pd.DataFrame(
+    {
+        "dataset": "d",
+        "patient": ["001", "NA"],
+        "study": ["s", "t"],
+        "image": ["i1", "i2"],
+        "laterality": ["L", ""],
+        "view": ["CC", "MLO"],
+    }
+)
 
 
 def written(path, table):
@@ -20,7 +28,7 @@ def test_what_an_evaluator_stores_is_read_back(tmp_path):
     table = ROWS.assign(label="mass", truth=[1.0, np.nan], score=[0.25, -1e-9])
     found = predictions.read(written(tmp_path / "predictions.csv", table))
     assert found["patient"].tolist() == ["001", "NA"] and found["laterality"].tolist() == ["L", ""]
-    mass, = predictions.labels(found)
+    (mass,) = predictions.labels(found)
     assert mass.label == "mass" and mass.classes == () and mass.rows.equals(found[list(predictions.IDENTITY)])
     np.testing.assert_array_equal(mass.truth, [1, np.nan])
     np.testing.assert_array_equal(mass.prediction, [0.25, -1e-9])
@@ -72,12 +80,15 @@ def test_errors_name_the_file_and_what_to_do(tmp_path):
             predictions.read(tmp_path / name)
 
 
-@pytest.mark.parametrize("truth, columns, message", [
-    ([1, 2], {"score": 0.5}, "truth is '2'; it should be one of 0, 1, or empty"),
-    (["1", "maybe"], {"score": 0.5}, "truth is 'maybe'"),
-    (["A", "E"], {"p_A": 0.5, "p_B": 0.5}, "truth is 'E'; it should be one of A, B, or empty"),
-    ([1, 0], {"score": np.nan}, "neither a score nor any p_<class>"),
-])
+@pytest.mark.parametrize(
+    "truth, columns, message",
+    [
+        ([1, 2], {"score": 0.5}, "truth is '2'; it should be one of 0, 1, or empty"),
+        (["1", "maybe"], {"score": 0.5}, "truth is 'maybe'"),
+        (["A", "E"], {"p_A": 0.5, "p_B": 0.5}, "truth is 'E'; it should be one of A, B, or empty"),
+        ([1, 0], {"score": np.nan}, "neither a score nor any p_<class>"),
+    ],
+)
 def test_truths_and_predictions_are_checked(truth, columns, message):
     with pytest.raises(UserError, match=f"x.csv.*{message}"):
         list(predictions.labels(ROWS.assign(label="mass", truth=truth, **columns), "x.csv"))

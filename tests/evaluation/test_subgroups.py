@@ -18,10 +18,26 @@ QUICK = {"resamples": 50}
 
 
 def test_attributes_come_from_the_index():
-    rows = pd.DataFrame([
-        {"dataset": "d", "image": i, "vendor": vendor, "view": "CC", "laterality": "L", "labels": json.dumps(labels)}
-        for i, (vendor, labels) in enumerate([("A", {"density": "b", "age": 39.9, "site": "north"}), ("", {"age": 70}),
-                                              ("B", {"age": "unknown"}), ("B", {"age": 55, "density": 4})])])
+    rows = pd.DataFrame(
+        [
+            {
+                "dataset": "d",
+                "image": i,
+                "vendor": vendor,
+                "view": "CC",
+                "laterality": "L",
+                "labels": json.dumps(labels),
+            }
+            for i, (vendor, labels) in enumerate(
+                [
+                    ("A", {"density": "b", "age": 39.9, "site": "north"}),
+                    ("", {"age": 70}),
+                    ("B", {"age": "unknown"}),
+                    ("B", {"age": 55, "density": 4}),
+                ]
+            )
+        ]
+    )
     found = attributes(rows)
     assert found["age"].tolist() == ["<40", "70+", "unknown", "50-59"]
     assert found["density"].tolist() == ["B", "unknown", "unknown", "D"]
@@ -67,7 +83,13 @@ def test_the_interval_of_a_gap_is_that_of_explicit_resamples():
 def test_exams_are_split_by_side_as_breasts_and_by_view_as_images():
     table = subgroups(MASS, INDEX, level="exam", **QUICK).tables["subgroups"]
     assert table.groupby("by")["n"].sum().to_dict() == {
-        "all": 40, "age": 40, "density": 40, "laterality": 80, "vendor": 40, "view": 160}
+        "all": 40,
+        "age": 40,
+        "density": 40,
+        "laterality": 80,
+        "vendor": 40,
+        "view": 160,
+    }
 
 
 def test_a_subgroup_without_positives_has_a_reason_and_no_gap():
@@ -86,7 +108,9 @@ def test_classes_have_subgroups_too_and_other_labels_are_passed_over():
 
 
 def test_a_mean_over_fewer_classes_has_no_gap():
-    row = subgroups(made.density(INDEX, 1), INDEX, by=("vendor",), metric="macro_f1", **QUICK).tables["subgroups"].iloc[1]
+    row = (
+        subgroups(made.density(INDEX, 1), INDEX, by=("vendor",), metric="macro_f1", **QUICK).tables["subgroups"].iloc[1]
+    )
     assert row["value"] > 0 and row["gap"] is None and "a mean over the others" in row["reason"]
 
 

@@ -9,11 +9,22 @@ from mammoclip_jax.evaluation.suite import evaluate
 def test_results_are_named_after_data_set_and_entry_and_images_are_embedded_once():
     model = FakeModel()
     datasets = {"one": FakeDataset(3), "two": FakeDataset(2, seed=1)}
-    results = evaluate(model, datasets, {
-        "zero_shot": {"resamples": 5}, "published": {"evaluator": "zero_shot", "prompts": "mammo_clip", "resamples": 5},
-        "retrieval": {"folders": ("two",), "resamples": 5}})
+    results = evaluate(
+        model,
+        datasets,
+        {
+            "zero_shot": {"resamples": 5},
+            "published": {"evaluator": "zero_shot", "prompts": "mammo_clip", "resamples": 5},
+            "retrieval": {"folders": ("two",), "resamples": 5},
+        },
+    )
     assert [r.name for r in results] == [
-        "one/zero_shot", "one/published", "two/zero_shot", "two/published", "two/retrieval"]
+        "one/zero_shot",
+        "one/published",
+        "two/zero_shot",
+        "two/published",
+        "two/retrieval",
+    ]
     assert sum(model.calls) == 12 + 8
 
 
@@ -24,12 +35,15 @@ def test_without_resamples_there_is_no_interval_but_a_value():
         assert entry["low"] is None
 
 
-@pytest.mark.parametrize("evaluators, message", [
-    ({"zeroshot": {}}, "Did you mean 'zero_shot'"),
-    ({"saliency": {"tolerence": 3}}, "Did you mean 'tolerance'"),
-    ({"zero_shot": {"split": "nowhere"}}, "split nowhere"),
-    ({"saliency": {"explain": "everything"}}, "explain='everything'"),
-])
+@pytest.mark.parametrize(
+    "evaluators, message",
+    [
+        ({"zeroshot": {}}, "Did you mean 'zero_shot'"),
+        ({"saliency": {"tolerence": 3}}, "Did you mean 'tolerance'"),
+        ({"zero_shot": {"split": "nowhere"}}, "split nowhere"),
+        ({"saliency": {"explain": "everything"}}, "explain='everything'"),
+    ],
+)
 def test_mistakes_are_explained(evaluators, message):
     with pytest.raises(UserError, match=message):
         evaluate(FakeModel(), {"one": FakeDataset(2)}, evaluators)

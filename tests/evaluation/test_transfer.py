@@ -14,9 +14,14 @@ from mammoclip_jax.evaluation.transfer import transfer
 def runs(tmp_path):
     """Two models, each tested on two data sets; the second could not be measured on one of them."""
     for train, values in (("vindr", (0.9, 0.7)), ("embed", (0.6, None))):
-        results = [Result(f"{test}/zero_shot", "", {"mass/auroc": entry(v, None if v is None else v - 0.1, n=50,
-                                                                        reason=None if v else "one class")})
-                   for test, v in zip(("vindr", "embed"), values)]
+        results = [
+            Result(
+                f"{test}/zero_shot",
+                "",
+                {"mass/auroc": entry(v, None if v is None else v - 0.1, n=50, reason=None if v else "one class")},
+            )
+            for test, v in zip(("vindr", "embed"), values)
+        ]
         result.save(results, tmp_path / train / "results")
     return {name: tmp_path / name for name in ("vindr", "embed")}
 

@@ -19,8 +19,9 @@ def differences():
 
         @jax.jit
         def scores(offsets):
-            return jax.lax.map(lambda x: subject.encode(pixels, {STAGE: x[None]})[0][0] @ direction, offsets,
-                               batch_size=64)
+            return jax.lax.map(
+                lambda x: subject.encode(pixels, {STAGE: x[None]})[0][0] @ direction, offsets, batch_size=64
+            )
 
         steps = 1e-5 * np.eye(features[0].size).reshape(-1, *features.shape[1:])
         gradient = np.asarray(scores(steps) - scores(-steps)).reshape(features.shape[1:]) / 2e-5

@@ -23,10 +23,10 @@ def naive_blur(image, deviation):
 @pytest.mark.parametrize("fill", ["black", "blur"])
 def test_the_hottest_pixels_of_the_breast_go_first(fill):
     rng = np.random.default_rng(3)
-    heat = np.round(rng.random((HEIGHT, WIDTH)), 2)     # with ties
+    heat = np.round(rng.random((HEIGHT, WIDTH)), 2)  # with ties
     tissue = np.zeros((HEIGHT, WIDTH), bool)
     tissue[5:41, :20] = True
-    order = sorted(np.argwhere(tissue).tolist(), key=lambda place: -heat[tuple(place)])    # stable: row by row
+    order = sorted(np.argwhere(tissue).tolist(), key=lambda place: -heat[tuple(place)])  # stable: row by row
     with jax.enable_x64(True):
         subject, _, _, pixels, direction = subject_of(RESNET)
         found = np.asarray(jax.jit(lambda: curves(subject, pixels, direction, heat, tissue, 7, blur=0.1, fill=fill))())
@@ -35,7 +35,7 @@ def test_the_hottest_pixels_of_the_breast_go_first(fill):
         score = jax.jit(lambda x: subject.encode(x[None, :, :, None])[0][0] @ direction)
         for step in range(8):
             inserted, deleted = np.where(tissue, blurred, image), image.copy()
-            for y, x in order[:round(step / 7 * len(order))]:
+            for y, x in order[: round(step / 7 * len(order))]:
                 inserted[y, x] = image[y, x]
                 deleted[y, x] = blurred[y, x] if fill == "blur" else -MEAN / STD
             np.testing.assert_allclose(found[:, step], [score(inserted), score(deleted)], atol=1e-6)

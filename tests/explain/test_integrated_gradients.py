@@ -24,9 +24,14 @@ def test_the_attributions_sum_to_the_difference_of_the_scores(baseline, steps):
 
 
 def test_a_linear_score_has_the_products_of_its_weights():
-    weights = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)     # of two numbers
-    subject = Subject(lambda x, offsets={}: (jnp.einsum("nhwc,dhwc->nd", x, weights), {}), None, None, None,
-                      lambda value: value - 0.25)
+    weights = np.random.default_rng(0).normal(size=(2, 5, 4, 3)).astype(np.float32)  # of two numbers
+    subject = Subject(
+        lambda x, offsets={}: (jnp.einsum("nhwc,dhwc->nd", x, weights), {}),
+        None,
+        None,
+        None,
+        lambda value: value - 0.25,
+    )
     pixels, direction = weights[1:] * 3 + 1, np.array([2.0, -1.0], np.float32)
     found = integrated_gradients(subject, pixels, direction, "", steps=3, baseline=0.5)
     expected = ((pixels[0] - 0.25) * (2 * weights[0] - weights[1])).sum(-1)
@@ -37,7 +42,7 @@ def test_a_linear_score_has_the_products_of_its_weights():
 def test_a_models_map_is_complete_at_its_own_resolution():
     """The way of a user: uint8 in, raw attributions out, against the embeddings of the image and of a black one."""
     model, pictures = model_of(VIT), images(1)
-    pictures[0, 0, :2] = 0, 255     # the whole range: the stretch of grey values changes nothing
+    pictures[0, 0, :2] = 0, 255  # the whole range: the stretch of grey values changes nothing
     direction = directions(1)
     found = model.saliency(pictures, direction, method="integrated_gradients", raw=True, steps=128)
     black = jax.jit(model._encode)(model._variables, jnp.full((1, *pictures.shape[1:], 1), -MEAN / STD))[0]

@@ -13,19 +13,20 @@ from mammoclip_jax.explain.occlusion import covers, occlusion
 def test_it_is_the_mean_drop_of_the_squares_over_a_pixel(window, stride, fill, chunk):
     with jax.enable_x64(True):
         subject, _, _, pixels, direction = subject_of(RESNET)
-        found = jax.jit(lambda: occlusion(subject, pixels, direction, "", window=window, stride=stride, fill=fill,
-                                          chunk=chunk))()
+        found = jax.jit(
+            lambda: occlusion(subject, pixels, direction, "", window=window, stride=stride, fill=fill, chunk=chunk)
+        )()
         score = jax.jit(lambda x: subject.encode(x)[0][0] @ direction)
         total, count = np.zeros((2, HEIGHT, WIDTH))
         tops, lefts = ([*range(0, size - window, stride), size - window] for size in (HEIGHT, WIDTH))
         for top in tops:
             for left in lefts:
                 covered = np.array(pixels)
-                covered[:, top:top + window, left:left + window] = (fill - MEAN) / STD
-                total[top:top + window, left:left + window] += score(pixels) - score(covered)
-                count[top:top + window, left:left + window] += 1
+                covered[:, top : top + window, left : left + window] = (fill - MEAN) / STD
+                total[top : top + window, left : left + window] += score(pixels) - score(covered)
+                count[top : top + window, left : left + window] += 1
     assert count.min() >= 1 and np.abs(total).max() > 1e-3
-    np.testing.assert_allclose(found, total / count, atol=1e-6 * np.abs(total).max())     # counted in float32
+    np.testing.assert_allclose(found, total / count, atol=1e-6 * np.abs(total).max())  # counted in float32
 
 
 def test_the_squares_cover_a_side_and_end_at_its_border():

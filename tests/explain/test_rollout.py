@@ -14,8 +14,9 @@ PATCHES = (6, 4)
 
 def captured(module, variables, pixels):
     """Mean attention weights [L, L] of each layer, from the outputs of its dense layers."""
-    _, state = jax.jit(lambda: module.apply(variables, pixels, train=False, method="encode_image",
-                                            capture_intermediates=True))()
+    _, state = jax.jit(
+        lambda: module.apply(variables, pixels, train=False, method="encode_image", capture_intermediates=True)
+    )()
     layers = state["intermediates"]["image_encoder"]["encoder"]
     for i in range(3):
         dense = layers[f"layer_{i}"]["attention"]["attention"]
@@ -29,18 +30,18 @@ def captured(module, variables, pixels):
 
 @pytest.mark.parametrize("pooling, registers", [("cls", 0), ("mean", 2), ("all", 2), ("cls+mean", 0)])
 def test_it_is_the_product_of_the_layers_weights(pooling, registers, monkeypatch):
-    monkeypatch.setattr(rollout, "_CHUNK", 10)      # 25 or 27 tokens: the last part is filled up
+    monkeypatch.setattr(rollout, "_CHUNK", 10)  # 25 or 27 tokens: the last part is filled up
     with jax.enable_x64(True):
         subject, module, variables, pixels, direction = subject_of(VIT | {"pooling": pooling, "registers": registers})
         found = np.asarray(jax.jit(lambda: rollout.attention_rollout(subject, pixels, direction, ""))())
         product = np.eye(1 + registers + 24)
         for weights in captured(module, variables, pixels):
             product = (0.5 * weights + 0.5 * np.eye(len(weights))) @ product
-    patches = product[:, 1 + registers:]
-    rows = {"cls": patches[0], "mean": patches[1 + registers:].mean(0), "all": patches.mean(0)}
+    patches = product[:, 1 + registers :]
+    rows = {"cls": patches[0], "mean": patches[1 + registers :].mean(0), "all": patches.mean(0)}
     expected = rows.get(pooling, (rows["cls"] + rows["mean"]) / 2).reshape(PATCHES)
     assert found.shape == PATCHES and np.ptp(expected) > 1e-4
-    np.testing.assert_allclose(found, expected, atol=1e-6)      # its rows are float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # its rows are float32
 
 
 def test_it_is_the_same_for_every_text_and_lies_over_the_image():

@@ -19,8 +19,16 @@ from mammoclip_jax.training.step import init_variables
 HEIGHT, WIDTH, DIM = 48, 32, 6
 MEAN, STD = 0.3, 0.25
 RESNET = {"name": "resnet", "variant": "18", "width": 4, "depths": (1, 1)}
-VIT = {"name": "vit", "variant": "tiny", "width": 16, "depth": 3, "heads": 2, "patch": 8, "size": 32,
-       "stages": (1, 2, 3)}
+VIT = {
+    "name": "vit",
+    "variant": "tiny",
+    "width": 16,
+    "depth": 3,
+    "heads": 2,
+    "patch": 8,
+    "size": 32,
+    "stages": (1, 2, 3),
+}
 
 
 @functools.cache
@@ -33,11 +41,16 @@ def meta_of(image):
     config.image.update(channels=1, mean=MEAN, std=STD)
     config.data.text_length = 16
     config.model.image = dict(image)
-    config.model.text.update(name="bert", hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=16)
+    config.model.text.update(
+        name="bert", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     config.model.dim = DIM
-    return {"config": config.to_dict(), "tokenizer": _words().to_json(), "provenance": {},
-            "preprocessing": {"height": HEIGHT, "width": WIDTH}}
+    return {
+        "config": config.to_dict(),
+        "tokenizer": _words().to_json(),
+        "provenance": {},
+        "preprocessing": {"height": HEIGHT, "width": WIDTH},
+    }
 
 
 def module_of(image, dtype="float32"):
@@ -46,8 +59,10 @@ def module_of(image, dtype="float32"):
 
 def variables_of(image, seed=0):
     """Random numbers that no program has to be compiled for."""
-    shapes = jax.eval_shape(lambda key: init_variables(module_of(image), key, (HEIGHT, WIDTH, 1), 16),
-                            jax.ShapeDtypeStruct((), jax.random.key(0).dtype))
+    shapes = jax.eval_shape(
+        lambda key: init_variables(module_of(image), key, (HEIGHT, WIDTH, 1), 16),
+        jax.ShapeDtypeStruct((), jax.random.key(0).dtype),
+    )
     rng = np.random.default_rng(seed)
 
     def fill(path, x):
@@ -91,5 +106,6 @@ def subject_of(image):
         project=functools.partial(module.apply, wide, train=False, method="project_image"),
         attention=lambda pixels: attention.recorded(encode(pixels, mutable=["intermediates"])[1]),
         tokens=getattr(module.image_encoder, "pooled_tokens", None),
-        grey=lambda value: (value - MEAN) / STD)
+        grey=lambda value: (value - MEAN) / STD,
+    )
     return subject, module, wide, jnp.asarray(pixels), jnp.asarray(directions(1)[0], jnp.float64)

@@ -24,10 +24,17 @@ def meta_of(input_size=()):
     config = defaults()
     config.image.channels = 1
     config.model.image.update(name="resnet", variant="18", width=4)
-    config.model.update(labels=("mass", "calcification"), stages=("stage2", "stage3", "stage4"), features=8,
-                        input_size=input_size)
-    return {"kind": "detector", "config": config.to_dict(), "tokenizer": None, "provenance": {}, "step": 3,
-            "preprocessing": {"height": HEIGHT, "width": WIDTH}}
+    config.model.update(
+        labels=("mass", "calcification"), stages=("stage2", "stage3", "stage4"), features=8, input_size=input_size
+    )
+    return {
+        "kind": "detector",
+        "config": config.to_dict(),
+        "tokenizer": None,
+        "provenance": {},
+        "step": 3,
+        "preprocessing": {"height": HEIGHT, "width": WIDTH},
+    }
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,13 @@ def test_an_exam_is_scored_by_view_breast_and_exam(exam, tmp_path):
     assert not found["problems"] and found["step"] == 7
     assert sorted(f"{v['laterality']} {v['view']}" for v in scored["views"]) == ["L CC", "L MLO", "R CC", "R MLO"]
     assert scored["missing"] == [] == scored["left_out"] and scored["exam"] == "exam"
-    assert len(found["ignored"]["picture beside DICOM images"]) == 4        # the phantom's masks are no views
-    assert found["counts"] == {"scored": 4, "left_out": 0, "problems": 0,
-                               "ignored": {".json": 1, ".txt": 1, "picture beside DICOM images": 4}}
+    assert len(found["ignored"]["picture beside DICOM images"]) == 4  # the phantom's masks are no views
+    assert found["counts"] == {
+        "scored": 4,
+        "left_out": 0,
+        "problems": 0,
+        "ignored": {".json": 1, ".txt": 1, "picture beside DICOM images": 4},
+    }
     by_side = {b["laterality"]: b for b in scored["breasts"]}
     left = [v["scores"]["mass"] for v in scored["views"] if v["laterality"] == "L"]
     right = [v["scores"]["mass"] for v in scored["views"] if v["laterality"] == "R"]
@@ -98,7 +102,7 @@ def test_overlays_lie_on_the_original_and_peaks_are_in_its_pixels(exam, tmp_path
         assert list(picture.shape[:2]) == view["original"] == [160, 128]
         x, y = discs[view["file"]]
         assert np.hypot(view["peaks"]["mass"][0] - x, view["peaks"]["mass"][1] - y) < 7
-        blue, _, red = picture[int(y) + 4, int(x) + 3]                  # within the disc, off the cross at the peak
+        blue, _, red = picture[int(y) + 4, int(x) + 3]  # within the disc, off the cross at the peak
         assert red > blue + 40
         cold = picture[original_grey(exam / view["file"], VOI) == 0]
         assert np.abs(cold[:, 0] - cold[:, 2]).mean() < 25
@@ -156,8 +160,10 @@ def test_nothing_readable_gives_problems_and_empty_scores(tmp_path):
 
 
 def test_aggregates_by_hand():
-    views = [{"file": str(i), "laterality": side, "view": "CC", "scores": {"mass": s}}
-             for i, (side, s) in enumerate([("L", 0.1), ("L", 0.5), ("R", -0.2), (None, 0.4), (None, 0.0)])]
+    views = [
+        {"file": str(i), "laterality": side, "view": "CC", "scores": {"mass": s}}
+        for i, (side, s) in enumerate([("L", 0.1), ("L", 0.5), ("R", -0.2), (None, 0.4), (None, 0.0)])
+    ]
     breasts = breast_scores(views)
     assert [b["scores"]["mass"]["mean"] for b in breasts] == pytest.approx([0.3, -0.2, 0.4, 0.0])
     assert exam_scores(views, breasts) == {"mass": {"mean": pytest.approx(0.125), "max": 0.5}}
@@ -174,9 +180,21 @@ def test_display_grey_is_what_the_policy_says(exam):
 
 def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command.loading, "load", lambda path, batch_size: Model())
-    monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(
-        weights="w", exam=str(exam), out=str(tmp_path / "out"), prompts="mammo_clip", overlay_size=0, json="",
-        method="occlusion", stage="", every_view=False))
+    monkeypatch.setattr(
+        command.flags,
+        "FLAGS",
+        SimpleNamespace(
+            weights="w",
+            exam=str(exam),
+            out=str(tmp_path / "out"),
+            prompts="mammo_clip",
+            overlay_size=0,
+            json="",
+            method="occlusion",
+            stage="",
+            every_view=False,
+        ),
+    )
     (exam / "LOCKFILE").write_text("no image")
     (exam / "R_CC.dcm").unlink()
     assert command.main([]) == 0
@@ -188,7 +206,7 @@ def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_p
     written = json.loads((tmp_path / "out" / "prediction.json").read_text())
     assert written["preprocessing_fingerprint"] == fingerprint(PREPROCESSING)
     assert written["problems"][0]["file"] == "broken.dcm" and written["counts"]["ignored"]["other file"] == 1
-    assert (written["method"], written["stage"]) == ("occlusion", "head")      # the fake has a stage for all
+    assert (written["method"], written["stage"]) == ("occlusion", "head")  # the fake has a stage for all
 
 
 class Classifier:
@@ -268,7 +286,8 @@ def test_two_patients_are_two_exams_in_any_folder(phantoms, tmp_path):
         for path in dicoms(source):
             shutil.copy(path, flat / f"{number}{path.name}")
     assert names(predict(Model(), flat)) == {
-        f"flat ({number + 1})": [f"{number}{name}" for name in VIEWS] for number in range(2)}
+        f"flat ({number + 1})": [f"{number}{name}" for name in VIEWS] for number in range(2)
+    }
 
 
 @pytest.mark.parametrize("other", [{"PatientID": "p2"}, {"StudyInstanceUID": "1.2.9"}])
@@ -284,7 +303,7 @@ def test_the_series_of_an_exam_are_one_and_a_linked_folder_is_read(exam, tmp_pat
     (tmp_path / "root" / "a").mkdir(parents=True)
     shutil.move(exam / "L_CC.dcm", tmp_path / "root" / "a" / "L_CC.dcm")
     (tmp_path / "root" / "a" / "series 2").symlink_to(exam)
-    for path in dicoms(exam):           # a header without the patient is still of the study
+    for path in dicoms(exam):  # a header without the patient is still of the study
         changed(path, path, PatientID="" if path.name == "R_CC.dcm" else pydicom.dcmread(path).PatientID)
     found = predict(Model(), tmp_path / "root")
     assert names(found) == {"a": ["a/L_CC.dcm", *(f"a/series 2/{name}" for name in VIEWS[1:])]}
@@ -313,10 +332,15 @@ def test_screening_views_count_and_others_are_listed_with_their_reason(exam, mon
     (scored,) = found["exams"]
     assert scored["scores"] == four and scored["missing"] == [] and not found["problems"]
     assert {item["file"]: item["reason"] for item in scored["left_out"]} == {
-        "raw.dcm": "for_processing", "one.dcm": "implant_displaced", "two.dcm": "magnification", "three.dcm": "spot",
-        "lateral.dcm": "view ML", "slice.dcm": "tomosynthesis beside a better image of the view",
+        "raw.dcm": "for_processing",
+        "one.dcm": "implant_displaced",
+        "two.dcm": "magnification",
+        "three.dcm": "spot",
+        "lateral.dcm": "view ML",
+        "slice.dcm": "tomosynthesis beside a better image of the view",
         "made.dcm": "synthetic_2d beside a better image of the view",
-        "capture.dcm": "other_modality: Secondary Capture Image Storage"}
+        "capture.dcm": "other_modality: Secondary Capture Image Storage",
+    }
     # One of three equal ones is scored, whichever is first by name.
     assert found["ignored"]["copy of another file"] == ["byte copy.dcm", "saved again.dcm"]
     every = predict(Model(), exam, every_view=True)["exams"][0]
@@ -331,10 +355,12 @@ def test_pictures_have_side_and_view_from_their_names(phantoms, tmp_path):
     found = predict(Model(), tmp_path)
     (scored,) = found["exams"]
     assert [(v["file"], v["laterality"], v["view"]) for v in scored["views"]] == [
-        ("L_CC.png", "L", "CC"), ("R_CC.png", "R", "CC")]
+        ("L_CC.png", "L", "CC"),
+        ("R_CC.png", "R", "CC"),
+    ]
     assert scored["missing"] == ["L MLO", "R MLO"] and found["counts"]["ignored"] == {".db": 1}
     shutil.copy(tmp_path / "L_CC.png", tmp_path / "p7_L_CC.png")
-    assert len(predict(Model(), tmp_path)["exams"]) == 2            # another patient's, by the name
+    assert len(predict(Model(), tmp_path)["exams"]) == 2  # another patient's, by the name
 
 
 def test_the_middle_frame_of_tomosynthesis_is_scored_and_shown(phantoms, tmp_path):
@@ -369,7 +395,7 @@ class Together(Classifier):
 
     def classify_views(self, images, there):
         bright = images.reshape(*images.shape[:2], -1).mean(2) / 255
-        return (there * bright ** 3).sum(axis=1, keepdims=True)
+        return (there * bright**3).sum(axis=1, keepdims=True)
 
     def saliency(self, images, labels, *, stage, method):
         return images.astype(np.float32) / 255
@@ -382,9 +408,22 @@ class Films:
         self.path, self.info = folder, {"preprocessing": PREPROCESSING}
         found = [(path, render(path, Preprocessing.from_dict(PREPROCESSING))) for path in reversed(dicoms(folder))]
         self.images = [view.image for _, view in found]
-        self.index = pd.DataFrame([{
-            "dataset": "films", "patient": "p", "study": "s", "image": path.name, "laterality": view.laterality,
-            "view": view.view, "split": split, "labels": '{"bright": 1}'} for split in ("train", "test") for path, view in found])
+        self.index = pd.DataFrame(
+            [
+                {
+                    "dataset": "films",
+                    "patient": "p",
+                    "study": "s",
+                    "image": path.name,
+                    "laterality": view.laterality,
+                    "view": view.view,
+                    "split": split,
+                    "labels": '{"bright": 1}',
+                }
+                for split in ("train", "test")
+                for path, view in found
+            ]
+        )
 
     def read(self, row):
         return self.images[row % len(self.images)]
@@ -396,8 +435,17 @@ def test_a_classifier_of_whole_breasts_or_exams_scores_what_it_was_trained_on(ex
     dicoms(exam)[0].unlink()
     model, films = Together(unit), Films(exam)
     evaluated = classification(model, films, resamples=0).tables["predictions"]["score"]
-    batch = next(labelled.train_iterator([films], labelled.examples([films], "train", labelled.Target(("bright",)), unit),
-                                         batch_size=count, views=labelled.UNITS[unit], boxes=0, seed=0, read_threads=0))
+    batch = next(
+        labelled.train_iterator(
+            [films],
+            labelled.examples([films], "train", labelled.Target(("bright",)), unit),
+            batch_size=count,
+            views=labelled.UNITS[unit],
+            boxes=0,
+            seed=0,
+            read_threads=0,
+        )
+    )
     trained = model.classify_views(batch["image"], batch["view_mask"])[:, 0]
     found = predict(model, exam, tmp_path / "out")
     (scored,) = found["exams"]
@@ -407,5 +455,8 @@ def test_a_classifier_of_whole_breasts_or_exams_scores_what_it_was_trained_on(ex
         assert sorted(predicted) == pytest.approx(sorted(others))
     assert sorted(file for entry in units for file in entry["from"]) == sorted(path.name for path in dicoms(exam))
     assert all(view["scores"] == {} and "bright" in view["overlays"] for view in scored["views"])
-    assert scored["scores"]["bright"]["mean"] == pytest.approx(np.mean(predicted)) and "together" in found["aggregation"]["view"]
+    assert (
+        scored["scores"]["bright"]["mean"] == pytest.approx(np.mean(predicted))
+        and "together" in found["aggregation"]["view"]
+    )
     json.dumps(found, allow_nan=False)

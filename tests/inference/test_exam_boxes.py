@@ -45,7 +45,7 @@ def test_boxes_lie_on_the_original(tmp_path):
         height, width = view["original"]
         assert 0 <= left < right <= width and 0 <= top < bottom <= height
         grey = cv2.GaussianBlur(original_grey(exam / view["file"], Preprocessing()), (5, 5), 0)
-        inside = grey[int(top):int(bottom) + 1, int(left):int(right) + 1]
+        inside = grey[int(top) : int(bottom) + 1, int(left) : int(right) + 1]
         assert inside.max() >= 0.9 * grey.max()
         assert view["peaks"]["mass"] == pytest.approx([(left + right) / 2, (top + bottom) / 2])
         assert view["peaks"]["calcification"] is None

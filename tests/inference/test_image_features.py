@@ -29,8 +29,13 @@ def base_config():
 
 
 def meta_of(config, **more):
-    return {"config": config.to_dict(), "tokenizer": None, "provenance": {}, "step": 0,
-            "preprocessing": {"height": HEIGHT, "width": WIDTH}} | more
+    return {
+        "config": config.to_dict(),
+        "tokenizer": None,
+        "provenance": {},
+        "step": 0,
+        "preprocessing": {"height": HEIGHT, "width": WIDTH},
+    } | more
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +56,9 @@ def alone():
 def dual_encoder(alone):
     config = base_config()
     config.data.text_length = 8
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32)
+    config.model.text.update(
+        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     config.model.dim = 8
     words = tokenizer.Tokenize(tokenizer.train_wordpiece(["a mass", "no mass"], 200))
     meta = meta_of(config, tokenizer=words.to_json())
@@ -62,8 +68,12 @@ def dual_encoder(alone):
 
 
 def with_encoder(variables, alone):
-    return {kind: dict(tree) | {"image_encoder": alone._variables[kind]["image_encoder"]} if "image_encoder" in tree
-            else tree for kind, tree in variables.items()}
+    return {
+        kind: dict(tree) | {"image_encoder": alone._variables[kind]["image_encoder"]}
+        if "image_encoder" in tree
+        else tree
+        for kind, tree in variables.items()
+    }
 
 
 def test_features_are_the_encoders_before_projection_and_head(alone, dual_encoder, images):
@@ -76,15 +86,17 @@ def test_features_are_the_encoders_before_projection_and_head(alone, dual_encode
     config.model.labels = ("mass",)
     head = models.classifier(config.model)
     classifier = Classifier(
-        with_encoder(jax.jit(head.init)(jax.random.key(2), pixels), alone), meta_of(config), 0, batch_size=8)
+        with_encoder(jax.jit(head.init)(jax.random.key(2), pixels), alone), meta_of(config), 0, batch_size=8
+    )
     for model in (alone, dual_encoder, classifier):
         found = model.image_features(images)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, pooled, atol=1e-5)
         np.testing.assert_allclose(model.image_features(images, of="stages"), expected, atol=1e-5)
     vectors = dual_encoder.embed_image(images)
-    kernel, bias = (np.asarray(dual_encoder._variables["params"]["image_projection"]["dense"][part])
-                    for part in ("kernel", "bias"))
+    kernel, bias = (
+        np.asarray(dual_encoder._variables["params"]["image_projection"]["dense"][part]) for part in ("kernel", "bias")
+    )
     projected = dual_encoder.image_features(images) @ kernel + bias
     np.testing.assert_allclose(projected / np.linalg.norm(projected, axis=1, keepdims=True), vectors, atol=1e-5)
 
@@ -92,15 +104,17 @@ def test_features_are_the_encoders_before_projection_and_head(alone, dual_encode
 def test_any_batch_size_gives_the_same(alone, images):
     expected = alone.image_features(images)
     for size in (1, 3, 5):
-        parts = [alone.image_features(images[start:start + size]) for start in range(0, 5, size)]
-        np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)     # sums in another order
+        parts = [alone.image_features(images[start : start + size]) for start in range(0, 5, size)]
+        np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-5)  # sums in another order
     other = ImageEncoder(alone._variables, meta_of(alone.config), 0, batch_size=16)
     np.testing.assert_allclose(other.image_features(images), expected, atol=1e-5)
 
 
 def test_an_encoder_alone_takes_images_of_any_size_and_scores_nothing(alone):
-    assert alone.image_features(np.zeros((2, 96, 80), np.uint16)).shape == alone.image_features(
-        np.zeros((2, HEIGHT, WIDTH), np.uint8)).shape
+    assert (
+        alone.image_features(np.zeros((2, 96, 80), np.uint16)).shape
+        == alone.image_features(np.zeros((2, HEIGHT, WIDTH), np.uint8)).shape
+    )
     with pytest.raises(UserError, match="scores nothing.*linear_probe"):
         alone.predict("exam")
     with pytest.raises(UserError, match="kind of image features 'stage'. Did you mean 'stages'"):
@@ -108,8 +122,9 @@ def test_an_encoder_alone_takes_images_of_any_size_and_scores_nothing(alone):
 
 
 def test_a_folder_of_an_encoder_is_loaded(alone, images, tmp_path):
-    folder.write(tmp_path / "m", jax.device_get(alone._variables), meta_of(alone.config, kind="image_encoder"),
-                 card="# A card")
+    folder.write(
+        tmp_path / "m", jax.device_get(alone._variables), meta_of(alone.config, kind="image_encoder"), card="# A card"
+    )
     again = loading.load(tmp_path / "m", batch_size=8)
     assert again.kind == "image_encoder" and again.fingerprint() == alone.fingerprint()
     np.testing.assert_array_equal(again.image_features(images), alone.image_features(images))

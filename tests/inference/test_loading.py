@@ -29,12 +29,17 @@ def meta():
     config.image.channels = 1
     config.data.text_length = 16
     config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3)
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32)
+    config.model.text.update(
+        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     config.model.dim = 8
     words = tokenizer.Tokenize(tokenizer.train_wordpiece(["a mass in the left breast", "no mass"], 200))
-    return {"config": config.to_dict(), "tokenizer": words.to_json(), "provenance": {},
-            "preprocessing": {"height": HEIGHT, "width": WIDTH}}
+    return {
+        "config": config.to_dict(),
+        "tokenizer": words.to_json(),
+        "provenance": {},
+        "preprocessing": {"height": HEIGHT, "width": WIDTH},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +89,9 @@ def test_map_equals_its_formula_with_finite_differences(model, meta, variables, 
     stage = "stage7"
     towards = np.asarray(model.embed_text(["a mass"])[0], np.float64)
     with jax.enable_x64(True):
-        module = models.build(meta["config"]["model"] | {"dtype": "float64"},
-                              tokenizer.Tokenize.from_json(meta["tokenizer"]).vocab_size)
+        module = models.build(
+            meta["config"]["model"] | {"dtype": "float64"}, tokenizer.Tokenize.from_json(meta["tokenizer"]).vocab_size
+        )
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
         pixels = np.asarray(augment.eval_images(images[:1], augment.preprocess_options(model.config)), np.float64)
 
@@ -112,7 +118,7 @@ def assert_at_centres(found, expected, stride, centre):
     rows, columns = (np.array([int(stride * i + c) for i in range(n)]) for n, c in zip(expected.shape, centre))
     height, width = found.shape
     inside = [(i, j) for i, j in np.ndindex(expected.shape) if rows[i] < height - 1 and columns[j] < width - 1]
-    at = np.array([found[rows[i] - 1:rows[i] + 1, columns[j] - 1:columns[j] + 1].mean() for i, j in inside])
+    at = np.array([found[rows[i] - 1 : rows[i] + 1, columns[j] - 1 : columns[j] + 1].mean() for i, j in inside])
     cells = np.array([expected[i, j] for i, j in inside])
     assert cells.max() > 0
     np.testing.assert_allclose(at / at.max(), cells / cells.max(), atol=0.05)
@@ -172,7 +178,7 @@ def test_a_classifier_gives_the_sigmoid_of_its_head(classifier, small):
     found = classifier.classify(small)
     assert classifier.labels == LABELS and classifier.step == 3 and found.shape == (3, 2)
     assert np.ptp(expected) > 1e-3
-    np.testing.assert_allclose(found, expected, atol=1e-5)      # float32 products against float64
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32 products against float64
 
 
 def test_classes_that_exclude_each_other_sum_to_one(tmp_path, monkeypatch, small):

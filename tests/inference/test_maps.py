@@ -28,15 +28,18 @@ def test_devices_batches_and_padding_change_nothing(method):
     np.testing.assert_allclose(highest, highest > 0, rtol=1e-6)
     alone = model_of(encoder, batch_size=2, devices=1)
     np.testing.assert_allclose(alone.saliency(pictures, towards, method=method, **options), found, atol=1e-5)
-    np.testing.assert_allclose(alone.saliency(pictures[5:6], towards[5:6], method=method, **options), found[5:6],
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        alone.saliency(pictures[5:6], towards[5:6], method=method, **options), found[5:6], atol=1e-5
+    )
 
 
 def test_curves_do_not_depend_on_devices_either():
     pictures, towards = images(9), directions(9)
     tissue = pictures > 20
-    found = [model_of(RESNET, size, devices).deletion_curves(pictures, towards, pictures / 255, tissue, steps=3)
-             for size, devices in ((8, 8), (2, 1))]
+    found = [
+        model_of(RESNET, size, devices).deletion_curves(pictures, towards, pictures / 255, tissue, steps=3)
+        for size, devices in ((8, 8), (2, 1))
+    ]
     np.testing.assert_allclose(*found, atol=1e-6)
 
 
@@ -50,8 +53,9 @@ def test_texts_are_their_embeddings_and_a_raw_map_is_the_signed_one():
     raw = model.saliency(pictures, texts, raw=True, **options)
     assert (raw.min(axis=(1, 2)) < 0).all()
     cut = np.maximum(raw, 0)
-    np.testing.assert_allclose(model.saliency(pictures, texts, **options), cut / cut.max(axis=(1, 2), keepdims=True),
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        model.saliency(pictures, texts, **options), cut / cut.max(axis=(1, 2), keepdims=True), atol=1e-6
+    )
 
 
 def test_random_weights_change_the_maps_and_only_within():
@@ -90,11 +94,12 @@ def test_a_cascade_keeps_what_a_stage_needs():
 def test_options_stages_and_methods_are_checked():
     model, pictures, towards = model_of(RESNET), images(1), directions(1)
     for options, message in (
-            ({"method": "occlusion", "windows": 3}, "occlusion has no option 'windows'. Did you mean 'window'"),
-            ({"method": "grad_cam", "steps": 3}, "grad_cam has no option 'steps'.*none"),
-            ({"method": "integrated_gradients", "stage": "stage1"}, "looks at no single stage.*leave stage='stage1' out"),
-            ({"method": "occlusions"}, "no method 'occlusions'. Did you mean 'occlusion'"),
-            ({"stage": "stage3"}, "no stage 'stage3'")):
+        ({"method": "occlusion", "windows": 3}, "occlusion has no option 'windows'. Did you mean 'window'"),
+        ({"method": "grad_cam", "steps": 3}, "grad_cam has no option 'steps'.*none"),
+        ({"method": "integrated_gradients", "stage": "stage1"}, "looks at no single stage.*leave stage='stage1' out"),
+        ({"method": "occlusions"}, "no method 'occlusions'. Did you mean 'occlusion'"),
+        ({"stage": "stage3"}, "no stage 'stage3'"),
+    ):
         with pytest.raises(UserError, match=message):
             model.saliency(pictures, towards, **options)
 

@@ -1,6 +1,6 @@
 """Compiles InfoNCE, forward and backward, for sixteen TPU v5e chips that are not there; prints memory a chip in MiB.
 
-    python aot_memory.py FORM[,FORM] ROWS[,ROWS]       one JSON object: {"ring 32768": {"peak": ..., "temporary": ...}}
+python aot_memory.py FORM[,FORM] ROWS[,ROWS]       one JSON object: {"ring 32768": {"peak": ..., "temporary": ...}}
 """
 
 import json
@@ -25,8 +25,10 @@ def memory(form, rows, mesh):
     vectors = jax.ShapeDtypeStruct((rows, DIM), jnp.float32, sharding=batch_sharding(mesh))
     scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     mask = jax.ShapeDtypeStruct((rows,), bool, sharding=batch_sharding(mesh))
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)),
-                       out_shardings=(replicated(mesh), (batch_sharding(mesh),) * 2 + (replicated(mesh),)))
+    gradient = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1, 2)),
+        out_shardings=(replicated(mesh), (batch_sharding(mesh),) * 2 + (replicated(mesh),)),
+    )
     analysis = gradient.lower(vectors, vectors, scale, mask).compile().memory_analysis()
     return {"peak": analysis.peak_memory_in_bytes / 2**20, "temporary": analysis.temp_size_in_bytes / 2**20}
 

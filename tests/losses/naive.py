@@ -5,6 +5,7 @@ import numpy as np
 
 def pair_weights(mask, ids, labels, duplicates):
     """[B][B] of the weight of a pair as a positive, or None where it does not count."""
+
     def of(i, j):
         if not (mask[i] and mask[j]):
             return None
@@ -29,8 +30,12 @@ def cross_entropy(logits, weights, smoothing):
             continue
         highest = max(logit for logit, _ in pairs)
         log_sum = np.log(sum(np.exp(logit - highest) for logit, _ in pairs)) + highest
-        losses.append(-sum(((1 - smoothing) * weight / total + smoothing / len(pairs)) * (logit - log_sum)
-                           for logit, weight in pairs))
+        losses.append(
+            -sum(
+                ((1 - smoothing) * weight / total + smoothing / len(pairs)) * (logit - log_sum)
+                for logit, weight in pairs
+            )
+        )
     return sum(losses) / max(len(losses), 1)
 
 

@@ -36,8 +36,19 @@ def naive_match(anchors, boxes, valid, force_match=False):
     return np.array(out)
 
 
-def naive_loss(logits, deltas, boxes, classes, anchors, alpha, gamma, without_boxes="count", force_match=False,
-               mask=None, known=None):
+def naive_loss(
+    logits,
+    deltas,
+    boxes,
+    classes,
+    anchors,
+    alpha,
+    gamma,
+    without_boxes="count",
+    force_match=False,
+    mask=None,
+    known=None,
+):
     classification, regression = [], []
     for n in range(len(logits)):
         if mask is not None and not mask[n]:
@@ -50,15 +61,19 @@ def naive_loss(logits, deltas, boxes, classes, anchors, alpha, gamma, without_bo
                 p = 1 / (1 + np.exp(-float(logits[n, a, k])))
                 if m == -2 or (known is not None and not known[n, k]):
                     continue
-                if m >= 0 and k in classes[n][(boxes[n] == boxes[n, m]).all(1)]:       # of all boxes that lie there
+                if m >= 0 and k in classes[n][(boxes[n] == boxes[n, m]).all(1)]:  # of all boxes that lie there
                     total += -alpha * (1 - p) ** gamma * np.log(p)
                 else:
                     total += -(1 - alpha) * p**gamma * np.log(1 - p)
             if m >= 0:
                 (x0, y0, x1, y1), (u0, v0, u1, v1) = boxes[n, m].astype(float), anchors[a].astype(float)
                 w, h, aw, ah = x1 - x0, y1 - y0, u1 - u0, v1 - v0
-                wanted = [((x0 + w / 2) - (u0 + aw / 2)) / aw / 0.1, ((y0 + h / 2) - (v0 + ah / 2)) / ah / 0.1,
-                          np.log(max(w, 1) / aw) / 0.2, np.log(max(h, 1) / ah) / 0.2]
+                wanted = [
+                    ((x0 + w / 2) - (u0 + aw / 2)) / aw / 0.1,
+                    ((y0 + h / 2) - (v0 + ah / 2)) / ah / 0.1,
+                    np.log(max(w, 1) / aw) / 0.2,
+                    np.log(max(h, 1) / ah) / 0.2,
+                ]
                 for value, target in zip(deltas[n, a], wanted):
                     d = abs(float(value) - target)
                     smooth.append(4.5 * d * d if d <= 1 / 9 else d - 0.5 / 9)
@@ -79,7 +94,7 @@ def case():
     boxes = np.concatenate([corners, corners + rng.uniform(20, 60, (N, M, 2))], -1).astype(np.float32)
     boxes[0, 0] = ANCHORS[400]
     boxes[1, 1] = boxes[1, 0]
-    boxes[2, 0] = [10, 10, 13, 12]                  # smaller than any anchor: it gets none
+    boxes[2, 0] = [10, 10, 13, 12]  # smaller than any anchor: it gets none
     classes = rng.integers(0, K, (N, M)).astype(np.int32)
     classes[0, 2] = classes[3, 1] = -1
     classes[[4, 7]] = -1
@@ -105,16 +120,17 @@ def test_match_equals_a_loop(case, force_match):
 
 def test_of_equal_boxes_the_first_is_matched_and_the_thresholds_are_inclusive():
     anchor = np.array([[0, 0, 10, 10], [0, 0, 10, 10]], np.float32)
-    boxes = np.array([[0, 0, 10, 5], [0, 5, 10, 10]], np.float32)       # IoU .5 with both
+    boxes = np.array([[0, 0, 10, 5], [0, 5, 10, 10]], np.float32)  # IoU .5 with both
     there = np.ones(2, bool)
     assert list(detection.match(anchor, boxes, there)) == [0, 0]
     assert list(detection.match(anchor, boxes, ~there)) == [-1, -1]
     assert list(detection.match(anchor, boxes, there, force_match=True)) == [0, 0]
-    assert list(detection.match(anchor, boxes[:1] * [1, 1, 1, 0.8], there[:1])) == [-2, -2]     # .4 is no background
+    assert list(detection.match(anchor, boxes[:1] * [1, 1, 1, 0.8], there[:1])) == [-2, -2]  # .4 is no background
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"alpha": 0.6, "gamma": 1.5}, {"without_boxes": "zero"}, {"force_match": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"alpha": 0.6, "gamma": 1.5}, {"without_boxes": "zero"}, {"force_match": True}], ids=str
+)
 def test_loss_equals_a_loop(case, options):
     wanted = naive_loss(*case, **{"alpha": 0.25, "gamma": 2.0} | options)
     loss, metrics = jax.jit(functools.partial(detection.retinanet, **options))(*case)
@@ -168,8 +184,9 @@ def test_without_any_box_only_background_is_learnt(case):
 def test_sure_logits_give_finite_losses_and_gradients(value, gamma):
     """What is right costs nothing, what is wrong the logit itself."""
     for target in (True, False):
-        loss, slope = jax.value_and_grad(
-            lambda x: detection.focal(x, jnp.asarray(target), 0.25, gamma))(jnp.float32(value))
+        loss, slope = jax.value_and_grad(lambda x: detection.focal(x, jnp.asarray(target), 0.25, gamma))(
+            jnp.float32(value)
+        )
         right = (value > 0) == target
         np.testing.assert_allclose(loss, 0 if right else 200 * (0.25 if target else 0.75), atol=1e-6)
         assert np.isfinite(slope) and (right or abs(float(slope)) > 0.2)
@@ -184,9 +201,14 @@ def test_outputs_in_half_precision_are_summed_in_float32(case):
 
 def test_eight_devices_give_the_loss_and_gradients_of_one(case):
     mask = np.arange(N) != 5
-    step = jax.jit(jax.value_and_grad(
-        lambda logits, deltas, boxes, classes, mask: detection.retinanet(
-            logits, deltas, boxes, classes, ANCHORS, mask=mask)[0], argnums=(0, 1)))
+    step = jax.jit(
+        jax.value_and_grad(
+            lambda logits, deltas, boxes, classes, mask: detection.retinanet(
+                logits, deltas, boxes, classes, ANCHORS, mask=mask
+            )[0],
+            argnums=(0, 1),
+        )
+    )
     values = []
     for devices in (1, 8):
         mesh = make_mesh({"data": devices}, jax.devices()[:devices])

@@ -17,7 +17,10 @@ from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 B, D = 32, 6
 EVERY_FORM = ("plain", "gathered", "ring")
 MESHES = {
-    "1": {"data": 1}, "2": {"data": 2}, "8": {"data": 8}, "4x2": {"data": 4, "fsdp": 2},
+    "1": {"data": 1},
+    "2": {"data": 2},
+    "8": {"data": 8},
+    "4x2": {"data": 4, "fsdp": 2},
     "2x2x2": {"data": 2, "fsdp": 2, "space": 2},
 }
 
@@ -26,7 +29,7 @@ class Case(NamedTuple):
     """What a loss is asked for beside the vectors."""
 
     mask: bool = False
-    ids: int = 0                # ids of a row
+    ids: int = 0  # ids of a row
     labels: bool = False
     duplicates: str = "negative"
     smoothing: float = 0.0
@@ -61,8 +64,11 @@ def data():
 
 def extras(data, case, mask):
     """mask, ids and labels of a case."""
-    return {"mask": mask if case.mask else None, "ids": data["ids"][:, :case.ids] if case.ids else None,
-            "labels": data["labels"] if case.labels else None}
+    return {
+        "mask": mask if case.mask else None,
+        "ids": data["ids"][:, : case.ids] if case.ids else None,
+        "labels": data["labels"] if case.labels else None,
+    }
 
 
 def naive_loss(name, vectors, case, mask, ids, labels):
@@ -78,9 +84,18 @@ def naive_loss(name, vectors, case, mask, ids, labels):
 @functools.cache
 def program(name, case, form, mesh):
     """Jitted `(vectors, mask, ids, labels) -> ((loss, accuracy), gradients)`."""
+
     def loss(vectors, mask, ids, labels):
-        options = dict(mask=mask, ids=ids, labels=labels, duplicates=case.duplicates, label_smoothing=case.smoothing,
-                       form=form, mesh=mesh, chunk=case.chunk)
+        options = dict(
+            mask=mask,
+            ids=ids,
+            labels=labels,
+            duplicates=case.duplicates,
+            label_smoothing=case.smoothing,
+            form=form,
+            mesh=mesh,
+            chunk=case.chunk,
+        )
         if name == "sigmoid":
             return sigmoid_loss(*vectors, **options)
         contrast = info_nce(*vectors[:3], **options)
@@ -98,7 +113,7 @@ def on_mesh(mesh, dtype, vectors, mask, ids, labels):
 
 def mesh_of(name):
     shape = MESHES[name]
-    return make_mesh(shape, jax.devices()[:int(np.prod(list(shape.values())))])
+    return make_mesh(shape, jax.devices()[: int(np.prod(list(shape.values())))])
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -109,8 +124,10 @@ def test_every_form_gives_the_value_of_the_loop_and_its_gradient(data, name, cas
         programs = {form: program(name, case, form, mesh) for form in EVERY_FORM}
         for mask in MASKS.values() if case.mask else [None]:
             given = extras(data, case, mask)
-            found = {form: jax.device_get(run(*on_mesh(mesh, np.float64, data["vectors"], **given)))
-                     for form, run in programs.items()}
+            found = {
+                form: jax.device_get(run(*on_mesh(mesh, np.float64, data["vectors"], **given)))
+                for form, run in programs.items()
+            }
             (_, accuracy), gradient = found["plain"]
             for (loss, accurate), other in found.values():
                 np.testing.assert_allclose(loss, naive_loss(name, data["vectors"], case, **given), rtol=1e-12)
@@ -120,13 +137,14 @@ def test_every_form_gives_the_value_of_the_loop_and_its_gradient(data, name, cas
                 check_by_finite_differences(gradient, name, data, case, given)
             every_row = np.ones(B, bool) if mask is None else mask
             assert accuracy == pytest.approx(
-                naive.accuracy(*data["vectors"][:2], every_row, given["ids"], given["labels"], case.duplicates))
+                naive.accuracy(*data["vectors"][:2], every_row, given["ids"], given["labels"], case.duplicates)
+            )
 
 
 def check_by_finite_differences(gradient, name, data, case, given):
     """Along a random direction of each vector and number."""
     rng = np.random.default_rng(1)
-    for vary in range(4 if name == "sigmoid" else 3):       # queries, keys, scale, bias
+    for vary in range(4 if name == "sigmoid" else 3):  # queries, keys, scale, bias
         direction = [rng.normal(size=x.shape) * (i == vary) for i, x in enumerate(data["vectors"])]
 
         def shifted(by):
@@ -142,8 +160,9 @@ def check_by_finite_differences(gradient, name, data, case, given):
 def test_float32_on_every_mesh_agrees_with_one_device(data, name, case, mesh_name):
     case = CASES[case]
     given = extras(data, case, MASKS["two devices"])
-    alone = jax.device_get(program(name, case, "plain", None)(
-        *on_mesh(mesh_of("1"), np.float32, data["vectors"], **given)))
+    alone = jax.device_get(
+        program(name, case, "plain", None)(*on_mesh(mesh_of("1"), np.float32, data["vectors"], **given))
+    )
     mesh = mesh_of(mesh_name)
     for form in ("gathered", "ring"):
         found = jax.device_get(program(name, case, form, mesh)(*on_mesh(mesh, np.float32, data["vectors"], **given)))
@@ -184,6 +203,7 @@ def test_the_ring_keeps_no_block_of_logits_for_the_backward_pass():
     def temporaries(form):
         def loss(queries, keys, scale):
             return info_nce(queries, keys, scale, form=form, mesh=mesh, chunk=chunk).forward
+
         vectors = jax.ShapeDtypeStruct((rows, dim), np.float32, sharding=batch_sharding(mesh))
         scale = jax.ShapeDtypeStruct((), np.float32, sharding=replicated(mesh))
         gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))

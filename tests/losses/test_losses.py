@@ -67,11 +67,14 @@ def test_gradient_equals_finite_differences(embeddings):
     loss = term("mammo_clip")
     gradient = jax.grad(loss)(jax.tree.map(jnp.asarray, embeddings))
     for field, position in (("image", (3, 1, 2)), ("text", (5, 0, 4)), ("logit_scale", ())):
+
         def shifted(by):
-            values = {name: np.array(getattr(embeddings, name), np.float64)
-                      for name in ("image", "text", "logit_scale")}
+            values = {
+                name: np.array(getattr(embeddings, name), np.float64) for name in ("image", "text", "logit_scale")
+            }
             values[field][position] += by
             return naive_mammo_clip(Embeddings(**values))
+
         numeric = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
         np.testing.assert_allclose(getattr(gradient, field)[position], numeric, rtol=1e-4, atol=1e-6)
 
@@ -91,12 +94,14 @@ def test_terms_leave_out_filling_rows_and_treat_equal_texts_as_told(embeddings, 
     loss, metrics = found("clip")
     assert loss == pytest.approx(np.mean(both(image[:, 0], text[:, 0], ids[:, :1])), rel=1e-5)
     assert metrics["accuracy"] == pytest.approx(
-        naive.accuracy(image[:, 0], text[:, 0], mask, ids[:, :1], None, duplicates))
+        naive.accuracy(image[:, 0], text[:, 0], mask, ids[:, :1], None, duplicates)
+    )
     loss, _ = found("sigmoid")
-    assert loss == pytest.approx(naive.sigmoid_loss(
-        image[:, 0], text[:, 0], scale, -2.5, mask, ids[:, :1], None, duplicates, 0.1), rel=1e-5)
+    assert loss == pytest.approx(
+        naive.sigmoid_loss(image[:, 0], text[:, 0], scale, -2.5, mask, ids[:, :1], None, duplicates, 0.1), rel=1e-5
+    )
     loss, metrics = found("mammo_clip")
-    pairs = np.mean([both(image[:, v], text[:, t], ids[:, t:t + 1]) for v in range(2) for t in range(2)])
+    pairs = np.mean([both(image[:, v], text[:, t], ids[:, t : t + 1]) for v in range(2) for t in range(2)])
     images = np.mean(naive.info_nce(image[:, 0], image[:, 1], scale, mask))
     texts = np.mean(naive.info_nce(text[:, 0], text[:, 1], scale, mask, ids, None, duplicates))
     assert metrics["text_to_text"] == pytest.approx(texts, rel=1e-5)

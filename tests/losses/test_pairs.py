@@ -12,8 +12,8 @@ def test_equal_texts_share_an_id_and_others_do_not():
     tokens[7, 0] = tokens[3, 0]
     tokens[9, 1] = tokens[3, 0]
     tokens[11, 0] = tokens[12, 0]
-    tokens[11, 0, -1] += 1                                # one token, by one
-    tokens[13, 0] = tokens[14, 0][::-1]                   # another order
+    tokens[11, 0, -1] += 1  # one token, by one
+    tokens[13, 0] = tokens[14, 0][::-1]  # another order
     ids = jax.device_get(jax.jit(text_ids)(tokens))
     texts = tokens.reshape(80, 16)
     equal = (texts[:, None] == texts).all(-1)

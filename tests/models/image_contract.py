@@ -68,7 +68,7 @@ class Form:
             random = np.random.default_rng(zlib.crc32(self.name(name).encode()))
             kind = name.rsplit("/", 1)[1]
             if kind == "kernel":
-                fan_in = np.prod(leaf.shape[:2] if leaf.ndim == 3 else leaf.shape[:-1])     # 3: depthwise
+                fan_in = np.prod(leaf.shape[:2] if leaf.ndim == 3 else leaf.shape[:-1])  # 3: depthwise
                 value = random.normal(size=leaf.shape) * (self.gain / fan_in) ** 0.5
             elif kind in ("scale", "var", "lambda1", "layer_scale_parameter"):
                 value = random.uniform(1 - self.spread, 1 + self.spread, leaf.shape)
@@ -82,21 +82,33 @@ FIXED = {"drop_rate": 0.0, "drop_connect_rate": 0.0}
 SLIM = FIXED | {"width": 0.25, "depth": 0.2}
 TINY = {"width": 32, "depth": 2, "heads": 4, "patch": 4, "size": 20, "pooling": "cls+mean"}
 efficientnets = functools.partial(
-    Form, EfficientNet, theirs=torch_images.EFFICIENTNET, objective=("head",),
-    compared=("stage1", "stage2", "stage3", "stage5", "stage7", "head"))
-resnets = functools.partial(Form, ResNet, theirs=torch_images.RESNET, objective=("stage4",),
-                            size=(2, 70, 101, 3))
+    Form,
+    EfficientNet,
+    theirs=torch_images.EFFICIENTNET,
+    objective=("head",),
+    compared=("stage1", "stage2", "stage3", "stage5", "stage7", "head"),
+)
+resnets = functools.partial(Form, ResNet, theirs=torch_images.RESNET, objective=("stage4",), size=(2, 70, 101, 3))
 swins = functools.partial(Form, Swin, theirs=torch_images.SWIN, even=(2, 56, 112, 3), short=True, gain=1.0)
 convnexts = functools.partial(Form, ConvNext, theirs=torch_images.CONVNEXT, short=True, gain=1.0)
 # Away from its nominal size 20 x 20 a ViT's positions are resampled, to fewer rows and more columns here; transformers
 # does so in float32.
-transformers = functools.partial(Form, theirs=torch_images.DINOV2, objective=("last", "pooled"), size=(2, 12, 32, 3),
-                                 even=(2, 20, 20, 3), spread=0.4, other=0.3, tolerance=1e-6)
+transformers = functools.partial(
+    Form,
+    theirs=torch_images.DINOV2,
+    objective=("last", "pooled"),
+    size=(2, 12, 32, 3),
+    even=(2, 20, 20, 3),
+    spread=0.4,
+    other=0.3,
+    tolerance=1e-6,
+)
 
 FORMS = {
     "efficientnet": efficientnets({"variant": "b0"} | SLIM, golden=("efficientnet", "")),
     "efficientnet_lite": efficientnets(
-        {"variant": "lite0"} | SLIM, golden=("efficientnet_lite", ""), compared=("head",)),
+        {"variant": "lite0"} | SLIM, golden=("efficientnet_lite", ""), compared=("head",)
+    ),
     "resnet_basic": resnets({"variant": "18", "width": 8, "depths": (1, 2, 1, 1)}, golden=("resnet", "basic/")),
     "resnet": resnets({"variant": "50", "width": 8, "depths": (2, 1, 1, 1)}, golden=("resnet", "bottleneck/")),
     "swin": swins({"width": 8, "depths": (2, 2), "heads": (2, 4), "drop_path_rate": 0.0}, golden=("swin", "")),
@@ -109,8 +121,16 @@ FORMS = {
 # Compared live with torch alone: pads of another nominal size, other windows and eps.
 OTHERS = {
     "efficientnet_b2": efficientnets({"variant": "b2"} | SLIM, size=(2, 101, 75, 3), even=(2, 64, 96, 3)),
-    "swin_window": swins({"width": 4, "depths": (1, 2, 1, 3), "heads": (1, 2, 1, 4), "window": 2,
-                          "layer_norm_eps": 1e-3, "drop_path_rate": 0.0}),
+    "swin_window": swins(
+        {
+            "width": 4,
+            "depths": (1, 2, 1, 3),
+            "heads": (1, 2, 1, 4),
+            "window": 2,
+            "layer_norm_eps": 1e-3,
+            "drop_path_rate": 0.0,
+        }
+    ),
     "convnext_eps": convnexts({"width": 4, "depths": (1, 1, 1, 1), "layer_norm_eps": 1e-12, "drop_path_rate": 0.0}),
 }
 FULL = {
@@ -129,7 +149,7 @@ def image(shape, seed=0, dtype=np.float32):
 def shapes(model, channels=3):
     """{name: shape and dtype} of the variables."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32))
-    return MappingProxyType(flatten_dict(variables, sep="/"))      # kept for other tests, which nobody may change
+    return MappingProxyType(flatten_dict(variables, sep="/"))  # kept for other tests, which nobody may change
 
 
 def outputs_at(model, shape):
@@ -149,6 +169,7 @@ def run(model, variables, x, train=False):
 @functools.partial(jax.jit, static_argnums=0)
 def gradients(model, variables, x, weights):
     """{parameter: gradient} of the sum of `weights` times outputs in training mode, and what `run` gives."""
+
     def objective(params):
         outputs, stats = run(model, variables | {"params": params}, x, True)
         return sum(jnp.sum(outputs[name] * weight) for name, weight in weights.items()), (outputs, stats)

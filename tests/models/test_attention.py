@@ -16,8 +16,9 @@ TEXT = {
     "bert": dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16),
     "clip_text": dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16),
     "gpt2": dict(n_embd=8, n_layer=1, n_head=2),
-    "modernbert": dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-                       global_attn_every_n_layers=2),
+    "modernbert": dict(
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, global_attn_every_n_layers=2
+    ),
 }
 
 
@@ -38,6 +39,7 @@ def test_softmax_is_in_float32(name):
         inputs = jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))
     program = jax.make_jaxpr(lambda variables: model.apply(variables, *inputs, train=False))(variables)
-    dtypes = [equation.outvars[0].aval.dtype for equation in equations(program.jaxpr)
-              if equation.primitive.name == "exp"]
+    dtypes = [
+        equation.outvars[0].aval.dtype for equation in equations(program.jaxpr) if equation.primitive.name == "exp"
+    ]
     assert dtypes and set(dtypes) == {jnp.dtype("float32")}

@@ -33,8 +33,12 @@ def test_end_of_text_token_of_a_config():
 
 
 def test_config_from_hugging_face():
-    whole = {"model_type": "clip", "text_config": {"hidden_size": 32, "unknown": 1},
-             "text_config_dict": {"hidden_act": "gelu"}, "vision_config": {"hidden_size": 64}}
+    whole = {
+        "model_type": "clip",
+        "text_config": {"hidden_size": 32, "unknown": 1},
+        "text_config_dict": {"hidden_act": "gelu"},
+        "vision_config": {"hidden_size": 64},
+    }
     assert ClipTextConfig.from_hf(whole) == ClipTextConfig(hidden_size=32, hidden_act="gelu")
     assert ClipTextConfig.from_hf({"model_type": "clip_text_model", "hidden_size": 32}).hidden_size == 32
     with pytest.raises(UserError, match="siglip"):

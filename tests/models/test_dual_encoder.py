@@ -11,8 +11,15 @@ from mammoclip_jax.config import defaults
 def build(**options):
     config = defaults().model
     config.image.update(name="resnet", variant="18", width=8, depths=(1, 1, 1, 1))
-    config.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                       hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config.text.update(
+        name="bert",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     config.update(dim=8, **options)
     return models.build(config, 50)
 

@@ -53,13 +53,33 @@ def strided(variant, kind):
 
 def test_pads_of_the_published_checkpoints():
     assert strided("b5", "nominal") == {
-        "stem": (0, 1), "block03": (0, 1), "block08": (1, 2), "block13": (1, 1), "block27": (2, 2)}
+        "stem": (0, 1),
+        "block03": (0, 1),
+        "block08": (1, 2),
+        "block13": (1, 1),
+        "block27": (2, 2),
+    }
     assert strided("b2", "nominal") == {
-        "stem": (0, 1), "block02": (0, 1), "block05": (2, 2), "block08": (1, 1), "block16": (2, 2)}
+        "stem": (0, 1),
+        "block02": (0, 1),
+        "block05": (2, 2),
+        "block08": (1, 1),
+        "block16": (2, 2),
+    }
     assert strided("b5", "detector") == {
-        "stem": (0, 1), "block03": (0, 1), "block08": (1, 2), "block13": (0, 1), "block27": (1, 2)}
+        "stem": (0, 1),
+        "block03": (0, 1),
+        "block08": (1, 2),
+        "block13": (0, 1),
+        "block27": (1, 2),
+    }
     assert strided("b2", "detector") == {
-        "stem": (0, 1), "block02": (0, 1), "block05": (1, 2), "block08": (0, 1), "block16": (1, 2)}
+        "stem": (0, 1),
+        "block02": (0, 1),
+        "block05": (1, 2),
+        "block08": (0, 1),
+        "block16": (1, 2),
+    }
 
 
 def test_same_pads_follow_the_real_size():
@@ -77,13 +97,18 @@ def test_same_pads_follow_the_real_size():
 
 def test_symmetric_pads():
     assert strided("b5", "symmetric") == {
-        "stem": (1, 1), "block03": (1, 1), "block08": (2, 2), "block13": (1, 1), "block27": (2, 2)}
+        "stem": (1, 1),
+        "block03": (1, 1),
+        "block08": (2, 2),
+        "block13": (1, 1),
+        "block27": (2, 2),
+    }
     variables, x = SMALL.variables(), image((1, 64, 64, 3))
     outputs, _ = run(SMALL.model(pads="symmetric"), variables, x)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel, stem = variables["params"]["stem"]["kernel"], variables["params"]["stem_bn"]
     stats = variables["batch_stats"]["stem_bn"]
-    corner = np.einsum("abi,abio->o", padded[0, :3, :3], kernel)        # the top left cell, by hand
+    corner = np.einsum("abi,abio->o", padded[0, :3, :3], kernel)  # the top left cell, by hand
     z = (corner - stats["mean"]) / np.sqrt(stats["var"] + 1e-3) * stem["scale"] + stem["bias"]
     np.testing.assert_allclose(outputs["stem"][0, 0, 0], z / (1 + np.exp(-z)), rtol=1e-4, atol=1e-5)
 
@@ -126,23 +151,27 @@ def test_relu6_backward_equals_automatic_differentiation():
         y = plain(x, scale, bias)
         assert all(np.mean(part) > 0.05 for part in (y == 0, y == 6, (y > 0) & (y < 6)))
         np.testing.assert_allclose(layers.batch_norm_act(x, scale, bias, 1e-3, "relu6")[0], y, atol=1e-12)
-        ours, expected = (jax.grad(lambda *a: jnp.sum(f(*a) * weights), (0, 1, 2))(x, scale, bias) for f in (
-            lambda *a: layers.batch_norm_act(*a, 1e-3, "relu6")[0], plain))
+        ours, expected = (
+            jax.grad(lambda *a: jnp.sum(f(*a) * weights), (0, 1, 2))(x, scale, bias)
+            for f in (lambda *a: layers.batch_norm_act(*a, 1e-3, "relu6")[0], plain)
+        )
     jax.tree.map(functools.partial(close, tolerance=1e-10), ours, expected)
 
 
 def test_training_drops_pooled_features():
     model, variables, x = SMALL.model(drop_rate=None), SMALL.variables(), image((4, 32, 32, 3))
-    apply = jax.jit(lambda key: model.apply(
-        variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0])
+    apply = jax.jit(
+        lambda key: model.apply(variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": key})[0]
+    )
     (first, stages), (again, _), (other, _) = (apply(jax.random.key(i)) for i in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert 0.1 < np.mean(first == 0) < 0.3  # B0's dropout is 0.2
     assert not np.any(stages["head"].mean((1, 2)) == 0)
 
 
-@pytest.mark.parametrize("kind, output_stride", [
-    ("nominal", 32), ("nominal", 8), ("detector", 32), ("symmetric", 32), ("same", 32)])
+@pytest.mark.parametrize(
+    "kind, output_stride", [("nominal", 32), ("nominal", 8), ("detector", 32), ("symmetric", 32), ("same", 32)]
+)
 def test_stage_grids_say_where_a_cell_looks(kind, output_stride):
     """The pixels that a cell of an averaging network depends on are centred there."""
     model = EfficientNet(variant="b0", width=0.25, depth=0.3, pads=kind, output_stride=output_stride)
@@ -154,7 +183,7 @@ def test_stage_grids_say_where_a_cell_looks(kind, output_stride):
     def averaging(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if "/se/" in name or name.endswith(("bias", "mean")):
-            return np.zeros(leaf.shape, np.float32)        # squeeze-excite without weights has no global path
+            return np.zeros(leaf.shape, np.float32)  # squeeze-excite without weights has no global path
         return np.full(leaf.shape, 1 / np.prod(leaf.shape[:-1]) if name.endswith("kernel") else 1, np.float32)
 
     variables = jax.tree_util.tree_map_with_path(averaging, shapes)

@@ -8,8 +8,15 @@ import pytest
 from mammoclip_jax.models.efficientnet import EfficientNet
 
 MIXED = "block,block,expand,conv,conv,none,none"
-OPTIONS = [dict(scan=True), dict(remat="block"), dict(scan=True, remat="block"), dict(scan=True, remat="conv"),
-           dict(scan=True, remat=MIXED), dict(lanes=True), dict(lanes=True, scan=True, remat="expand")]
+OPTIONS = [
+    dict(scan=True),
+    dict(remat="block"),
+    dict(scan=True, remat="block"),
+    dict(scan=True, remat="conv"),
+    dict(scan=True, remat=MIXED),
+    dict(lanes=True),
+    dict(lanes=True, scan=True, remat="expand"),
+]
 
 
 def small(**options):
@@ -23,7 +30,8 @@ def results(options, variables, x):
 
     def loss(params):
         (pooled, stages), updated = module.apply(
-            variables | {"params": params}, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)})
+            variables | {"params": params}, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)}
+        )
         return jnp.sum(jnp.sin(pooled)), (pooled, stages, updated["batch_stats"])
 
     run = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -50,8 +58,9 @@ def test_results_are_the_same(reference, options):
     for one, other in zip(found, expected, strict=True):
         assert jax.tree.structure(one) == jax.tree.structure(other)
         size = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(other)))
-        difference = np.sqrt(sum(np.sum(np.square(np.subtract(a, b)))
-                                 for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other))))
+        difference = np.sqrt(
+            sum(np.sum(np.square(np.subtract(a, b))) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other)))
+        )
         assert difference < 1e-9 * size
 
 
@@ -62,12 +71,14 @@ def test_the_programs_differ():
 
     def text(**options):
         def run(variables, x):
-            return small(**options).apply(variables, x, train=True, mutable=["batch_stats"],
-                                          rngs={"dropout": jax.random.key(0)})
+            return small(**options).apply(
+                variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+            )
+
         return str(jax.make_jaxpr(run)(variables, x))
 
     plain = text()
     assert " scan[" not in plain and " remat" not in plain and " checkpoint[" not in plain
     assert text(scan=True).count(" scan[") == 3
     assert "remat" in text(remat="block") or "checkpoint" in text(remat="block")
-    assert "[2,24,4,128]" in text(lanes=True) and "[2,24,4,128]" not in plain      # 16 channels, 8 columns in a cell
+    assert "[2,24,4,128]" in text(lanes=True) and "[2,24,4,128]" not in plain  # 16 channels, 8 columns in a cell

@@ -49,8 +49,11 @@ def test_training_drops_features_and_moves_the_statistics():
     model = models.classifier(options)
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
-    (features, _), new = jax.jit(lambda: model.apply(
-        variables, x, train=True, method="features", rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"]))()
+    (features, _), new = jax.jit(
+        lambda: model.apply(
+            variables, x, train=True, method="features", rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"]
+        )
+    )()
     assert 0.3 < np.mean(np.asarray(features) == 0) < 0.7
     before, after = (tree["batch_stats"]["image_encoder"]["stem_bn"]["mean"] for tree in (variables, new))
     assert np.abs(np.asarray(before) - after).max() > 0
@@ -72,15 +75,19 @@ def test_config_completed_with_the_defaults_of_a_dual_encoder_is_taken():
 def test_logits_stay_float32_in_low_precision():
     model = models.classifier(OPTIONS | {"dtype": "bfloat16"})
     (logits, stages), _ = jax.eval_shape(
-        model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+        model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    )
     assert logits.dtype == jnp.float32 and stages["stage4"].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"activation": "sigmoidal"}, "'sigmoidal'.*Did you mean 'sigmoid'"),
-    ({"labels": ()}, "at least one label"),
-    ({"labels": ("A", "A")}, "no label twice"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"activation": "sigmoidal"}, "'sigmoidal'.*Did you mean 'sigmoid'"),
+        ({"labels": ()}, "at least one label"),
+        ({"labels": ("A", "A")}, "no label twice"),
+    ],
+)
 def test_wrong_options_say_what_is_right(change, message):
     with pytest.raises(UserError, match=message):
         models.classifier(OPTIONS | change)

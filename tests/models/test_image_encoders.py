@@ -64,55 +64,119 @@ class Family:
     correlation: float = 0.98
 
 
-TOKENS = {"embeddings/cls_token", "embeddings/position_embeddings", "embeddings/patch_embeddings/projection/kernel",
-          "encoder/layer_0/attention/attention/query/kernel", "encoder/layer_1/attention/output/dense/bias",
-          "encoder/layer_0/norm1/scale", "layernorm/bias"}
+TOKENS = {
+    "embeddings/cls_token",
+    "embeddings/position_embeddings",
+    "embeddings/patch_embeddings/projection/kernel",
+    "encoder/layer_0/attention/attention/query/kernel",
+    "encoder/layer_1/attention/output/dense/bias",
+    "encoder/layer_0/norm1/scale",
+    "layernorm/bias",
+}
 PATCHES = "embeddings/patch_embeddings/projection/kernel"
 FAMILIES = {
     "efficientnet": Family(
         "efficientnet",
         # efficientnet_pytorch 0.7.1 and efficientnet_lite_pytorch 0.1.0 without _fc
-        {"b0": 4_007_548, "b1": 6_513_184, "b2": 7_700_994, "b3": 10_696_232, "b4": 17_548_616, "b5": 28_340_784,
-         "b6": 40_735_704, "b7": 63_786_960, "lite0": 3_371_008, "lite1": 4_135_680, "lite2": 4_811_072,
-         "lite3": 6_916_096, "lite4": 11_725_568},
-        {"stem/kernel", "stem_bn/scale", "block05/expand/kernel", "block00/depthwise/kernel", "block00/project_bn/bias",
-         "head/kernel"}, "stem/kernel", "stage5", mean="head", remats=("block", "conv"),
+        {
+            "b0": 4_007_548,
+            "b1": 6_513_184,
+            "b2": 7_700_994,
+            "b3": 10_696_232,
+            "b4": 17_548_616,
+            "b5": 28_340_784,
+            "b6": 40_735_704,
+            "b7": 63_786_960,
+            "lite0": 3_371_008,
+            "lite1": 4_135_680,
+            "lite2": 4_811_072,
+            "lite3": 6_916_096,
+            "lite4": 11_725_568,
+        },
+        {
+            "stem/kernel",
+            "stem_bn/scale",
+            "block05/expand/kernel",
+            "block00/depthwise/kernel",
+            "block00/project_bn/bias",
+            "head/kernel",
+        },
+        "stem/kernel",
+        "stage5",
+        mean="head",
+        remats=("block", "conv"),
         # depth for blocks with a shortcut
-        drop=({"drop_connect_rate": 0.9, "depth": 0.4}, "stage1", "stage6"), statistic="stem_bn"),
+        drop=({"drop_connect_rate": 0.9, "depth": 0.4}, "stage1", "stage6"),
+        statistic="stem_bn",
+    ),
     "resnet": Family(
-        "resnet",       # torchvision's without fc
+        "resnet",  # torchvision's without fc
         {"18": 11_176_512, "34": 21_284_672, "50": 23_508_032, "101": 42_500_160, "152": 58_143_808},
-        {"conv1/kernel", "bn1/scale", "layer2_0/downsample_0/kernel", "layer4_1/conv2/kernel"}, "conv1/kernel",
-        "stage2", mean="stage4", statistic="bn1"),
+        {"conv1/kernel", "bn1/scale", "layer2_0/downsample_0/kernel", "layer4_1/conv2/kernel"},
+        "conv1/kernel",
+        "stage2",
+        mean="stage4",
+        statistic="bn1",
+    ),
     "swin": Family(
-        "swin",         # timm's and the authors' without head
+        "swin",  # timm's and the authors' without head
         {"tiny": 27_519_354, "small": 48_837_258, "base": 86_743_224, "large": 194_995_476},
-        {PATCHES, "embeddings/norm/scale", "layernorm/bias", "encoder/layers_0/downsample/reduction/kernel",
-         "encoder/layers_2/downsample/norm/bias",
-         "encoder/layers_2/blocks_5/attention/self/relative_position_bias_table",
-         "encoder/layers_3/blocks_1/attention/output/dense/bias", "encoder/layers_0/blocks_1/layernorm_after/scale",
-         "encoder/layers_1/blocks_0/intermediate/dense/kernel"}, PATCHES, "stage1",
-        drop=({"drop_path_rate": 0.9, "depths": (1, 2)}, "stage1", "stage2")),
+        {
+            PATCHES,
+            "embeddings/norm/scale",
+            "layernorm/bias",
+            "encoder/layers_0/downsample/reduction/kernel",
+            "encoder/layers_2/downsample/norm/bias",
+            "encoder/layers_2/blocks_5/attention/self/relative_position_bias_table",
+            "encoder/layers_3/blocks_1/attention/output/dense/bias",
+            "encoder/layers_0/blocks_1/layernorm_after/scale",
+            "encoder/layers_1/blocks_0/intermediate/dense/kernel",
+        },
+        PATCHES,
+        "stage1",
+        drop=({"drop_path_rate": 0.9, "depths": (1, 2)}, "stage1", "stage2"),
+    ),
     "convnext": Family(
-        "convnext",     # the authors' without head
+        "convnext",  # the authors' without head
         {"tiny": 27_820_128, "small": 49_454_688, "base": 87_566_464, "large": 196_230_336},
-        {"embeddings/patch_embeddings/kernel", "embeddings/layernorm/scale", "layernorm/bias",
-         "encoder/stages_1/downsampling_layer_1/bias", "encoder/stages_2/layers_8/dwconv/kernel",
-         "encoder/stages_0/layers_2/layer_scale_parameter", "encoder/stages_3/layers_0/pwconv2/bias"},
-        "embeddings/patch_embeddings/kernel", "stage2", drop=({"drop_path_rate": 0.9}, "stage1", "stage2")),
+        {
+            "embeddings/patch_embeddings/kernel",
+            "embeddings/layernorm/scale",
+            "layernorm/bias",
+            "encoder/stages_1/downsampling_layer_1/bias",
+            "encoder/stages_2/layers_8/dwconv/kernel",
+            "encoder/stages_0/layers_2/layer_scale_parameter",
+            "encoder/stages_3/layers_0/pwconv2/bias",
+        },
+        "embeddings/patch_embeddings/kernel",
+        "stage2",
+        drop=({"drop_path_rate": 0.9}, "stage1", "stage2"),
+    ),
     # transformers' without the pooler; their mask token, which only pretraining uses, is not ours
     "vit": Family(
-        "vit", {"tiny": 5_524_416, "small": 21_665_664, "base": 85_798_656, "large": 303_301_632, "huge": 630_764_800},
-        TOKENS | {"encoder/layer_0/mlp/fc2/kernel"}, PATCHES, "block1", mean="last",
-        drop=({"drop_path": 0.9}, "block1", "block2"), correlation=0.999),
+        "vit",
+        {"tiny": 5_524_416, "small": 21_665_664, "base": 85_798_656, "large": 303_301_632, "huge": 630_764_800},
+        TOKENS | {"encoder/layer_0/mlp/fc2/kernel"},
+        PATCHES,
+        "block1",
+        mean="last",
+        drop=({"drop_path": 0.9}, "block1", "block2"),
+        correlation=0.999,
+    ),
     "dinov2": Family(
-        "dinov2", {"small": 22_056_576, "base": 86_580_480, "large": 304_368_640, "giant": 1_136_480_768},
-        TOKENS | {"encoder/layer_0/layer_scale2/lambda1"}, PATCHES, "block1", mean="last",
-        drop=({"drop_path": 0.9}, "block1", "block2"), correlation=0.999),
+        "dinov2",
+        {"small": 22_056_576, "base": 86_580_480, "large": 304_368_640, "giant": 1_136_480_768},
+        TOKENS | {"encoder/layer_0/layer_scale2/lambda1"},
+        PATCHES,
+        "block1",
+        mean="last",
+        drop=({"drop_path": 0.9}, "block1", "block2"),
+        correlation=0.999,
+    ),
 }
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 VARIANTS = [(name, variant) for name, family in FAMILIES.items() for variant in family.published]
-MINOR = ("b1", "b3", "b4", "b6", "b7", "lite1", "lite2", "lite3", "lite4")     # in the slow run: they take long to trace
+MINOR = ("b1", "b3", "b4", "b6", "b7", "lite1", "lite2", "lite3", "lite4")  # in the slow run: they take long to trace
 
 
 def build(name, **options):
@@ -206,12 +270,18 @@ def write_golden(folder=GOLDEN):
 def test_small_form_equals_golden(name):
     form = FORMS[name]
     file, prefix = form.golden
-    golden = {key.removeprefix(prefix): value for key, value in np.load(GOLDEN / f"{file}.npz").items()
-              if key.startswith(prefix)}
+    golden = {
+        key.removeprefix(prefix): value
+        for key, value in np.load(GOLDEN / f"{file}.npz").items()
+        if key.startswith(prefix)
+    }
     slopes, outputs, stats = trained(form)
     modes = ("evaluated/", "trained/") if stats else ("", "")
-    ours = [(f"{mode}{key}", mean(value)) for mode, found in zip(modes, (evaluated(form), outputs), strict=True)
-            for key, value in compared(form, found).items()]
+    ours = [
+        (f"{mode}{key}", mean(value))
+        for mode, found in zip(modes, (evaluated(form), outputs), strict=True)
+        for key, value in compared(form, found).items()
+    ]
     ours += stats.items()
     ours += [(f"gradient_norm/{form.name(key)}", np.linalg.norm(value)) for key, value in slopes.items()]
     assert set(golden) == {key for key, _ in ours}
@@ -223,11 +293,16 @@ def test_small_form_equals_golden(name):
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, variant", [
-    pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in MINOR else [], id="-".join(pair)) for pair in VARIANTS])
+@pytest.mark.parametrize(
+    "name, variant",
+    [pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in MINOR else [], id="-".join(pair)) for pair in VARIANTS],
+)
 def test_parameter_counts_and_names(name, variant):
-    leaves = {key.removeprefix("params/"): leaf for key, leaf in shapes(build(name, variant=variant)).items()
-              if key.startswith("params/")}
+    leaves = {
+        key.removeprefix("params/"): leaf
+        for key, leaf in shapes(build(name, variant=variant)).items()
+        if key.startswith("params/")
+    }
     mask_token = DINOV2[variant].width if name == "dinov2" else 0
     assert sum(leaf.size for leaf in leaves.values()) + mask_token == FAMILIES[name].published[variant]
     assert FAMILIES[name].names <= set(leaves)
@@ -236,13 +311,16 @@ def test_parameter_counts_and_names(name, variant):
             assert (key in leaves) != efficientnet.VARIANTS[variant].lite
 
 
-@pytest.mark.parametrize("name, options, channels, maps", [
-    ("efficientnet", {"variant": "b5"}, 2048, {"head": (48, 29, 2048)}),
-    ("efficientnet", {"variant": "b2"}, 1408, {"head": (48, 29, 1408)}),
-    ("resnet", {"variant": "50", "fc": 512}, 512, {"stage4": (48, 29, 2048)}),
-    ("swin", {}, 768, {"stage1": (380, 228, 96), "stage4": (48, 29, 768)}),
-    ("convnext", {}, 768, {"stage4": (47, 28, 768)}),
-])
+@pytest.mark.parametrize(
+    "name, options, channels, maps",
+    [
+        ("efficientnet", {"variant": "b5"}, 2048, {"head": (48, 29, 2048)}),
+        ("efficientnet", {"variant": "b2"}, 1408, {"head": (48, 29, 1408)}),
+        ("resnet", {"variant": "50", "fc": 512}, 512, {"stage4": (48, 29, 2048)}),
+        ("swin", {}, 768, {"stage1": (380, 228, 96), "stage4": (48, 29, 768)}),
+        ("convnext", {}, 768, {"stage4": (47, 28, 768)}),
+    ],
+)
 def test_maps_of_the_published_size(name, options, channels, maps):
     model = build(name, **options)
     outputs = outputs_at(model, (1, 1520, 912, 3))
@@ -252,10 +330,14 @@ def test_maps_of_the_published_size(name, options, channels, maps):
         assert outputs[stage].shape == (1, *shape)
 
 
-@pytest.mark.parametrize("name, changes, size, cells", [
-    ("resnet_basic", {"width": 2, "depths": (1, 1, 1, 1)}, (96, 32), {"stem": 6, "stage1": 6, "stage2": 6}),
-    ("convnext", {"width": 2, "depths": (1, 1)}, (128, 32), {"stem": 6, "stage1": 9, "stage2": 7}),
-], ids=["resnet", "convnext"])
+@pytest.mark.parametrize(
+    "name, changes, size, cells",
+    [
+        ("resnet_basic", {"width": 2, "depths": (1, 1, 1, 1)}, (96, 32), {"stem": 6, "stage1": 6, "stage2": 6}),
+        ("convnext", {"width": 2, "depths": (1, 1)}, (128, 32), {"stem": 6, "stage1": 9, "stage2": 7}),
+    ],
+    ids=["resnet", "convnext"],
+)
 def test_stage_grids_say_where_a_cell_looks(name, changes, size, cells):
     """A NaN in row p reaches the cells that see row p: the mean of a cell's rows is its centre."""
     form = dataclasses.replace(FORMS[name], options=FORMS[name].options | changes)
@@ -284,15 +366,19 @@ def test_any_number_of_channels(family):
 # --- behaviour --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, changes, size", [
-    ("efficientnet", {"width": 0.24, "depthwise": "shifted"}, (8, 32, 24, 3)),
-    ("efficientnet", {"width": 0.24, "depthwise": "native"}, (8, 32, 24, 3)),
-    ("resnet", {}, (8, 40, 32, 3)),
-    ("swin", {"depths": (2, 1)}, (8, 40, 72, 3)),
-    ("convnext", {"depths": (1, 1), "depthwise": "shifted"}, (8, 16, 24, 3)),
-    ("convnext", {"depths": (1, 1), "depthwise": "native"}, (8, 16, 24, 3)),
-    ("dinov2", {"attention": "chunked"}, (8, 12, 16, 3)),
-], ids=str)
+@pytest.mark.parametrize(
+    "name, changes, size",
+    [
+        ("efficientnet", {"width": 0.24, "depthwise": "shifted"}, (8, 32, 24, 3)),
+        ("efficientnet", {"width": 0.24, "depthwise": "native"}, (8, 32, 24, 3)),
+        ("resnet", {}, (8, 40, 32, 3)),
+        ("swin", {"depths": (2, 1)}, (8, 40, 72, 3)),
+        ("convnext", {"depths": (1, 1), "depthwise": "shifted"}, (8, 16, 24, 3)),
+        ("convnext", {"depths": (1, 1), "depthwise": "native"}, (8, 16, 24, 3)),
+        ("dinov2", {"attention": "chunked"}, (8, 12, 16, 3)),
+    ],
+    ids=str,
+)
 def test_gradients_on_eight_devices_equal_one(name, changes, size, monkeypatch):
     """Every parameter: the partitioner multiplies depthwise gradients when the batch is not over all mesh axes.
 
@@ -300,8 +386,9 @@ def test_gradients_on_eight_devices_equal_one(name, changes, size, monkeypatch):
     """
     monkeypatch.setattr(efficientnet, "STAGES", ((1, 3, 1, 1, 32, 16), (2, 5, 2, 6, 16, 24)))
     with jax.enable_x64(True):
-        form = dataclasses.replace(FORMS[name], options=FORMS[name].options | changes | (
-            {"depth": 1.0} if name == "efficientnet" else {}))
+        form = dataclasses.replace(
+            FORMS[name], options=FORMS[name].options | changes | ({"depth": 1.0} if name == "efficientnet" else {})
+        )
         model, variables, x = form.model(jnp.float64), form.variables(np.float64), image(size, dtype=np.float64)
         like = outputs_at(model, size)
         weights = {key: np.random.default_rng(7).normal(size=like[key].shape) for key in form.objective}
@@ -313,6 +400,7 @@ def test_gradients_on_eight_devices_equal_one(name, changes, size, monkeypatch):
 @functools.partial(jax.jit, static_argnums=0)
 def energy(model, variables, x, weights, offsets):
     """The sum of `weights` times the pooled vector, its gradient by the offsets, and the stages."""
+
     def objective(offsets):
         pooled, stages = model.apply(variables, x, train=False, offsets=offsets)
         return jnp.sum(pooled * weights), stages
@@ -359,8 +447,11 @@ def test_recomputation_changes_no_gradient(name, remat):
     close_gradients(slopes, trained(form)[0], 1e-9)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES.values() if family.drop],
-                         ids=[name for name, family in FAMILIES.items() if family.drop])
+@pytest.mark.parametrize(
+    "family",
+    [family for family in FAMILIES.values() if family.drop],
+    ids=[name for name, family in FAMILIES.items() if family.drop],
+)
 def test_training_drops_whole_paths_more_often_in_later_blocks(family):
     """And evaluation none: its program is that of an encoder that drops nothing."""
     form = FORMS[family.form]
@@ -376,7 +467,7 @@ def test_training_drops_whole_paths_more_often_in_later_blocks(family):
 
     first, again, other = (apply(jax.random.key(i)) for i in (0, 0, 1))
     assert np.array_equal(first["pooled"], again["pooled"]) and not np.allclose(first["pooled"], other["pooled"])
-    assert np.array_equal(first[before], other[before])     # the first block's rate is 0
+    assert np.array_equal(first[before], other[before])  # the first block's rate is 0
     assert not np.allclose(first[behind], other[behind])
     programs = {re.sub(" at 0x[0-9a-f]+", "", str(run.trace(which, variables, x).jaxpr)) for which in (model, still)}
     assert len(programs) == 1
@@ -397,22 +488,34 @@ def test_low_precision_keeps_float32_parameters_and_pooled(family):
         close(stats[name], expected_stats[name], 1e-2)
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("efficientnet", {"variant": "b9"}, "variant 'b9'.*b0"),
-    ("efficientnet", {"pads": "nominl"}, "Did you mean 'nominal'"),
-    ("efficientnet", {"remat": "all"}, "remat='all' must be one of"),
-    ("efficientnet", {"remat": "block,block"}, "one a stage"), ("efficientnet", {"pooling": "mean"}, "pooling 'mean'"),
-    ("efficientnet", {"output_stride": 4}, "output_stride=4 must be one of 8, 16, 32"),
-    ("resnet", {"variant": "51"}, "variant '51'.*Known: 18"), ("resnet", {"remat": "blok"}, "'block'"),
-    ("swin", {"variant": "tyny"}, "Did you mean 'tiny'"), ("swin", {"remat": "all"}, "remat 'all'"),
-    ("swin", {"depths": (2, 1)}, "2 stages and heads=.* for 4"),
-    ("swin", {"width": 100}, "stage 1 has 100 channels.* 3 heads"), ("swin", {"window": 0}, "window=0"),
-    ("convnext", {"variant": "tyny"}, "Did you mean 'tiny'"), ("convnext", {"remat": "all"}, "remat 'all'"),
-    ("vit", {"variant": "bse"}, "Did you mean 'base'"), ("dinov2", {"variant": "huge"}, "variant 'huge'.*giant"),
-    ("vit", {"pooling": "max"}, "pooling 'max'"), ("vit", {"remat": "blok"}, "Did you mean 'block'"),
-    ("dinov2", {"register": 4}, "Did you mean 'registers'"), ("vit", {"stages": (13,)}, "block 13"),
-    ("vit", {"heads": 5}, "multiple of heads"), ("vit", {"attention": "flsh"}, "attention 'flsh'"),
-])
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("efficientnet", {"variant": "b9"}, "variant 'b9'.*b0"),
+        ("efficientnet", {"pads": "nominl"}, "Did you mean 'nominal'"),
+        ("efficientnet", {"remat": "all"}, "remat='all' must be one of"),
+        ("efficientnet", {"remat": "block,block"}, "one a stage"),
+        ("efficientnet", {"pooling": "mean"}, "pooling 'mean'"),
+        ("efficientnet", {"output_stride": 4}, "output_stride=4 must be one of 8, 16, 32"),
+        ("resnet", {"variant": "51"}, "variant '51'.*Known: 18"),
+        ("resnet", {"remat": "blok"}, "'block'"),
+        ("swin", {"variant": "tyny"}, "Did you mean 'tiny'"),
+        ("swin", {"remat": "all"}, "remat 'all'"),
+        ("swin", {"depths": (2, 1)}, "2 stages and heads=.* for 4"),
+        ("swin", {"width": 100}, "stage 1 has 100 channels.* 3 heads"),
+        ("swin", {"window": 0}, "window=0"),
+        ("convnext", {"variant": "tyny"}, "Did you mean 'tiny'"),
+        ("convnext", {"remat": "all"}, "remat 'all'"),
+        ("vit", {"variant": "bse"}, "Did you mean 'base'"),
+        ("dinov2", {"variant": "huge"}, "variant 'huge'.*giant"),
+        ("vit", {"pooling": "max"}, "pooling 'max'"),
+        ("vit", {"remat": "blok"}, "Did you mean 'block'"),
+        ("dinov2", {"register": 4}, "Did you mean 'registers'"),
+        ("vit", {"stages": (13,)}, "block 13"),
+        ("vit", {"heads": 5}, "multiple of heads"),
+        ("vit", {"attention": "flsh"}, "attention 'flsh'"),
+    ],
+)
 def test_wrong_options_name_the_right_ones(name, options, message):
     with pytest.raises(UserError, match=message):
         build(name, **options)

@@ -30,8 +30,13 @@ CASES = [
 
 def reference_conv(x, kernel, stride, pads):
     return lax.conv_general_dilated(
-        x, kernel[:, :, None, :], (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1])
+        x,
+        kernel[:, :, None, :],
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
 
 
 def normal(shape, seed=0, dtype=np.float32):

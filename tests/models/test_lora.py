@@ -51,10 +51,13 @@ def adapters(params):
 
 def test_adapters_mirror_the_matched_kernels(params, adapters):
     shapes = {path: x.shape for path, x in flatten_dict(adapters, sep="/").items()}
-    assert shapes == {f"h_{i}/attn/c_attn/kernel/{part}": shape
-                      for i in range(2) for part, shape in (("lora_a", (16, 4)), ("lora_b", (4, 48)))}
+    assert shapes == {
+        f"h_{i}/attn/c_attn/kernel/{part}": shape
+        for i in range(2)
+        for part, shape in (("lora_a", (16, 4)), ("lora_b", (4, 48)))
+    }
     a = adapters["h_0"]["attn"]["c_attn"]["kernel"]["lora_a"]
-    assert 0.2 < np.abs(a).max() <= 0.25                               # kaiming_uniform(a=sqrt(5)): 1 / sqrt(16)
+    assert 0.2 < np.abs(a).max() <= 0.25  # kaiming_uniform(a=sqrt(5)): 1 / sqrt(16)
     assert not np.allclose(a, adapters["h_1"]["attn"]["c_attn"]["kernel"]["lora_a"])
 
 
@@ -77,7 +80,7 @@ def test_dense_equals_pefts_formula():
     a, b = (torch.randn(shape, requires_grad=True) for shape in ((3, 10), (6, 3)))
     x = torch.randn(5, 10)
     theirs = base(x) + (ALPHA / 3) * torch.nn.functional.linear(torch.nn.functional.linear(x, a), b)
-    (theirs ** 2).sum().backward()
+    (theirs**2).sum().backward()
 
     dense = {"kernel": base.weight.detach().numpy().T, "bias": base.bias.detach().numpy()}
     ours = {"kernel": {"lora_a": a.detach().numpy().T, "lora_b": b.detach().numpy().T}}
@@ -104,8 +107,7 @@ def test_convolution_equals_pefts_formula():
     x, weight, a, b = (torch.randn(shape) for shape in ((2, 3, 7, 6), (5, 3, 3, 3), (2, 3, 3, 3), (5, 2, 1, 1)))
     conv = torch.nn.functional.conv2d
     theirs = conv(x, weight, padding=1) + (ALPHA / 2) * conv(conv(x, a, padding=1), b)
-    adapters = {"kernel": {"lora_a": a.numpy().transpose(2, 3, 1, 0).reshape(27, 2),
-                           "lora_b": b.numpy()[:, :, 0, 0].T}}
+    adapters = {"kernel": {"lora_a": a.numpy().transpose(2, 3, 1, 0).reshape(27, 2), "lora_b": b.numpy()[:, :, 0, 0].T}}
     params = lora.merge({"kernel": weight.numpy().transpose(2, 3, 1, 0)}, adapters, ALPHA)
     ours = Conv(5, 3).apply({"params": params}, x.numpy().transpose(0, 2, 3, 1), ((1, 1), (1, 1)))
     _close(ours, theirs.numpy().transpose(0, 2, 3, 1))
@@ -165,8 +167,11 @@ def test_dropout_acts_on_the_adapters_input_alone(params, adapters):
     @jax.jit
     def layer(seed):
         with lora.adapted({"kernel": {"lora_a": np.eye(2), "lora_b": np.eye(2)}}, 2.0, dropout=0.25):
-            return nn.Dense(2).apply({"params": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}},
-                                     jnp.ones((4000, 2)), rngs={"dropout": jax.random.key(seed)})
+            return nn.Dense(2).apply(
+                {"params": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}},
+                jnp.ones((4000, 2)),
+                rngs={"dropout": jax.random.key(seed)},
+            )
 
     values, counts = np.unique(np.asarray(layer(0)), return_counts=True)
     np.testing.assert_allclose(values, [0, 1 / 0.75], rtol=1e-6)
@@ -194,8 +199,18 @@ class Parts(nn.Module):
         return self.head(x[:, :3])
 
 
-@pytest.mark.parametrize("method", [None, "of_views", "encode_text", "pool_text", "project_text", Parts.pool_text,
-                                    lambda module, x, train: module.head(module.text_encoder(x))])
+@pytest.mark.parametrize(
+    "method",
+    [
+        None,
+        "of_views",
+        "encode_text",
+        "pool_text",
+        "project_text",
+        Parts.pool_text,
+        lambda module, x, train: module.head(module.text_encoder(x)),
+    ],
+)
 def test_adapters_are_at_work_whatever_the_method_is_called(method):
     """Beside their layers, with a dropout that drops nothing, as merged into them."""
     x = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
@@ -219,13 +234,19 @@ def test_bfloat16_towers_keep_their_dtype(params, adapters):
     assert {x.dtype for x in jax.tree.leaves(lora.merge(half, _trained(adapters), ALPHA))} == {jnp.dtype("bfloat16")}
 
 
-@pytest.mark.parametrize("config, count", [
-    (Gpt2Config(vocab_size=28896, n_embd=2560, n_layer=32, n_head=20), 2_621_440),     # MaMA's BioMedLM
-    (Gpt2Config(), 294_912),                                                           # PEFT's figure for GPT-2 small
-])
+@pytest.mark.parametrize(
+    "config, count",
+    [
+        (Gpt2Config(vocab_size=28896, n_embd=2560, n_layer=32, n_head=20), 2_621_440),  # MaMA's BioMedLM
+        (Gpt2Config(), 294_912),  # PEFT's figure for GPT-2 small
+    ],
+)
 def test_published_parameter_counts(config, count):
-    shapes = jax.eval_shape(lambda: lora.init(
-        Gpt2(config).init(jax.random.key(0), IDS, MASK, train=False)["params"], C_ATTN, 8, jax.random.key(1)))
+    shapes = jax.eval_shape(
+        lambda: lora.init(
+            Gpt2(config).init(jax.random.key(0), IDS, MASK, train=False)["params"], C_ATTN, 8, jax.random.key(1)
+        )
+    )
     assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count
 
 
@@ -238,9 +259,13 @@ def test_it_fits_every_encoder():
         (lambda: image.init(jax.random.key(0), jnp.zeros((1, 64, 48, 1)), train=False), ".*/kernel"),
     ):
         base = jax.eval_shape(start)["params"]
-        merged = jax.eval_shape(lambda base=base, pattern=pattern: lora.merge(
-            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), base),
-            lora.init(base, pattern, 2, jax.random.key(0)), ALPHA))
+        merged = jax.eval_shape(
+            lambda base=base, pattern=pattern: lora.merge(
+                jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), base),
+                lora.init(base, pattern, 2, jax.random.key(0)),
+                ALPHA,
+            )
+        )
         assert jax.tree.map(lambda x: (x.shape, x.dtype), merged) == jax.tree.map(lambda x: (x.shape, x.dtype), base)
 
 
@@ -259,9 +284,11 @@ def test_mistakes_are_named(params, adapters):
         lora.merge({"kernel": np.zeros((8, 24))}, {"kernel": pair}, ALPHA)
     with pytest.raises(UserError, match="no layer met"), lora.adapted({"text_encoder": adapters}, ALPHA):
         jax.eval_shape(_states, params)
-    with pytest.raises(UserError, match=r"no layer met its adapter \(elsewhere/kernel\)"), \
-            lora.adapted({**adapters, "elsewhere": {"kernel": pair}}, ALPHA):
-        jax.eval_shape(lambda params: _states(params), params)      # traced anew
+    with (
+        pytest.raises(UserError, match=r"no layer met its adapter \(elsewhere/kernel\)"),
+        lora.adapted({**adapters, "elsewhere": {"kernel": pair}}, ALPHA),
+    ):
+        jax.eval_shape(lambda params: _states(params), params)  # traced anew
     kernel = {"kernel": np.zeros((3, 3, 2, 5), np.float32)}
     with pytest.raises(UserError, match="lora.merge"), lora.adapted(lora.init(kernel, "kernel", 1, key), ALPHA):
         Conv(5, 3).apply({"params": kernel}, jnp.zeros((1, 4, 4, 2)), ((1, 1), (1, 1)))

@@ -64,33 +64,53 @@ def test_initial_values_are_those_of_transformers():
     model, (ids, mask) = SMALL.model(hidden_size=64, intermediate_size=96), SMALL.text()
     params = jax.jit(lambda: model.init(jax.random.key(0), ids, mask, train=False)["params"])()
     kernel, out = params["layers_1"]["attn"]["Wqkv"]["kernel"], params["layers_1"]["mlp"]["Wo"]["kernel"]
-    assert abs(kernel).max() <= 0.04 and abs(out).max() <= 0.04 / 8 ** 0.5
-    np.testing.assert_allclose([kernel.std() / 0.88, out.std() / 0.88], [0.02, 0.02 / 8 ** 0.5], rtol=0.03)
+    assert abs(kernel).max() <= 0.04 and abs(out).max() <= 0.04 / 8**0.5
+    np.testing.assert_allclose([kernel.std() / 0.88, out.std() / 0.88], [0.02, 0.02 / 8**0.5], rtol=0.03)
 
 
-HUB = {"model_type": "modernbert", "hidden_size": 32, "num_attention_heads": 4, "global_attn_every_n_layers": 2,
-       "global_rope_theta": 160000.0, "local_rope_theta": 10000.0, "unknown": 1}
+HUB = {
+    "model_type": "modernbert",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "global_attn_every_n_layers": 2,
+    "global_rope_theta": 160000.0,
+    "local_rope_theta": 10000.0,
+    "unknown": 1,
+}
 
 
 def test_config_from_hugging_face():
     config = ModernBertConfig.from_hf(HUB)
     assert config == ModernBertConfig(hidden_size=32, num_attention_heads=4, global_attn_every_n_layers=2)
     assert ModernBertConfig.from_hf({**HUB, "local_rope_theta": None}).local_rope_theta == 160000.0
-    newer = {"num_hidden_layers": 4, "layer_types": ["full_attention", *3 * ["sliding_attention"]],
-             "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5.0},
-                                 "sliding_attention": {"rope_type": "default", "rope_theta": 7.0}}}
+    newer = {
+        "num_hidden_layers": 4,
+        "layer_types": ["full_attention", *3 * ["sliding_attention"]],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 5.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 7.0},
+        },
+    }
     config = ModernBertConfig.from_hf(newer)
     assert (config.global_attn_every_n_layers, config.global_rope_theta, config.local_rope_theta) == (4, 5.0, 7.0)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model_type": "bert"}, "bert"), ({"rope_scaling": {"factor": 2}}, "rope_scaling"),
-    ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "yarn"),
-    ({"layer_types": ["sliding_attention", "full_attention"]}, "full_attention at"),
-    ({"layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"]}, "full_attention at"),
-    ({"hidden_activation": "swish"}, "swish"), ({"num_attention_heads": 32}, "multiple"),
-    ({"global_attn_every_n_layers": 0}, "at least 1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "bert"}, "bert"),
+        ({"rope_scaling": {"factor": 2}}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "yarn"),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, "full_attention at"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention"]},
+            "full_attention at",
+        ),
+        ({"hidden_activation": "swish"}, "swish"),
+        ({"num_attention_heads": 32}, "multiple"),
+        ({"global_attn_every_n_layers": 0}, "at least 1"),
+    ],
+)
 def test_configs_that_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         ModernBertConfig.from_hf({**HUB, **change})

@@ -20,7 +20,8 @@ def naive_nms(boxes, scores, threshold=0.05, overlap=0.5, limit=100, class_aware
     kept = []
     for a, c in pool:
         if len(kept) < limit and not any(
-                naive_iou(boxes[a], boxes[b]) > overlap and (c == d or not class_aware) for b, d in kept):
+            naive_iou(boxes[a], boxes[b]) > overlap and (c == d or not class_aware) for b, d in kept
+        ):
             kept.append((a, c))
     return kept
 
@@ -55,7 +56,7 @@ def test_equals_a_loop(class_aware, ties, limit):
 
 
 def test_thresholds_are_exclusive():
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10]], np.float32)      # IoU .5
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10]], np.float32)  # IoU .5
     scores = np.array([[0.9], [0.8], [0.05]], np.float32)
     found = nms(boxes, scores, overlap=0.5, threshold=float(np.float32(0.05)))
     assert list(found.valid[:3]) == [True, True, False]

@@ -9,15 +9,23 @@ from mammoclip_jax.models import efficientnet, packed
 
 
 def plain(x, kernel, stride, padding, groups=1):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                    feature_group_count=groups)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
 
 
 @pytest.mark.parametrize("columns", [1, 2, 4, 8])
-@pytest.mark.parametrize("size, stride, padding", [
-    (3, 1, ((1, 1), (1, 1))), (5, 1, ((2, 2), (2, 2))), (3, 2, ((0, 1), (0, 1))), (5, 2, ((1, 2), (1, 2))),
-    (3, 2, ((1, 1), (1, 0))), (1, 1, ((0, 0), (0, 0))),
-])
+@pytest.mark.parametrize(
+    "size, stride, padding",
+    [
+        (3, 1, ((1, 1), (1, 1))),
+        (5, 1, ((2, 2), (2, 2))),
+        (3, 2, ((0, 1), (0, 1))),
+        (5, 2, ((1, 2), (1, 2))),
+        (3, 2, ((1, 1), (1, 0))),
+        (1, 1, ((0, 0), (0, 0))),
+    ],
+)
 def test_convolutions_of_packed_maps(columns, size, stride, padding):
     if columns % stride:
         columns *= stride
@@ -26,12 +34,14 @@ def test_convolutions_of_packed_maps(columns, size, stride, padding):
         x, kernel = rng.normal(size=(2, 9, 16, 3)), rng.normal(size=(size, size, 3, 5))
         cells = packed.repack(x, 1, columns)
         ours = packed.convolve(cells, kernel, stride, padding, columns)
-        np.testing.assert_allclose(packed.repack(ours, columns // stride, 1), plain(x, kernel, stride, padding),
-                                   atol=1e-12)
+        np.testing.assert_allclose(
+            packed.repack(ours, columns // stride, 1), plain(x, kernel, stride, padding), atol=1e-12
+        )
         own = kernel[..., 0]
         ours = packed.depthwise(cells, own, stride, padding, columns)
-        np.testing.assert_allclose(packed.repack(ours, columns // stride, 1),
-                                   plain(x, own[:, :, None], stride, padding, groups=3), atol=1e-12)
+        np.testing.assert_allclose(
+            packed.repack(ours, columns // stride, 1), plain(x, own[:, :, None], stride, padding, groups=3), atol=1e-12
+        )
 
 
 def test_pointwise_kernel():

@@ -23,12 +23,12 @@ EXPECTED = {
 
 def _padded(side: str, length: int):
     """ids and mask [N, length], and states whose real tokens are the first of STATES; padding holds junk."""
-    ids = np.full((len(TEXTS), length), SEP)            # padded with the separator: it must not count
+    ids = np.full((len(TEXTS), length), SEP)  # padded with the separator: it must not count
     mask = np.zeros(ids.shape, bool)
     states = np.full((*ids.shape, 3), 99, np.float32)
     for i, text in enumerate(TEXTS):
         place = slice(0, len(text)) if side == "right" else slice(length - len(text), length)
-        ids[i, place], mask[i, place], states[i, place] = text, True, STATES[i, :len(text)]
+        ids[i, place], mask[i, place], states[i, place] = text, True, STATES[i, : len(text)]
     return ids, mask, states
 
 
@@ -37,13 +37,13 @@ def _padded(side: str, length: int):
 def test_every_pooling_equals_a_loop(how, side, length):
     ids, mask, states = _padded(side, length)
     ours = jax.jit(pool, static_argnums=(3, 4))(states, ids, mask, how, SEP)
-    expected = [EXPECTED[how](text, STATES[i, :len(text)]) for i, text in enumerate(TEXTS)]
+    expected = [EXPECTED[how](text, STATES[i, : len(text)]) for i, text in enumerate(TEXTS)]
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_end_of_text_by_the_greatest_id():
     ids, mask, states = _padded("right", 8)
-    expected = [STATES[i, int(np.argmax(text))] for i, text in enumerate(TEXTS)]      # an added token, 61, misleads it
+    expected = [STATES[i, int(np.argmax(text))] for i, text in enumerate(TEXTS)]  # an added token, 61, misleads it
     np.testing.assert_array_equal(pool(states, ids, mask, "eot"), expected)
 
 

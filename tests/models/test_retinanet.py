@@ -25,11 +25,19 @@ from mammoclip_jax.models.retinanet import RetinaNet, anchors, grid_sizes, repea
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "retinanet.npz"
 CLASSES = 2
-SIZE = (2, 64, 96, 3)       # the original takes multiples of 32
+SIZE = (2, 64, 96, 3)  # the original takes multiples of 32
 # Half the width: at a quarter, stage 1 has equal inputs and outputs, and a shortcut here that efficientnet_pytorch lacks.
 # C4 from the middle of stage 6, as the published detectors have it from the middle of stage 7.
-ENCODER = {"name": "efficientnet", "variant": "b0", "width": 0.5, "depth": 0.5, "pads": "detector", "taps": [7],
-           "drop_rate": 0.0, "drop_connect_rate": 0.0}
+ENCODER = {
+    "name": "efficientnet",
+    "variant": "b0",
+    "width": 0.5,
+    "depth": 0.5,
+    "pads": "detector",
+    "taps": [7],
+    "drop_rate": 0.0,
+    "drop_connect_rate": 0.0,
+}
 STAGES = ("stage5", "block07", "head")
 # Where the encoder is not the point: C3, C4, C5 are its last three stages.
 LITTLE = {"name": "resnet", "variant": "18", "width": 4, "depths": (1, 1, 1, 1)}
@@ -76,6 +84,7 @@ def output_weights(images, size=SIZE):
 @functools.partial(jax.jit, static_argnums=0)
 def gradients(model, variables, x, weights):
     """Gradient of the weighted outputs in training mode by every parameter, and the outputs."""
+
     def objective(params):
         outputs, _ = model.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
         return sum(jnp.sum(output * weight) for output, weight in zip(outputs, weights)), outputs
@@ -96,9 +105,10 @@ def close(ours, theirs, tolerance, absolute=0.0):
 def naive_anchors(height, width):
     boxes = []
     for level in (3, 4, 5, 6, 7):
-        stride, size = 2**level, 2**(level + 2)
-        for row, column in itertools.product(range((height + stride - 1) // stride),
-                                             range((width + stride - 1) // stride)):
+        stride, size = 2**level, 2 ** (level + 2)
+        for row, column in itertools.product(
+            range((height + stride - 1) // stride), range((width + stride - 1) // stride)
+        ):
             for ratio in (0.5, 1, 2):
                 for scale in (1, 2 ** (1 / 3), 2 ** (2 / 3)):
                     area = (size * scale) ** 2
@@ -137,7 +147,8 @@ def test_decode_is_the_closed_form_and_zero_gives_the_anchors():
         x, y = (left + right) / 2 + dx * w, (top + bottom) / 2 + dy * h
         w, h = w * np.exp(dw), h * np.exp(dh)
         np.testing.assert_allclose(
-            decoded[image_index, i], [x - w / 2, y - h / 2, x + w / 2, y + h / 2], rtol=1e-5, atol=1e-4)
+            decoded[image_index, i], [x - w / 2, y - h / 2, x + w / 2, y + h / 2], rtol=1e-5, atol=1e-4
+        )
 
 
 def test_decoded_boxes_are_cut_to_the_image():
@@ -166,8 +177,11 @@ def torch_state(variables):
 
     encoder = {name: tree["image_encoder"] for name, tree in variables.items() if "image_encoder" in tree}
     state = {f"efficientnet.{key}": value for key, value in write(LUKEMELAS, encoder, ENCODER).items()}
-    for module, theirs in (("fpn", "fpn"), ("regression", "regressionModel"),
-                           ("classification", "classificationModel")):
+    for module, theirs in (
+        ("fpn", "fpn"),
+        ("regression", "regressionModel"),
+        ("classification", "classificationModel"),
+    ):
         for layer, arrays in variables["params"][module].items():
             state[f"{theirs}.{layer}.weight"] = arrays["kernel"].transpose(3, 2, 0, 1)
             state[f"{theirs}.{layer}.bias"] = arrays["bias"]
@@ -183,7 +197,8 @@ def torch_model(variables):
     channels = [variables["params"]["fpn"][name]["kernel"].shape[2] for name in ("P3_1", "P4_1", "P5_1")]
     theirs = Detector(net, (6, 7), channels, CLASSES, features=8).to(torch.float64)
     missing, unexpected = theirs.load_state_dict(
-        {key: torch.tensor(value) for key, value in torch_state(variables).items()}, strict=False)
+        {key: torch.tensor(value) for key, value in torch_state(variables).items()}, strict=False
+    )
     assert not unexpected and missing == ["efficientnet._fc.weight", "efficientnet._fc.bias"]
     return theirs
 
@@ -240,8 +255,9 @@ def test_small_network_equals_golden():
         variables, x, weights = random_variables(model, np.float64), image(SIZE, np.float64), output_weights(SIZE[0])
         grads, (logits, regressions) = gradients(model, variables, x, weights)
         ours = {"logits": logits[:1], "regressions": regressions[:1]}
-        ours |= {f"gradient_norm/{name}": np.linalg.norm(value)
-                 for name, value in by_torch_names(grads, variables).items()}
+        ours |= {
+            f"gradient_norm/{name}": np.linalg.norm(value) for name, value in by_torch_names(grads, variables).items()
+        }
     assert set(golden) == set(ours)
     largest = max(value for name, value in golden.items() if name.startswith("gradient_norm"))
     for name, expected in golden.items():
@@ -285,7 +301,8 @@ def test_starts_with_the_prior_and_the_anchors():
 def test_any_size_gives_an_output_for_every_anchor(height, width, pads):
     model = small(image=ENCODER | {"pads": pads})
     (logits, regressions), _ = jax.eval_shape(
-        model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
+        model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+    )
     count = len(anchors(height, width))
     assert logits.shape == (1, count, CLASSES) and regressions.shape == (1, count, 4)
 
@@ -295,7 +312,8 @@ def test_a_tower_of_the_usual_strides():
     options = {"image": LITTLE, "stages": LITTLE_STAGES, "labels": ["mass"], "dtype": "bfloat16"}
     model = models.detector(options)
     (logits, regressions), _ = jax.eval_shape(
-        model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, 96, 64, 3), jnp.float32))
+        model.init_with_output, jax.random.key(0), jax.ShapeDtypeStruct((1, 96, 64, 3), jnp.float32)
+    )
     assert logits.shape == (1, len(anchors(96, 64)), 1) and logits.dtype == regressions.dtype == jnp.float32
 
 
@@ -307,19 +325,26 @@ def test_an_output_moves_with_its_object():
     x[0, :, 400:432] = x[1, :, 528:560] = image((32, 32, 3))
     logits, _ = jax.jit(model.apply)(variables, x)
     rows, columns = grid_sizes(32, 1024)[0]
-    p3 = np.asarray(logits)[:, :rows * columns * 9].reshape(2, rows, columns, -1)
+    p3 = np.asarray(logits)[:, : rows * columns * 9].reshape(2, rows, columns, -1)
     assert np.ptp(p3[0]) > 0.1
-    close(p3[1, :, 40 + 16:88 + 16], p3[0, :, 40:88], 0.02)
+    close(p3[1, :, 40 + 16 : 88 + 16], p3[0, :, 40:88], 0.02)
 
 
-@pytest.mark.parametrize("stages, message", [
-    (("stage5", "block7", "head"), "'block7'.*Did you mean 'block07'"), (("stage2", "block07", "head"), "stride of 4")])
+@pytest.mark.parametrize(
+    "stages, message",
+    [
+        (("stage5", "block7", "head"), "'block7'.*Did you mean 'block07'"),
+        (("stage2", "block07", "head"), "stride of 4"),
+    ],
+)
 def test_stages_that_do_not_fit_are_named(stages, message):
     with pytest.raises(UserError, match=message):
         shapes(small(stages=stages))
 
 
-@pytest.mark.parametrize("change, message", [({"stages": ["stage5", "head"]}, "three stages"), ({"labels": []}, "label")])
+@pytest.mark.parametrize(
+    "change, message", [({"stages": ["stage5", "head"]}, "three stages"), ({"labels": []}, "label")]
+)
 def test_wrong_options_say_what_is_right(change, message):
     with pytest.raises(UserError, match=message):
         models.detector({"image": ENCODER, "stages": STAGES, "labels": ["mass"], "dtype": "float32"} | change)
@@ -331,7 +356,18 @@ def test_wrong_options_say_what_is_right(change, message):
 def test_a_tap_is_a_stage_like_the_others():
     model = EfficientNet(width=0.25, depth=0.5, taps=(6, 7))
     assert model.stage_names == (
-        "stem", "stage1", "stage2", "stage3", "stage4", "block06", "stage5", "block07", "stage6", "stage7", "head")
+        "stem",
+        "stage1",
+        "stage2",
+        "stage3",
+        "stage4",
+        "block06",
+        "stage5",
+        "block07",
+        "stage6",
+        "stage7",
+        "head",
+    )
     assert tuple(model.stage_grids(64, 64)) == model.stage_names
     assert model.stage_grids(64, 64)["block06"] == model.stage_grids(64, 64)["stage5"]
     assert model.stage_grids(64, 64)["block07"][0] == 32

@@ -37,8 +37,9 @@ def test_maps_smaller_than_a_window(size):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("variant, parameters", [
-    ("tiny", 27_519_354), ("small", 48_837_258), ("base", 86_743_224), ("large", 194_995_476)])
+@pytest.mark.parametrize(
+    "variant, parameters", [("tiny", 27_519_354), ("small", 48_837_258), ("base", 86_743_224), ("large", 194_995_476)]
+)
 def test_parameters_of_the_originals(variant, parameters):
     """What test_image_encoders.py counts of ours is as many in timm; test_names_swin.py has transformers' shapes."""
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
@@ -51,7 +52,8 @@ def test_stage_grids_say_where_a_cell_looks():
     """Without attention, a change in row p reaches the cells that hold it: the mean of a cell's rows is its centre."""
     model = SMALL.model()
     variables = jax.tree_util.tree_map_with_path(
-        lambda path, value: value * ("attention" not in str(path)), SMALL.variables(channels=1))
+        lambda path, value: value * ("attention" not in str(path)), SMALL.variables(channels=1)
+    )
     x = np.zeros((129, 128, 40, 1), np.float32) + image((1, 128, 40, 1))
     x[np.arange(128), np.arange(128)] += 1
     stages, _ = run(model, variables, x)
@@ -81,8 +83,10 @@ def test_windows_by_hand():
     assert regions(4, 4, 2, 1).tolist() == [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 2, 2], [0, 1, 2, 3]]
 
 
-@pytest.mark.parametrize("shifted, width, seen", [
-    (False, 12, range(4, 8)), (True, 12, range(2, 6)), (True, 4, range(0, 4)), (True, 3, range(0, 3))])
+@pytest.mark.parametrize(
+    "shifted, width, seen",
+    [(False, 12, range(4, 8)), (True, 12, range(2, 6)), (True, 4, range(0, 4)), (True, 3, range(0, 3))],
+)
 def test_a_token_sees_its_window(shifted, width, seen):
     """Columns of a map, with windows of 4 x 4, that reach the token in column 5 (or the last), by its gradient."""
     block = Block(1, 4, shifted, 0.0, 1e-5, jnp.float32)

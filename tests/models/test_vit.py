@@ -21,8 +21,12 @@ from mammoclip_jax.models.vit import POOLING, dinov2
 from mammoclip_jax.training.mesh import make_mesh
 
 # By their names in the golden file.
-KINDS = {"vit": FORMS["vit"], "dinov2": FORMS["dinov2_plain"], "dinov2_swiglu": FORMS["dinov2_swiglu"],
-         "registers": FORMS["dinov2"]}
+KINDS = {
+    "vit": FORMS["vit"],
+    "dinov2": FORMS["dinov2_plain"],
+    "dinov2_swiglu": FORMS["dinov2_swiglu"],
+    "registers": FORMS["dinov2"],
+}
 SMALL = FORMS["dinov2"]
 SIZES = [(20, 20), (12, 32)]  # the nominal one, and one that shrinks the rows and stretches the columns
 STORED = ("block1", "last", "cls+mean", "all")
@@ -87,8 +91,12 @@ def test_outputs_equal_stored_ones(kind):
 def test_resampling_equals_torch(old, new, antialias):
     torch = pytest.importorskip("torch")
     theirs = torch.nn.functional.interpolate(
-        torch.eye(old, dtype=torch.float64)[None, :, :, None].expand(1, old, old, 8), size=(new, 8), mode="bicubic",
-        align_corners=False, antialias=antialias)[0, :, :, 4].T.numpy()
+        torch.eye(old, dtype=torch.float64)[None, :, :, None].expand(1, old, old, 8),
+        size=(new, 8),
+        mode="bicubic",
+        align_corners=False,
+        antialias=antialias,
+    )[0, :, :, 4].T.numpy()
     np.testing.assert_allclose(cubic_matrix(old, new, antialias), theirs, atol=1e-6)
 
 
@@ -110,10 +118,18 @@ def test_dinov2_base_with_registers_at_its_size():
 
 def test_names_are_those_of_the_hub():
     leaves = shapes(FORMS["dinov2_swiglu"].model(registers=2), channels=1)
-    for name in ("embeddings/cls_token", "embeddings/register_tokens", "embeddings/patch_embeddings/projection/kernel",
-                 "encoder/layer_0/attention/attention/query/kernel", "encoder/layer_1/attention/output/dense/bias",
-                 "encoder/layer_0/norm1/scale", "encoder/layer_0/layer_scale2/lambda1",
-                 "encoder/layer_1/mlp/weights_in/kernel", "encoder/layer_1/mlp/weights_out/bias", "layernorm/bias"):
+    for name in (
+        "embeddings/cls_token",
+        "embeddings/register_tokens",
+        "embeddings/patch_embeddings/projection/kernel",
+        "encoder/layer_0/attention/attention/query/kernel",
+        "encoder/layer_1/attention/output/dense/bias",
+        "encoder/layer_0/norm1/scale",
+        "encoder/layer_0/layer_scale2/lambda1",
+        "encoder/layer_1/mlp/weights_in/kernel",
+        "encoder/layer_1/mlp/weights_out/bias",
+        "layernorm/bias",
+    ):
         assert f"params/{name}" in leaves
     assert leaves["params/embeddings/patch_embeddings/projection/kernel"].shape == (4, 4, 1, 32)
 
@@ -140,6 +156,7 @@ def attend(query, key, value, how, chunk):
 
 def attend_with(how, arrays):
     """Result and gradients; "flash" is the kernel itself, wherever it runs."""
+
     def objective(arrays):
         out = flash(*arrays) if how == "flash" else attention(*arrays, how)
         return jnp.sum(jnp.sin(out)), out
@@ -154,7 +171,7 @@ def test_the_kernel_for_tpus_equals_plain(queries, keys):
     with pltpu.force_tpu_interpret_mode():
         fused = attend_with("flash", arrays)
     jax.tree.map(functools.partial(close, tolerance=1e-5), fused, attend_with("plain", arrays))
-    np.testing.assert_array_equal(attention(*arrays, "flash"), attention(*arrays, "chunked"))   # on CPU
+    np.testing.assert_array_equal(attention(*arrays, "flash"), attention(*arrays, "chunked"))  # on CPU
 
 
 @pytest.mark.parametrize("rows", [8, 4, 3])
@@ -185,8 +202,9 @@ def test_chunked_attention_equals_plain(chunk):
 
 def test_long_attention_saves_memory_by_itself():
     arrays = (jax.ShapeDtypeStruct((2, 4, 1374, 16), jnp.float32),) * 3
-    temporary = {how: attend.lower(*arrays, how, 128).compile().memory_analysis().temp_size_in_bytes
-                 for how in ("plain", "auto")}
+    temporary = {
+        how: attend.lower(*arrays, how, 128).compile().memory_analysis().temp_size_in_bytes for how in ("plain", "auto")
+    }
     assert temporary["auto"] < temporary["plain"] / 4
 
 
@@ -206,7 +224,8 @@ def test_the_last_patches_do_not_reach_the_class_token():
     stages, _ = run(model, variables, x)
     del stages["pooled"]
     slopes = jax.jit(jax.grad(lambda offsets: jnp.sum(model.apply(variables, x, offsets=offsets)[0] ** 2)))(
-        jax.tree.map(jnp.zeros_like, stages))
+        jax.tree.map(jnp.zeros_like, stages)
+    )
     assert {name for name, slope in slopes.items() if np.abs(slope).max() > 0} == {"block1"}
 
 

@@ -58,8 +58,10 @@ class Form:
     def params(self, scale=0.3, dtype=np.float32, **changes):
         """Larger than the initial values, so that the attention is far from uniform."""
         rng = np.random.default_rng(0)
-        return jax.tree.map(lambda leaf: (rng.standard_normal(leaf.shape) * scale).astype(np.float32).astype(dtype),
-                            shapes(self.model(**changes)))
+        return jax.tree.map(
+            lambda leaf: (rng.standard_normal(leaf.shape) * scale).astype(np.float32).astype(dtype),
+            shapes(self.model(**changes)),
+        )
 
     def text(self):
         """The last, longest texts: (ids, mask)."""
@@ -103,8 +105,13 @@ def to_jax(state):
         path = re.sub(r"\b(layers?|h)\.([0-9]+)", r"\1_\2", name.removeprefix("text_model.")).split(".")
         parent, leaf = path[-2:]
         if leaf == "weight":
-            leaf = ("embedding" if re.search("_embeddings?$|^w[tp]e$", parent) else
-                    "scale" if re.search("norm|^ln_", parent.lower()) else "kernel")
+            leaf = (
+                "embedding"
+                if re.search("_embeddings?$|^w[tp]e$", parent)
+                else "scale"
+                if re.search("norm|^ln_", parent.lower())
+                else "kernel"
+            )
         turned = leaf == "kernel" and not parent.startswith("c_")
         flat[(*path[:-1], leaf)] = np.asarray(value).T if turned else np.asarray(value)
     return flax.traverse_util.unflatten_dict(flat)
@@ -152,31 +159,69 @@ LEFT = _texts(np.array([[0, 0, 2, 5, 17, 3, 40, 3], [2, 40, 41, 3, 43, 44, 3, 96
 FORMS = {
     "bert": Form(
         bert.from_options,
-        dict(vocab_size=97, num_hidden_layers=2, intermediate_size=24, max_position_embeddings=20, type_vocab_size=2,
-             layer_norm_eps=1e-6, **_SIZES),
-        ("Bert", "Bert", {}), {"": _texts(np.array([[2, 5, 17, 96, 3, 0, 0], [2, 40, 41, 42, 43, 44, 3],
-                                                    [2, 3, 0, 0, 0, 0, 0]]))}, "bert"),
+        dict(
+            vocab_size=97,
+            num_hidden_layers=2,
+            intermediate_size=24,
+            max_position_embeddings=20,
+            type_vocab_size=2,
+            layer_norm_eps=1e-6,
+            **_SIZES,
+        ),
+        ("Bert", "Bert", {}),
+        {"": _texts(np.array([[2, 5, 17, 96, 3, 0, 0], [2, 40, 41, 42, 43, 44, 3], [2, 3, 0, 0, 0, 0, 0]]))},
+        "bert",
+    ),
     "gpt2": Form(
-        gpt2.from_options, dict(vocab_size=97, n_positions=20, n_embd=16, n_layer=2, n_head=2),
-        ("GPT2", "GPT2", dict(bos_token_id=2, eos_token_id=3)), {"": RIGHT}, "gpt2",
-        stored=({"": LEFT}, dict(scale_attn_by_inverse_layer_idx=True))),
+        gpt2.from_options,
+        dict(vocab_size=97, n_positions=20, n_embd=16, n_layer=2, n_head=2),
+        ("GPT2", "GPT2", dict(bos_token_id=2, eos_token_id=3)),
+        {"": RIGHT},
+        "gpt2",
+        stored=({"": LEFT}, dict(scale_attn_by_inverse_layer_idx=True)),
+    ),
     # A window of 2 tokens on either side: the long texts go through it in blocks, the short ones in one piece.
     "modernbert": Form(
         modernbert.from_options,
-        dict(vocab_size=61, num_hidden_layers=4, intermediate_size=20, max_position_embeddings=32, local_attention=4,
-             global_attn_every_n_layers=3, norm_eps=1e-5, **_SIZES),
-        ("ModernBert", "ModernBert", dict(attn_implementation="eager", **dict.fromkeys(
-            ["pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"], 60))),
-        {":5": _lengths(5, (5, 2, 3), 5, 60, 60), ":15": _lengths(15, (15, 9, 4), 15, 60, 60)}, "modernbert",
-        centred=True),
+        dict(
+            vocab_size=61,
+            num_hidden_layers=4,
+            intermediate_size=20,
+            max_position_embeddings=32,
+            local_attention=4,
+            global_attn_every_n_layers=3,
+            norm_eps=1e-5,
+            **_SIZES,
+        ),
+        (
+            "ModernBert",
+            "ModernBert",
+            dict(
+                attn_implementation="eager",
+                **dict.fromkeys(["pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"], 60),
+            ),
+        ),
+        {":5": _lengths(5, (5, 2, 3), 5, 60, 60), ":15": _lengths(15, (15, 9, 4), 15, 60, 60)},
+        "modernbert",
+        centred=True,
+    ),
     # Texts end with the end-of-text token and are padded with it, as CLIP's tokenizer does.
     "clip_text": Form(
         clip_text.from_options,
-        dict(vocab_size=61, num_hidden_layers=3, intermediate_size=24, max_position_embeddings=20, layer_norm_eps=1e-5,
-             **_SIZES),
+        dict(
+            vocab_size=61,
+            num_hidden_layers=3,
+            intermediate_size=24,
+            max_position_embeddings=20,
+            layer_norm_eps=1e-5,
+            **_SIZES,
+        ),
         ("CLIPText", "CLIPText", dict(eos_token_id=EOT, bos_token_id=59, attn_implementation="eager")),
         {":6": _lengths(6, (6, 2, 3), 6, EOT, 59, True), ":13": _lengths(13, (13, 9, 4), 13, EOT, 59, True)},
-        "clip_text", objective=squares_of_pooled, centred=True),
+        "clip_text",
+        objective=squares_of_pooled,
+        centred=True,
+    ),
 }
 
 
@@ -194,5 +239,5 @@ def compare(form, stored, texts=None, eot=EOT, **changes):
     ours = flax.traverse_util.flatten_dict(gradients(model, form.objective, params, ids, mask), sep="/")
     theirs = flax.traverse_util.flatten_dict(to_jax(part(stored, "grads:")), sep="/")
     assert ours.keys() == theirs.keys()
-    for path, value in theirs.items():                      # a key's bias has no gradient, only rounding
+    for path, value in theirs.items():  # a key's bias has no gradient, only rounding
         assert np.abs(ours[path] - value).max() / (np.abs(value).max() + 1.0) < 2e-5, path

@@ -87,8 +87,14 @@ def efficientnet_name(name):
     _, *path, kind = name.split("/")
     top = {"stem": "_conv_stem", "stem_bn": "_bn0", "head": "_conv_head", "head_bn": "_bn1"}
     inner = {
-        "expand": "_expand_conv", "expand_bn": "_bn0", "depthwise": "_depthwise_conv", "depthwise_bn": "_bn1",
-        "se/reduce": "_se_reduce", "se/expand": "_se_expand", "project": "_project_conv", "project_bn": "_bn2",
+        "expand": "_expand_conv",
+        "expand_bn": "_bn0",
+        "depthwise": "_depthwise_conv",
+        "depthwise_bn": "_bn1",
+        "se/reduce": "_se_reduce",
+        "se/expand": "_se_expand",
+        "project": "_project_conv",
+        "project_bn": "_bn2",
     }
     if path[0] in top:
         return f"{top[path[0]]}.{KINDS[kind]}"
@@ -113,10 +119,14 @@ def efficientnet_outputs(theirs, x):
 def resnet(model):
     transformers = pytest.importorskip("transformers")
     bottleneck = RESNET_VARIANTS[model.variant].bottleneck
-    return transformers.ResNetModel(transformers.ResNetConfig(
-        embedding_size=model.width, hidden_sizes=[model.width * 2**i * (4 if bottleneck else 1) for i in range(4)],
-        depths=list(model.depths or RESNET_VARIANTS[model.variant].depths),
-        layer_type="bottleneck" if bottleneck else "basic"))
+    return transformers.ResNetModel(
+        transformers.ResNetConfig(
+            embedding_size=model.width,
+            hidden_sizes=[model.width * 2**i * (4 if bottleneck else 1) for i in range(4)],
+            depths=list(model.depths or RESNET_VARIANTS[model.variant].depths),
+            layer_type="bottleneck" if bottleneck else "basic",
+        )
+    )
 
 
 def resnet_name(name):
@@ -144,16 +154,25 @@ def swin(model):
     """One for each size: `SwinLayer` keeps the window and the shift that a small map has made it take."""
     transformers = pytest.importorskip("transformers")
     width, depths, heads = model.sizes
-    return transformers.SwinModel(transformers.SwinConfig(
-        embed_dim=width, depths=list(depths), num_heads=list(heads), window_size=model.window, drop_path_rate=0.0,
-        layer_norm_eps=model.layer_norm_eps))
+    return transformers.SwinModel(
+        transformers.SwinConfig(
+            embed_dim=width,
+            depths=list(depths),
+            num_heads=list(heads),
+            window_size=model.window,
+            drop_path_rate=0.0,
+            layer_norm_eps=model.layer_norm_eps,
+        )
+    )
 
 
 # Modules of transformers 5, whose names differ from its published files.
 SWIN_MODULES = {
     r"attention\.self\.(query|key|value)": lambda match: f"attention.{match[1][0]}_proj",
     r"attention\.self\.relative": "attention.relative_position_bias.relative",
-    r"attention\.output\.dense": "attention.o_proj", r"intermediate\.dense": "mlp.fc1", r"output\.dense": "mlp.fc2",
+    r"attention\.output\.dense": "attention.o_proj",
+    r"intermediate\.dense": "mlp.fc1",
+    r"output\.dense": "mlp.fc2",
 }
 
 
@@ -183,9 +202,14 @@ def convnext(model):
     transformers = pytest.importorskip("transformers")
     published = CONVNEXT_VARIANTS[model.variant]
     width, depths = model.width or published.width, model.depths or published.depths
-    return transformers.ConvNextModel(transformers.ConvNextConfig(
-        hidden_sizes=[width * 2**i for i in range(len(depths))], depths=list(depths), num_stages=len(depths),
-        layer_norm_eps=model.layer_norm_eps))
+    return transformers.ConvNextModel(
+        transformers.ConvNextConfig(
+            hidden_sizes=[width * 2**i for i in range(len(depths))],
+            depths=list(depths),
+            num_stages=len(depths),
+            layer_norm_eps=model.layer_norm_eps,
+        )
+    )
 
 
 def convnext_state(flat):
@@ -197,8 +221,9 @@ def convnext_outputs(theirs, x):
     maps, hooks = {}, []
     for i, module in enumerate([theirs.embeddings, *theirs.encoder.stages]):
         name = f"stage{i}" if i else "stem"
-        hooks.append(module.register_forward_hook(
-            lambda module, inputs, output, name=name: maps.update({name: last(output)})))
+        hooks.append(
+            module.register_forward_hook(lambda module, inputs, output, name=name: maps.update({name: last(output)}))
+        )
     pooled = theirs(x).pooler_output
     for hook in hooks:
         hook.remove()
@@ -206,8 +231,13 @@ def convnext_outputs(theirs, x):
 
 
 def vit_sizes(model):
-    return dict(hidden_size=model.width, num_hidden_layers=model.depth, num_attention_heads=model.heads,
-                patch_size=model.patch, image_size=model.size)
+    return dict(
+        hidden_size=model.width,
+        num_hidden_layers=model.depth,
+        num_attention_heads=model.heads,
+        patch_size=model.patch,
+        image_size=model.size,
+    )
 
 
 def vit(model):
@@ -241,8 +271,12 @@ def dinov2_state(flat):
 
 
 def vit_state(flat):
-    return {key.replace("encoder.layer.", "layers.").replace("norm1", "layernorm_before").replace(
-        "norm2", "layernorm_after"): value for key, value in dinov2_state(flat).items()}
+    return {
+        key.replace("encoder.layer.", "layers.")
+        .replace("norm1", "layernorm_before")
+        .replace("norm2", "layernorm_after"): value
+        for key, value in dinov2_state(flat).items()
+    }
 
 
 def tokens(theirs, x, **options):
@@ -264,7 +298,8 @@ def dinov2_outputs(theirs, x, **options):
     """Of an encoder with the pooling "cls+mean"."""
     outputs = tokens(theirs, x, **options)
     return {name: outputs[name] for name in outputs if name.startswith(("block", "last"))} | {
-        "pooled": outputs["cls+mean"]}
+        "pooled": outputs["cls+mean"]
+    }
 
 
 def resampled(outputs):

@@ -40,8 +40,21 @@ class FakeDataset:
 
     def __init__(self, path, texts=TEXTS):
         self.path, self.info = path, {"preprocessing": {"height": 4, "width": 4, "bits": 8}}
-        self.index = pd.DataFrame([dict(dataset="fake", patient="p", study=str(i), image=str(i), laterality="L", view="CC",
-                                        split="train", texts=[text]) for i, text in enumerate(texts)])
+        self.index = pd.DataFrame(
+            [
+                dict(
+                    dataset="fake",
+                    patient="p",
+                    study=str(i),
+                    image=str(i),
+                    laterality="L",
+                    view="CC",
+                    split="train",
+                    texts=[text],
+                )
+                for i, text in enumerate(texts)
+            ]
+        )
 
     def read(self, i):
         return np.zeros((4, 4), np.uint8)
@@ -50,8 +63,9 @@ class FakeDataset:
 def tiny_config(**data):
     config = defaults()
     config.model.image.update(name="resnet", variant="18", width=8, depths=(1, 1, 1, 1))
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32)
+    config.model.text.update(
+        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     config.model.update(dim=8, frozen=("text",), cached_text=True)
     config.model.projection.update(kind="mlp", dropout=0.5)
     config.data.update(text_length=24, **data)
@@ -74,8 +88,14 @@ def trained(tokens):
 def prepare(trained, tokens, folder, config=None, texts=TEXTS):
     model, variables = trained
     trainer = Trainer(model, meshes.make_mesh({"data": -1}))
-    cached_text.prepare(config or tiny_config(), trainer, State(variables["params"]),
-                        {"fake": FakeDataset(folder, texts)}, tokens, folder)
+    cached_text.prepare(
+        config or tiny_config(),
+        trainer,
+        State(variables["params"]),
+        {"fake": FakeDataset(folder, texts)},
+        tokens,
+        folder,
+    )
     return cached_text.table(folder)
 
 
@@ -89,8 +109,13 @@ def test_loss_and_gradients_are_those_of_the_tower_run_at_every_step(trained, to
     def loss(params, text):
         """As in training: dropout in the projections, the same key for both ways."""
         apply = lambda *inputs, method: model.apply(
-            variables | {"params": params}, *inputs, train=True, method=method, mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(2)})[0]
+            variables | {"params": params},
+            *inputs,
+            train=True,
+            method=method,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(2)},
+        )[0]
         image, _ = apply(images, method="encode_image")
         logits = jnp.exp(params["logit_scale"]) * image @ text(apply).T
         return -jnp.diagonal(jax.nn.log_softmax(logits)).mean()
@@ -98,25 +123,35 @@ def test_loss_and_gradients_are_those_of_the_tower_run_at_every_step(trained, to
     run = lambda apply: apply(ids, mask, method="encode_text")[0]
     cached = lambda apply: apply(stored, method="project_text")
     (one, by_run), (other, by_cache) = (
-        jax.jit(jax.value_and_grad(lambda params, text=text: loss(params, text)))(
-            variables["params"]) for text in (run, cached))
+        jax.jit(jax.value_and_grad(lambda params, text=text: loss(params, text)))(variables["params"])
+        for text in (run, cached)
+    )
     np.testing.assert_allclose(other, one, rtol=1e-6)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(by_run), jax.tree.leaves(by_cache), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * np.abs(a).max() + 1e-7,
-                                   err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            b, a, rtol=1e-4, atol=1e-5 * np.abs(a).max() + 1e-7, err_msg=jax.tree_util.keystr(path)
+        )
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(by_cache["text_encoder"]))
     assert np.any(by_cache["text_projection"]["dense"]["kernel"])
 
 
 def test_batches_carry_the_features_of_their_texts(trained, tokens, tmp_path):
     stored = prepare(trained, tokens, tmp_path, tiny_config(flip_horizontal=0.5))
-    batch = next(image_text.train_iterator(
-        [FakeDataset(tmp_path)], tokens, image_text.Options(24, augment=Augment(0.5, 0.0, 0.0)), batch_size=16, seed=0,
-        features=stored))
+    batch = next(
+        image_text.train_iterator(
+            [FakeDataset(tmp_path)],
+            tokens,
+            image_text.Options(24, augment=Augment(0.5, 0.0, 0.0)),
+            batch_size=16,
+            seed=0,
+            features=stored,
+        )
+    )
     model, variables = trained
-    pooled, _ = model.apply(variables, batch["token_ids"].reshape(32, -1), batch["token_mask"].reshape(32, -1),
-                            method="pool_text")
-    assert batch["flip_horizontal"].any() and not batch["flip_horizontal"].all()    # "left" and "right" are both there
+    pooled, _ = model.apply(
+        variables, batch["token_ids"].reshape(32, -1), batch["token_mask"].reshape(32, -1), method="pool_text"
+    )
+    assert batch["flip_horizontal"].any() and not batch["flip_horizontal"].all()  # "left" and "right" are both there
     np.testing.assert_allclose(batch["text_features"].reshape(32, -1), pooled, atol=2e-6)
 
 
@@ -155,19 +190,27 @@ def test_a_text_without_features_is_an_error(trained, tokens, tmp_path):
 
 def test_augmented_and_mirrored_texts_are_counted(tmp_path):
     pd.DataFrame({"text": ["left one", "gone"], "augmented": ["one, left", "x"]}).to_parquet(
-        tmp_path / "texts_augmented.parquet")
+        tmp_path / "texts_augmented.parquet"
+    )
     dataset = FakeDataset(tmp_path, ["left one", "two"])
     drawable = lambda mirrored, **options: image_text.drawable_texts(
-        [dataset], "train", text=TextOptions(**options), mirrored=mirrored)
+        [dataset], "train", text=TextOptions(**options), mirrored=mirrored
+    )
     assert drawable(False) == {"left one", "two"}
     assert drawable(True, augmented=0.5) == {"left one", "right one", "two", "one, left", "one, right"}
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda config: config.model.update(frozen=("image",)), "config.model.frozen=.*only a tower that is not trained"),
-    (lambda config: config.data.update(shuffle_sentences=0.5), "config.data.shuffle_sentences=0.5"),
-    (lambda config: config.data.update(captions="mama"), "config.data.captions='mama'"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda config: config.model.update(frozen=("image",)),
+            "config.model.frozen=.*only a tower that is not trained",
+        ),
+        (lambda config: config.data.update(shuffle_sentences=0.5), "config.data.shuffle_sentences=0.5"),
+        (lambda config: config.data.update(captions="mama"), "config.data.captions='mama'"),
+    ],
+)
 def test_what_does_not_go_with_it_is_named(change, message):
     config = tiny_config()
     cached_text.check(config)

@@ -27,11 +27,22 @@ class Films:
         rng = np.random.default_rng(0)
         self.images = rng.integers(0, 256, (len(labels), HEIGHT, WIDTH), dtype=np.uint8)
         views = [("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO")]
-        self.index = pd.DataFrame([{
-            "dataset": "films", "patient": patients[i] if patients else f"p{i // 4}", "study": f"s{i // 4}",
-            "image": f"i{i}", "laterality": views[i % 4][0], "view": views[i % 4][1], "split": split,
-            "labels": json.dumps(found), "boxes_canvas": json.dumps(boxes[i] if boxes else [])}
-            for i, found in enumerate(labels)])
+        self.index = pd.DataFrame(
+            [
+                {
+                    "dataset": "films",
+                    "patient": patients[i] if patients else f"p{i // 4}",
+                    "study": f"s{i // 4}",
+                    "image": f"i{i}",
+                    "laterality": views[i % 4][0],
+                    "view": views[i % 4][1],
+                    "split": split,
+                    "labels": json.dumps(found),
+                    "boxes_canvas": json.dumps(boxes[i] if boxes else []),
+                }
+                for i, found in enumerate(labels)
+            ]
+        )
 
     def read(self, row):
         return self.images[row]
@@ -60,7 +71,7 @@ def steps(config, films, devices, count=2, start=None):
     trainer, iterator = task_of(config).prepare(config, {"films": films}, PREPROCESSING, mesh)
     start = trainer.init() if start is None else start
     state = jax.device_put(start, jax.tree.map(lambda x: x.sharding, trainer.state))
-    state = jax.tree.map(jnp.copy, state)       # a step takes its arrays
+    state = jax.tree.map(jnp.copy, state)  # a step takes its arrays
     step, losses = trainer.jitted(), []
     with jax.set_mesh(mesh):
         for _ in range(count):
@@ -73,9 +84,14 @@ LABELS = [{"mass": int(i % 3 == 0)} for i in range(32)]
 BOXES = [[{"label": "mass", "box": [4, 6, 30, 40]}] if i % 3 == 0 else [] for i in range(32)]
 
 
-@pytest.mark.parametrize("kind, task", [
-    ("classifier", {"unit": "exam"}), ("classifier", {"unit": "breast", "encoder": "eval"}),
-    pytest.param("detector", {}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind, task",
+    [
+        ("classifier", {"unit": "exam"}),
+        ("classifier", {"unit": "breast", "encoder": "eval"}),
+        pytest.param("detector", {}, marks=pytest.mark.slow),
+    ],
+)
 def test_many_devices_learn_what_one_does(kind, task):
     """The detector, in the slow run, with the depthwise convolutions that a partitioner may get wrong."""
     films = Films(LABELS, boxes=BOXES)
@@ -87,15 +103,19 @@ def test_many_devices_learn_what_one_does(kind, task):
     config.data.flip_horizontal = 0.5
     one = steps(config, films, 1)
     eight = steps(config, films, 8, start=one[2])
-    np.testing.assert_allclose(one[0], eight[0], rtol=2e-4)    # two steps, of which the second amplifies rounding
+    np.testing.assert_allclose(one[0], eight[0], rtol=2e-4)  # two steps, of which the second amplifies rounding
     for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(eight[1]), strict=True):
-        np.testing.assert_allclose(a, b, atol=3e-3)            # AdamW's first steps are of the size lr, whatever
+        np.testing.assert_allclose(a, b, atol=3e-3)  # AdamW's first steps are of the size lr, whatever
 
 
 def test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known():
     logits = np.array([[2.0, -1.0], [0.5, 3.0], [-1.0, 0.0]], np.float32)
-    batch = {"view_mask": None, "target": np.array([[1, 0], [0, 0], [1, 1]], np.float32),
-             "known": np.array([[1, 1], [1, 0], [1, 1]], bool), "mask": np.array([1, 1, 0], bool)}
+    batch = {
+        "view_mask": None,
+        "target": np.array([[1, 0], [0, 0], [1, 1]], np.float32),
+        "known": np.array([[1, 1], [1, 0], [1, 1]], bool),
+        "mask": np.array([1, 1, 0], bool),
+    }
     config = config_of(labels=("mass", "calcification"), pos_weight="3")
     found = [labelled.Example(0, (), (1.0, 0.0))]
     loss_fn = classification.loss(config, classification.target(config), found)
@@ -126,8 +146,11 @@ def test_boxes_of_an_image_and_its_places():
     films = Films(LABELS, boxes=BOXES)
     wanted = labelled.Target(("mass",), boxes=True)
     found = labelled.examples([films], "train", wanted)
-    batch = next(labelled.train_iterator([films], found, batch_size=8, views=1, boxes=labelled.most_boxes(found),
-                                         seed=0, read_threads=0))
+    batch = next(
+        labelled.train_iterator(
+            [films], found, batch_size=8, views=1, boxes=labelled.most_boxes(found), seed=0, read_threads=0
+        )
+    )
     for record, boxes, classes in zip(batch["record"][:, 0], batch["boxes"][:, 0], batch["box_classes"][:, 0]):
         expected = [4, 6, 30, 40] if record % 3 == 0 else [0, 0, 0, 0]
         np.testing.assert_array_equal(boxes, [expected])
@@ -146,8 +169,10 @@ def test_a_box_of_several_findings_counts_for_each():
 
 def test_a_label_without_its_box_is_unknown_to_a_detector(caplog):
     """Somewhere the image shows what would be taught as background; an image known to lack it is background."""
-    films = Films([{"mass": 1, "skin": 0}, {"mass": 1, "skin": 1}, {"mass": 0, "skin": 0}],
-                  boxes=[[{"label": "mass", "box": [4, 6, 30, 40]}], [], []])
+    films = Films(
+        [{"mass": 1, "skin": 0}, {"mass": 1, "skin": 1}, {"mass": 0, "skin": 0}],
+        boxes=[[{"label": "mass", "box": [4, 6, 30, 40]}], [], []],
+    )
     found = labelled.examples([films], "train", labelled.Target(("mass", "skin"), boxes=True))
     np.testing.assert_array_equal([example.target for example in found], [[1, 0], [0, 0]])
     assert "neither taught as there nor as background: mass 1, skin 1" in caplog.text
@@ -156,7 +181,9 @@ def test_a_label_without_its_box_is_unknown_to_a_detector(caplog):
 
 def test_boxes_that_no_anchor_overlaps_are_counted(caplog):
     thin = [[{"label": "mass", "box": [4, 6, 7, 60]}] if i % 3 == 0 else [] for i in range(32)]
-    task_of(config_of("detector")).prepare(config_of("detector"), {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1))
+    task_of(config_of("detector")).prepare(
+        config_of("detector"), {"films": Films(LABELS, boxes=thin)}, PREPROCESSING, mesh_of(1)
+    )
     assert "11 of 11 boxes overlap no anchor by 0.5 and teach nothing: config.task.force_match=True" in caplog.text
     caplog.clear()
     config = config_of("detector", force_match=True)
@@ -175,8 +202,9 @@ def test_a_detector_may_see_images_with_boxes_alone():
 def test_balanced_sampling_shows_the_classes_equally_often():
     films = Films([{"density": "A" if i < 2 else "B"} for i in range(32)])
     found = labelled.examples([films], "train", labelled.Target(("A", "B"), "density"))
-    iterator = labelled.train_iterator([films], found, batch_size=8, views=1, boxes=0, seed=0, sampling="balanced",
-                                       read_threads=0)
+    iterator = labelled.train_iterator(
+        [films], found, batch_size=8, views=1, boxes=0, seed=0, sampling="balanced", read_threads=0
+    )
     shown = np.concatenate([next(iterator)["target"] for _ in range(10)])
     np.testing.assert_array_equal(shown.sum(axis=0), [40, 40])
 
@@ -211,26 +239,31 @@ def test_a_fraction_is_of_patients_and_smaller_ones_are_part_of_larger():
     assert parts[0] < parts[1] and len(parts[0]) <= 10 and 40 <= len(parts[1]) <= 42
 
 
-@pytest.mark.parametrize("values, expected", [([[1, 0, 0], [0, 0, 1]], [0, 0, 1]), ([[0, 1, 0], [np.nan] * 3], [0, 1, 0]),
-                                              ([[np.nan] * 3] * 2, [np.nan] * 3)])
+@pytest.mark.parametrize(
+    "values, expected",
+    [([[1, 0, 0], [0, 0, 1]], [0, 0, 1]), ([[0, 1, 0], [np.nan] * 3], [0, 1, 0]), ([[np.nan] * 3] * 2, [np.nan] * 3)],
+)
 def test_a_breast_has_the_last_class_of_its_images(values, expected):
     np.testing.assert_array_equal(labelled.joined(np.array(values, np.float32), classes=True), expected)
 
 
-@pytest.mark.parametrize("change, said", [
-    (dict(labels=()), "labels is empty"),
-    (dict(kind="classifyer"), "Did you mean 'classifier'"),
-    (dict(label="density"), "softmax"),
-    (dict(unit="brest"), "Did you mean 'breast'"),
-    (dict(sampling="equal"), "balanced"),
-    (dict(pos_weight="many"), "balanced, a number"),
-    (dict(labels=("birads",)), "no yes/no label"),
-    (dict(labels=("masses",)), "no image to use"),
-    (dict(folds=3, fold=3), "from 0 to 2"),
-    (dict(folds=2, fold=0), "must be 3 or more"),
-    (dict(folds=100), "100 folds"),
-    (dict(fraction=0.0), "fraction of 0"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(labels=()), "labels is empty"),
+        (dict(kind="classifyer"), "Did you mean 'classifier'"),
+        (dict(label="density"), "softmax"),
+        (dict(unit="brest"), "Did you mean 'breast'"),
+        (dict(sampling="equal"), "balanced"),
+        (dict(pos_weight="many"), "balanced, a number"),
+        (dict(labels=("birads",)), "no yes/no label"),
+        (dict(labels=("masses",)), "no image to use"),
+        (dict(folds=3, fold=3), "from 0 to 2"),
+        (dict(folds=2, fold=0), "must be 3 or more"),
+        (dict(folds=100), "100 folds"),
+        (dict(fraction=0.0), "fraction of 0"),
+    ],
+)
 def test_what_is_wrong_is_named(change, said):
     films = films_as_dataset(Films([{"mass": i % 2, "birads": 4} for i in range(16)]))
     with pytest.raises(UserError, match=said):

@@ -30,13 +30,21 @@ TEXT = {
     "bert": dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
     "clip_text": dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
     "gpt2": dict(n_embd=16, n_layer=1, n_head=2),
-    "modernbert": dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                       global_attn_every_n_layers=2, local_attention=4),
+    "modernbert": dict(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        global_attn_every_n_layers=2,
+        local_attention=4,
+    ),
 }
 # Every image encoder, with the text encoders in turn.
 SLOW = ("dinov2", "efficientnet", "resnet", "swin")
-PAIRS = [pytest.param(image, sorted(TEXT)[i % len(TEXT)], marks=[pytest.mark.slow] if image in SLOW else [])
-         for i, image in enumerate(sorted(IMAGE))]
+PAIRS = [
+    pytest.param(image, sorted(TEXT)[i % len(TEXT)], marks=[pytest.mark.slow] if image in SLOW else [])
+    for i, image in enumerate(sorted(IMAGE))
+]
 
 
 def tiny_config(image, text):
@@ -80,7 +88,7 @@ def test_every_gradient_is_the_same_on_eight_devices(image, text):
     for path, gradient in one.items():
         assert np.isfinite(gradient).all() and np.isfinite(eight[path]).all(), path
         size = np.linalg.norm(gradient)
-        if size > 1e-5 * largest:       # below, it is zero but for rounding: a bias before a normalisation, of a key
+        if size > 1e-5 * largest:  # below, it is zero but for rounding: a bias before a normalisation, of a key
             difference = np.linalg.norm(eight[path] - gradient) / size
             assert difference < 1e-3, f"{path}: {difference}"
             compared += 1
@@ -100,7 +108,7 @@ def test_stages_and_width_are_what_an_image_encoder_says(name):
     def run(key):
         variables = encoder.init(key, image, train=False)
         pooled, stages = encoder.apply(variables, image, train=False)
-        seen.update(stages)     # while it is traced: what is returned comes back sorted by name
+        seen.update(stages)  # while it is traced: what is returned comes back sorted by name
         return pooled, stages
 
     pooled, stages = jax.eval_shape(run, jax.random.key(0))

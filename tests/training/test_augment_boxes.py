@@ -13,8 +13,9 @@ def test_boxes_go_where_the_image_goes(seed):
     size, box = (120, 96), np.array([[30.0, 40.0, 58.0, 75.0]])
     image = np.zeros((1, *size), np.float32)
     image[0, 40:75, 30:58] = 1
-    options = augment.Preprocess(0.0, 1.0, 1, "range", affine_probability=1.0, rotate=15.0, translate=0.08,
-                                 scale=(0.8, 1.2), shear=10.0)
+    options = augment.Preprocess(
+        0.0, 1.0, 1, "range", affine_probability=1.0, rotate=15.0, translate=0.08, scale=(0.8, 1.2), shear=10.0
+    )
     matrix = augment.random_affine(jax.random.key(seed), (1, *size), options)
     flips = np.array([seed % 2 == 0]), np.array([seed > 1])
     draws = augment.Draws(*flips, matrix, np.zeros(1), np.zeros(1))
@@ -38,9 +39,16 @@ def test_mirrored_boxes_lie_around_the_same_pixels(horizontal, vertical):
 
 
 def test_a_box_that_leaves_the_image_is_gone_and_one_at_the_rim_is_cut():
-    draws = augment.Draws(np.array([False]), np.array([False]), np.array([[[1.0, 0, 0], [0, 1, 30]]], np.float32),
-                          np.zeros(1), np.zeros(1))       # everything moves 30 pixels to the left
-    boxes, there = augment.boxes(np.array([[[0.0, 10, 20, 30], [20, 10, 60, 30], [50, 0, 60, 9]]]), draws, (64, 64), True)
+    draws = augment.Draws(
+        np.array([False]),
+        np.array([False]),
+        np.array([[[1.0, 0, 0], [0, 1, 30]]], np.float32),
+        np.zeros(1),
+        np.zeros(1),
+    )  # everything moves 30 pixels to the left
+    boxes, there = augment.boxes(
+        np.array([[[0.0, 10, 20, 30], [20, 10, 60, 30], [50, 0, 60, 9]]]), draws, (64, 64), True
+    )
     np.testing.assert_array_equal(there, [[False, True, True]])
     np.testing.assert_allclose(boxes[0, 1:], [[0, 10, 30, 30], [20, 0, 30, 9]], atol=1e-4)
 
@@ -51,8 +59,12 @@ def test_a_batch_has_its_boxes_already_moved():
     shift = np.tile(np.eye(2, 3, dtype=np.float32), (4, 1, 1))
     shift[1, 1, 2] = 30.0
     draws = augment.Draws(mirrored, np.zeros(4, bool), shift, np.zeros(4), np.zeros(4))
-    batch = {"image": np.zeros((2, 2, 64, 64), np.uint8), "mask": np.ones(2, bool),
-             "boxes": np.tile(np.array([2.0, 4, 20, 8]), (2, 2, 1, 1)), "box_classes": np.ones((2, 2, 1), np.int32)}
+    batch = {
+        "image": np.zeros((2, 2, 64, 64), np.uint8),
+        "mask": np.ones(2, bool),
+        "boxes": np.tile(np.array([2.0, 4, 20, 8]), (2, 2, 1, 1)),
+        "box_classes": np.ones((2, 2, 1), np.int32),
+    }
     options = augment.Preprocess(0.0, 1.0, 1, "range", affine_probability=1.0)
     moved = augment.with_moved_boxes(batch, draws, options)
     np.testing.assert_array_equal(moved["box_classes"][..., 0], [[1, -1], [1, 1]])

@@ -57,7 +57,9 @@ def test_the_lowest_is_kept_where_less_is_better(tmp_path):
 
 def test_a_run_does_not_go_on_by_another_figure(tmp_path):
     run(tmp_path, [0.5])
-    with pytest.raises(UserError, match="config.task.monitor: 'auroc' -> 'brier', config.task.better: 'higher' -> 'lower'"):
+    with pytest.raises(
+        UserError, match="config.task.monitor: 'auroc' -> 'brier', config.task.better: 'higher' -> 'lower'"
+    ):
         Best(tmp_path, "brier", 0, 10, "lower")
 
 

@@ -31,10 +31,10 @@ def state(step, sharding=None):
     sharding = sharding or NamedSharding(mesh(), PartitionSpec())
     everywhere = NamedSharding(sharding.mesh, PartitionSpec())
     w = np.random.default_rng(step).normal(size=(64, 128)).astype(np.float32)
-    return jax.device_put(TrainState(np.int32(step), {"w": w, "b": np.ones(3)}, {"mean": w[0]}, (w * 2,), None,
-                                     jax.random.key(step)),
-                          TrainState(everywhere, {"w": sharding, "b": everywhere}, everywhere, (sharding,), None,
-                                     everywhere))
+    return jax.device_put(
+        TrainState(np.int32(step), {"w": w, "b": np.ones(3)}, {"mean": w[0]}, (w * 2,), None, jax.random.key(step)),
+        TrainState(everywhere, {"w": sharding, "b": everywhere}, everywhere, (sharding,), None, everywhere),
+    )
 
 
 def batches(given=0):
@@ -87,8 +87,10 @@ def test_the_newest_checkpoint_is_restored_with_its_position(workdir):
 
 
 def test_the_averaged_parameters_are_what_is_loaded(tmp_path):
-    average = {"params": {"w": np.full((64, 128), 7, np.float32), "b": np.zeros(3)},
-               "batch_stats": {"mean": np.full(3, 2.0, np.float32)}}
+    average = {
+        "params": {"w": np.full((64, 128), 7, np.float32), "b": np.zeros(3)},
+        "batch_stats": {"mean": np.full(3, 2.0, np.float32)},
+    }
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state(3)._replace(ema=jax.device_put(average)), batches(3), META)
     _, variables, _ = checkpoint.load(tmp_path)
@@ -99,8 +101,9 @@ def test_a_checkpoint_of_averaged_parameters_alone_goes_on(tmp_path):
     """As they were saved at first: it takes over the statistics with which it was used then."""
     parameters, statistics = {"w": np.full((4, 2), 7, np.float32)}, {"mean": np.full(3, 2.0, np.float32)}
     everywhere = NamedSharding(mesh(), PartitionSpec())
-    old = state(3)._replace(ema=jax.device_put(parameters, everywhere),
-                            batch_stats=jax.device_put(statistics, everywhere))
+    old = state(3)._replace(
+        ema=jax.device_put(parameters, everywhere), batch_stats=jax.device_put(statistics, everywhere)
+    )
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(old, batches(3), META)
     expected = {"params": parameters, "batch_stats": statistics}
@@ -142,7 +145,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(workdi
     newest = workdir / "checkpoints/6"
     path = files(newest)[seed] if seed < len(files(newest)) else generator.choice(files(newest))
     kinds = (flip, truncate, remove) if path.parent == newest else (flip, truncate, remove, vanish)
-    damage = generator.choices(kinds, (6, 3, 1, 1)[:len(kinds)])[0]
+    damage = generator.choices(kinds, (6, 3, 1, 1)[: len(kinds)])[0]
     damage(path, generator)
     with caplog.at_level(logging.WARNING):
         found, iterator = restored(workdir)
@@ -210,11 +213,14 @@ def test_a_half_written_step_is_removed_and_not_listed(workdir):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "6"]
 
 
-@pytest.mark.parametrize("axes, spec", [
-    ({"data": 2, "fsdp": 4}, PartitionSpec("fsdp")),
-    ({"data": 4, "fsdp": 2}, PartitionSpec(None, "fsdp")),
-    ({"data": 1, "fsdp": 8}, PartitionSpec(("data", "fsdp"))),
-])
+@pytest.mark.parametrize(
+    "axes, spec",
+    [
+        ({"data": 2, "fsdp": 4}, PartitionSpec("fsdp")),
+        ({"data": 4, "fsdp": 2}, PartitionSpec(None, "fsdp")),
+        ({"data": 1, "fsdp": 8}, PartitionSpec(("data", "fsdp"))),
+    ],
+)
 def test_a_state_is_restored_onto_other_meshes_and_back(tmp_path, workdir, axes, spec):
     sharding = NamedSharding(mesh(**axes), spec)
     found, _ = restored(workdir, state(0, sharding))
@@ -228,21 +234,25 @@ def test_a_state_is_restored_onto_other_meshes_and_back(tmp_path, workdir, axes,
 def failing(error):
     def write(*arguments, **options):
         raise error
+
     return write
 
 
-@pytest.mark.parametrize("error, said", [
-    (RuntimeError("the storage went away"), r"not listed \(whole checkpoints: 3, 6;.*the storage went away"),
-    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "not listed.*disk of .*checkpoints is full.* needed.* free"),
-    (ValueError('RESOURCE_EXHAUSTED: Error writing "d/ab": No space left on device'), "not listed.* is full"),
-])
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (RuntimeError("the storage went away"), r"not listed \(whole checkpoints: 3, 6;.*the storage went away"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "not listed.*disk of .*checkpoints is full.* needed.* free"),
+        (ValueError('RESOURCE_EXHAUSTED: Error writing "d/ab": No space left on device'), "not listed.* is full"),
+    ],
+)
 def test_a_save_that_fails_in_the_background_is_told_and_never_listed(workdir, monkeypatch, error, said):
     checkpoints = Checkpoints(workdir)
     monkeypatch.setattr(checksum, "write", failing(error))
     checkpoints.save(state(9), batches(9), META)
     with pytest.raises(UserError, match=f"step 9 could not be saved and is {said}"):
         while True:
-            checkpoints.poll()          # as the loop does, each step
+            checkpoints.poll()  # as the loop does, each step
     checkpoints.__exit__(None, None, None)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "6"]
     monkeypatch.undo()
@@ -282,4 +292,9 @@ def test_a_full_disk_is_explained_and_other_errors_are_left_alone(tmp_path):
 
 def test_bytes_are_readable():
     assert [disk.readable(count) for count in (5, 2048, 3 * 2**20, 1.5 * 2**30, 2000 * 2**30)] == [
-        "5 bytes", "2 KiB", "3 MiB", "1.50 GiB", "2000.00 GiB"]
+        "5 bytes",
+        "2 KiB",
+        "3 MiB",
+        "1.50 GiB",
+        "2000.00 GiB",
+    ]

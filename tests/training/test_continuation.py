@@ -25,8 +25,12 @@ def config_of(**task):
 
 
 def meta_of(config, fingerprint="abc", **changes):
-    return {"config": continuation.plain(config), "tokenizer": "words", "preprocessing": {"height": 64, "bits": 8},
-            "provenance": {"data": {"films": {"fingerprint": fingerprint}}}} | changes
+    return {
+        "config": continuation.plain(config),
+        "tokenizer": "words",
+        "preprocessing": {"height": 64, "bits": 8},
+        "provenance": {"data": {"films": {"fingerprint": fingerprint}}},
+    } | changes
 
 
 @pytest.fixture
@@ -46,24 +50,37 @@ def changed(part, **values):
     return config
 
 
-@pytest.mark.parametrize("part, values", [
-    ("", dict(name="other", cpu_devices=4)), ("mesh", dict(fsdp=2)), ("evaluate", dict(split="all")),
-    ("train", dict(checkpoint_every=7, log_every=3, eval_every=9, keep_checkpoints=5)),
-    ("model.image", dict(remat="block")), ("data", dict(read_threads=1)), ("data.folders", dict(films="moved/films"))])
+@pytest.mark.parametrize(
+    "part, values",
+    [
+        ("", dict(name="other", cpu_devices=4)),
+        ("mesh", dict(fsdp=2)),
+        ("evaluate", dict(split="all")),
+        ("train", dict(checkpoint_every=7, log_every=3, eval_every=9, keep_checkpoints=5)),
+        ("model.image", dict(remat="block")),
+        ("data", dict(read_threads=1)),
+        ("data.folders", dict(films="moved/films")),
+    ],
+)
 def test_what_is_learnt_stays_the_same(workdir, part, values):
     config = changed(part, **values)
     found = continuation.check(config, workdir)
     assert {name.rpartition(".")[2]: new for name, (_, new) in found.items()} == values
 
 
-@pytest.mark.parametrize("part, values, said", [
-    ("task", dict(fold=2), "config.task.fold: 0 -> 2"), ("", dict(seed=1), "config.seed: 0 -> 1"),
-    ("train", dict(lr=1e-3, batch_size=16), r"config.train.batch_size: 8 -> 16; config.train.lr: 5e-05 -> 0.001"),
-    ("model.image", dict(name="resnet"), 'config.model.image.name: "absent" -> "resnet"'),
-    ("losses", dict(info_nce=dict(weight=1.0)), 'config.losses.info_nce.weight: "absent" -> 1.0'),
-    ("losses.mammo_clip", dict(weight=2.0), "config.losses.mammo_clip.weight: 1.0 -> 2.0"),
-    ("train", dict(steps=30), "config.train.steps: 100 -> 30"),
-    ("augment", dict(scale=(0.8, 1.0)), r"config.augment.scale: \[1.0, 1.0\] -> \[0.8, 1.0\]")])
+@pytest.mark.parametrize(
+    "part, values, said",
+    [
+        ("task", dict(fold=2), "config.task.fold: 0 -> 2"),
+        ("", dict(seed=1), "config.seed: 0 -> 1"),
+        ("train", dict(lr=1e-3, batch_size=16), r"config.train.batch_size: 8 -> 16; config.train.lr: 5e-05 -> 0.001"),
+        ("model.image", dict(name="resnet"), 'config.model.image.name: "absent" -> "resnet"'),
+        ("losses", dict(info_nce=dict(weight=1.0)), 'config.losses.info_nce.weight: "absent" -> 1.0'),
+        ("losses.mammo_clip", dict(weight=2.0), "config.losses.mammo_clip.weight: 1.0 -> 2.0"),
+        ("train", dict(steps=30), "config.train.steps: 100 -> 30"),
+        ("augment", dict(scale=(0.8, 1.0)), r"config.augment.scale: \[1.0, 1.0\] -> \[0.8, 1.0\]"),
+    ],
+)
 def test_another_run_is_refused_with_the_difference(workdir, part, values, said):
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=f"at step 40 of a run with another config.*{said}"):
@@ -85,7 +102,7 @@ def test_fields_of_another_version_are_no_difference(workdir):
 
 def test_the_config_of_the_weights_is_kept_with_its_changes(workdir):
     config = changed("train", log_every=1)
-    for _ in range(2):      # the second start changes nothing more
+    for _ in range(2):  # the second start changes nothing more
         continuation.note(config, workdir, continuation.check(config, workdir))
     kept = json.loads((workdir / "config.json").read_text())
     assert kept["train"]["log_every"] == 10
@@ -97,9 +114,14 @@ def test_the_config_of_the_weights_is_kept_with_its_changes(workdir):
     assert new["train"]["log_every"] == 1 and "changes" not in new
 
 
-@pytest.mark.parametrize("change, said", [
-    (dict(fingerprint="xyz"), 'data set films: "abc" -> "xyz"'), (dict(tokenizer="others"), "tokenizer"),
-    (dict(preprocessing={"height": 64, "bits": 16}), "config.preprocessing.bits: 8 -> 16")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(fingerprint="xyz"), 'data set films: "abc" -> "xyz"'),
+        (dict(tokenizer="others"), "tokenizer"),
+        (dict(preprocessing={"height": 64, "bits": 16}), "config.preprocessing.bits: 8 -> 16"),
+    ],
+)
 def test_other_data_are_refused(workdir, change, said):
     continuation.check_content(meta_of(config_of()), workdir)
     with pytest.raises(UserError, match=f"has learnt from other data: .*{said}"):

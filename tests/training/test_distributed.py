@@ -33,8 +33,10 @@ def test_explicit_arguments():
     assert place("[::1]:1234", "2", "0").coordinator == "[::1]:1234"
 
 
-@pytest.mark.parametrize("environment", [SLURM, OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"},
-                                         {"TPU_WORKER_HOSTNAMES": "one,two"}])
+@pytest.mark.parametrize(
+    "environment",
+    [SLURM, OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, {"TPU_WORKER_HOSTNAMES": "one,two"}],
+)
 def test_what_jax_knows_it_finds_out(environment):
     assert place(**environment) == "auto"
 
@@ -53,17 +55,20 @@ def test_processes_that_do_not_know_where_to_meet_do_not_train_side_by_side():
         place(**OPEN_MPI)
 
 
-@pytest.mark.parametrize("values, message", [
-    (("host:1", "2", ""), "--process is missing.*JAX_PROCESS_ID"),
-    (("host:1", "", "0"), "--processes is missing"),
-    (("", "2", "0"), "--coordinator is missing"),
-    (("host", "2", "0"), "--coordinator=host must be HOST:PORT"),
-    (("host:99999", "2", "0"), "must be HOST:PORT"),
-    (("host:1", "two", "0"), "--processes=two must be a whole number from 1 on, or auto"),
-    (("host:1", "0", "0"), "--processes=0 must be"),
-    (("host:1", "2", "-1"), "--process=-1 must be a whole number from 0"),
-    (("host:1", "2", "2"), "--process=2 is out of range: 2 processes are numbered 0 to 1"),
-])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (("host:1", "2", ""), "--process is missing.*JAX_PROCESS_ID"),
+        (("host:1", "", "0"), "--processes is missing"),
+        (("", "2", "0"), "--coordinator is missing"),
+        (("host", "2", "0"), "--coordinator=host must be HOST:PORT"),
+        (("host:99999", "2", "0"), "must be HOST:PORT"),
+        (("host:1", "two", "0"), "--processes=two must be a whole number from 1 on, or auto"),
+        (("host:1", "0", "0"), "--processes=0 must be"),
+        (("host:1", "2", "-1"), "--process=-1 must be a whole number from 0"),
+        (("host:1", "2", "2"), "--process=2 is out of range: 2 processes are numbered 0 to 1"),
+    ],
+)
 def test_wrong_arguments_are_named(values, message):
     with pytest.raises(UserError, match=message):
         place(*values)
@@ -89,18 +94,29 @@ def test_a_single_process_waits_for_nobody(tmp_path):
         raise UserError("mine")
 
 
-@pytest.mark.parametrize("process, message", [
-    (0, "This is process 0, and not all of the other 1 came"),
-    (1, "It cannot be reached (.*refused.*): look whether process 0 runs"),
-])
+@pytest.mark.parametrize(
+    "process, message",
+    [
+        (0, "This is process 0, and not all of the other 1 came"),
+        (1, "It cannot be reached (.*refused.*): look whether process 0 runs"),
+    ],
+)
 def test_a_process_that_waits_in_vain_ends_and_says_what_to_look_at(process, message):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = ("from mammoclip_jax.training import distributed; "
-            f"distributed.connect('127.0.0.1:{port}', '2', '{process}', patience=2)")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, timeout=100,
-                         text=True, capture_output=True)
+    code = (
+        "from mammoclip_jax.training import distributed; "
+        f"distributed.connect('127.0.0.1:{port}', '2', '{process}', patience=2)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        timeout=100,
+        text=True,
+        capture_output=True,
+    )
     assert run.returncode == 2
     before, _, after = message.partition(" (.*refused.*)")
     assert f"error: not all processes met at 127.0.0.1:{port} within 2 s" in run.stderr

@@ -34,16 +34,29 @@ def three_steps(config):
     step, placed, state = jax.jit(step), meshes.put_batch(batch(), mesh), before
     for _ in range(3):
         state, _ = step(state, placed)
-    return [flatten_dict(jax.device_get(s._replace(key=None, opt_state=None))._asdict(), sep="/")
-            for s in (before, state)]
+    return [
+        flatten_dict(jax.device_get(s._replace(key=None, opt_state=None))._asdict(), sep="/") for s in (before, state)
+    ]
 
 
-@pytest.mark.parametrize("frozen, rules, still, moving", [
-    (("image",), (), ("image_encoder/",), ("image_projection/dense/kernel", "text_encoder/")),
-    (("image", "text"), (), ("image_encoder/", "text_encoder/"), ("image_projection/", "text_projection/dense/kernel")),
-    ((), ("image_encoder/layer1_0", "logit_scale"), ("image_encoder/layer1_0", "logit_scale"),
-     ("image_encoder/conv1",)),
-])
+@pytest.mark.parametrize(
+    "frozen, rules, still, moving",
+    [
+        (("image",), (), ("image_encoder/",), ("image_projection/dense/kernel", "text_encoder/")),
+        (
+            ("image", "text"),
+            (),
+            ("image_encoder/", "text_encoder/"),
+            ("image_projection/", "text_projection/dense/kernel"),
+        ),
+        (
+            (),
+            ("image_encoder/layer1_0", "logit_scale"),
+            ("image_encoder/layer1_0", "logit_scale"),
+            ("image_encoder/conv1",),
+        ),
+    ],
+)
 def test_frozen_parts_keep_their_bits_under_decay_and_averaging(frozen, rules, still, moving):
     before, after = three_steps(tiny_config(frozen, rules))
     statistics = [path for path in before if path.startswith("batch_stats/")]
@@ -56,8 +69,11 @@ def test_frozen_parts_keep_their_bits_under_decay_and_averaging(frozen, rules, s
         if path.startswith(("batch_stats/", "ema/batch_stats/")):
             assert same == ("image" in frozen), path
     for name in moving:
-        assert any(not np.array_equal(before[path], after[path]) for path in before
-                   if path.startswith((f"params/{name}", f"ema/params/{name}"))), name
+        assert any(
+            not np.array_equal(before[path], after[path])
+            for path in before
+            if path.startswith((f"params/{name}", f"ema/params/{name}"))
+        ), name
 
 
 def flops(config):
@@ -71,8 +87,9 @@ def flops(config):
 @pytest.mark.slow
 def test_no_gradient_is_computed_for_what_is_frozen():
     """A backward pass costs about twice the forward pass; without it a tower costs about a third."""
-    whole, tower, rule = (flops(config) for config in (
-        tiny_config(), tiny_config(("image",)), tiny_config((), ("image_encoder/",))))
+    whole, tower, rule = (
+        flops(config) for config in (tiny_config(), tiny_config(("image",)), tiny_config((), ("image_encoder/",)))
+    )
     assert tower < 0.6 * whole and rule < 0.6 * whole, (whole, tower, rule)
 
 

@@ -58,8 +58,14 @@ def test_one_attempt_adds_up(tmp_path, clock):
         with own.phase("checkpoint"):
             clock += 3
     summary = own.summary()
-    assert rounded(summary) == {"startup": 10, "compile": 30, "data_wait": 5, "productive": 45, "evaluation": 7,
-                                "checkpoint": 3}
+    assert rounded(summary) == {
+        "startup": 10,
+        "compile": 30,
+        "data_wait": 5,
+        "productive": 45,
+        "evaluation": 7,
+        "checkpoint": 3,
+    }
     assert summary["wall"] == 100 and summary["goodput"] == 0.45 and summary["attempts"] == 1 and summary["idle"] == 0
     own.close()
     assert summarise(goodput.read(tmp_path / goodput.NAME)) == summary
@@ -79,11 +85,11 @@ def train(own, clock, steps, save_at=()):
 def test_steps_after_the_last_checkpoint_and_what_was_being_done_are_lost(tmp_path, clock):
     own = ledger(tmp_path, clock)
     own.resumed(0)
-    train(own, clock, range(1, 7), save_at=(4,))            # 6 s of steps and 2 s of saving
+    train(own, clock, range(1, 7), save_at=(4,))  # 6 s of steps and 2 s of saving
     own.turn_to("evaluation")
-    clock += 9                                              # killed in it
+    clock += 9  # killed in it
     kill(own, tmp_path, clock)
-    clock += 50                                             # nothing runs
+    clock += 50  # nothing runs
     own = ledger(tmp_path, clock, before=1.0)
     clock += 3
     own.resumed(4)
@@ -91,13 +97,13 @@ def test_steps_after_the_last_checkpoint_and_what_was_being_done_are_lost(tmp_pa
     own.close()
     summary = own.summary()
     assert rounded(summary) == {"productive": 4 + 6, "lost": 2 + 9, "checkpoint": 2, "startup": 4}
-    assert summary["idle"] == 49 and summary["attempts"] == 2       # the second began a second before its ledger
+    assert summary["idle"] == 49 and summary["attempts"] == 2  # the second began a second before its ledger
     assert summary["wall"] == pytest.approx(27)
 
 
 def test_walking_back_over_attempts_loses_their_steps(tmp_path, clock):
     for resumed, steps, saved in ((0, range(1, 7), (6,)), (6, range(7, 13), (9, 12)), (6, range(7, 15), (9, 12))):
-        own = ledger(tmp_path, clock)           # the third found the second's checkpoints damaged
+        own = ledger(tmp_path, clock)  # the third found the second's checkpoints damaged
         own.resumed(resumed)
         train(own, clock, steps, save_at=saved)
         kill(own, tmp_path, clock)

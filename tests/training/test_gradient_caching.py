@@ -1,6 +1,5 @@
 """Gradient caching: micro-batches of a tower give the gradient of one pass over the same micro-batches."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import augment, gradient_caching
 from mammoclip_jax.training import mesh as meshes
 
-BREASTS = 32                # of two images and two texts: 64 each
+BREASTS = 32  # of two images and two texts: 64 each
 PREPROCESSING = {"height": 32, "width": 32, "bits": 8}
 
 
@@ -24,8 +23,15 @@ def config_of(image="efficientnet", parts=(1, 1), dropout=0.1):
         config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3, drop_connect_rate=0.2)
     else:
         config.model.image.update(name="vit", variant="tiny", width=16, depth=2, heads=2)
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+    config.model.text.update(
+        name="bert",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
     config.model.dim = 8
     config.image.channels = 1
     config.augment.update(affine_probability=0.5, rotate=10.0, contrast=0.1)
@@ -54,8 +60,10 @@ def state_of(trainer, config):
 
 def assert_close(one, other, tolerance):
     """By the norm of the difference: single arrays whose gradient is zero but for rounding agree in nothing."""
-    difference, size = (np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree)))
-                        for tree in (jax.tree.map(np.subtract, one, other), other))
+    difference, size = (
+        np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(tree)))
+        for tree in (jax.tree.map(np.subtract, one, other), other)
+    )
     assert difference < tolerance * size, difference / size
 
 
@@ -76,22 +84,30 @@ def one_pass(config):
             flat = {name: x.reshape(2 * BREASTS, *x.shape[2:]) for name, x in batch.items() if x.ndim > 1}
             inputs = {"image": (flat["image"], draws), "text": (flat["token_ids"], flat["token_mask"])}
             for tower, parts in config.train.micro_batches.items():
+
                 def encode(stats, part, tower=tower):
                     data, other, key = part
                     arguments = (augment.train_images(data, other, preprocess),) if tower == "image" else (data, other)
                     (found, _), updated = trainer.model.apply(
-                        {"params": params, "batch_stats": stats}, *arguments, train=True, rngs={"dropout": key},
-                        mutable=["batch_stats"], method=f"encode_{tower}")
+                        {"params": params, "batch_stats": stats},
+                        *arguments,
+                        train=True,
+                        rngs={"dropout": key},
+                        mutable=["batch_stats"],
+                        method=f"encode_{tower}",
+                    )
                     return updated.get("batch_stats", stats), found
 
                 rows = jax.tree.map(
-                    lambda x, parts=parts: jnp.stack([x[i::parts] for i in range(parts)]), inputs[tower])
+                    lambda x, parts=parts: jnp.stack([x[i::parts] for i in range(parts)]), inputs[tower]
+                )
                 each = jax.random.split(keys[tower], parts) if parts > 1 else keys[tower][None]
                 stats, found = jax.lax.scan(encode, stats, (*rows, each))
                 vectors[tower] = jnp.moveaxis(found, 0, 1).reshape(BREASTS, 2, -1)
             embeddings = gradient_caching.Embeddings(**vectors, logit_scale=jnp.exp(params["logit_scale"]))
             term = terms[0].function
             return term(embeddings, batch, trainer.mesh)[0], stats
+
         (loss, stats), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         return loss, stats, gradient
 
@@ -137,8 +153,15 @@ def test_each_part_draws_for_itself_and_hands_its_statistics_on():
 
     def embed(*needs):
         return gradient_caching.embed(
-            Model(), {"params": {"logit_scale": jnp.zeros(())}, "batch_stats": {"passes": jnp.zeros(())}}, batch,
-            lambda image, drawn: image, rows.reshape(-1), jax.random.key(0), {"image": 4, "text": 8}, needs)
+            Model(),
+            {"params": {"logit_scale": jnp.zeros(())}, "batch_stats": {"passes": jnp.zeros(())}},
+            batch,
+            lambda image, drawn: image,
+            rows.reshape(-1),
+            jax.random.key(0),
+            {"image": 4, "text": 8},
+            needs,
+        )
 
     found, stats = embed("image/map", "text/states")
     for vectors in (found.image, found.text):
@@ -165,6 +188,7 @@ def test_parts_stay_spread_over_eight_devices():
 
 def test_a_batch_of_64_in_parts_takes_the_memory_of_one_of_8():
     """The program's temporary memory, as the compiler plans it."""
+
     def temporaries(breasts, parts):
         config = config_of("vit", (parts, parts))
         config.train.batch_size = breasts

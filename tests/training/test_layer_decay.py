@@ -13,8 +13,10 @@ from mammoclip_jax.training.optimizer import layer_factors, make_optimizer
 def params_of(options):
     encoder = models.image_encoder(options)
     shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
-    return {"image_encoder": jax.tree.map(lambda x: jnp.ones(x.shape), shapes["params"]),
-            "classification_head": {"kernel": jnp.ones((3, 2))}}
+    return {
+        "image_encoder": jax.tree.map(lambda x: jnp.ones(x.shape), shapes["params"]),
+        "classification_head": {"kernel": jnp.ones((3, 2))},
+    }
 
 
 def by_layer(params, decay=0.5):
@@ -23,20 +25,27 @@ def by_layer(params, decay=0.5):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, value in flat}
 
 
-@pytest.mark.parametrize("options, depths", [
-    (dict(name="efficientnet", variant="b0", width=0.25, depth=0.3),
-     {"head/": 0, "head_bn/": 0, "block07/": 1, "block06/": 2, "block00/": 8, "stem/": 9, "stem_bn/": 9}),
-    (dict(name="vit", width=16, depth=3, heads=2, size=64, patch=16),
-     {"layernorm/": 0, "encoder/layer_2/": 1, "encoder/layer_0/": 3, "embeddings/": 4}),
-    (dict(name="convnext"), {"layernorm/": 0, "encoder/stages_3/layers_2": 1, "embeddings/": 22}),
-    (dict(name="resnet", variant="18"), {"layer4_1": 1, "layer1_0": 8, "conv1": 9, "bn1": 9}),
-])
+@pytest.mark.parametrize(
+    "options, depths",
+    [
+        (
+            dict(name="efficientnet", variant="b0", width=0.25, depth=0.3),
+            {"head/": 0, "head_bn/": 0, "block07/": 1, "block06/": 2, "block00/": 8, "stem/": 9, "stem_bn/": 9},
+        ),
+        (
+            dict(name="vit", width=16, depth=3, heads=2, size=64, patch=16),
+            {"layernorm/": 0, "encoder/layer_2/": 1, "encoder/layer_0/": 3, "embeddings/": 4},
+        ),
+        (dict(name="convnext"), {"layernorm/": 0, "encoder/stages_3/layers_2": 1, "embeddings/": 22}),
+        (dict(name="resnet", variant="18"), {"layer4_1": 1, "layer1_0": 8, "conv1": 9, "bn1": 9}),
+    ],
+)
 def test_the_rate_falls_by_layer(options, depths):
     found = by_layer(params_of(options))
     assert found["classification_head/kernel"] == 1
     for start, depth in depths.items():
         values = {v for path, v in found.items() if path.startswith("image_encoder/" + start)}
-        assert max(values) == 0.5 ** depth, (start, values)
+        assert max(values) == 0.5**depth, (start, values)
 
 
 def test_the_step_is_scaled_and_nothing_else():

@@ -26,8 +26,10 @@ def batches(bad_step=None):
     values = [np.full(8, step, np.float32) for step in range(1, 31)]
     if bad_step:
         values[bad_step - 1][3] = np.nan
-    rows = [{"x": value, "record": np.arange(8)[:, None] + 10 * i, "source": np.zeros(8, int)}
-            for i, value in enumerate(values)]
+    rows = [
+        {"x": value, "record": np.arange(8)[:, None] + 10 * i, "source": np.zeros(8, int)}
+        for i, value in enumerate(values)
+    ]
     return iter(grain.MapDataset.source(rows).repeat().to_iter_dataset())
 
 
@@ -45,7 +47,7 @@ class Trainer(NamedTuple):
 
     mesh: jax.sharding.Mesh
     step: Callable
-    batch: dict = {"image": jax.ShapeDtypeStruct((8, 2, 4, 4), "uint8")}     # its shape alone
+    batch: dict = {"image": jax.ShapeDtypeStruct((8, 2, 4, 4), "uint8")}  # its shape alone
 
     def jitted(self):
         return jax.jit(self.step, out_shardings=replicated(self.mesh))
@@ -59,8 +61,15 @@ def fit(workdir, steps, iterator=None, step=step_fn, evaluate=None, task={}, **o
     config = defaults()
     config.task.update(task)
     config.train.update(dict(steps=steps, batch_size=8, log_every=1, checkpoint_every=4) | options)
-    return loop.fit(trainer(step), jax.device_put(state(), replicated(trainer().mesh)), iterator or batches(),
-                    config=config, workdir=workdir, meta={"config": {"name": "test"}}, evaluate=evaluate)
+    return loop.fit(
+        trainer(step),
+        jax.device_put(state(), replicated(trainer().mesh)),
+        iterator or batches(),
+        config=config,
+        workdir=workdir,
+        meta={"config": {"name": "test"}},
+        evaluate=evaluate,
+    )
 
 
 def naive(steps):
@@ -82,20 +91,28 @@ def test_resume_goes_on_with_the_next_batch(tmp_path):
 def test_nothing_is_compiled_after_the_first_step(tmp_path):
     compiled, seen = [], []
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None)
+        lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+    )
 
-    def fresh_step(state, batch):       # not compiled by another test
+    def fresh_step(state, batch):  # not compiled by another test
         return step_fn(state, batch)
 
-    fit(tmp_path, 12, step=fresh_step, eval_every=1, checkpoint_every=5,
-        evaluate=lambda state: seen.append(len(compiled)) or {})
+    fit(
+        tmp_path,
+        12,
+        step=fresh_step,
+        eval_every=1,
+        checkpoint_every=5,
+        evaluate=lambda state: seen.append(len(compiled)) or {},
+    )
     assert len(seen) == 12 and seen[0] > 0
     assert seen[1:] == [seen[1]] * 11
 
 
 def test_another_shape_is_an_error_and_not_a_recompilation(tmp_path):
-    rows = [{"x": np.ones(8 * n, np.float32), "record": np.zeros((8 * n, 1)), "source": np.zeros(8 * n)}
-            for n in (1, 2)]
+    rows = [
+        {"x": np.ones(8 * n, np.float32), "record": np.zeros((8 * n, 1)), "source": np.zeros(8 * n)} for n in (1, 2)
+    ]
     with pytest.raises(TypeError, match="compiled"):
         fit(tmp_path, 2, iter(grain.MapDataset.source(rows).to_iter_dataset()))
 
@@ -105,12 +122,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(tmp_path)
         fit(tmp_path, 10, batches(bad_step=6))
     found = json.loads((tmp_path / "not_finite_step_6.json").read_text())
     assert np.ravel(found["records"]).tolist() == list(range(50, 58))
-    assert checkpoint.load(tmp_path)[0] == 4        # the last one before it
+    assert checkpoint.load(tmp_path)[0] == 4  # the last one before it
 
 
 def test_a_state_with_nan_is_never_saved(tmp_path):
     with pytest.raises(UserError):
-        fit(tmp_path, 10, batches(bad_step=8))      # a checkpoint is due at 8
+        fit(tmp_path, 10, batches(bad_step=8))  # a checkpoint is due at 8
     assert checkpoint.load(tmp_path)[0] == 4
 
 
@@ -130,6 +147,7 @@ def test_a_finite_loss_with_a_gradient_that_is_not_is_found_before_it_is_saved(t
 
 def test_parameters_that_are_not_finite_are_never_saved_nor_gone_on_from(tmp_path, monkeypatch):
     """Whatever made them so; a run that an older program left with them goes on from the checkpoint before."""
+
     def step(state, batch):
         state, metrics = step_fn(state, batch)
         return state._replace(params={"w": state.params["w"] / (state.step != 8)}), metrics
@@ -147,9 +165,17 @@ def test_parameters_that_are_not_finite_are_never_saved_nor_gone_on_from(tmp_pat
 
 def test_an_evaluation_that_a_stop_cut_off_comes_when_the_run_goes_on(tmp_path):
     """The best state, the patience and the log are those of a run that was not stopped."""
+
     def run(name, iterator=None):
-        return fit(tmp_path / name, 12, iterator, evaluate=lambda state: {"eval/w": -abs(float(state.step) - 6)},
-                   eval_every=3, checkpoint_every=20, task=dict(monitor="eval/w", patience=1))
+        return fit(
+            tmp_path / name,
+            12,
+            iterator,
+            evaluate=lambda state: {"eval/w": -abs(float(state.step) - 6)},
+            eval_every=3,
+            checkpoint_every=20,
+            task=dict(monitor="eval/w", patience=1),
+        )
 
     class Stopping:
         """Batches of which the sixth comes with a request to stop."""
@@ -171,14 +197,20 @@ def test_an_evaluation_that_a_stop_cut_off_comes_when_the_run_goes_on(tmp_path):
     assert int(again.state.step) == int(whole.state.step) == 6
     best, other = ((tmp_path / name / "best.json").read_text() for name in ("whole", "stopped"))
     assert best == other and [entry["step"] for entry in json.loads(best)["evaluations"]] == [3, 6, 9]
-    rows, others = ([{key: row.get(key) for key in ("step", "loss", "eval/w")} for row in
-                     read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "stopped"))
+    rows, others = (
+        [
+            {key: row.get(key) for key in ("step", "loss", "eval/w")}
+            for row in read_metrics(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("whole", "stopped")
+    )
     assert rows == others
 
 
 def test_evaluations_are_logged_at_their_steps(tmp_path):
-    fit(tmp_path, 6, log_every=2, eval_every=3, checkpoint_every=6,
-        evaluate=lambda state: {"eval/w": state.params["w"]})
+    fit(
+        tmp_path, 6, log_every=2, eval_every=3, checkpoint_every=6, evaluate=lambda state: {"eval/w": state.params["w"]}
+    )
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert {row["step"]: row["eval/w"] for row in rows if "eval/w" in row} == {3: naive(3), 6: naive(6)}
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]

@@ -51,8 +51,9 @@ def encode(model, variables):
 @pytest.mark.parametrize("part", ["params", "ema"])
 def test_training_moves_adapters_projections_and_the_other_tower_alone(trained, part):
     _, _, before, after = trained
-    one, two = (flatten_dict(state.params if part == "params" else state.ema["params"], sep="/")
-                for state in (before, after))
+    one, two = (
+        flatten_dict(state.params if part == "params" else state.ema["params"], sep="/") for state in (before, after)
+    )
     still = {path for path in one if np.array_equal(one[path], two[path])}
     assert {path for path in one if path.startswith("text_encoder/")} == still
     moved = set(one) - still
@@ -92,10 +93,14 @@ def test_merged_is_a_plain_model_with_the_same_embeddings(trained):
     theirs = encode(models.build(plain_config, VOCABULARY), plain)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    untouched = encode(models.build(plain_config, VOCABULARY), {
-        "params": {name: tree for name, tree in after.params.items() if name != "lora"},
-        "batch_stats": after.batch_stats})
-    assert np.abs(untouched[1] - theirs[1]).max() > 1e-4       # else nothing was merged
+    untouched = encode(
+        models.build(plain_config, VOCABULARY),
+        {
+            "params": {name: tree for name, tree in after.params.items() if name != "lora"},
+            "batch_stats": after.batch_stats,
+        },
+    )
+    assert np.abs(untouched[1] - theirs[1]).max() > 1e-4  # else nothing was merged
     with pytest.raises(UserError, match="the weights hold no adapters"):
         lora.merged(plain, config.model.to_dict())
 
@@ -137,14 +142,17 @@ def test_gradients_are_the_same_on_eight_devices():
     for path, gradient in one.items():
         np.testing.assert_allclose(gradient, eight[path], rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
         compared += bool(np.any(gradient))
-    assert compared == 2        # lora_b of both layers; lora_a has no gradient while lora_b is zero
+    assert compared == 2  # lora_b of both layers; lora_a has no gradient while lora_b is zero
 
 
-@pytest.mark.parametrize("image, pattern", [
-    (dict(name="efficientnet", variant="b0", width=0.25, depth=0.3), ".*/(reduce|expand)/kernel"),
-    (dict(name="resnet", variant="18", width=8, depths=(1, 1, 1, 1)), "text_encoder/.*/c_attn/kernel"),
-    (dict(name="vit", variant="tiny", width=16, depth=2, heads=2), "image_encoder/.*/(query|value)/kernel"),
-])
+@pytest.mark.parametrize(
+    "image, pattern",
+    [
+        (dict(name="efficientnet", variant="b0", width=0.25, depth=0.3), ".*/(reduce|expand)/kernel"),
+        (dict(name="resnet", variant="18", width=8, depths=(1, 1, 1, 1)), "text_encoder/.*/c_attn/kernel"),
+        (dict(name="vit", variant="tiny", width=16, depth=2, heads=2), "image_encoder/.*/(query|value)/kernel"),
+    ],
+)
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_adapters_with_dropout_run_beside_other_image_encoders(image, pattern, parts):
     """By shapes: in the image tower, beside one that makes its modules while it runs, and inside a scan over parts."""
@@ -153,8 +161,9 @@ def test_adapters_with_dropout_run_beside_other_image_encoders(image, pattern, p
     config.train.micro_batches.update(image=parts, text=parts)
     config.model.lora.pattern = pattern
     config.train.batch_size, config.data.text_length = 8, LENGTH
-    trainer = make_trainer(config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8},
-                           meshes.make_mesh({}, jax.devices()[:1]))
+    trainer = make_trainer(
+        config, VOCABULARY, {"height": HEIGHT, "width": WIDTH, "bits": 8}, meshes.make_mesh({}, jax.devices()[:1])
+    )
     gradients = jax.eval_shape(trainer.gradient, trainer.state, trainer.batch)[3]
     assert jax.tree.map(jnp.shape, gradients) == jax.tree.map(jnp.shape, trainer.state.params)
 
@@ -165,8 +174,11 @@ def test_mistakes_are_named():
     model = models.build(config.model, VOCABULARY)
     with pytest.raises(UserError, match="lora adapts the text tower, and config.model.frozen has 'text'"):
         jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (HEIGHT, WIDTH, 1), LENGTH))
-    for options, message in ((dict(rank=2), "no pattern"), (dict(pattern="x", ranks=2), "no option 'ranks'"),
-                             (dict(pattern="x", dropout=1.0), "dropout=1.0")):
+    for options, message in (
+        (dict(rank=2), "no pattern"),
+        (dict(pattern="x", ranks=2), "no option 'ranks'"),
+        (dict(pattern="x", dropout=1.0), "dropout=1.0"),
+    ):
         config = tiny_config()
         config.model.lora = options
         with pytest.raises(UserError, match=message):

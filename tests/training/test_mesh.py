@@ -16,8 +16,15 @@ from mammoclip_jax.training.optimizer import slash_name
 def tiny_config(**image):
     config = defaults()
     config.model.image.update(image or dict(name="vit", variant="tiny", width=16, depth=2, heads=2))
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config.model.text.update(
+        name="bert",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     config.model.dim = 8
     config.image.channels = 1
     config.losses.mammo_clip = dict(weight=1.0)
@@ -33,8 +40,9 @@ def trainer_of(config, mesh, height=tiny.HEIGHT):
 
 def split(tree):
     """Paths of the arrays that no device holds whole."""
-    return {slash_name(path) for path, x in jax.tree_util.tree_leaves_with_path(tree)
-            if not x.sharding.is_fully_replicated}
+    return {
+        slash_name(path) for path, x in jax.tree_util.tree_leaves_with_path(tree) if not x.sharding.is_fully_replicated
+    }
 
 
 @pytest.mark.slow
@@ -58,10 +66,13 @@ def test_a_split_state_takes_the_same_steps(kind):
     moments = split(eight.opt_state)
     assert bool(moments) == (kind != "replicated") and bool(split(eight.ema)) == (kind != "replicated")
     if kind == "fsdp":
-        assert all(any(path.endswith(f"/{kept}/{name}") for path in moments) for name in split(eight.params)
-                   for kept in ("mu", "nu"))
+        assert all(
+            any(path.endswith(f"/{kept}/{name}") for path in moments)
+            for name in split(eight.params)
+            for kept in ("mu", "nu")
+        )
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one.params), jax.tree.leaves(eight.params)):
-        if "key/bias" not in slash_name(path):      # its gradient is zero but for rounding, which Adam makes large
+        if "key/bias" not in slash_name(path):  # its gradient is zero but for rounding, which Adam makes large
             np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=3e-5, err_msg=slash_name(path))
 
 
@@ -73,7 +84,7 @@ def test_the_largest_dimension_that_divides_is_split():
     params = trainer_of(config, meshes.make_mesh({"data": 2, "fsdp": 4})).state.params
     embedding = params["text_encoder"]["embeddings"]["word_embeddings"]["embedding"]
     assert embedding.shape == (40, 16) and embedding.sharding.spec == PartitionSpec("fsdp")
-    assert params["image_projection"]["dense"]["bias"].sharding.is_fully_replicated     # small
+    assert params["image_projection"]["dense"]["bias"].sharding.is_fully_replicated  # small
 
 
 def test_rules_win_over_the_rest_and_are_checked():
@@ -83,9 +94,11 @@ def test_rules_win_over_the_rest_and_are_checked():
     state = trainer_of(config, mesh).state
     assert split(state.params) == {"text_encoder/embeddings/word_embeddings/embedding"}
     assert len(split(state.opt_state)) == 2
-    for rules, message in ((((r"txt_encoder", ()),), "no parameter path matches 'txt_encoder'"),
-                           (((r"logit_scale", ("fsdp",)),), "does not split logit_scale of shape"),
-                           (((r"text_encoder/.*word", ("fsdp", "fsdp")),), "does not split text_encoder/")):
+    for rules, message in (
+        (((r"txt_encoder", ()),), "no parameter path matches 'txt_encoder'"),
+        (((r"logit_scale", ("fsdp",)),), "does not split logit_scale of shape"),
+        (((r"text_encoder/.*word", ("fsdp", "fsdp")),), "does not split text_encoder/"),
+    ):
         config.sharding.rules = rules
         with pytest.raises(UserError, match=message):
             trainer_of(config, mesh)
@@ -95,8 +108,15 @@ def test_rules_win_over_the_rest_and_are_checked():
 
 
 def rows_config(depthwise="native"):
-    return tiny_config(name="efficientnet", variant="b0", width=0.25, depth=0.3, depthwise=depthwise,
-                       drop_connect_rate=0.0, drop_rate=0.0)
+    return tiny_config(
+        name="efficientnet",
+        variant="b0",
+        width=0.25,
+        depth=0.3,
+        depthwise=depthwise,
+        drop_connect_rate=0.0,
+        drop_rate=0.0,
+    )
 
 
 def test_rows_of_every_map_must_split_evenly():
@@ -111,9 +131,14 @@ def test_rows_of_every_map_must_split_evenly():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("height, sizes, depthwise", [
-    (128, {"data": 2, "space": 4}, "native"), (64, {"data": 4, "space": 2}, "native"),
-    (128, {"data": 2, "space": 4}, "shifted")])
+@pytest.mark.parametrize(
+    "height, sizes, depthwise",
+    [
+        (128, {"data": 2, "space": 4}, "native"),
+        (64, {"data": 4, "space": 2}, "native"),
+        (128, {"data": 2, "space": 4}, "shifted"),
+    ],
+)
 def test_images_split_by_rows_give_every_gradient(height, sizes, depthwise):
     """128 rows over four devices: one row a device of the smallest map."""
     config, found = rows_config(depthwise), []

@@ -28,17 +28,34 @@ pytestmark = pytest.mark.slow
 
 def start(workdir, processes, data=None):
     """The job on that many processes; `data` are the folders of an earlier run, used again."""
-    folders = [f"--config.data.folders.phantom={data}/data", f"--config.data.prepare.phantom.root={data}/exams",
-               f"--config.data.phantom.phantom.out={data}/exams"] if data else []
-    environment = os.environ | {
-        "PROCESSES": str(processes), "DEVICES": str(DEVICES // processes), "RESTARTS": "0"}
+    folders = (
+        [
+            f"--config.data.folders.phantom={data}/data",
+            f"--config.data.prepare.phantom.root={data}/exams",
+            f"--config.data.phantom.phantom.out={data}/exams",
+        ]
+        if data
+        else []
+    )
+    environment = os.environ | {"PROCESSES": str(processes), "DEVICES": str(DEVICES // processes), "RESTARTS": "0"}
     return subprocess.Popen(
-        ["bash", str(ROOT / "launch/local.sh"), f"--config={ROOT}/tests/configs/tiny.py", f"--workdir={workdir}",
-         f"--json={workdir}/figures.json", "--config.train.batch_size=8",
-         # Adam's: with the usual 1e-8 a parameter without a gradient, as a bias before a batch normalisation, goes its
-         # full step in the direction of what rounding leaves of zero.
-         "--config.train.eps=1.0", *folders],
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        [
+            "bash",
+            str(ROOT / "launch/local.sh"),
+            f"--config={ROOT}/tests/configs/tiny.py",
+            f"--workdir={workdir}",
+            f"--json={workdir}/figures.json",
+            "--config.train.batch_size=8",
+            # Adam's: with the usual 1e-8 a parameter without a gradient, as a bias before a batch normalisation, goes its
+            # full step in the direction of what rounding leaves of zero.
+            "--config.train.eps=1.0",
+            *folders,
+        ],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def run(workdir, processes, data=None):
@@ -68,15 +85,18 @@ def alone(tmp_path_factory):
 
 def assert_same_run(workdir, alone):
     """The same losses, step by step, and the same parameters at the end."""
-    found, expected = ({row["step"]: row["loss"] for row in read_metrics(path / "metrics.jsonl") if "loss" in row}
-                       for path in (workdir, alone))
+    found, expected = (
+        {row["step"]: row["loss"] for row in read_metrics(path / "metrics.jsonl") if "loss" in row}
+        for path in (workdir, alone)
+    )
     assert sorted(found) == sorted(expected) == list(range(1, STEPS + 1))
     for step in expected:
         np.testing.assert_allclose(found[step], expected[step], rtol=1e-5, err_msg=f"loss of step {step}")
     (step, variables, _), (_, wanted, _) = checkpoint.load(workdir), checkpoint.load(alone)
     assert step == STEPS
-    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(variables["params"]),
-                                  jax.tree.leaves(wanted["params"]), strict=True):
+    for (path, one), other in zip(
+        jax.tree_util.tree_leaves_with_path(variables["params"]), jax.tree.leaves(wanted["params"]), strict=True
+    ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
 
 
@@ -152,9 +172,16 @@ def two_processes(code):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = [subprocess.Popen([sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(i)], cwd=ROOT,
-                             env=os.environ | {"JAX_PLATFORMS": "cpu"}, stderr=subprocess.PIPE, text=True)
-            for i in range(2)]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(i)],
+            cwd=ROOT,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
     for job in jobs:
         _, errors = job.communicate(timeout=200)
         assert job.returncode == 0, errors
@@ -171,7 +198,17 @@ def test_a_process_may_come_late_to_a_step():
 
 def test_an_error_in_one_process_ends_all_and_is_said(tmp_path):
     job = subprocess.run(
-        ["bash", str(ROOT / "launch/local.sh"), f"--config={ROOT}/tests/configs/tiny.py", f"--workdir={tmp_path}/run",
-         "--config.data.prepare.phantom.source=nowhere", "--config.data.phantom.phantom.exams=1"],
-        env=os.environ | {"RESTARTS": "0"}, text=True, capture_output=True, timeout=300)
+        [
+            "bash",
+            str(ROOT / "launch/local.sh"),
+            f"--config={ROOT}/tests/configs/tiny.py",
+            f"--workdir={tmp_path}/run",
+            "--config.data.prepare.phantom.source=nowhere",
+            "--config.data.phantom.phantom.exams=1",
+        ],
+        env=os.environ | {"RESTARTS": "0"},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert job.returncode == 2 and job.stderr.count("error: ") >= 1 and "nowhere" in job.stderr

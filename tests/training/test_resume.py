@@ -24,14 +24,33 @@ STEPS = 12
 
 def start(workdir, *overrides, data=None):
     """The command as a user types it; `data` are the folders of an earlier run, used again."""
-    folders = [f"--config.data.folders.phantom={data / 'data'}",
-               f"--config.data.prepare.phantom.root={data / 'exams'}",
-               f"--config.data.phantom.phantom.out={data / 'exams'}"] if data else []
+    folders = (
+        [
+            f"--config.data.folders.phantom={data / 'data'}",
+            f"--config.data.prepare.phantom.root={data / 'exams'}",
+            f"--config.data.phantom.phantom.out={data / 'exams'}",
+        ]
+        if data
+        else []
+    )
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        [sys.executable, "-m", "mammoclip_jax.pretrain", f"--config={ROOT / 'tests/configs/tiny.py'}",
-         f"--workdir={workdir}", f"--json={workdir}/figures.json", *folders, *overrides],
-        cwd=workdir.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        [
+            sys.executable,
+            "-m",
+            "mammoclip_jax.pretrain",
+            f"--config={ROOT / 'tests/configs/tiny.py'}",
+            f"--workdir={workdir}",
+            f"--json={workdir}/figures.json",
+            *folders,
+            *overrides,
+        ],
+        cwd=workdir.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process):
@@ -127,8 +146,13 @@ def test_a_damaged_newest_checkpoint_is_skipped(whole, tmp_path):
 def test_killed_at_random_moments(tmp_path):
     """In short what `python tests/kill_often.py --kills=200` does at length."""
     figures = tmp_path / "kills.json"
-    done = subprocess.run([sys.executable, ROOT / "tests/kill_often.py", "--kills=2", "--seed=1", f"--json={figures}"],
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/kill_often.py", "--kills=2", "--seed=1", f"--json={figures}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stdout
     found = json.loads(figures.read_text())
     assert found["kills"] == sum(found["by_phase"].values()) == 2 and found["same_bits"]

@@ -20,14 +20,15 @@ HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 
 
 EFFICIENTNET = dict(name="efficientnet", variant="b0", width=0.25, depth=0.3, drop_rate=0.1, drop_connect_rate=0.2)
-VIT = dict(name="vit", variant="tiny", width=16, depth=1, heads=2)      # compiles soonest
+VIT = dict(name="vit", variant="tiny", width=16, depth=1, heads=2)  # compiles soonest
 
 
 def tiny_config(image=VIT):
     config = defaults()
     config.model.image.update(image)
-    config.model.text.update(name="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=64)
+    config.model.text.update(
+        name="bert", hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
     config.model.dim = 16
     config.image.channels = 1
     config.augment.update(affine_probability=0.5, rotate=20.0, translate=0.1, scale=(0.8, 1.2), shear=10.0)
@@ -62,8 +63,11 @@ def build(config, mesh):
 
 
 # What tests/conftest.py switches off.
-OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False,
-             "xla_cpu_use_fusion_emitters": True}
+OPTIMISED = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +93,7 @@ def assert_same(one, other):
     scale = max(np.linalg.norm(g) for g in jax.tree.leaves(gradients))
     compared = 0
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(other_gradients)):
-        if np.linalg.norm(a) > 1e-6 * scale:      # below, the gradient is zero but for rounding (a bias before BN)
+        if np.linalg.norm(a) > 1e-6 * scale:  # below, the gradient is zero but for rounding (a bias before BN)
             ratio = np.linalg.norm(b) / np.linalg.norm(a)
             assert abs(ratio - 1) < 1e-3, f"{slash_name(path)}: {ratio}"
             compared += 1
@@ -101,7 +105,7 @@ def alone(start):
     return gradients_on(meshes.make_mesh({}, jax.devices()[:1]), start)
 
 
-@pytest.mark.slow       # in the quick run test_all_encoders.py and the contract of the encoders stand for it
+@pytest.mark.slow  # in the quick run test_all_encoders.py and the contract of the encoders stand for it
 @pytest.mark.parametrize("shape", [{"data": -1}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "space": 2}])
 def test_every_gradient_is_the_same_on_eight_devices(shape, start, alone):
     assert_same(alone, gradients_on(meshes.make_mesh(shape), start))
@@ -180,8 +184,9 @@ def test_the_average_moves_by_one_minus_its_decay():
     config.ema_decay = 0.9
     optimizer = optax.sgd(1.0)
     statistics = {"mean": jnp.array([2.0])}
-    step = make_train_step(lambda state, batch: (0.0, {}, jax.tree.map(lambda x: x + 1, state.batch_stats), gradients),
-                           optimizer, config)
+    step = make_train_step(
+        lambda state, batch: (0.0, {}, jax.tree.map(lambda x: x + 1, state.batch_stats), gradients), optimizer, config
+    )
     state = init_state({"params": params, "batch_stats": statistics}, optimizer, jax.random.key(0), config)
     for _ in range(2):
         state, _ = step(state, None)
@@ -210,13 +215,14 @@ def test_each_step_draws_anew_and_a_step_done_again_the_same():
 
     config = tiny_config()
     config.augment.affine_probability = 1.0
-    config.image.intensity = "range"        # else all means are alike
+    config.image.intensity = "range"  # else all means are alike
     np.testing.assert_array_equal(vectors(3), vectors(3))
     assert (vectors(3) != vectors(4)).all()
 
 
 def test_a_term_that_has_not_started_is_not_computed():
     """A NaN of it reaches neither the loss nor a gradient, and its metrics are NaN; from its step on it counts."""
+
     def term(embeddings, batch, mesh):
         return jnp.sum(jnp.log(embeddings)), {"share": jnp.float32(0.5)}
 

@@ -62,11 +62,13 @@ def test_zero_switches_it_off(tmp_path):
 
 
 def test_a_process_that_hangs_ends_with_the_status_that_launchers_try_again(tmp_path):
-    code = ("import sys, time\n"
-            "from mammoclip_jax.training.goodput import Ledger\n"
-            "from mammoclip_jax.training.watchdog import Watchdog\n"
-            "ledger = Ledger(sys.argv[1])\n"
-            "def hangs():\n    time.sleep(600)\n"
-            "with Watchdog(ledger, sys.argv[1], 0.5), ledger.phase('productive'):\n    hangs()\n")
+    code = (
+        "import sys, time\n"
+        "from mammoclip_jax.training.goodput import Ledger\n"
+        "from mammoclip_jax.training.watchdog import Watchdog\n"
+        "ledger = Ledger(sys.argv[1])\n"
+        "def hangs():\n    time.sleep(600)\n"
+        "with Watchdog(ledger, sys.argv[1], 0.5), ledger.phase('productive'):\n    hangs()\n"
+    )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=300).returncode == EXIT_STATUS
     assert "in hangs" in (tmp_path / "hung_step_1.txt").read_text()

@@ -15,8 +15,10 @@ def batch(breasts=8, height=HEIGHT, width=WIDTH, length=LENGTH, vocabulary=VOCAB
         "image": rng.integers(0, 255, (breasts, 2, height, width), dtype=np.uint8),
         "token_ids": rng.integers(0, vocabulary, (breasts, 2, length), dtype=np.int32),
         "token_mask": np.arange(length) < rng.integers(3, length, (breasts, 2, 1)),
-        "flip_horizontal": (rng.random(breasts) < 0.5) & flips, "flip_vertical": (rng.random(breasts) < 0.5) & flips,
-        "record": np.zeros((breasts, 2), np.int32), "source": np.zeros(breasts, np.int32),
+        "flip_horizontal": (rng.random(breasts) < 0.5) & flips,
+        "flip_vertical": (rng.random(breasts) < 0.5) & flips,
+        "record": np.zeros((breasts, 2), np.int32),
+        "source": np.zeros(breasts, np.int32),
         "mask": np.ones(breasts, bool),
     }
 

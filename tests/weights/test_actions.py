@@ -53,8 +53,13 @@ def command(monkeypatch):
     def call(*arguments):
         values = flags.FlagValues()
         names = ("DEFINE_string", "DEFINE_enum", "DEFINE_list")
-        monkeypatch.setattr(weights, "flags", SimpleNamespace(FLAGS=values, **{
-            name: functools.partial(getattr(flags, name), flag_values=values) for name in names}))
+        monkeypatch.setattr(
+            weights,
+            "flags",
+            SimpleNamespace(
+                FLAGS=values, **{name: functools.partial(getattr(flags, name), flag_values=values) for name in names}
+            ),
+        )
         weights.define_flags()
         return weights.main(values(["weights", *map(str, arguments)]))
 
@@ -87,17 +92,37 @@ def own_run(workdir, model, **config):
 
 def test_imported_it_loads_and_embeds_as_the_file_does(command, place, tmp_path, capsys):
     out, figures = tmp_path / "models" / "b0", tmp_path / "figures.json"
-    assert command("import", place / "b0.tar", f"--out={out}", f"--tokenizer={place}/tokenizer.json",
-                   "--origin=shawn24/Mammo-CLIP", f"--json={figures}") == 0
-    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors",
-                                                           "tokenizer.json"]
+    assert (
+        command(
+            "import",
+            place / "b0.tar",
+            f"--out={out}",
+            f"--tokenizer={place}/tokenizer.json",
+            "--origin=shawn24/Mammo-CLIP",
+            f"--json={figures}",
+        )
+        == 0
+    )
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     printed = capsys.readouterr().out
     assert "layout mammo_clip" in printed and f"model folder: {out}" in printed and "presumed" in printed
     found = json.loads(figures.read_text())
     assert (found["kind"], found["layout"], found["step"], found["missing"]) == ("dual_encoder", "mammo_clip", 7, [])
     assert found["parameters"]["logit_scale"] == 1 and found["tokenizer"] is True and found["out"] == str(out)
-    assert found["licences"] == [{"layout": "mammo_clip", "licence": "mammo_clip", "stated": False,
-                                  "title": "CC BY-NC-SA 4.0 (Mammo-CLIP)", "weights": "shawn24/Mammo-CLIP"}]
+    assert found["licences"] == [
+        {
+            "layout": "mammo_clip",
+            "licence": "mammo_clip",
+            "stated": False,
+            "title": "CC BY-NC-SA 4.0 (Mammo-CLIP)",
+            "weights": "shawn24/Mammo-CLIP",
+        }
+    ]
     assert "text_encoder.text_encoder.pooler.dense.bias" in found["unused"]
     assert any("taken to be" in note for note in found["notes"])
 
@@ -113,8 +138,17 @@ def test_imported_it_loads_and_embeds_as_the_file_does(command, place, tmp_path,
 
 def test_a_stated_licence_and_labels(command, tmp_path):
     file = classifier_file(tmp_path / "c.pth")
-    assert command("import", file, f"--out={tmp_path}/c", "--licence=mit", "--labels=mass,calcification",
-                   f"--json={tmp_path}/c.json") == 0
+    assert (
+        command(
+            "import",
+            file,
+            f"--out={tmp_path}/c",
+            "--licence=mit",
+            "--labels=mass,calcification",
+            f"--json={tmp_path}/c.json",
+        )
+        == 0
+    )
     found = json.loads((tmp_path / "c.json").read_text())
     assert found["licences"][0]["licence"] == "mit" and found["licences"][0]["stated"] is True
     assert found["model"]["labels"] == ["mass", "calcification"] and found["kind"] == "classifier"
@@ -142,21 +176,33 @@ def test_inspect_writes_nothing(command, place, tmp_path, monkeypatch, capsys):
         command("inspect", tmp_path / "absent.tar")
 
 
-@pytest.mark.parametrize("words, message", [
-    ([], "say one of: import FILE"), (["imports", "x"], "say one of"), (["import"], "say one of"),
-    (["import", "a", "b", "--out=c"], "say one of"), (["export", "a", "--out=c"], "say one of"),
-    (["inspect"], "say one of"), (["import", "a"], "import needs --out"), (["export"], "export needs --out"),
-    (["export", "--out=c"], "export needs --workdir"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "say one of: import FILE"),
+        (["imports", "x"], "say one of"),
+        (["import"], "say one of"),
+        (["import", "a", "b", "--out=c"], "say one of"),
+        (["export", "a", "--out=c"], "say one of"),
+        (["inspect"], "say one of"),
+        (["import", "a"], "import needs --out"),
+        (["export"], "export needs --out"),
+        (["export", "--out=c"], "export needs --workdir"),
+    ],
+)
 def test_wrong_words_are_explained(command, words, message):
     with pytest.raises(UserError, match=message):
         command(*words)
 
 
 def test_errors_end_the_program_with_status_2(tmp_path):
-    found = subprocess.run([sys.executable, "-m", "mammoclip_jax.weights", "import", "x.tar", "--out=y"],
-                           cwd=tmp_path, text=True, capture_output=True, env=os.environ | {
-                               "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])})
+    found = subprocess.run(
+        [sys.executable, "-m", "mammoclip_jax.weights", "import", "x.tar", "--out=y"],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     assert found.returncode == 2 and "Traceback" not in found.stderr
     assert "\nerror: x.tar: there is no such file or folder" in f"\n{found.stderr}"
     assert os.listdir(tmp_path) == []
@@ -168,8 +214,11 @@ def test_exported_as_a_folder_it_comes_back(command, place, tmp_path, of):
     start = own_run(tmp_path / "run", model) if of == "run" else model_folder(tmp_path / "m", model)
     if of == "run":
         (start / "results").mkdir()
-        (start / "results" / "metrics.json").write_text(json.dumps({
-            "metrics": {"zero_shot/mass/auc": {"value": 0.8125, "low": 0.7, "high": 0.9, "n": 40}}, "protocol": {}}))
+        (start / "results" / "metrics.json").write_text(
+            json.dumps(
+                {"metrics": {"zero_shot/mass/auc": {"value": 0.8125, "low": 0.7, "high": 0.9, "n": 40}}, "protocol": {}}
+            )
+        )
     out = tmp_path / "out"
     assert command("export", f"--workdir={start}", f"--out={out}", f"--json={tmp_path}/f.json") == 0
     variables, meta = opening.open_weights(out)
@@ -199,8 +248,9 @@ def test_exported_for_pytorch_it_comes_back_with_its_terms(command, place, tmp_p
 def test_exported_as_stablehlo_it_embeds_the_same(command, place, tmp_path):
     model = imported(place, "b0.tar")
     start = model_folder(tmp_path / "m", model)
-    assert command("export", f"--workdir={start}", f"--out={tmp_path}/hlo", "--format=stablehlo",
-                   "--platforms=cpu") == 0
+    assert (
+        command("export", f"--workdir={start}", f"--out={tmp_path}/hlo", "--format=stablehlo", "--platforms=cpu") == 0
+    )
     images = np.random.default_rng(0).integers(0, 255, (2, HEIGHT, WIDTH), dtype=np.uint8)
     expected = DualEncoder(model.variables, model.meta, 7, batch_size=8).embed_image(images)
     # 1e-5: products of other shapes add up in another order.
@@ -213,17 +263,20 @@ def test_adapters_are_merged(command, place, tmp_path):
     shapes = flatten_dict(lora.init(model.variables["params"], PATTERN, 2, jax.random.key(0)), sep="/")
     adapters = {path: random.normal(size=value.shape).astype(np.float32) for path, value in shapes.items()}
     params = model.variables["params"] | {lora.ADAPTERS: unflatten_dict(adapters, sep="/")}
-    start = own_run(tmp_path / "run", model._replace(variables=model.variables | {"params": params}),
-                    lora={"pattern": PATTERN, "rank": 2, "alpha": 8.0})
+    start = own_run(
+        tmp_path / "run",
+        model._replace(variables=model.variables | {"params": params}),
+        lora={"pattern": PATTERN, "rank": 2, "alpha": 8.0},
+    )
     assert command("export", f"--workdir={start}", f"--out={tmp_path}/out") == 0
     variables, meta = opening.open_weights(tmp_path / "out")
     assert not meta["config"]["model"]["lora"]
     found, base = (flatten_dict(tree["params"], sep="/") for tree in (variables, model.variables))
-    assert found.keys() == base.keys() and len(adapters) == 4       # two kernels
+    assert found.keys() == base.keys() and len(adapters) == 4  # two kernels
     for path, value in found.items():
         if f"{path}/lora_a" in adapters:
             added = 8.0 / 2 * adapters[f"{path}/lora_a"] @ adapters[f"{path}/lora_b"]
-            np.testing.assert_allclose(value, base[path] + added, rtol=1e-5, atol=1e-5)     # the order of the sum
+            np.testing.assert_allclose(value, base[path] + added, rtol=1e-5, atol=1e-5)  # the order of the sum
         else:
             np.testing.assert_array_equal(value, base[path], err_msg=path)
     ids = random.integers(0, ROWS, (2, 16))
@@ -245,7 +298,7 @@ def test_mammo_fm_is_not_passed_on_without_a_permission(command, place, tmp_path
     assert (record["action"], record["override"]) == ("export", PERMISSION)
     assert record["of"] == ["Mammo-FM pretraining checkpoint"]
     assert PERMISSION in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(UserError, match="Mammo-FM"):        # the permission was for that export, not for all to come
+    with pytest.raises(UserError, match="Mammo-FM"):  # the permission was for that export, not for all to come
         command("export", f"--workdir={tmp_path}/out", f"--out={tmp_path}/again")
 
 
@@ -264,9 +317,14 @@ def test_no_training_starts_from_mammo_fm_without_a_permission(place, tmp_path):
 
 
 def test_a_single_encoder_and_a_classifier(command, place, tmp_path):
-    torch_writer.write(tmp_path / "tower.pth", {key.removeprefix("image_encoder."): value
-                                                for key, value in published_state().items()
-                                                if key.startswith("image_encoder.")})
+    torch_writer.write(
+        tmp_path / "tower.pth",
+        {
+            key.removeprefix("image_encoder."): value
+            for key, value in published_state().items()
+            if key.startswith("image_encoder.")
+        },
+    )
     classifier_file(tmp_path / "c.pth")
     for name, kind in (("tower", "image_encoder"), ("c", "classifier")):
         assert command("import", tmp_path / f"{name}.pth", f"--out={tmp_path}/{name}") == 0
@@ -285,8 +343,13 @@ def test_what_fails_leaves_nothing_half_written(command, place, tmp_path, monkey
     (tmp_path / "file").write_text("mine")
     for out, message in (("kept", "thesis.txt"), ("file", "is a file")):
         with pytest.raises(UserError, match=message):
-            command("import", place / "b0.tar", f"--out={tmp_path / out}", f"--tokenizer={place}/tokenizer.json",
-                    f"--json={tmp_path}/f.json")
+            command(
+                "import",
+                place / "b0.tar",
+                f"--out={tmp_path / out}",
+                f"--tokenizer={place}/tokenizer.json",
+                f"--json={tmp_path}/f.json",
+            )
     start = model_folder(tmp_path / "m", imported(place, "b2.tar"))
     with pytest.raises(UserError, match="kept is a folder: --format=torch writes one file"):
         command("export", f"--workdir={start}", f"--out={tmp_path}/kept", "--format=torch")
@@ -298,7 +361,8 @@ def test_what_fails_leaves_nothing_half_written(command, place, tmp_path, monkey
     monkeypatch.setattr("mammoclip_jax.weights.torch_writer._write_archive", full)
     for form in ("folder", "torch"):
         with pytest.raises(OSError):
-            command("export", f"--workdir={start}", f"--out={tmp_path}/new", f"--format={form}",
-                    f"--json={tmp_path}/f.json")
+            command(
+                "export", f"--workdir={start}", f"--out={tmp_path}/new", f"--format={form}", f"--json={tmp_path}/f.json"
+            )
     assert sorted(os.listdir(tmp_path)) == ["file", "kept", "m"] and os.listdir(tmp_path / "kept") == ["thesis.txt"]
     assert (tmp_path / "file").read_text() == "mine"

@@ -15,8 +15,15 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights import folder
 
 TEXTS = ["a mass in the left breast", "no mass", "Größe: 3 mm"]
-SECRETS = ("/home/somebody/hospital_a/shards", "/mnt/archive/vocab.json", "~/exams/patient_7", "/data/prompts/own.json",
-           "/scratch/old_run", "/home/somebody/weights.tar", "C:\\Users\\somebody\\letter.pdf")
+SECRETS = (
+    "/home/somebody/hospital_a/shards",
+    "/mnt/archive/vocab.json",
+    "~/exams/patient_7",
+    "/data/prompts/own.json",
+    "/scratch/old_run",
+    "/home/somebody/weights.tar",
+    "C:\\Users\\somebody\\letter.pdf",
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +33,10 @@ def variables():
     kernel[0, 0], kernel[0, 1] = np.nan, -0.0
     return {
         "params": {
-            "image_encoder": {"conv": {"kernel": kernel, "turned": kernel.T},
-                              "half": random.normal(size=(2, 3)).astype(np.float16)},
+            "image_encoder": {
+                "conv": {"kernel": kernel, "turned": kernel.T},
+                "half": random.normal(size=(2, 3)).astype(np.float16),
+            },
             "text_encoder": {"embedding": random.normal(size=(5, 2)).astype(ml_dtypes.bfloat16)},
             "logit_scale": np.float32(2.6593),
         },
@@ -49,9 +58,12 @@ def meta():
     config.model.image.update(name="resnet", variant="18")
     config.model.lora.update(pattern="text_encoder/.*/(query|value)/kernel")
     return {
-        "kind": "dual_encoder", "step": 12, "config": config.to_dict(),
+        "kind": "dual_encoder",
+        "step": 12,
+        "config": config.to_dict(),
         "tokenizer": Tokenize(train_wordpiece(TEXTS, 200)).to_json(),
-        "preprocessing": {"geometry": "fit", "height": 96, "width": 64}, "trained_on": "AAAAAAAAAAE=",
+        "preprocessing": {"geometry": "fit", "height": 96, "width": 64},
+        "trained_on": "AAAAAAAAAAE=",
         "provenance": {
             "data": {"phantom": {"licence": "CC0-1.0", "counts": {"images": 8}}},
             "licences": [{"weights": "https://huggingface.co/a/b", "licence": "mit", "title": "MIT", "stated": True}],
@@ -96,8 +108,9 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path, variables, meta):
 
 def test_any_program_reads_the_arrays(out, variables):
     arrays = load_file(out / "model.safetensors")
-    np.testing.assert_array_equal(arrays["params/image_encoder/conv/turned"],
-                                  variables["params"]["image_encoder"]["conv"]["kernel"].T)
+    np.testing.assert_array_equal(
+        arrays["params/image_encoder/conv/turned"], variables["params"]["image_encoder"]["conv"]["kernel"].T
+    )
     document = json.loads((out / "config.json").read_text())
     assert document["parameters"] == {"image_encoder": 30, "text_encoder": 10, "logit_scale": 1}
 
@@ -118,8 +131,9 @@ def test_meta_comes_back_without_what_only_the_run_needs(out, meta):
 def test_what_a_classifier_scores_goes_along(tmp_path, variables, meta):
     """Else an exported density classifier has nothing to score, and one of exams is scored by image."""
     task = defaults().task.to_dict() | {"kind": "classifier", "label": "density", "unit": "exam", "folds": 5, "fold": 2}
-    out = folder.write(tmp_path / "m", variables, meta | {"kind": "classifier", "config": meta["config"] | {"task": task}},
-                       card="")
+    out = folder.write(
+        tmp_path / "m", variables, meta | {"kind": "classifier", "config": meta["config"] | {"task": task}}, card=""
+    )
     kept = folder.read(out)[2]["config"]["task"]
     assert kept == {"kind": "classifier", "label": "density", "unit": "exam", "folds": 5, "fold": 2, "fraction": 1.0}
     assert complete(folder.read(out)[2]["config"]).task.label == "density"
@@ -142,18 +156,35 @@ def test_no_path_of_this_machine_goes_along(out):
     assert (out / "README.md").read_text() == "# Demo\n\nMade from weights.tar.\n"
 
 
-@pytest.mark.parametrize("text", [
-    "https://huggingface.co/emilyalsentzer/Bio_ClinicalBERT", "mass/calcification", "1 / 2", "25/11/2026",
-    "a/b/c", "CC BY-NC-SA 4.0", "params/image_encoder/conv/kernel", "L/R and CC/MLO",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/emilyalsentzer/Bio_ClinicalBERT",
+        "mass/calcification",
+        "1 / 2",
+        "25/11/2026",
+        "a/b/c",
+        "CC BY-NC-SA 4.0",
+        "params/image_encoder/conv/kernel",
+        "L/R and CC/MLO",
+    ],
+)
 def test_what_is_no_path_stays(text):
     assert folder.without_paths({"a": [f"see {text}."]}) == {"a": [f"see {text}."]}
 
 
-@pytest.mark.parametrize("text, left", [
-    ("/a/b/c.tar", "c.tar"), ("in /a/b/, where", "in b, where"), ("('/a/b')", "('b')"), ("file:///a/b/c", "c"),
-    ("~/a.tar", "a.tar"), ("D:\\x\\y.pth and /u/v", "y.pth and v"), ("dir=/a/b", "dir=b"),
-])
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("/a/b/c.tar", "c.tar"),
+        ("in /a/b/, where", "in b, where"),
+        ("('/a/b')", "('b')"),
+        ("file:///a/b/c", "c"),
+        ("~/a.tar", "a.tar"),
+        ("D:\\x\\y.pth and /u/v", "y.pth and v"),
+        ("dir=/a/b", "dir=b"),
+    ],
+)
 def test_paths_are_cut_to_their_last_part(text, left):
     assert folder.without_paths(text) == left
 
@@ -169,8 +200,15 @@ def test_the_tokenizer_is_a_file_for_everybody(out, meta):
 
 def test_an_encoder_without_tokenizer_and_statistics(tmp_path, meta):
     variables = {"params": {"image_encoder": {"kernel": np.ones(2, np.float32)}}, "batch_stats": {}}
-    bare = {"kind": "image_encoder", "step": 0, "tokenizer": None, "provenance": {}, "preprocessing": {}, "trained_on": None,
-            "config": {"name": "", "image": {}, "model": {"image": {"name": "resnet"}}, "data": {"text_length": 0}}}
+    bare = {
+        "kind": "image_encoder",
+        "step": 0,
+        "tokenizer": None,
+        "provenance": {},
+        "preprocessing": {},
+        "trained_on": None,
+        "config": {"name": "", "image": {}, "model": {"image": {"name": "resnet"}}, "data": {"text_length": 0}},
+    }
     out = folder.write(tmp_path / "m", variables, bare, card="")
     assert not (out / "tokenizer.json").exists()
     step, found, read = folder.read(out)
@@ -181,7 +219,7 @@ def test_an_encoder_without_tokenizer_and_statistics(tmp_path, meta):
 def test_an_earlier_export_makes_way_and_nothing_else(out, variables, meta):
     folder.write(out, variables, meta | {"step": 13}, card="new")
     assert folder.read(out)[0] == 13 and (out / "README.md").read_text() == "new"
-    assert [path.name for path in out.parent.iterdir()] == ["demo"]     # nothing of the writing is left
+    assert [path.name for path in out.parent.iterdir()] == ["demo"]  # nothing of the writing is left
     (out / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="notes.txt"):
         folder.write(out, variables, meta, card="")
@@ -258,13 +296,15 @@ def test_a_folder_is_all_that_use_needs(tmp_path, meta):
     config = defaults()
     config.image.channels, config.data.text_length, config.model.dim = 1, 16, 8
     config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3)
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32)
+    config.model.text.update(
+        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     meta = meta | {"config": config.to_dict()}
     module = models.build(config.model, Tokenize.from_json(meta["tokenizer"]).vocab_size)
     ids = np.zeros((1, 1, 4), np.int32)
     variables = jax.jit(lambda *x: module.init(*x, train=False))(
-        jax.random.key(0), np.zeros((1, 1, 96, 64, 1), np.float32), ids, ids == 0)
+        jax.random.key(0), np.zeros((1, 1, 96, 64, 1), np.float32), ids, ids == 0
+    )
     model = DualEncoder(variables, meta, 12)
     loaded = mammoclip_jax.load(folder.write(tmp_path / "m", variables, meta, card=""))
     images = np.random.default_rng(0).integers(0, 255, (2, 96, 64), dtype=np.uint8)

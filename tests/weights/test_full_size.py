@@ -54,9 +54,12 @@ def original(pixels):
         image.train().extract_features(pixels[:, :, :304, :184])
     image._fc = torch.nn.Identity()
     text = BertModel(BertConfig(vocab_size=VOCABULARY))
-    return {"image_encoder": image.eval(), "text_encoder.text_encoder": text.eval(),
-            "image_projection.projection": torch.nn.Linear(2048, 512),
-            "text_projection.projection": torch.nn.Linear(768, 512)}
+    return {
+        "image_encoder": image.eval(),
+        "text_encoder.text_encoder": text.eval(),
+        "image_projection.projection": torch.nn.Linear(2048, 512),
+        "text_projection.projection": torch.nn.Linear(768, 512),
+    }
 
 
 def save(modules, path):
@@ -65,11 +68,22 @@ def save(modules, path):
 
     state = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     state["logit_scale"] = torch.tensor(math.log(1 / 0.07) + 0.3)
-    moments = {i: {"step": torch.tensor(7.0), "exp_avg": value.clone(), "exp_avg_sq": value.clone()}
-               for i, value in enumerate(state.values())}
+    moments = {
+        i: {"step": torch.tensor(7.0), "exp_avg": value.clone(), "exp_avg_sq": value.clone()}
+        for i, value in enumerate(state.values())
+    }
     config = {"base": {"mean": MEAN, "std": STD}, "model": {"text_encoder": {"pooling": "eos"}}}
-    torch.save({"model": state, "optimizer": {"state": moments, "param_groups": []}, "scheduler": {"last_epoch": 3},
-                "config": config, "epoch": 7, "train_loss": 1.5}, path)
+    torch.save(
+        {
+            "model": state,
+            "optimizer": {"state": moments, "param_groups": []},
+            "scheduler": {"last_epoch": 3},
+            "config": config,
+            "epoch": 7,
+            "train_loss": 1.5,
+        },
+        path,
+    )
     return state
 
 
@@ -93,8 +107,10 @@ def embeddings(modules, pixels, ids, mask):
         features = modules["image_encoder"].extract_features(pixels).mean((2, 3))
         states = modules["text_encoder.text_encoder"](torch.tensor(ids), torch.tensor(mask).long()).last_hidden_state
         last = states[torch.arange(len(ids)), torch.tensor(mask.sum(axis=1) - 1)]
-        return (unit(modules["image_projection.projection"], features),
-                unit(modules["text_projection.projection"], last))
+        return (
+            unit(modules["image_projection.projection"], features),
+            unit(modules["text_projection.projection"], last),
+        )
 
 
 def test_converts_in_one_command_and_agrees(tmp_path):
@@ -103,12 +119,24 @@ def test_converts_in_one_command_and_agrees(tmp_path):
     pixels = normalised(images)
     modules = original(pixels)
     state = save(modules, tmp_path / "b5-model-best-epoch-7.tar")
-    subprocess.run([sys.executable, "-m", "mammoclip_jax.weights", "import", tmp_path / "b5-model-best-epoch-7.tar",
-                    f"--out={tmp_path}/b5", "--licence=mammo_clip", f"--json={tmp_path}/figures.json"], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mammoclip_jax.weights",
+            "import",
+            tmp_path / "b5-model-best-epoch-7.tar",
+            f"--out={tmp_path}/b5",
+            "--licence=mammo_clip",
+            f"--json={tmp_path}/figures.json",
+        ],
+        check=True,
+    )
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["layout"] == "mammo_clip" and figures["missing"] == []
     assert {key for key in figures["unused"] if not key.endswith("num_batches_tracked")} == {
-        f"text_encoder.text_encoder.pooler.dense.{kind}" for kind in ("weight", "bias")}
+        f"text_encoder.text_encoder.pooler.dense.{kind}" for kind in ("weight", "bias")
+    }
     assert figures["parameters"]["image_encoder"] == 28_340_784
 
     ids = np.random.default_rng(1).integers(0, VOCABULARY, (len(LENGTHS), 256))

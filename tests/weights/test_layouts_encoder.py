@@ -11,8 +11,17 @@ from mammoclip_jax.weights.opening import open_weights
 
 CASES = {
     "bert": (dict(vocab_size=71, hidden_size=128, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24), 0),
-    "clip_text": (dict(vocab_size=71, hidden_size=128, num_hidden_layers=1, num_attention_heads=2,
-                       intermediate_size=24, max_position_embeddings=20), 0),
+    "clip_text": (
+        dict(
+            vocab_size=71,
+            hidden_size=128,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=20,
+        ),
+        0,
+    ),
     "convnext/timm": ({"variant": "tiny"}, 3),
     "dinov2/authors": ({"variant": "small", "size": 56, "registers": 4}, 3),
     "efficientnet/timm": ({"variant": "b0"}, 1),
@@ -21,15 +30,22 @@ CASES = {
     "swin": ({"variant": "tiny"}, 3),
     "vit/timm": ({"variant": "tiny", "eps": 1e-6}, 3),
 }
-PREFIXES = {"bert": "bert.", "gpt2": "transformer.", "clip_text": "text_model.", "resnet/torchvision": "backbone.",
-            "swin": "swin."}
+PREFIXES = {
+    "bert": "bert.",
+    "gpt2": "transformer.",
+    "clip_text": "text_model.",
+    "resnet/torchvision": "backbone.",
+    "swin": "swin.",
+}
 
 
 def state_of(who):
     options, channels = CASES[who]
     table = names.naming(who)
-    variables = {path: np.broadcast_to(np.float32(0.5), leaf.shape)
-                 for path, leaf in naming.abstract(table, options, channels).items()}
+    variables = {
+        path: np.broadcast_to(np.float32(0.5), leaf.shape)
+        for path, leaf in naming.abstract(table, options, channels).items()
+    }
     return naming.write(table, naming.unflatten_dict(variables, sep="/"), options)
 
 

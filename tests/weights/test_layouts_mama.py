@@ -7,8 +7,10 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights import layouts, names, naming
 
 WIDTH, RANK = 128, 4
-TEXT = {"gpt2": dict(vocab_size=71, n_embd=WIDTH, n_layer=2, n_head=2, n_positions=20),
-        "bert": dict(vocab_size=71, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)}
+TEXT = {
+    "gpt2": dict(vocab_size=71, n_embd=WIDTH, n_layer=2, n_head=2, n_positions=20),
+    "bert": dict(vocab_size=71, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24),
+}
 IMAGE = {"variant": "small", "depth": 2, "size": 56, "registers": 4}
 
 
@@ -16,8 +18,10 @@ def arrays(who, options, channels):
     """State dict of an encoder, drawn by NumPy."""
     random = np.random.default_rng(len(who))
     table = names.naming(who)
-    variables = {path: random.normal(size=leaf.shape).astype(np.float32)
-                 for path, leaf in naming.abstract(table, options, channels).items()}
+    variables = {
+        path: random.normal(size=leaf.shape).astype(np.float32)
+        for path, leaf in naming.abstract(table, options, channels).items()
+    }
     return naming.write(table, naming.unflatten_dict(variables, sep="/"), options)
 
 
@@ -43,14 +47,20 @@ def checkpoint(text="gpt2"):
     random = np.random.default_rng(0)
     image, words = arrays("dinov2/authors", IMAGE, 3), arrays(text, TEXT[text], 0)
     state = {f"img_encoder_q.model.{key}": value for key, value in image.items()}
-    state |= {f"text_encoder_q.model.{key}": value
-              for key, value in (wrapped(words) if text == "gpt2" else words).items()}
+    state |= {
+        f"text_encoder_q.model.{key}": value for key, value in (wrapped(words) if text == "gpt2" else words).items()
+    }
     for name, inputs in (("img_encoder_q", 384), ("text_encoder_q", WIDTH)):
-        state |= {f"{name}.global_embed.weight": random.normal(size=(512, inputs)).astype(np.float32),
-                  f"{name}.global_embed.bias": random.normal(size=512).astype(np.float32)}
-    return state | {"logit_scale": np.float32(2.6), "local_scale": np.float32(2.0),
-                    "img_encoder_q.local_embed.head.0.weight": np.zeros((2, 2), np.float32),
-                    "simclr_proj.layers.0.weight": np.zeros((2, 2), np.float32)}, words
+        state |= {
+            f"{name}.global_embed.weight": random.normal(size=(512, inputs)).astype(np.float32),
+            f"{name}.global_embed.bias": random.normal(size=512).astype(np.float32),
+        }
+    return state | {
+        "logit_scale": np.float32(2.6),
+        "local_scale": np.float32(2.0),
+        "img_encoder_q.local_embed.head.0.weight": np.zeros((2, 2), np.float32),
+        "simclr_proj.layers.0.weight": np.zeros((2, 2), np.float32),
+    }, words
 
 
 @pytest.mark.parametrize("text", TEXT)
@@ -62,14 +72,16 @@ def test_towers_projections_and_scale(text):
     assert model.model["image"]["name"] == "dinov2" and model.model["image"]["registers"] == 4
     assert model.model["image"]["pooling"] == "all" and model.model["text"]["name"] == text
     assert params["logit_scale"] == np.float32(2.6)
-    np.testing.assert_array_equal(params["image_projection"]["dense"]["kernel"],
-                                  state["img_encoder_q.global_embed.weight"].T)
+    np.testing.assert_array_equal(
+        params["image_projection"]["dense"]["kernel"], state["img_encoder_q.global_embed.weight"].T
+    )
     found = naming.write(names.naming(text), {"params": params["text_encoder"]}, model.model["text"])
     for key, value in words.items():
         if ".c_attn.weight" not in key and not key.startswith("pooler"):
             np.testing.assert_array_equal(found[key], value, err_msg=key)
     assert {"img_encoder_q.local_embed.head.0.weight", "simclr_proj.layers.0.weight", "local_scale"} <= set(
-        model.unused)
+        model.unused
+    )
 
 
 def test_adapters_are_merged_as_peft_does():

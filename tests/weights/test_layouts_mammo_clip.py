@@ -54,12 +54,17 @@ def test_arrays_come_to_their_places():
     for name in ("image_projection", "text_projection"):
         np.testing.assert_array_equal(params[name]["dense"]["kernel"], state[f"{name}.projection.weight"].T)
         np.testing.assert_array_equal(params[name]["dense"]["bias"], state[f"{name}.projection.bias"])
-    np.testing.assert_array_equal(params["image_encoder"]["block03"]["depthwise"]["kernel"][:, :, 5],
-                                  state["image_encoder._blocks.3._depthwise_conv.weight"][5, 0])
-    np.testing.assert_array_equal(statistics["image_encoder"]["head_bn"]["var"],
-                                  state["image_encoder._bn1.running_var"])
-    np.testing.assert_array_equal(params["text_encoder"]["embeddings"]["word_embeddings"]["embedding"],
-                                  state[f"{BERT}embeddings.word_embeddings.weight"])
+    np.testing.assert_array_equal(
+        params["image_encoder"]["block03"]["depthwise"]["kernel"][:, :, 5],
+        state["image_encoder._blocks.3._depthwise_conv.weight"][5, 0],
+    )
+    np.testing.assert_array_equal(
+        statistics["image_encoder"]["head_bn"]["var"], state["image_encoder._bn1.running_var"]
+    )
+    np.testing.assert_array_equal(
+        params["text_encoder"]["embeddings"]["word_embeddings"]["embedding"],
+        state[f"{BERT}embeddings.word_embeddings.weight"],
+    )
     assert params["logit_scale"].dtype == np.float32 and params["logit_scale"].shape == ()
     assert params["logit_scale"] == LOGIT_SCALE
     arrays = len(jax.tree.leaves(model.variables))
@@ -88,8 +93,12 @@ def test_the_files_config_is_followed_as_far_as_it_goes():
     state = published_state()
     model = read(state)
     assert (model.model["pooling"], model.image["mean"], model.image["std"]) == ("bos", 0.25, 0.5)
-    strange = [None, Opaque("omegaconf.dictconfig.DictConfig"), {"model": Opaque("omegaconf.ListConfig"), "base": None},
-               {"model": {"text_encoder": [1]}, "tokenizer": "a"}]
+    strange = [
+        None,
+        Opaque("omegaconf.dictconfig.DictConfig"),
+        {"model": Opaque("omegaconf.ListConfig"), "base": None},
+        {"model": {"text_encoder": [1]}, "tokenizer": "a"},
+    ]
     for config in strange:
         model = read(state, config=config)
         assert model.model["pooling"] == "eos" and model.image["mean"] == 0.3089279
@@ -106,8 +115,9 @@ def test_mammo_fm_is_told_apart_and_leaves_the_last_norm_out():
     assert model.tokenizer == "answerdotai/ModernBERT-base" and "LayerNorm" in " ".join(model.notes)
     assert f"{MODERN}final_norm.weight" in model.unused
     embeddings = model.variables["params"]["text_encoder"]["embeddings"]
-    np.testing.assert_array_equal(embeddings["tok_embeddings"]["embedding"],
-                                  state[f"{MODERN}embeddings.tok_embeddings.weight"])
+    np.testing.assert_array_equal(
+        embeddings["tok_embeddings"]["embedding"], state[f"{MODERN}embeddings.tok_embeddings.weight"]
+    )
     # By another name it would come under other terms.
     with pytest.raises(UserError, match="text_encoder.text_encoder|embeddings.word_embeddings"):
         read(state, "mammo_clip")
@@ -115,25 +125,43 @@ def test_mammo_fm_is_told_apart_and_leaves_the_last_norm_out():
         read(published_state(), "mammo_fm")
 
 
-@pytest.mark.parametrize("key", [
-    "momentum_encoder.weight", "image_projection2", "image_encoder.extra.weight", f"{BERT}extra", f"{MODERN}extra",
-    "image_projection.extra.weight", "logit_scale2"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "momentum_encoder.weight",
+        "image_projection2",
+        "image_encoder.extra.weight",
+        f"{BERT}extra",
+        f"{MODERN}extra",
+        "image_projection.extra.weight",
+        "logit_scale2",
+    ],
+)
 def test_arrays_that_would_be_lost_are_refused_by_name(key):
     with pytest.raises(UserError, match=key.removeprefix("image_encoder.").removeprefix(BERT)):
         read(published_state() | {key: np.zeros(2, np.float32)})
 
 
-@pytest.mark.parametrize("key", [
-    "logit_scale", "text_projection.projection.weight", "image_projection.projection.bias",
-    "image_encoder._blocks.3._bn1.running_mean", f"{BERT}encoder.layer.1.output.dense.bias",
-    f"{BERT}embeddings.word_embeddings.weight"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "logit_scale",
+        "text_projection.projection.weight",
+        "image_projection.projection.bias",
+        "image_encoder._blocks.3._bn1.running_mean",
+        f"{BERT}encoder.layer.1.output.dense.bias",
+        f"{BERT}embeddings.word_embeddings.weight",
+    ],
+)
 def test_missing_arrays_are_named(key):
     with pytest.raises(UserError, match=key.removeprefix("image_encoder.").removeprefix(BERT)):
         read(without(published_state(), key))
 
 
-@pytest.mark.parametrize("name, text, projection", [
-    ("mammo_clip", "bert", "linear"), ("mammo_clip", "bert", "mlp"), ("mammo_fm", "modernbert/mammo_fm", "linear")])
+@pytest.mark.parametrize(
+    "name, text, projection",
+    [("mammo_clip", "bert", "linear"), ("mammo_clip", "bert", "mlp"), ("mammo_fm", "modernbert/mammo_fm", "linear")],
+)
 def test_written_back_it_is_the_same_file(tmp_path, name, text, projection):
     """Key for key and bit for bit, except counts, BERT's pooler and ModernBERT's last norm, which we do not hold."""
     state = published_state("b2", text, projection)
@@ -151,11 +179,17 @@ def test_written_back_it_is_the_same_file(tmp_path, name, text, projection):
     assert reread.model == model.model and reread.image == model.image
 
 
-@pytest.mark.parametrize("section, change, message", [
-    ("image", {"variant": "b0"}, "b5 and b2"), ("image", {"width": 0.5}, "width is 0.5"),
-    ("image", {"pads": "same"}, "pads is 'same'"), ("text", {"name": "gpt2"}, "gpt2"),
-    ("text", {"name": "modernbert"}, "final norm"), ("projection", {"bias": False}, "'bias': False"),
-])
+@pytest.mark.parametrize(
+    "section, change, message",
+    [
+        ("image", {"variant": "b0"}, "b5 and b2"),
+        ("image", {"width": 0.5}, "width is 0.5"),
+        ("image", {"pads": "same"}, "pads is 'same'"),
+        ("text", {"name": "gpt2"}, "gpt2"),
+        ("text", {"name": "modernbert"}, "final norm"),
+        ("projection", {"bias": False}, "'bias': False"),
+    ],
+)
 def test_what_the_original_code_cannot_be_is_not_written(section, change, message):
     model = read(published_state("b2"))
     changed = model.model | {section: model.model[section] | change}
@@ -194,8 +228,9 @@ def torch_modules(pixels, modern, mlp):
     image._fc = torch.nn.Identity()
     sizes = dict(vocab_size=ROWS, hidden_size=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=2)
     if modern:
-        text = transformers.ModernBertModel(transformers.ModernBertConfig(
-            **sizes, intermediate_size=24, pad_token_id=0, reference_compile=False))
+        text = transformers.ModernBertModel(
+            transformers.ModernBertConfig(**sizes, intermediate_size=24, pad_token_id=0, reference_compile=False)
+        )
     else:
         text = transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=24))
     with torch.no_grad():
@@ -247,8 +282,10 @@ def omegaconf_like(monkeypatch):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("modern, mlp, pooling, prefix", [
-    (False, False, "eos", ""), (False, True, "bos", "module."), (True, False, "eos", "")])
+@pytest.mark.parametrize(
+    "modern, mlp, pooling, prefix",
+    [(False, False, "eos", ""), (False, True, "bos", "module."), (True, False, "eos", "")],
+)
 def test_vectors_equal_those_of_torch(tmp_path, monkeypatch, modern, mlp, pooling, prefix):
     """Unit vectors, so that 1e-4 is absolute; float32 rounding through some eighty layers."""
     torch = pytest.importorskip("torch")
@@ -265,13 +302,23 @@ def test_vectors_equal_those_of_torch(tmp_path, monkeypatch, modern, mlp, poolin
     optimizer = torch.optim.AdamW(modules["image_projection.projection"].parameters())
     modules["image_projection.projection"](torch.ones(1, 1280)).sum().backward()
     optimizer.step()
-    state |= {f"image_projection.projection.{key}": value
-              for key, value in modules["image_projection.projection"].state_dict().items()}
+    state |= {
+        f"image_projection.projection.{key}": value
+        for key, value in modules["image_projection.projection"].state_dict().items()
+    }
     config = CONFIG | {"model": {"text_encoder": {"pooling": pooling}}, "transform": omegaconf_like(monkeypatch)}
-    torch.save({"model": {prefix + key: value for key, value in state.items()}, "optimizer": optimizer.state_dict(),
-                "scheduler": {"last_epoch": 3}, "config": config, "epoch": 7, "train_loss": np.float64(1.5)},
-               tmp_path / "model-best.tar")
-    words = str(tokenizer_file(tmp_path / "tokenizer.json"))      # or the hub would be asked for it
+    torch.save(
+        {
+            "model": {prefix + key: value for key, value in state.items()},
+            "optimizer": optimizer.state_dict(),
+            "scheduler": {"last_epoch": 3},
+            "config": config,
+            "epoch": 7,
+            "train_loss": np.float64(1.5),
+        },
+        tmp_path / "model-best.tar",
+    )
+    words = str(tokenizer_file(tmp_path / "tokenizer.json"))  # or the hub would be asked for it
     variables, meta, *_ = opening.import_weights(tmp_path / "model-best.tar", tokenizer=words)
     assert meta["config"]["model"]["pooling"] == pooling and meta["config"]["image"]["mean"] == 0.25
     assert meta["config"]["model"]["projection"]["kind"] == ("mlp" if mlp else "linear")
@@ -294,9 +341,16 @@ def test_what_is_written_loads_strictly_into_the_original_modules(tmp_path):
     loaded = torch.load(tmp_path / "b2.tar", weights_only=True)
     image = library("efficientnet_pytorch").EfficientNet.from_name("efficientnet-b2")
     image._fc = torch.nn.Identity()
-    text = transformers.BertModel(transformers.BertConfig(
-        vocab_size=ROWS, hidden_size=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=256))
+    text = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=ROWS,
+            hidden_size=TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=256,
+        )
+    )
     for prefix, module in (("image_encoder.", image), (BERT, text)):
         part = {key.removeprefix(prefix): value for key, value in loaded["model"].items() if key.startswith(prefix)}
         module.load_state_dict(part, strict=True)

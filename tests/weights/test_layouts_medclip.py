@@ -24,11 +24,17 @@ def state_without_torch(vision):
     random = np.random.default_rng(0)
     state = {}
     for prefix, who, options, channels in (
-            ("vision_model.model.", vision, {"variant": "50"} if "resnet" in vision else {"variant": "tiny"}, 3),
-            ("text_model.model.", "bert", BERT, 0)):
+        ("vision_model.model.", vision, {"variant": "50"} if "resnet" in vision else {"variant": "tiny"}, 3),
+        ("text_model.model.", "bert", BERT, 0),
+    ):
         table = names.naming(who)
-        variables = naming.unflatten_dict({path: random.normal(size=leaf.shape).astype(np.float32)
-                                           for path, leaf in naming.abstract(table, options, channels).items()}, sep="/")
+        variables = naming.unflatten_dict(
+            {
+                path: random.normal(size=leaf.shape).astype(np.float32)
+                for path, leaf in naming.abstract(table, options, channels).items()
+            },
+            sep="/",
+        )
         state |= {prefix + key: value for key, value in naming.write(table, variables, options).items()}
     head = "vision_model.model.fc.weight" if "resnet" in vision else "vision_model.projection_head.weight"
     state[head] = random.normal(size=(512, 2048 if "resnet" in vision else 768)).astype(np.float32)
@@ -84,11 +90,15 @@ def test_embeddings_equal_torch(vision, tmp_path):
 
         def image_side(x):
             return modules["vision_model.projection_head"](tower(x).pooler_output)
+
     text = transformers.BertModel(transformers.BertConfig(**BERT))
     modules |= {"text_model.model": text, "text_model.projection_head": torch.nn.Linear(128, 512, bias=False)}
-    state = {f"{name}.{key}": value.numpy() for name, module in modules.items()
-             for key, value in module.eval().state_dict().items()} | {"logit_scale": np.float32(2.6)}
-    if vision == "swin":        # in files it has other names than in memory
+    state = {
+        f"{name}.{key}": value.numpy()
+        for name, module in modules.items()
+        for key, value in module.eval().state_dict().items()
+    } | {"logit_scale": np.float32(2.6)}
+    if vision == "swin":  # in files it has other names than in memory
         tower.save_pretrained(tmp_path)
         state = {key: value for key, value in state.items() if not key.startswith("vision_model.model.")}
         state |= {f"vision_model.model.{key}": value for key, value in read(tmp_path).state.items()}
@@ -99,8 +109,12 @@ def test_embeddings_equal_torch(vision, tmp_path):
         theirs = image_side(pixels)
         states = text(torch.tensor(ids), output_hidden_states=True).hidden_states
         words = modules["text_model.projection_head"](torch.stack([states[1], states[2], states[-1]]).mean((0, 2)))
-    meta = {"config": {"image": model.image, "model": model.model, "data": {"text_length": 77}}, "tokenizer": None,
-            "preprocessing": model.preprocessing, "provenance": {}}
+    meta = {
+        "config": {"image": model.image, "model": model.model, "data": {"text_length": 77}},
+        "tokenizer": None,
+        "preprocessing": model.preprocessing,
+        "provenance": {},
+    }
     ours = DualEncoder(model.variables, meta, 0, batch_size=2, mesh=make_mesh({}, jax.devices()[:1]))
     for found, expected in ((ours.embed_image(images), theirs), (ours.embed_tokens(ids, ids > 0), words)):
         assert abs(found - (expected / expected.norm(dim=1, keepdim=True)).numpy()).max() < 1e-4

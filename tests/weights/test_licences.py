@@ -16,12 +16,22 @@ def provenance(*entries, **data):
     return {"licences": list(entries), "data": data}
 
 
-@pytest.mark.parametrize("text, key", [
-    ("mammo_clip", "mammo_clip"), ("Mammo-CLIP", "mammo_clip"), ("cc by-nc-sa 4.0", "cc-by-nc-sa-4.0"),
-    ("Apache License 2.0", "apache-2.0"), ("MIT", "mit"), ("CC0-1.0", "cc0-1.0"), ("CC BY 3.0", "cc-by-3.0"),
-    ("answerdotai/ModernBERT-base", "modernbert"), ("", "unknown"), ("  ", "unknown"),
-    ("weights of Mammo FM, academic", "mammo_fm"),
-])
+@pytest.mark.parametrize(
+    "text, key",
+    [
+        ("mammo_clip", "mammo_clip"),
+        ("Mammo-CLIP", "mammo_clip"),
+        ("cc by-nc-sa 4.0", "cc-by-nc-sa-4.0"),
+        ("Apache License 2.0", "apache-2.0"),
+        ("MIT", "mit"),
+        ("CC0-1.0", "cc0-1.0"),
+        ("CC BY 3.0", "cc-by-3.0"),
+        ("answerdotai/ModernBERT-base", "modernbert"),
+        ("", "unknown"),
+        ("  ", "unknown"),
+        ("weights of Mammo FM, academic", "mammo_fm"),
+    ],
+)
 def test_names_are_found_however_they_are_written(text, key):
     assert licences.find(text).key == key
 
@@ -57,8 +67,12 @@ def test_mammo_fm_is_neither_exported_nor_started_from():
 
 def test_an_override_becomes_a_record():
     record = licences.check("export", provenance(MAMMO_FM, MIT), " letter of the authors, 3 May 2026 ")
-    assert record == {"action": "export", "override": "letter of the authors, 3 May 2026",
-                      "of": ["the lab's own copy"], "date": datetime.date.today().isoformat()}
+    assert record == {
+        "action": "export",
+        "override": "letter of the authors, 3 May 2026",
+        "of": ["the lab's own copy"],
+        "date": datetime.date.today().isoformat(),
+    }
     with pytest.raises(UserError):
         licences.check("export", provenance(MAMMO_FM), "   ")
 
@@ -71,6 +85,7 @@ def test_what_nothing_forbids_needs_no_record():
 
 def test_data_sets_have_a_say():
     from mammoclip_jax.data.sources import embed
+
     embed_data = {"licence": embed.LICENCE, "real": True, "counts": {"images": 4}}
     trained = provenance(hospital={"licence": "private"}, embed=embed_data)
     with pytest.raises(UserError, match="data set embed"):
@@ -81,17 +96,27 @@ def test_data_sets_have_a_say():
 def test_terms_travel_over_two_generations():
     parent = provenance(MAMMO_FM, embed={"licence": "EMBED Research Use Agreement", "real": True, "counts": {}})
     overridden = {"action": "initialise", "override": "letter", "of": ["the lab's own copy"], "date": "2026-05-03"}
-    child = {"licences": licences.inherit([parent, provenance(MIT)]), "overrides": [overridden],
-             "data": {"phantom": {"licence": "CC0-1.0", "real": False, "counts": {}}}}
-    child = json.loads(json.dumps(child))       # as in a checkpoint
-    grandchild = {"licences": licences.inherit([child, provenance(MIT)]),
-                  "overrides": licences.inherit_overrides([child, parent, child]), "data": {}}
+    child = {
+        "licences": licences.inherit([parent, provenance(MIT)]),
+        "overrides": [overridden],
+        "data": {"phantom": {"licence": "CC0-1.0", "real": False, "counts": {}}},
+    }
+    child = json.loads(json.dumps(child))  # as in a checkpoint
+    grandchild = {
+        "licences": licences.inherit([child, provenance(MIT)]),
+        "overrides": licences.inherit_overrides([child, parent, child]),
+        "data": {},
+    }
     assert [entry["weights"] for entry in grandchild["licences"]] == [
-        "the lab's own copy", "data set embed", "somebody/encoder", "data set phantom"]
+        "the lab's own copy",
+        "data set embed",
+        "somebody/encoder",
+        "data set phantom",
+    ]
     assert grandchild["licences"][0] == MAMMO_FM
     assert grandchild["overrides"] == [overridden]
     for generation in (child, grandchild):
-        with pytest.raises(UserError) as error:     # the override was of another action
+        with pytest.raises(UserError) as error:  # the override was of another action
             licences.check("export", generation)
         assert "the lab's own copy" in str(error.value) and "data set embed" in str(error.value)
     assert licences.check("export", grandchild, "letters")["of"] == ["the lab's own copy", "data set embed"]

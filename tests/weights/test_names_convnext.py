@@ -26,8 +26,12 @@ NAMINGS = {"convnext": HUGGINGFACE, "convnext/timm": TIMM, "convnext/authors": A
 SMALL = {"width": 8, "depths": (1, 2, 1, 1)}
 PUBLISHED = {name: {"variant": name} for name in VARIANTS} | {"xlarge": {"width": 256, "depths": (3, 3, 27, 3)}}
 # Without their classifier: the authors' 28.6, 50.2, 88.6 and 197.8 million to the last one, less 1000 classes.
-PARAMETERS = {"tiny": 28_589_128 - 769_000, "small": 50_223_688 - 769_000, "base": 88_591_464 - 1_025_000,
-              "large": 197_767_336 - 1_537_000}
+PARAMETERS = {
+    "tiny": 28_589_128 - 769_000,
+    "small": 50_223_688 - 769_000,
+    "base": 88_591_464 - 1_025_000,
+    "large": 197_767_336 - 1_537_000,
+}
 # Options that the files do not tell: transformers' configs say so.
 EPSILON = {"convnext": {"layer_norm_eps": 1e-12}, "convnext/timm": {}, "convnext/authors": {}}
 
@@ -54,20 +58,30 @@ def huggingface(with_config=True, **options):
     package = library("transformers")
     config = package.ConvNextConfig(**options)
     theirs = package.ConvNextModel(config)
-    return (HUGGINGFACE, theirs, lambda x: theirs(x).last_hidden_state, lambda x: theirs(x).pooler_output,
-            config.to_dict() if with_config else None)
+    return (
+        HUGGINGFACE,
+        theirs,
+        lambda x: theirs(x).last_hidden_state,
+        lambda x: theirs(x).pooler_output,
+        config.to_dict() if with_config else None,
+    )
 
 
 WIDTHS = {"hidden_sizes": [8, 16, 32, 64], "depths": [1, 2, 1, 1]}
 CASES = {
     "timm": (timm, {"architecture": "convnext_tiny", "dims": (8, 16, 32, 64), "depths": (1, 2, 1, 1)}, SMALL),
-    "timm, one channel": (timm, {"architecture": "convnext_base", "dims": (4, 8, 16, 32), "depths": (1, 1, 1, 1),
-                                 "in_chans": 1}, {"width": 4, "depths": (1, 1, 1, 1)}),
+    "timm, one channel": (
+        timm,
+        {"architecture": "convnext_base", "dims": (4, 8, 16, 32), "depths": (1, 1, 1, 1), "in_chans": 1},
+        {"width": 4, "depths": (1, 1, 1, 1)},
+    ),
     "huggingface": (huggingface, WIDTHS, SMALL | {"layer_norm_eps": 1e-12}),
     "huggingface, no config": (huggingface, {"with_config": False, **WIDTHS}, SMALL | {"layer_norm_eps": 1e-12}),
     "huggingface, three stages": (
-        huggingface, {"hidden_sizes": [8, 16, 32], "depths": [1, 1, 2], "num_stages": 3, "layer_norm_eps": 0.1},
-        {"width": 8, "depths": (1, 1, 2), "layer_norm_eps": 0.1}),
+        huggingface,
+        {"hidden_sizes": [8, 16, 32], "depths": [1, 1, 2], "num_stages": 3, "layer_norm_eps": 0.1},
+        {"width": 8, "depths": (1, 1, 2), "layer_norm_eps": 0.1},
+    ),
     "timm tiny": (timm, {"architecture": "convnext_tiny"}, {"variant": "tiny"}),
 }
 
@@ -93,8 +107,9 @@ def run(model, variables, x, train):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", [
-    pytest.param(name, marks=pytest.mark.slow if name.endswith("tiny") else ()) for name in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name.endswith("tiny") else ()) for name in CASES]
+)
 def test_features_equal_the_originals(case):
     """Evaluation at a size that no patch fills, training at another; written back, strictly."""
     build, arguments, expected_options = CASES[case]
@@ -131,7 +146,8 @@ def test_files_of_the_authors_are_what_timm_reads_in_them():
     tower = naming.read(TIMM, state)
     original = naming.write(AUTHORS, tower.variables, tower.options)
     turned = package.models.convnext.checkpoint_filter_fn(
-        {key: torch.tensor(value) for key, value in original.items()}, theirs)
+        {key: torch.tensor(value) for key, value in original.items()}, theirs
+    )
     assert turned.keys() == state.keys()
     assert all(np.array_equal(turned[key].numpy(), state[key]) for key in state)
     again = naming.read(AUTHORS, original)
@@ -145,8 +161,9 @@ def test_every_variant_has_the_keys_and_shapes_of_the_originals(name):
     torch = pytest.importorskip("torch")
     counts, width = VARIANTS[name] if name in VARIANTS else ((3, 3, 27, 3), 256)
     for build, arguments in (
-            (timm, {"architecture": f"convnext_{name}"}),
-            (huggingface, {"hidden_sizes": [width * 2**i for i in range(4)], "depths": [*counts]})):
+        (timm, {"architecture": f"convnext_{name}"}),
+        (huggingface, {"hidden_sizes": [width * 2**i for i in range(4)], "depths": [*counts]}),
+    ):
         with torch.device("meta"):
             table, theirs, _, _, config = build(**arguments)
         expected = shapes(theirs.state_dict())
@@ -173,7 +190,8 @@ def test_no_network_of_timm_is_taken_for_another():
         except UserError:
             continue
         if shapes(naming.write(TIMM, zeros(TIMM, options), options)) != {
-                key: shape for key, shape in arrays.items() if not key.startswith("head.pre_logits.")}:
+            key: shape for key, shape in arrays.items() if not key.startswith("head.pre_logits.")
+        }:
             continue
         accepted.add(architecture)
         assert {module.eps for module in theirs.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-6}
@@ -202,8 +220,11 @@ def random_state(who, options, channels=3):
 
 
 @pytest.mark.parametrize("who", NAMINGS)
-@pytest.mark.parametrize("options, channels", [
-    (SMALL, 1), ({"width": 4, "depths": (1, 11)}, 3), ({"variant": "tiny"}, 4)], ids=["small", "two stages", "tiny"])
+@pytest.mark.parametrize(
+    "options, channels",
+    [(SMALL, 1), ({"width": 4, "depths": (1, 11)}, 3), ({"variant": "tiny"}, 4)],
+    ids=["small", "two stages", "tiny"],
+)
 def test_what_is_read_is_written_bit_for_bit(who, options, channels):
     table, state = NAMINGS[who], random_state(who, options, channels)
     tower = naming.read(table, state)
@@ -223,12 +244,24 @@ def test_signs_tell_the_namings_apart(who):
     assert [other for other in names.NAMINGS if keys.issuperset(names.naming(other).signs)] == [who]
 
 
-@pytest.mark.parametrize("other, options", [
-    *((name, {"variant": "b0"}) for name in names.NAMINGS if name.startswith("efficientnet")),
-    *((name, {"variant": "18"}) for name in names.NAMINGS if name.startswith("resnet")),
-    ("clip_text", {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8,
-                   "max_position_embeddings": 8, "vocab_size": 8}),
-])
+@pytest.mark.parametrize(
+    "other, options",
+    [
+        *((name, {"variant": "b0"}) for name in names.NAMINGS if name.startswith("efficientnet")),
+        *((name, {"variant": "18"}) for name in names.NAMINGS if name.startswith("resnet")),
+        (
+            "clip_text",
+            {
+                "hidden_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "intermediate_size": 8,
+                "max_position_embeddings": 8,
+                "vocab_size": 8,
+            },
+        ),
+    ],
+)
 def test_signs_are_in_no_other_encoder(other, options):
     table = names.naming(other)
     keys = set(naming.write(table, zeros(table, options, 3 if table.stem else 0), options))
@@ -248,7 +281,8 @@ def test_places_of_some_arrays():
     assert AUTHORS.leaf("embeddings/layernorm/scale").key == "downsample_layers.0.1.weight"
     assert HUGGINGFACE.leaf(f"{path}/layer_scale_parameter").key == "encoder.stages.2.layers.11.layer_scale_parameter"
     assert HUGGINGFACE.leaf("encoder/stages_1/downsampling_layer_0/scale").key == (
-        "encoder.stages.1.downsampling_layer.0.weight")
+        "encoder.stages.1.downsampling_layer.0.weight"
+    )
     with pytest.raises(UserError, match="no place for encoder/stages_0/grn/scale"):
         HUGGINGFACE.leaf("encoder/stages_0/grn/scale")
 
@@ -257,7 +291,8 @@ def test_other_networks_are_refused_with_the_reason():
     state = random_state("convnext/timm", SMALL)
     gamma = "stages.1.blocks.1.gamma"
     grn = {key: value for key, value in state.items() if key != gamma} | {
-        "stages.1.blocks.1.mlp.grn.weight": np.ones(64, np.float32)}                        # as ConvNeXt V2 has it
+        "stages.1.blocks.1.mlp.grn.weight": np.ones(64, np.float32)
+    }  # as ConvNeXt V2 has it
     with pytest.raises(UserError, match=r"missing stages\.1\.blocks\.1\.gamma\. unused .*mlp\.grn\.weight\. Is it"):
         naming.read(TIMM, grn)
     with pytest.raises(UserError, match=r"gamma has the shape \(3,\)"):
@@ -273,20 +308,28 @@ def test_other_networks_are_refused_with_the_reason():
 
 def test_convolutions_in_place_of_linear_layers_may_be_reshaped_as_the_message_says():
     state = random_state("convnext/timm", SMALL)
-    nano = {key: value[..., None, None] if ".mlp.fc" in key and value.ndim == 2 else value
-            for key, value in state.items()}
+    nano = {
+        key: value[..., None, None] if ".mlp.fc" in key and value.ndim == 2 else value for key, value in state.items()
+    }
     with pytest.raises(UserError, match=r"mlp\.fc1\.weight has the shape \(32, 8, 1, 1\).*Reshape"):
         naming.read(TIMM, nano)
-    again = {key: value.reshape(value.shape[:2]) if key.endswith(("mlp.fc1.weight", "mlp.fc2.weight")) else value
-             for key, value in nano.items()}
+    again = {
+        key: value.reshape(value.shape[:2]) if key.endswith(("mlp.fc1.weight", "mlp.fc2.weight")) else value
+        for key, value in nano.items()
+    }
     jax.tree.map(np.testing.assert_array_equal, naming.read(TIMM, again), naming.read(TIMM, state))
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"hidden_act": "gelu_new"}, "hidden_act gelu_new.*gelu"), ({"hidden_sizes": [8, 16, 32, 96]}, "hidden_sizes"),
-    ({"depths": [3, 3, 9, 3]}, r"depths \[3, 3, 9, 3\].*\[1, 2, 1, 1\]"), ({"num_stages": 3}, "num_stages 3"),
-    ({"patch_size": 8}, "patch_size 8"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_act": "gelu_new"}, "hidden_act gelu_new.*gelu"),
+        ({"hidden_sizes": [8, 16, 32, 96]}, "hidden_sizes"),
+        ({"depths": [3, 3, 9, 3]}, r"depths \[3, 3, 9, 3\].*\[1, 2, 1, 1\]"),
+        ({"num_stages": 3}, "num_stages 3"),
+        ({"patch_size": 8}, "patch_size 8"),
+    ],
+)
 def test_configs_of_transformers_that_are_another_network(change, message):
     config = {"hidden_sizes": (8, 16, 32, 64), "depths": [1, 2, 1, 1], "num_stages": 4, "hidden_act": "gelu"}
     found = shapes(random_state("convnext", SMALL))

@@ -16,16 +16,24 @@ from mammoclip_jax.weights.names import downstream
 from mammoclip_jax.weights.naming import traced
 
 DETECTOR = {
-    "b5": {"image": {"name": "efficientnet", "variant": "b5", "pads": "detector", "taps": [37]},
-           "stages": ["stage5", "block37", "head"]},
-    "b2": {"image": {"name": "efficientnet", "variant": "b2", "pads": "detector", "taps": [21]},
-           "stages": ["stage5", "block21", "head"]},
+    "b5": {
+        "image": {"name": "efficientnet", "variant": "b5", "pads": "detector", "taps": [37]},
+        "stages": ["stage5", "block37", "head"],
+    },
+    "b2": {
+        "image": {"name": "efficientnet", "variant": "b2", "pads": "detector", "taps": [21]},
+        "stages": ["stage5", "block21", "head"],
+    },
 }
 # With one class and two, of the published detector without the _fc that nothing calls.
 PARAMETERS = {("b5", 1): 40_945_501, ("b5", 2): 40_966_246, ("b2", 1): 18_612_015}
 TENSORS = {"b5": 890, "b2": 544}
-CLASSIFIER = {"image": {"name": "efficientnet", "variant": "b2"}, "labels": ["A", "B", "C", "D"],
-              "activation": "softmax", "dtype": "float32"}
+CLASSIFIER = {
+    "image": {"name": "efficientnet", "variant": "b2"},
+    "labels": ["A", "B", "C", "D"],
+    "activation": "softmax",
+    "dtype": "float32",
+}
 HEAD = "classifier.classification_head."
 
 
@@ -44,8 +52,9 @@ def shapes(module):
 def random_variables(module):
     """Variables of the right shapes; every array is different."""
     random = np.random.default_rng(0)
-    return unflatten_dict({name: random.normal(size=leaf.shape).astype(np.float32)
-                           for name, leaf in shapes(module).items()}, sep="/")
+    return unflatten_dict(
+        {name: random.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes(module).items()}, sep="/"
+    )
 
 
 def equal(ours, theirs):
@@ -84,7 +93,9 @@ def test_detector_written_is_read_again(detector_state):
     assert options == DETECTOR["b2"] | {"classes": 2}
     equal(again, variables)
     assert {key for key in unused if not key.endswith("num_batches_tracked")} == {
-        "efficientnet._fc.weight", "efficientnet._fc.bias"}
+        "efficientnet._fc.weight",
+        "efficientnet._fc.bias",
+    }
     assert state["efficientnet._fc.weight"].shape == (2, 1408)
 
 
@@ -93,11 +104,14 @@ def test_detector_keys_hold_what_their_names_say(detector_state):
     variables, state = detector_state
     params = variables["params"]
     np.testing.assert_array_equal(
-        state["classificationModel.output.weight"][5, 7], params["classification"]["output"]["kernel"][:, :, 7, 5])
+        state["classificationModel.output.weight"][5, 7], params["classification"]["output"]["kernel"][:, :, 7, 5]
+    )
     np.testing.assert_array_equal(state["regressionModel.conv3.bias"], params["regression"]["conv3"]["bias"])
     np.testing.assert_array_equal(state["fpn.P4_1.weight"][:, :, 0, 0].T, params["fpn"]["P4_1"]["kernel"][0, 0])
-    np.testing.assert_array_equal(state["efficientnet._blocks.21._bn2.running_var"],
-                                  variables["batch_stats"]["image_encoder"]["block21"]["project_bn"]["var"])
+    np.testing.assert_array_equal(
+        state["efficientnet._blocks.21._bn2.running_var"],
+        variables["batch_stats"]["image_encoder"]["block21"]["project_bn"]["var"],
+    )
 
 
 def test_classifier_written_is_read_again(classifier_state):
@@ -114,34 +128,48 @@ def without(state, *keys):
     return {key: value for key, value in state.items() if key not in keys}
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: without(s, "fpn.P6.bias"), "fpn.P6.bias"),
-    (lambda s: without(s, "efficientnet._blocks.3._bn1.running_mean"), "_bn1.running_mean"),
-    (lambda s: s | {"domainModel.conv1.weight": np.zeros(3)}, "domainModel.conv1.weight"),
-    (lambda s: s | {"regressionModel.conv2.weight": np.zeros((256, 128, 3, 3))}, "regressionModel.conv2.weight"),
-    (lambda s: s | {"regressionModel.output.bias": np.zeros(24)}, "regressionModel.output.bias"),
-    (lambda s: s | {"classificationModel.output.weight": np.zeros((20, 256, 3, 3))}, "classificationModel.output.weight"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: without(s, "fpn.P6.bias"), "fpn.P6.bias"),
+        (lambda s: without(s, "efficientnet._blocks.3._bn1.running_mean"), "_bn1.running_mean"),
+        (lambda s: s | {"domainModel.conv1.weight": np.zeros(3)}, "domainModel.conv1.weight"),
+        (lambda s: s | {"regressionModel.conv2.weight": np.zeros((256, 128, 3, 3))}, "regressionModel.conv2.weight"),
+        (lambda s: s | {"regressionModel.output.bias": np.zeros(24)}, "regressionModel.output.bias"),
+        (
+            lambda s: s | {"classificationModel.output.weight": np.zeros((20, 256, 3, 3))},
+            "classificationModel.output.weight",
+        ),
+    ],
+)
 def test_detector_that_does_not_fit_is_refused(detector_state, change, message):
     with pytest.raises(UserError, match=message):
         downstream.read_detector(change(detector_state[1]))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: without(s, HEAD + "bias"), "classification_head.bias"),
-    (lambda s: s | {"mapper.weight": np.zeros(3)}, "mapper.weight"),
-    (lambda s: s | {HEAD + "bias": np.zeros(3)}, "do not belong together"),
-    (lambda s: s | {HEAD + "weight": np.zeros((4, 2048))}, "2048.*1408"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: without(s, HEAD + "bias"), "classification_head.bias"),
+        (lambda s: s | {"mapper.weight": np.zeros(3)}, "mapper.weight"),
+        (lambda s: s | {HEAD + "bias": np.zeros(3)}, "do not belong together"),
+        (lambda s: s | {HEAD + "weight": np.zeros((4, 2048))}, "2048.*1408"),
+    ],
+)
 def test_classifier_that_does_not_fit_is_refused(classifier_state, change, message):
     with pytest.raises(UserError, match=message):
         downstream.read_classifier(change(classifier_state[1]))
 
 
-@pytest.mark.parametrize("image, message", [
-    ({"variant": "b0"}, "b5 and b2"), ({"pads": "nominal"}, "pads is 'nominal'.*'detector'"),
-    ({"pooling": "gem"}, "pooling is 'gem'"), ({"name": "resnet"}, "resnet"),
-])
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        ({"variant": "b0"}, "b5 and b2"),
+        ({"pads": "nominal"}, "pads is 'nominal'.*'detector'"),
+        ({"pooling": "gem"}, "pooling is 'gem'"),
+        ({"name": "resnet"}, "resnet"),
+    ],
+)
 def test_what_the_published_detector_cannot_be_is_not_written(image, message):
     model = detector_options("b2")
     with pytest.raises(UserError, match=message):
@@ -195,8 +223,10 @@ def test_state_dict_has_the_published_keys_and_shapes(variant):
     count = sum(p.numel() for name, p in theirs.named_parameters() if "_fc" not in name)
     assert count == PARAMETERS[variant, 1]
     model = detector_options(variant)
-    zeros = unflatten_dict({name: np.broadcast_to(np.float32(0), leaf.shape)
-                            for name, leaf in shapes(models.detector(model)).items()}, sep="/")
+    zeros = unflatten_dict(
+        {name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in shapes(models.detector(model)).items()},
+        sep="/",
+    )
     state = downstream.write_detector(zeros, meta(model))["state_dict"]
     assert {key: value.shape for key, value in state.items()} == wanted
 
@@ -219,12 +249,20 @@ def test_detector_equals_torch(variant, sizes):
         logits, regressions = run(variables, ours)
         with torch.no_grad():
             expected, expected_regressions = theirs(x)
-        assert expected.std() > 0.3 and expected_regressions.std() > 0.3      # else agreement says nothing
+        assert expected.std() > 0.3 and expected_regressions.std() > 0.3  # else agreement says nothing
         np.testing.assert_allclose(jax.nn.sigmoid(logits), torch.sigmoid(expected), atol=1e-4)
-        np.testing.assert_allclose(regressions, expected_regressions, atol=1e-4 * float(expected_regressions.std()) + 1e-4)
-    theirs.load_state_dict({
-        key: torch.tensor(value) for key, value in downstream.write_detector(
-            variables, meta(detector_options(variant, 2)))["state_dict"].items()}, strict=True)
+        np.testing.assert_allclose(
+            regressions, expected_regressions, atol=1e-4 * float(expected_regressions.std()) + 1e-4
+        )
+    theirs.load_state_dict(
+        {
+            key: torch.tensor(value)
+            for key, value in downstream.write_detector(variables, meta(detector_options(variant, 2)))[
+                "state_dict"
+            ].items()
+        },
+        strict=True,
+    )
     with torch.no_grad():
         torch.testing.assert_close(theirs(x)[0], expected, rtol=0, atol=0)
 

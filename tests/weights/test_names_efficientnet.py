@@ -50,7 +50,8 @@ def lukemelas(variant):
 
 def lite(variant):
     theirs = library("efficientnet_lite_pytorch").EfficientNet.from_name(
-        f"efficientnet-{variant}", drop_connect_rate=0.0)
+        f"efficientnet-{variant}", drop_connect_rate=0.0
+    )
     theirs._fc = None
     return LUKEMELAS, theirs, theirs.extract_features, None
 
@@ -71,10 +72,15 @@ def huggingface(variant, **options):
     if not options:
         scaling = VARIANTS[variant]
         specs, table = block_specs(scaling.width, scaling.depth), pads(variant)
-        options = {"width_coefficient": scaling.width, "depth_coefficient": scaling.depth, "image_size": scaling.size,
-                   "hidden_dim": abstract(HUGGINGFACE, {"variant": variant}, 3)["params/head/kernel"].shape[1]}
-        options["depthwise_padding"] = [i for i, spec in enumerate(specs) if spec.stride == 2 and
-                                        len(set(table[f"block{i:02d}"][0])) == 1]
+        options = {
+            "width_coefficient": scaling.width,
+            "depth_coefficient": scaling.depth,
+            "image_size": scaling.size,
+            "hidden_dim": abstract(HUGGINGFACE, {"variant": variant}, 3)["params/head/kernel"].shape[1],
+        }
+        options["depthwise_padding"] = [
+            i for i, spec in enumerate(specs) if spec.stride == 2 and len(set(table[f"block{i:02d}"][0])) == 1
+        ]
     config = package.EfficientNetConfig(drop_connect_rate=0.0, **options)
     theirs = package.EfficientNetModel(config)
     return HUGGINGFACE, theirs, lambda x: theirs(x).last_hidden_state, config.to_dict()
@@ -88,11 +94,16 @@ CASES = {
     "timm tf lite0": (timm, ("tf_efficientnet_lite0",), {"variant": "lite0", "pads": "same"}),
     "torchvision b0": (torchvision, ("b0",), {"variant": "b0", "pads": "symmetric", "batch_norm_eps": 1e-5}),
     "torchvision b5": (torchvision, ("b5",), {"variant": "b5", "pads": "symmetric", "batch_norm_eps": 1e-3}),
-    "huggingface, even": (functools.partial(huggingface, depthwise_padding=[], **TINY), ("",), {
-        "variant": "b0", "width": 0.5, "depth": 0.3, "pads": "nominal", "pooling": "avg", "batch_norm_eps": 1e-3}),
-    "huggingface, odd": (functools.partial(huggingface, depthwise_padding=[2, 3, 5], batch_norm_eps=1e-2, **TINY),
-                         ("",), {"variant": "b2", "width": 0.5, "depth": 0.3, "pads": "nominal", "pooling": "avg",
-                                 "batch_norm_eps": 1e-2}),
+    "huggingface, even": (
+        functools.partial(huggingface, depthwise_padding=[], **TINY),
+        ("",),
+        {"variant": "b0", "width": 0.5, "depth": 0.3, "pads": "nominal", "pooling": "avg", "batch_norm_eps": 1e-3},
+    ),
+    "huggingface, odd": (
+        functools.partial(huggingface, depthwise_padding=[2, 3, 5], batch_norm_eps=1e-2, **TINY),
+        ("",),
+        {"variant": "b2", "width": 0.5, "depth": 0.3, "pads": "nominal", "pooling": "avg", "batch_norm_eps": 1e-2},
+    ),
 }
 
 
@@ -120,8 +131,9 @@ def run(model, variables, x, train):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", [
-    pytest.param(name, marks=pytest.mark.slow if name == "torchvision b5" else ()) for name in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name == "torchvision b5" else ()) for name in CASES]
+)
 def test_features_equal_the_originals(case):
     """Evaluation at an odd size; training at another, with the running statistics it leaves; written back, strictly."""
     build, arguments, expected_options = CASES[case]
@@ -170,12 +182,17 @@ def test_pooled_features_of_transformers(kind, ours):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("build, name, variant", [
-    *((lukemelas, name, name) for name in FULL), *((lite, name, name) for name in LITE),
-    *((torchvision, name, name) for name in FULL), *((huggingface, name, name) for name in FULL),
-    *((timm, f"efficientnet_{name}", name) for name in (*FULL, *LITE)),
-    *((timm, f"tf_efficientnet_{name}", name) for name in (*FULL, *LITE)),
-])
+@pytest.mark.parametrize(
+    "build, name, variant",
+    [
+        *((lukemelas, name, name) for name in FULL),
+        *((lite, name, name) for name in LITE),
+        *((torchvision, name, name) for name in FULL),
+        *((huggingface, name, name) for name in FULL),
+        *((timm, f"efficientnet_{name}", name) for name in (*FULL, *LITE)),
+        *((timm, f"tf_efficientnet_{name}", name) for name in (*FULL, *LITE)),
+    ],
+)
 def test_every_variant_has_the_keys_and_shapes_of_the_originals(build, name, variant):
     torch = pytest.importorskip("torch")
     with torch.device("meta"):
@@ -204,10 +221,17 @@ def random_state(who, variant, channels=3):
     return {key: random.normal(size=value.shape).astype(value.dtype) for key, value in state.items()}
 
 
-@pytest.mark.parametrize("who, variant, channels", [
-    ("lukemelas", "b0", 1), ("lukemelas", "lite1", 3), ("huggingface", "b0", 3), ("timm", "b1", 3),
-    ("timm", "lite2", 1), ("torchvision", "b0", 4),
-])
+@pytest.mark.parametrize(
+    "who, variant, channels",
+    [
+        ("lukemelas", "b0", 1),
+        ("lukemelas", "lite1", 3),
+        ("huggingface", "b0", 3),
+        ("timm", "b1", 3),
+        ("timm", "lite2", 1),
+        ("torchvision", "b0", 4),
+    ],
+)
 def test_what_is_read_is_written_bit_for_bit(who, variant, channels):
     table, state = NAMINGS[who], random_state(who, variant, channels)
     tower = naming.read(table, state)
@@ -241,7 +265,9 @@ def test_places_of_some_arrays():
 def test_classifier_of_timm_from_tensorflow_is_known_by_its_config():
     state = shapes(random_state("timm", "b0"))
     assert TIMM.options(state, {"architecture": "tf_efficientnet_b0", "num_classes": 2}) == {
-        "variant": "b0", "pads": "same"}
+        "variant": "b0",
+        "pads": "same",
+    }
     plain = {"variant": "b0", "pads": "symmetric", "batch_norm_eps": 1e-5}
     assert TIMM.options(state, {"architecture": "efficientnet_b0"}) == TIMM.options(state, None) == plain
     assert TORCHVISION.options(shapes(random_state("torchvision", "b0")), None) == plain
@@ -262,13 +288,18 @@ def test_unpublished_networks_are_refused_with_what_was_found():
         naming.write(LUKEMELAS, zeros(LUKEMELAS, {"pooling": "gem"}), {"variant": "b0"})
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"kernel_sizes": [3] * 7}, "kernel_sizes"), ({"hidden_act": "relu"}, "hidden_act relu.*swish"),
-    ({"squeeze_expansion_ratio": 0.5}, "squeeze_expansion_ratio 0.5"), ({"pooling_type": "sum"}, "pooling_type 'sum'"),
-    ({"depthwise_padding": [1]}, r"depthwise_padding \[1\]"),
-    ({"width_coefficient": 0.25}, "block 0 as many output channels"),
-    ({"width_coefficient": 1.4, "depth_coefficient": 1.8, "depthwise_padding": [6, 22]}, r"\[6, 22\]"),    # Lite4's
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"kernel_sizes": [3] * 7}, "kernel_sizes"),
+        ({"hidden_act": "relu"}, "hidden_act relu.*swish"),
+        ({"squeeze_expansion_ratio": 0.5}, "squeeze_expansion_ratio 0.5"),
+        ({"pooling_type": "sum"}, "pooling_type 'sum'"),
+        ({"depthwise_padding": [1]}, r"depthwise_padding \[1\]"),
+        ({"width_coefficient": 0.25}, "block 0 as many output channels"),
+        ({"width_coefficient": 1.4, "depth_coefficient": 1.8, "depthwise_padding": [6, 22]}, r"\[6, 22\]"),  # Lite4's
+    ],
+)
 def test_configs_of_transformers_that_are_another_network(change, message):
     config = {"width_coefficient": 0.5, "depth_coefficient": 0.3, "depthwise_padding": []}
     assert HUGGINGFACE.options({}, config)["variant"] == "b0"

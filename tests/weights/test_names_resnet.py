@@ -23,7 +23,7 @@ from mammoclip_jax.weights import names, naming
 from mammoclip_jax.weights.names.resnet import HUGGINGFACE, TORCHVISION
 
 NAMINGS = {"resnet": HUGGINGFACE, "resnet/torchvision": TORCHVISION}
-SHALLOW = (1, 2, 1, 1)                                              # a block with a plain shortcut, and without
+SHALLOW = (1, 2, 1, 1)  # a block with a plain shortcut, and without
 BASIC = {"variant": "18", "width": 8, "depths": SHALLOW}
 BOTTLENECK = {"variant": "50", "width": 8, "depths": SHALLOW}
 
@@ -59,8 +59,11 @@ def huggingface(variant="", with_config=True, **options):
     package = library("transformers")
     if variant:
         depths, bottleneck = VARIANTS[variant]
-        options = {"depths": [*depths], "layer_type": "bottleneck" if bottleneck else "basic",
-                   "hidden_sizes": [(256 if bottleneck else 64) * 2**i for i in range(4)]}
+        options = {
+            "depths": [*depths],
+            "layer_type": "bottleneck" if bottleneck else "basic",
+            "hidden_sizes": [(256 if bottleneck else 64) * 2**i for i in range(4)],
+        }
     config = package.ResNetConfig(**options)
     theirs = package.ResNetModel(config)
     return HUGGINGFACE, theirs, lambda x: theirs(x).last_hidden_state, config.to_dict() if with_config else None
@@ -71,11 +74,17 @@ CASES = {
     "torchvision 18": (torchvision, {"variant": "18"}, {"variant": "18"}),
     "torchvision, bottlenecks": (torchvision, {"bottleneck": True}, {"variant": "50", "depths": SHALLOW}),
     "timm, basic": (timm, {"architecture": "resnet18", "layers": SHALLOW}, {"variant": "18", "depths": SHALLOW}),
-    "timm, bottlenecks": (timm, {"architecture": "resnet50", "layers": SHALLOW, "in_chans": 1},
-                          {"variant": "50", "depths": SHALLOW}),
+    "timm, bottlenecks": (
+        timm,
+        {"architecture": "resnet50", "layers": SHALLOW, "in_chans": 1},
+        {"variant": "50", "depths": SHALLOW},
+    ),
     "huggingface, basic": (huggingface, {"layer_type": "basic", "hidden_sizes": [8, 16, 32, 64], **SMALL}, BASIC),
     "huggingface, bottlenecks": (
-        huggingface, {"with_config": False, "hidden_sizes": [32, 64, 128, 256], **SMALL}, BOTTLENECK),
+        huggingface,
+        {"with_config": False, "hidden_sizes": [32, 64, 128, 256], **SMALL},
+        BOTTLENECK,
+    ),
 }
 
 
@@ -167,11 +176,14 @@ def test_no_network_of_timm_is_taken_for_another():
         assert isinstance(theirs.maxpool, torch.nn.MaxPool2d) and isinstance(theirs.act1, torch.nn.ReLU)
         assert (theirs.maxpool.kernel_size, theirs.maxpool.stride, theirs.maxpool.padding) == (3, 2, 1)
         assert [(block.conv1.stride, block.conv2.stride), block.downsample[0].stride] == [
-            ((1, 1), (2, 2)) if hasattr(block, "conv3") else ((2, 2), (1, 1)), (2, 2)]
+            ((1, 1), (2, 2)) if hasattr(block, "conv3") else ((2, 2), (1, 1)),
+            (2, 2),
+        ]
         assert all(module.eps == 1e-5 for module in theirs.modules() if isinstance(module, torch.nn.BatchNorm2d))
         extras = ("se", "aa", "drop_block", "drop_path")
-        assert not any(getattr(block, name, None) and not isinstance(getattr(block, name), torch.nn.Identity)
-                       for name in extras)
+        assert not any(
+            getattr(block, name, None) and not isinstance(getattr(block, name), torch.nn.Identity) for name in extras
+        )
     assert {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet26"} <= set(accepted)
     assert not {"resnetblur50", "resnetaa50", "resnet50d", "resnet50_gn", "wide_resnet50_2"} & set(accepted)
 
@@ -191,8 +203,10 @@ def test_numbers_of_keys_and_parameters(variant, keys, parameters):
 def random_state(who, options, channels=3):
     table, random = NAMINGS[who], np.random.default_rng(0)
     state = naming.write(table, zeros(table, options, channels), options)
-    return {key: random.normal(size=shape).astype(np.float32) if shape else np.zeros((), np.int64)
-            for key, shape in shapes(state).items()}
+    return {
+        key: random.normal(size=shape).astype(np.float32) if shape else np.zeros((), np.int64)
+        for key, shape in shapes(state).items()
+    }
 
 
 @pytest.mark.parametrize("who", NAMINGS)
@@ -216,11 +230,23 @@ def test_signs_tell_the_namings_apart(who, options):
     assert [other for other in names.NAMINGS if keys.issuperset(names.naming(other).signs)] == [who]
 
 
-@pytest.mark.parametrize("other, options", [
-    *((name, {"variant": "b0"}) for name in names.NAMINGS if name.startswith("efficientnet")),
-    ("clip_text", {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8,
-                   "max_position_embeddings": 8, "vocab_size": 8}),
-])
+@pytest.mark.parametrize(
+    "other, options",
+    [
+        *((name, {"variant": "b0"}) for name in names.NAMINGS if name.startswith("efficientnet")),
+        (
+            "clip_text",
+            {
+                "hidden_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "intermediate_size": 8,
+                "max_position_embeddings": 8,
+                "vocab_size": 8,
+            },
+        ),
+    ],
+)
 def test_signs_are_in_no_other_encoder(other, options):
     table = names.naming(other)
     keys = set(naming.write(table, zeros(table, options, 3 if table.stem else 0), options))
@@ -239,9 +265,13 @@ def test_places_of_some_arrays():
     assert TORCHVISION.leaf("layer2_0/downsample_1/var").key == "layer2.0.downsample.1.running_var"
     assert HUGGINGFACE.leaf("bn1/mean").key == "embedder.embedder.normalization.running_mean"
     assert HUGGINGFACE.leaf("bottleneck4_2/conv3/kernel") == (
-        "encoder.stages.3.layers.2.layer.2.convolution.weight", "pointwise", (0, 1))
+        "encoder.stages.3.layers.2.layer.2.convolution.weight",
+        "pointwise",
+        (0, 1),
+    )
     assert HUGGINGFACE.leaf("layer1_0/downsample_1/scale").key == (
-        "encoder.stages.0.layers.0.shortcut.normalization.weight")
+        "encoder.stages.0.layers.0.shortcut.normalization.weight"
+    )
 
 
 def test_projection_of_medclip():
@@ -263,13 +293,14 @@ def test_other_networks_are_refused_with_the_reason():
         naming.read(TORCHVISION, without)
     with pytest.raises(UserError, match=r"unused layer1\.0\.se\.fc1\.weight\. Is it"):
         naming.read(TORCHVISION, state | {"layer1.0.se.fc1.weight": np.ones((2, 8, 1, 1), np.float32)})
-    grouped = state | {"layer1.0.conv2.weight": np.ones((8, 2, 3, 3), np.float32)}          # as ResNeXt has it
+    grouped = state | {"layer1.0.conv2.weight": np.ones((8, 2, 3, 3), np.float32)}  # as ResNeXt has it
     with pytest.raises(UserError, match=r"layer1\.0\.conv2\.weight has the shape \(8, 2, 3, 3\)"):
         naming.read(TORCHVISION, grouped)
     with pytest.raises(UserError, match="conv1.weight is missing.*7 x 7"):
         naming.read(TORCHVISION, {f"module.{key}": value for key, value in state.items()})
     deep = {key: value for key, value in state.items() if key != "conv1.weight"} | {
-        "conv1.0.weight": np.ones((4, 3, 3, 3), np.float32)}                                # as timm's resnet50d has it
+        "conv1.0.weight": np.ones((4, 3, 3, 3), np.float32)
+    }  # as timm's resnet50d has it
     assert names.detect(deep) == "resnet/torchvision"
     with pytest.raises(UserError, match="conv1.weight is missing.*resnet50d"):
         naming.read(TORCHVISION, deep)
@@ -280,16 +311,28 @@ def test_other_networks_are_refused_with_the_reason():
     assert naming.read(TORCHVISION, state, {"architecture": "resnet50"}).options["variant"] == "50"
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"layer_type": "basic"}, "layer_type basic.*bottleneck"), ({"embedding_size": 16}, "embedding_size 16.*8"),
-    ({"hidden_sizes": [32, 64, 96, 128]}, "hidden_sizes"), ({"depths": [3, 4, 6, 3]}, "depths"),
-    ({"hidden_act": "gelu"}, "hidden_act gelu.*relu"), ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck"),
-    ({"downsample_in_first_stage": True}, "downsample_in_first_stage True"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"layer_type": "basic"}, "layer_type basic.*bottleneck"),
+        ({"embedding_size": 16}, "embedding_size 16.*8"),
+        ({"hidden_sizes": [32, 64, 96, 128]}, "hidden_sizes"),
+        ({"depths": [3, 4, 6, 3]}, "depths"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu.*relu"),
+        ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck"),
+        ({"downsample_in_first_stage": True}, "downsample_in_first_stage True"),
+    ],
+)
 def test_configs_of_transformers_that_are_another_network(change, message):
-    """"v1", which strides in the first convolution of a bottleneck, is among them."""
-    config = {"layer_type": "bottleneck", "embedding_size": 8, "hidden_sizes": (32, 64, 128, 256),
-              "depths": [1, 2, 1, 1], "hidden_act": "relu", "num_channels": 3}
+    """With "v1", which strides in the first convolution of a bottleneck, is among them."""
+    config = {
+        "layer_type": "bottleneck",
+        "embedding_size": 8,
+        "hidden_sizes": (32, 64, 128, 256),
+        "depths": [1, 2, 1, 1],
+        "hidden_act": "relu",
+        "num_channels": 3,
+    }
     found = shapes(random_state("resnet", BOTTLENECK))
     assert HUGGINGFACE.options(found, config) == BOTTLENECK
     with pytest.raises(UserError, match=message):

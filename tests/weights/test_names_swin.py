@@ -37,8 +37,10 @@ def layout(options, channels=3):
 
 def random_state(channels=3, **options):
     random, options = np.random.default_rng(0), SMALL | options
-    values = {path: random.standard_normal(leaf.shape).astype(np.float32)
-              for path, leaf in abstract(HUGGINGFACE, options, channels).items()}
+    values = {
+        path: random.standard_normal(leaf.shape).astype(np.float32)
+        for path, leaf in abstract(HUGGINGFACE, options, channels).items()
+    }
     return naming.write(HUGGINGFACE, unflatten_dict(values, sep="/"), options)
 
 
@@ -71,12 +73,22 @@ def run(model, variables, x):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("with_config, options, expected", [
-    (True, {"embed_dim": 8, "depths": [1, 2, 1], "num_heads": [1, 2, 4], "window_size": 3, "layer_norm_eps": 1e-2},
-     {"width": 8, "depths": (1, 2, 1), "heads": (1, 2, 4), "window": 3, "layer_norm_eps": 1e-2}),
-    (False, {"embed_dim": 12, "depths": [2, 1], "num_heads": [3, 6], "num_channels": 1},
-     {"width": 12, "depths": (2, 1), "heads": (3, 6)}),
-], ids=["with config", "shapes alone"])
+@pytest.mark.parametrize(
+    "with_config, options, expected",
+    [
+        (
+            True,
+            {"embed_dim": 8, "depths": [1, 2, 1], "num_heads": [1, 2, 4], "window_size": 3, "layer_norm_eps": 1e-2},
+            {"width": 8, "depths": (1, 2, 1), "heads": (1, 2, 4), "window": 3, "layer_norm_eps": 1e-2},
+        ),
+        (
+            False,
+            {"embed_dim": 12, "depths": [2, 1], "num_heads": [3, 6], "num_channels": 1},
+            {"width": 12, "depths": (2, 1), "heads": (3, 6)},
+        ),
+    ],
+    ids=["with config", "shapes alone"],
+)
 def test_features_equal_transformers(with_config, options, expected, tmp_path):
     """At two sizes, of which windows, patches and merging divide no side of one; loaded from what was written."""
     torch, transformers = pytest.importorskip("torch"), library("transformers")
@@ -101,8 +113,11 @@ def test_features_equal_transformers(with_config, options, expected, tmp_path):
         x = random.normal(size=(2, *size, channels)).astype(np.float32)
         pooled, stages = run(model, tower.variables, x)
         with torch.no_grad():
-            outputs = loaded.eval()(torch.tensor(x.transpose(0, 3, 1, 2)), output_hidden_states=True,
-                                    output_hidden_states_before_downsampling=True)
+            outputs = loaded.eval()(
+                torch.tensor(x.transpose(0, 3, 1, 2)),
+                output_hidden_states=True,
+                output_hidden_states_before_downsampling=True,
+            )
         close(pooled, outputs.pooler_output)
         for stage, expected_map in zip(model.stage_names, outputs.reshaped_hidden_states, strict=True):
             close(stages[stage], expected_map.numpy().transpose(0, 2, 3, 1))
@@ -114,7 +129,9 @@ def test_files_of_older_versions_are_read_as_transformers_does(tmp_path):
     """With the index of relative positions, which follows from the window: transformers leaves it out as well."""
     transformers = library("transformers")
     state = random_state() | {
-        BLOCK + "attention.self.relative_position_index": position_index(7), "pooler.weight": np.zeros(2, np.float32)}
+        BLOCK + "attention.self.relative_position_index": position_index(7),
+        "pooler.weight": np.zeros(2, np.float32),
+    }
     tower = naming.read(HUGGINGFACE, state)
     library("safetensors.numpy").save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     config = transformers.SwinConfig(embed_dim=8, depths=[2, 1], num_heads=[1, 2])
@@ -132,8 +149,9 @@ def test_every_variant_has_the_keys_and_shapes_of_the_originals(variant, window)
     torch, transformers = pytest.importorskip("torch"), library("transformers")
     width, depths, heads = VARIANTS[variant]
     with torch.device("meta"):
-        theirs = transformers.SwinModel(transformers.SwinConfig(
-            embed_dim=width, depths=list(depths), num_heads=list(heads), window_size=window))
+        theirs = transformers.SwinModel(
+            transformers.SwinConfig(embed_dim=width, depths=list(depths), num_heads=list(heads), window_size=window)
+        )
     revert = library("transformers.core_model_loading").revert_weight_conversion
     expected = shapes(revert(theirs, theirs.state_dict()))
     options = HUGGINGFACE.options(expected, None)
@@ -150,14 +168,23 @@ def test_tiny_is_known_by_its_shapes_and_by_its_config():
     """27,519,354 parameters, as of timm's without its classifier."""
     found = layout({"variant": "tiny"})
     assert sum(int(np.prod(shape)) for shape in found.values()) == 27_519_354
-    config = {"model_type": "swin", "embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24],
-              "window_size": 7, "mlp_ratio": 4.0, "layer_norm_eps": 1e-5, "patch_size": 4}
+    config = {
+        "model_type": "swin",
+        "embed_dim": 96,
+        "depths": [2, 2, 6, 2],
+        "num_heads": [3, 6, 12, 24],
+        "window_size": 7,
+        "mlp_ratio": 4.0,
+        "layer_norm_eps": 1e-5,
+        "patch_size": 4,
+    }
     assert HUGGINGFACE.options(found, None) == HUGGINGFACE.options(found, config) == {"variant": "tiny"}
     assert HUGGINGFACE.options(found, {"layer_norm_eps": 1e-6}) == {"variant": "tiny", "layer_norm_eps": 1e-6}
 
 
-@pytest.mark.parametrize("channels, options", [
-    (3, {}), (1, {"window": 5}), (4, {"depths": (1, 1, 2), "heads": (2, 2, 4)})], ids=str)
+@pytest.mark.parametrize(
+    "channels, options", [(3, {}), (1, {"window": 5}), (4, {"depths": (1, 1, 2), "heads": (2, 2, 4)})], ids=str
+)
 def test_what_is_read_is_written_bit_for_bit(channels, options):
     state = random_state(channels, **options)
     tower = naming.read(HUGGINGFACE, state)
@@ -176,32 +203,50 @@ def test_signs_tell_the_namings_apart():
 def test_places_of_some_arrays():
     assert HUGGINGFACE.leaf("embeddings/patch_embeddings/projection/kernel") == (STEM, "conv", (0, 1))
     assert HUGGINGFACE.leaf("encoder/layers_0/downsample/reduction/kernel") == (
-        "encoder.layers.0.downsample.reduction.weight", "dense", (0, 1))
+        "encoder.layers.0.downsample.reduction.weight",
+        "dense",
+        (0, 1),
+    )
     assert HUGGINGFACE.leaf("encoder/layers_2/blocks_17/attention/output/dense/bias").key == (
-        "encoder.layers.2.blocks.17.attention.output.dense.bias")
+        "encoder.layers.2.blocks.17.attention.output.dense.bias"
+    )
     assert HUGGINGFACE.leaf("encoder/layers_0/blocks_0/attention/self/relative_position_bias_table").key == TABLE
     assert HUGGINGFACE.leaf("layernorm/scale").key == "layernorm.weight"
 
 
 def test_keys_without_a_counterpart():
-    more = {BLOCK + "attention.self.relative_position_index", "embeddings.mask_token", "pooler.dense.weight",
-            "classifier.weight", "classifier.bias"}
+    more = {
+        BLOCK + "attention.self.relative_position_index",
+        "embeddings.mask_token",
+        "pooler.dense.weight",
+        "classifier.weight",
+        "classifier.bias",
+    }
     assert set(naming.read(HUGGINGFACE, random_state() | {key: np.zeros(3) for key in more}).unused) == more
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda state: state.pop(BLOCK + "output.dense.bias"), f"missing {BLOCK}output.dense.bias"),
-    (lambda state: state.pop("layernorm.weight"), "missing layernorm.weight"),      # Donut's has none
-    (lambda state: state.update({"embeddings.position_embeddings": np.zeros(2)}), "unused embeddings.position_embed"),
-    (lambda state: state.update({BLOCK + "intermediate.dense.bias": np.zeros(16)}), r"intermediate.*bias.*\(16,\)"),
-    (lambda state: state.update({STEM: np.zeros((8, 3, 2, 2))}), r"\(8, 3, 2, 2\).*4 x 4"),
-    (lambda state: state.update({TABLE: np.zeros((168, 1))}), "168 rows.*169 of 7 x 7"),
-    (lambda state: state.update({TABLE: np.zeros((144, 1))}), "144 rows"),
-    (lambda state: state.update({TABLE: np.zeros(169)}), "8 channels: no multiple of its 169 heads"),
-    (lambda state: state.update({TABLE.replace("layers.0", "layers.1"): np.zeros((25, 2))}), r"layers.1.*\(25, 2\)"),
-    (lambda state: state.pop(TABLE), f"no {TABLE}"),
-    (lambda state: state.pop(STEM), f"no {STEM}"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda state: state.pop(BLOCK + "output.dense.bias"), f"missing {BLOCK}output.dense.bias"),
+        (lambda state: state.pop("layernorm.weight"), "missing layernorm.weight"),  # Donut's has none
+        (
+            lambda state: state.update({"embeddings.position_embeddings": np.zeros(2)}),
+            "unused embeddings.position_embed",
+        ),
+        (lambda state: state.update({BLOCK + "intermediate.dense.bias": np.zeros(16)}), r"intermediate.*bias.*\(16,\)"),
+        (lambda state: state.update({STEM: np.zeros((8, 3, 2, 2))}), r"\(8, 3, 2, 2\).*4 x 4"),
+        (lambda state: state.update({TABLE: np.zeros((168, 1))}), "168 rows.*169 of 7 x 7"),
+        (lambda state: state.update({TABLE: np.zeros((144, 1))}), "144 rows"),
+        (lambda state: state.update({TABLE: np.zeros(169)}), "8 channels: no multiple of its 169 heads"),
+        (
+            lambda state: state.update({TABLE.replace("layers.0", "layers.1"): np.zeros((25, 2))}),
+            r"layers.1.*\(25, 2\)",
+        ),
+        (lambda state: state.pop(TABLE), f"no {TABLE}"),
+        (lambda state: state.pop(STEM), f"no {STEM}"),
+    ],
+)
 def test_what_does_not_fit_is_named(spoil, message):
     state = random_state()
     spoil(state)
@@ -209,13 +254,20 @@ def test_what_does_not_fit_is_named(spoil, message):
         naming.read(HUGGINGFACE, state)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model_type": "swinv2"}, "model_type swinv2.*swin"), ({"embed_dim": 96}, "embed_dim 96.*has 8"),
-    ({"depths": (2, 2)}, r"depths \(2, 2\).*\[2, 1\]"), ({"num_heads": [2, 2]}, r"num_heads \[2, 2\].*\[1, 2\]"),
-    ({"window_size": 12}, "window_size 12.*has 7"), ({"mlp_ratio": 2.0}, "mlp_ratio 2.0"),
-    ({"hidden_act": "relu"}, "hidden_act relu.*gelu"), ({"qkv_bias": False}, "qkv_bias False"),
-    ({"use_absolute_embeddings": True}, "use_absolute_embeddings True"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model_type": "swinv2"}, "model_type swinv2.*swin"),
+        ({"embed_dim": 96}, "embed_dim 96.*has 8"),
+        ({"depths": (2, 2)}, r"depths \(2, 2\).*\[2, 1\]"),
+        ({"num_heads": [2, 2]}, r"num_heads \[2, 2\].*\[1, 2\]"),
+        ({"window_size": 12}, "window_size 12.*has 7"),
+        ({"mlp_ratio": 2.0}, "mlp_ratio 2.0"),
+        ({"hidden_act": "relu"}, "hidden_act relu.*gelu"),
+        ({"qkv_bias": False}, "qkv_bias False"),
+        ({"use_absolute_embeddings": True}, "use_absolute_embeddings True"),
+    ],
+)
 def test_configs_of_another_network_are_refused(change, message):
     config, found = {"model_type": "swin", "embed_dim": 8, "depths": (2, 1), "num_heads": (1, 2)}, layout(SMALL)
     assert HUGGINGFACE.options(found, config) == SMALL

@@ -104,7 +104,8 @@ class Timm:
 
     def __init__(self, folder, architecture, **options):
         self.model = library("timm").create_model(
-            architecture, num_classes=0, depth=2, dynamic_img_size=True, **options)
+            architecture, num_classes=0, depth=2, dynamic_img_size=True, **options
+        )
         randomise(self.model)
 
     def state(self):
@@ -150,32 +151,83 @@ WIDE = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "p
 TINY_OPTIONS = {"width": 32, "depth": 2, "heads": 4, "patch": 4, "size": 20}
 SHRUNK = {"embed_dim": 192, "num_heads": 3, "img_size": 56}
 CASES = {
-    "vit with config": (HuggingFace, dict(kind="ViT", with_config=True, intermediate_size=128, layer_norm_eps=1e-3,
-                                          **TINY), HUGGINGFACE_VIT, TINY_OPTIONS | {"eps": 1e-3}),
-    "vit": (HuggingFace, dict(kind="ViT", with_config=False, intermediate_size=768, **WIDE),
-            HUGGINGFACE_VIT, {"variant": "tiny", "depth": 2, "size": 48}),
-    "dinov2 with config": (HuggingFace, dict(kind="Dinov2", with_config=True, layer_norm_eps=1e-3, **TINY),
-                           HUGGINGFACE_DINOV2, TINY_OPTIONS | {"eps": 1e-3}),
-    "dinov2, gated": (HuggingFace, dict(kind="Dinov2", with_config=False, use_swiglu_ffn=True, **WIDE),
-                      HUGGINGFACE_DINOV2, {"width": 192, "depth": 2, "heads": 3, "patch": 16, "size": 48,
-                                           "feed_forward": "swiglu"}),
-    "registers": (HuggingFace, dict(kind="Dinov2WithRegisters", with_config=True, num_register_tokens=3, **TINY),
-                  HUGGINGFACE_DINOV2, TINY_OPTIONS | {"registers": 3}),
-    "timm": (Timm, dict(architecture="vit_tiny_patch16_224", img_size=48),
-             TIMM, {"variant": "tiny", "depth": 2, "size": 48, "eps": 1e-6, "antialias": True}),
-    "timm dinov2": (Timm, dict(architecture="vit_small_patch14_dinov2", img_size=56),
-                    TIMM, {"variant": "small", "depth": 2, "patch": 14, "size": 56, "layer_scale": 1.0, "eps": 1e-6,
-                           "antialias": True}),
-    "timm dinov2, gated": (Timm, dict(architecture="vit_giant_patch14_dinov2", **SHRUNK),
-                           TIMM, {"variant": "tiny", "depth": 2, "patch": 14, "size": 56, "layer_scale": 1.0,
-                                  "eps": 1e-6, "antialias": True, "feed_forward": "swiglu"}),
-    "authors": (Authors, dict(architecture="vit_small_patch14_dinov2", img_size=56,
-                              variables={"width": 384, "heads": 6, "patch": 14, "size": 56}),
-                AUTHORS_DINOV2, {"variant": "small", "depth": 2, "size": 56}),
+    "vit with config": (
+        HuggingFace,
+        dict(kind="ViT", with_config=True, intermediate_size=128, layer_norm_eps=1e-3, **TINY),
+        HUGGINGFACE_VIT,
+        TINY_OPTIONS | {"eps": 1e-3},
+    ),
+    "vit": (
+        HuggingFace,
+        dict(kind="ViT", with_config=False, intermediate_size=768, **WIDE),
+        HUGGINGFACE_VIT,
+        {"variant": "tiny", "depth": 2, "size": 48},
+    ),
+    "dinov2 with config": (
+        HuggingFace,
+        dict(kind="Dinov2", with_config=True, layer_norm_eps=1e-3, **TINY),
+        HUGGINGFACE_DINOV2,
+        TINY_OPTIONS | {"eps": 1e-3},
+    ),
+    "dinov2, gated": (
+        HuggingFace,
+        dict(kind="Dinov2", with_config=False, use_swiglu_ffn=True, **WIDE),
+        HUGGINGFACE_DINOV2,
+        {"width": 192, "depth": 2, "heads": 3, "patch": 16, "size": 48, "feed_forward": "swiglu"},
+    ),
+    "registers": (
+        HuggingFace,
+        dict(kind="Dinov2WithRegisters", with_config=True, num_register_tokens=3, **TINY),
+        HUGGINGFACE_DINOV2,
+        TINY_OPTIONS | {"registers": 3},
+    ),
+    "timm": (
+        Timm,
+        dict(architecture="vit_tiny_patch16_224", img_size=48),
+        TIMM,
+        {"variant": "tiny", "depth": 2, "size": 48, "eps": 1e-6, "antialias": True},
+    ),
+    "timm dinov2": (
+        Timm,
+        dict(architecture="vit_small_patch14_dinov2", img_size=56),
+        TIMM,
+        {"variant": "small", "depth": 2, "patch": 14, "size": 56, "layer_scale": 1.0, "eps": 1e-6, "antialias": True},
+    ),
+    "timm dinov2, gated": (
+        Timm,
+        dict(architecture="vit_giant_patch14_dinov2", **SHRUNK),
+        TIMM,
+        {
+            "variant": "tiny",
+            "depth": 2,
+            "patch": 14,
+            "size": 56,
+            "layer_scale": 1.0,
+            "eps": 1e-6,
+            "antialias": True,
+            "feed_forward": "swiglu",
+        },
+    ),
+    "authors": (
+        Authors,
+        dict(
+            architecture="vit_small_patch14_dinov2",
+            img_size=56,
+            variables={"width": 384, "heads": 6, "patch": 14, "size": 56},
+        ),
+        AUTHORS_DINOV2,
+        {"variant": "small", "depth": 2, "size": 56},
+    ),
     "authors, registers, gated": (
-        Authors, dict(architecture="vit_giant_patch14_reg4_dinov2", **SHRUNK,
-                      variables={"patch": 14, "size": 56, "registers": 4, "feed_forward": "swiglu"}),
-        AUTHORS_DINOV2, {"width": 192, "depth": 2, "heads": 3, "size": 56, "registers": 4, "feed_forward": "swiglu"}),
+        Authors,
+        dict(
+            architecture="vit_giant_patch14_reg4_dinov2",
+            **SHRUNK,
+            variables={"patch": 14, "size": 56, "registers": 4, "feed_forward": "swiglu"},
+        ),
+        AUTHORS_DINOV2,
+        {"width": 192, "depth": 2, "heads": 3, "size": 56, "registers": 4, "feed_forward": "swiglu"},
+    ),
 }
 
 
@@ -204,7 +256,7 @@ def test_tokens_equal_the_originals(case, tmp_path):
     theirs.load(written)
     model = models.image_encoder(tower.options)
     first, random = 1 + model.registers, np.random.default_rng(3)
-    for rows, columns in ((0, 0), (-1, 2))[:1 if case == "authors" else 2]:
+    for rows, columns in ((0, 0), (-1, 2))[: 1 if case == "authors" else 2]:
         size = model.size + rows * model.patch, model.size + columns * model.patch
         x = random.normal(size=(2, *size, 3)).astype(np.float32)
         pooled, stages = run(model, tower.variables, x)
@@ -234,7 +286,8 @@ def authors_shapes(architecture):
     size, registers = architecture.split("_")[1], 4 * ("reg4" in architecture)
     found = layout(AUTHORS_DINOV2, {"variant": size, "registers": registers})
     filtered = library("timm.models.vision_transformer").checkpoint_filter_fn(
-        {key: torch.empty(shape) for key, shape in found.items()}, model)
+        {key: torch.empty(shape) for key, shape in found.items()}, model
+    )
     assert shapes(filtered) == shapes(model.state_dict())
     return AUTHORS_DINOV2, found
 
@@ -244,20 +297,56 @@ def huggingface_sizes(variant):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("build, arguments, expected", [
-    *((huggingface_shapes, dict(kind="ViT", intermediate_size=4 * variant.width,
-                                patch_size=14 if name == "huge" else 16, **huggingface_sizes(variant)),
-       {"variant": name, "size": 224}) for name, variant in VIT.items()),
-    *((huggingface_shapes, dict(kind=kind, use_swiglu_ffn=name == "giant", patch_size=14, image_size=518,
-                                **huggingface_sizes(variant)),
-       {"variant": name, "size": 518} | ({} if kind == "Dinov2" else {"registers": 4}))
-      for name, variant in DINOV2.items() for kind in ("Dinov2", "Dinov2WithRegisters")),
-    *((timm_shapes, {"architecture": f"vit_{name}_patch{14 if name == 'huge' else 16}_224"},
-       {"variant": name, "size": 224, "eps": 1e-6, "antialias": True}) for name in VIT),
-    *((authors_shapes, {"architecture": f"vit_{name}_patch14_{kind}dinov2"},
-       {"variant": name, "size": 518} | ({"registers": 4} if kind else {}))
-      for name in DINOV2 for kind in ("", "reg4_")),
-])
+@pytest.mark.parametrize(
+    "build, arguments, expected",
+    [
+        *(
+            (
+                huggingface_shapes,
+                dict(
+                    kind="ViT",
+                    intermediate_size=4 * variant.width,
+                    patch_size=14 if name == "huge" else 16,
+                    **huggingface_sizes(variant),
+                ),
+                {"variant": name, "size": 224},
+            )
+            for name, variant in VIT.items()
+        ),
+        *(
+            (
+                huggingface_shapes,
+                dict(
+                    kind=kind,
+                    use_swiglu_ffn=name == "giant",
+                    patch_size=14,
+                    image_size=518,
+                    **huggingface_sizes(variant),
+                ),
+                {"variant": name, "size": 518} | ({} if kind == "Dinov2" else {"registers": 4}),
+            )
+            for name, variant in DINOV2.items()
+            for kind in ("Dinov2", "Dinov2WithRegisters")
+        ),
+        *(
+            (
+                timm_shapes,
+                {"architecture": f"vit_{name}_patch{14 if name == 'huge' else 16}_224"},
+                {"variant": name, "size": 224, "eps": 1e-6, "antialias": True},
+            )
+            for name in VIT
+        ),
+        *(
+            (
+                authors_shapes,
+                {"architecture": f"vit_{name}_patch14_{kind}dinov2"},
+                {"variant": name, "size": 518} | ({"registers": 4} if kind else {}),
+            )
+            for name in DINOV2
+            for kind in ("", "reg4_")
+        ),
+    ],
+)
 def test_every_variant_has_the_keys_and_shapes_of_the_originals(build, arguments, expected):
     torch = pytest.importorskip("torch")
     with torch.device("meta"):
@@ -291,28 +380,47 @@ def test_no_network_of_timm_is_taken_for_another():
             assert type(block.mlp.act) is (torch.nn.SiLU if "feed_forward" in options else torch.nn.GELU)
             assert (block.mlp.act.approximate if "feed_forward" not in options else "none") == "none"
             assert theirs.has_class_token and not theirs.no_embed_class
-    assert {"vit_base_patch16_224", "vit_base_patch8_224", "vit_huge_patch14_224", "deit_small_patch16_224",
-            "vit_small_patch16_36x1_224", "vit_giant_patch14_dinov2"} <= set(accepted)
+    assert {
+        "vit_base_patch16_224",
+        "vit_base_patch8_224",
+        "vit_huge_patch14_224",
+        "deit_small_patch16_224",
+        "vit_small_patch16_36x1_224",
+        "vit_giant_patch14_dinov2",
+    } <= set(accepted)
 
 
 # --- without PyTorch --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("who, options, count", [
-    ("vit", {"variant": "base"}, 86_389_248), ("timm", {"variant": "base"}, 85_798_656),
-    ("dinov2", {"variant": "small"}, 22_056_576), ("dinov2", {"variant": "base", "registers": 4}, 86_583_552),
-    ("authors", {"variant": "base", "registers": 4}, 86_583_552), ("authors", {"variant": "giant"}, 1_136_480_768),
-])
+@pytest.mark.parametrize(
+    "who, options, count",
+    [
+        ("vit", {"variant": "base"}, 86_389_248),
+        ("timm", {"variant": "base"}, 85_798_656),
+        ("dinov2", {"variant": "small"}, 22_056_576),
+        ("dinov2", {"variant": "base", "registers": 4}, 86_583_552),
+        ("authors", {"variant": "base", "registers": 4}, 86_583_552),
+        ("authors", {"variant": "giant"}, 1_136_480_768),
+    ],
+)
 def test_numbers_of_parameters(who, options, count):
     """Those of transformers' models, with the pooler and the mask token, and of timm's without a classifier."""
     assert sum(int(np.prod(shape)) for shape in layout(NAMINGS[who], options).values()) == count
 
 
-@pytest.mark.parametrize("who, options, channels", [
-    ("vit", {}, 1), ("dinov2", {"registers": 2}, 3), ("dinov2", {"feed_forward": "swiglu"}, 1), ("authors", {}, 3),
-    ("authors", {"registers": 4, "feed_forward": "swiglu"}, 1), ("timm", {}, 3),
-    ("timm", {"layer_scale": 1.0, "feed_forward": "swiglu"}, 4),
-])
+@pytest.mark.parametrize(
+    "who, options, channels",
+    [
+        ("vit", {}, 1),
+        ("dinov2", {"registers": 2}, 3),
+        ("dinov2", {"feed_forward": "swiglu"}, 1),
+        ("authors", {}, 3),
+        ("authors", {"registers": 4, "feed_forward": "swiglu"}, 1),
+        ("timm", {}, 3),
+        ("timm", {"layer_scale": 1.0, "feed_forward": "swiglu"}, 4),
+    ],
+)
 def test_what_is_read_is_written_bit_for_bit(who, options, channels):
     table, state = NAMINGS[who], random_state(who, channels, **options)
     tower = naming.read(table, state)
@@ -331,8 +439,14 @@ def test_what_is_read_is_written_bit_for_bit(who, options, channels):
 def test_signs_tell_the_namings_apart():
     """In the order of `names.NAMINGS`; DINOv2's authors before timm."""
     known = [*(names.naming(name) for name in names.NAMINGS), *NAMINGS.values()]
-    for who, options in (("vit", {}), ("dinov2", {"registers": 4}), ("authors", {}), ("authors", {"registers": 4}),
-                         ("timm", {}), ("timm", {"layer_scale": 1.0})):
+    for who, options in (
+        ("vit", {}),
+        ("dinov2", {"registers": 4}),
+        ("authors", {}),
+        ("authors", {"registers": 4}),
+        ("timm", {}),
+        ("timm", {"layer_scale": 1.0}),
+    ):
         keys = set(random_state(who, **options))
         fitting = [table for table in known if keys.issuperset(table.signs)]
         assert fitting[0] is NAMINGS[who]
@@ -344,16 +458,24 @@ def test_places_of_some_arrays():
     query, key, value = (f"encoder/layer_11/attention/attention/{name}/kernel" for name in ("query", "key", "value"))
     assert HUGGINGFACE_VIT.leaf(key) == ("encoder.layer.11.attention.attention.key.weight", "dense", (0, 1))
     assert HUGGINGFACE_VIT.leaf("encoder/layer_0/mlp/fc2/kernel") == (
-        "encoder.layer.0.output.dense.weight", "dense", (0, 1))
+        "encoder.layer.0.output.dense.weight",
+        "dense",
+        (0, 1),
+    )
     assert HUGGINGFACE_VIT.leaf("encoder/layer_0/attention/output/dense/bias").key == (
-        "encoder.layer.0.attention.output.dense.bias")
+        "encoder.layer.0.attention.output.dense.bias"
+    )
     assert HUGGINGFACE_VIT.leaf("encoder/layer_3/norm2/scale").key == "encoder.layer.3.layernorm_after.weight"
     assert HUGGINGFACE_DINOV2.leaf("embeddings/patch_embeddings/projection/kernel") == (
-        "embeddings.patch_embeddings.projection.weight", "conv", (0, 1))
+        "embeddings.patch_embeddings.projection.weight",
+        "conv",
+        (0, 1),
+    )
     assert HUGGINGFACE_DINOV2.leaf("encoder/layer_0/layer_scale2/lambda1").key == "encoder.layer.0.layer_scale2.lambda1"
     for table in (AUTHORS_DINOV2, TIMM):
         assert [table.leaf(path) for path in (query, key, value)] == [
-            ("blocks.11.attn.qkv.weight", "dense", (i, 3)) for i in range(3)]
+            ("blocks.11.attn.qkv.weight", "dense", (i, 3)) for i in range(3)
+        ]
         assert table.leaf("encoder/layer_0/layer_scale1/lambda1").key == "blocks.0.ls1.gamma"
         assert table.leaf("layernorm/scale").key == "norm.weight"
     assert AUTHORS_DINOV2.leaf("embeddings/register_tokens").key == "register_tokens"
@@ -369,48 +491,75 @@ def test_fused_rows_are_query_key_value():
         np.testing.assert_array_equal(layer[name]["bias"], state["blocks.1.attn.qkv.bias"][rows])
 
 
-CONFIG = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "patch_size": 4, "image_size": 20,
-          "hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": 1e-6, "num_register_tokens": 0}
+CONFIG = {
+    "hidden_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "patch_size": 4,
+    "image_size": 20,
+    "hidden_act": "gelu",
+    "qkv_bias": True,
+    "layer_norm_eps": 1e-6,
+    "num_register_tokens": 0,
+}
 
 
-@pytest.mark.parametrize("change, told", [
-    ({}, {}), ({"num_attention_heads": 6}, {"heads": 6}), ({"layer_norm_eps": 1e-5}, {"eps": 1e-5}),
-    ({"patch_size": [4, 4], "image_size": [20, 22]}, {}),     # pixels that fill no patch have no position
-])
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({}, {}),
+        ({"num_attention_heads": 6}, {"heads": 6}),
+        ({"layer_norm_eps": 1e-5}, {"eps": 1e-5}),
+        ({"patch_size": [4, 4], "image_size": [20, 22]}, {}),  # pixels that fill no patch have no position
+    ],
+)
 def test_config_of_transformers_tells_what_shapes_do_not(change, told):
     found = HUGGINGFACE_DINOV2.options(shapes(random_state("dinov2")), CONFIG | change)
     assert found == {"width": 192, "depth": 2, "heads": 3, "patch": 4, "size": 20} | told
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"hidden_act": "gelu_new"}, "hidden_act gelu_new; .* gelu"), ({"qkv_bias": False}, "qkv_bias False; .* True"),
-    ({"patch_size": 14}, "patch_size 14; the arrays of the file are of 4"), ({"patch_size": [4, 8]}, r"\[4, 8\]"),
-    ({"image_size": 24}, "image_size 24; .* 20"), ({"image_size": [20, 28]}, r"image_size \[20, 28\]"),
-    ({"num_register_tokens": 4}, "num_register_tokens 4; .* 0"), ({"hidden_size": 768}, "hidden_size 768; .* 192"),
-    ({"num_hidden_layers": 12}, "num_hidden_layers 12; .* 2"),
-    ({"use_swiglu_ffn": True}, "use_swiglu_ffn True; .* False"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_act": "gelu_new"}, "hidden_act gelu_new; .* gelu"),
+        ({"qkv_bias": False}, "qkv_bias False; .* True"),
+        ({"patch_size": 14}, "patch_size 14; the arrays of the file are of 4"),
+        ({"patch_size": [4, 8]}, r"\[4, 8\]"),
+        ({"image_size": 24}, "image_size 24; .* 20"),
+        ({"image_size": [20, 28]}, r"image_size \[20, 28\]"),
+        ({"num_register_tokens": 4}, "num_register_tokens 4; .* 0"),
+        ({"hidden_size": 768}, "hidden_size 768; .* 192"),
+        ({"num_hidden_layers": 12}, "num_hidden_layers 12; .* 2"),
+        ({"use_swiglu_ffn": True}, "use_swiglu_ffn True; .* False"),
+    ],
+)
 def test_configs_of_transformers_that_are_another_network(change, message):
     with pytest.raises(UserError, match=message):
         HUGGINGFACE_DINOV2.options(shapes(random_state("dinov2")), CONFIG | change)
 
 
-@pytest.mark.parametrize("who, spoil, message", [
-    ("dinov2", lambda s: s.pop("encoder.layer.1.mlp.fc2.bias"), "missing encoder.layer.1.mlp.fc2.bias"),
-    ("dinov2", lambda s: s.update({"embeddings.extra": np.zeros(2)}), "unused embeddings.extra"),
-    ("dinov2", lambda s: s.pop("embeddings.position_embeddings"), "no embeddings.position_embeddings"),
-    ("vit", lambda s: s.update({"layernorm.bias": np.zeros(191)}), r"layernorm.bias has the shape \(191,\)"),
-    ("vit", lambda s: s.update({"embeddings.position_embeddings": np.zeros((1, 27, 192))}), "27 positions"),
-    ("vit", lambda s: s.update({"embeddings.patch_embeddings.projection.weight": np.zeros((80, 3, 4, 4))}),
-     "80 wide.*Known: 192, 384.*config.json"),
-    ("authors", lambda s: s.update({"patch_embed.proj.weight": np.zeros((192, 3, 4, 8))}), r"\(192, 3, 4, 8\)"),
-    ("authors", lambda s: s.pop("blocks.0.attn.qkv.bias"), "missing blocks.0.attn.qkv.bias"),
-    ("authors", lambda s: s.update({"blocks.0.attn.q_norm.weight": np.zeros(8)}), "unused blocks.0.attn.q_norm"),
-    ("timm", lambda s: s.update({"reg_token": np.zeros((1, 4, 192))}), "reg_token.*authors"),
-    ("timm", lambda s: s.update({"pos_embed": np.zeros((1, 25, 192))}), "pos_embed has 25 positions.*class token"),
-    ("timm", lambda s: s.update({"fc_norm.weight": np.zeros(192)}), "fc_norm.weight.*behind the pooling"),
-    ("timm", lambda s: s.update({"norm_pre.weight": np.zeros(192)}), "norm_pre.weight.*before the blocks"),
-])
+@pytest.mark.parametrize(
+    "who, spoil, message",
+    [
+        ("dinov2", lambda s: s.pop("encoder.layer.1.mlp.fc2.bias"), "missing encoder.layer.1.mlp.fc2.bias"),
+        ("dinov2", lambda s: s.update({"embeddings.extra": np.zeros(2)}), "unused embeddings.extra"),
+        ("dinov2", lambda s: s.pop("embeddings.position_embeddings"), "no embeddings.position_embeddings"),
+        ("vit", lambda s: s.update({"layernorm.bias": np.zeros(191)}), r"layernorm.bias has the shape \(191,\)"),
+        ("vit", lambda s: s.update({"embeddings.position_embeddings": np.zeros((1, 27, 192))}), "27 positions"),
+        (
+            "vit",
+            lambda s: s.update({"embeddings.patch_embeddings.projection.weight": np.zeros((80, 3, 4, 4))}),
+            "80 wide.*Known: 192, 384.*config.json",
+        ),
+        ("authors", lambda s: s.update({"patch_embed.proj.weight": np.zeros((192, 3, 4, 8))}), r"\(192, 3, 4, 8\)"),
+        ("authors", lambda s: s.pop("blocks.0.attn.qkv.bias"), "missing blocks.0.attn.qkv.bias"),
+        ("authors", lambda s: s.update({"blocks.0.attn.q_norm.weight": np.zeros(8)}), "unused blocks.0.attn.q_norm"),
+        ("timm", lambda s: s.update({"reg_token": np.zeros((1, 4, 192))}), "reg_token.*authors"),
+        ("timm", lambda s: s.update({"pos_embed": np.zeros((1, 25, 192))}), "pos_embed has 25 positions.*class token"),
+        ("timm", lambda s: s.update({"fc_norm.weight": np.zeros(192)}), "fc_norm.weight.*behind the pooling"),
+        ("timm", lambda s: s.update({"norm_pre.weight": np.zeros(192)}), "norm_pre.weight.*before the blocks"),
+    ],
+)
 def test_what_does_not_fit_is_named(who, spoil, message):
     state = random_state(who)
     spoil(state)
@@ -418,10 +567,15 @@ def test_what_does_not_fit_is_named(who, spoil, message):
         naming.read(NAMINGS[who], state)
 
 
-@pytest.mark.parametrize("who, options, path", [
-    ("vit", {"layer_scale": 1.0}, "layer_scale1/lambda1"), ("vit", {"registers": 4}, "register_tokens"),
-    ("vit", {"feed_forward": "swiglu"}, "weights_in"), ("timm", {"registers": 4}, "register_tokens"),
-])
+@pytest.mark.parametrize(
+    "who, options, path",
+    [
+        ("vit", {"layer_scale": 1.0}, "layer_scale1/lambda1"),
+        ("vit", {"registers": 4}, "register_tokens"),
+        ("vit", {"feed_forward": "swiglu"}, "weights_in"),
+        ("timm", {"registers": 4}, "register_tokens"),
+    ],
+)
 def test_what_others_have_no_place_for_is_not_written(who, options, path):
     with pytest.raises(UserError, match=f"no place for .*{path}"):
         random_state(who, **options)

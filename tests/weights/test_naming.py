@@ -6,10 +6,16 @@ import pytest
 from mammoclip_jax.weights.naming import Leaf, from_torch, to_torch
 
 
-@pytest.mark.parametrize("kind, shape, axes", [
-    ("same", (2, 3), "ab->ab"), ("dense", (2, 3), "oi->io"), ("conv", (2, 3, 4, 5), "oihw->hwio"),
-    ("depthwise", (2, 1, 4, 5), "cxhw->hwc"), ("pointwise", (2, 3, 1, 1), "oixy->io"),
-])
+@pytest.mark.parametrize(
+    "kind, shape, axes",
+    [
+        ("same", (2, 3), "ab->ab"),
+        ("dense", (2, 3), "oi->io"),
+        ("conv", (2, 3, 4, 5), "oihw->hwio"),
+        ("depthwise", (2, 1, 4, 5), "cxhw->hwc"),
+        ("pointwise", (2, 3, 1, 1), "oixy->io"),
+    ],
+)
 def test_each_kind_of_kernel_has_its_axes(kind, shape, axes):
     theirs = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     ours = from_torch(Leaf("weight", kind), theirs)

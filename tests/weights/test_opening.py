@@ -28,15 +28,30 @@ HEIGHT, WIDTH, DIM, ROWS = 64, 48, 16, 300
 FEATURES = {"b0": 1280, "b2": 1408}
 TEXT_WIDTH = 128
 TEXT = {
-    "bert": dict(vocab_size=ROWS, hidden_size=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=2,
-                 intermediate_size=24, max_position_embeddings=256),
-    "modernbert/mammo_fm": dict(vocab_size=ROWS, hidden_size=TEXT_WIDTH, num_hidden_layers=2, num_attention_heads=2,
-                                intermediate_size=24, final_norm=False),
+    "bert": dict(
+        vocab_size=ROWS,
+        hidden_size=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=256,
+    ),
+    "modernbert/mammo_fm": dict(
+        vocab_size=ROWS,
+        hidden_size=TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        final_norm=False,
+    ),
 }
 LOGIT_SCALE = np.float32(math.log(1 / 0.07) + 0.3)
-NOWHERE = "/nowhere/Bio_ClinicalBERT"       # not to ask the hub for a tokenizer
-CONFIG = {"base": {"mean": 0.25, "std": 0.5}, "model": {"text_encoder": {"pooling": "bos"}},
-          "tokenizer": {"pretrained_model_name_or_path": NOWHERE}}
+NOWHERE = "/nowhere/Bio_ClinicalBERT"  # not to ask the hub for a tokenizer
+CONFIG = {
+    "base": {"mean": 0.25, "std": 0.5},
+    "model": {"text_encoder": {"pooling": "bos"}},
+    "tokenizer": {"pretrained_model_name_or_path": NOWHERE},
+}
 
 
 def shrink(monkeypatch):
@@ -51,15 +66,16 @@ def random_array(path, shape, random):
     if kind in ("scale", "var"):
         return random.uniform(0.8, 1.2, shape).astype(np.float32)
     inputs = math.prod(shape[:2] if "depthwise" in path else shape[:-1])
-    deviation = inputs ** -0.5 if kind == "kernel" else 0.1
+    deviation = inputs**-0.5 if kind == "kernel" else 0.1
     return (deviation * random.standard_normal(shape)).astype(np.float32)
 
 
 def encoder_state(name, options, channels=0, seed=0):
     """A random state dict of one encoder, with the keys of this naming."""
     naming, random = names.naming(name), np.random.default_rng(seed)
-    variables = {path: random_array(path, leaf.shape, random)
-                 for path, leaf in abstract(naming, options, channels).items()}
+    variables = {
+        path: random_array(path, leaf.shape, random) for path, leaf in abstract(naming, options, channels).items()
+    }
     return write(naming, unflatten_dict(variables, sep="/"), options)
 
 
@@ -72,23 +88,38 @@ def published_state(variant="b0", text="bert", projection="linear"):
         return (random.standard_normal(shape) / math.sqrt(shape[-1])).astype(np.float32)
 
     prefix = "text_encoder." if text.startswith("modernbert") else "text_encoder.text_encoder."
-    state = {f"image_encoder.{key}": value
-             for key, value in encoder_state("efficientnet/lukemelas", {"variant": variant}, 3).items()}
+    state = {
+        f"image_encoder.{key}": value
+        for key, value in encoder_state("efficientnet/lukemelas", {"variant": variant}, 3).items()
+    }
     state |= {prefix + key: value for key, value in encoder_state(text, TEXT[text], seed=1).items()}
     for name, width in (("image_projection", FEATURES[variant]), ("text_projection", TEXT_WIDTH)):
         state |= {f"{name}.projection.weight": array(DIM, width), f"{name}.projection.bias": array(DIM)}
         if projection == "mlp":
-            state |= {f"{name}.fc.weight": array(DIM, DIM), f"{name}.fc.bias": array(DIM),
-                      f"{name}.layer_norm.weight": array(DIM), f"{name}.layer_norm.bias": array(DIM)}
+            state |= {
+                f"{name}.fc.weight": array(DIM, DIM),
+                f"{name}.fc.bias": array(DIM),
+                f"{name}.layer_norm.weight": array(DIM),
+                f"{name}.layer_norm.bias": array(DIM),
+            }
     return state | {"logit_scale": np.asarray(LOGIT_SCALE)}
 
 
 def published_file(path, state, **more):
     """The file that the published trainer saves around a state dict."""
     moments = {0: {"step": 7.0, "exp_avg": np.zeros(3, np.float32)}}
-    torch_writer.write(path, {
-        "model": state, "optimizer": {"state": moments, "param_groups": [{"lr": 5e-5}]}, "scheduler": {"last_epoch": 3},
-        "config": CONFIG, "epoch": 7, "train_loss": 1.5} | more)
+    torch_writer.write(
+        path,
+        {
+            "model": state,
+            "optimizer": {"state": moments, "param_groups": [{"lr": 5e-5}]},
+            "scheduler": {"last_epoch": 3},
+            "config": CONFIG,
+            "epoch": 7,
+            "train_loss": 1.5,
+        }
+        | more,
+    )
     return path
 
 
@@ -97,8 +128,10 @@ def classifier_state(classes=2):
     random = np.random.default_rng(3)
     head = "classifier.classification_head."
     state = {key: value for key, value in published_state().items() if key.startswith("image_encoder.")}
-    return state | {head + "weight": random.normal(0, 0.1, (classes, FEATURES["b0"])).astype(np.float32),
-                    head + "bias": random.normal(0, 0.1, classes).astype(np.float32)}
+    return state | {
+        head + "weight": random.normal(0, 0.1, (classes, FEATURES["b0"])).astype(np.float32),
+        head + "bias": random.normal(0, 0.1, classes).astype(np.float32),
+    }
 
 
 def classifier_file(path, classes=2):
@@ -115,8 +148,14 @@ def tokenizer_file(path):
 
 def run_folder(workdir, variables, meta, step=5):
     """The last checkpoint of a training run, as training/checkpoint.py has it."""
-    state = {"step": np.int32(step), "params": variables["params"], "batch_stats": variables.get("batch_stats", {}),
-             "opt_state": {}, "ema": None, "key": np.zeros(2, np.uint32)}
+    state = {
+        "step": np.int32(step),
+        "params": variables["params"],
+        "batch_stats": variables.get("batch_stats", {}),
+        "opt_state": {},
+        "ema": None,
+        "key": np.zeros(2, np.uint32),
+    }
     with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
     checksum.write(workdir / "checkpoints" / str(step))
@@ -124,8 +163,12 @@ def run_folder(workdir, variables, meta, step=5):
 
 
 def model_folder(out, imported):
-    folder.write(out, imported.variables, imported.meta,
-                 card=card.render(imported.meta, parameters=folder.counts(imported.variables)))
+    folder.write(
+        out,
+        imported.variables,
+        imported.meta,
+        card=card.render(imported.meta, parameters=folder.counts(imported.variables)),
+    )
     return out
 
 
@@ -160,9 +203,15 @@ def test_a_published_file_in_our_terms(file):
     assert meta["config"]["model"]["image"] == {"name": "efficientnet", "variant": "b0"}
     assert meta["preprocessing"]["height"] == HEIGHT and meta["config"]["data"] == {"text_length": 256}
     assert {key for key in imported.unused if not key.endswith("num_batches_tracked")} == {
-        f"text_encoder.text_encoder.pooler.dense.{kind}" for kind in ("weight", "bias")}
-    assert set(imported.variables["params"]) == {"image_encoder", "text_encoder", "image_projection",
-                                                 "text_projection", "logit_scale"}
+        f"text_encoder.text_encoder.pooler.dense.{kind}" for kind in ("weight", "bias")
+    }
+    assert set(imported.variables["params"]) == {
+        "image_encoder",
+        "text_encoder",
+        "image_projection",
+        "text_projection",
+        "logit_scale",
+    }
     assert meta["provenance"]["notes"] == imported.notes and "data" in meta["provenance"]
 
 
@@ -170,9 +219,14 @@ def test_the_licence_is_presumed_unless_it_is_stated(file):
     imported = opening.import_weights(file)
     (entry,) = imported.meta["provenance"]["licences"]
     assert entry == {
-        "weights": "Mammo-CLIP pretraining checkpoint", "licence": "mammo_clip", "stated": False,
-        "title": "CC BY-NC-SA 4.0 (Mammo-CLIP)", "layout": "mammo_clip", "file": "b0-model-best-epoch-7.tar",
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        "weights": "Mammo-CLIP pretraining checkpoint",
+        "licence": "mammo_clip",
+        "stated": False,
+        "title": "CC BY-NC-SA 4.0 (Mammo-CLIP)",
+        "layout": "mammo_clip",
+        "file": "b0-model-best-epoch-7.tar",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
     assert any("taken to be" in note and "--licence" in note for note in imported.notes)
     stated = opening.import_weights(file, licence="CC BY 4.0", origin="shawn24/Mammo-CLIP")
     (entry,) = stated.meta["provenance"]["licences"]
@@ -219,11 +273,15 @@ def test_a_tokenizer_that_was_asked_for_has_to_be_there_and_to_fit(file, tmp_pat
         opening.import_weights(file, tokenizer=str(tmp_path / "large.json"))
 
 
-@pytest.mark.parametrize("classes, labels, expected, activation", [
-    (1, ["mass"], ["mass"], "sigmoid"), (2, ["mass", "calcification"], ["mass", "calcification"], "sigmoid"),
-    (2, [], ["output_0", "output_1"], "sigmoid"),
-    (4, [], ["density_A", "density_B", "density_C", "density_D"], "softmax"),
-])
+@pytest.mark.parametrize(
+    "classes, labels, expected, activation",
+    [
+        (1, ["mass"], ["mass"], "sigmoid"),
+        (2, ["mass", "calcification"], ["mass", "calcification"], "sigmoid"),
+        (2, [], ["output_0", "output_1"], "sigmoid"),
+        (4, [], ["density_A", "density_B", "density_C", "density_D"], "softmax"),
+    ],
+)
 def test_labels_of_a_classifier(tmp_path, classes, labels, expected, activation):
     file = classifier_file(tmp_path / "c.pth", classes)
     imported = opening.import_weights(file, labels=labels)
@@ -231,16 +289,20 @@ def test_labels_of_a_classifier(tmp_path, classes, labels, expected, activation)
     assert imported.layout == "mammo_clip_classifier" and imported.meta["kind"] == "classifier"
     assert list(model["labels"]) == expected and model["activation"] == activation
     assert any("does not name its outputs" in note for note in imported.notes) == (not labels)
-    np.testing.assert_array_equal(imported.variables["params"]["classification_head"]["kernel"],
-                                  classifier_state(classes)["classifier.classification_head.weight"].T)
+    np.testing.assert_array_equal(
+        imported.variables["params"]["classification_head"]["kernel"],
+        classifier_state(classes)["classifier.classification_head.weight"].T,
+    )
     with pytest.raises(UserError, match=f"names 3 labels, a, b, c; the file has {classes} outputs"):
         opening.import_weights(file, labels=["a", "b", "c"])
 
 
 def test_terms_that_our_own_export_wrote_into_a_file_stay(tmp_path):
     """What a model comes from binds the file made of it, whoever reads it; nothing is presumed then."""
-    kept = ('{"licences": [{"weights": "w", "licence": "mammo_fm", "title": "t", "stated": true}], "overrides": '
-            '[{"action": "export"}], "data": {"e": {"licence": "EMBED Research Use Agreement", "real": true}}}')
+    kept = (
+        '{"licences": [{"weights": "w", "licence": "mammo_fm", "title": "t", "stated": true}], "overrides": '
+        '[{"action": "export"}], "data": {"e": {"licence": "EMBED Research Use Agreement", "real": true}}}'
+    )
     file = published_file(tmp_path / "a.tar", published_state(), **{opening.PROVENANCE: kept})
     imported = opening.import_weights(file)
     provenance = imported.meta["provenance"]
@@ -300,9 +362,9 @@ def test_a_name_on_the_hub(monkeypatch, tmp_path, file):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", ask)
     with pytest.raises(UserError, match=r"somebody/model: .*hub could not be asked for it \(Network is unreachable\)"):
         opening.open_weights("hf://somebody/model")
-    assert asked == [("somebody/model", True), ("somebody/model", None)]     # the cache, then the hub, once
+    assert asked == [("somebody/model", True), ("somebody/model", None)]  # the cache, then the hub, once
     with pytest.raises(UserError, match="no such file or folder here, .*name it hf://somebody/model"):
-        opening.open_weights("somebody/model")           # it may be a mistyped path
+        opening.open_weights("somebody/model")  # it may be a mistyped path
     assert asked.pop() == ("somebody/model", True)
     for name in ("model", "a/b/c", "./a", "/a", "models/b5.tar", "./a/b/c.tar"):
         with pytest.raises(UserError, match="no model on the hub can have that name"):

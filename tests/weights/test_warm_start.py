@@ -30,10 +30,14 @@ IMAGE_ENCODERS = {
     "vit": dict(variant="tiny", width=16, depth=1, heads=2, size=32),
 }
 TEXT_ENCODERS = {
-    "bert": ("max_position_embeddings", dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                             intermediate_size=32)),
-    "clip_text": ("max_position_embeddings", dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                                  intermediate_size=32)),
+    "bert": (
+        "max_position_embeddings",
+        dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
+    ),
+    "clip_text": (
+        "max_position_embeddings",
+        dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32),
+    ),
     "gpt2": ("n_positions", dict(n_embd=16, n_layer=1, n_head=2)),
 }
 
@@ -52,9 +56,17 @@ def tree(**paths):
 
 def model(**other):
     """A small model with a normalisation; `other` shapes replace these."""
-    return tree(**{"params__image_encoder__stem__kernel": (3, 3, 1, 4), "params__image_encoder__stem_bn__scale": (4,),
-                   "batch_stats__image_encoder__stem_bn__mean": (4,), "params__image_projection__dense__kernel": (4, 2),
-                   "params__text_encoder__wte__embedding": (9, 5), "params__logit_scale": ()} | other)
+    return tree(
+        **{
+            "params__image_encoder__stem__kernel": (3, 3, 1, 4),
+            "params__image_encoder__stem_bn__scale": (4,),
+            "batch_stats__image_encoder__stem_bn__mean": (4,),
+            "params__image_projection__dense__kernel": (4, 2),
+            "params__text_encoder__wte__embedding": (9, 5),
+            "params__logit_scale": (),
+        }
+        | other
+    )
 
 
 def loaded(variables, source):
@@ -91,12 +103,15 @@ def test_load_and_skip_choose_and_statistics_follow_their_module():
     assert "image_encoder/stem_bn/mean" in loaded(variables, source)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(load=("image_encoder/", "text_encoder/")), "A has no text_encoder/wte/embedding, which"),
-    (dict(load=("imag_encoder/",)), "load matches no path with 'imag_encoder/'"),
-    (dict(skip=("projection",)), "skip matches no path with 'projection'"),
-    (dict(load=("image_encoder/",), skip=("image_encoder/",)), "A has nothing that this model could start from"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(load=("image_encoder/", "text_encoder/")), "A has no text_encoder/wte/embedding, which"),
+        (dict(load=("imag_encoder/",)), "load matches no path with 'imag_encoder/'"),
+        (dict(skip=("projection",)), "skip matches no path with 'projection'"),
+        (dict(load=("image_encoder/",), skip=("image_encoder/",)), "A has nothing that this model could start from"),
+    ],
+)
 def test_wrong_expressions_are_named(options, message):
     source = model()
     del source["params"]["text_encoder"]
@@ -104,14 +119,17 @@ def test_wrong_expressions_are_named(options, message):
         warm_start.apply(model(), source, what="A", **options)
 
 
-@pytest.mark.parametrize("path, ours, theirs", [
-    ("params__image_projection__dense__kernel", (4, 2), (4, 3)),
-    ("params__image_encoder__stem__kernel", (3, 3, 1, 4), (5, 5, 3, 4)),
-    ("params__image_encoder__block__kernel", (3, 3, 8, 4), (3, 3, 16, 4)),
-    ("params__text_encoder__wte__embedding", (9, 5), (12, 5)),
-    ("params__text_encoder__wpe__embedding", (9, 5), (9, 6)),
-    ("params__image_encoder__position_embeddings", (1, 17, 4), (1, 13, 4)),
-])
+@pytest.mark.parametrize(
+    "path, ours, theirs",
+    [
+        ("params__image_projection__dense__kernel", (4, 2), (4, 3)),
+        ("params__image_encoder__stem__kernel", (3, 3, 1, 4), (5, 5, 3, 4)),
+        ("params__image_encoder__block__kernel", (3, 3, 8, 4), (3, 3, 16, 4)),
+        ("params__text_encoder__wte__embedding", (9, 5), (12, 5)),
+        ("params__text_encoder__wpe__embedding", (9, 5), (9, 6)),
+        ("params__image_encoder__position_embeddings", (1, 17, 4), (1, 13, 4)),
+    ],
+)
 def test_other_shapes_without_a_meaning_are_refused(path, ours, theirs):
     name = path.removeprefix("params__").replace("__", "/")
     with pytest.raises(UserError) as error:
@@ -144,7 +162,7 @@ def start_tower(kind, fresh, source):
 def test_a_grey_image_gives_the_same_features_with_other_channels(name, old, new):
     (theirs, source), (ours, fresh) = image_model(name, old), image_model(name, new)
     variables, report = start_tower("image_encoder", fresh, source)
-    (path, how), = report.adapted
+    ((path, how),) = report.adapted
     assert path.endswith("kernel") and f"{old} image channels to {new}" in how
     grey = RNG.standard_normal((2, 32, 32, 1)).astype(np.float32)
     expected, _ = jax.jit(functools.partial(theirs.apply, train=False))(source, np.repeat(grey, old, axis=3))
@@ -161,11 +179,13 @@ def test_positions_of_patches_are_resampled_as_the_model_does(registers):
     source["params"]["embeddings"]["position_embeddings"] = RNG.standard_normal(positions.shape).astype(np.float32)
     ours, fresh = image_model("vit", 1, **options | {"size": 48})
     variables, report = start_tower("image_encoder", fresh, source)
-    assert report.adapted == [("image_encoder/embeddings/position_embeddings",
-                               "positions resampled from a grid of 4 x 4 to 6 x 6")]
+    assert report.adapted == [
+        ("image_encoder/embeddings/position_embeddings", "positions resampled from a grid of 4 x 4 to 6 x 6")
+    ]
     image = RNG.standard_normal((1, 48, 48, 1)).astype(np.float32)
-    np.testing.assert_allclose(ours.apply(variables, image, train=False)[0],
-                               theirs.apply(source, image, train=False)[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        ours.apply(variables, image, train=False)[0], theirs.apply(source, image, train=False)[0], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", TEXT_ENCODERS)
@@ -174,10 +194,13 @@ def test_other_lengths_and_more_tokens_leave_a_short_text_as_it_is(name, old, ne
     field, options = TEXT_ENCODERS[name]
     ids = RNG.integers(0, 20, (2, 8), dtype=np.int32)
     inputs = ids, np.ones_like(ids, bool)
-    encoders = [models.text_encoder({"name": name, field: length} | options, rows)
-                for length, rows in ((old, 20), (new, 23))]
-    source, fresh = (jax.device_get(jax.jit(lambda key, e=e: e.init(key, *inputs, train=False))(jax.random.key(i)))
-                     for i, e in enumerate(encoders))
+    encoders = [
+        models.text_encoder({"name": name, field: length} | options, rows) for length, rows in ((old, 20), (new, 23))
+    ]
+    source, fresh = (
+        jax.device_get(jax.jit(lambda key, e=e: e.init(key, *inputs, train=False))(jax.random.key(i)))
+        for i, e in enumerate(encoders)
+    )
     variables, report = start_tower("text_encoder", fresh, source)
     notes = sorted(how for _, how in report.adapted)
     assert len(notes) == 2 and "the last 3 fresh" in " ".join(notes)
@@ -185,15 +208,22 @@ def test_other_lengths_and_more_tokens_leave_a_short_text_as_it_is(name, old, ne
     expected, found = (e.apply(v, *inputs, train=False) for e, v in zip(encoders, (source, variables), strict=True))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     rows = {path: np.asarray(x) for path, x in flatten_dict(fresh, sep="/").items() if x.shape[:1] == (23,)}
-    (path, table), = rows.items()
+    ((path, table),) = rows.items()
     np.testing.assert_array_equal(flatten_dict(variables, sep="/")[path][20:], table[20:])
 
 
 def meta(licence="mit", **other):
-    return {"kind": "dual_encoder", "step": 7, "config": {"name": "Parent", "model": {}, "image": {"mean": 0.5}},
-            "preprocessing": {"height": 64, "width": 48}, "provenance": {
-                "licences": [{"weights": "theirs", "licence": licence, "title": licence}],
-                "overrides": [], "data": {}}} | other
+    return {
+        "kind": "dual_encoder",
+        "step": 7,
+        "config": {"name": "Parent", "model": {}, "image": {"mean": 0.5}},
+        "preprocessing": {"height": 64, "width": 48},
+        "provenance": {
+            "licences": [{"weights": "theirs", "licence": licence, "title": licence}],
+            "overrides": [],
+            "data": {},
+        },
+    } | other
 
 
 def opener(**named):
@@ -209,7 +239,9 @@ def test_entries_are_applied_in_order_and_noted():
     assert loaded(variables, one) == loaded(one, one) - loaded(variables, two)
     provenance = started.provenance
     assert [(p["name"], p["what"], p["origin"], p["report"]["loaded"]) for p in provenance["parents"]] == [
-        ("first", "one", "Parent", 6), ("second", "two", "Parent", 3)]
+        ("first", "one", "Parent", 6),
+        ("second", "two", "Parent", 3),
+    ]
     assert [entry["licence"] for entry in provenance["licences"]] == ["mit", "apache-2.0"]
     assert json.loads(json.dumps(started.to_json()))["reports"]["second"]["parameters"] == 40
 
@@ -245,8 +277,12 @@ def test_adapters_of_the_source_are_merged():
     source["params"]["lora"] = {"text_encoder": {"c_attn": {"kernel": adapters}}}
     config = {"name": "", "model": {"lora": {"pattern": ".*c_attn/kernel", "rank": 2, "alpha": 8.0}}}
     variables, _ = warm_start.start(fresh, {"a": {"weights": "one"}}, opener(one=(source, meta(config=config))))
-    np.testing.assert_allclose(variables["params"]["text_encoder"]["c_attn"]["kernel"],
-                               plain + 4.0 * adapters["lora_a"] @ adapters["lora_b"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        variables["params"]["text_encoder"]["c_attn"]["kernel"],
+        plain + 4.0 * adapters["lora_a"] @ adapters["lora_b"],
+        rtol=1e-5,
+        atol=1e-5,
+    )
     assert "lora" not in variables["params"]
 
 
@@ -257,8 +293,9 @@ def test_other_preprocessing_of_a_whole_model_is_named():
     assert "height 64 -> 96" in line and "config.image.mean 0.5 -> 0.3" in line and "width" not in line
     same = {"preprocessing": {"height": 64}, "config": {"image": {"mean": 0.5}}}
     assert not started.differences(same)
-    _, started = warm_start.start(model(), {"a": {"weights": "one", "load": "image_encoder/"}},
-                                  opener(one=(model(), meta())))
+    _, started = warm_start.start(
+        model(), {"a": {"weights": "one", "load": "image_encoder/"}}, opener(one=(model(), meta()))
+    )
     assert not started.differences(ours)
 
 
@@ -276,7 +313,7 @@ def test_a_run_reads_the_weights_once_and_keeps_what_it_noted(tmp_path, caplog):
     (tmp_path / "checkpoints" / "5" / "meta").mkdir(parents=True)
     (tmp_path / "checkpoints" / "5" / "meta" / "metadata").write_text(json.dumps(own))
     fresh, again = model(), own | {"provenance": {"data": {}}, "trained_on": ours}
-    assert run.start_variables(fresh, config, tmp_path, again, opener()) is fresh     # opens nothing
+    assert run.start_variables(fresh, config, tmp_path, again, opener()) is fresh  # opens nothing
     assert again["provenance"] == json.loads(json.dumps(own["provenance"])) and not caplog.records
     assert again["trained_on"] == own["trained_on"]
     config.warm_start.a.load = ("text_encoder/",)
@@ -310,8 +347,14 @@ def test_a_run_from_a_run_is_killed_and_goes_on_with_the_same_bits(tmp_path):
     parent.mkdir()
     finish(start(parent))
     child = tmp_path / "child.py"
-    child.write_text(CHILD.format(tiny=str(ROOT / "tests/configs/tiny.py"), data=str(parent / "data"),
-                                  tokenizer=str(parent / "tokenizer.json"), weights=str(parent)))
+    child.write_text(
+        CHILD.format(
+            tiny=str(ROOT / "tests/configs/tiny.py"),
+            data=str(parent / "data"),
+            tokenizer=str(parent / "tokenizer.json"),
+            weights=str(parent),
+        )
+    )
 
     def begin(name):
         workdir = tmp_path / name
@@ -319,7 +362,10 @@ def test_a_run_from_a_run_is_killed_and_goes_on_with_the_same_bits(tmp_path):
         return subprocess.Popen(
             [sys.executable, "-m", "mammoclip_jax.pretrain", f"--config={child}", f"--workdir={workdir}"],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     output = finish(begin("whole"))
     assert "warm start from" in output and "left at their initial values" in output

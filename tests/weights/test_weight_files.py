@@ -10,8 +10,12 @@ import pytest
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights import safetensors_file, torch_writer, weight_files
 
-ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.zeros((), np.float32),
-          "b": np.array([1.5, -2], ml_dtypes.bfloat16), "n": np.array([7], np.int64)}
+ARRAYS = {
+    "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.bias": np.zeros((), np.float32),
+    "b": np.array([1.5, -2], ml_dtypes.bfloat16),
+    "n": np.array([7], np.int64),
+}
 NAMES = {"float32": "F32", "bfloat16": "BF16", "int64": "I64", "float16": "F16", "bool": "BOOL"}
 
 
@@ -19,8 +23,11 @@ def safetensors(path, arrays=None, metadata=None):
     """A safetensors file by the format's description."""
     header, content = {"__metadata__": metadata} if metadata else {}, b""
     for name, value in (ARRAYS if arrays is None else arrays).items():
-        header[name] = {"dtype": NAMES[value.dtype.name], "shape": value.shape,
-                        "data_offsets": [len(content), len(content) + value.nbytes]}
+        header[name] = {
+            "dtype": NAMES[value.dtype.name],
+            "shape": value.shape,
+            "data_offsets": [len(content), len(content) + value.nbytes],
+        }
         content += value.tobytes()
     return sealed(path, header, content)
 
@@ -117,8 +124,11 @@ def test_a_whole_module_saved_by_torch(tmp_path, wrapped):
 
 
 def test_safetensors(tmp_path):
-    path = safetensors(tmp_path / "x.safetensors", ARRAYS | {"e": np.empty((0, 3), np.float16),
-                                                              "t": np.array([True, False])}, {"format": "pt"})
+    path = safetensors(
+        tmp_path / "x.safetensors",
+        ARRAYS | {"e": np.empty((0, 3), np.float16), "t": np.array([True, False])},
+        {"format": "pt"},
+    )
     file = weight_files.read(path)
     same(file.state, ARRAYS | {"e": np.empty((0, 3), np.float16), "t": np.array([True, False])})
     assert file.rest == {"metadata": {"format": "pt"}} and file.config is None
@@ -137,8 +147,18 @@ def test_safetensors_of_their_library(tmp_path):
 @pytest.mark.parity
 def test_safetensors_of_torch(tmp_path):
     torch, library = pytest.importorskip("torch"), pytest.importorskip("safetensors.torch")
-    values = {str(dtype): torch.arange(5).to(dtype) for dtype in (
-        torch.bfloat16, torch.float16, torch.float64, torch.int8, torch.uint16, torch.bool, torch.float8_e5m2)}
+    values = {
+        str(dtype): torch.arange(5).to(dtype)
+        for dtype in (
+            torch.bfloat16,
+            torch.float16,
+            torch.float64,
+            torch.int8,
+            torch.uint16,
+            torch.bool,
+            torch.float8_e5m2,
+        )
+    }
     library.save_file(values, tmp_path / "x.safetensors")
     state = weight_files.read(tmp_path / "x.safetensors").state
     for key, value in values.items():
@@ -150,11 +170,23 @@ def entry(**changes):
     return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes
 
 
-@pytest.mark.parametrize("header", [
-    {"a": entry(data_offsets=[0, 16])}, {"a": entry(shape=[3])}, {"a": entry(data_offsets=[-8, 0])},
-    {"a": entry(shape=[-1, -2])}, {"a": entry(dtype="F31")}, {"a": {"dtype": "F32"}}, {"a": 3}, [1],
-    {"a": entry(shape=[1], data_offsets=[-8, -4])}, {"a": entry(shape=[0])}, {"a": entry(shape=[-2], data_offsets=[8, 0])},
-    {"a": entry(shape=[1 << 40], data_offsets=[0, 1 << 42])}])
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry(data_offsets=[0, 16])},
+        {"a": entry(shape=[3])},
+        {"a": entry(data_offsets=[-8, 0])},
+        {"a": entry(shape=[-1, -2])},
+        {"a": entry(dtype="F31")},
+        {"a": {"dtype": "F32"}},
+        {"a": 3},
+        [1],
+        {"a": entry(shape=[1], data_offsets=[-8, -4])},
+        {"a": entry(shape=[0])},
+        {"a": entry(shape=[-2], data_offsets=[8, 0])},
+        {"a": entry(shape=[1 << 40], data_offsets=[0, 1 << 42])},
+    ],
+)
 def test_damaged_safetensors(tmp_path, header):
     with pytest.raises(UserError, match="x.safetensors: no safetensors file, or a damaged one"):
         weight_files.read(sealed(tmp_path / "x.safetensors", header, bytes(8)))

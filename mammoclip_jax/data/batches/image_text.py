@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 class Options(NamedTuple):
     """How a breast becomes a row of a batch."""
 
-    text_length: int                    # tokens
-    views: int = 2                      # images drawn
-    texts: int = 2                      # texts drawn
-    other_views: bool = False           # also AT, LM, ...
+    text_length: int  # tokens
+    views: int = 2  # images drawn
+    texts: int = 2  # texts drawn
+    other_views: bool = False  # also AT, LM, ...
     augment: Augment = Augment(0.5, 0.5, 0.0)
     text: TextOptions = TextOptions()
 
@@ -41,11 +41,11 @@ class Options(NamedTuple):
 class Breast(NamedTuple):
     """One training example before sampling."""
 
-    source: int                            # position of the data set in the list given
-    views: tuple[tuple[int, ...], ...]     # rows of its index, by view: `units.VIEWS` first, then others by name
-    texts: tuple[str, ...]                 # without blank and repeated ones
-    sections: tuple[str, ...] = ()         # of the texts, where they are paired by section
-    fields: tuple[tuple[int, str], ...] = ()   # row and, as JSON, what its caption is rendered from
+    source: int  # position of the data set in the list given
+    views: tuple[tuple[int, ...], ...]  # rows of its index, by view: `units.VIEWS` first, then others by name
+    texts: tuple[str, ...]  # without blank and repeated ones
+    sections: tuple[str, ...] = ()  # of the texts, where they are paired by section
+    fields: tuple[tuple[int, str], ...] = ()  # row and, as JSON, what its caption is rendered from
 
 
 class Breasts(NamedTuple):
@@ -53,11 +53,12 @@ class Breasts(NamedTuple):
 
     items: list[Breast]
     without_text: int
-    without_view: int                      # only views that were not asked for
+    without_view: int  # only views that were not asked for
 
 
-def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False,
-            text: TextOptions = TextOptions()) -> Breasts:
+def breasts(
+    datasets: Sequence[Dataset], split: str, *, other_views: bool = False, text: TextOptions = TextOptions()
+) -> Breasts:
     """Group the images of a split into breasts (`units.breasts`), in the order of the indexes.
 
     `other_views` takes views outside `units.VIEWS` (AT, LM, ...) as well. Raises UserError, naming the folders, where no
@@ -75,20 +76,36 @@ def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = Fals
             without_view += not views
             without_text += bool(views) and not (section_of or fields)
             if views and (section_of or fields):
-                items.append(Breast(source, views, tuple(section_of),
-                                    tuple(section_of.values()) if text.pairing == "sections" else (), fields))
+                items.append(
+                    Breast(
+                        source,
+                        views,
+                        tuple(section_of),
+                        tuple(section_of.values()) if text.pairing == "sections" else (),
+                        fields,
+                    )
+                )
     folders = ", ".join(str(d.path) for d in datasets)
     if not items:
-        raise UserError(f"no breast to use in split {split!r} of {folders}: {without_text} have no text, "
-                        f"{without_view} only views other than CC and MLO; look at the columns split, texts and view "
-                        "of index.parquet")
-    log.info("%s: %d breasts in split %s, left out %d without text and %d without a usable view", folders, len(items),
-             split, without_text, without_view)
+        raise UserError(
+            f"no breast to use in split {split!r} of {folders}: {without_text} have no text, "
+            f"{without_view} only views other than CC and MLO; look at the columns split, texts and view "
+            "of index.parquet"
+        )
+    log.info(
+        "%s: %d breasts in split %s, left out %d without text and %d without a usable view",
+        folders,
+        len(items),
+        split,
+        without_text,
+        without_view,
+    )
     return Breasts(items, without_text, without_view)
 
 
-def drawable_texts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False, text: TextOptions,
-                   mirrored: bool) -> set[str]:
+def drawable_texts(
+    datasets: Sequence[Dataset], split: str, *, other_views: bool = False, text: TextOptions, mirrored: bool
+) -> set[str]:
     """Every text that may be drawn where no captions are rendered and no sentences shuffled; with `mirrored`, what the
     horizontal flip makes of it as well."""
     items = breasts(datasets, split, other_views=other_views, text=text).items
@@ -107,14 +124,22 @@ class _Sample:
     datasets: tuple[Dataset, ...]
     tokenizer: Tokenize
     options: Options
-    variants: tuple[Mapping[str, tuple[str, ...]], ...] = ()     # by data set: text to its augmented texts
+    variants: tuple[Mapping[str, tuple[str, ...]], ...] = ()  # by data set: text to its augmented texts
     features: Arrays | None = None
 
     def __call__(self, breast: Breast, rng: np.random.Generator) -> dict[str, np.ndarray]:
         options, dataset = self.options, self.datasets[breast.source]
         records = units.draw_views(breast.views, options.views, rng)
-        drawn = texts.draw(breast.texts, breast.sections, breast.fields, records, options.texts, options.text,
-                           self.variants[breast.source] if self.variants else {}, rng)
+        drawn = texts.draw(
+            breast.texts,
+            breast.sections,
+            breast.fields,
+            records,
+            options.texts,
+            options.text,
+            self.variants[breast.source] if self.variants else {},
+            rng,
+        )
         drawn, horizontal, vertical = texts.augment_texts(drawn, options.augment, rng)
         ids, mask = self.tokenizer.encode(drawn, options.text_length)
         images = {record: dataset.read(record) for record in dict.fromkeys(records)}
@@ -132,8 +157,16 @@ class _Sample:
 
 
 def train_dataset(
-    datasets: Sequence[Dataset], tokenizer: Tokenize, options: Options, *, split: str = "train", batch_size: int,
-    seed: int, rows: Sequence[int] | None = None, weights: Sequence[float] | None = None, read_threads: int = 4,
+    datasets: Sequence[Dataset],
+    tokenizer: Tokenize,
+    options: Options,
+    *,
+    split: str = "train",
+    batch_size: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    read_threads: int = 4,
     features: Arrays | None = None,
 ) -> grain.IterDataset:
     """Endless shuffled batches of `batch_size` breasts over all processes; all keys of Batch (text_features where there
@@ -154,10 +187,12 @@ def train_dataset(
     check_name(options.text.pairing, texts.PAIRINGS, "pairing of texts")
     items = breasts(datasets, split, other_views=options.other_views, text=options.text).items
     if weights is None:
-        stream = grain.MapDataset.source(items).seed(seed).shuffle()[:len(items) // batch_size * batch_size]
+        stream = grain.MapDataset.source(items).seed(seed).shuffle()[: len(items) // batch_size * batch_size]
         if not len(stream):
-            raise UserError(f"a batch of {batch_size} breasts needs more than the {len(items)} with images and text "
-                            f"in split {split!r}: lower the batch size or add data sets")
+            raise UserError(
+                f"a batch of {batch_size} breasts needs more than the {len(items)} with images and text "
+                f"in split {split!r}: lower the batch size or add data sets"
+            )
         stream = stream.repeat()
     else:
         stream = _mixed(items, datasets, weights, seed)
@@ -171,8 +206,15 @@ def train_dataset(
     return stream.to_iter_dataset(reading).batch(len(rows), drop_remainder=True)
 
 
-def train_iterator(datasets: Sequence[Dataset], tokenizer: Tokenize, options: Options, *, batch_size: int,
-                   rows: Sequence[int] | None = None, **more) -> BatchIterator:
+def train_iterator(
+    datasets: Sequence[Dataset],
+    tokenizer: Tokenize,
+    options: Options,
+    *,
+    batch_size: int,
+    rows: Sequence[int] | None = None,
+    **more,
+) -> BatchIterator:
     """The iterator over `train_dataset` (same arguments): `get_state` and `set_state` resume exactly."""
     dataset = train_dataset(datasets, tokenizer, options, batch_size=batch_size, rows=rows, **more)
     return BatchIterator(iter(dataset), batch_size if rows is None else len(rows))

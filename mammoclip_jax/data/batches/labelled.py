@@ -49,23 +49,27 @@ class Target(NamedTuple):
             values = [labels.get(name) for name in self.labels]
             for name, value in zip(self.labels, values):
                 if value not in (None, 0, 1):
-                    raise UserError(f"label {name!r} is no yes/no label, it holds {value!r}: set config.task.label to "
-                                    f"{name!r} and config.model.labels to its values.")
+                    raise UserError(
+                        f"label {name!r} is no yes/no label, it holds {value!r}: set config.task.label to "
+                        f"{name!r} and config.model.labels to its values."
+                    )
             return np.array([np.nan if value is None else float(value) for value in values], np.float32)
         value = labels.get(self.values_of)
         if value is None:
             return np.full(len(self.labels), np.nan, np.float32)
         if str(value) not in self.labels:
-            raise UserError(f"label {self.values_of!r} holds {value!r}, which is not in config.model.labels "
-                            f"{self.labels}.{suggestion(str(value), self.labels)}")
+            raise UserError(
+                f"label {self.values_of!r} holds {value!r}, which is not in config.model.labels "
+                f"{self.labels}.{suggestion(str(value), self.labels)}"
+            )
         return np.array([name == str(value) for name in self.labels], np.float32)
 
 
 class Example(NamedTuple):
     """One training example before sampling."""
 
-    source: int                             # position of the data set in the list given
-    images: tuple[tuple[int, View], ...]    # (row of its index, what is known of it)
+    source: int  # position of the data set in the list given
+    images: tuple[tuple[int, View], ...]  # (row of its index, what is known of it)
     target: tuple[float, ...]
     # (row, class, left, top, right, bottom); a box of several classes once for each.
     boxes: tuple[tuple[int, int, float, float, float, float], ...] = ()
@@ -95,15 +99,17 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
             if target.boxes:
                 without += (value == 1) & ~with_box
                 value[value == 1] = np.nan
-            value[with_box] = 1      # what has a box is there
+            value[with_box] = 1  # what has a box is there
             if not np.isnan(value).all():
                 images = tuple(zip(map(int, group.index), units.views(group)))
                 items.append(Example(source, images, tuple(map(float, value)), boxes))
     if not items:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
-        raise UserError(f"no {unit} to use in split {split!r} of {folders}: none has a value of "
-                        f"{target.values_of or ', '.join(target.labels)}; look at the columns split and labels of "
-                        "index.parquet.")
+        raise UserError(
+            f"no {unit} to use in split {split!r} of {folders}: none has a value of "
+            f"{target.values_of or ', '.join(target.labels)}; look at the columns split and labels of "
+            "index.parquet."
+        )
     if without.any():
         counts = ", ".join(f"{name} {count}" for name, count in zip(target.labels, without) if count)
         logging.warning("labelled without a box, and neither taught as there nor as background: %s", counts)
@@ -121,9 +127,13 @@ def joined(values: np.ndarray, classes: bool) -> np.ndarray:
 
 def _boxes(group: pd.DataFrame, target: Target) -> tuple:
     classes = {name: place for place, name in enumerate(target.labels)}
-    return tuple((int(row), classes[name], *map(float, box["box"]))
-                 for row, boxes in zip(group.index, group["boxes_canvas"]) for box in json.loads(boxes)
-                 for name in names_of(box) if name in classes)
+    return tuple(
+        (int(row), classes[name], *map(float, box["box"]))
+        for row, boxes in zip(group.index, group["boxes_canvas"])
+        for box in json.loads(boxes)
+        for name in names_of(box)
+        if name in classes
+    )
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class _Sample:
 
     datasets: tuple[Dataset, ...]
     views: int
-    boxes: int              # places for boxes in a view; 0: none are wanted
+    boxes: int  # places for boxes in a view; 0: none are wanted
     flip_horizontal: float
     flip_vertical: float
 
@@ -169,14 +179,26 @@ class _Sample:
 
 def most_boxes(examples: Sequence[Example]) -> int:
     """The largest number of boxes of an image, at least 1."""
-    counts = [np.unique([box[0] for box in example.boxes], return_counts=True)[1].max(initial=0)
-              for example in examples]
+    counts = [
+        np.unique([box[0] for box in example.boxes], return_counts=True)[1].max(initial=0) for example in examples
+    ]
     return int(max([1, *counts]))
 
 
-def train_iterator(datasets: Sequence[Dataset], examples: Sequence[Example], *, batch_size: int, views: int, boxes: int,
-                   seed: int, rows: Sequence[int] | None = None, sampling: str = "uniform",
-                   flip_horizontal: float = 0.0, flip_vertical: float = 0.0, read_threads: int = 4) -> BatchIterator:
+def train_iterator(
+    datasets: Sequence[Dataset],
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    views: int,
+    boxes: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
+    sampling: str = "uniform",
+    flip_horizontal: float = 0.0,
+    flip_vertical: float = 0.0,
+    read_threads: int = 4,
+) -> BatchIterator:
     """Endless shuffled batches of `examples`, whose state can be saved: the keys of Batch but the texts'.
 
     Args:
@@ -195,10 +217,14 @@ def train_iterator(datasets: Sequence[Dataset], examples: Sequence[Example], *, 
     if sampling == "balanced":
         stream = _balanced(examples, seed)
     else:
-        stream = grain.MapDataset.source(list(examples)).seed(seed).shuffle()[:len(examples) // batch_size * batch_size]
+        stream = (
+            grain.MapDataset.source(list(examples)).seed(seed).shuffle()[: len(examples) // batch_size * batch_size]
+        )
         if not len(stream):
-            raise UserError(f"a batch of {batch_size} needs more than the {len(examples)} examples that there are: "
-                            "lower config.train.batch_size or add data sets.")
+            raise UserError(
+                f"a batch of {batch_size} needs more than the {len(examples)} examples that there are: "
+                "lower config.train.batch_size or add data sets."
+            )
         stream = stream.repeat()
     sample = _Sample(tuple(datasets), views, boxes, flip_horizontal, flip_vertical)
     rows = tuple(range(batch_size) if rows is None else map(int, rows))

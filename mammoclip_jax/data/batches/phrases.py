@@ -12,9 +12,9 @@ LEVELS = ("label", "phrase", "report")
 class Unit(NamedTuple):
     """One text, the region it speaks of, and whether it denies what it names."""
 
-    level: str                                       # one of LEVELS
+    level: str  # one of LEVELS
     text: str
-    box: tuple[float, float, float, float] | None    # x0, y0, x1, y1 of the box item; None: the whole image
+    box: tuple[float, float, float, float] | None  # x0, y0, x1, y1 of the box item; None: the whole image
     negated: bool = False
 
 
@@ -32,12 +32,17 @@ def units(row: Any) -> list[Unit]:
     texts = [text.strip() for text in row["texts"] if text.strip()]
     sections = list(row.get("sections", ()))
     spoken = [t for t, name in zip(row["texts"], sections, strict=False) if name == "findings" and t.strip()] or texts
-    own = [Unit("phrase", item["phrase"].strip(), tuple(item["box"]), reports.negated(item["phrase"]))
-           for item in boxes if str(item.get("phrase") or "").strip()]
+    own = [
+        Unit("phrase", item["phrase"].strip(), tuple(item["box"]), reports.negated(item["phrase"]))
+        for item in boxes
+        if str(item.get("phrase") or "").strip()
+    ]
     for text in spoken:
         text = reports.for_view(reports.for_side(text, row.get("laterality", "")), row.get("view", ""))
-        own += [Unit("phrase", sentence, _box(sentence, boxes), reports.negated(sentence))
-                for sentence in reports.sentences(text)]
+        own += [
+            Unit("phrase", sentence, _box(sentence, boxes), reports.negated(sentence))
+            for sentence in reports.sentences(text)
+        ]
     items += dict.fromkeys(own)
     return items + ([Unit("report", " ".join(dict.fromkeys(texts)), None)] if texts else [])
 

@@ -49,10 +49,13 @@ class BatchIterator(grain.DatasetIterator):
 
 def check_alike(datasets: Sequence[Dataset]) -> None:
     """Raise UserError where two data sets, named, hold images of different height, width or bits."""
+
     def form(dataset: Dataset) -> dict:
         return {key: dataset.info["preprocessing"][key] for key in ("height", "width", "bits")}
 
     for other in datasets[1:]:
         if form(other) != form(datasets[0]):
-            raise UserError(f"images of one batch must be alike, but {datasets[0].path} has {form(datasets[0])} and "
-                            f"{other.path} has {form(other)}: prepare one of them again")
+            raise UserError(
+                f"images of one batch must be alike, but {datasets[0].path} has {form(datasets[0])} and "
+                f"{other.path} has {form(other)}: prepare one of them again"
+            )

@@ -13,20 +13,20 @@ from mammoclip_jax.data.text import label_values, reports, templating
 class Augment(NamedTuple):
     """What the host decides about a breast, as probabilities. The device does the flips."""
 
-    flip_horizontal: float      # laterality words in the texts change with it
-    flip_vertical: float        # only for breasts whose drawn texts name no position
-    shuffle_sentences: float    # of each text
+    flip_horizontal: float  # laterality words in the texts change with it
+    flip_vertical: float  # only for breasts whose drawn texts name no position
+    shuffle_sentences: float  # of each text
 
 
 class TextOptions(NamedTuple):
     """Which texts of a breast are drawn."""
 
-    captions: str = ""              # a template: captions are rendered anew at each drawing, of the view drawn with it
-    captions_share: float = 1.0     # probability that a caption takes a report text's place; always where none is
+    captions: str = ""  # a template: captions are rendered anew at each drawing, of the view drawn with it
+    captions_share: float = 1.0  # probability that a caption takes a report text's place; always where none is
     captions_dropout: float = -1.0  # of the template's fields; below 0 is what the template says
-    pairing: str = "any"            # "sections": the first text from the findings, the second from the impression
-    own_side: bool = False          # without the sentences about the other breast
-    augmented: float = 0.0          # probability of a text's variant of texts_augmented.parquet, where it has one
+    pairing: str = "any"  # "sections": the first text from the findings, the second from the impression
+    own_side: bool = False  # without the sentences about the other breast
+    augmented: float = 0.0  # probability of a text's variant of texts_augmented.parquet, where it has one
 
 
 PAIRINGS = ("any", "sections")
@@ -60,8 +60,16 @@ def caption_fields(group: pd.DataFrame, text: TextOptions) -> tuple[tuple[int, s
     return tuple(pairs)
 
 
-def draw(texts: Sequence[str], sections: Sequence[str], fields: Sequence[tuple[int, str]], records: Sequence[int],
-         count: int, options: TextOptions, variants: Mapping[str, Sequence[str]], rng: np.random.Generator) -> list[str]:
+def draw(
+    texts: Sequence[str],
+    sections: Sequence[str],
+    fields: Sequence[tuple[int, str]],
+    records: Sequence[int],
+    count: int,
+    options: TextOptions,
+    variants: Mapping[str, Sequence[str]],
+    rng: np.random.Generator,
+) -> list[str]:
     """Choose `count` texts of a breast, "" where it has none, as `options` say.
 
     Args:
@@ -95,8 +103,10 @@ def draw_texts(texts: Sequence[str], count: int, rng: np.random.Generator) -> li
 
 def draw_sections(texts: Sequence[str], sections: Sequence[str], count: int, rng: np.random.Generator) -> list[str]:
     """Findings, impression, findings, ... , where both exist: each drawn as `draw_texts` does; else as `draw_texts`."""
-    parts = [[text for text, name in zip(texts, sections, strict=True) if name == wanted]
-             for wanted in ("findings", "impression")]
+    parts = [
+        [text for text, name in zip(texts, sections, strict=True) if name == wanted]
+        for wanted in ("findings", "impression")
+    ]
     if not all(parts):
         return draw_texts(texts, count, rng)
     drawn = [draw_texts(part, (count + 1) // 2, rng) for part in parts]

@@ -7,14 +7,22 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-UNITS = {"image": 1, "breast": 2, "exam": 4}        # and the places for views that a model has of it
+UNITS = {"image": 1, "breast": 2, "exam": 4}  # and the places for views that a model has of it
 SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
 # Flags of what is no screening view.
-NOT_SCREENING = ("other_modality", "for_processing", "specimen", "stereotactic", "recombined", "spot", "magnification",
-                 "implant_displaced")
+NOT_SCREENING = (
+    "other_modality",
+    "for_processing",
+    "specimen",
+    "stereotactic",
+    "recombined",
+    "spot",
+    "magnification",
+    "implant_displaced",
+)
 # From best to worst: they count where no better image of the same view is there.
 STAND_INS = ("", "synthetic_2d", "tomosynthesis", "secondary_capture")
-VIEWS = ("CC", "MLO", "")       # before all others, which come by name; "" where the data set does not say
+VIEWS = ("CC", "MLO", "")  # before all others, which come by name; "" where the data set does not say
 
 
 def breasts(rows: pd.DataFrame) -> np.ndarray:
@@ -38,7 +46,7 @@ GROUPS = {"image": lambda rows: np.arange(len(rows)), "breast": breasts, "exam":
 class View(NamedTuple):
     """What is known of an image."""
 
-    laterality: str                 # "" where it is not known, as `view`
+    laterality: str  # "" where it is not known, as `view`
     view: str
     flags: tuple[str, ...] = ()
 
@@ -46,8 +54,10 @@ class View(NamedTuple):
 def views(rows: pd.DataFrame) -> list[View]:
     """Of the rows of an index."""
     flags = rows["flags"] if "flags" in rows else [""] * len(rows)
-    return [View(side, view, tuple(filter(None, names.split(","))))
-            for side, view, names in zip(rows["laterality"], rows["view"], flags, strict=True)]
+    return [
+        View(side, view, tuple(filter(None, names.split(","))))
+        for side, view, names in zip(rows["laterality"], rows["view"], flags, strict=True)
+    ]
 
 
 def not_screening(images: Sequence[View]) -> list[str]:
@@ -55,7 +65,7 @@ def not_screening(images: Sequence[View]) -> list[str]:
     reasons = [_reason(image) for image in images]
     best: dict[tuple, int] = {}
     for image, reason in zip(images, reasons):
-        for named in () if reason else (image[:2], ()):         # (): any of the exam
+        for named in () if reason else (image[:2], ()):  # (): any of the exam
             best[named] = min(_rank(image), best.get(named, len(STAND_INS)))
     for place, image in enumerate(images):
         if not reasons[place] and _rank(image) > best[image[:2] if all(image[:2]) else ()]:
@@ -72,8 +82,9 @@ def _rank(image: View) -> int:
     return max((STAND_INS.index(flag) for flag in image.flags if flag in STAND_INS), default=0)
 
 
-def standing(images: Sequence[View], count: int,
-             rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
+def standing(
+    images: Sequence[View], count: int, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which of the images of a unit take its `count` places: its screening views, or all where it has none.
 
     The four standard views come first, then those of unknown side or view, then further images of a view that has one

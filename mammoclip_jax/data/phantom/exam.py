@@ -132,8 +132,9 @@ def _place(rng: np.random.Generator, outlines: dict, radius: float, placed: list
 
 
 def _distance(place: dict, other: Lesion) -> float:
-    return float(np.hypot(place["outer"] - other.outer, place["upper"] - other.upper) / 2
-                 + abs(place["depth"] - other.depth) / 2)
+    return float(
+        np.hypot(place["outer"] - other.outer, place["upper"] - other.upper) / 2 + abs(place["depth"] - other.depth) / 2
+    )
 
 
 def _fits(borders: anatomy.Outline, place: dict) -> bool:
@@ -172,8 +173,9 @@ def render(exam: Exam, laterality: str, view: str) -> Picture:
         x, y = centre(borders, view, lesion.outer, lesion.upper, lesion.depth)
         to_nipple = float(np.arctan2(borders.nipple[1] - y, borders.nipple[0] - x))
         added = lesions.patch(lesion, parameters.height, to_nipple, view)
-        box = _add(density, mask, inside, added, lesions.mask_of(added), (x, y), parameters.contrast,
-                   MASK_BITS[lesion.label])
+        box = _add(
+            density, mask, inside, added, lesions.mask_of(added), (x, y), parameters.contrast, MASK_BITS[lesion.label]
+        )
         boxes.append({"label": lesion.label, "box": box})
     sigma = NOISE * np.sqrt(0.15 + density)
     noise = exam.stream(_NOISE, side, projection).standard_normal(density.shape, dtype=np.float32)

@@ -1,9 +1,9 @@
 """A folder of phantom exams: generated in parallel, resumable, the same bytes for the same parameters.
 
-    phantom.json                 parameters, version, what the files are
-    images.parquet               one row an image: file, exam, boxes, texts, labels
-    exams/phantom-0-000012/      L_CC.dcm ... R_MLO.dcm, report.txt, exam.json,
-                                 L_CC.mask.png ...: only for views with a lesion; pixel = sum of the bits of its lesions
+phantom.json                 parameters, version, what the files are
+images.parquet               one row an image: file, exam, boxes, texts, labels
+exams/phantom-0-000012/      L_CC.dcm ... R_MLO.dcm, report.txt, exam.json,
+                             L_CC.mask.png ...: only for views with a lesion; pixel = sum of the bits of its lesions
 """
 
 import json
@@ -35,8 +35,9 @@ LIMITS = {
 }
 
 
-def generate(out: str | Path, count: int, parameters: Parameters = Parameters(), workers: int = 1,
-             progress=None) -> int:
+def generate(
+    out: str | Path, count: int, parameters: Parameters = Parameters(), workers: int = 1, progress=None
+) -> int:
     """Makes the exams 0 to `count` - 1 of a phantom set in `out` and the table of their images.
 
     Exams that are there already are kept, so an interrupted call is completed and a set can be grown. The bytes
@@ -64,8 +65,10 @@ def generate(out: str | Path, count: int, parameters: Parameters = Parameters(),
     done = count - len(missing)
     for result in pool.ordered_map(write_exam, tasks, min(workers, len(tasks))):
         if isinstance(result, pool.WorkerLost):
-            raise UserError(f"a process that made exams for {out} died, perhaps for want of memory: run again with "
-                            "fewer workers. The finished exams are kept.")
+            raise UserError(
+                f"a process that made exams for {out} died, perhaps for want of memory: run again with "
+                "fewer workers. The finished exams are kept."
+            )
         done += 1
         if progress:
             progress(done, count)
@@ -116,8 +119,10 @@ def _write_view(exam, folder: Path, laterality: str, view: str) -> dict:
 
 
 def _facts(exam) -> dict:
-    return {side: {"birads": breast.birads, "lesions": [asdict(lesion) for lesion in breast.lesions]}
-            for side, breast in exam.breasts.items()}
+    return {
+        side: {"birads": breast.birads, "lesions": [asdict(lesion) for lesion in breast.lesions]}
+        for side, breast in exam.breasts.items()
+    }
 
 
 def _check(count: int, parameters: Parameters) -> None:
@@ -128,8 +133,10 @@ def _check(count: int, parameters: Parameters) -> None:
         if not lowest <= value <= highest:
             raise UserError(f"{name}={value} is out of range: choose {lowest} to {highest}.")
     if not 0.4 <= parameters.width / parameters.height <= 1.25:
-        raise UserError(f"{parameters.height} x {parameters.width} pixels is not the shape of a mammogram: choose a "
-                        "width of 0.4 to 1.25 times the height.")
+        raise UserError(
+            f"{parameters.height} x {parameters.width} pixels is not the shape of a mammogram: choose a "
+            "width of 0.4 to 1.25 times the height."
+        )
 
 
 def _claim(out: Path, parameters: Parameters) -> None:

@@ -147,7 +147,7 @@ def _spicules(rng: np.random.Generator, half: int, border: np.ndarray, theta: np
         points = np.stack([middle + length * np.cos(angle), middle + length * np.sin(angle)], 1) * 16
         level = rng.uniform(0.45, 0.95)
         for part in range(4):  # thinner and fainter outwards
-            section = points[3 * part: 3 * part + 4].astype(np.int32)[None]
+            section = points[3 * part : 3 * part + 4].astype(np.int32)[None]
             thickness = max(1, round(radius * (0.100 - 0.021 * part)))
             cv2.polylines(canvas, section, False, int(255 * level * (1 - 0.17 * part)), thickness, cv2.LINE_AA, 4)
     small = cv2.resize(canvas, (2 * half + 1,) * 2, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -163,8 +163,13 @@ def _calcifications(lesion: Lesion, rng: np.random.Generator, height: int, to_ni
     # The specks belong to the lesion, not to the view: both views show the same number and kinds.
     kinds = np.random.default_rng([lesion.seed, 2])
     for x, y in _positions(lesion, kinds, to_nipple, rng) * spread * scale + size / 2:
-        cv2.fillPoly(canvas, [_speck(lesion.form, kinds, (x, y), height * scale, to_nipple)], _level(lesion, kinds),
-                     cv2.LINE_AA, 4)
+        cv2.fillPoly(
+            canvas,
+            [_speck(lesion.form, kinds, (x, y), height * scale, to_nipple)],
+            _level(lesion, kinds),
+            cv2.LINE_AA,
+            4,
+        )
     small = cv2.resize(canvas, (2 * half + 1,) * 2, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     blur = 0.0022 if lesion.form == "amorphous" else 0.0009
     return cv2.GaussianBlur(small, (0, 0), max(blur * height, 0.35))

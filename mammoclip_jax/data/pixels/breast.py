@@ -5,20 +5,20 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-Crop = tuple[int, int, int, int]            # y0, x0, y1, x1; y1 and x1 exclusive
+Crop = tuple[int, int, int, int]  # y0, x0, y1, x1; y1 and x1 exclusive
 
-_SIDE = 512             # the robust search works on an image of at most this many pixels a side
-_OPENING = 11           # of those pixels: what is thinner is no breast
-_RIM = 1.15             # a fainter threshold may add this much to the breast
-_HARMLESS = 1.03        # and this much, whatever its shape
-_STEPS = 5              # thresholds from the safe to the faint one
-_DARK = 12              # air this dark (of 255) is air; brighter air must be flat
-_FLAT = 2               # steps between neighbours that count as flat
-_WHITE = 235            # of 255: a plate is that bright
-_PLATE_SIDE, _PLATE_AREA = 8, 0.15          # its least side, in those pixels, and its greatest part of the image
-_SMOOTH = 1.1           # times that of its convex hull: the length of a breast's outline
-_FITS = 6               # of a surface to the ground of a film
-_SIDES_DIFFER = 0.25    # of the height, between the chest wall and the tip of a breast
+_SIDE = 512  # the robust search works on an image of at most this many pixels a side
+_OPENING = 11  # of those pixels: what is thinner is no breast
+_RIM = 1.15  # a fainter threshold may add this much to the breast
+_HARMLESS = 1.03  # and this much, whatever its shape
+_STEPS = 5  # thresholds from the safe to the faint one
+_DARK = 12  # air this dark (of 255) is air; brighter air must be flat
+_FLAT = 2  # steps between neighbours that count as flat
+_WHITE = 235  # of 255: a plate is that bright
+_PLATE_SIDE, _PLATE_AREA = 8, 0.15  # its least side, in those pixels, and its greatest part of the image
+_SMOOTH = 1.1  # times that of its convex hull: the length of a breast's outline
+_FITS = 6  # of a surface to the ground of a film
+_SIDES_DIFFER = 0.25  # of the height, between the chest wall and the tip of a breast
 _PUBLISHED_THRESHOLD = 40
 
 
@@ -36,7 +36,7 @@ def published_crop(image: np.ndarray) -> Crop:
 
 def _central(image: np.ndarray) -> np.ndarray:
     middle, reach = image.shape[0] // 2, int(image.shape[0] * 0.4)
-    return image[middle - reach:middle + reach]
+    return image[middle - reach : middle + reach]
 
 
 def _varies(image: np.ndarray) -> np.ndarray:
@@ -59,9 +59,9 @@ def _longest_run(live: np.ndarray) -> tuple[int, int]:
 class Found(NamedTuple):
     """The breast in a small copy of an image."""
 
-    mask: np.ndarray        # bool [h', w']; all True where no air is seen: the breast fills the image, or there is none
-    factor: float           # from pixels of `mask` to pixels of the image
-    plates: np.ndarray | None = None        # bool as `mask`: white plates that touch it, or None
+    mask: np.ndarray  # bool [h', w']; all True where no air is seen: the breast fills the image, or there is none
+    factor: float  # from pixels of `mask` to pixels of the image
+    plates: np.ndarray | None = None  # bool as `mask`: white plates that touch it, or None
 
 
 def find(image: np.ndarray) -> Found:
@@ -166,7 +166,7 @@ def halved(image: np.ndarray, side: int) -> np.ndarray:
     image = np.ascontiguousarray(image)
     while max(image.shape) >= 4 * side and min(image.shape) > 1:
         height, width = image.shape[0] // 2, image.shape[1] // 2
-        image = cv2.resize(image[:2 * height, :2 * width], (width, height), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
     return image
 
 
@@ -189,8 +189,8 @@ def _inverted(grey: np.ndarray) -> bool:
     height, width = grey.shape
     outer, inner = int(0.02 * min(height, width)), int(0.06 * min(height, width)) + 1
     frame = np.zeros(grey.shape, bool)
-    frame[outer:height - outer, outer:width - outer] = True
-    frame[inner:height - inner, inner:width - inner] = False
+    frame[outer : height - outer, outer : width - outer] = True
+    frame[inner : height - inner, inner : width - inner] = False
     if not frame.any():
         return False
     flat = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) <= _FLAT
@@ -200,8 +200,8 @@ def _inverted(grey: np.ndarray) -> bool:
 class _Air(NamedTuple):
     """Grey levels of the air around a breast."""
 
-    faint: float            # just above its noise
-    safe: float             # safely above the ground of a film
+    faint: float  # just above its noise
+    safe: float  # safely above the ground of a film
 
 
 def _air(grey: np.ndarray) -> _Air | None:
@@ -234,11 +234,11 @@ def _grown(grey: np.ndarray, air: _Air) -> np.ndarray:
     for threshold in np.linspace(air.safe, air.faint, _STEPS)[1:]:
         wider = _largest_part(grey > threshold)
         area = area or breast.sum()
-        if (wider & breast).sum() < 0.5 * area:         # a bright marker was the largest before
+        if (wider & breast).sum() < 0.5 * area:  # a bright marker was the largest before
             area = 0
         elif wider.sum() > _HARMLESS * area:
             if _roughness(wider) >= _SMOOTH or (wider.sum() > _RIM * area and _rectangular(wider)):
-                continue                # dense tissue in faint fat is ragged as well, and a breast again lower down
+                continue  # dense tissue in faint fat is ragged as well, and a breast again lower down
             area = 0
         breast, level = wider, threshold
     return _joined(breast, _without_film_edges(grey > level))
@@ -310,7 +310,7 @@ def _without_film_edges(bright: np.ndarray) -> np.ndarray:
     bright = bright.copy()
     for lines in (bright, bright.T, bright[::-1], bright.T[::-1]):
         reach = _edge(lines.shape[0])
-        if lines[reach:2 * reach].mean() < 0.6:
+        if lines[reach : 2 * reach].mean() < 0.6:
             lines[:reach][lines[:reach].mean(axis=1) > 0.95] = False
     return bright
 
@@ -347,7 +347,7 @@ def crop_of(seen: Found, shape: tuple[int, int], margin: float = 0.015) -> Crop:
 
 
 def chest_wall_side(image: np.ndarray) -> str:
-    """"left" or "right": the side of the image [h, w] where the breast meets the chest wall, "" when unsure."""
+    """One of "left" or "right": the side of the image [h, w] where the breast meets the chest wall, "" when unsure."""
     return side_of(find(image).mask)
 
 
@@ -358,7 +358,7 @@ def side_of(mask: np.ndarray) -> str:
     fills the frame, or a part of one, is about as high at both sides.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    part = mask[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     tenth = max(1, part.shape[1] // 10)
     left, right = float(part[:, :tenth].mean()), float(part[:, -tenth:].mean())
     if abs(left - right) < _SIDES_DIFFER:

@@ -33,15 +33,15 @@ from pydicom.uid import (
 from mammoclip_jax.data.pixels import jpeg
 from mammoclip_jax.errors import UserError
 
-MAX_PIXELS = 200_000_000        # a mammogram has up to about 30 million; more is a broken header
+MAX_PIXELS = 200_000_000  # a mammogram has up to about 30 million; more is a broken header
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PREFERRED = (
     {RLELossless: "pylibjpeg"}
     | {syntax: jpeg.NAME for syntax in jpeg.SYNTAXES}
     | {syntax: "pyjpegls" for syntax in JPEGLSTransferSyntaxes}
-    | {syntax: "pylibjpeg" for syntax in JPEG2000TransferSyntaxes}     # HTJ2K too
+    | {syntax: "pylibjpeg" for syntax in JPEG2000TransferSyntaxes}  # HTJ2K too
 )
-_RLE_RATIO, _RATIO = 64, 4000   # pixels a byte of a file at the very most: RLE can do no more; others do by far less
+_RLE_RATIO, _RATIO = 64, 4000  # pixels a byte of a file at the very most: RLE can do no more; others do by far less
 
 jpeg.register()
 
@@ -127,7 +127,7 @@ def decode(path: Path, header: pydicom.Dataset, shape: Shape, frame: int) -> tup
         array = _decode(path, header, shape, frame, syntax)
     except (KeyboardInterrupt, SystemExit, Unreadable):
         raise
-    except BaseException as error:      # decoders raise anything; the RLE decoder's Rust panics are no Exception
+    except BaseException as error:  # decoders raise anything; the RLE decoder's Rust panics are no Exception
         name = syntax.name if syntax in AllTransferSyntaxes else "unknown transfer syntax"
         reason = f"cannot decode: {name}, {type(error).__name__}"
         raise Unreadable(path, "decode", reason, _remedy(syntax)) from None
@@ -137,16 +137,20 @@ def decode(path: Path, header: pydicom.Dataset, shape: Shape, frame: int) -> tup
 
 def _decode(path: Path, header: pydicom.Dataset, shape: Shape, frame: int, syntax: UID) -> np.ndarray:
     options = {
-        "rows": shape.rows, "columns": shape.columns, "number_of_frames": shape.frames,
-        "samples_per_pixel": shape.samples, "bits_allocated": shape.bits_allocated, "bits_stored": shape.bits_stored,
+        "rows": shape.rows,
+        "columns": shape.columns,
+        "number_of_frames": shape.frames,
+        "samples_per_pixel": shape.samples,
+        "bits_allocated": shape.bits_allocated,
+        "bits_stored": shape.bits_stored,
         "pixel_representation": int(_count(header, "PixelRepresentation", 0) == 1),
     }
-    if shape.samples == 1:          # the header's word, odd or missing, is for polarity.py; decoding needs a known one
+    if shape.samples == 1:  # the header's word, odd or missing, is for polarity.py; decoding needs a known one
         options["photometric_interpretation"] = "MONOCHROME2"
     if "FloatPixelData" in header or "DoubleFloatPixelData" in header:
         options.pop("pixel_representation")
     if syntax not in JPEG2000TransferSyntaxes and syntax not in JPEGLSTransferSyntaxes:
-        options["correct_unused_bits"] = False      # used_bits looks whether they are unused
+        options["correct_unused_bits"] = False  # used_bits looks whether they are unused
     decoder = get_decoder(syntax)
     plugin = _PREFERRED.get(syntax, "")
     plugins = [plugin, ""] if plugin in decoder.available_plugins else [""]
@@ -154,7 +158,7 @@ def _decode(path: Path, header: pydicom.Dataset, shape: Shape, frame: int, synta
         _check_stream(path, _stream(path, header, shape, frame), shape)
     for number, plugin in enumerate(plugins):
         try:
-            if shape.frames > 1 and syntax == DeflatedExplicitVRLittleEndian:      # cannot be read in parts
+            if shape.frames > 1 and syntax == DeflatedExplicitVRLittleEndian:  # cannot be read in parts
                 return decoder.as_array(pydicom.dcmread(path), index=frame, **options)[0]
             if shape.frames > 1:
                 return pixel_array(path, index=frame, decoding_plugin=plugin, **options)
@@ -165,11 +169,11 @@ def _decode(path: Path, header: pydicom.Dataset, shape: Shape, frame: int, synta
 
 
 def _only_frame(decoder: base.Decoder, header: pydicom.Dataset, options: dict) -> np.ndarray:
-    signs = decoder.UID in JPEG2000TransferSyntaxes or decoder.UID in JPEGLSTransferSyntaxes     # pydicom mends them
+    signs = decoder.UID in JPEG2000TransferSyntaxes or decoder.UID in JPEGLSTransferSyntaxes  # pydicom mends them
     if options["samples_per_pixel"] > 1 or signs or not decoder.is_encapsulated:
         view = {} if decoder.is_encapsulated else {"view_only": True}
         return decoder.as_array(header, index=0, **options, **view)[0]
-    frame, fields = decoder.as_buffer(header, index=0, **options)        # saves as_array's copy
+    frame, fields = decoder.as_buffer(header, index=0, **options)  # saves as_array's copy
     kind = "ui"[options["pixel_representation"]]
     return np.frombuffer(frame, f"<{kind}{fields['bits_allocated'] // 8}").reshape(options["rows"], options["columns"])
 
@@ -180,7 +184,7 @@ def _stream(path: Path, header: pydicom.Dataset, shape: Shape, frame: int) -> by
         return get_frame(header.PixelData, 0, number_of_frames=1)
     with open(path, "rb") as file:
         pydicom.dcmread(file, stop_before_pixels=True)
-        file.seek(12, os.SEEK_CUR)      # tag, VR and length of the pixel data
+        file.seek(12, os.SEEK_CUR)  # tag, VR and length of the pixel data
         return get_frame(file, frame, number_of_frames=shape.frames)
 
 
@@ -201,19 +205,19 @@ def stream_size(stream: bytes) -> tuple[int, int] | None:
     """Height and width as a JPEG, JPEG-LS or JPEG 2000 stream declares them; None where it is no such stream."""
     start = stream[:512].find(b"\xff\x4f\xff\x51")
     if start >= 0:
-        x1, y1, x0, y0 = (int.from_bytes(stream[start + at:start + at + 4], "big") for at in (8, 12, 16, 20))
+        x1, y1, x0, y0 = (int.from_bytes(stream[start + at : start + at + 4], "big") for at in (8, 12, 16, 20))
         return y1 - y0, x1 - x0
     if not stream.startswith(b"\xff\xd8"):
         return None
     at = 2
     while at + 9 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
-        if marker == 0xFF:          # fill byte
+        if marker == 0xFF:  # fill byte
             at += 1
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) or marker == 0xF7:
-            return int.from_bytes(stream[at + 5:at + 7], "big"), int.from_bytes(stream[at + 7:at + 9], "big")
+            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
         else:
-            at += 2 + max(2, int.from_bytes(stream[at + 2:at + 4], "big"))
+            at += 2 + max(2, int.from_bytes(stream[at + 2 : at + 4], "big"))
     return None
 
 

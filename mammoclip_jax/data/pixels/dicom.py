@@ -35,19 +35,11 @@ from pydicom.uid import (
 
 from mammoclip_jax.data.pixels import fields as header_fields
 from mammoclip_jax.data.pixels import pictures
-from mammoclip_jax.data.pixels.decode import (
-    MAX_PIXELS,
-    PIXELS,
-    Shape,
-    Unreadable,
-    declared,
-    decode,
-    narrow,
-)
+from mammoclip_jax.data.pixels.decode import MAX_PIXELS, PIXELS, Shape, Unreadable, declared, decode, narrow
 from mammoclip_jax.data.pixels.fields import Fields, fields
 from mammoclip_jax.data.pixels.identities import Identities, identities
 
-SUFFIXES = (".dcm", ".dicom", ".ima", ".dic")       # many files have none
+SUFFIXES = (".dcm", ".dicom", ".ima", ".dic")  # many files have none
 PICTURES = (".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 FRAMES = ("refuse", "middle")
 NOT_DICOM = "not a DICOM file"
@@ -56,10 +48,24 @@ _NO_IMAGE = "the file is cut off or is no image (a report, an annotation); copy 
 
 # The elements that are looked at, beside the pixels.
 USED = header_fields.USED + (
-    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "PresentationLUTShape", "ModalityLUTSequence", "RescaleSlope",
-    "RescaleIntercept", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PresentationLUTShape",
+    "ModalityLUTSequence",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 )
 # Multi-frame files keep these in functional groups (PS3.3 C.7.6.16); they are copied to where single-frame files do.
 _GROUPS = {
@@ -72,9 +78,9 @@ _GROUPS = {
 class Image(NamedTuple):
     """A decoded file."""
 
-    stored: np.ndarray          # [h, w] stored values: native integers, of 8 or 16 bits where they fit, or float32/64
+    stored: np.ndarray  # [h, w] stored values: native integers, of 8 or 16 bits where they fit, or float32/64
     fields: Fields
-    header: pydicom.Dataset     # empty for a picture: no window, MONOCHROME2
+    header: pydicom.Dataset  # empty for a picture: no window, MONOCHROME2
 
 
 def read(path: Path | str, frames: str = "refuse") -> Image:
@@ -130,7 +136,7 @@ def _image(path: Path, header: pydicom.Dataset, shape: Shape) -> Image:
     stored, problem = decode(path, header, shape, middle)
     attributes = fields(header)
     flags = [*attributes.flags, problem, "middle_frame" if shape.frames > 1 else ""]
-    for name in PIXELS:             # decoded: the coded ones need no more memory
+    for name in PIXELS:  # decoded: the coded ones need no more memory
         header.pop(name, None)
     return Image(_grey(path, stored), attributes._replace(flags=tuple(flag for flag in flags if flag)), header)
 
@@ -204,7 +210,7 @@ def _parse(path: Path, **options) -> pydicom.Dataset:
         raise Unreadable(path, "decode", NOT_DICOM, "remove it or give the image itself") from None
     except Unreadable:
         raise
-    except Exception as error:      # a damaged file can raise anything; the class says enough and names nobody
+    except Exception as error:  # a damaged file can raise anything; the class says enough and names nobody
         raise Unreadable(path, "decode", f"damaged DICOM: {type(error).__name__}", "copy the file again") from None
     for name in USED:
         _interpret(header, name)
@@ -245,7 +251,7 @@ def _check_deflated(path: Path) -> None:
         start = file.read(2048)
         if str(DeflatedExplicitVRLittleEndian).encode() not in start:
             return
-        file.seek(144 + int.from_bytes(start[140:144], "little"))      # after the file meta information
+        file.seek(144 + int.from_bytes(start[140:144], "little"))  # after the file meta information
         inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         data = file.read(2**20)
         while data and total <= 4 * MAX_PIXELS:
@@ -263,7 +269,7 @@ def _copy_from_groups(header: pydicom.Dataset, frame: int) -> None:
                 for element in elements:
                     _interpret(item, element)
                 values = {element: item[element] for element in elements if element in item}
-            except Exception:       # absent, as in nearly all files, or malformed
+            except Exception:  # absent, as in nearly all files, or malformed
                 continue
             for element, value in values.items():
                 if element not in header:

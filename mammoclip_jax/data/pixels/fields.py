@@ -16,71 +16,137 @@ from pydicom.uid import UID
 from mammoclip_jax.data.pixels import orientation
 
 VIEW_CODES = {
-    "399162004": "CC", "R-10242": "CC",
-    "399368009": "MLO", "R-10226": "MLO",
-    "399260004": "ML", "R-10224": "ML",
-    "399352003": "LM", "R-10228": "LM",
-    "399099002": "LMO", "R-10230": "LMO",
-    "399196006": "FB", "R-10244": "FB",
-    "399188001": "SIO", "R-102D0": "SIO",
-    "441555000": "ISO", "R-40AAA": "ISO",
-    "399192008": "XCCL", "R-1024A": "XCCL", "Y-X1770": "XCCL",
-    "399101009": "XCCM", "R-1024B": "XCCM", "Y-X1771": "XCCM",
+    "399162004": "CC",
+    "R-10242": "CC",
+    "399368009": "MLO",
+    "R-10226": "MLO",
+    "399260004": "ML",
+    "R-10224": "ML",
+    "399352003": "LM",
+    "R-10228": "LM",
+    "399099002": "LMO",
+    "R-10230": "LMO",
+    "399196006": "FB",
+    "R-10244": "FB",
+    "399188001": "SIO",
+    "R-102D0": "SIO",
+    "441555000": "ISO",
+    "R-40AAA": "ISO",
+    "399192008": "XCCL",
+    "R-1024A": "XCCL",
+    "Y-X1770": "XCCL",
+    "399101009": "XCCM",
+    "R-1024B": "XCCM",
+    "Y-X1771": "XCCM",
     "R-102CF": "XCC",
 }
 # Modifiers whose name replaces the view's (ACR MQCM 1999).
 MODIFIER_VIEWS = {
-    "399011000": "AT", "R-102D1": "AT",
-    "399161006": "CV", "R-102D2": "CV",
-    "399110001": "TAN", "R-102C2": "TAN",
+    "399011000": "AT",
+    "R-102D1": "AT",
+    "399161006": "CV",
+    "R-102D2": "CV",
+    "399110001": "TAN",
+    "R-102C2": "TAN",
 }
 MODIFIER_FLAGS = {
-    "399209000": "implant_displaced", "R-102D5": "implant_displaced",
-    "399163009": "magnification", "R-102D6": "magnification",
-    "399055006": "spot", "R-102D7": "spot",
+    "399209000": "implant_displaced",
+    "R-102D5": "implant_displaced",
+    "399163009": "magnification",
+    "R-102D6": "magnification",
+    "399055006": "spot",
+    "R-102D7": "spot",
 }
 SPECIMEN_CODES = ("127457009", "G-8310")
 # Right and left; right breast and left breast.
 SIDE_CODES = {
-    "24028007": "R", "G-A100": "R", "73056007": "R", "T-04020": "R",
-    "7771000": "L", "G-A101": "L", "80248007": "L", "T-04030": "L",
+    "24028007": "R",
+    "G-A100": "R",
+    "73056007": "R",
+    "T-04020": "R",
+    "7771000": "L",
+    "G-A101": "L",
+    "80248007": "L",
+    "T-04030": "L",
 }
 # Names of views that stand in tags beside those with a code: rolled (RL, RM, RI, RS), latero-lateral, exaggerated.
 VIEWS = frozenset(VIEW_CODES.values()) | {"AT", "CV", "TAN", "RL", "RM", "RI", "RS", "LL", "XCC"}
 # A view with its ACR prefixes and suffixes: side, magnification or spot, view, implant displaced or rolled.
 _NAMED = re.compile(r"([LR]?)([MS]?)(CC|MLO|ML|LMO|LM|XCCL|XCCM|XCC|SIO|ISO|FB|AT|CV|TAN)(ID|RL|RM|RI|RS|NP|AC|AX)?")
-_DESCRIBED = ("CC", "MLO", "ML", "LM", "LMO", "XCCL", "XCCM", "XCC")     # AT and the like are words of other languages
+_DESCRIBED = ("CC", "MLO", "ML", "LM", "LMO", "XCCL", "XCCM", "XCC")  # AT and the like are words of other languages
 # As people write them, in the languages of the devices.
-SIDES = {"L": "L", "R": "R"} | dict.fromkeys(
-    "LEFT LT GAUCHE LINKS LINKE IZQUIERDA IZQUIERDO IZQ SINISTRA SINISTRO ESQUERDA ESQUERDO LEWA LEWY".split(), "L"
-) | dict.fromkeys("RIGHT RT DROIT DROITE RECHTS RECHTE DERECHA DERECHO DESTRA DESTRO DIREITA DIREITO PRAWA PRAWY".split(), "R")
+SIDES = (
+    {"L": "L", "R": "R"}
+    | dict.fromkeys(
+        "LEFT LT GAUCHE LINKS LINKE IZQUIERDA IZQUIERDO IZQ SINISTRA SINISTRO ESQUERDA ESQUERDO LEWA LEWY".split(), "L"
+    )
+    | dict.fromkeys(
+        "RIGHT RT DROIT DROITE RECHTS RECHTE DERECHA DERECHO DESTRA DESTRO DIREITA DIREITO PRAWA PRAWY".split(), "R"
+    )
+)
 
 VENDORS = {
-    "hologic": "Hologic", "lorad": "Hologic", "ge ": "GE", "ge healthcare": "GE", "siemens": "Siemens", "fuji": "Fuji",
-    "philips": "Philips", "sectra": "Sectra", "planmed": "Planmed", "ims": "IMS", "giotto": "IMS", "agfa": "Agfa",
-    "carestream": "Carestream", "kodak": "Carestream", "konica": "Konica", "metaltronica": "Metaltronica",
+    "hologic": "Hologic",
+    "lorad": "Hologic",
+    "ge ": "GE",
+    "ge healthcare": "GE",
+    "siemens": "Siemens",
+    "fuji": "Fuji",
+    "philips": "Philips",
+    "sectra": "Sectra",
+    "planmed": "Planmed",
+    "ims": "IMS",
+    "giotto": "IMS",
+    "agfa": "Agfa",
+    "carestream": "Carestream",
+    "kodak": "Carestream",
+    "konica": "Konica",
+    "metaltronica": "Metaltronica",
 }
 FOR_PROCESSING_CLASSES = ("1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.13.1.5")
 SECONDARY_CAPTURES = tuple(f"1.2.840.10008.5.1.4.1.1.7{kind}" for kind in ("", ".1", ".2", ".3", ".4"))
-PROJECTIONS = ("CR", "DX", "RG")        # modalities that some breast images have instead of MG
+PROJECTIONS = ("CR", "DX", "RG")  # modalities that some breast images have instead of MG
 BREAST = ("BREAST", "MAMMO")
-IMAGE_TYPES = {         # of stereotactic biopsies; what is made of two energies after contrast medium, or the upper one
-    "tomosynthesis": ("TOMOSYNTHESIS", "TOMO", "TOMO_PROJ", "TOMO_SCOUT"), "synthetic_2d": ("GENERATED_2D",),
+IMAGE_TYPES = {  # of stereotactic biopsies; what is made of two energies after contrast medium, or the upper one
+    "tomosynthesis": ("TOMOSYNTHESIS", "TOMO", "TOMO_PROJ", "TOMO_SCOUT"),
+    "synthetic_2d": ("GENERATED_2D",),
     "stereotactic": ("STEREO_SCOUT", "STEREO_PLUS", "STEREO_MINUS"),
     "recombined": ("RECOMBINED", "SUBTRACTION", "HIGH_ENERGY"),
 }
 TOMOSYNTHESIS_CLASS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 UNKNOWN_CLASS = "DICOM object of an unknown class"
-MAGNIFIED = 1.3         # estimated radiographic magnification: of contact views 1.0 to 1.1, of magnified ones 1.5 to 2
+MAGNIFIED = 1.3  # estimated radiographic magnification: of contact views 1.0 to 1.1, of magnified ones 1.5 to 2
 
 # The elements that are looked at here.
 USED = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "StudyDate", "Modality", "ImageType", "Rows", "Columns",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "StudyDate",
+    "Modality",
+    "ImageType",
+    "Rows",
+    "Columns",
     "NumberOfFrames",
-    "ImageLaterality", "Laterality", "FrameLaterality", "ViewPosition", "PatientOrientation", "ViewCodeSequence",
-    "ViewModifierCodeSequence", "AnatomicRegionSequence", "PrimaryAnatomicStructureSequence", "SeriesDescription",
-    "ProtocolName", "Manufacturer", "PatientID", "PresentationIntentType", "BodyPartExamined", "PaddleDescription",
-    "EstimatedRadiographicMagnificationFactor", "BreastImplantPresent", "BurnedInAnnotation",
+    "ImageLaterality",
+    "Laterality",
+    "FrameLaterality",
+    "ViewPosition",
+    "PatientOrientation",
+    "ViewCodeSequence",
+    "ViewModifierCodeSequence",
+    "AnatomicRegionSequence",
+    "PrimaryAnatomicStructureSequence",
+    "SeriesDescription",
+    "ProtocolName",
+    "Manufacturer",
+    "PatientID",
+    "PresentationIntentType",
+    "BodyPartExamined",
+    "PaddleDescription",
+    "EstimatedRadiographicMagnificationFactor",
+    "BreastImplantPresent",
+    "BurnedInAnnotation",
 )
 
 
@@ -90,16 +156,16 @@ class Fields(NamedTuple):
     What may identify a person is for joining to tables, in memory only; it is written nowhere.
     """
 
-    laterality: str = ""        # "L" or "R"
-    view: str = ""              # one of VIEWS
-    vendor: str = ""            # one of VENDORS, or "other"
-    patient: str = ""           # PatientID
+    laterality: str = ""  # "L" or "R"
+    view: str = ""  # one of VIEWS
+    vendor: str = ""  # one of VENDORS, or "other"
+    patient: str = ""  # PatientID
     flags: tuple[str, ...] = ()
-    study_date: str = ""        # YYYYMMDD
-    study: str = ""             # StudyInstanceUID
-    image: str = ""             # SOPInstanceUID
-    size: str = ""              # "height width"
-    kind: str = ""              # what object it is: the standard's name of its SOP class, or UNKNOWN_CLASS
+    study_date: str = ""  # YYYYMMDD
+    study: str = ""  # StudyInstanceUID
+    image: str = ""  # SOPInstanceUID
+    size: str = ""  # "height width"
+    kind: str = ""  # what object it is: the standard's name of its SOP class, or UNKNOWN_CLASS
 
 
 def fields(header: pydicom.Dataset) -> Fields:
@@ -114,10 +180,16 @@ def fields(header: pydicom.Dataset) -> Fields:
     date = text(header, "StudyDate").replace(".", "").replace("-", "")
     rows, columns = text(header, "Rows"), text(header, "Columns")
     return Fields(
-        _laterality(header), _view(header), vendor_of(text(header, "Manufacturer")),
-        text(header, "PatientID", upper=False), _flags(header),
-        date if re.fullmatch(r"\d{8}", date) else "", text(header, "StudyInstanceUID"), text(header, "SOPInstanceUID"),
-        f"{rows} {columns}" if rows.isdigit() and columns.isdigit() else "", _kind(header),
+        _laterality(header),
+        _view(header),
+        vendor_of(text(header, "Manufacturer")),
+        text(header, "PatientID", upper=False),
+        _flags(header),
+        date if re.fullmatch(r"\d{8}", date) else "",
+        text(header, "StudyInstanceUID"),
+        text(header, "SOPInstanceUID"),
+        f"{rows} {columns}" if rows.isdigit() and columns.isdigit() else "",
+        _kind(header),
     )
 
 
@@ -133,7 +205,7 @@ def text(header: pydicom.Dataset, name: str, upper: bool = True) -> str:
         value = header.get(name)
         value = value[0] if isinstance(value, (MultiValue, list)) and value else value
         content = str(value if value is not None else "").strip()
-    except Exception:               # of any kind, for a damaged element
+    except Exception:  # of any kind, for a damaged element
         return ""
     return content.upper() if upper else content
 
@@ -172,7 +244,7 @@ def _laterality(header: pydicom.Dataset) -> str:
         if side in ("L", "R"):
             return side
         if side == "B":
-            return ""               # both breasts
+            return ""  # both breasts
     position = text(header, "ViewPosition")
     named = _NAMED.fullmatch(position.replace(" ", ""))
     coded = [
@@ -192,8 +264,10 @@ def _laterality(header: pydicom.Dataset) -> str:
 def view_of(position: str) -> str:
     """One of VIEWS for a view as people write it, "MLO", "l-cc", "RMMLO", "CC gauche"; "" for any other text."""
     words = _split(position.upper())
-    for kept in ([word for word in words if SIDES.get(word, word) == word],     # letters may be of the view, as in "R M CC"
-                 [word for word in words if word not in SIDES]):
+    for kept in (
+        [word for word in words if SIDES.get(word, word) == word],  # letters may be of the view, as in "R M CC"
+        [word for word in words if word not in SIDES],
+    ):
         named = _NAMED.fullmatch(whole := "".join(kept))
         if whole in VIEWS or named:
             return whole if whole in VIEWS else named[3]
@@ -289,4 +363,4 @@ def _kinds(header: pydicom.Dataset) -> set[str]:
     flags = {flag for flag, names in IMAGE_TYPES.items() if kinds & set(names)}
     if text(header, "SOPClassUID") == TOMOSYNTHESIS_CLASS:
         flags.add("tomosynthesis")
-    return flags - {"tomosynthesis"} if "synthetic_2d" in flags else flags      # made of its slices
+    return flags - {"tomosynthesis"} if "synthetic_2d" in flags else flags  # made of its slices

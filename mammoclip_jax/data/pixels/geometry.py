@@ -15,13 +15,13 @@ import numpy as np
 class Transform:
     """original pixels -> crop -> mirror, turn -> scale -> place on the canvas. All pairs are (y, x)."""
 
-    original: tuple[int, int]               # height, width of the decoded image
-    crop: tuple[int, int, int, int]         # y0, x0, y1, x1 in the original, y1 and x1 exclusive
-    flip_horizontal: bool                   # the crop is mirrored before it is resized
-    scale: tuple[float, float]              # canvas pixels per original pixel
-    offset: tuple[int, int]                 # of the resized crop in the canvas
-    canvas: tuple[int, int]                 # height, width of the result
-    flip_vertical: bool = False             # the crop is turned upside down as well
+    original: tuple[int, int]  # height, width of the decoded image
+    crop: tuple[int, int, int, int]  # y0, x0, y1, x1 in the original, y1 and x1 exclusive
+    flip_horizontal: bool  # the crop is mirrored before it is resized
+    scale: tuple[float, float]  # canvas pixels per original pixel
+    offset: tuple[int, int]  # of the resized crop in the canvas
+    canvas: tuple[int, int]  # height, width of the result
+    flip_vertical: bool = False  # the crop is turned upside down as well
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -93,7 +93,7 @@ class Transform:
 
     def _turned(self, part: np.ndarray) -> np.ndarray:
         """A view [h, w] mirrored and turned as the image is; a second time undoes it."""
-        return part[::-1 if self.flip_vertical else 1, ::-1 if self.flip_horizontal else 1]
+        return part[:: -1 if self.flip_vertical else 1, :: -1 if self.flip_horizontal else 1]
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """A mask [h, w] in the original -> on the canvas [H, W] bool: pixels of which more than half is covered."""
@@ -144,7 +144,10 @@ def stretch(original: tuple[int, int], crop: tuple[int, int, int, int], canvas: 
 
 
 def fit(
-    original: tuple[int, int], crop: tuple[int, int, int, int], canvas: tuple[int, int], chest_wall: str = "left",
+    original: tuple[int, int],
+    crop: tuple[int, int, int, int],
+    canvas: tuple[int, int],
+    chest_wall: str = "left",
     laterality: str = "",
 ) -> Transform:
     """The largest size that keeps the aspect ratio, the chest wall at one side of the canvas, centred vertically.

@@ -7,12 +7,32 @@ import pydicom
 
 # Beside every element of the kind "person's name" (PN), at any depth: patient, other and birth names, mother's maiden
 # name, referring, requesting, performing and reading physicians, operators, of private elements too.
-PLACES = ("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "PatientAddress",
-          "ReferringPhysicianAddress", "PatientInstitutionResidence", "RequestingService", "CustodialOrganizationName")
-NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "IssuerOfPatientID", "PatientTelephoneNumbers",
-           "ReferringPhysicianTelephoneNumbers", "AdmissionID", "FillerOrderNumberImagingServiceRequest",
-           "PlacerOrderNumberImagingServiceRequest", "RequestedProcedureID", "ScheduledProcedureStepID",
-           "MedicalRecordLocator", "DeviceSerialNumber")
+PLACES = (
+    "InstitutionName",
+    "InstitutionAddress",
+    "InstitutionalDepartmentName",
+    "PatientAddress",
+    "ReferringPhysicianAddress",
+    "PatientInstitutionResidence",
+    "RequestingService",
+    "CustodialOrganizationName",
+)
+NUMBERS = (
+    "PatientID",
+    "OtherPatientIDs",
+    "AccessionNumber",
+    "StudyID",
+    "IssuerOfPatientID",
+    "PatientTelephoneNumbers",
+    "ReferringPhysicianTelephoneNumbers",
+    "AdmissionID",
+    "FillerOrderNumberImagingServiceRequest",
+    "PlacerOrderNumberImagingServiceRequest",
+    "RequestedProcedureID",
+    "ScheduledProcedureStepID",
+    "MedicalRecordLocator",
+    "DeviceSerialNumber",
+)
 
 
 class Identities(NamedTuple):
@@ -40,13 +60,20 @@ def _all(header: pydicom.Dataset) -> Iterator[tuple[str, str]]:
         try:
             element = header[tag]
             items = element.value
-        except Exception:               # of any kind, for a damaged element
+        except Exception:  # of any kind, for a damaged element
             continue
         if element.VR == "SQ":
             for item in items or ():
                 yield from _all(item)
             continue
-        kind = ("names" if element.VR == "PN" else "places" if element.keyword in PLACES else
-                "numbers" if element.keyword in NUMBERS else "")
+        kind = (
+            "names"
+            if element.VR == "PN"
+            else "places"
+            if element.keyword in PLACES
+            else "numbers"
+            if element.keyword in NUMBERS
+            else ""
+        )
         if kind and items:
             yield from ((kind, str(item)) for item in ([items] if isinstance(items, str) or element.VM < 2 else items))

@@ -37,8 +37,14 @@ class Grey:
     `shape` is (h, w), `inside` is what of it counts as (y0, x0, y1, x1), `flags` say what was odd.
     """
 
-    def __init__(self, stored: np.ndarray, tone: Callable, inside: tuple[int, int, int, int], flags: tuple[str, ...],
-                 plain: Callable | None = None):
+    def __init__(
+        self,
+        stored: np.ndarray,
+        tone: Callable,
+        inside: tuple[int, int, int, int],
+        flags: tuple[str, ...],
+        plain: Callable | None = None,
+    ):
         """`tone` maps stored values to grey; `plain`, by default the same, does so without VOI LUT or window."""
         self.shape, self.inside, self.flags = stored.shape, inside, flags
         self._stored, self._tone, self._table = stored, tone, None
@@ -53,7 +59,7 @@ class Grey:
         if self._table is None:
             return self._tone(part)
         if self._table.dtype == np.uint8 and part.size:
-            return cv2.LUT(part, self._table)       # faster than NumPy for 8 bits, slower for 32
+            return cv2.LUT(part, self._table)  # faster than NumPy for 8 bits, slower for 32
         return self._table[part]
 
     def preview(self) -> np.ndarray:
@@ -115,7 +121,7 @@ def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
     padding = _padding(header, stored.dtype)
     present = _present(stored, padding)
     used = present[~_within(present, padding)]
-    if not used.size:               # padding that covers all is a mistake
+    if not used.size:  # padding that covers all is a mistake
         padding, used = None, present
     if used.min() == used.max():
         raise FlatImage
@@ -132,6 +138,7 @@ def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
                 grey = np.float32(1) - grey
             grey[_within(values, padding)] = 0
             return grey
+
         return tone
 
     tone = toned(shown)
@@ -140,7 +147,7 @@ def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
 
 
 def _shown(
-    header: pydicom.Dataset, used: np.ndarray, sample: np.ndarray, use_voi: bool, voi_item: int,
+    header: pydicom.Dataset, used: np.ndarray, sample: np.ndarray, use_voi: bool, voi_item: int
 ) -> tuple[Callable, Callable, tuple[str, ...]]:
     """The function stored value -> [0, 1] float32 before polarity; that without VOI; flags.
 
@@ -206,7 +213,7 @@ def _padding(header: pydicom.Dataset, dtype: np.dtype) -> tuple[int, int] | None
         last = first if limit is None or limit == "" else int(limit)
     except (AttributeError, TypeError, ValueError, OverflowError):
         return None
-    if dtype.kind in "iu":          # some write a negative one as unsigned, or the other way
+    if dtype.kind in "iu":  # some write a negative one as unsigned, or the other way
         kind, turn = np.iinfo(dtype), 2 ** (8 * dtype.itemsize)
         first, last = (v - turn if v > kind.max else v + turn if v < kind.min else v for v in (first, last))
     return min(first, last), max(first, last)

@@ -8,12 +8,7 @@ import importlib.util
 
 import numpy as np
 from pydicom.pixels import decoders
-from pydicom.uid import (
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-)
+from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1
 
 NAME = "imagecodecs"
 SYNTAXES = {
@@ -32,7 +27,7 @@ def is_available(syntax: str) -> bool:
 
 def is_whole(source: bytes) -> bool:
     """Whether a JPEG or JPEG-LS stream has its end. Decoders fill what is missing with grey."""
-    return source[-64:].rstrip(b"\0\xff").endswith(b"\xd9")      # fragments are padded
+    return source[-64:].rstrip(b"\0\xff").endswith(b"\xd9")  # fragments are padded
 
 
 def decode_frame(source: bytes, runner: decoders.base.DecodeRunner) -> bytes:
@@ -47,7 +42,7 @@ def decode_frame(source: bytes, runner: decoders.base.DecodeRunner) -> bytes:
         raise ValueError("no end of image")
     image = np.ascontiguousarray(imagecodecs.jpeg8_decode(source))
     runner.set_option("bits_allocated", 8 * image.dtype.itemsize)
-    if image.ndim == 3:             # libjpeg-turbo has made RGB of YCbCr
+    if image.ndim == 3:  # libjpeg-turbo has made RGB of YCbCr
         runner.set_option("planar_configuration", 0)
         runner.set_option("photometric_interpretation", "RGB")
     return image.tobytes()

@@ -18,7 +18,7 @@ _CRANIOCAUDAL = ("CC", "XCC", "XCCL", "XCCM")
 class Stored(NamedTuple):
     """What the header says of the stored pixels."""
 
-    chest_wall: str             # the side at which it lies: "left", "right", or "" unknown
+    chest_wall: str  # the side at which it lies: "left", "right", or "" unknown
     upside_down: bool
 
 

@@ -11,17 +11,17 @@ import numpy as np
 
 from mammoclip_jax.data.pixels.breast import Crop, Found, halved
 
-_SIDE = 1024            # the mask has at most this many pixels a side
-_RIM = 0.02             # of the longer side is kept around the breast
-_TEXT = 0.2             # of the longer side: a bright thing longer than this is no text (a skin line, the chest wall)
-_CONTRAST = 0.12        # of the breast's brightness over the background: what is fainter is not worth a removal
+_SIDE = 1024  # the mask has at most this many pixels a side
+_RIM = 0.02  # of the longer side is kept around the breast
+_TEXT = 0.2  # of the longer side: a bright thing longer than this is no text (a skin line, the chest wall)
+_CONTRAST = 0.12  # of the breast's brightness over the background: what is fainter is not worth a removal
 
 
 class Kept(NamedTuple):
     """Which pixels of an image stay."""
 
-    mask: np.ndarray        # uint8 [h', w'], 1 where pixels stay
-    bright: np.ndarray      # bool [h', w']: clearly brighter than the background and not kept
+    mask: np.ndarray  # uint8 [h', w'], 1 where pixels stay
+    bright: np.ndarray  # bool [h', w']: clearly brighter than the background and not kept
 
 
 def keep(preview: np.ndarray, seen: Found) -> Kept | None:
@@ -33,18 +33,18 @@ def keep(preview: np.ndarray, seen: Found) -> Kept | None:
     small = cv2.resize(halved(preview, _SIDE), size, interpolation=cv2.INTER_AREA)
     breast = cv2.resize(seen.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     wide = (cv2.distanceTransform(1 - breast, cv2.DIST_L2, 3) <= _RIM * max(size)).astype(np.uint8)
-    thin = np.s_[::4, ::4]                  # enough for statistics
+    thin = np.s_[::4, ::4]  # enough for statistics
     air = small[thin][(wide if not wide[thin].all() else breast)[thin] == 0]
     if not air.size:
         return None
-    for side in _chest_walls(breast):           # a fold of the abdomen may come in again, above or below the breast
+    for side in _chest_walls(breast):  # a fold of the abdomen may come in again, above or below the breast
         reach = 2 * round(3 * _RIM * max(size)) + 1
         strip = np.ascontiguousarray(breast[:, side])
         wide[:, side] |= cv2.dilate(strip, np.ones((reach, 1), np.uint8))
     level = float(np.median(air))
     top = float(np.percentile(small[thin][breast[thin] > 0], 95))
     over = small.astype(np.float32) - level
-    if top < level:                         # bright air: text in it is dark
+    if top < level:  # bright air: text in it is dark
         over, top = -over, 2 * level - top
     noise = float(np.median(np.abs(air - level)))
     clear = max(8.0, _CONTRAST * (top - level), 6 * noise)
@@ -67,7 +67,7 @@ def _text(visible: np.ndarray, clear: np.ndarray, breast: np.ndarray) -> np.ndar
     apart[labels[core]] = False
     bright[labels[clear]] = True
     for side in _chest_walls(breast):
-        apart[labels[[0, -1], 0 if side.start == 0 else -1]] = False        # a fold holds the corner, text does not
+        apart[labels[[0, -1], 0 if side.start == 0 else -1]] = False  # a fold holds the corner, text does not
     chosen = compact & apart & bright
     chosen[0] = False
     if not chosen.any():
@@ -75,7 +75,7 @@ def _text(visible: np.ndarray, clear: np.ndarray, breast: np.ndarray) -> np.ndar
     letters = chosen[labels].astype(np.uint8)
     outlines, _ = cv2.findContours(letters, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(letters, outlines, -1, 1, cv2.FILLED)
-    apart[0] = True                         # what is not visible at all
+    apart[0] = True  # what is not visible at all
     tissue = (~apart)[labels].astype(np.uint8)
     return cv2.dilate(letters, _disc(2)) & ~cv2.dilate(tissue, _disc(1)) & 1
 
@@ -108,7 +108,7 @@ def cover(part: np.ndarray, kept: Kept, shape: tuple[int, int], crop: Crop) -> b
     if not sample.size:
         return False
     part[gone] = np.median(sample).astype(part.dtype)
-    return bool(kept.bright[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].any())
+    return bool(kept.bright[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].any())
 
 
 def _cells(start: int, end: int, count: int, scale: float) -> np.ndarray:

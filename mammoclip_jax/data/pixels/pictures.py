@@ -11,7 +11,7 @@ import numpy as np
 from mammoclip_jax.data.pixels.decode import MAX_PIXELS, Unreadable, stream_size
 
 _PNM = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
-_WIDTH, _HEIGHT = 256, 257      # tags of TIFF
+_WIDTH, _HEIGHT = 256, 257  # tags of TIFF
 _INTEGERS = {3: "H", 4: "I", 16: "Q"}
 
 
@@ -22,7 +22,7 @@ def decode(path: Path) -> np.ndarray:
         Unreadable: it is no picture of these kinds, damaged, or of more than MAX_PIXELS.
     """
     look(path)
-    try:                        # not imread: it prints the names of files that it cannot read
+    try:  # not imread: it prints the names of files that it cannot read
         array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except (cv2.error, OSError):
         array = None
@@ -73,16 +73,16 @@ def size(data: bytes | mmap.mmap) -> tuple[int, int]:
         raise ValueError("a picture that is cut off") from error
     if not width or not height:
         raise ValueError("no picture")
-    return abs(height), abs(width)      # of a BMP from the top, the height is negative
+    return abs(height), abs(width)  # of a BMP from the top, the height is negative
 
 
 def _of_tiff(data: bytes | mmap.mmap, order: str, big: bool) -> tuple[int, int]:
     """Width and height of the first image of a TIFF or a BigTIFF."""
-    start, = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    count, = struct.unpack_from(order + ("Q" if big else "H"), data, start)
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
     values = {}
     for at in range(start + (8 if big else 2), len(data), 20 if big else 12)[:count]:
         tag, kind = struct.unpack_from(order + "HH", data, at)
         if tag in (_WIDTH, _HEIGHT):
-            values[tag], = struct.unpack_from(order + _INTEGERS[kind], data, at + (12 if big else 8))
+            (values[tag],) = struct.unpack_from(order + _INTEGERS[kind], data, at + (12 if big else 8))
     return values[_WIDTH], values[_HEIGHT]

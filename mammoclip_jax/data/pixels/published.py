@@ -25,7 +25,7 @@ def published_vindr_box_original(box: Sequence[float], image_size: tuple[int, in
 
 
 def published_vindr_box(
-    box: Sequence[float], image_size: tuple[int, int], crop: tuple[int, int, int, int], canvas: tuple[int, int],
+    box: Sequence[float], image_size: tuple[int, int], crop: tuple[int, int, int, int], canvas: tuple[int, int]
 ) -> list[float]:
     """The published box on a canvas (height, width), from the table's box in original pixels.
 

@@ -18,26 +18,33 @@ GEOMETRIES = ("fit", "stretch")
 OUTSIDES = ("masked", "kept", "")
 CHEST_WALLS = ("left", "as_is")
 FRAMES = ("refuse", "middle")
-SIDES = {"L": "left", "R": "right", "": ""}     # of the chest wall, as mammograms are displayed
-CHOICES = {"geometry": GEOMETRIES, "intensity": intensity.POLICIES, "crop": CROPS, "bits": (8, 16),
-           "outside": OUTSIDES, "chest_wall": CHEST_WALLS, "frames": FRAMES}
+SIDES = {"L": "left", "R": "right", "": ""}  # of the chest wall, as mammograms are displayed
+CHOICES = {
+    "geometry": GEOMETRIES,
+    "intensity": intensity.POLICIES,
+    "crop": CROPS,
+    "bits": (8, 16),
+    "outside": OUTSIDES,
+    "chest_wall": CHEST_WALLS,
+    "frames": FRAMES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How pixels become a canvas; written into dataset.json and carried by every checkpoint."""
 
-    geometry: str = "fit"           # "fit": aspect kept, chest wall at the left; "stretch": as Mammo-CLIP
+    geometry: str = "fit"  # "fit": aspect kept, chest wall at the left; "stretch": as Mammo-CLIP
     height: int = 1520
     width: int = 912
-    intensity: str = "voi"          # a policy of intensity.py
+    intensity: str = "voi"  # a policy of intensity.py
     bits: int = 8
     crop: str = "robust"
-    outside: str = ""               # "masked": outside the breast all becomes background, burned-in text too; "kept";
-                                    # "" is "kept" with intensity "published", else "masked"
-    chest_wall: str = "left"        # with geometry "fit"; "as_is": only what was stored mirrored is mirrored
-    frames: str = "refuse"          # multi-frame files (tomosynthesis), or their "middle" frame
-    voi_item: int = 0               # which of several VOI LUTs and windows
+    outside: str = ""  # "masked": outside the breast all becomes background, burned-in text too; "kept";
+    # "" is "kept" with intensity "published", else "masked"
+    chest_wall: str = "left"  # with geometry "fit"; "as_is": only what was stored mirrored is mirrored
+    frames: str = "refuse"  # multi-frame files (tomosynthesis), or their "middle" frame
+    voi_item: int = 0  # which of several VOI LUTs and windows
 
     def __post_init__(self):
         for name, known in CHOICES.items():
@@ -66,8 +73,10 @@ class Preprocessing:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise UserError(f"there is no preprocessing field {name!r}.{suggestion(name, known)} Known: "
-                                f"{', '.join(known)}. A newer version may have written it: update this one.")
+                raise UserError(
+                    f"there is no preprocessing field {name!r}.{suggestion(name, known)} Known: "
+                    f"{', '.join(known)}. A newer version may have written it: update this one."
+                )
         return cls(**{"outside": "kept"} | dict(values))
 
 
@@ -81,10 +90,10 @@ def _choice(field: str, value, known: tuple) -> None:
 class Rendered(NamedTuple):
     """A file on its canvas."""
 
-    image: np.ndarray               # [H, W] uint8 or uint16
+    image: np.ndarray  # [H, W] uint8 or uint16
     transform: Transform
     fields: dicom.Fields
-    laterality: str                 # the table's, else the file's
+    laterality: str  # the table's, else the file's
     view: str
     flags: tuple[str, ...]
 
@@ -113,7 +122,7 @@ def render(path: Path | str, preprocessing: Preprocessing, laterality: str = "",
         if told and stored and told != stored:
             flags.append(f"{name}_differs")
     laterality, view = laterality or fields.laterality, view or fields.view
-    searched = grey.search()        # before the window, which may hide the skin
+    searched = grey.search()  # before the window, which may hide the skin
     seen = breast.find(inner(searched, grey.inside))
     crop = find_crop(searched, grey.inside, seen, preprocessing.crop)
     side, told = breast.side_of(seen.mask), orientation.stored(decoded.header, laterality, view)
@@ -144,14 +153,15 @@ def find_crop(searched: np.ndarray, inside: breast.Crop, seen: breast.Found, met
 
 
 def mask_outside(
-    part: np.ndarray, searched: np.ndarray, inside: breast.Crop, seen: breast.Found, crop: breast.Crop,
+    part: np.ndarray, searched: np.ndarray, inside: breast.Crop, seen: breast.Found, crop: breast.Crop
 ) -> bool:
     """Fills, in place, what of `part`, the crop at any size, lies outside the breast; whether something bright went."""
     whole = inner(searched, inside)
     kept = outside.keep(whole, seen)
     top, left = inside[:2]
     return kept is not None and outside.cover(
-        part, kept, whole.shape, (crop[0] - top, crop[1] - left, crop[2] - top, crop[3] - left))
+        part, kept, whole.shape, (crop[0] - top, crop[1] - left, crop[2] - top, crop[3] - left)
+    )
 
 
 def orientation_flags(side: str, told: orientation.Stored, laterality: str) -> list[str]:
@@ -169,7 +179,7 @@ def orientation_flags(side: str, told: orientation.Stored, laterality: str) -> l
 
 
 def make_transform(
-    original: tuple[int, int], crop: breast.Crop, preprocessing: Preprocessing, side: str, turns: Sequence[str] = (),
+    original: tuple[int, int], crop: breast.Crop, preprocessing: Preprocessing, side: str, turns: Sequence[str] = ()
 ) -> Transform:
     """The transform of a crop whose chest wall is at `side` ("left", "right", "" unknown; `fit` only).
 
@@ -196,8 +206,8 @@ def quantise(image: np.ndarray, bits: int) -> np.ndarray:
 class Boxes(NamedTuple):
     """Boxes of an image after rendering, as the JSON of the index."""
 
-    original: str                   # clipped to the image
-    canvas: str                     # in canvas pixels, clipped to the crop; boxes outside the crop are left out
+    original: str  # clipped to the image
+    canvas: str  # in canvas pixels, clipped to the crop; boxes outside the crop are left out
     flags: tuple[str, ...]
 
 

@@ -26,7 +26,7 @@ def modality(header: pydicom.Dataset) -> tuple[Function, tuple[str, ...]]:
         slope, intercept = _number(header.get("RescaleSlope"), 1.0), _number(header.get("RescaleIntercept"), 0.0)
         if slope == 0 or not np.isfinite([slope, intercept]).all():
             raise ValueError("rescale")
-    except Exception:               # a malformed sequence raises anything
+    except Exception:  # a malformed sequence raises anything
         return _same, ("rescale_invalid",)
     return lambda values: np.asarray(values, np.float64) * slope + intercept, _commas(header, *RESCALE)
 
@@ -56,7 +56,7 @@ def voi(header: pydicom.Dataset, item: int, lowest: float) -> tuple[Function | N
             return function, flags + wrong
         function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
         return window(*windows[item - len(luts)], function), flags + _commas(header, *WINDOW)
-    except Exception:               # a malformed sequence raises anything
+    except Exception:  # a malformed sequence raises anything
         return None, ("voi_invalid",)
 
 
@@ -84,7 +84,7 @@ def _table(header: pydicom.Dataset, item: pydicom.Dataset, signed: bool) -> tupl
     count, first, bits = (int(value) for value in item.LUTDescriptor)
     count = count % 2**16 or 2**16
     if signed and first > 32767:
-        first -= 2**16              # read as US though the standard says SS
+        first -= 2**16  # read as US though the standard says SS
     little = getattr(header, "original_encoding", (None, True))[1] is not False
     entries = _entries(item.LUTData, count, bits, "<u2" if little else ">u2")
     if not entries.size or not 1 <= bits <= 16:
@@ -97,7 +97,7 @@ def _entries(data, count: int, bits: int, words: str) -> np.ndarray:
     if not isinstance(data, bytes):
         data = np.atleast_1d(np.asarray(data, np.int64)).astype(np.uint16).astype(words).tobytes()
     packed = bits <= 8 and len(data) in (count, count + 1)
-    entries = np.frombuffer(data[:len(data) - (0 if packed else len(data) % 2)], np.uint8 if packed else words)
+    entries = np.frombuffer(data[: len(data) - (0 if packed else len(data) % 2)], np.uint8 if packed else words)
     return entries[:count].astype(np.float64)
 
 

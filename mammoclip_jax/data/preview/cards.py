@@ -50,9 +50,9 @@ FLAGS = {
     "voi_item_missing": "no such VOI item: the first was used",
 }
 SIDES = {"L": "left", "R": "right", "": "laterality unknown"}
-UNKNOWN = "unknown"             # vendor or view
-_HEIGHT, _WIDTH = 320, 360      # of a thumbnail, at most
-_NOT_THERE = 72                 # grey of what is not in the data set
+UNKNOWN = "unknown"  # vendor or view
+_HEIGHT, _WIDTH = 320, 360  # of a thumbnail, at most
+_NOT_THERE = 72  # grey of what is not in the data set
 _CROP = "#2fbf71"
 # Okabe and Ito's colours, which colour-blind readers can tell apart, without those close to the crop's.
 _BOXES = ("#e69f00", "#56b4e9", "#cc79a7", "#d55e00", "#f0e442", "#0072b2")
@@ -83,7 +83,7 @@ class Card(NamedTuple):
     facts: str
     pictures: tuple[Picture, ...] = ()
     histograms: tuple[Histogram, ...] = ()
-    boxes: tuple[tuple[str, str, int], ...] = ()        # colour, label, number
+    boxes: tuple[tuple[str, str, int], ...] = ()  # colour, label, number
     flags: tuple[str, ...] = ()
     note: str = ""
     problem: str = ""
@@ -100,8 +100,9 @@ def flags_of(text: str) -> tuple[str, ...]:
 
 def facts(row: Mapping) -> str:
     """Laterality, view, vendor and split in one line."""
-    return " · ".join([SIDES[row["laterality"]], row["view"] or "view unknown", row["vendor"] or "vendor unknown",
-                       row["split"]])
+    return " · ".join(
+        [SIDES[row["laterality"]], row["view"] or "view unknown", row["vendor"] or "vendor unknown", row["split"]]
+    )
 
 
 def card(name: str, row: Mapping, canvas: np.ndarray, source: "Source | None" = None) -> Card:
@@ -130,16 +131,22 @@ def card(name: str, row: Mapping, canvas: np.ndarray, source: "Source | None" = 
     if whole is not None:
         kind = f"{title}, {width} x {height}"
         pictures.insert(0, Picture(kind, *_original(whole, transform, source is None)))
-    return Card(name, facts(row), tuple(pictures), tuple(histograms),
-                tuple((colour, label, counts[label]) for label, colour in colours.items()),
-                tuple(map(words, flags_of(row["flags"]))), note)
+    return Card(
+        name,
+        facts(row),
+        tuple(pictures),
+        tuple(histograms),
+        tuple((colour, label, counts[label]) for label, colour in colours.items()),
+        tuple(map(words, flags_of(row["flags"]))),
+        note,
+    )
 
 
 class Source(NamedTuple):
     """A file before it is rendered."""
 
-    stored: np.ndarray              # [h, w]
-    preview: np.ndarray | None      # uint8 [h, w]; None when it may not be shown, and `note` says why
+    stored: np.ndarray  # [h, w]
+    preview: np.ndarray | None  # uint8 [h, w]; None when it may not be shown, and `note` says why
     note: str
 
 
@@ -188,7 +195,7 @@ def _thumbnail(image: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _rectangle(image: np.ndarray, box, colour: str) -> None:
     x0, y0, x1, y1 = box
-    bgr = tuple(int(colour[start:start + 2], 16) for start in (5, 3, 1))
+    bgr = tuple(int(colour[start : start + 2], 16) for start in (5, 3, 1))
     cv2.rectangle(image, (x0, y0), (max(x0, x1 - 1), max(y0, y1 - 1)), bgr, 1)
 
 

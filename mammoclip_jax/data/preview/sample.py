@@ -18,8 +18,9 @@ def spread(rows: pd.DataFrame, columns: Sequence[str], count: int, seed: int) ->
     values = list(zip(*(rows[column].astype(str) for column in columns)))
     for position in generator.permutation(len(rows)):
         groups.setdefault(values[position], []).append(int(position))
-    attributes = {key: [(column, value) for column, text in zip(columns, key) for value in text.split(",")]
-                  for key in groups}
+    attributes = {
+        key: [(column, value) for column, text in zip(columns, key) for value in text.split(",")] for key in groups
+    }
     seen: collections.Counter = collections.Counter()
     chosen: list[int] = []
     while groups and len(chosen) < count:

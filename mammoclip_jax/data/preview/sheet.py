@@ -24,7 +24,7 @@ from mammoclip_jax.data.store.codecs import decode
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.files import write_text
 
-_LOOKED_AT = 400        # images whose pixels are measured for the plots
+_LOOKED_AT = 400  # images whose pixels are measured for the plots
 _NO_AIR = "Original not shown: no air is seen in it, so nothing tells burned-in text from the breast."
 _KINDS = ("vendor", "view", "laterality")
 
@@ -44,21 +44,42 @@ def preview(folder: Path | str, out: Path | str, count: int = 48, seed: int = 0)
     dataset = Dataset.open(folder)
     rows = dataset.index.assign(boxed=dataset.index["boxes"] != "[]")
     chosen = spread(rows, (*_KINDS, "flags", "boxed"), count, seed)
-    cards = [card(row["image"], row, dataset.read(position))
-             for position, row in ((position, rows.iloc[position]) for position in chosen)]
+    cards = [
+        card(row["image"], row, dataset.read(position))
+        for position, row in ((position, rows.iloc[position]) for position in chosen)
+    ]
     generator = np.random.default_rng(seed)
     drawn = np.sort(generator.permutation(len(rows))[:_LOOKED_AT])
     looked_at = [_look(rows.iloc[position], dataset.read(position)) for position in drawn]
     with io.StringIO((dataset.path / "quarantine.csv").read_text()) as text:
         problems = [Problem(**row) for row in csv.DictReader(text)]
-    return _write(out, cards, rows, problems, rows, looked_at, f"all {len(rows)} images", {
-        "names": _names(rows), "real": dataset.info.get("real", True), "made": True, "masked": False,
-        "preprocessing": dataset.info["preprocessing"],
-    })
+    return _write(
+        out,
+        cards,
+        rows,
+        problems,
+        rows,
+        looked_at,
+        f"all {len(rows)} images",
+        {
+            "names": _names(rows),
+            "real": dataset.info.get("real", True),
+            "made": True,
+            "masked": False,
+            "preprocessing": dataset.info["preprocessing"],
+        },
+    )
 
 
-def preview_source(table: SourceTable, root: Path | str, preprocessing: Preprocessing, out: Path | str,
-                   count: int = 48, seed: int = 0, masked: bool | None = None) -> Path:
+def preview_source(
+    table: SourceTable,
+    root: Path | str,
+    preprocessing: Preprocessing,
+    out: Path | str,
+    count: int = 48,
+    seed: int = 0,
+    masked: bool | None = None,
+) -> Path:
     """Writes the contact sheet of a source before anything is built: up to `count` files, rendered for it.
 
     Each shows the whole original with its crop, the final image with boxes, the histograms of both, and its flags; or
@@ -83,8 +104,9 @@ def preview_source(table: SourceTable, root: Path | str, preprocessing: Preproce
     for number, position in enumerate(spread(rows, (*_KINDS, "boxed"), count, seed), 1):
         row = rows.iloc[position].to_dict()
         name = row["image"] if table.public_ids else line(row["row"]) or f"image {number} of the sample"
-        task = Task(str(root / row["file"]), row["laterality"], row["view"], row["vendor"], row["boxes"],
-                    preprocessing, "raw")
+        task = Task(
+            str(root / row["file"]), row["laterality"], row["view"], row["vendor"], row["boxes"], preprocessing, "raw"
+        )
         result = make(task)
         if isinstance(result, Failed):
             reason = result.reason if table.public_ids else result.reason.split(":", 1)[0]
@@ -95,11 +117,22 @@ def preview_source(table: SourceTable, root: Path | str, preprocessing: Preproce
         cards.append(card(name, row, canvas, _source(task.path, preprocessing, masked)))
         made.append(row)
         looked_at.append(_look(row, canvas))
-    return _write(out, cards, rows, table.problems, pd.DataFrame(made), looked_at,
-                  f"the {len(made)} images of the sample", {
-                      "names": _names(rows), "real": bool(rows["real"].all()), "made": False, "masked": masked,
-                      "preprocessing": vars(preprocessing),
-                  })
+    return _write(
+        out,
+        cards,
+        rows,
+        table.problems,
+        pd.DataFrame(made),
+        looked_at,
+        f"the {len(made)} images of the sample",
+        {
+            "names": _names(rows),
+            "real": bool(rows["real"].all()),
+            "made": False,
+            "masked": masked,
+            "preprocessing": vars(preprocessing),
+        },
+    )
 
 
 def _source(path: str, preprocessing: Preprocessing, masked: bool) -> Source:
@@ -127,16 +160,27 @@ def _look(row: Mapping, canvas: np.ndarray) -> dict:
     seen = breast.find(part)
     size = (np.arange(side) * small // side for side, small in zip(part.shape, seen.mask.shape))
     mask = seen.mask[np.ix_(*size)]
-    return {"vendor": row["vendor"] or UNKNOWN, "grey": float(part[mask].mean()),
-            "share": 100 * float(mask.sum()) / canvas.size}
+    return {
+        "vendor": row["vendor"] or UNKNOWN,
+        "grey": float(part[mask].mean()),
+        "share": 100 * float(mask.sum()) / canvas.size,
+    }
 
 
 def _names(rows: pd.DataFrame) -> str:
     return ", ".join(sorted(rows["dataset"].unique())) or "empty"
 
 
-def _write(out: Path | str, cards: Sequence[Card], rows: pd.DataFrame, problems: Sequence[Problem], made: pd.DataFrame,
-           looked_at: list[dict], of: str, about: dict) -> Path:
+def _write(
+    out: Path | str,
+    cards: Sequence[Card],
+    rows: pd.DataFrame,
+    problems: Sequence[Problem],
+    made: pd.DataFrame,
+    looked_at: list[dict],
+    of: str,
+    about: dict,
+) -> Path:
     from mammoclip_jax.data.preview import vendors  # matplotlib takes a while to load
 
     plots = []
@@ -144,10 +188,16 @@ def _write(out: Path | str, cards: Sequence[Card], rows: pd.DataFrame, problems:
         plots = vendors.plots(vendors.measures(made), pd.DataFrame(looked_at), of)
     counts = pd.crosstab(rows["vendor"].replace("", UNKNOWN), rows["view"].replace("", UNKNOWN))
     lost = collections.Counter((problem.stage, problem.kind) for problem in problems)
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     page = environment.get_template("page.html.jinja").render(
-        about, cards=cards, plots=plots, images=len(rows), counts=counts, lost=sorted(lost.items()))
+        about, cards=cards, plots=plots, images=len(rows), counts=counts, lost=sorted(lost.items())
+    )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.data.preview.cards import UNKNOWN, flags_of, words
 
-_INK, _BAR = "#012345", "#3d8fc9"       # the ink becomes the page's text colour
+_INK, _BAR = "#012345", "#3d8fc9"  # the ink becomes the page's text colour
 _MARKS = ("#3d8fc9", "#d9722e", "#1fa37c", "#c374a3", "#d19a1a", "#8a7fd6")
 _FLAGS = 14
 
@@ -30,13 +30,15 @@ class Plot(NamedTuple):
 def measures(rows: pd.DataFrame) -> pd.DataFrame:
     """vendor, scale (canvas pixels per original pixel), height and width of the original, flags, of index rows."""
     transforms = [Transform.from_json(text) for text in rows["transform"]]
-    return pd.DataFrame({
-        "vendor": rows["vendor"].replace("", UNKNOWN).to_numpy(),
-        "scale": [transform.scale[0] for transform in transforms],
-        "height": [transform.original[0] for transform in transforms],
-        "width": [transform.original[1] for transform in transforms],
-        "flags": [flags_of(text) for text in rows["flags"]],
-    })
+    return pd.DataFrame(
+        {
+            "vendor": rows["vendor"].replace("", UNKNOWN).to_numpy(),
+            "scale": [transform.scale[0] for transform in transforms],
+            "height": [transform.original[0] for transform in transforms],
+            "width": [transform.original[1] for transform in transforms],
+            "flags": [flags_of(text) for text in rows["flags"]],
+        }
+    )
 
 
 def plots(measured: pd.DataFrame, looked_at: pd.DataFrame, of: str) -> list[Plot]:
@@ -106,8 +108,9 @@ def _sizes(measured: pd.DataFrame, vendors: list[str]) -> str:
         axes.set_ylabel("height")
         axes.margins(0.15)
         if len(vendors) > 1:
-            legend = axes.legend(frameon=False, labelcolor=_INK, ncols=2, loc="upper center",
-                                 bbox_to_anchor=(0.5, -0.2))
+            legend = axes.legend(
+                frameon=False, labelcolor=_INK, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2)
+            )
             for handle in legend.legend_handles:
                 handle.set_sizes([30])
 
@@ -126,8 +129,17 @@ def _flags(measured: pd.DataFrame, vendors: list[str]) -> str:
     def draw(axes):
         for vendor, colour in zip(vendors, _MARKS * len(vendors)):
             shares = [100 * counts.get((vendor, name), 0) / images[vendor] for name in names]
-            axes.plot(shares, range(len(names)), color=colour, marker="o", markersize=6, alpha=0.75, linestyle="",
-                      label=vendor, clip_on=False)
+            axes.plot(
+                shares,
+                range(len(names)),
+                color=colour,
+                marker="o",
+                markersize=6,
+                alpha=0.75,
+                linestyle="",
+                label=vendor,
+                clip_on=False,
+            )
         axes.set_yticks(range(len(names)), [words(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, 100)
@@ -140,10 +152,21 @@ def _flags(measured: pd.DataFrame, vendors: list[str]) -> str:
 
 def _svg(draw, lines: int, width: float = 4.6) -> str:
     """What `draw` draws on axes high enough for so many lines; `width` in inches."""
-    style = {"font.size": 9, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-             "axes.edgecolor": _INK, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
-             "axes.axisbelow": True, "svg.hashsalt": "mammoclip_jax", "svg.fonttype": "none",
-             "text.parse_math": False}        # a dollar in a vendor's name is one
+    style = {
+        "font.size": 9,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "axes.edgecolor": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "svg.hashsalt": "mammoclip_jax",
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+    }  # a dollar in a vendor's name is one
     buffer = io.StringIO()
     with rc_context(style):
         figure = Figure(figsize=(width, 0.9 + 0.3 * lines))
@@ -156,4 +179,4 @@ def _svg(draw, lines: int, width: float = 4.6) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", text)
     text = re.sub(r"(font: [^;\"]*?)'[^;\"]*", r"\1system-ui, sans-serif", text)
-    return text[text.index("<svg"):]
+    return text[text.index("<svg") :]

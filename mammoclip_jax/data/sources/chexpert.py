@@ -21,15 +21,36 @@ from mammoclip_jax.data.sources.tables import ROW
 from mammoclip_jax.errors import UserError
 
 LICENCE = "Stanford University School of Medicine CheXpert Dataset Research Use Agreement: research only; do not share"
-CITATION = ("J Irvin, P Rajpurkar, M Ko et al. (2019): CheXpert: a large chest radiograph dataset with uncertainty "
-            "labels and expert comparison. AAAI 33, 590-597. https://doi.org/10.1609/aaai.v33i01.3301590")
+CITATION = (
+    "J Irvin, P Rajpurkar, M Ko et al. (2019): CheXpert: a large chest radiograph dataset with uncertainty "
+    "labels and expert comparison. AAAI 33, 590-597. https://doi.org/10.1609/aaai.v33i01.3301590"
+)
 PLUS = "df_chexpert_plus*.csv"
 # Column of the tables -> key of the labels.
-FINDINGS = {name: name.lower().replace(" ", "_") for name in (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices")}
-_PATH = re.compile(r"(?:.*/)?(?P<file>(?P<part>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/"
-                   r"(?P<view>view\d+_(?P<plane>frontal|lateral))\.\w+)", re.ASCII)
+FINDINGS = {
+    name: name.lower().replace(" ", "_")
+    for name in (
+        "No Finding",
+        "Enlarged Cardiomediastinum",
+        "Cardiomegaly",
+        "Lung Opacity",
+        "Lung Lesion",
+        "Edema",
+        "Consolidation",
+        "Pneumonia",
+        "Atelectasis",
+        "Pneumothorax",
+        "Pleural Effusion",
+        "Pleural Other",
+        "Fracture",
+        "Support Devices",
+    )
+}
+_PATH = re.compile(
+    r"(?:.*/)?(?P<file>(?P<part>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/"
+    r"(?P<view>view\d+_(?P<plane>frontal|lateral))\.\w+)",
+    re.ASCII,
+)
 
 
 def read(root: str | Path, reports: str = "", valid: str = "val", val: float = 0.0) -> SourceTable:
@@ -65,8 +86,9 @@ def read(root: str | Path, reports: str = "", valid: str = "val", val: float = 0
             rows.append(_row(line, match, report) | {"split": split})
     remedy = "give the table of its image, or leave it"
     problems += [Problem("", "source", "report without image", remedy, row=line[ROW]) for line in written.values()]
-    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, root=root, partial=True,
-                       table_rows=table_rows)
+    return SourceTable(
+        frame(rows), problems, LICENCE, CITATION, public_ids=True, root=root, partial=True, table_rows=table_rows
+    )
 
 
 def labels(line: Mapping[str, str]) -> dict[str, int]:
@@ -85,8 +107,9 @@ def _folder(root: Path) -> Path:
     for folder in (root, *sorted(root.glob("CheXpert-v1.0*"))):
         if any((folder / f"{part}.csv").is_file() for part in ("train", "valid", "test")):
             return folder
-    raise UserError(f"{root} has no train.csv and no valid.csv. Give --root, the folder CheXpert-v1.0 or "
-                    "CheXpert-v1.0-small.")
+    raise UserError(
+        f"{root} has no train.csv and no valid.csv. Give --root, the folder CheXpert-v1.0 or CheXpert-v1.0-small."
+    )
 
 
 def _plus(root: Path, reports: str) -> tuple[dict[str, dict], list[Problem]]:
@@ -117,13 +140,21 @@ def _row(line: dict, match: re.Match, report: dict) -> dict:
     sections = {name: report.get(f"section_{name}", "") for name in ("findings", "impression")}
     texts = {name: text for name, text in sections.items() if text}
     age = tables.number(line.get("Age", ""))
-    about = {"age": age if isinstance(age, int) and 0 < age < 130 else None,      # 0: not known
-             "sex": {"female": "F", "male": "M"}.get(line.get("Sex", "").lower())}
+    about = {
+        "age": age if isinstance(age, int) and 0 < age < 130 else None,  # 0: not known
+        "sex": {"female": "F", "male": "M"}.get(line.get("Sex", "").lower()),
+    }
     about |= {name: report.get(name) for name in ("race", "ethnicity")}
     view = "LATERAL" if match["plane"] == "lateral" else line.get("AP/PA", "").upper() or "FRONTAL"
     return {
-        "dataset": "chexpert", "patient": match["patient"], "study": f"{match['patient']}/{match['study']}",
-        "image": f"{match['patient']}/{match['study']}/{match['view']}", "file": match["file"], "row": line[ROW],
-        "view": view, "texts": list(texts.values()), "sections": list(texts),
+        "dataset": "chexpert",
+        "patient": match["patient"],
+        "study": f"{match['patient']}/{match['study']}",
+        "image": f"{match['patient']}/{match['study']}/{match['view']}",
+        "file": match["file"],
+        "row": line[ROW],
+        "view": view,
+        "texts": list(texts.values()),
+        "sections": list(texts),
         "labels": labels(line) | {name: value for name, value in about.items() if value not in (None, "")},
     }

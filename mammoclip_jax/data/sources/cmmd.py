@@ -21,8 +21,10 @@ from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = "CC BY 4.0"
-CITATION = ("C Cui, L Li, H Cai, Z Fan, L Zhang, T Dan, J Li, J Wang (2021): The Chinese Mammography Database (CMMD). "
-            "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.eqde-4b16")
+CITATION = (
+    "C Cui, L Li, H Cai, Z Fan, L Zhang, T Dan, J Li, J Wang (2021): The Chinese Mammography Database (CMMD). "
+    "The Cancer Imaging Archive. https://doi.org/10.7937/tcia.eqde-4b16"
+)
 NEEDED = ("ID1", "LeftRight", "Age", "abnormality", "classification")
 FINDINGS = {"mass": ("mass",), "calcification": ("calcification",), "both": ("mass", "calcification")}
 CANCER = {"benign": 0, "malignant": 1}
@@ -62,27 +64,53 @@ def read(root: str | Path, table: str = "", val: float = 0.1, test: float = 0.2)
         age = {"age": ages[fields.patient]} if fields.patient in ages else {}
         labels = age | {key: value for key, value in line.items() if key != ROW}
         texts = captions.findings(labels, [], fields.laterality, fields.view)
-        rows.append({
-            "dataset": "cmmd", "patient": fields.patient, "study": fields.patient, "image": image, "file": name,
-            "row": line.get(ROW, [""])[0], "laterality": fields.laterality, "view": fields.view,
-            "split": split_of(fields.patient, val, test), "vendor": fields.vendor, "texts": texts,
-            "sections": ["findings", "impression"][:len(texts)], "labels": labels,
-        })
+        rows.append(
+            {
+                "dataset": "cmmd",
+                "patient": fields.patient,
+                "study": fields.patient,
+                "image": image,
+                "file": name,
+                "row": line.get(ROW, [""])[0],
+                "laterality": fields.laterality,
+                "view": fields.view,
+                "split": split_of(fields.patient, val, test),
+                "vendor": fields.vendor,
+                "texts": texts,
+                "sections": ["findings", "impression"][: len(texts)],
+                "labels": labels,
+            }
+        )
     remedy = "download the images; files are found by PatientID and ImageLaterality in their header"
     problems += [
         Problem("", "absent", "no image: no file of this breast", remedy, "", row)
-        for breast, line in clinical.items() if breast not in used for row in line[ROW]
+        for breast, line in clinical.items()
+        if breast not in used
+        for row in line[ROW]
     ]
-    return SourceTable(frame(rows), problems + listing.problems, LICENCE, CITATION, public_ids=True, partial=True,
-                       table_rows=lines, passed_over=listing.others)
+    return SourceTable(
+        frame(rows),
+        problems + listing.problems,
+        LICENCE,
+        CITATION,
+        public_ids=True,
+        partial=True,
+        table_rows=lines,
+        passed_over=listing.others,
+    )
 
 
 def _clinical(root: Path, table: str) -> pd.DataFrame:
-    paths = [Path(table)] if table else sorted(
-        path for ending in ("xlsx", "csv") for path in root.rglob(f"CMMD_clinicaldata*.{ending}"))
+    paths = (
+        [Path(table)]
+        if table
+        else sorted(path for ending in ("xlsx", "csv") for path in root.rglob(f"CMMD_clinicaldata*.{ending}"))
+    )
     if not paths or not paths[0].is_file():
-        raise UserError(f"{table or root} holds no CMMD_clinicaldata_revision.xlsx (or .csv). Give --root, the folder "
-                        "of CMMD with the table TCIA has beside it, or --option=table=FILE.")
+        raise UserError(
+            f"{table or root} holds no CMMD_clinicaldata_revision.xlsx (or .csv). Give --root, the folder "
+            "of CMMD with the table TCIA has beside it, or --option=table=FILE."
+        )
     path = paths[0]
     if path.suffix != ".csv":
         return excel.read(path, NEEDED)
@@ -98,9 +126,17 @@ def _breasts(clinical: pd.DataFrame) -> tuple[dict[tuple[str, str], dict], list[
     for line in clinical.to_dict("records"):
         kind, result = line["abnormality"].lower(), line["classification"].lower()
         side = tables.SIDES.get(line["LeftRight"].lower())
-        fault = ("empty identifier: ID1" if not line["ID1"] else "unknown laterality" if not side else
-                 "unknown abnormality" if kind not in FINDINGS else
-                 "unknown classification" if result not in CANCER else "")
+        fault = (
+            "empty identifier: ID1"
+            if not line["ID1"]
+            else "unknown laterality"
+            if not side
+            else "unknown abnormality"
+            if kind not in FINDINGS
+            else "unknown classification"
+            if result not in CANCER
+            else ""
+        )
         if fault:
             problems.append(Problem("", "source", fault, "correct the table", "", line[ROW]))
             continue

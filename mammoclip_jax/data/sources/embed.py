@@ -27,63 +27,57 @@ import pandas as pd
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.data.sources import embed_rois, tables
+from mammoclip_jax.data.sources.embed_codes import ABSENT, BIRADS, BREASTS, DENSITY, FINDINGS, MALE, RANK, TIER, WORDS
 from mammoclip_jax.data.sources.tables import ROW
 from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
-LICENCE = ("EMBED Research Use Agreement (Emory University): non-commercial research; clause 4: no redistribution of "
-           "any part; clause 5: no public release or sale of models, weights or embedding spaces trained or "
-           "fine-tuned on any part of it without written permission")
-CITATION = ("J J Jeong et al. (2023): The EMory BrEast imaging Dataset (EMBED): A Racially Diverse, Granular Dataset "
-            "of 3.4 Million Screening and Diagnostic Mammographic Images. Radiology: Artificial Intelligence 5(1), "
-            "e220047.")
+LICENCE = (
+    "EMBED Research Use Agreement (Emory University): non-commercial research; clause 4: no redistribution of "
+    "any part; clause 5: no public release or sale of models, weights or embedding spaces trained or "
+    "fine-tuned on any part of it without written permission"
+)
+CITATION = (
+    "J J Jeong et al. (2023): The EMory BrEast imaging Dataset (EMBED): A Racially Diverse, Granular Dataset "
+    "of 3.4 Million Screening and Diagnostic Mammographic Images. Radiology: Artificial Intelligence 5(1), "
+    "e220047."
+)
 METADATA = ("empi_anon", "acc_anon", "anon_dicom_path", "FinalImageType", "ImageLateralityFinal", "ViewPosition")
-METADATA_MORE = ("study_date_anon", "StudyDescription", "spot_mag", "num_roi", *embed_rois.COLUMNS, "Manufacturer",
-                 "Rows", "Columns")
+METADATA_MORE = (
+    "study_date_anon",
+    "StudyDescription",
+    "spot_mag",
+    "num_roi",
+    *embed_rois.COLUMNS,
+    "Manufacturer",
+    "Rows",
+    "Columns",
+)
 CLINICAL = ("empi_anon", "acc_anon", "side", "asses", "tissueden")
-CLINICAL_MORE = ("bside", "path_severity", "massshape", "massmargin", "massdens", "calcfind", "calcdistri",
-                 "calcnumber", "otherfind", "implanfind", "age_at_study", "desc", "RACE_DESC", "ETHNICITY_DESC",
-                 "ETHNIC_GROUP_DESC")
+CLINICAL_MORE = (
+    "bside",
+    "path_severity",
+    "massshape",
+    "massmargin",
+    "massdens",
+    "calcfind",
+    "calcdistri",
+    "calcnumber",
+    "otherfind",
+    "implanfind",
+    "age_at_study",
+    "desc",
+    "RACE_DESC",
+    "ETHNICITY_DESC",
+    "ETHNIC_GROUP_DESC",
+)
 
-BIRADS = {"A": 0, "N": 1, "B": 2, "P": 3, "S": 4, "M": 5, "K": 6}
-RANK = {1: 0, 2: 1, 0: 2, 3: 3, 4: 4, 5: 5, 6: 6}       # 0 before 1 and 2, else the highest
-DENSITY = {1: "A", 2: "B", 3: "C", 4: "D"}
-MALE = 5
-BREASTS = {"L": ("L",), "R": ("R",), "B": ("L", "R"), "": ("L", "R")}
-TIER = {"L": 0, "R": 0, "B": 1, "": 2}
-
-# Codes of the legend, grouped as the owner's notebook does (a questioned distortion, Q, is one; a dilated duct, T, is
-# an asymmetry), but for lymph nodes (N, Y): they are no masses here.
-FINDINGS = {
-    "massshape": {"G": "mass", "R": "mass", "O": "mass", "X": "mass", "A": "architectural_distortion",
-                  "Q": "architectural_distortion", "S": "asymmetry", "V": "asymmetry", "T": "asymmetry",
-                  "F": "focal_asymmetry", "B": "global_asymmetry", "N": "lymph_node", "Y": "lymph_node"},
-    "calcfind": dict.fromkeys("AHIKFB", "suspicious_calcification"),
-    "otherfind": {"N": "nipple_retraction", "R": "skin_retraction", "S": "skin_thickening", "J": "skin_thickening",
-                  "A": "suspicious_lymph_node", "Z": "suspicious_lymph_node", "D": "architectural_distortion",
-                  "4": "asymmetry", "Y": "asymmetry", "Q": "focal_asymmetry", "I": "focal_asymmetry", "X": "implant"},
-}
-ABSENT = ("mass", "calcification", "suspicious_calcification", "asymmetry", "focal_asymmetry", "global_asymmetry",
-          "architectural_distortion")
-WORDS = {
-    "mass_shape": ("massshape", {"R": "round", "O": "oval", "X": "irregular"}),
-    "mass_margins": ("massmargin", {"D": "circumscribed", "U": "obscured", "M": "microlobulated", "I": "indistinct",
-                                   "S": "spiculated"}),
-    "mass_density": ("massdens", {"+": "high", "=": "equal", "-": "low", "0": "fat-containing"}),
-    "calcification_type": ("calcfind", {
-        "A": "amorphous", "9": "benign", "H": "coarse heterogeneous", "C": "coarse popcorn-like", "D": "dystrophic",
-        "E": "rim", "F": "fine linear", "B": "fine linear branching", "I": "fine pleomorphic", "L": "large rod-like",
-        "M": "milk of calcium", "J": "oil cyst", "K": "pleomorphic", "P": "punctate", "R": "round", "S": "skin",
-        "O": "lucent-centered", "U": "suture", "V": "vascular", "Q": "coarse"}),
-    "calcification_distribution": ("calcdistri", {"G": "grouped", "S": "segmental", "R": "regional", "D": "diffuse",
-                                                  "L": "linear", "C": "clustered"}),
-}
-UNSAID = ("age", "race", "ethnicity", "procedure", "study_day", "image_type")      # by captions.findings
+UNSAID = ("age", "race", "ethnicity", "procedure", "study_day", "image_type")  # by captions.findings
 UNKNOWN = ("unknown", "unavailable", "unreported", "not recorded", "declin")
 
 
 def read(
-    root: str | Path, tables: str = "", image_types: str = "2D", val: float = 0.1, test: float = 0.2,
+    root: str | Path, tables: str = "", image_types: str = "2D", val: float = 0.1, test: float = 0.2
 ) -> SourceTable:
     """The images of the metadata table, with the findings of their breast.
 
@@ -118,12 +112,14 @@ def _table(folders: list[Path], kind: str, needed: Iterable[str], more: Iterable
     paths = [folder / name for name in names for folder in folders]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        raise UserError(f"{folders[0]} has no {names[0]} and no {names[1]}. Give --root, the folder with tables/ and "
-                        "images/ of EMBED, or the tables' folder with --option=tables=DIR.")
+        raise UserError(
+            f"{folders[0]} has no {names[0]} and no {names[1]}. Give --root, the folder with tables/ and "
+            "images/ of EMBED, or the tables' folder with --option=tables=DIR."
+        )
     wanted = {*needed, *more}
     data = tables.read(path, list(needed), usecols=lambda name: name.strip() in wanted)
     for name in ("empi_anon", "acc_anon"):
-        data[name] = data[name].str.removesuffix(".0")      # a column that was once read as floats
+        data[name] = data[name].str.removesuffix(".0")  # a column that was once read as floats
     return data.assign(**{name: "" for name in wanted - set(data)})
 
 
@@ -133,8 +129,11 @@ def _problems(rows: pd.DataFrame, stage: str, reason: str, remedy: str) -> list[
 
 def _checked_clinical(clinical: pd.DataFrame, metadata: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
     """With the columns side, birads (0 to 6 or NaN), density (of the exam, 1 to 5 or NaN) as numbers."""
-    clinical = clinical.assign(side=clinical["side"].str.upper(), letter=clinical["asses"].str.upper().str[:1],
-                               density=pd.to_numeric(clinical["tissueden"], errors="coerce"))
+    clinical = clinical.assign(
+        side=clinical["side"].str.upper(),
+        letter=clinical["asses"].str.upper().str[:1],
+        density=pd.to_numeric(clinical["tissueden"], errors="coerce"),
+    )
     bad = ~clinical["side"].isin(list(BREASTS))
     problems += _problems(clinical[bad], "source", "unknown side", "use L, R, B or an empty value")
     patients = metadata.drop_duplicates("acc_anon").set_index("acc_anon")["empi_anon"]
@@ -148,26 +147,39 @@ def _checked_clinical(clinical: pd.DataFrame, metadata: pd.DataFrame, problems: 
     known = clinical["density"].where(clinical["density"].isin([*DENSITY, MALE]))
     clinical["exam_density"] = known.groupby(clinical["acc_anon"]).transform("max")
     less = known.notna() & (known != clinical["exam_density"])
-    problems += _problems(clinical[less], "source", "density contradicts: another line of the exam is denser",
-                          "the denser one is used; correct the table")
+    problems += _problems(
+        clinical[less],
+        "source",
+        "density contradicts: another line of the exam is denser",
+        "the denser one is used; correct the table",
+    )
     return clinical.reset_index(drop=True)
 
 
 def _checked_metadata(
-    metadata: pd.DataFrame, clinical: pd.DataFrame, image_types: str, root: Path, problems: list[Problem],
+    metadata: pd.DataFrame, clinical: pd.DataFrame, image_types: str, root: Path, problems: list[Problem]
 ) -> pd.DataFrame:
     """The images that are wanted, with the columns laterality, view, breast (exam/side), file, image, day."""
     types = metadata["FinalImageType"].str.lower().str.replace("-", "")
     wanted = [name.strip().lower().replace("-", "") for name in image_types.split(",") if name.strip()]
     if not set(wanted) & set(types):
-        raise UserError(f"--option=image_types={image_types} names none of FinalImageType. The table has: "
-                        f"{', '.join(sorted(set(metadata['FinalImageType'])))}.")
+        raise UserError(
+            f"--option=image_types={image_types} names none of FinalImageType. The table has: "
+            f"{', '.join(sorted(set(metadata['FinalImageType'])))}."
+        )
     for name in sorted(set(types) - set(wanted)):
-        problems += _problems(metadata[types == name], "absent", f"image type left out: {name or 'unknown'}",
-                              "name it in --option=image_types")
+        problems += _problems(
+            metadata[types == name],
+            "absent",
+            f"image type left out: {name or 'unknown'}",
+            "name it in --option=image_types",
+        )
     exams = metadata.drop_duplicates("acc_anon")
-    days = dict(zip(exams["acc_anon"], tables.study_days(exams["empi_anon"], exams["study_date_anon"],
-                                                    column="study_date_anon")))
+    days = dict(
+        zip(
+            exams["acc_anon"], tables.study_days(exams["empi_anon"], exams["study_date_anon"], column="study_date_anon")
+        )
+    )
     men = set(clinical.loc[clinical["exam_density"] == MALE, "acc_anon"])
     images = metadata[types.isin(wanted)]
     male = images["acc_anon"].isin(men)
@@ -183,8 +195,13 @@ def _checked_metadata(
     stem = path.str.rsplit("/", n=1).str[-1].str.replace(r"\.dcm$", "", regex=True)
     inner = "" if any(root.glob("cohort_*")) else "images/"
     return images.assign(
-        laterality=sides, view=images["ViewPosition"].str.upper(), breast=images["acc_anon"] + "/" + sides,
-        file=inner + path, image=stem.where(~stem.duplicated(keep=False), path), day=images["acc_anon"].map(days))
+        laterality=sides,
+        view=images["ViewPosition"].str.upper(),
+        breast=images["acc_anon"] + "/" + sides,
+        file=inner + path,
+        image=stem.where(~stem.duplicated(keep=False), path),
+        day=images["acc_anon"].map(days),
+    )
 
 
 def _by_breast(clinical: pd.DataFrame, breasts: set[str], problems: list[Problem]) -> pd.DataFrame:
@@ -206,8 +223,10 @@ def assessed(findings: pd.DataFrame) -> pd.DataFrame:
 
 def _codes(column: pd.Series, table: dict[str, str]) -> pd.Series:
     """Cells of codes with commas -> tuples of their meanings."""
-    decoded = {cell: tuple(dict.fromkeys(table[code.strip()] for code in cell.split(",") if code.strip() in table))
-               for cell in column.unique()}
+    decoded = {
+        cell: tuple(dict.fromkeys(table[code.strip()] for code in cell.split(",") if code.strip() in table))
+        for cell in column.unique()
+    }
     return column.map(decoded)
 
 
@@ -220,9 +239,12 @@ def _flags(findings: pd.DataFrame) -> pd.DataFrame:
             there = codes.map({cell: label in cell for cell in codes.unique()})
             flags[label] = flags[label] | there if label in flags else there
     margins = (findings["massmargin"] != "") | (findings["massdens"] != "")
-    flags["mass"] |= margins & (findings["massshape"] == "")        # an asymmetry may have a density too
-    flags["calcification"] = ((findings["calcfind"] != "") | (findings["calcdistri"] != "")
-                              | (pd.to_numeric(findings["calcnumber"], errors="coerce") > 0))
+    flags["mass"] |= margins & (findings["massshape"] == "")  # an asymmetry may have a density too
+    flags["calcification"] = (
+        (findings["calcfind"] != "")
+        | (findings["calcdistri"] != "")
+        | (pd.to_numeric(findings["calcnumber"], errors="coerce") > 0)
+    )
     flags["implant"] |= findings["implanfind"] != ""
     columns = ["massshape", "massmargin", "massdens", "calcfind", "calcdistri", "otherfind"]
     flags["described"] = (findings[columns] != "").any(axis=1) | flags["calcification"]
@@ -230,7 +252,7 @@ def _flags(findings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _breast_labels(findings: pd.DataFrame) -> dict[str, dict]:
-    """"exam/side" -> labels: the category, what is there, and the words of the line that stands for the breast."""
+    """By "exam/side" the labels: the category, what is there, and the words of the line that stands for the breast."""
     if findings.empty:
         return {}
     flags = _flags(findings)
@@ -256,7 +278,7 @@ def _breast_labels(findings: pd.DataFrame) -> dict[str, dict]:
 
 
 def _pathology(clinical: pd.DataFrame) -> dict[str, dict]:
-    """"exam/side" -> cancer, biopsy, invasive, for breasts with tissue that was looked at."""
+    """By "exam/side" cancer, biopsy, invasive, for breasts with tissue that was looked at."""
     severity = pd.to_numeric(clinical["path_severity"], errors="coerce")
     side = clinical["bside"].str.upper().where(clinical["bside"].str.upper().isin(["L", "R", "B"]), clinical["side"])
     seen = clinical.assign(severity=severity, one=side.map(BREASTS))[severity.notna() & (side != "")].explode("one")
@@ -294,13 +316,18 @@ def _by_exam(clinical: pd.DataFrame, metadata: pd.DataFrame) -> dict[str, dict]:
             if exam in exams:
                 exams[exam][name] = int(value) if name == "age" else value
     studied = metadata[metadata["StudyDescription"] != ""].drop_duplicates("acc_anon")
-    for exam, value in zip(studied["acc_anon"], studied["StudyDescription"]):      # of the device, as MaMA takes it
+    for exam, value in zip(studied["acc_anon"], studied["StudyDescription"]):  # of the device, as MaMA takes it
         exams[exam]["procedure"] = value
     return exams
 
 
 def _rows(
-    images: pd.DataFrame, breasts: dict[str, dict], exams: dict[str, dict], root: Path, val: float, test: float,
+    images: pd.DataFrame,
+    breasts: dict[str, dict],
+    exams: dict[str, dict],
+    root: Path,
+    val: float,
+    test: float,
     problems: list[Problem],
 ) -> list[dict]:
     splits = {patient: split_of(patient, val, test) for patient in images["empi_anon"].unique()}
@@ -316,17 +343,33 @@ def _rows(
         boxes, reason = embed_rois.boxes(line, root, _box_label(labels))
         if reason:
             problems.append(Problem(line["file"], "boxes", reason, "correct the table", line["image"], line[ROW]))
-        key = (*(item for item in labels.items() if item[0] not in UNSAID), *(item["label"] for item in boxes),
-               line["laterality"], line["view"])
-        if key not in texts:        # most breasts are alike
+        key = (
+            *(item for item in labels.items() if item[0] not in UNSAID),
+            *(item["label"] for item in boxes),
+            line["laterality"],
+            line["view"],
+        )
+        if key not in texts:  # most breasts are alike
             texts[key] = captions.findings(labels, boxes, line["laterality"], line["view"])
-        rows.append({
-            "dataset": "embed", "patient": line["empi_anon"], "study": line["acc_anon"], "image": line["image"],
-            "file": line["file"], "row": line[ROW], "size": embed_rois.size(line), "laterality": line["laterality"],
-            "view": line["view"], "split": splits[line["empi_anon"]], "vendor": vendors[line["Manufacturer"]],
-            "texts": texts[key], "sections": ["findings", "impression"][:len(texts[key])], "labels": labels,
-            "boxes": boxes,
-        })
+        rows.append(
+            {
+                "dataset": "embed",
+                "patient": line["empi_anon"],
+                "study": line["acc_anon"],
+                "image": line["image"],
+                "file": line["file"],
+                "row": line[ROW],
+                "size": embed_rois.size(line),
+                "laterality": line["laterality"],
+                "view": line["view"],
+                "split": splits[line["empi_anon"]],
+                "vendor": vendors[line["Manufacturer"]],
+                "texts": texts[key],
+                "sections": ["findings", "impression"][: len(texts[key])],
+                "labels": labels,
+                "boxes": boxes,
+            }
+        )
     return rows
 
 

@@ -18,12 +18,12 @@ from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources.tables import number
 
 COLUMNS = ("ROI_coords", "DCM_ROI_coords", "match_level", "ROI_match_level")
-LARGEST = 100_000       # pixels
+LARGEST = 100_000  # pixels
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def size(line: Mapping[str, str]) -> str:
-    """"height width" by the columns Rows and Columns, "" where they are empty."""
+    """As "height width" by the columns Rows and Columns, "" where they are empty."""
     height, width = number(line["Rows"]), number(line["Columns"])
     return f"{int(height)} {int(width)}" if height and width else ""
 
@@ -44,7 +44,7 @@ def boxes(line: Mapping[str, str], root: Path, label: str) -> tuple[list[dict], 
     values = [max(float(digits), 0) for digits in _NUMBER.findall(cell)]
     if len(values) % 4 or max(values, default=0) > LARGEST:
         return [], f"malformed box: {len(values)} numbers in the ROI coordinates, or one beyond any image"
-    corners = [values[start:start + 4] for start in range(0, len(values), 4)]
+    corners = [values[start : start + 4] for start in range(0, len(values), 4)]
     levels = [int(level) for level in re.findall(r"\d+", line["ROI_match_level"] or line["match_level"])]
     (file,) = located(root, [line["file"]])
     turn = None if line["DCM_ROI_coords"] else _turned(root / file, line["laterality"], line["view"])
@@ -74,7 +74,7 @@ def _turned(path: Path, laterality: str, view: str) -> tuple[int, int, bool, boo
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=names)
             height, width = int(header.Rows), int(header.Columns)
             ways = [str(way) for way in header.get("PatientOrientation") or ()]
-    except Exception:       # missing or damaged: the file itself becomes a problem when it is drawn
+    except Exception:  # missing or damaged: the file itself becomes a problem when it is drawn
         return None
     if len(ways) != 2:
         return height, width, laterality == "R" and view in ("CC", "ML", "MLO"), False

@@ -20,8 +20,10 @@ def read(path: Path, needed: Sequence[str]) -> pd.DataFrame:
     try:
         data = pd.read_excel(path, dtype=str)
     except ImportError:
-        raise UserError(f"{path} needs a package: pip install {PACKAGES[path.suffix]}. Or save it as "
-                        f"{path.with_suffix('.csv').name}.") from None
-    except Exception as error:      # a damaged workbook can raise anything
+        raise UserError(
+            f"{path} needs a package: pip install {PACKAGES[path.suffix]}. Or save it as "
+            f"{path.with_suffix('.csv').name}."
+        ) from None
+    except Exception as error:  # a damaged workbook can raise anything
         raise UserError(f"{path} is no Excel table ({type(error).__name__}). Copy it again.") from None
     return tables.checked(data, path, needed)

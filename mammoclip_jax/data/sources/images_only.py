@@ -18,8 +18,13 @@ GROUPS = ("patient", "study", "laterality", "view")
 
 
 def read(
-    root: str | Path, pattern: str = "", name: str = "images_only", licence: str = "private", citation: str = "",
-    val: float = 0.1, test: float = 0.2,
+    root: str | Path,
+    pattern: str = "",
+    name: str = "images_only",
+    licence: str = "private",
+    citation: str = "",
+    val: float = 0.1,
+    test: float = 0.2,
 ) -> SourceTable:
     """The images below `root`; `val` and `test` are the expected fractions of patients.
 
@@ -35,13 +40,30 @@ def read(
         raise UserError(f"{root} holds no image. Give a folder of DICOM files or pictures ({kinds}).")
     patients = [fields.patient for fields in listing.images.values()]
     days = tables.study_days(patients, [fields.study_date for fields in listing.images.values()])
-    rows = [{
-        "dataset": name, "patient": fields.patient, "study": fields.study, "image": fields.image, "file": file,
-        "laterality": fields.laterality, "view": fields.view, "vendor": fields.vendor,
-        "split": split_of(fields.patient, val, test), "labels": {} if day is None else {"study_day": day},
-    } for (file, fields), day in zip(listing.images.items(), days)]
-    return SourceTable(frame(rows), listing.problems, licence, citation, public_ids=False, passed_over=listing.others,
-                       leave_out=(*NO_MAMMOGRAM, "secondary_capture"))
+    rows = [
+        {
+            "dataset": name,
+            "patient": fields.patient,
+            "study": fields.study,
+            "image": fields.image,
+            "file": file,
+            "laterality": fields.laterality,
+            "view": fields.view,
+            "vendor": fields.vendor,
+            "split": split_of(fields.patient, val, test),
+            "labels": {} if day is None else {"study_day": day},
+        }
+        for (file, fields), day in zip(listing.images.items(), days)
+    ]
+    return SourceTable(
+        frame(rows),
+        listing.problems,
+        licence,
+        citation,
+        public_ids=False,
+        passed_over=listing.others,
+        leave_out=(*NO_MAMMOGRAM, "secondary_capture"),
+    )
 
 
 def _compiled(pattern: str) -> re.Pattern | None:
@@ -53,6 +75,8 @@ def _compiled(pattern: str) -> re.Pattern | None:
         raise UserError(f"--option=pattern={pattern} is no regular expression: {error}.") from None
     unknown = set(expression.groupindex) - set(GROUPS)
     if unknown or not expression.groupindex:
-        raise UserError(f"--option=pattern={pattern} must have named groups out of {', '.join(GROUPS)}, "
-                        f"e.g. (?P<patient>\\w+)_(?P<laterality>[LR])_(?P<view>CC|MLO).")
+        raise UserError(
+            f"--option=pattern={pattern} must have named groups out of {', '.join(GROUPS)}, "
+            f"e.g. (?P<patient>\\w+)_(?P<laterality>[LR])_(?P<view>CC|MLO)."
+        )
     return expression

@@ -29,20 +29,32 @@ from mammoclip_jax.data.sources.tables import ROW
 from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
-LICENCE = ("research use by agreement with the authors (Breast Research Group, INESC Porto); no redistribution of the "
-           "images")
-CITATION = ("I C Moreira, I Amaral, I Domingues, A Cardoso, M J Cardoso, J S Cardoso (2012): INbreast: Toward a "
-            "Full-field Digital Mammographic Database. Academic Radiology 19(2), 236-248.")
+LICENCE = (
+    "research use by agreement with the authors (Breast Research Group, INESC Porto); no redistribution of the images"
+)
+CITATION = (
+    "I C Moreira, I Amaral, I Domingues, A Cardoso, M J Cardoso, J S Cardoso (2012): INbreast: Toward a "
+    "Full-field Digital Mammographic Database. Academic Radiology 19(2), 236-248."
+)
 NEEDED = ("Laterality", "View", "File Name", "ACR", "Bi-Rads")
 VIEWS = {"CC": "CC", "FB": "FB", "ML": "MLO", "MLO": "MLO"}
 DENSITY = {"1": "A", "2": "B", "3": "C", "4": "D"}
-COLUMNS = {"Mass": "mass", "Micros": "calcification", "Distortion": "architectural_distortion",
-           "Asymmetry": "asymmetry"}        # only the Excel table has them, with an X
-NAMES = (("mass", "mass"), ("calc", "calcification"), ("cluster", "calcification"),
-         ("spiculated", "spiculated_region"), ("dist", "architectural_distortion"), ("as", "asymmetry"))
+COLUMNS = {
+    "Mass": "mass",
+    "Micros": "calcification",
+    "Distortion": "architectural_distortion",
+    "Asymmetry": "asymmetry",
+}  # only the Excel table has them, with an X
+NAMES = (
+    ("mass", "mass"),
+    ("calc", "calcification"),
+    ("cluster", "calcification"),
+    ("spiculated", "spiculated_region"),
+    ("dist", "architectural_distortion"),
+    ("as", "asymmetry"),
+)
 FINDINGS = tuple(COLUMNS.values())
-_FILE = re.compile(r"(?P<id>\d+)_(?P<patient>[^_]+)_MG_(?P<side>[LR])_(?P<view>[A-Z]+)_ANON(?:\.dcm)?",
-                   re.IGNORECASE)
+_FILE = re.compile(r"(?P<id>\d+)_(?P<patient>[^_]+)_MG_(?P<side>[LR])_(?P<view>[A-Z]+)_ANON(?:\.dcm)?", re.IGNORECASE)
 _POINT = re.compile(r"\(\s*(-?[\d.]+(?:e[-+]?\d+)?)\s*,\s*(-?[\d.]+(?:e[-+]?\d+)?)\s*\)", re.IGNORECASE)
 
 
@@ -67,16 +79,26 @@ def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
             problems.append(Problem("", "source", fault, "correct the table", image, line[ROW]))
             continue
         boxes, labels, faults = _outlines(outlines[image]) if image in outlines else ([], {}, [])
-        problems += [Problem(f"AllXML/{image}.xml", "boxes", reason, "look at the outline", image, line[ROW])
-                     for reason in faults]
+        problems += [
+            Problem(f"AllXML/{image}.xml", "boxes", reason, "look at the outline", image, line[ROW])
+            for reason in faults
+        ]
         labels = _labels(line, image in outlines) | labels
         patient = match["patient"].lower() if match else f"unknown-{image}"
         rows.append(_row(line, image, patient, file, labels, boxes) | {"split": split_of(patient, val, test)})
     for image, (name, _) in files.items():
         problems.append(Problem(name, "source", "no row in the table", "give the whole table", image))
     _add_days(rows)
-    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=len(lines),
-                       passed_over=others)
+    return SourceTable(
+        frame(rows),
+        problems,
+        LICENCE,
+        CITATION,
+        public_ids=True,
+        partial=True,
+        table_rows=len(lines),
+        passed_over=others,
+    )
 
 
 def _is_known(name: str) -> bool:
@@ -85,11 +107,15 @@ def _is_known(name: str) -> bool:
 
 
 def _table(root: Path) -> pd.DataFrame:
-    path = next((root / f"INbreast{ending}" for ending in (".csv", ".xlsx", ".xls")
-                 if (root / f"INbreast{ending}").is_file()), None)
+    path = next(
+        (root / f"INbreast{ending}" for ending in (".csv", ".xlsx", ".xls") if (root / f"INbreast{ending}").is_file()),
+        None,
+    )
     if path is None:
-        raise UserError(f"{root} has no INbreast.csv, INbreast.xlsx or INbreast.xls. Give --root, the folder "
-                        "\"INbreast Release 1.0\" as distributed.")
+        raise UserError(
+            f"{root} has no INbreast.csv, INbreast.xlsx or INbreast.xls. Give --root, the folder "
+            '"INbreast Release 1.0" as distributed.'
+        )
     if path.suffix == ".csv":
         return tables.read(path, NEEDED, sep=";")
     return excel.read(path, NEEDED)
@@ -127,7 +153,7 @@ def _outlines(path: Path) -> tuple[list[dict], dict, list[str]]:
     try:
         rois = plistlib.loads(path.read_bytes(), fmt=plistlib.FMT_XML)["Images"][0]["ROIs"]
         outlines = [(str(roi.get("Name", "")).strip(), [str(point) for point in roi["Point_px"]]) for roi in rois]
-    except Exception as error:      # any kind of damage; the class says enough
+    except Exception as error:  # any kind of damage; the class says enough
         return [], {}, [f"outlines cannot be read: {type(error).__name__}"]
     boxes, labels, faults = [], {}, []
     for name, points in outlines:
@@ -160,9 +186,19 @@ def _row(line: dict, image: str, patient: str, file: str, labels: dict, boxes: l
     month = line.get("Acquisition date", "").removesuffix(".0")
     texts = captions.findings(labels, boxes, side, view)
     return {
-        "dataset": "inbreast", "patient": patient, "study": f"{patient}-{month}", "image": image, "file": file,
-        "row": line[ROW], "laterality": side, "view": view, "vendor": "Siemens", "texts": texts,
-        "sections": ["findings", "impression"][:len(texts)], "labels": labels, "boxes": boxes,
+        "dataset": "inbreast",
+        "patient": patient,
+        "study": f"{patient}-{month}",
+        "image": image,
+        "file": file,
+        "row": line[ROW],
+        "laterality": side,
+        "view": view,
+        "vendor": "Siemens",
+        "texts": texts,
+        "sections": ["findings", "impression"][: len(texts)],
+        "labels": labels,
+        "boxes": boxes,
     }
 
 

@@ -31,16 +31,18 @@ from mammoclip_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-CITATION = ("Ghosh, S., Poynton, C. B., Visweswaran, S., & Batmanghelich, K. (2024). Mammo-CLIP: A Vision Language "
-            "Foundation Model to Enhance Data Efficiency and Robustness in Mammography. MICCAI 2024. "
-            "https://arxiv.org/abs/2405.12255")
+CITATION = (
+    "Ghosh, S., Poynton, C. B., Visweswaran, S., & Batmanghelich, K. (2024). Mammo-CLIP: A Vision Language "
+    "Foundation Model to Enhance Data Efficiency and Robustness in Mammography. MICCAI 2024. "
+    "https://arxiv.org/abs/2405.12255"
+)
 NAMES = ("clip_pretrain_100.csv", "clip_vindr_final.csv", vindr.FOLDS)
 VIEWS = ("CC", "MLO")
 LISTS = ("image", *VIEWS)
 REPORTS = ("patient_id", "laterality", *LISTS, "text", "text_augment", "findings", "impressions", "fold")
 ATTRIBUTES = ("patient_id", "laterality", "split", *LISTS, "CC_FINDING", "MLO_FINDING", "fold")
 RESIZED = ("resized_xmin", "resized_ymin", "resized_xmax", "resized_ymax")
-CANVAS = ("1520", "912")            # height and width of the authors' PNG files
+CANVAS = ("1520", "912")  # height and width of the authors' PNG files
 REMEDY = "see the columns of this table at the top of data/sources/mammo_clip.py"
 
 
@@ -54,8 +56,9 @@ class _Read(NamedTuple):
     remarks: list[Problem]
 
 
-def read(root: str | Path, table: str = "", images: str = "", val: float = 0.1, fold: int = 0,
-         boxes: str = "correct") -> SourceTable:
+def read(
+    root: str | Path, table: str = "", images: str = "", val: float = 0.1, fold: int = 0, boxes: str = "correct"
+) -> SourceTable:
     """The images of one of the three tables.
 
     Args:
@@ -86,8 +89,16 @@ def read(root: str | Path, table: str = "", images: str = "", val: float = 0.1, 
     public = name == "vindr"
     licence, citation = (vindr.LICENCE, f"{vindr.CITATION} {CITATION}") if public else ("private", CITATION)
     rows = [row | {"dataset": name} for row in reading.rows]
-    return SourceTable(frame(rows), reading.problems, licence, citation, public_ids=public, partial=public,
-                       table_rows=len(data), remarks=reading.remarks)
+    return SourceTable(
+        frame(rows),
+        reading.problems,
+        licence,
+        citation,
+        public_ids=public,
+        partial=public,
+        table_rows=len(data),
+        remarks=reading.remarks,
+    )
 
 
 def _found(root: Path) -> str:
@@ -99,19 +110,25 @@ def _found(root: Path) -> str:
 
 # A line a breast: reports and attributes
 
+
 def _reports(data: pd.DataFrame, path: Path, images: str, fold: int) -> _Read:
     tables.require(data, path, REPORTS)
     folds = data["fold"].map(tables.number)
     if not (folds == fold).any():
-        raise UserError(f"{path} has no line of --option=fold={fold}: column 'fold' holds "
-                        f"{', '.join(sorted(data['fold'][folds.notna()].unique())[:10])}.")
+        raise UserError(
+            f"{path} has no line of --option=fold={fold}: column 'fold' holds "
+            f"{', '.join(sorted(data['fold'][folds.notna()].unique())[:10])}."
+        )
     torn = faults.disagree(data["patient_id"], data["fold"].mask(folds.isna(), ""))
     fault = _line_faults(data, [(folds.isna(), "unreadable cell: fold"), (torn, "contradiction: folds of a patient")])
 
     def content(line: Any, view: str) -> dict:
         texts = _texts(line)
-        return {"split": "val" if tables.number(line.fold) == fold else "train", "texts": list(texts),
-                "sections": list(texts.values())}
+        return {
+            "split": "val" if tables.number(line.fold) == fold else "train",
+            "texts": list(texts),
+            "sections": list(texts.values()),
+        }
 
     return _each(data, fault, images, content)
 
@@ -129,13 +146,18 @@ def _attributes(data: pd.DataFrame, path: Path, images: str, val: float) -> _Rea
     tables.require(data, path, ATTRIBUTES)
     data = data.assign(split=data["split"].str.lower().replace(tables.SPLITS))
     tested = data["fold"].map(tables.number) == 0
-    fault = _line_faults(data, [
-        (~data["split"].isin(SPLITS), "unknown split"),
-        (faults.disagree(data["patient_id"], data["split"].where(data["split"].isin(SPLITS), "")),
-         "contradiction: splits of a study"),
-        (tested != (data["split"] == "test"), "contradiction: split and fold"),
-    ])
-    doubled = set()         # lines that list a finding as present and as absent
+    fault = _line_faults(
+        data,
+        [
+            (~data["split"].isin(SPLITS), "unknown split"),
+            (
+                faults.disagree(data["patient_id"], data["split"].where(data["split"].isin(SPLITS), "")),
+                "contradiction: splits of a study",
+            ),
+            (tested != (data["split"] == "test"), "contradiction: split and fold"),
+        ],
+    )
+    doubled = set()  # lines that list a finding as present and as absent
 
     def content(line: Any, view: str) -> dict:
         if not view:
@@ -146,12 +168,16 @@ def _attributes(data: pd.DataFrame, path: Path, images: str, val: float) -> _Rea
         labels = {label: int(label in present) for label in vindr.FINDINGS.values() if label in present | absent}
         split = split_of(line.patient_id, val, 0) if line.split == "train" else line.split
         texts = captions.findings(labels, (), tables.SIDES.get(line.laterality.lower(), ""), view)
-        return {"split": split, "labels": labels, "texts": texts, "sections": ["findings", "impression"][:len(texts)]}
+        return {"split": split, "labels": labels, "texts": texts, "sections": ["findings", "impression"][: len(texts)]}
 
     reading = _each(data, fault, images, content)
     if doubled:
-        log.warning("%s: %d of %d lines list a finding as present and absent; it is taken as present",
-                    path.name, len(doubled), len(data))
+        log.warning(
+            "%s: %d of %d lines list a finding as present and absent; it is taken as present",
+            path.name,
+            len(doubled),
+            len(data),
+        )
     return reading
 
 
@@ -178,8 +204,10 @@ def _present_absent(line: Any, view: str) -> tuple[set[str], set[str]]:
     if unknown or (vindr.NO_FINDING in present and len(present) > 1):
         raise _Unusable("unknown finding: not one of the ten, or not alone")
     everything = set(vindr.FINDINGS) if vindr.NO_FINDING in present else absent - {vindr.NO_FINDING}
-    return ({vindr.FINDINGS[name] for name in present - {vindr.NO_FINDING}},
-            {vindr.FINDINGS[name] for name in everything})
+    return (
+        {vindr.FINDINGS[name] for name in present - {vindr.NO_FINDING}},
+        {vindr.FINDINGS[name] for name in everything},
+    )
 
 
 def _told(line: Any, column: str) -> set[str] | None:
@@ -231,9 +259,13 @@ def _each(data: pd.DataFrame, fault: pd.Series, images: str, content: Callable[[
 
 def _row(line: Any, image: str, view: str, images: str) -> dict:
     return {
-        "patient": line.patient_id, "study": line.patient_id, "image": image.removesuffix(".png"), "row": line.row,
+        "patient": line.patient_id,
+        "study": line.patient_id,
+        "image": image.removesuffix(".png"),
+        "row": line.row,
         "file": "/".join(filter(None, (images, line.patient_id, image))),
-        "laterality": tables.SIDES.get(line.laterality.lower(), line.laterality), "view": view,
+        "laterality": tables.SIDES.get(line.laterality.lower(), line.laterality),
+        "view": view,
     }
 
 
@@ -244,8 +276,9 @@ def _images(line: Any) -> list[tuple[str, str]]:
         raise _Unusable("line without image")
     if set(cc) & set(mlo):
         raise _Unusable("contradiction: an image in both CC and MLO")
-    return [(image, "CC" if image in cc else "MLO" if image in mlo else "")
-            for image in dict.fromkeys(cc + mlo + names)]
+    return [
+        (image, "CC" if image in cc else "MLO" if image in mlo else "") for image in dict.fromkeys(cc + mlo + names)
+    ]
 
 
 def _strings(line: Any, column: str) -> list[str]:
@@ -260,6 +293,7 @@ def _strings(line: Any, column: str) -> list[str]:
 
 # A line a finding
 
+
 def _detection(data: pd.DataFrame, path: Path, images: str, val: float, boxes: str) -> _Read:
     published = boxes == "published"
     if published:
@@ -271,7 +305,6 @@ def _detection(data: pd.DataFrame, path: Path, images: str, val: float, boxes: s
     rows, problems, remarks = vindr.assemble(data.drop_duplicates("image_id"), data, val)
     for row in rows:
         folder = "/".join(filter(None, (images, row["study"])))
-        row["file"] = (f"{folder}/{row['image']}.png" if published else
-                       vindr.dicom_file(row["study"], row["image"]))
-    lines = {problem.row: problem for problem in reversed(problems)}        # a line's own fault goes before its image's
+        row["file"] = f"{folder}/{row['image']}.png" if published else vindr.dicom_file(row["study"], row["image"])
+    lines = {problem.row: problem for problem in reversed(problems)}  # a line's own fault goes before its image's
     return _Read(rows, list(lines.values()), remarks)

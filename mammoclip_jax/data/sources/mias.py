@@ -14,25 +14,35 @@ from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
 
 LICENCE = "research use only (see Licence.txt of the mini-MIAS database)"
-CITATION = ("J Suckling et al. (1994): The Mammographic Image Analysis Society Digital Mammogram Database. "
-            "Excerpta Medica, International Congress Series 1069, 375-378.")
+CITATION = (
+    "J Suckling et al. (1994): The Mammographic Image Analysis Society Digital Mammogram Database. "
+    "Excerpta Medica, International Congress Series 1069, 375-378."
+)
 SIZE = 1024
-LABELS = {"CALC": "calcification", "CIRC": "mass", "SPIC": "mass", "MISC": "mass", "ARCH": "architectural_distortion",
-          "ASYM": "asymmetry"}
+LABELS = {
+    "CALC": "calcification",
+    "CIRC": "mass",
+    "SPIC": "mass",
+    "MISC": "mass",
+    "ARCH": "architectural_distortion",
+    "ASYM": "asymmetry",
+}
 _FILM = re.compile(r"mdb\d")
-_LINE = re.compile(r"mdb(?P<number>[0-9]{3})\s+(?P<tissue>[FGD])\s+(?P<finding>NORM|CALC|CIRC|SPIC|MISC|ARCH|ASYM)"
-                   r"(?P<rest>(?:\s.*)?)")
+_LINE = re.compile(
+    r"mdb(?P<number>[0-9]{3})\s+(?P<tissue>[FGD])\s+(?P<finding>NORM|CALC|CIRC|SPIC|MISC|ARCH|ASYM)"
+    r"(?P<rest>(?:\s.*)?)"
+)
 
 
 class Finding(NamedTuple):
     """A line of Info.txt."""
 
-    film: str                               # "mdb001"
-    tissue: str                             # F, G or D
-    finding: str                            # NORM or a key of LABELS
-    severity: str                           # B, M or ""
-    circle: tuple[int, int, int] | None     # x, y from the bottom left corner, radius
-    row: str                                # "Info.txt:105"
+    film: str  # "mdb001"
+    tissue: str  # F, G or D
+    finding: str  # NORM or a key of LABELS
+    severity: str  # B, M or ""
+    circle: tuple[int, int, int] | None  # x, y from the bottom left corner, radius
+    row: str  # "Info.txt:105"
 
 
 def read(root: str | Path, val: float = 0.1, test: float = 0.2) -> SourceTable:
@@ -63,7 +73,7 @@ def parse(path: Path) -> tuple[dict[str, list[Finding]], list[Problem]]:
     problems = []
     for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), start=1):
         if not _FILM.match(line.strip()):
-            continue                        # the description above the lines of films
+            continue  # the description above the lines of films
         row = f"{path.name}:{number}"
         match = _LINE.fullmatch(line.strip())
         if not match:
@@ -102,9 +112,17 @@ def _row(film: str, findings: list[Finding], val: float, test: float) -> dict:
     else:
         labels |= dict.fromkeys(LABELS.values(), 0) | {"cancer": 0}
     return {
-        "dataset": "mias", "patient": patient, "study": patient, "image": film, "file": f"{film}.pgm",
-        "row": findings[0].row, "size": f"{SIZE} {SIZE}", "view": "MLO",
-        "split": split_of(patient, val, test), "texts": texts, "sections": ["findings", "impression"][:len(texts)],
+        "dataset": "mias",
+        "patient": patient,
+        "study": patient,
+        "image": film,
+        "file": f"{film}.pgm",
+        "row": findings[0].row,
+        "size": f"{SIZE} {SIZE}",
+        "view": "MLO",
+        "split": split_of(patient, val, test),
+        "texts": texts,
+        "sections": ["findings", "impression"][: len(texts)],
         "labels": labels,
         "boxes": [{"label": LABELS[f.finding], "box": box(f.circle)} for f in abnormal if f.circle],
     }

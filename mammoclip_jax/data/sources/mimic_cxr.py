@@ -25,9 +25,11 @@ from mammoclip_jax.data.text.sections import Told, told
 from mammoclip_jax.errors import UserError
 
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0: credentialed users only; do not share"
-CITATION = ("A E W Johnson, T J Pollard, S J Berkowitz et al. (2019): MIMIC-CXR, a de-identified publicly available "
-            "database of chest radiographs with free-text reports. Scientific Data 6, 317. "
-            "https://doi.org/10.1038/s41597-019-0322-0")
+CITATION = (
+    "A E W Johnson, T J Pollard, S J Berkowitz et al. (2019): MIMIC-CXR, a de-identified publicly available "
+    "database of chest radiographs with free-text reports. Scientific Data 6, 317. "
+    "https://doi.org/10.1038/s41597-019-0322-0"
+)
 IMAGE_SUFFIXES = (".dcm", ".jpg", ".png")
 _THREADS = 16
 _TITLE = re.compile(r"^\W*(?:(?:FINAL|WET|PRELIMINARY)\s+(?:REPORT|READ)\W*)+", re.IGNORECASE)
@@ -43,8 +45,9 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
         UserError: the metadata or the split table is missing or is another one, or `reports` is no folder.
     """
     root = Path(root)
-    metadata = tables.read(_path(root, "metadata"), ["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows",
-                                                     "Columns", "StudyDate"])
+    metadata = tables.read(
+        _path(root, "metadata"), ["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns", "StudyDate"]
+    )
     splits, problems = _by(_path(root, "split"), ["dicom_id", "split"], "dicom_id")
     labelled = _path(root, "chexpert")
     labels, repeated = _by(labelled, ["study_id", *chexpert.FINDINGS], "study_id") if labelled.is_file() else ({}, [])
@@ -58,19 +61,37 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
     for line, stem, day in zip(metadata.to_dict("records"), stems, days):
         split = splits.get(line["dicom_id"], {}).get("split", "")
         split = tables.SPLITS.get(split, split)
-        fault = ("malformed identifier" if not stem else "" if split in SPLITS else
-                 "not in the split table" if not split else "unknown split")
+        fault = (
+            "malformed identifier"
+            if not stem
+            else ""
+            if split in SPLITS
+            else "not in the split table"
+            if not split
+            else "unknown split"
+        )
         if fault:
             problems.append(Problem("", "source", fault, "copy the tables again", line["dicom_id"], line[ROW]))
             continue
         values = chexpert.labels(labels.get(line["study_id"], {})) | ({} if day is None else {"study_day": day})
         written = texts.get(stem.rpartition("/")[0], Told({}, {}, {}))
-        rows.append({
-            "dataset": "mimic_cxr", "patient": line["subject_id"], "study": line["study_id"],
-            "image": line["dicom_id"], "file": stem + suffix, "row": line[ROW], "size": _size(line),
-            "view": line["ViewPosition"].upper(), "split": split, "texts": list(written.texts.values()),
-            "sections": list(written.texts), "labels": values, "parts": written.parts,
-        })
+        rows.append(
+            {
+                "dataset": "mimic_cxr",
+                "patient": line["subject_id"],
+                "study": line["study_id"],
+                "image": line["dicom_id"],
+                "file": stem + suffix,
+                "row": line[ROW],
+                "size": _size(line),
+                "view": line["ViewPosition"].upper(),
+                "split": split,
+                "texts": list(written.texts.values()),
+                "sections": list(written.texts),
+                "labels": values,
+                "parts": written.parts,
+            }
+        )
     problems += _unused(splits, set(metadata["dicom_id"])) + _unused(labels, set(metadata["study_id"]))
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=table_rows)
 
@@ -91,8 +112,11 @@ def _by(path: Path, columns: list[str], key: str) -> tuple[dict[str, dict], list
 
 
 def _unused(lines: dict[str, dict], known: set[str]) -> list[Problem]:
-    return [Problem("", "source", "no image in the metadata table", "copy the tables again", row=line[ROW])
-            for key, line in lines.items() if key not in known]
+    return [
+        Problem("", "source", "no image in the metadata table", "copy the tables again", row=line[ROW])
+        for key, line in lines.items()
+        if key not in known
+    ]
 
 
 def _stem(line: dict) -> str:
@@ -123,8 +147,11 @@ def _size(line: dict) -> str:
 def _report_folder(root: Path, reports: str) -> Path | None:
     if reports and not Path(reports).is_dir():
         raise UserError(f"--option=reports={reports} is no folder. Give the one that holds p10, p11, ...")
-    folders = [Path(reports)] if reports else [root / "mimic-cxr-reports" / "files", root / "mimic-cxr-reports",
-                                               root / "files"]
+    folders = (
+        [Path(reports)]
+        if reports
+        else [root / "mimic-cxr-reports" / "files", root / "mimic-cxr-reports", root / "files"]
+    )
     return next((folder for folder in folders if folder.is_dir()), None)
 
 

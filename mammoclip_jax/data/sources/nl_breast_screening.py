@@ -17,8 +17,10 @@ from mammoclip_jax.data.sources.tables import ROW
 from mammoclip_jax.errors import UserError
 
 LICENCE = "as stated at https://www.frdr-dfdr.ca for NL-Breast-Screening; read it there before sharing anything"
-CITATION = ("E Kendall, P Hajishafiezahramini, M Hamilton, G Doyle, N Wadden, O Meruvia-Pastor (2025): Full Field "
-            "Digital Mammography Dataset from a Population Screening Program. Scientific Data 12, 1479.")
+CITATION = (
+    "E Kendall, P Hajishafiezahramini, M Hamilton, G Doyle, N Wadden, O Meruvia-Pastor (2025): Full Field "
+    "Digital Mammography Dataset from a Population Screening Program. Scientific Data 12, 1479."
+)
 TABLE = "NLBSP-metadata.csv"
 NEEDED = ("File Path", "Image Laterality", "View Position", "Age", "Cancer", "False Positive")
 _PATH = re.compile(r"(?:.*/)?(?P<case>[^/]+)/(?P<side>left|right)/(?P<view>[^/]+)/[^/]+", re.IGNORECASE)
@@ -36,8 +38,10 @@ def read(root: str | Path, table: str = "", val: float = 0.1, test: float = 0.2)
     root = Path(root)
     path = Path(table) if table else root / TABLE
     if not path.is_file():
-        raise UserError(f"{path} is missing. Give --root, the folder of NL-Breast-Screening with {TABLE}, or the table "
-                        "with --option=table=FILE.")
+        raise UserError(
+            f"{path} is missing. Give --root, the folder of NL-Breast-Screening with {TABLE}, or the table "
+            "with --option=table=FILE."
+        )
     lines = tables.read(path, NEEDED)
     inner = "images/" if (root / "images").is_dir() else ""
     rows, problems = [], []
@@ -49,13 +53,21 @@ def read(root: str | Path, table: str = "", val: float = 0.1, test: float = 0.2)
             problems.append(Problem("", "source", fault, "correct the table", "", line[ROW]))
             continue
         patient = match["case"]
-        rows.append({
-            "dataset": "nl_breast_screening", "patient": patient, "study": patient,
-            "image": re.sub(r"\.dcm$", "", name.removeprefix("images/"), flags=re.IGNORECASE),
-            "file": inner + name.removeprefix("images/"), "row": line[ROW],
-            "laterality": tables.SIDES[line["Image Laterality"].lower()], "view": line["View Position"].upper(),
-            "split": split_of(patient, val, test), "vendor": "GE", "labels": _labels(line),
-        })
+        rows.append(
+            {
+                "dataset": "nl_breast_screening",
+                "patient": patient,
+                "study": patient,
+                "image": re.sub(r"\.dcm$", "", name.removeprefix("images/"), flags=re.IGNORECASE),
+                "file": inner + name.removeprefix("images/"),
+                "row": line[ROW],
+                "laterality": tables.SIDES[line["Image Laterality"].lower()],
+                "view": line["View Position"].upper(),
+                "split": split_of(patient, val, test),
+                "vendor": "GE",
+                "labels": _labels(line),
+            }
+        )
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=len(lines))
 
 

@@ -33,16 +33,18 @@ def read(root: str | Path, test_fraction: float = 0.25, val_fraction: float = 0.
         UserError: `root` holds no complete phantom set, or the fractions are not fractions.
     """
     if not (0 <= test_fraction and 0 <= val_fraction and test_fraction + val_fraction <= 1):
-        raise UserError(f"test_fraction={test_fraction} and val_fraction={val_fraction} must be at least 0 and "
-                        "at most 1 together.")
+        raise UserError(
+            f"test_fraction={test_fraction} and val_fraction={val_fraction} must be at least 0 and at most 1 together."
+        )
     root = Path(root)
     phantom.read_description(root)
     table = _table(root)
     rows = table.assign(dataset="phantom", real=False)
     rows["row"] = [f"{phantom.TABLE}:{number}" for number in range(len(rows))]
     rows["split"] = [manifest.split_of(patient, val_fraction, test_fraction) for patient in rows["patient"]]
-    return SourceTable(manifest.frame(rows.to_dict("records")), [], LICENCE, CITATION, public_ids=True,
-                       table_rows=len(rows))
+    return SourceTable(
+        manifest.frame(rows.to_dict("records")), [], LICENCE, CITATION, public_ids=True, table_rows=len(rows)
+    )
 
 
 def _table(root: Path) -> pd.DataFrame:

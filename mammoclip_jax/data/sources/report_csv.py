@@ -25,15 +25,31 @@ from mammoclip_jax.errors import UserError
 SECTIONS = ("findings", "impression")
 ABSENT = "-"
 DEFAULTS = {"split": "split", "date": "date", "image_id": "image_id"}
-LONGEST = 20_000        # characters of a report; longer ones are several, run together by an open quote
+LONGEST = 20_000  # characters of a report; longer ones are several, run together by an open quote
 
 
 def read(
-    root: str | Path, table: str = "reports.csv", image: str = "image", patient: str = "patient", study: str = "study",
-    laterality: str = "laterality", view: str = "view", report: str = "report", findings: str = "findings",
-    impression: str = "impression", split: str = "split", date: str = "date", image_id: str = "image_id",
-    date_order: str = "", labels: str = "", names: str = "", name: str = "report_csv", licence: str = "private",
-    citation: str = "", val: float = 0.1, test: float = 0.2,
+    root: str | Path,
+    table: str = "reports.csv",
+    image: str = "image",
+    patient: str = "patient",
+    study: str = "study",
+    laterality: str = "laterality",
+    view: str = "view",
+    report: str = "report",
+    findings: str = "findings",
+    impression: str = "impression",
+    split: str = "split",
+    date: str = "date",
+    image_id: str = "image_id",
+    date_order: str = "",
+    labels: str = "",
+    names: str = "",
+    name: str = "report_csv",
+    licence: str = "private",
+    citation: str = "",
+    val: float = 0.1,
+    test: float = 0.2,
 ) -> SourceTable:
     """The rows of `table` (below `root`, or an absolute path). `val` and `test` matter where it has no split column.
 
@@ -79,8 +95,10 @@ def read(
             continue
         values = {"study_day": day} | {column: tables.value(line[column]) for column in label_columns}
         values = {key: value for key, value in values.items() if value is not None}
-        row = _row(name, cells, values, val, test) | {"row": line[tables.ROW],
-                                                      "identities": [line[column] for column in name_columns]}
+        row = _row(name, cells, values, val, test) | {
+            "row": line[tables.ROW],
+            "identities": [line[column] for column in name_columns],
+        }
         if cells.get("view") and not row["view"]:
             remedy = "use CC, MLO, ML, ..."
             remarks.append(Problem(row["file"], "source", "unknown view", remedy, row["image"], row["row"]))
@@ -88,8 +106,16 @@ def read(
             remedy = "write it as 2019-01-31; see also --option=date_order"
             remarks.append(Problem(row["file"], "source", "unreadable date", remedy, row["image"], row["row"]))
         rows.append(row)
-    return SourceTable(frame(rows), problems, licence, citation, public_ids=False, table_rows=len(data),
-                       remarks=remarks, leave_out=NO_MAMMOGRAM)
+    return SourceTable(
+        frame(rows),
+        problems,
+        licence,
+        citation,
+        public_ids=False,
+        table_rows=len(data),
+        remarks=remarks,
+        leave_out=NO_MAMMOGRAM,
+    )
 
 
 def _listed(option: str) -> list[str]:
@@ -146,9 +172,16 @@ def study_of(patient: str, study: str) -> str:
 
 def _row(name: str, cells: dict, labels: dict, val: float, test: float) -> dict:
     return {
-        "dataset": name, "patient": cells["patient"], "study": study_of(cells["patient"], cells.get("study", "")),
-        "image": cells.get("image_id") or cells["image"], "file": cells["image"],
-        "laterality": tables.SIDES[cells.get("laterality", "").lower()], "view": fields.view_of(cells.get("view", "")),
-        "split": _split(cells) or split_of(cells["patient"], val, test), "texts": list(cells["told"].texts.values()),
-        "sections": list(cells["told"].texts), "parts": cells["told"].parts, "labels": labels,
+        "dataset": name,
+        "patient": cells["patient"],
+        "study": study_of(cells["patient"], cells.get("study", "")),
+        "image": cells.get("image_id") or cells["image"],
+        "file": cells["image"],
+        "laterality": tables.SIDES[cells.get("laterality", "").lower()],
+        "view": fields.view_of(cells.get("view", "")),
+        "split": _split(cells) or split_of(cells["patient"], val, test),
+        "texts": list(cells["told"].texts.values()),
+        "sections": list(cells["told"].texts),
+        "parts": cells["told"].parts,
+        "labels": labels,
     }

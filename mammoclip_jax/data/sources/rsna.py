@@ -25,15 +25,36 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
 LICENCE = "RSNA Screening Mammography Breast Cancer Detection competition rules: non-commercial and academic use"
-CITATION = ("Carr, C., Kitamura, F., Partridge, G., Kalpathy-Cramer, J., Mongan, J., Andriole, K., Vazirabad, M., "
-            "Riopel, M., Ball, R., & Dane, S. (2022). RSNA Screening Mammography Breast Cancer Detection. Kaggle. "
-            "https://kaggle.com/competitions/rsna-breast-cancer-detection")
+CITATION = (
+    "Carr, C., Kitamura, F., Partridge, G., Kalpathy-Cramer, J., Mongan, J., Andriole, K., Vazirabad, M., "
+    "Riopel, M., Ball, R., & Dane, S. (2022). RSNA Screening Mammography Breast Cancer Detection. Kaggle. "
+    "https://kaggle.com/competitions/rsna-breast-cancer-detection"
+)
 TABLES = ("train.csv", "train_folds.csv")
 SPLITS = ("hash", "folds", "site")
-NEEDED = ("site_id", "patient_id", "image_id", "laterality", "view", "age", "cancer", "biopsy", "invasive", "BIRADS",
-          "implant", "density", "machine_id", "difficult_negative_case")
-FLAGS = {"cancer": "cancer", "biopsy": "biopsy", "invasive": "invasive", "implant": "implant",
-         "difficult_negative_case": "difficult_negative"}
+NEEDED = (
+    "site_id",
+    "patient_id",
+    "image_id",
+    "laterality",
+    "view",
+    "age",
+    "cancer",
+    "biopsy",
+    "invasive",
+    "BIRADS",
+    "implant",
+    "density",
+    "machine_id",
+    "difficult_negative_case",
+)
+FLAGS = {
+    "cancer": "cancer",
+    "biopsy": "biopsy",
+    "invasive": "invasive",
+    "implant": "implant",
+    "difficult_negative_case": "difficult_negative",
+}
 VALUES = {"BIRADS": "birads", "density": "density", "age": "age", "site_id": "site", "machine_id": "machine"}
 FLAG_VALUES = {"0": 0, "0.0": 0, "False": 0, "1": 1, "1.0": 1, "True": 1}
 TEXT_LABELS = ("birads", "density", "implant")
@@ -41,8 +62,16 @@ REMEDY = "compare the line with the table as distributed"
 
 
 def read(
-    root: str | Path, table: str = "", split: str = "hash", val: float = 0.1, test: float = 0.2, test_fold: int = 0,
-    val_fold: int | None = None, site: int = 2, images: str = "train_images", png: str = "",
+    root: str | Path,
+    table: str = "",
+    split: str = "hash",
+    val: float = 0.1,
+    test: float = 0.2,
+    test_fold: int = 0,
+    val_fold: int | None = None,
+    site: int = 2,
+    images: str = "train_images",
+    png: str = "",
 ) -> SourceTable:
     """The 54,706 images of the table.
 
@@ -66,17 +95,30 @@ def read(
     data = tables.read(path, NEEDED + (("fold",) if split == "folds" else ()))
     data["split"] = _splits(data, path, split, val, test, test_fold, val_fold, site)
     fault = _faults(data)
-    problems = [Problem("", "source", reason, REMEDY, line.image_id, line.row)
-                for line, reason in zip(data.itertuples(), fault) if reason]
+    problems = [
+        Problem("", "source", reason, REMEDY, line.image_id, line.row)
+        for line, reason in zip(data.itertuples(), fault)
+        if reason
+    ]
     folder, suffix = (png, ".png") if png else (images, ".dcm")
     data = data[fault == ""]
     cancer = data["cancer"].map(FLAG_VALUES).astype(str)
     differs = faults.disagree(data["patient_id"] + "/" + data["laterality"], cancer)
-    remarks = [Problem("", "source", "contradiction: cancer of a breast", REMEDY, line.image_id, line.row)
-               for line in data[differs].itertuples()]
+    remarks = [
+        Problem("", "source", "contradiction: cancer of a breast", REMEDY, line.image_id, line.row)
+        for line in data[differs].itertuples()
+    ]
     rows = [_row(line, folder, suffix, unsure) for line, unsure in zip(data.itertuples(), differs)]
-    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True,
-                       table_rows=len(problems) + len(data), remarks=remarks)
+    return SourceTable(
+        frame(rows),
+        problems,
+        LICENCE,
+        CITATION,
+        public_ids=True,
+        partial=True,
+        table_rows=len(problems) + len(data),
+        remarks=remarks,
+    )
 
 
 def _table(root: Path, folds: bool) -> str:
@@ -85,8 +127,9 @@ def _table(root: Path, folds: bool) -> str:
     return next((name for name in names if (root / name).is_file()), names[0])
 
 
-def _splits(data: pd.DataFrame, path: Path, split: str, val: float, test: float, test_fold: int,
-            val_fold: int | None, site: int) -> pd.Series:
+def _splits(
+    data: pd.DataFrame, path: Path, split: str, val: float, test: float, test_fold: int, val_fold: int | None, site: int
+) -> pd.Series:
     """The split of each line; "" where the fold or site cannot be read."""
     patients = data["patient_id"]
     if split == "hash":
@@ -96,8 +139,10 @@ def _splits(data: pd.DataFrame, path: Path, split: str, val: float, test: float,
     options = {"test_fold": test_fold, "val_fold": val_fold} if split == "folds" else {"site": site}
     for option, wanted in options.items():
         if wanted is not None and not (group == wanted).any():
-            raise UserError(f"{path} has no line of --option={option}={wanted}: column {column!r} holds "
-                            f"{', '.join(sorted(data[column].unique())[:10])}.")
+            raise UserError(
+                f"{path} has no line of --option={option}={wanted}: column {column!r} holds "
+                f"{', '.join(sorted(data[column].unique())[:10])}."
+            )
     fraction = val if split == "site" or val_fold is None else 0
     trained = patients.map({patient: split_of(patient, fraction, 0) for patient in patients.unique()})
     if split == "site":
@@ -109,27 +154,38 @@ def _splits(data: pd.DataFrame, path: Path, split: str, val: float, test: float,
 
 def _faults(data: pd.DataFrame) -> pd.Series:
     birads, age = (pd.to_numeric(data[name], errors="coerce") for name in ("BIRADS", "age"))
-    return faults.first(data.index, [
-        (data["split"] == "", "unreadable cell: fold or site_id"),
-        *((~data[name].isin(FLAG_VALUES), f"unreadable cell: {name}") for name in FLAGS),
-        ((data["BIRADS"] != "") & ~birads.isin(range(7)), "unreadable cell: BIRADS"),
-        ((data["age"] != "") & ~((age >= 0) & (age < 120)), "unreadable cell: age"),
-        (~data["density"].isin(list("ABCD") + [""]), "unreadable cell: density"),
-        (faults.disagree(data["patient_id"], data["split"]), "contradiction: folds or sites of a patient"),
-    ])
+    return faults.first(
+        data.index,
+        [
+            (data["split"] == "", "unreadable cell: fold or site_id"),
+            *((~data[name].isin(FLAG_VALUES), f"unreadable cell: {name}") for name in FLAGS),
+            ((data["BIRADS"] != "") & ~birads.isin(range(7)), "unreadable cell: BIRADS"),
+            ((data["age"] != "") & ~((age >= 0) & (age < 120)), "unreadable cell: age"),
+            (~data["density"].isin(list("ABCD") + [""]), "unreadable cell: density"),
+            (faults.disagree(data["patient_id"], data["split"]), "contradiction: folds or sites of a patient"),
+        ],
+    )
 
 
 def _row(line: Any, folder: str, suffix: str, unsure: bool) -> dict:
     labels = {label: FLAG_VALUES[getattr(line, column)] for column, label in FLAGS.items()}
-    if unsure:                      # the breast's lines disagree on it
+    if unsure:  # the breast's lines disagree on it
         del labels["cancer"]
     known = {label: tables.value(getattr(line, column)) for column, label in VALUES.items()}
     labels |= {label: value for label, value in known.items() if value is not None}
     side, view = tables.SIDES.get(line.laterality.lower(), line.laterality), line.view.upper()
     texts = captions.findings({name: labels[name] for name in TEXT_LABELS if name in labels}, (), side, view)
     return {
-        "dataset": "rsna", "patient": line.patient_id, "study": line.patient_id, "image": line.image_id,
-        "file": f"{folder}/{line.patient_id}/{line.image_id}{suffix}", "row": line.row, "laterality": side,
-        "view": view, "split": line.split, "texts": texts, "sections": ["findings", "impression"][:len(texts)],
+        "dataset": "rsna",
+        "patient": line.patient_id,
+        "study": line.patient_id,
+        "image": line.image_id,
+        "file": f"{folder}/{line.patient_id}/{line.image_id}{suffix}",
+        "row": line.row,
+        "laterality": side,
+        "view": view,
+        "split": line.split,
+        "texts": texts,
+        "sections": ["findings", "impression"][: len(texts)],
         "labels": labels,
     }

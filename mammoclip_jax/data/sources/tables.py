@@ -15,7 +15,7 @@ from mammoclip_jax.data.pixels import fields
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
-ROW = "row"             # added to every table: "table.csv:17"; 1 are the names, and a cell's line breaks do not count
+ROW = "row"  # added to every table: "table.csv:17"; 1 are the names, and a cell's line breaks do not count
 SIDES = {"": ""} | {word.lower(): side for word, side in fields.SIDES.items()}
 SPLITS = {"training": "train", "validation": "val", "validate": "val", "valid": "val", "testing": "test"}
 ORDERS = ("", "day", "month")
@@ -39,10 +39,10 @@ def read(path: Path, needed: Sequence[str] = (), **options) -> pd.DataFrame:
     try:
         data = pd.read_csv(path, dtype=str, keep_default_na=False, **{"encoding": "utf-8-sig"} | options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeError, OSError, EOFError, zlib.error) as error:
-        line = re.search(r"line \d+", str(error))      # all else in the message may be somebody's data
+        line = re.search(r"line \d+", str(error))  # all else in the message may be somebody's data
         where = f", {line[0]}" if line else ""
         raise UserError(f"{path} is no CSV in UTF-8 ({type(error).__name__}{where}). Save or copy it again.") from None
-    if not isinstance(data.index, pd.RangeIndex):       # pandas takes the cells too many for names of the rows
+    if not isinstance(data.index, pd.RangeIndex):  # pandas takes the cells too many for names of the rows
         raise UserError(f"{path} has rows with more cells than columns. Put cells that hold a comma in quotes.")
     return checked(data, path, needed)
 
@@ -61,7 +61,7 @@ def checked(data: pd.DataFrame, path: Path, needed: Sequence[str]) -> pd.DataFra
 
 
 def require(
-    data: pd.DataFrame, path: Path, columns: Iterable[str], remedy: str = "Give the table as distributed.",
+    data: pd.DataFrame, path: Path, columns: Iterable[str], remedy: str = "Give the table as distributed."
 ) -> None:
     """Raises UserError for the first of `columns` that the table lacks, with the nearest that it has."""
     for column in columns:
@@ -73,7 +73,7 @@ def require(
 
 def number(cell: str) -> int | float | None:
     """A cell as a finite number, int where it is whole; None where it is none."""
-    if "_" in cell:             # Python would read 1_0 as 10
+    if "_" in cell:  # Python would read 1_0 as 10
         return None
     try:
         value = float(cell)
@@ -105,8 +105,13 @@ def literal(cell: str) -> list:
     return content
 
 
-def study_days(patients: Sequence[str], dates: Sequence[str], order: str = "", column: str = "a column of dates",
-               remedy: str = "write the dates as 2019-01-31") -> list[int | None]:
+def study_days(
+    patients: Sequence[str],
+    dates: Sequence[str],
+    order: str = "",
+    column: str = "a column of dates",
+    remedy: str = "write the dates as 2019-01-31",
+) -> list[int | None]:
     """Days from each patient's first study; None where the date ("20190131", "2019-01-31", "1/31/2019") is none.
 
     All dates of the column are read in one order of day and month. Dates stay behind: of a data set only the distances
@@ -124,7 +129,7 @@ def study_days(patients: Sequence[str], dates: Sequence[str], order: str = "", c
     order = order or _order(dates, column, remedy)
     # A date without day and year ("5", "May") would be completed from today's.
     texts = [_iso(date.strip(), order) if _DATE.search(date) else "" for date in dates]
-    with warnings.catch_warnings():         # they quote the dates
+    with warnings.catch_warnings():  # they quote the dates
         warnings.simplefilter("ignore")
         times = pd.to_datetime(pd.Series(texts, dtype=str), errors="coerce", format="mixed", utc=True)
     first = times.groupby(pd.Series(list(patients), dtype=str)).transform("min")
@@ -134,15 +139,21 @@ def study_days(patients: Sequence[str], dates: Sequence[str], order: str = "", c
 def _order(dates: Sequence[str], column: str, remedy: str) -> str:
     """What stands first in all the dates of a column, "day" or "month"; "" where it does not matter."""
     pairs = [(int(match[1]), int(match[3])) if (match := _YEAR_LAST.search(date)) else (0, 0) for date in dates]
-    lines = {"day": [line for line, (a, b) in enumerate(pairs, 2) if a > 12 >= b],
-             "month": [line for line, (a, b) in enumerate(pairs, 2) if b > 12 >= a],
-             "either": [line for line, (a, b) in enumerate(pairs, 2) if max(a, b) <= 12 and a != b]}
+    lines = {
+        "day": [line for line, (a, b) in enumerate(pairs, 2) if a > 12 >= b],
+        "month": [line for line, (a, b) in enumerate(pairs, 2) if b > 12 >= a],
+        "either": [line for line, (a, b) in enumerate(pairs, 2) if max(a, b) <= 12 and a != b],
+    }
     if lines["day"] and lines["month"]:
-        raise UserError(f"{column} holds dates with the day first (as in line {lines['day'][0]}) and with the month "
-                        f"first (as in line {lines['month'][0]}): {remedy}.")
+        raise UserError(
+            f"{column} holds dates with the day first (as in line {lines['day'][0]}) and with the month "
+            f"first (as in line {lines['month'][0]}): {remedy}."
+        )
     if lines["either"] and not lines["day"] and not lines["month"]:
-        raise UserError(f"{column} does not tell whether the day or the month comes first (as in line "
-                        f"{lines['either'][0]}, where either could): {remedy}.")
+        raise UserError(
+            f"{column} does not tell whether the day or the month comes first (as in line "
+            f"{lines['either'][0]}, where either could): {remedy}."
+        )
     return "day" if lines["day"] else "month" if lines["month"] else ""
 
 

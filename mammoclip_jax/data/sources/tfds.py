@@ -27,16 +27,35 @@ from mammoclip_jax.data.sources import report_csv, tables
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
-DEFAULTS = {"image_id": "id", "patient": "patient", "study": "study", "laterality": "laterality", "view": "view",
-            "text": "report", "boxes": "objects"}
+DEFAULTS = {
+    "image_id": "id",
+    "patient": "patient",
+    "study": "study",
+    "laterality": "laterality",
+    "view": "view",
+    "text": "report",
+    "boxes": "objects",
+}
 MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"II*\0": ".tif", b"MM\0*": ".tif"}
 
 
 def read(
-    root: str | Path, cache: str = "", name: str = "", splits: str = "", image: str = "image",
-    image_id: str = "id", patient: str = "patient", study: str = "study", laterality: str = "laterality",
-    view: str = "view", text: str = "report", boxes: str = "objects", labels: str = "", public_ids: bool = False,
-    val: float = 0.1, test: float = 0.2,
+    root: str | Path,
+    cache: str = "",
+    name: str = "",
+    splits: str = "",
+    image: str = "image",
+    image_id: str = "id",
+    patient: str = "patient",
+    study: str = "study",
+    laterality: str = "laterality",
+    view: str = "view",
+    text: str = "report",
+    boxes: str = "objects",
+    labels: str = "",
+    public_ids: bool = False,
+    val: float = 0.1,
+    test: float = 0.2,
 ) -> SourceTable:
     """Every record of every split.
 
@@ -60,11 +79,20 @@ def read(
     """
     root = Path(root)
     builder = _builder(root)
-    chosen = {"image_id": image_id, "patient": patient, "study": study, "laterality": laterality, "view": view,
-              "text": text, "boxes": boxes}
+    chosen = {
+        "image_id": image_id,
+        "patient": patient,
+        "study": study,
+        "laterality": laterality,
+        "view": view,
+        "text": text,
+        "boxes": boxes,
+    }
     keys = {option: key for option, key in chosen.items() if _has(builder, option, key, key == DEFAULTS[option])}
-    label_keys = {(alias or key).strip(): key.strip() for alias, _, key in
-                  (part.rpartition("=") for part in labels.split(",") if part.strip())}
+    label_keys = {
+        (alias or key).strip(): key.strip()
+        for alias, _, key in (part.rpartition("=") for part in labels.split(",") if part.strip())
+    }
     for key in label_keys.values():
         _has(builder, "labels", key, False)
     _has(builder, "image", image, False)
@@ -80,7 +108,7 @@ def read(
             place = f"{part}:{position}"
             try:
                 record = source[position]
-            except Exception as error:      # a damaged record can raise anything
+            except Exception as error:  # a damaged record can raise anything
                 reason = f"damaged record: {type(error).__name__}"
                 problems.append(Problem("", "decode", reason, "build the data set again", row=place))
                 continue
@@ -98,8 +126,16 @@ def read(
                 row["boxes"] = _boxes(builder, record, boxes, folder / file)
             rows.append(row)
     licence = getattr(builder.info.redistribution_info, "license", "") or "see the data set's home page"
-    return SourceTable(frame(rows), problems, licence, builder.info.citation or "", public_ids, root=folder,
-                       table_rows=total, private_texts=True)
+    return SourceTable(
+        frame(rows),
+        problems,
+        licence,
+        builder.info.citation or "",
+        public_ids,
+        root=folder,
+        table_rows=total,
+        private_texts=True,
+    )
 
 
 def _builder(root: Path):
@@ -107,12 +143,16 @@ def _builder(root: Path):
 
     try:
         builder = tensorflow_datasets.builder_from_directory(root)
-    except Exception as error:      # what it raises depends on what is wrong
-        raise UserError(f"{root} holds no build of TensorFlow Datasets ({type(error).__name__}). Give --root, the "
-                        "folder of a version, with dataset_info.json.") from error
+    except Exception as error:  # what it raises depends on what is wrong
+        raise UserError(
+            f"{root} holds no build of TensorFlow Datasets ({type(error).__name__}). Give --root, the "
+            "folder of a version, with dataset_info.json."
+        ) from error
     if builder.info.file_format.value != "array_record":
-        raise UserError(f"{root} is a build in the format {builder.info.file_format.value}. Convert it to "
-                        "array_record: python -m tensorflow_datasets.scripts.convert_format")
+        raise UserError(
+            f"{root} is a build in the format {builder.info.file_format.value}. Convert it to "
+            "array_record: python -m tensorflow_datasets.scripts.convert_format"
+        )
     return builder
 
 
@@ -120,7 +160,7 @@ def _feature(builder, key: str) -> Any:
     """The feature at "a/b" of the build; None where there is none."""
     feature = builder.info.features
     for part in key.split("/"):
-        feature = getattr(feature, "feature", feature)          # of a Sequence what it holds
+        feature = getattr(feature, "feature", feature)  # of a Sequence what it holds
         if not hasattr(feature, "keys") or part not in feature.keys():
             return None
         feature = feature[part]
@@ -131,8 +171,10 @@ def _has(builder, option: str, key: str, optional: bool) -> bool:
     there = _feature(builder, key) is not None
     if not there and not optional:
         known = list(builder.info.features)
-        raise UserError(f"the build has no feature {key!r}.{suggestion(key, known)} It has: {', '.join(known)}. Name "
-                        f"it with --option={option}=KEY.")
+        raise UserError(
+            f"the build has no feature {key!r}.{suggestion(key, known)} It has: {', '.join(known)}. Name "
+            f"it with --option={option}=KEY."
+        )
     return there
 
 
@@ -143,8 +185,10 @@ def _splits(builder, splits: str) -> dict[str, str]:
     for part in builder.info.splits:
         mapped[part] = given.pop(part, tables.SPLITS.get(part.lower(), part.lower()))
         if mapped[part] not in SPLITS:
-            raise UserError(f"the build's split {part!r} is none of train, val, test. Say which it is with "
-                            f"--option=splits={part}=train")
+            raise UserError(
+                f"the build's split {part!r} is none of train, val, test. Say which it is with "
+                f"--option=splits={part}=train"
+            )
     if given:
         raise UserError(f"the build has no split {next(iter(given))!r}; it has {', '.join(mapped)}.")
     return mapped
@@ -154,8 +198,11 @@ def _undecoded(builder) -> dict:
     """Images on the first level come as they are stored."""
     from tensorflow_datasets import decode, features
 
-    return {key: decode.SkipDecoding() for key, feature in builder.info.features.items()
-            if isinstance(feature, features.Image)}
+    return {
+        key: decode.SkipDecoding()
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, features.Image)
+    }
 
 
 def _at(record: Mapping, key: str) -> Any:
@@ -191,9 +238,16 @@ def _row(values: dict, place: str) -> dict:
     side = text.get("laterality", "").lower()
     study = text.get("study", "")
     told = report_csv.texts_of({"report": text.get("text", "")})
-    return {"patient": patient, "study": report_csv.study_of(patient, study), "image": image,
-            "laterality": tables.SIDES.get(side, side), "view": text.get("view", "").upper(),
-            "texts": list(told.texts.values()), "sections": list(told.texts), "parts": told.parts}
+    return {
+        "patient": patient,
+        "study": report_csv.study_of(patient, study),
+        "image": image,
+        "laterality": tables.SIDES.get(side, side),
+        "view": text.get("view", "").upper(),
+        "texts": list(told.texts.values()),
+        "sections": list(told.texts),
+        "parts": told.parts,
+    }
 
 
 def _store(value: Any, folder: Path) -> str:
@@ -216,8 +270,9 @@ def _store(value: Any, folder: Path) -> str:
             partial.write_bytes(value)
             os.replace(partial, folder / file)
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}. Give another folder with "
-                            "--option=cache=DIR.") from None
+            raise UserError(
+                f"cannot write to {folder}: {error.strerror}. Give another folder with --option=cache=DIR."
+            ) from None
     return file
 
 
@@ -231,7 +286,9 @@ def _boxes(builder, record: Mapping, key: str, path: Path) -> list[dict]:
     labels = _plain(_feature(builder, f"{key}/label"), objects["label"]) if named else ["finding"] * len(corners)
     try:
         height, width = pictures.size(path.read_bytes())
-    except (OSError, ValueError):       # it is quarantined for that when it is read
+    except (OSError, ValueError):  # it is quarantined for that when it is read
         height, width = 1, 1
-    return [{"label": str(label), "box": [x0 * width, y0 * height, x1 * width, y1 * height]}
-            for label, (y0, x0, y1, x1) in zip(labels, corners.tolist())]
+    return [
+        {"label": str(label), "box": [x0 * width, y0 * height, x1 * width, y1 * height]}
+        for label, (y0, x0, y1, x1) in zip(labels, corners.tolist())
+    ]

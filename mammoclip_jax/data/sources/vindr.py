@@ -36,22 +36,29 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
 LICENCE = "PhysioNet Restricted Health Data License 1.5.0"
-CITATION = ("Pham, H. H., Nguyen Trung, H., & Nguyen, H. Q. (2022). VinDr-Mammo: A large-scale benchmark dataset for "
-            "computer-aided detection and diagnosis in full-field digital mammography (version 1.0.0). PhysioNet. "
-            "https://doi.org/10.13026/br2v-7517. Nguyen et al., Scientific Data 10, 277 (2023).")
+CITATION = (
+    "Pham, H. H., Nguyen Trung, H., & Nguyen, H. Q. (2022). VinDr-Mammo: A large-scale benchmark dataset for "
+    "computer-aided detection and diagnosis in full-field digital mammography (version 1.0.0). PhysioNet. "
+    "https://doi.org/10.13026/br2v-7517. Nguyen et al., Scientific Data 10, 277 (2023)."
+)
 BREASTS = "breast-level_annotations.csv"
 LINES = "finding_annotations.csv"
 FOLDS = "vindr_detection_v1_folds.csv"
 METADATA = "metadata.csv"
 FINDINGS = {
-    "Mass": "mass", "Suspicious Calcification": "suspicious_calcification", "Asymmetry": "asymmetry",
-    "Focal Asymmetry": "focal_asymmetry", "Global Asymmetry": "global_asymmetry",
-    "Architectural Distortion": "architectural_distortion", "Skin Thickening": "skin_thickening",
-    "Skin Retraction": "skin_retraction", "Nipple Retraction": "nipple_retraction",
+    "Mass": "mass",
+    "Suspicious Calcification": "suspicious_calcification",
+    "Asymmetry": "asymmetry",
+    "Focal Asymmetry": "focal_asymmetry",
+    "Global Asymmetry": "global_asymmetry",
+    "Architectural Distortion": "architectural_distortion",
+    "Skin Thickening": "skin_thickening",
+    "Skin Retraction": "skin_retraction",
+    "Nipple Retraction": "nipple_retraction",
     "Suspicious Lymph Node": "suspicious_lymph_node",
 }
 NO_FINDING = "No Finding"
-DECISIVE = ("study_id", "laterality", "height", "width", "split")      # a findings line must agree with the image's
+DECISIVE = ("study_id", "laterality", "height", "width", "split")  # a findings line must agree with the image's
 SHARED = (*DECISIVE, "view_position", "breast_birads", "breast_density")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 BOXES = ("correct", "published")
@@ -84,8 +91,16 @@ def read(root: str | Path, val: float = 0.1, boxes: str = "correct") -> SourceTa
         vendor, age = known.get(row["image"], ("", None))
         row |= {"file": dicom_file(row["study"], row["image"]), "vendor": vendor}
         row["labels"] |= {} if age is None else {"age": age}
-    return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True,
-                       table_rows=len(breasts) + len(lines), remarks=remarks)
+    return SourceTable(
+        frame(rows),
+        problems,
+        LICENCE,
+        CITATION,
+        public_ids=True,
+        partial=True,
+        table_rows=len(breasts) + len(lines),
+        remarks=remarks,
+    )
 
 
 def check_boxes(boxes: str) -> None:
@@ -124,8 +139,7 @@ def dicom_file(study: str, image: str) -> str:
 
 
 def assemble(
-    images: pd.DataFrame, lines: pd.DataFrame, val: float,
-    clamp: Callable[[list, tuple[int, int]], list] | None = None,
+    images: pd.DataFrame, lines: pd.DataFrame, val: float, clamp: Callable[[list, tuple[int, int]], list] | None = None
 ) -> tuple[list[dict], list[Problem], list[Problem]]:
     """Manifest rows (without file) of a table of images and one of findings; what could not be used; remarks.
 
@@ -163,37 +177,42 @@ def _agreed(images: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
 
 def _image_faults(images: pd.DataFrame) -> pd.Series:
     unreadable = {
-        "height": ~images["height"].str.fullmatch(WHOLE), "width": ~images["width"].str.fullmatch(WHOLE),
+        "height": ~images["height"].str.fullmatch(WHOLE),
+        "width": ~images["width"].str.fullmatch(WHOLE),
         "breast_birads": ~images["breast_birads"].isin(BIRADS),
         "breast_density": ~images["breast_density"].isin(DENSITY),
     }
     split = images["split"].where(images["split"].isin(SPLITS), "")
-    return faults.first(images.index, [
-        *((bad, f"unreadable cell: {name}") for name, bad in unreadable.items()),
-        (faults.disagree(images["study_id"], split), "contradiction: splits of a study"),
-    ])
+    return faults.first(
+        images.index,
+        [
+            *((bad, f"unreadable cell: {name}") for name, bad in unreadable.items()),
+            (faults.disagree(images["study_id"], split), "contradiction: splits of a study"),
+        ],
+    )
 
 
 @dataclasses.dataclass
 class _Found:
     """What the lines of an image say."""
 
-    whole: bool = True                          # it has lines, and every one could be used
+    whole: bool = True  # it has lines, and every one could be used
     labels: dict[str, int] = dataclasses.field(default_factory=dict)
     boxes: list[dict] = dataclasses.field(default_factory=list)
-    denials: list[Any] = dataclasses.field(default_factory=list)        # the lines that say "No Finding"
+    denials: list[Any] = dataclasses.field(default_factory=list)  # the lines that say "No Finding"
 
 
-def _merge(
-    images: pd.DataFrame, lines: pd.DataFrame, clamp,
-) -> tuple[dict[str, _Found], list[Problem], list[Problem]]:
+def _merge(images: pd.DataFrame, lines: pd.DataFrame, clamp) -> tuple[dict[str, _Found], list[Problem], list[Problem]]:
     known = images.drop_duplicates("image_id").set_index("image_id")[list(SHARED)]
     home = known.reindex(lines["image_id"]).set_axis(lines.index)
-    fault = faults.first(lines.index, [
-        (home["study_id"].isna(), "finding without image"),
-        *((lines[name] != home[name], f"contradiction: {name} of an image") for name in DECISIVE),
-        (~lines["finding_birads"].isin(BIRADS), "unreadable cell: finding_birads"),
-    ])
+    fault = faults.first(
+        lines.index,
+        [
+            (home["study_id"].isna(), "finding without image"),
+            *((lines[name] != home[name], f"contradiction: {name} of an image") for name in DECISIVE),
+            (~lines["finding_birads"].isin(BIRADS), "unreadable cell: finding_birads"),
+        ],
+    )
     categories = {cell: _categories(cell) for cell in lines["finding_categories"].unique()}
     contents: dict[str, _Found] = {}
     problems = []
@@ -209,11 +228,19 @@ def _merge(
             image.denials += [] if labels else [line]
         if reason or unreadable or bad_box:
             problems.append(_problem(line, reason or unreadable or bad_box))
-    problems += [_problem(line, "contradiction: No Finding in an image with findings")
-                 for image in contents.values() if image.labels for line in image.denials]
+    problems += [
+        _problem(line, "contradiction: No Finding in an image with findings")
+        for image in contents.values()
+        if image.labels
+        for line in image.denials
+    ]
     used = fault == ""
-    remarks = [_problem(line, f"contradiction: {name} of an image") for name in SHARED if name not in DECISIVE
-               for line in lines[used & (home[name] != "") & (lines[name] != home[name])].itertuples()]
+    remarks = [
+        _problem(line, f"contradiction: {name} of an image")
+        for name in SHARED
+        if name not in DECISIVE
+        for line in lines[used & (home[name] != "") & (lines[name] != home[name])].itertuples()
+    ]
     return contents, problems, remarks
 
 
@@ -258,9 +285,19 @@ def _row(line: Any, image: _Found, val: float) -> dict:
     labels = absent | image.labels | {key: value for key, value in breast.items() if value is not None}
     texts = captions.findings(labels, image.boxes, side, view)
     return {
-        "dataset": "vindr", "patient": line.study_id, "study": line.study_id, "image": line.image_id, "row": line.row,
-        "size": f"{line.height} {line.width}", "laterality": side, "view": view, "split": split,
-        "texts": texts, "sections": ["findings", "impression"][:len(texts)], "labels": labels, "boxes": image.boxes,
+        "dataset": "vindr",
+        "patient": line.study_id,
+        "study": line.study_id,
+        "image": line.image_id,
+        "row": line.row,
+        "size": f"{line.height} {line.width}",
+        "laterality": side,
+        "view": view,
+        "split": split,
+        "texts": texts,
+        "sections": ["findings", "impression"][: len(texts)],
+        "labels": labels,
+        "boxes": image.boxes,
     }
 
 
@@ -272,5 +309,7 @@ def _metadata(path: Path) -> dict[str, tuple[str, int | None]]:
     ages = data.get("Patient's Age", pd.Series("", index=data.index)).str.extract(r"^0*(\d{1,3})Y?$")[0]
     makers = data.get("Manufacturer", pd.Series("", index=data.index))
     vendors = {maker: fields.vendor_of(maker) for maker in makers.unique()}
-    return {image: (vendors[maker], None if pd.isna(age) or not 0 < int(age) < 120 else int(age))
-            for image, maker, age in zip(data["SOP Instance UID"], makers, ages)}
+    return {
+        image: (vendors[maker], None if pd.isna(age) or not 0 < int(age) < 120 else int(age))
+        for image, maker, age in zip(data["SOP Instance UID"], makers, ages)
+    }

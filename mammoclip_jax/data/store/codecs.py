@@ -33,11 +33,11 @@ _CHECKED = 1
 _DTYPES = {8: np.dtype("u1"), 16: np.dtype("<u2")}
 _PNG_LEVEL = 6
 _ZSTD_LEVEL = 3
-_BLOCK = 32     # rows; part of the format of `delta`
+_BLOCK = 32  # rows; part of the format of `delta`
 
 
 class _Codec(NamedTuple):
-    encode: Callable[[np.ndarray], bytes]                           # of a contiguous image
+    encode: Callable[[np.ndarray], bytes]  # of a contiguous image
     decode: Callable[[memoryview, tuple[int, int], np.dtype], np.ndarray]
 
 
@@ -65,13 +65,13 @@ def decode(record: bytes) -> np.ndarray:
     start = _HEADER.size
     if layout == _CHECKED:
         start += _CRC.size
-        crc = zlib.crc32(memoryview(record)[start:], zlib.crc32(record[:_HEADER.size]))
-        if record[_HEADER.size:start] != _CRC.pack(crc):
+        crc = zlib.crc32(memoryview(record)[start:], zlib.crc32(record[: _HEADER.size]))
+        if record[_HEADER.size : start] != _CRC.pack(crc):
             raise ValueError("damaged record: its checksum is wrong")
     dtype = _DTYPES[bits]
     try:
         image = _CODECS[codec].decode(memoryview(record)[start:], tuple(shape), dtype)
-    except (OSError, cv2.error, RuntimeError) as error:     # the last is imagecodecs' and base of its errors
+    except (OSError, cv2.error, RuntimeError) as error:  # the last is imagecodecs' and base of its errors
         raise ValueError(f"damaged record: {codec} cannot decode it ({type(error).__name__})") from error
     if image is None or image.shape != tuple(shape) or image.dtype != dtype:
         raise ValueError("damaged record: header and pixels differ")
@@ -110,7 +110,7 @@ def known(codec: str) -> str:
 
 
 def _raw_decode(payload: memoryview, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    return np.frombuffer(payload, dtype).reshape(shape).copy()      # ValueError for another number of bytes
+    return np.frombuffer(payload, dtype).reshape(shape).copy()  # ValueError for another number of bytes
 
 
 def _zstd() -> pyarrow.Codec:

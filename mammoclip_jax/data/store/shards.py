@@ -65,12 +65,16 @@ class Dataset:
         """
         path = storage.located(path)
         if not (path / "dataset.json").is_file():
-            raise UserError(f"{path} is no finished data set: dataset.json is missing. Run prepare with --out={path}; "
-                            "it goes on where it stopped.")
+            raise UserError(
+                f"{path} is no finished data set: dataset.json is missing. Run prepare with --out={path}; "
+                "it goes on where it stopped."
+            )
         info = json.loads((path / "dataset.json").read_text())
         if info.get("schema_version") != SCHEMA_VERSION:
-            raise UserError(f"{path} has schema version {info.get('schema_version')}, this version reads "
-                            f"{SCHEMA_VERSION}. Prepare it again into another folder.")
+            raise UserError(
+                f"{path} has schema version {info.get('schema_version')}, this version reads "
+                f"{SCHEMA_VERSION}. Prepare it again into another folder."
+            )
         names = ["index.parquet"] + [shard_name(shard, info["shards"]) for shard in range(info["shards"])]
         missing = [name for name in names if not (path / name).is_file()]
         if missing:
@@ -79,8 +83,10 @@ class Dataset:
         for column in ("texts", "sections"):
             index[column] = [list(value) for value in index[column]]
         if len(index) != info["counts"]["images"]:
-            raise UserError(f"{path} is not whole: index.parquet has {len(index)} rows, dataset.json counts "
-                            f"{info['counts']['images']}. Prepare it anew.")
+            raise UserError(
+                f"{path} is not whole: index.parquet has {len(index)} rows, dataset.json counts "
+                f"{info['counts']['images']}. Prepare it anew."
+            )
         return cls(path, info, index)
 
     def __len__(self) -> int:
@@ -113,8 +119,10 @@ class Dataset:
 
     def _damaged(self, row: int, error: Exception) -> UserError:
         name = shard_name(int(self._shard[row]), self.info["shards"])
-        return UserError(f"{self.path / name} is damaged at record {self._position[row]} ({type(error).__name__}). "
-                         "Copy it again or prepare it anew.")
+        return UserError(
+            f"{self.path / name} is damaged at record {self._position[row]} ({type(error).__name__}). "
+            "Copy it again or prepare it anew."
+        )
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         with self._lock:

@@ -37,8 +37,10 @@ class Arrays:
         try:
             rows = [self._rows[key_hash(key)] for key in keys]
         except KeyError as error:
-            raise UserError(f"{self.path} has no row for a text or image that was drawn: the data sets or the options in "
-                            "config.data are not those it was made with. Remove it to make it anew.") from error
+            raise UserError(
+                f"{self.path} has no row for a text or image that was drawn: the data sets or the options in "
+                "config.data are not those it was made with. Remove it to make it anew."
+            ) from error
         return np.asarray(self._values[rows])
 
     def serves(self, fingerprint: str, keys: Iterable[str]) -> bool:
@@ -57,7 +59,7 @@ class Arrays:
             for part in parts:
                 if values is None:
                     values = np.lib.format.open_memmap(partial, "w+", np.float32, (len(keys), *part.shape[1:]))
-                values[row:row + len(part)] = part
+                values[row : row + len(part)] = part
                 row += len(part)
             values.flush()
             # An index belongs to the rows beside it: without one there are none.

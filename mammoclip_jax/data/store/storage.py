@@ -73,13 +73,15 @@ class Remote:
     def _reached(self) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
         try:
             yield fsspec.core.url_to_fs(self._url)
-        except ImportError as error:        # s3fs, gcsfs, ... are not installed; the message says which
+        except ImportError as error:  # s3fs, gcsfs, ... are not installed; the message says which
             raise UserError(f"{self} cannot be reached: {error}") from error
         except UserError:
             raise
-        except (OSError, ValueError) as error:      # ValueError: unknown protocol
-            raise UserError(f"{self} cannot be read: {error or type(error).__name__}. Check address, access and the "
-                            f"room in {cache_folder()}.") from error
+        except (OSError, ValueError) as error:  # ValueError: unknown protocol
+            raise UserError(
+                f"{self} cannot be read: {error or type(error).__name__}. Check address, access and the "
+                f"room in {cache_folder()}."
+            ) from error
 
 
 def located(path: Path | str) -> Path | Remote:

@@ -25,11 +25,26 @@ from mammoclip_jax.data.text import reports
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import on_hub
 
-TABLE = "texts_augmented"               # the side table of a data set
-JOURNAL = "texts_augmented.jsonl"      # what is done so far; removed at the end
-Translate = Callable[[Sequence[str], int], list[str]]     # texts, seed -> as many texts
-_GUARDED = ("mass", "calcification", "microcalcification", "asymmetr", "distortion", "thickening", "retraction",
-            "adenopathy", "lymph node", "malignan", "abnormal", "suspicious", "cyst", "lesion", "nodule")
+TABLE = "texts_augmented"  # the side table of a data set
+JOURNAL = "texts_augmented.jsonl"  # what is done so far; removed at the end
+Translate = Callable[[Sequence[str], int], list[str]]  # texts, seed -> as many texts
+_GUARDED = (
+    "mass",
+    "calcification",
+    "microcalcification",
+    "asymmetr",
+    "distortion",
+    "thickening",
+    "retraction",
+    "adenopathy",
+    "lymph node",
+    "malignan",
+    "abnormal",
+    "suspicious",
+    "cyst",
+    "lesion",
+    "nodule",
+)
 
 
 def augment(folder: str | Path, translate: Translate, *, model: str, batch: int = 32, seed: int = 42) -> dict[str, int]:
@@ -56,7 +71,7 @@ def augment(folder: str | Path, translate: Translate, *, model: str, batch: int 
         for record in (heading, *(list(pair) for pair in done)):
             print(json.dumps(record), file=file)
         for start in range(len(done), len(texts), batch):
-            part = texts[start:start + batch]
+            part = texts[start : start + batch]
             translations = translate(part, seed + start)
             if len(translations) != len(part):
                 raise UserError(f"the translator gave {len(translations)} texts for {len(part)}")
@@ -70,7 +85,8 @@ def augment(folder: str | Path, translate: Translate, *, model: str, batch: int 
     journal.unlink()
     counts = Counter(reasons)
     return {"texts": len(texts), "kept": len(kept)} | {
-        reason: counts[reason] for reason in ("empty", "same", "negation", "side", "number")}
+        reason: counts[reason] for reason in ("empty", "same", "negation", "side", "number")
+    }
 
 
 def _read(journal: Path, heading: dict, texts: list[str]) -> list[tuple[str, str]]:
@@ -83,7 +99,7 @@ def _read(journal: Path, heading: dict, texts: list[str]) -> list[tuple[str, str
             if pair[0] != expected:
                 break
             done.append(tuple(pair))
-    return done if len(done) == len(texts) else done[:len(done) // heading["batch"] * heading["batch"]]
+    return done if len(done) == len(texts) else done[: len(done) // heading["batch"] * heading["batch"]]
 
 
 def fault(text: str, other: str) -> str:
@@ -102,15 +118,20 @@ def fault(text: str, other: str) -> str:
 
 def _said(text: str, term: str) -> set[bool]:
     """Whether the sentences that name a term deny it: empty where none does."""
-    return {reports.negated(sentence, term) for sentence in reports.sentences(text)
-            if re.search(rf"\b{term}", sentence, re.IGNORECASE)}
+    return {
+        reports.negated(sentence, term)
+        for sentence in reports.sentences(text)
+        if re.search(rf"\b{term}", sentence, re.IGNORECASE)
+    }
 
 
 def alternatives(folder: str | Path) -> dict[str, tuple[str, ...]]:
     """Text to its augmented texts, of a data set folder. Raises UserError: it has none."""
     frame = side_tables.read_frame(
-        folder, TABLE, f"run python -m mammoclip_jax.data.text.augment_text --data={folder} first, or set "
-                       "config.data.augmented=0")
+        folder,
+        TABLE,
+        f"run python -m mammoclip_jax.data.text.augment_text --data={folder} first, or set config.data.augmented=0",
+    )
     return {text: tuple(part) for text, part in frame.groupby("text", sort=False)["augmented"]}
 
 
@@ -125,14 +146,19 @@ def translator(forth: str, back: str, temperature: float = 1.5, beams: int = 5) 
         from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, set_seed
         from transformers.utils import is_torch_available
     except ImportError as error:
-        raise UserError(f"back-translation needs {error.name}: pip install torch transformers[sentencepiece]"
-                        ) from error
+        raise UserError(
+            f"back-translation needs {error.name}: pip install torch transformers[sentencepiece]"
+        ) from error
     if not is_torch_available():
         raise UserError("back-translation needs torch: pip install torch transformers[sentencepiece]")
     try:
-        pairs = [(AutoTokenizer.from_pretrained(name, local_files_only=not ask),
-                  AutoModelForSeq2SeqLM.from_pretrained(name, local_files_only=not ask).eval())
-                 for name, ask in map(on_hub, (forth, back))]
+        pairs = [
+            (
+                AutoTokenizer.from_pretrained(name, local_files_only=not ask),
+                AutoModelForSeq2SeqLM.from_pretrained(name, local_files_only=not ask).eval(),
+            )
+            for name, ask in map(on_hub, (forth, back))
+        ]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {forth} and {back}: {error}") from error
 
@@ -152,8 +178,13 @@ def main(argv) -> int:
     del argv
     options = flags.FLAGS
     try:
-        counts = augment(options.data, translator(options.model, options.back), batch=options.batch, seed=options.seed,
-                         model=f"{options.model} {options.back}")
+        counts = augment(
+            options.data,
+            translator(options.model, options.back),
+            batch=options.batch,
+            seed=options.seed,
+            model=f"{options.model} {options.back}",
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

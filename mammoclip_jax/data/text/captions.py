@@ -34,7 +34,7 @@ ASSESSMENT = {
     5: "BI-RADS 5: highly suggestive of malignancy.",
     6: "BI-RADS 6: known malignancy.",
 }
-CONCERN = (1, 2, 3, 6, 0, 4, 5)      # the order in which the ACR atlas lets one finding's category stand for the breast
+CONCERN = (1, 2, 3, 6, 0, 4, 5)  # the order in which the ACR atlas lets one finding's category stand for the breast
 
 # The mass shape column also holds findings that are no masses.
 MASS_NOUNS = {
@@ -45,14 +45,22 @@ MASS_NOUNS = {
 }
 UNCOUNTED = {"architectural distortion", "asymmetric breast tissue"}
 CALCIFICATION_WORDS = {
-    "LUCENT_CENTER": "lucent-centered", "LUCENT_CENTERED": "lucent-centered", "LARGE_RODLIKE": "large rod-like",
-    "FINE_LINEAR_BRANCHING": "fine linear branching", "MILK_OF_CALCIUM": "milk of calcium",
+    "LUCENT_CENTER": "lucent-centered",
+    "LUCENT_CENTERED": "lucent-centered",
+    "LARGE_RODLIKE": "large rod-like",
+    "FINE_LINEAR_BRANCHING": "fine linear branching",
+    "MILK_OF_CALCIUM": "milk of calcium",
     "ROUND_AND_REGULAR": "round regular",
 }
 DISTRIBUTION = {
-    "CLUSTERED": "in a cluster", "SEGMENTAL": "in a segmental distribution", "LINEAR": "in a linear distribution",
-    "REGIONAL": "in a regional distribution", "DIFFUSELY_SCATTERED": "diffusely scattered",
-    "GROUPED": "in a group", "CLUSTER": "in a cluster", "DIFFUSE": "in a diffuse distribution",
+    "CLUSTERED": "in a cluster",
+    "SEGMENTAL": "in a segmental distribution",
+    "LINEAR": "in a linear distribution",
+    "REGIONAL": "in a regional distribution",
+    "DIFFUSELY_SCATTERED": "diffusely scattered",
+    "GROUPED": "in a group",
+    "CLUSTER": "in a cluster",
+    "DIFFUSE": "in a diffuse distribution",
     "SCATTERED": "diffusely scattered",
 }
 SIDE = {"L": "left", "R": "right", "": ""}
@@ -120,17 +128,24 @@ def mias(row: Mapping[str, Any] | pd.DataFrame | Iterable[Mapping[str, Any]]) ->
 
 # What a breast of a category shows, where no table says which finding it was given for.
 SHOWN = {
-    0: "a finding that needs additional imaging", 1: "no abnormal finding", 2: "a benign finding",
-    3: "a probably benign finding", 4: "a suspicious finding", 5: "a finding highly suggestive of malignancy",
+    0: "a finding that needs additional imaging",
+    1: "no abnormal finding",
+    2: "a benign finding",
+    3: "a probably benign finding",
+    4: "a suspicious finding",
+    5: "a finding highly suggestive of malignancy",
     6: "a known finding",
 }
-DESCRIPTORS = {"mass": ("mass_shape", "mass_margins", "mass_density"),
-               "calcification": ("calcification_type", "calcification_distribution")}
+DESCRIPTORS = {
+    "mass": ("mass_shape", "mass_margins", "mass_density"),
+    "calcification": ("calcification_type", "calcification_distribution"),
+}
 COUNTS = ("", "", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-def findings(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = (), laterality: str = "",
-             view: str = "") -> list[str]:
+def findings(
+    labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = (), laterality: str = "", view: str = ""
+) -> list[str]:
     """What a radiologist would write about a breast or an image with these labels: [findings, impression].
 
     Args:
@@ -178,7 +193,7 @@ def _named(key: str, labels: Mapping[str, Any], drawn: Sequence[tuple[str, Mappi
     items = [item for label, item in drawn if label == key or label in FAMILIES.get(key, ())]
     kind = "calcification" if "calcification" in key else key
     own = DESCRIPTORS.get(kind, ())
-    if len(items) < 2:                      # what the labels say is of the only one
+    if len(items) < 2:  # what the labels say is of the only one
         items = [{name: labels.get(name) for name in own} | {k: v for k, v in (*items, {})[0].items() if k in own}]
     phrases = [_described(key, kind, item) for item in items]
     return [_counted(phrase, phrases.count(phrase)) for phrase in dict.fromkeys(phrases)]
@@ -205,7 +220,7 @@ def _counted(phrase: str, count: int) -> tuple[str, bool]:
     if count == 1:
         return phrase, phrase.split(" with ")[0].split(" in ")[0].endswith("calcifications")
     number = COUNTS[count] if count < len(COUNTS) else str(count)
-    if phrase == _bare(phrase):             # no article: it has no plural
+    if phrase == _bare(phrase):  # no article: it has no plural
         return f"{number} areas of {phrase}", True
     plural = re.sub(r"mass\b|asymmetry\b|node\b|implant\b", lambda m: PLURALS[m[0]], _bare(phrase), count=1)
     return f"{number} {plural}", True
@@ -232,7 +247,8 @@ def _number(row: Mapping[str, Any], *names: str) -> int | None:
 def _matches(row: Mapping[str, Any], laterality: str, view: str) -> bool:
     side = _text(row, "left or right breast", "laterality")[:1]
     return (not laterality or not side or side == laterality) and (
-        not view or _text(row, "image view", "view") in ("", view))
+        not view or _text(row, "image view", "view") in ("", view)
+    )
 
 
 def _abnormality(row: Mapping[str, Any]) -> str:
@@ -243,8 +259,10 @@ def _abnormality(row: Mapping[str, Any]) -> str:
         return " ".join([phrase, *([_join(distribution)] if distribution else [])])
     nouns, shapes = _mass(row)
     margins = [m.replace("_", "-").lower() for m in _values(row, "mass margins")]
-    density = [f"{d}-density" if d in ("high", "equal", "low") else d.replace("_", "-")
-               for d in map(str.lower, _values(row, "mass density"))]
+    density = [
+        f"{d}-density" if d in ("high", "equal", "low") else d.replace("_", "-")
+        for d in map(str.lower, _values(row, "mass density"))
+    ]
     phrase = _article(" ".join([*density, *(["-".join(shapes)] if shapes else []), nouns[0]]))
     with_ = [*nouns[1:], *([f"{_join(margins)} margins"] if margins else [])]
     return f"{phrase} with {_join(with_)}" if with_ else phrase
@@ -260,7 +278,7 @@ def _mass(row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     values = _values(row, "mass shape")
     shapes = [v.replace("_", " ").lower() for v in values if v not in MASS_NOUNS]
     nouns = [MASS_NOUNS[v] for v in values if v in MASS_NOUNS]
-    if "intramammary lymph node" in nouns:               # "oval lymph node" is a node that is oval
+    if "intramammary lymph node" in nouns:  # "oval lymph node" is a node that is oval
         return nouns, shapes
     return (["mass", *nouns], shapes) if shapes or not nouns else (nouns, [])
 

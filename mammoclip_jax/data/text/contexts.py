@@ -14,17 +14,22 @@ def _any(alternatives: str) -> str:
 
 _AGED = r"(?:an?[ \t]+)?(?:\d{2}|\[age\])[\s-]*(?:y|f\b)"
 _HELD = r"(?:aged?\s*:?\s*[\d\[]|(?:dob|mrn|id|acc\w*|born|date\s+of\s+birth)\b|\[(?:id|date|phone|age)\])"
-_DOES = _any(r"""
+_DOES = _any(
+    r"""
 presents? presented returns returned complains complained denies denied states stated noticed underwent undergoes
 arrived comes came tolerated consented called requests requested gave understands understood verbalized agrees feels
 felt reports_(?:that|a|an|no|new|left|right|feeling|having|pain) has_(?:a|had|no|noticed|felt|palpated)
 had_(?:a|an|her|no)\b will_(?:return|be)
 (?:was|is|has_been)_(?:seen|scheduled|called|notified|informed|referred|contacted|asymptomatic|here|a_\[?\w+\]?[\s-]y
 |an?_\d|status_post|concerned|pregnant|recalled|instructed|accompanied|known_to)
-""".replace("\n|", "|"))
+""".replace("\n|", "|")
+)
 # What only people do, are and have.
-AFTER = re.compile(rf"['’]?,?[ \t]+(?:{_DOES}\b|(?:who\s+)?(?:is|was)[ \t]+(?:an?[ \t]+)?(?:\d|\[age\])|{_AGED}|"
-                   rf"{_HELD})|[ \t]*[,;(/|-]+[ \t]*(?:{_AGED}|{_HELD}|(?:a|the)\s+(?:\d|\[age\]))", re.IGNORECASE)
+AFTER = re.compile(
+    rf"['’]?,?[ \t]+(?:{_DOES}\b|(?:who\s+)?(?:is|was)[ \t]+(?:an?[ \t]+)?(?:\d|\[age\])|{_AGED}|"
+    rf"{_HELD})|[ \t]*[,;(/|-]+[ \t]*(?:{_AGED}|{_HELD}|(?:a|the)\s+(?:\d|\[age\]))",
+    re.IGNORECASE,
+)
 _OWNED = _any(r"""
 mammogra\w+ exams? studies study images? imaging films? appointment chart daughter mother sister husband son family
 request office primary referring symptoms history results? biopsy breasts? care record report pain lump visit service
@@ -78,20 +83,24 @@ care request supervision direction courtesy behalf office practice attention ser
 """)
 _ROLES = "|".join(words.ROLES)
 _TITLE = r"\b(?:drs?|doctor|prof(?:essor)?|mr|mrs|(?-i:Ms|Miss))\b\.?[ \t]+"
-ANCHORS = [re.compile(pattern, re.IGNORECASE | re.MULTILINE) for pattern in (
-    rf"\b(?:{_ROLES})s?(?:[ \t]*[,:][ \t]*|[ \t]+(?:[-–][ \t]+)?)",
-    rf"\b{_TALKED}(?:\s+{_HOW})*\s+(?:with|to)\s+",
-    rf"\b{_TOLD}(?:\s+{_HOW})?\s+(?:to|for)\s+",
-    rf"\b{_CALLED}\s+",
-    rf"\b{_DONE}(?:\s+(?:and\s+\w+|today|electronically|digitally))*\s+by\s*:?\s*",
-    rf"\b{_LABEL}\s*:\s*",
-    rf"\b{_OF}\s+of\s+(?:her\s+)?(?:\w+\s+(?=[A-Z]))?",
-    r"(?:/s/|\b(?:e-?)?signed,?|--+|—)\s*",
-    r"\b(?:aka|née|nee|formerly\s+(?:known\s+as)?|maiden\s+name|named?|alias)\s+",
-    rf"\b(?:{'|'.join(words.FAMILY)}),?\s+",
-    r"\b(?:nurse|sister|rn|np|pa|dear|patient,)\s+",
-    _TITLE, rf"{_TITLE}(?:\[name\]|\w+)(?:\s+and\s+|\s*/\s*|,\s+|;\s+)",
-)]
+ANCHORS = [
+    re.compile(pattern, re.IGNORECASE | re.MULTILINE)
+    for pattern in (
+        rf"\b(?:{_ROLES})s?(?:[ \t]*[,:][ \t]*|[ \t]+(?:[-–][ \t]+)?)",
+        rf"\b{_TALKED}(?:\s+{_HOW})*\s+(?:with|to)\s+",
+        rf"\b{_TOLD}(?:\s+{_HOW})?\s+(?:to|for)\s+",
+        rf"\b{_CALLED}\s+",
+        rf"\b{_DONE}(?:\s+(?:and\s+\w+|today|electronically|digitally))*\s+by\s*:?\s*",
+        rf"\b{_LABEL}\s*:\s*",
+        rf"\b{_OF}\s+of\s+(?:her\s+)?(?:\w+\s+(?=[A-Z]))?",
+        r"(?:/s/|\b(?:e-?)?signed,?|--+|—)\s*",
+        r"\b(?:aka|née|nee|formerly\s+(?:known\s+as)?|maiden\s+name|named?|alias)\s+",
+        rf"\b(?:{'|'.join(words.FAMILY)}),?\s+",
+        r"\b(?:nurse|sister|rn|np|pa|dear|patient,)\s+",
+        _TITLE,
+        rf"{_TITLE}(?:\[name\]|\w+)(?:\s+and\s+|\s*/\s*|,\s+|;\s+)",
+    )
+]
 PATIENT = re.compile(r"\b(?:patient|pt\.?|client|this\s+is|woman|lady)[ \t]+", re.IGNORECASE)
 START = re.compile(r"(?:^|[.;:!?,]\s+|\n\s*)", re.MULTILINE)
 PREPOSITION = re.compile(r"\b(?:by|from|to|with|for|per|of|contact|and|informed|called)[ \t]+$", re.IGNORECASE)
@@ -99,13 +108,16 @@ GOES_ON = re.compile(r"\[name\](,?)[ \t]+")
 
 # --- initials --------------------------------------------------------------------------------------------------------
 
-STAFF = re.compile(r"(?<![\w/])([A-Z]{2,3}|\[name\])[/:]([a-z]{2,3})(?![\w/])")     # who dictated, who typed
+STAFF = re.compile(r"(?<![\w/])([A-Z]{2,3}|\[name\])[/:]([a-z]{2,3})(?![\w/])")  # who dictated, who typed
 _SIGNERS = _any("""
 signed dictated transcribed typed read reviewed approved performed scanned initials verified technologist tech
 radiologist reader resident overread d t
 """)
-SIGNED = re.compile(rf"(?:\b{_SIGNERS}\b(?:\s*[:=]\s*|\s+by\s*:?\s*)|\binitial(?:l?ed)?\s+(?:by\s+)?|/\s?)"
-                    r"(?-i:([A-Z]{2,3}|(?:[A-Z]\.\s?){2,3}))(?![\w/-])", re.IGNORECASE)
+SIGNED = re.compile(
+    rf"(?:\b{_SIGNERS}\b(?:\s*[:=]\s*|\s+by\s*:?\s*)|\binitial(?:l?ed)?\s+(?:by\s+)?|/\s?)"
+    r"(?-i:([A-Z]{2,3}|(?:[A-Z]\.\s?){2,3}))(?![\w/-])",
+    re.IGNORECASE,
+)
 
 # --- institutions ----------------------------------------------------------------------------------------------------
 

@@ -32,15 +32,16 @@ def near(texts: Sequence[str], threshold: float = 0.9) -> np.ndarray:
     # Two seconds to import, and most commands that come here count nothing.
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    counts = HashingVectorizer(ngram_range=(1, 2), n_features=2 ** 20, norm=None, alternate_sign=False,
-                               token_pattern=r"(?u)\b\w+\b").transform([texts[i] for i in first])
+    counts = HashingVectorizer(
+        ngram_range=(1, 2), n_features=2**20, norm=None, alternate_sign=False, token_pattern=r"(?u)\b\w+\b"
+    ).transform([texts[i] for i in first])
     filled = np.flatnonzero(np.diff(counts.indptr))
     if len(filled) < 2:
         return same
     weights = TfidfTransformer().fit_transform(counts)
     pairs = filled[_candidates(counts[filled])]
     cosine = np.asarray(weights[pairs[:, 0]].multiply(weights[pairs[:, 1]]).sum(axis=1)).ravel()
-    a, b = pairs[cosine >= threshold - 1e-9].T              # for the rounding of a cosine of 1
+    a, b = pairs[cosine >= threshold - 1e-9].T  # for the rounding of a cosine of 1
     graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(first), len(first)))
     return pd.factorize(connected_components(graph, directed=False)[1][same])[0].astype(np.int64)
 
@@ -48,7 +49,7 @@ def near(texts: Sequence[str], threshold: float = 0.9) -> np.ndarray:
 def _candidates(counts: csr_array) -> np.ndarray:
     """Pairs of rows int64 [P, 2] that share a band; no row is empty."""
     rng = np.random.default_rng(0)
-    prime = 2 ** 31 - 1
+    prime = 2**31 - 1
     starts, words = counts.indptr[:-1], counts.indices.astype(np.int64)
     links = []
     for _ in range(BANDS):

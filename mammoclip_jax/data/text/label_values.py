@@ -10,18 +10,31 @@ import pandas as pd
 
 # Keys of the manifest's labels that are findings: how one is said to be there, and how it is said to be absent.
 PRESENT = {
-    "mass": "a mass", "calcification": "calcifications", "suspicious_calcification": "suspicious calcifications",
-    "asymmetry": "an asymmetry", "focal_asymmetry": "a focal asymmetry", "global_asymmetry": "a global asymmetry",
-    "architectural_distortion": "architectural distortion", "skin_thickening": "skin thickening",
-    "skin_retraction": "skin retraction", "nipple_retraction": "nipple retraction",
-    "suspicious_lymph_node": "a suspicious lymph node", "implant": "a breast implant",
+    "mass": "a mass",
+    "calcification": "calcifications",
+    "suspicious_calcification": "suspicious calcifications",
+    "asymmetry": "an asymmetry",
+    "focal_asymmetry": "a focal asymmetry",
+    "global_asymmetry": "a global asymmetry",
+    "architectural_distortion": "architectural distortion",
+    "skin_thickening": "skin thickening",
+    "skin_retraction": "skin retraction",
+    "nipple_retraction": "nipple retraction",
+    "suspicious_lymph_node": "a suspicious lymph node",
+    "implant": "a breast implant",
 }
 ABSENT = {
-    "mass": "mass", "calcification": "calcification", "suspicious_calcification": "suspicious calcification",
-    "architectural_distortion": "architectural distortion", "asymmetry": "asymmetry",
-    "focal_asymmetry": "focal asymmetry", "global_asymmetry": "global asymmetry",
-    "skin_thickening": "skin thickening", "skin_retraction": "skin retraction",
-    "nipple_retraction": "nipple retraction", "suspicious_lymph_node": "suspicious lymph node",
+    "mass": "mass",
+    "calcification": "calcification",
+    "suspicious_calcification": "suspicious calcification",
+    "architectural_distortion": "architectural distortion",
+    "asymmetry": "asymmetry",
+    "focal_asymmetry": "focal asymmetry",
+    "global_asymmetry": "global asymmetry",
+    "skin_thickening": "skin thickening",
+    "skin_retraction": "skin retraction",
+    "nipple_retraction": "nipple retraction",
+    "suspicious_lymph_node": "suspicious lymph node",
 }
 # The general finding and its kinds: no member is denied where one is there, nor the kinds where all of it is denied.
 FAMILIES = {"calcification": ("suspicious_calcification",), "asymmetry": ("focal_asymmetry", "global_asymmetry")}
@@ -57,7 +70,7 @@ def flag(value: Any) -> int | None:
 
 
 def key_of(label: str) -> str:
-    """"Suspicious Calcification" as the key of the labels."""
+    """From "Suspicious Calcification" to the key of the labels."""
     return label.strip().lower().replace(" ", "_").replace("-", "_")
 
 

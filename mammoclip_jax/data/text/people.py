@@ -26,7 +26,7 @@ def hide_institutions(text: str, mark: str = "[place]") -> str:
 
 
 def _marked(text: str, token: Token) -> bool:
-    return text[max(0, token.start - 1):token.start] == "[" and text[token.end:token.end + 1] == "]"
+    return text[max(0, token.start - 1) : token.start] == "[" and text[token.end : token.end + 1] == "]"
 
 
 def _replaced(text: str, spans: Iterator[tuple[int, int]], mark: str) -> str:
@@ -56,7 +56,7 @@ class _Finder:
             for match in start.finditer(self.text):
                 yield from self._one(match.end())
         for token in self.tokens:
-            if token.capital and self.cased and self._part(token, True) and contexts.OWNS.match(self.text[token.end:]):
+            if token.capital and self.cased and self._part(token, True) and contexts.OWNS.match(self.text[token.end :]):
                 yield self._particles(token), token.end
         for match in contexts.GOES_ON.finditer(self.text):
             place = self.at.get(match.end())
@@ -98,8 +98,13 @@ class _Finder:
                 continue
             loose = contexts.FIELD_ONLY.fullmatch(kind[0])
             first = place
-            while first and self._proper(self.tokens[first - 1]) and re.fullmatch(
-                    r"[ \t-]|[ \t]&[ \t]", self.text[self.tokens[first - 1].end:self.tokens[first].start]):
+            while (
+                first
+                and self._proper(self.tokens[first - 1])
+                and re.fullmatch(
+                    r"[ \t-]|[ \t]&[ \t]", self.text[self.tokens[first - 1].end : self.tokens[first].start]
+                )
+            ):
                 first -= 1
             start = self.tokens[first].start
             if not loose or contexts.WHERE.search(self.text[:start]):
@@ -120,9 +125,14 @@ class _Finder:
             end = self._person(place)
             start = place
             before = self.tokens[place - 1] if place else None
-            gap = self.text[before.end:token.start] if before else ""
-            if before and before.key not in words.COMMON and self._proper(before) and re.fullmatch(
-                    r",[ \t]*|[ \t]", gap) and (self.cased or "," in gap or end == place + 1):
+            gap = self.text[before.end : token.start] if before else ""
+            if (
+                before
+                and before.key not in words.COMMON
+                and self._proper(before)
+                and re.fullmatch(r",[ \t]*|[ \t]", gap)
+                and (self.cased or "," in gap or end == place + 1)
+            ):
                 start -= 1
             if self.cased or end - start > 1:
                 yield self.tokens[start].start, self._end(end)
@@ -134,15 +144,20 @@ class _Finder:
             own = self.tokens[place:end]
             if len(own) < 2 or len(own[0].key) > 1 and own[0].key in words.CLINICAL:
                 continue
-            rest, inner = self.text[self._end(end):], within(self.text, token.start)
+            rest, inner = self.text[self._end(end) :], within(self.text, token.start)
             follows = bool(re.match(r"[ \t]+[a-z]", rest)) or bool(contexts.AFTER.match(rest))
             parts = [part for part in own if len(part.key) > 1 and part.key not in words.PARTICLES]
             unknown = [part for part in parts if part.key not in words.COMMON and not part.written.isupper()]
             initials = [part for part in own if len(part.key) == 1]
-            comma = "," in self.text[own[0].start:own[-1].end]
-            told = any((contexts.PREPOSITION.search(self.text[:token.start]), contexts.AFTER.match(rest),
-                          contexts.ACTS.match(rest)))
-            sure = unknown or initials[1:] or contexts.PREPOSITION.search(self.text[:token.start])
+            comma = "," in self.text[own[0].start : own[-1].end]
+            told = any(
+                (
+                    contexts.PREPOSITION.search(self.text[: token.start]),
+                    contexts.AFTER.match(rest),
+                    contexts.ACTS.match(rest),
+                )
+            )
+            sure = unknown or initials[1:] or contexts.PREPOSITION.search(self.text[: token.start])
             if initials and (inner or follows) and sure:
                 if not (comma and not initials):
                     yield own[0].start, self._end(end)
@@ -152,7 +167,7 @@ class _Finder:
     def _prose(self, token: Token) -> bool:
         """Whether most words around are in lower case: not in a title, where each has a capital."""
         place = self.at[token.start]
-        around = [other for other in self.tokens[max(0, place - 8):place + 9] if len(other.key) > 3]
+        around = [other for other in self.tokens[max(0, place - 8) : place + 9] if len(other.key) > 3]
         return sum(other.capital for other in around) * 2 <= len(around) + 2
 
     def _one(self, position: int) -> Iterator[tuple[int, int]]:
@@ -183,7 +198,7 @@ class _Finder:
             yield self.tokens[place].start, self._end(end)
             if end == len(self.tokens):
                 return
-            gap = self.text[self.tokens[end - 1].end:self.tokens[end].start]
+            gap = self.text[self.tokens[end - 1].end : self.tokens[end].start]
             if self.tokens[end].key == "and" and end + 1 < len(self.tokens):
                 place = end + 1
             elif re.fullmatch(r"\.?[,;/][ \t]*", gap) and self.cased:
@@ -193,7 +208,7 @@ class _Finder:
 
     def _end(self, place: int) -> int:
         token = self.tokens[place - 1]
-        return token.end + (len(token.key) == 1 and self.text[token.end:token.end + 1] == ".")
+        return token.end + (len(token.key) == 1 and self.text[token.end : token.end + 1] == ".")
 
     def _protected(self, token: Token) -> bool:
         return any(start <= token.start < end for start, end in self.eponyms)
@@ -201,25 +216,31 @@ class _Finder:
     def _part(self, token: Token, sure: bool = False) -> bool:
         """Whether a word may be a part of a name; where `sure`, "Will" as well."""
         wordy = all(half in words.CLINICAL for half in token.key.split("-")) and not (
-            sure and token.key in words.COMMON)
-        return (len(token.key) > 1 and not wordy and token.key not in words.PLACEHOLDERS | words.TITLES
-                and not self._protected(token) and not re.match(r"\d", self.text[token.end:token.end + 1])
-                and (token.key not in words.ABBREVIATIONS or self.cased and token.written[1:].islower())
-                and not re.search(r"[\d_]$", self.text[:token.start]))
+            sure and token.key in words.COMMON
+        )
+        return (
+            len(token.key) > 1
+            and not wordy
+            and token.key not in words.PLACEHOLDERS | words.TITLES
+            and not self._protected(token)
+            and not re.match(r"\d", self.text[token.end : token.end + 1])
+            and (token.key not in words.ABBREVIATIONS or self.cased and token.written[1:].islower())
+            and not re.search(r"[\d_]$", self.text[: token.start])
+        )
 
     def _person(self, place: int, sure: bool = False) -> int:
         """The place after the words of the name that begins at `place`; `place` itself where none does."""
         parts, last = 0, place
         for end in range(place, min(place + 6, len(self.tokens))):
             token = self.tokens[end]
-            gap = self.text[self.tokens[end - 1].end:token.start] if end > place else ""
+            gap = self.text[self.tokens[end - 1].end : token.start] if end > place else ""
             comma = "," in gap
             if end > place and not re.fullmatch(r"[ \t]*,?[ \t]*|\.[ \t]*|[ \t]*\^", gap):
                 break
             if "." in gap and len(self.tokens[end - 1].key) > 1 or comma and parts != 1:
                 break
             initial = len(token.key) == 1 and token.capital
-            if initial and (self.text[token.end:token.end + 1] == "." or self._followed(end) or parts > 1):
+            if initial and (self.text[token.end : token.end + 1] == "." or self._followed(end) or parts > 1):
                 last = end + 1 if parts else last
                 continue
             if token.key in words.PARTICLES and self._followed(end) and not comma:
@@ -241,24 +262,33 @@ class _Finder:
     def _followed(self, place: int) -> bool:
         """Whether a part of a name follows the word at `place`."""
         after = self.tokens[place + 1] if place + 1 < len(self.tokens) else None
-        gap = self.text[self.tokens[place].end:after.start] if after else ""
+        gap = self.text[self.tokens[place].end : after.start] if after else ""
         second = self.tokens[place + 2] if after and place + 2 < len(self.tokens) else None
         if second and len(after.key) == 1 and after.capital and re.fullmatch(r"[ \t]+", gap):
-            return self._part(second) and second.capital and bool(
-                re.fullmatch(r"\.?[ \t]+", self.text[after.end:second.start]))
-        return bool(after and (re.fullmatch(r"\.?[ \t]+", gap) or gap == ", " and after.key in words.GIVEN)
-                    and (self._part(after) or after.key in words.PARTICLES) and (after.capital or not self.cased
-                                                                              or after.key in words.PARTICLES))
+            return (
+                self._part(second)
+                and second.capital
+                and bool(re.fullmatch(r"\.?[ \t]+", self.text[after.end : second.start]))
+            )
+        return bool(
+            after
+            and (re.fullmatch(r"\.?[ \t]+", gap) or gap == ", " and after.key in words.GIVEN)
+            and (self._part(after) or after.key in words.PARTICLES)
+            and (after.capital or not self.cased or after.key in words.PARTICLES)
+        )
 
     def _surname_first(self, place: int) -> bool:
         """Whether what follows a comma is a given name: nothing after it goes on listing."""
-        rest = contexts.INITIAL.sub("", self.text[self.tokens[place].end:])
+        rest = contexts.INITIAL.sub("", self.text[self.tokens[place].end :])
         return bool(contexts.ENDS.match(rest) or contexts.AFTER.match(rest)) and self._loud(self.tokens[place])
 
     def _particles(self, token: Token) -> int:
         """Where the particles before a family name begin: the "van" of "van der Berg"."""
         place = self.at[token.start]
-        while place and self.tokens[place - 1].key in words.PARTICLES and re.fullmatch(
-                r"[ \t]+", self.text[self.tokens[place - 1].end:self.tokens[place].start]):
+        while (
+            place
+            and self.tokens[place - 1].key in words.PARTICLES
+            and re.fullmatch(r"[ \t]+", self.text[self.tokens[place - 1].end : self.tokens[place].start])
+        ):
             place -= 1
         return self.tokens[place].start

@@ -17,11 +17,13 @@ from mammoclip_jax.errors import UserError
 _KINDS = {
     "name": "per person patient doctor staff name hcw username givenname firstname lastname surname middlename",
     "place": "loc location hospital hosp street city zip zipcode address institution",
-    "phone": "phone phonenumber telephonenum fax", "email": "email", "id": "id idnum medicalrecord ssn account",
+    "phone": "phone phonenumber telephonenum fax",
+    "email": "email",
+    "id": "id idnum medicalrecord ssn account",
 }
 _MARKS = {label: f"[{kind}]" for kind, labels in _KINDS.items() for label in labels.split()}
-_LEAST = 0.5        # the model's probability from which on a span counts
-_OVERLAP = 64       # tokens that two windows of a long text share
+_LEAST = 0.5  # the model's probability from which on a span counts
+_OVERLAP = 64  # tokens that two windows of a long text share
 _WEIGHTS = ("*.safetensors", "*.bin", "config.json", "tokenizer.json")
 _NEEDED = "pip install mammoclip_jax[recognise]"
 
@@ -29,8 +31,8 @@ _NEEDED = "pip install mammoclip_jax[recognise]"
 class Recogniser(NamedTuple):
     """A model ready to use."""
 
-    hide: Callable[[str], str]      # text -> text without what the model takes for a person, a place, a number
-    name: str                       # its class and a hash of its files; no path
+    hide: Callable[[str], str]  # text -> text without what the model takes for a person, a place, a number
+    name: str  # its class and a hash of its files; no path
 
 
 def load(folder: str | Path) -> Recogniser:
@@ -41,8 +43,10 @@ def load(folder: str | Path) -> Recogniser:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise UserError(f"--recogniser={folder} is no model: it has no config.json. Give the folder of a token "
-                        "classification model of transformers; nothing is downloaded.")
+        raise UserError(
+            f"--recogniser={folder} is no model: it has no config.json. Give the folder of a token "
+            "classification model of transformers; nothing is downloaded."
+        )
     try:
         from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
         from transformers.utils import is_torch_available
@@ -54,16 +58,25 @@ def load(folder: str | Path) -> Recogniser:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForTokenClassification.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the recogniser in {folder} ({type(error).__name__}). Give the whole folder of a "
-                        "token classification model.") from error
+        raise UserError(
+            f"cannot load the recogniser in {folder} ({type(error).__name__}). Give the whole folder of a "
+            "token classification model."
+        ) from error
     labels = model.config.id2label.values()
     if not any(_mark(label) for label in labels):
-        raise UserError(f"the recogniser in {folder} knows nobody: it has the labels {', '.join(labels)}, and none of "
-                        f"{', '.join(_MARKS)}")
-    longest = getattr(model.config, "max_position_embeddings", 512) - 2         # RoBERTa's positions begin at 2
+        raise UserError(
+            f"the recogniser in {folder} knows nobody: it has the labels {', '.join(labels)}, and none of "
+            f"{', '.join(_MARKS)}"
+        )
+    longest = getattr(model.config, "max_position_embeddings", 512) - 2  # RoBERTa's positions begin at 2
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
-    find = pipeline("token-classification", model=model, tokenizer=tokenizer, aggregation_strategy="first",
-                    stride=min(_OVERLAP, longest // 4))
+    find = pipeline(
+        "token-classification",
+        model=model,
+        tokenizer=tokenizer,
+        aggregation_strategy="first",
+        stride=min(_OVERLAP, longest // 4),
+    )
 
     def hide(text: str) -> str:
         return hide_spans(text, find(text)) if text.strip() else text
@@ -86,12 +99,12 @@ def hide_spans(text: str, spans: list[dict]) -> str:
         if not mark or span["score"] < _LEAST or clinical or any(start < last and end > first for first, last in stay):
             continue
         text = text[:start] + mark + text[end:]
-        stay.append((start, len(text)))             # what follows is done: two windows may find the same
+        stay.append((start, len(text)))  # what follows is done: two windows may find the same
     return text
 
 
 def _mark(label: str) -> str:
-    """"B-PATIENT" -> "[name]"; "" for a label that identifies nobody."""
+    """From "B-PATIENT" to "[name]"; "" for a label that identifies nobody."""
     return _MARKS.get(re.sub(r"^[BIESLU]-", "", label).replace("_", "").lower(), "")
 
 

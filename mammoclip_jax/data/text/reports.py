@@ -33,44 +33,70 @@ def sentences(text: str) -> list[str]:
 
 # --- negation, after NegEx (Chapman et al., J Biomed Inform 34, 2001): cues with a scope that ends at a break ---------
 
-_PSEUDO = re.compile(r"\b(?:no|without)\s+(?:(?:significant|interval|appreciable|substantial|suspicious)\s+)*"
-                     r"(?:change|changes|increase|decrease|growth|progression)\b"
-                     r"|\bnot\s+(?:only|significantly\s+changed|changed|(?:in\s+)?doubt\w*)\b"
-                     r"|\b(?:can\s*not|not|never|\w+n['’]t)\s+(?:\w+ly\s+)?(?:be\s+)?(?:\w+ly\s+)?"
-                     r"(?:excluded?|ruled?\s+out)\b"
-                     r"|\bnot\s+(?:possible|able)\s+to\s+(?:\w+ly\s+)?(?:exclude|rule\s+out)\b"
-                     r"|\b(?:no|without(?:\s+an?y?)?)\s+(?:\w+\s+)?(?:doubts?|questions?|uncertainty)\b"
-                     r"|\bno\s+(?:further|additional|urgent|immediate)\s+(?:work-?\s?up|evaluation|imaging|views|"
-                     r"biopsy|follow-?\s?up|assessment|treatment|action)\b"
-                     r"|\bno\s+longer\s+(?:obscured|as)\b", re.IGNORECASE)
-_BEFORE = re.compile(r"\b(?:no|not|without|negative\s+for|free\s+of|absence\s+of|lack\s+of|lacks|neither|nor|never|"
-                     r"denies|rules?\s+out|ruled\s+out|r/o|resolution\s+of)\b", re.IGNORECASE)
-_AFTER = re.compile(r"\b(?:is|are|was|were|has|have|been)\s+(?:been\s+)?(?:absent|resolved|ruled\s+out|excluded|"
-                    r"not\s+(?:seen|identified|present|visible|visualized|visualised|demonstrated|evident|detected|"
-                    r"appreciated)|no\s+longer\s+(?:seen|identified|present|visible|visualized|visualised|evident))\b",
-                    re.IGNORECASE)
-_ASSERTS = (r"(?:an?|one|two|three|four|several|multiple|few|some|scattered|benign|probably|stable|unchanged|known|"
-            r"typically|vascular|coarse|postsurgical)")
-_SEEN = (r"(?:(?!\b(?:or|and|nor|is|are)\b)[^,])*\b(?:is|are)\s+(?:again\s+)?"
-         r"(?:seen|present|noted|identified|visible|stable)\b")
-_BREAK = re.compile(r"[;:.!?]|\b(?:but|however|except|although|though|apart\s+from|aside\s+from|other\s+than|yet|"
-                    r"while|whereas|which\s+(?:is|are|has|have))\b|,?\s*\band\s+(?=there\s+(?:is|are)\b)"
-                    # "no mass and a cyst", "no mass, benign calcifications are present": something else is there
-                    rf"|,\s*(?=there\s+(?:is|are)\b)|,?\s*\band\s+(?={_ASSERTS}\b)|,\s*(?={_ASSERTS}\b{_SEEN})"
-                    rf"|(?P<item>,)\s*(?={_SEEN})", re.IGNORECASE)
-_FINDING = re.compile(r"\b(?:mass|masses|nodules?|lesions?|cysts?|tumou?rs?|cancers?|carcinomas?|malignan\w+|"
-                      r"(?:micro)?calcifications?|calcium|distortions?|asymmetr\w+|(?:skin|trabecular)\s+thickening|"
-                      r"(?:nipple|skin)\s+retraction|(?:lymph)?adenopathy|lymph\s+nodes?|opacit\w+|findings?|"
-                      r"abnormalit\w+|opacification|edema|oedema|implants?)\b", re.IGNORECASE)
+_PSEUDO = re.compile(
+    r"\b(?:no|without)\s+(?:(?:significant|interval|appreciable|substantial|suspicious)\s+)*"
+    r"(?:change|changes|increase|decrease|growth|progression)\b"
+    r"|\bnot\s+(?:only|significantly\s+changed|changed|(?:in\s+)?doubt\w*)\b"
+    r"|\b(?:can\s*not|not|never|\w+n['’]t)\s+(?:\w+ly\s+)?(?:be\s+)?(?:\w+ly\s+)?"
+    r"(?:excluded?|ruled?\s+out)\b"
+    r"|\bnot\s+(?:possible|able)\s+to\s+(?:\w+ly\s+)?(?:exclude|rule\s+out)\b"
+    r"|\b(?:no|without(?:\s+an?y?)?)\s+(?:\w+\s+)?(?:doubts?|questions?|uncertainty)\b"
+    r"|\bno\s+(?:further|additional|urgent|immediate)\s+(?:work-?\s?up|evaluation|imaging|views|"
+    r"biopsy|follow-?\s?up|assessment|treatment|action)\b"
+    r"|\bno\s+longer\s+(?:obscured|as)\b",
+    re.IGNORECASE,
+)
+_BEFORE = re.compile(
+    r"\b(?:no|not|without|negative\s+for|free\s+of|absence\s+of|lack\s+of|lacks|neither|nor|never|"
+    r"denies|rules?\s+out|ruled\s+out|r/o|resolution\s+of)\b",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(
+    r"\b(?:is|are|was|were|has|have|been)\s+(?:been\s+)?(?:absent|resolved|ruled\s+out|excluded|"
+    r"not\s+(?:seen|identified|present|visible|visualized|visualised|demonstrated|evident|detected|"
+    r"appreciated)|no\s+longer\s+(?:seen|identified|present|visible|visualized|visualised|evident))\b",
+    re.IGNORECASE,
+)
+_ASSERTS = (
+    r"(?:an?|one|two|three|four|several|multiple|few|some|scattered|benign|probably|stable|unchanged|known|"
+    r"typically|vascular|coarse|postsurgical)"
+)
+_SEEN = (
+    r"(?:(?!\b(?:or|and|nor|is|are)\b)[^,])*\b(?:is|are)\s+(?:again\s+)?"
+    r"(?:seen|present|noted|identified|visible|stable)\b"
+)
+_BREAK = re.compile(
+    r"[;:.!?]|\b(?:but|however|except|although|though|apart\s+from|aside\s+from|other\s+than|yet|"
+    r"while|whereas|which\s+(?:is|are|has|have))\b|,?\s*\band\s+(?=there\s+(?:is|are)\b)"
+    # "no mass and a cyst", "no mass, benign calcifications are present": something else is there
+    rf"|,\s*(?=there\s+(?:is|are)\b)|,?\s*\band\s+(?={_ASSERTS}\b)|,\s*(?={_ASSERTS}\b{_SEEN})"
+    rf"|(?P<item>,)\s*(?={_SEEN})",
+    re.IGNORECASE,
+)
+_FINDING = re.compile(
+    r"\b(?:mass|masses|nodules?|lesions?|cysts?|tumou?rs?|cancers?|carcinomas?|malignan\w+|"
+    r"(?:micro)?calcifications?|calcium|distortions?|asymmetr\w+|(?:skin|trabecular)\s+thickening|"
+    r"(?:nipple|skin)\s+retraction|(?:lymph)?adenopathy|lymph\s+nodes?|opacit\w+|findings?|"
+    r"abnormalit\w+|opacification|edema|oedema|implants?)\b",
+    re.IGNORECASE,
+)
 
 # A form's line, "Masses: none", "Calcifications - No suspicious calcifications": what stands before the mark is a name.
-_MARK = re.compile(r"\s*[=?](?=\s)|\s+[-–—]\s+(?=(?:none|nil|absent|negative|no)\b)"
-                   r"|(?<=\w)\s+(?=(?:none|nil|absent)\s*(?:[.;,]|$))", re.IGNORECASE)
-_NO_NAME = re.compile(r"\b(?:an?|the|there|is|are|was|were|has|have|shows?|with|in|at|seen|noted|present|"
-                      r"\d+\s*[cm]m)\b", re.IGNORECASE)
-_NONE = re.compile(r"\s*(?:(?:none|nil|absent|nothing|0|not\s+(?:seen|identified|present|visible|visuali[sz]ed|evident|"
-                   r"demonstrated|detected|appreciated))\b(?![.,]\d|\s*[cm]m\b)|(?:no|negative)\s*(?:[.;,]|$))",
-                   re.IGNORECASE)
+_MARK = re.compile(
+    r"\s*[=?](?=\s)|\s+[-–—]\s+(?=(?:none|nil|absent|negative|no)\b)"
+    r"|(?<=\w)\s+(?=(?:none|nil|absent)\s*(?:[.;,]|$))",
+    re.IGNORECASE,
+)
+_NO_NAME = re.compile(
+    r"\b(?:an?|the|there|is|are|was|were|has|have|shows?|with|in|at|seen|noted|present|"
+    r"\d+\s*[cm]m)\b",
+    re.IGNORECASE,
+)
+_NONE = re.compile(
+    r"\s*(?:(?:none|nil|absent|nothing|0|not\s+(?:seen|identified|present|visible|visuali[sz]ed|evident|"
+    r"demonstrated|detected|appreciated))\b(?![.,]\d|\s*[cm]m\b)|(?:no|negative)\s*(?:[.;,]|$))",
+    re.IGNORECASE,
+)
 
 
 def negated(sentence: str, term: str | None = None) -> bool:
@@ -82,14 +108,14 @@ def negated(sentence: str, term: str | None = None) -> bool:
     whole; for `term="calcification"` it is.
     """
     mention = re.compile(rf"\b{re.escape(term)}", re.IGNORECASE) if term else _FINDING
-    plain = _PSEUDO.sub(lambda m: "_" * len(m[0]), _MARK.sub(": ", " ".join(sentence.split())))      # hides the cue
+    plain = _PSEUDO.sub(lambda m: "_" * len(m[0]), _MARK.sub(": ", " ".join(sentence.split())))  # hides the cue
     denied: list[bool] = []
     start = 0
     for part in [*_BREAK.finditer(plain), None]:
-        if part and part["item"] and re.search(r",|\b(?:or|and)\b", plain[start:part.start()]):
-            continue                        # the last of a longer list: "no mass, asymmetry, distortion are seen"
-        clause = plain[start:part.start() if part else len(plain)]
-        named = part and part[0] == ":" and not _NO_NAME.search(clause) and _answer_denies(plain[part.end():])
+        if part and part["item"] and re.search(r",|\b(?:or|and)\b", plain[start : part.start()]):
+            continue  # the last of a longer list: "no mass, asymmetry, distortion are seen"
+        clause = plain[start : part.start() if part else len(plain)]
+        named = part and part[0] == ":" and not _NO_NAME.search(clause) and _answer_denies(plain[part.end() :])
         denied += [True for _ in mention.finditer(clause)] if named else _denied(clause, mention)
         start = part.end() if part else start
     if denied:
@@ -102,7 +128,7 @@ def _answer_denies(answer: str) -> bool:
     if _NONE.match(answer):
         return True
     following = _BREAK.search(answer)
-    denied = _denied(answer[:following.start() if following else len(answer)], _FINDING)
+    denied = _denied(answer[: following.start() if following else len(answer)], _FINDING)
     return bool(denied) and all(denied)
 
 
@@ -111,31 +137,39 @@ def _denied(clause: str, mention: re.Pattern) -> list[bool]:
     after = [m.span() for m in _AFTER.finditer(clause)]
     # "is not seen" looks backwards; its own "not" must not deny what follows.
     before = [m.end() for m in _BEFORE.finditer(clause) if not any(a <= m.start() < b for a, b in after)]
-    return [any(cue <= m.start() for cue in before) or any(start >= m.end() for start, _ in after)
-            for m in mention.finditer(clause)]
+    return [
+        any(cue <= m.start() for cue in before) or any(start >= m.end() for start, _ in after)
+        for m in mention.finditer(clause)
+    ]
 
 
 # --- laterality and position ---------------------------------------------------------------------------------------
 
 _SIDES = {"left": "right", "right": "left", "lt": "rt", "rt": "lt", "l": "r", "r": "l"}
-_VIEWS = r"(?:[- ]?(?:X?CC[LM]?|MLO|ML|LMO?))"     # not AT: "LAT" is lateral
-_QUADRANT = r"(?:[ul][oi]?qs?\b)"                  # UOQ; with its side RUOQ, L-LIQ; RUQ
+_VIEWS = r"(?:[- ]?(?:X?CC[LM]?|MLO|ML|LMO?))"  # not AT: "LAT" is lateral
+_QUADRANT = r"(?:[ul][oi]?qs?\b)"  # UOQ; with its side RUOQ, L-LIQ; RUQ
 # One pass over words, short forms, views and quadrants in any case, and lone capitals: "R:", "(L)", "L/R"; not
 # "R/O" (rule out), "L/min" or "L4".
 _SIDE = re.compile(
     r"(?i:\b(?:left|right)(?=\b|ward|most|sided)(?!\s+(?:away|now)\b)"
     rf"|\b(?:lt|rt)\b(?=\.?[\s-]*(?:breast|axilla|nipple|upper|lower|inner|outer|{_QUADRANT}|{_VIEWS}))"
     rf"|\b[lr](?={_VIEWS}\b|[\s-]?{_QUADRANT}|[\s-]+(?:breast|axilla|nipple|sided)))"
-    r"|(?<![\w/'-])[LR](?=[\s),.:;]|$|/[LR]\b)(?!\.\w)|(?<=\b[LR]/)[LR]\b")
+    r"|(?<![\w/'-])[LR](?=[\s),.:;]|$|/[LR]\b)(?!\.\w)|(?<=\b[LR]/)[LR]\b"
+)
 _HOUR = r"(?:1[0-2]|0?[1-9])(?::[0-5]\d)?"
-_CLOCK = re.compile(rf"\b(?:{_HOUR}(?:\s?(?:-|–|to|and|or)\s?{_HOUR}){{0,4}})(?=\s*[- ]?o['’]?\s*clock)"
-                    r"|\b(?:(?:1[0-2]|0?[1-9]):[0-5]\d)(?!\s*(?:[ap]\.?m|\d|:))", re.IGNORECASE)
+_CLOCK = re.compile(
+    rf"\b(?:{_HOUR}(?:\s?(?:-|–|to|and|or)\s?{_HOUR}){{0,4}})(?=\s*[- ]?o['’]?\s*clock)"
+    r"|\b(?:(?:1[0-2]|0?[1-9]):[0-5]\d)(?!\s*(?:[ap]\.?m|\d|:))",
+    re.IGNORECASE,
+)
 _POSITION = re.compile(
     r"\b(?:upper|lower|inner|outer|medial(?:ly)?|lateral(?:ly)?|superior(?:ly)?|inferior(?:ly)?|cranial(?:ly)?|"
     r"caudal(?:ly)?|top|bottom|above|below|quadrants?|[lr]?[ul][oi]qs?|[lr][ul]qs?|"
     r"(?:super|infer)o-?(?:later|medi)al(?:ly)?|(?:upp|low|inn|out)ermost|axill\w*|inframammary|clavic\w*|"
     r"sternal|parasternal|"
-    r"o['’]?\s*clock)\b", re.IGNORECASE)
+    r"o['’]?\s*clock)\b",
+    re.IGNORECASE,
+)
 
 
 # A lateral view is no position: "true lateral", "lateral magnification views", "medial and lateral projections".
@@ -143,7 +177,8 @@ _PROJECTION = re.compile(
     r"\b(?:(?:true|straight|90[- ]degrees?)\s+lateral|(?:(?:medial|superior|inferior)\s+(?:and|or)\s+)?lateral"
     r"(?:\s+(?:and|or|to|oblique|medial|spot|compression|magnification|exaggerated|cc|cranio-?caudal|mlo|full|field|"
     r"digital|2d|3d))*\s+(?:views?|projections?|images?|films?|radiographs?|mammogra\w+|tomosynthesis))\b",
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 
 
 def swap_laterality(text: str) -> str:
@@ -180,20 +215,28 @@ def names_position(text: str) -> bool:
 
 # --- the sentences of one breast, or of one view -------------------------------------------------------------------
 
-_SIDE_HEADING = re.compile(r"^(?:the\s+)?(?:(?P<left>left|lt|l)|(?P<right>right|rt|r)|bilateral|both)"
-                           r"(?:\s+breasts?)?(?:\s+findings?)?\s*:", re.IGNORECASE)
+_SIDE_HEADING = re.compile(
+    r"^(?:the\s+)?(?:(?P<left>left|lt|l)|(?P<right>right|rt|r)|bilateral|both)"
+    r"(?:\s+breasts?)?(?:\s+findings?)?\s*:",
+    re.IGNORECASE,
+)
 _ANY_HEADING = re.compile(
-    r"^(?!(?:\w+ )?(?:mass(?:es)?|(?:micro)?calcifications?|asymmetr(?:y|ies)|distortions?|axilla|"     # of one breast
-    r"associated (?:features|findings))[ ]?:)[A-Za-z][A-Za-z /-]{2,40}:", re.IGNORECASE)
-_BOTH_SIDES = re.compile(r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b",
-                         re.IGNORECASE)
+    r"^(?!(?:\w+ )?(?:mass(?:es)?|(?:micro)?calcifications?|asymmetr(?:y|ies)|distortions?|axilla|"  # of one breast
+    r"associated (?:features|findings))[ ]?:)[A-Za-z][A-Za-z /-]{2,40}:",
+    re.IGNORECASE,
+)
+_BOTH_SIDES = re.compile(
+    r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b", re.IGNORECASE
+)
 _REFERS_BACK = re.compile(r"^(?:it|its|this|these|they|their|the\s+latter|which)\b", re.IGNORECASE)
 _VIEW_WORDS = {
     "CC": r"(?<!\d )(?<!\d)\b[LR]?-?CC\b|\bcranio-?\s?caudal\b",
     "MLO": r"\b[LR]?-?MLO\b|\bmedio-?lateral[ -]oblique\b",
     "ML": r"(?<!\d )\b[LR]?-?ML\b|\bmedio-?lateral\b(?![ -]oblique)|\btrue\s+lateral\b",
     "LM": r"\b[LR]?-?LM\b|\blatero-?medial\b",
-    "XCCL": r"\b[LR]?-?XCC[LM]?\b|\bexaggerated\b", "LMO": r"\b[LR]?-?LMO\b", "AT": r"\baxillary\s+tail\s+view\b",
+    "XCCL": r"\b[LR]?-?XCC[LM]?\b|\bexaggerated\b",
+    "LMO": r"\b[LR]?-?LMO\b",
+    "AT": r"\baxillary\s+tail\s+view\b",
 }
 _VIEW_NAMES = {view: re.compile(words, re.IGNORECASE) for view, words in _VIEW_WORDS.items()}
 
@@ -211,11 +254,12 @@ def for_side(text: str, laterality: str) -> str:
     that refers back ("It measures 5 mm.") to the breast of the sentence before. An addendum belongs to both breasts.
     `laterality` "" keeps everything.
     """
+
     def named(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
         heading = _SIDE_HEADING.match(sentence)
         if heading:
             scope = {"L"} if heading["left"] else {"R"} if heading["right"] else set()
-        elif sentence.lower().startswith("addendum:"):      # it may move a finding to the other breast
+        elif sentence.lower().startswith("addendum:"):  # it may move a finding to the other breast
             scope = {"L", "R"}
         elif _ANY_HEADING.match(sentence):
             scope = set()
@@ -229,6 +273,7 @@ def for_view(text: str, view: str) -> str:
 
     `view` "" keeps everything.
     """
+
     def named(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
         return {name for name, words in _VIEW_NAMES.items() if words.search(sentence)}, scope
 

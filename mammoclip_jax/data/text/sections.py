@@ -9,36 +9,105 @@ import re
 from typing import NamedTuple
 
 HEADINGS = {
-    "findings": ("findings", "finding", "finding(s)", "mammographic findings", "mammogram findings",
-                 "mammography findings", "imaging findings", "radiological findings", "description", "report"),
-    "impression": ("impression", "impressions", "conclusion", "conclusions", "opinion", "interpretation", "summary",
-                   "overall impression", "final impression", "diagnosis", "comment"),
-    "assessment": ("assessment", "final assessment", "overall assessment", "bi-rads assessment", "birads assessment",
-                   "acr assessment", "overall assessment category", "assessment category"),
-    "density": ("density", "breast density", "breast composition", "tissue density", "composition", "acr density",
-                "tissue composition", "breast tissue", "breast tissue density", "breast tissue composition",
-                "parenchyma", "breast parenchyma", "parenchymal pattern", "parenchymal density"),
+    "findings": (
+        "findings",
+        "finding",
+        "finding(s)",
+        "mammographic findings",
+        "mammogram findings",
+        "mammography findings",
+        "imaging findings",
+        "radiological findings",
+        "description",
+        "report",
+    ),
+    "impression": (
+        "impression",
+        "impressions",
+        "conclusion",
+        "conclusions",
+        "opinion",
+        "interpretation",
+        "summary",
+        "overall impression",
+        "final impression",
+        "diagnosis",
+        "comment",
+    ),
+    "assessment": (
+        "assessment",
+        "final assessment",
+        "overall assessment",
+        "bi-rads assessment",
+        "birads assessment",
+        "acr assessment",
+        "overall assessment category",
+        "assessment category",
+    ),
+    "density": (
+        "density",
+        "breast density",
+        "breast composition",
+        "tissue density",
+        "composition",
+        "acr density",
+        "tissue composition",
+        "breast tissue",
+        "breast tissue density",
+        "breast tissue composition",
+        "parenchyma",
+        "breast parenchyma",
+        "parenchymal pattern",
+        "parenchymal density",
+    ),
     "recommendation": ("recommendation", "recommendations", "management", "follow-up", "follow up", "plan", "advice"),
-    "comparison": ("comparison", "comparisons", "comparison studies", "prior studies", "previous studies",
-                   "previous imaging", "previous examinations"),
-    "indication": ("indication", "indications", "history", "clinical history", "clinical information",
-                   "clinical details", "clinical indication", "clinical data", "reason for exam",
-                   "reason for examination", "reason for study", "patient history"),
+    "comparison": (
+        "comparison",
+        "comparisons",
+        "comparison studies",
+        "prior studies",
+        "previous studies",
+        "previous imaging",
+        "previous examinations",
+    ),
+    "indication": (
+        "indication",
+        "indications",
+        "history",
+        "clinical history",
+        "clinical information",
+        "clinical details",
+        "clinical indication",
+        "clinical data",
+        "reason for exam",
+        "reason for examination",
+        "reason for study",
+        "patient history",
+    ),
     "technique": ("technique", "procedure", "examination", "exam", "views", "exam type", "study", "protocol"),
-    "signature": ("signed", "signed by", "electronically signed by", "reported by", "dictated by", "read by",
-                  "verified by", "radiologist", "reporting radiologist"),
+    "signature": (
+        "signed",
+        "signed by",
+        "electronically signed by",
+        "reported by",
+        "dictated by",
+        "read by",
+        "verified by",
+        "radiologist",
+        "reporting radiologist",
+    ),
     "addendum": ("addendum", "addenda", "correction", "corrigendum"),
 }
 _SECTION_OF = {heading: section for section, headings in HEADINGS.items() for heading in headings}
-_BEFORE = ("report", "technique", "indication", "comparison", "signature")      # what a report begins with
-_PARTS = {"findings": ("density", "findings"), "impression": ("assessment", "impression")}      # of a text
+_BEFORE = ("report", "technique", "indication", "comparison", "signature")  # what a report begins with
+_PARTS = {"findings": ("density", "findings"), "impression": ("assessment", "impression")}  # of a text
 
 _NAMES = "|".join(re.escape(name) for name in sorted(_SECTION_OF, key=len, reverse=True))
 _CAPITALS = _NAMES.upper()
 _NUMBER = r"(?P<number>(?:\d{1,2}|[A-H]|[IVX]{1,4})[.)] ?[*_]{0,3})?"
-_MARK = r"[ *_\]>=]*+(?P<mark>:[*_]{0,3}|[-–—]+(?= |$)|$)"          # a colon, a dash, or the end of the line
+_MARK = r"[ *_\]>=]*+(?P<mark>:[*_]{0,3}|[-–—]+(?= |$)|$)"  # a colon, a dash, or the end of the line
 _LEAD = rf"^[ *#_>•=\[<-]*+{_NUMBER}"
-_ADDENDUM = r"(?i:addend(?:um|a))(?: [^\n:]{0,50}?\d\d?:\d\d[^\n:]{0,20}| [^\n:]{1,50})?"    # "ADDENDUM 2 at 10:30:"
+_ADDENDUM = r"(?i:addend(?:um|a))(?: [^\n:]{0,50}?\d\d?:\d\d[^\n:]{0,20}| [^\n:]{1,50})?"  # "ADDENDUM 2 at 10:30:"
 # At the start of a line; or in a line: in capitals ("dense. IMPRESSION: ..."), a few also after a sentence in any case.
 _HEADING = re.compile(
     rf"{_LEAD}(?:(?P<line>(?i:{_NAMES}))(?: ?(?:/|&|(?i:and)) ?(?i:{_NAMES}))?(?: ?\([^()\n]{{0,40}}\))?{_MARK}"
@@ -46,15 +115,31 @@ _HEADING = re.compile(
     rf"|(?<=[.:;\s])(?<!RIGHT )(?<!LEFT )(?<!BREAST )(?<!BILATERAL )(?<!OTHER )(?<!ADDITIONAL )(?<!ULTRASOUND )"
     rf"(?P<inline>{_CAPITALS}) ?:"
     r"|(?<=[.:;] )(?P<sentence>(?i:findings|impression|opinion|conclusion|comparison|technique|indication|history|"
-    r"recommendations?|addendum)) ?:", re.MULTILINE)
+    r"recommendations?|addendum)) ?:",
+    re.MULTILINE,
+)
 _SIDE = r"(?:right|left|both|bilateral)(?: (?:breasts?|axillae?|axilla|sides?|mammogram|ultrasound))?(?: findings?)?"
-_WITHIN = "|".join((
-    _SIDE, "(?:suspicious |dominant )?mass(?:es)?", "(?:suspicious )?(?:micro)?calcifications?", "asymmetr(?:y|ies)",
-    "(?:architectural )?distortions?", "associated (?:features|findings)", "(?:other|additional) findings",
-    "(?:skin and )?nipples?", "skin", "axillae?", "(?:axillary )?(?:lymph )?nodes", "implants?", "tomosynthesis",
-    "breast mri", "(?:digital )?mammogra(?:ms?|phy)", "ultrasound(?: findings)?",
-    *map(re.escape, sorted(HEADINGS["density"], key=len, reverse=True)),
-))
+_WITHIN = "|".join(
+    (
+        _SIDE,
+        "(?:suspicious |dominant )?mass(?:es)?",
+        "(?:suspicious )?(?:micro)?calcifications?",
+        "asymmetr(?:y|ies)",
+        "(?:architectural )?distortions?",
+        "associated (?:features|findings)",
+        "(?:other|additional) findings",
+        "(?:skin and )?nipples?",
+        "skin",
+        "axillae?",
+        "(?:axillary )?(?:lymph )?nodes",
+        "implants?",
+        "tomosynthesis",
+        "breast mri",
+        "(?:digital )?mammogra(?:ms?|phy)",
+        "ultrasound(?: findings)?",
+        *map(re.escape, sorted(HEADINGS["density"], key=len, reverse=True)),
+    )
+)
 _PARAGRAPH = re.compile(rf"\n\s*\n|\n(?=\s*(?:[-*•]|\d{{1,2}}[.)])\s)|\n(?=\s*(?i:{_WITHIN}|addendum):)")
 _INNER = re.compile(rf"{_LEAD}(?P<line>(?i:{_WITHIN})){_MARK}", re.MULTILINE)
 
@@ -62,17 +147,17 @@ _INNER = re.compile(rf"{_LEAD}(?P<line>(?i:{_WITHIN})){_MARK}", re.MULTILINE)
 class Part(NamedTuple):
     """What stands under one heading of a report."""
 
-    name: str           # a key of HEADINGS; "report": under no heading
-    heading: str        # as written
+    name: str  # a key of HEADINGS; "report": under no heading
+    heading: str  # as written
     text: str
 
 
 class Told(NamedTuple):
     """A report by what becomes of it: section -> text, in the order written."""
 
-    texts: dict[str, str]       # findings, impression; where there is neither, all sections
-    kept: dict[str, str]        # the sections that are in `texts`
-    dropped: dict[str, str]     # the others
+    texts: dict[str, str]  # findings, impression; where there is neither, all sections
+    kept: dict[str, str]  # the sections that are in `texts`
+    dropped: dict[str, str]  # the others
 
     @property
     def parts(self) -> dict[str, dict[str, str]]:
@@ -98,8 +183,11 @@ def told(report: str) -> Told:
     parts = split(report)
     texts = {}
     for name, names in _PARTS.items():
-        lines = [part.text if part.name == name else f"{part.heading}: {_stopped(part.text)}"
-                 for part in parts if part.name in names]
+        lines = [
+            part.text if part.name == name else f"{part.heading}: {_stopped(part.text)}"
+            for part in parts
+            if part.name in names
+        ]
         if lines:
             texts[name] = "\n".join(lines)
     every = _joined(parts)
@@ -107,10 +195,14 @@ def told(report: str) -> Told:
     used = {name for names in _PARTS.values() for name in names} | {"addendum"} if texts else set(every)
     texts = texts or {name: text for name, text in every.items() if name != "addendum" or len(every) == 1}
     if added:
-        texts = {name: text if name == "addendum" else f"{_stopped(text)}\nAddendum: {added}"
-                 for name, text in texts.items()}
-    return Told(texts, {name: text for name, text in every.items() if name in used},
-                {name: text for name, text in every.items() if name not in used})
+        texts = {
+            name: text if name == "addendum" else f"{_stopped(text)}\nAddendum: {added}" for name, text in texts.items()
+        }
+    return Told(
+        texts,
+        {name: text for name, text in every.items() if name in used},
+        {name: text for name, text in every.items() if name not in used},
+    )
 
 
 def split(report: str) -> list[Part]:
@@ -172,28 +264,37 @@ def _is_heading(text: str, match: re.Match) -> bool:
     heading, mark = match["line"], match["mark"][:1]
     if mark == ":" or heading.isupper() or mark and heading[0].isupper():
         return True
-    return not match.start() or text[max(match.start() - 2, 0):match.start()] in ("\n", "\n\n", ".\n", ":\n")
+    return not match.start() or text[max(match.start() - 2, 0) : match.start()] in ("\n", "\n\n", ".\n", ":\n")
 
 
 def _walked(text: str) -> list[tuple[int, int, str, str]]:
     """The headings that begin a section: those of the report's level, and those within findings that none begins."""
     outer = _outer(text)
     named = any(section == "findings" and heading.lower() != "report" for _, _, section, heading in outer)
-    if named:       # a "Report:" above "Findings:" is a title
-        outer = [(at, end, "report" if heading.lower() == "report" else section, heading)
-                 for at, end, section, heading in outer]
-    inner = [] if named else [(match.start(), match.end(), "inner", match["line"]) for match in _INNER.finditer(text)
-                              if _is_heading(text, match)]
+    if named:  # a "Report:" above "Findings:" is a title
+        outer = [
+            (at, end, "report" if heading.lower() == "report" else section, heading)
+            for at, end, section, heading in outer
+        ]
+    inner = (
+        []
+        if named
+        else [
+            (match.start(), match.end(), "inner", match["line"])
+            for match in _INNER.finditer(text)
+            if _is_heading(text, match)
+        ]
+    )
     places = {item[0] for item in inner}
     both = sorted([*(item for item in outer if item[0] not in places), *inner])
     items, name = [], "report"
     for place, (at, end, section, heading) in enumerate(both):
         if section in ("inner", "density"):
-            after = next((item[2] for item in both[place + 1:] if item[2] not in ("inner", "density")), "")
+            after = next((item[2] for item in both[place + 1 :] if item[2] not in ("inner", "density")), "")
             if name not in ("report", "technique", "indication", "comparison") or not named and after in _BEFORE:
                 continue
             section = "density" if named else "findings"
-            end, heading = (end, heading) if named else (at, "")        # what opens the findings stays in them
+            end, heading = (end, heading) if named else (at, "")  # what opens the findings stays in them
         elif section == "assessment" and name == "impression":
             continue
         items.append((at, end, section, heading))
@@ -212,11 +313,11 @@ def _with_body(parts: list[Part]) -> list[Part]:
     if last.name == "report" and followed:
         lines = tidy(last.text).split("\n")
         begin = next((place for place, line in enumerate(lines) if re.search(r"[.!?]$", line)), len(lines))
-        head, body = "\n".join(lines[:begin]), "\n".join(lines[begin:])      # a title has no stop
+        head, body = "\n".join(lines[:begin]), "\n".join(lines[begin:])  # a title has no stop
     elif last.name != "report" and last.name in _BEFORE:
         head, _, body = last.text.strip().partition("\n\n")
     if body.strip():
-        return [*parts[:end - 1], last._replace(text=head), Part("findings", "", body), *parts[end:]]
+        return [*parts[: end - 1], last._replace(text=head), Part("findings", "", body), *parts[end:]]
     if followed and parts[end].name != "findings" and len(re.findall(r"[.!?](?:\s|$)", first.text)) > 1:
         return [first._replace(name="findings"), *parts[1:]]
     return parts
@@ -224,6 +325,8 @@ def _with_body(parts: list[Part]) -> list[Part]:
 
 def _inner_lines(text: str) -> str:
     """Headings within a text begin a line and end with a colon, so that what stands below them can be told."""
+
     def line(match: re.Match) -> str:
         return match[0] if match["number"] or not _is_heading(text, match) else f"\n\n{match['line']}: "
+
     return _INNER.sub(line, text)

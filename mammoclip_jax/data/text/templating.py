@@ -36,16 +36,16 @@ class Field(NamedTuple):
     """How a label becomes words."""
 
     label: str
-    values: Mapping[str, tuple[str, ...]]      # empty: the label as it is written
-    contains: Mapping[str, str]                # part of the label, in lower case, to word
-    unknown: str                               # "": a text with it is not open where it is unknown
+    values: Mapping[str, tuple[str, ...]]  # empty: the label as it is written
+    contains: Mapping[str, str]  # part of the label, in lower case, to word
+    unknown: str  # "": a text with it is not open where it is unknown
     dropout: float
 
 
 class Part(NamedTuple):
     """One sentence, or a few, of a section."""
 
-    when: Mapping[str, tuple[str, ...]]        # label to the values with which the part is said
+    when: Mapping[str, tuple[str, ...]]  # label to the values with which the part is said
     texts: tuple[str, ...]
 
 
@@ -59,14 +59,15 @@ class Template(NamedTuple):
     """A template file, checked."""
 
     name: str
-    between: str                               # of sections
-    shuffle: bool                              # parts and sections come in random order where there is an rng
+    between: str  # of sections
+    shuffle: bool  # parts and sections come in random order where there is an rng
     fields: Mapping[str, Field]
     slots: Mapping[str, tuple[str, ...]]
     sections: tuple[Section, ...]
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
+
 
 @functools.cache
 def load(name: str) -> Template:
@@ -78,8 +79,10 @@ def load(name: str) -> Template:
     path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.json"))
-        raise UserError(f"there is no caption template {name!r}.{suggestion(name, known)} Known: {', '.join(known)}; "
-                        "or give the path of a .json file.")
+        raise UserError(
+            f"there is no caption template {name!r}.{suggestion(name, known)} Known: {', '.join(known)}; "
+            "or give the path of a .json file."
+        )
     try:
         return parse(path.stem, json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, AttributeError) as error:
@@ -100,8 +103,11 @@ def parse(name: str, raw: Mapping[str, Any]) -> Template:
     for section in sections:
         for text in (text for part in section.parts for text in part.texts):
             for gap in _GAP.findall(text):
-                _require(gap in fields or gap in slots, f"section {section.name!r}: {text!r} names {{{gap}}}, which is "
-                         f"no field and no slot.{suggestion(gap, [*fields, *slots])}")
+                _require(
+                    gap in fields or gap in slots,
+                    f"section {section.name!r}: {text!r} names {{{gap}}}, which is "
+                    f"no field and no slot.{suggestion(gap, [*fields, *slots])}",
+                )
             _require("{" not in _GAP.sub("", text), f"section {section.name!r}: {text!r} has a brace too many")
     return Template(name, str(raw.get("between", " ")), bool(raw.get("shuffle", False)), fields, slots, sections)
 
@@ -112,7 +118,7 @@ def _field(name: str, raw: Mapping[str, Any]) -> Field:
     values = {key: _texts(value, f"{where}, value {key!r}") for key, value in raw.get("values", {}).items()}
     dropout = raw.get("dropout", 0.0)
     _require(isinstance(dropout, int | float) and 0 <= dropout <= 1, f"{where}: dropout={dropout!r} must be in 0 to 1")
-    _require(not dropout or raw.get("unknown"), f"{where}: dropout needs a word for \"unknown\"")
+    _require(not dropout or raw.get("unknown"), f'{where}: dropout needs a word for "unknown"')
     return Field(raw.get("label", name), values, dict(raw.get("contains", {})), raw.get("unknown", ""), float(dropout))
 
 
@@ -123,7 +129,7 @@ def _section(raw: Mapping[str, Any]) -> Section:
     parts = []
     for part in raw["parts"]:
         _known(part, ("when", "texts"), where)
-        when = {key: tuple(values) for key, values in part.get("when", {}).items()}     # "": where it is unknown
+        when = {key: tuple(values) for key, values in part.get("when", {}).items()}  # "": where it is unknown
         parts.append(Part(when, _texts(part.get("texts", ()), where)))
     return Section(raw["name"], raw.get("prefix", ""), tuple(parts))
 
@@ -147,8 +153,13 @@ def _require(condition: Any, message: str) -> None:
 
 # --- rendering -------------------------------------------------------------------------------------------------------
 
-def render(template: str | Template, fields: Mapping[str, Any], rng: np.random.Generator | None = None,
-           dropout: float | Mapping[str, float] | None = None) -> str:
+
+def render(
+    template: str | Template,
+    fields: Mapping[str, Any],
+    rng: np.random.Generator | None = None,
+    dropout: float | Mapping[str, float] | None = None,
+) -> str:
     """The caption of one image or breast; "" where the template has nothing to say about it.
 
     Args:
@@ -167,8 +178,11 @@ def render(template: str | Template, fields: Mapping[str, Any], rng: np.random.G
             said[name] = ""
     sections = []
     for section in template.sections:
-        texts = [text for part in _order(section.parts, template.shuffle, rng)
-                 if (text := _part(template, part, known, words, said, rng))]
+        texts = [
+            text
+            for part in _order(section.parts, template.shuffle, rng)
+            if (text := _part(template, part, known, words, said, rng))
+        ]
         sections += [section.prefix + " ".join(texts)] if texts else []
     return template.between.join(_order(sections, template.shuffle, rng))
 
@@ -186,8 +200,14 @@ def _word(field: Field, known: Mapping[str, str], rng: np.random.Generator | Non
     return _pick(field.values.get(label, ("",)), rng)
 
 
-def _part(template: Template, part: Part, known: Mapping[str, str], words: Mapping[str, str], said: Mapping[str, str],
-          rng: np.random.Generator | None) -> str:
+def _part(
+    template: Template,
+    part: Part,
+    known: Mapping[str, str],
+    words: Mapping[str, str],
+    said: Mapping[str, str],
+    rng: np.random.Generator | None,
+) -> str:
     """One text of a part; "" where it does not apply or nothing of it is known."""
     if not all(known.get(label, "") in values for label, values in part.when.items()):
         return ""
@@ -226,8 +246,10 @@ def every(text: str, slots: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
 
 # --- attribute prompts -----------------------------------------------------------------------------------------------
 
-def attribute_prompts(finding: str, present: bool, laterality: str, rng: np.random.Generator | None = None,
-                      template: str = "mammo_clip") -> str:
+
+def attribute_prompts(
+    finding: str, present: bool, laterality: str, rng: np.random.Generator | None = None, template: str = "mammo_clip"
+) -> str:
     """One sentence that says that a finding is there, or not, in the breast of this laterality.
 
     Drawn from `all_attribute_prompts`, the first without `rng`.
@@ -237,8 +259,9 @@ def attribute_prompts(finding: str, present: bool, laterality: str, rng: np.rand
 
 
 @functools.cache
-def all_attribute_prompts(finding: str, present: bool, laterality: str,
-                          template: str = "mammo_clip") -> tuple[str, ...]:
+def all_attribute_prompts(
+    finding: str, present: bool, laterality: str, template: str = "mammo_clip"
+) -> tuple[str, ...]:
     """Every sentence of it: wording x subtype x position x depth, for laterality "L" or "R".
 
     Raises:
@@ -246,8 +269,12 @@ def all_attribute_prompts(finding: str, present: bool, laterality: str,
     """
     loaded = load(template)
     key = label_values.key_of(finding)
-    parts = {(section.name, value): part for section in loaded.sections for part in section.parts
-             for value in part.when.get(section.name, ())}
+    parts = {
+        (section.name, value): part
+        for section in loaded.sections
+        for part in section.parts
+        for value in part.when.get(section.name, ())
+    }
     known = sorted({name for name, _ in parts})
     _require(key in known, f"there is no prompt for {finding!r}.{suggestion(key, known)} Known: {', '.join(known)}.")
     _require((key, str(int(present))) in parts, f"{finding!r} has no prompt for present={present}")

@@ -7,21 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import (
-    Tokenizer,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.names import HUB, on_hub
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-PAD_TOKENS = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")   # in the order they are looked for
+PAD_TOKENS = ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>")  # in the order they are looked for
 
 
 class Tokenize:
@@ -40,12 +33,14 @@ class Tokenize:
         self._pad_token = pad_token
         pad_id = None if pad_token is None else self._tokenizer.token_to_id(pad_token)
         if pad_id is None:
-            raise UserError(f"the tokenizer has no padding token (looked for {pad_token or ', '.join(PAD_TOKENS)}): "
-                            "add one to its vocabulary, or choose another tokenizer")
+            raise UserError(
+                f"the tokenizer has no padding token (looked for {pad_token or ', '.join(PAD_TOKENS)}): "
+                "add one to its vocabulary, or choose another tokenizer"
+            )
         self.pad_id: int = pad_id
         self.vocab_size: int = self._tokenizer.get_vocab_size()
         self.fingerprint: str = hashlib.sha256(self._canonical().encode()).hexdigest()
-        frame = self._tokenizer.encode("").ids           # special tokens alone, such as [CLS] [SEP]
+        frame = self._tokenizer.encode("").ids  # special tokens alone, such as [CLS] [SEP]
         one = self._tokenizer.encode("a")
         self._n_special = len(frame)
         self._n_after = len(one.ids) - 1 - max((i for i, s in enumerate(one.special_tokens_mask) if not s), default=-1)
@@ -57,16 +52,18 @@ class Tokenize:
         Raises UserError where `length` has no room for the special tokens and one more.
         """
         if length <= self._n_special:
-            raise UserError(f"text length {length} is too short: {self._n_special} special tokens and the text must "
-                            "fit; raise data.text_length")
+            raise UserError(
+                f"text length {length} is too short: {self._n_special} special tokens and the text must "
+                "fit; raise data.text_length"
+            )
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         mask = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
             tokens = self._tokenizer.encode(text).ids
             if len(tokens) > length:
-                tokens = tokens[:length - self._n_after] + tokens[len(tokens) - self._n_after:]
-            ids[row, :len(tokens)] = tokens
-            mask[row, :len(tokens)] = True
+                tokens = tokens[: length - self._n_after] + tokens[len(tokens) - self._n_after :]
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = True
         return ids, mask
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
@@ -98,7 +95,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
     that no English word becomes [UNK] in a prompt that the corpus lacks. `vocab_size` is an upper bound.
     Raises UserError where the texts hold no words, or `vocab_size` is smaller than the alphabet.
     """
-    texts = sorted({text for text in texts if text.strip()})     # once each, however many images share it
+    texts = sorted({text for text in texts if text.strip()})  # once each, however many images share it
     if not texts:
         raise UserError("cannot train a tokenizer: the corpus holds no text; give tokenizer=PATH or a hub name")
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -109,8 +106,9 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
         raise UserError(f"vocab_size={vocab_size} is too small: the alphabet of this corpus alone takes {len(base)}")
     # The trainer numbers continuations ("##a") in the order of a randomly seeded hash table, and breaks ties by those
     # numbers. Handing it the whole alphabet as special tokens fixes their numbers, and with them the result.
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=base,
-                                        show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=base, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return _bert(tokenizer.get_vocab())
 
@@ -129,8 +127,10 @@ def _bert(vocab: dict[str, int]) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")])
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
+    )
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return tokenizer
 
@@ -164,8 +164,10 @@ def _from_transformers(name: str) -> Tokenize:
         loaded = _pretrained(transformers.AutoTokenizer, name)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot load the tokenizer {name!r} ({reason}). Where the hub is out of reach, copy the "
-                        "model's folder here and give its path, or use the tokenizer.json of the data set") from error
+        raise UserError(
+            f"cannot load the tokenizer {name!r} ({reason}). Where the hub is out of reach, copy the "
+            "model's folder here and give its path, or use the tokenizer.json of the data set"
+        ) from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"the tokenizer {name!r} has no fast version: convert it to a tokenizer.json first")
@@ -186,6 +188,6 @@ def _pretrained(auto, name: str):
 
         try:
             huggingface_hub.HfApi().model_info(name, timeout=10)
-        except Exception as error:      # of its HTTP library, or of its own: no network, no such model, no permission
+        except Exception as error:  # of its HTTP library, or of its own: no network, no such model, no permission
             raise OSError(str(error)) from error
         return auto.from_pretrained(name)

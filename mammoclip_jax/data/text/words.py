@@ -1,21 +1,29 @@
 """Words that tell a name from what a radiologist writes, all in lower case."""
 
 # A part of a person's name that is one of these says nothing: a placeholder, or how a header fills the element.
-PLACEHOLDERS = frozenset("""
+PLACEHOLDERS = frozenset(
+    """
 anonymous anonymized anonymised anon unknown none null nil patient test tester phantom deidentified removed redacted
 xxx na tbd unspecified other self staff tech technologist technician operator radiologist radiology physician doctor
 admin administrator user guest default hospital clinic mammography mammo service system public
-""".split())
-TITLES = frozenset("""
+""".split()
+)
+TITLES = frozenset(
+    """
 dr drs doctor prof professor mr mrs ms miss mister madam sir mx rev sister nurse fr herr frau mme mlle sra sr dra
-""".split())
-DEGREES = frozenset("""
+""".split()
+)
+DEGREES = frozenset(
+    """
 md do phd rn rt np pa dds dmd mbbs mbchb frcr facr fsbi mph msc ms bs ba bsn msn arrt cnm cnp crnp dnp aprn lpn lvn jr
 sr ii iii iv esq fellow faculty resident
-""".split())
-PARTICLES = frozenset("""
+""".split()
+)
+PARTICLES = frozenset(
+    """
 van von de del della der den da di do dos das du la las le los el al bin ibn ben abu ter ten st
-""".split())
+""".split()
+)
 # Of relations and roles, after which a name may stand without a title.
 ROLES = """
 resident fellow technologist technician sonographer radiographer radiologist nurse physician intern registrar provider
@@ -26,16 +34,19 @@ daughter son husband wife sister mother father brother spouse partner aunt cousi
 """.split()
 
 # Initials of people that are written like these stay.
-ABBREVIATIONS = frozenset("""
+ABBREVIATIONS = frozenset(
+    """
 cc mlo ml lm lmo xcc xccl xccm at cv ap pa lat rt lt lr rl ri rm rs ll us mr mri ct pet bi ca dx hx rx tx sx fx px bx
 md do rn np iv im id ir ic or er ed ob gyn fu yo ad lo to of in on as is it he we me my be by if no so up go an am pm
 mm cm mg kg hz kv ma mas gy dcis lcis adh alh ilc idc fna cnb fdg her pr ki brca lymph acr birads cad ai dbt fov roi
 svi ge uoq uiq loq liq li ui uo ant post sup inf med a p dm hrt ocp wnl nos nka prn stat bid tid qd po bcs smr ssm dep
 sq fb sb fh pmh mx oc ln ls rul oa td sd se ti et al eg ie vs re st dr jr ii iii vi ix xi
-""".split())
+""".split()
+)
 
 # Names that are ordinary words as well, in any text: taken out where they stand as a name only.
-COMMON = frozenset("""
+COMMON = frozenset(
+    """
 able abbey ace adams ages allday alley anchor angel apple april archer art ash august autumn back bacon bad bailey
 baker ball banks bar barber barker barn barnes barr bass bay beach bean bear beard beck bell bend bender best better
 bill bird bishop black blank blood bloom blue blunt bond bone bones book booth bounds bow bowl bowman box boy branch
@@ -69,9 +80,11 @@ towers town townsend true trout truth tucker turk turner underwood upton vale va
 virginia vogue wade waits walk walker wall walls ward ware warm waters watt watts wax way weaver webb weeks well wells
 west wheat wheeler white whites wild wilder will willow wills winter winters wise wolf wood woods woodward word words
 worth wren wright yard yates yellow york young younger zeal marker marker's swan swann
-""".split())
+""".split()
+)
 # Of those who gave their names to a finding, a disease, a device, or a method: a name only where it stands as one.
-EPONYMS = frozenset("""
+EPONYMS = frozenset(
+    """
 paget cooper montgomery mondor cowden poland hodgkin bloom richardson scarff nottingham gardner peutz jeghers
 klinefelter turner lynch nuys bannayan riley ruvalcaba bloch sulzberger warthin li fraumeni halsted patey madden
 auchincloss stewart treves kaposi hashimoto graves crohn sjogren marfan ehlers danlos raynaud tietze morgagni spence
@@ -79,9 +92,11 @@ langer sappey rotter virchow haagensen eklund cleopatra wolfe tabar boyd gail ty
 kopans schiller wegener castleman rosai dorfman erdheim chester whipple bowen merkel ewing burkitt reed sternberg
 birbeck allred ki luer coley homer cooperi cushing addison baker doppler gauss fourier bard parker krukenberg
 phyllodes parkinson alzheimer bell trousseau hickman groshong mitek
-""".split())
+""".split()
+)
 # Words that end a name where case does not tell: "DR SMITH REVIEWED THE LEFT BREAST".
-NOT_NAMES = tuple("""
+NOT_NAMES = tuple(
+    """
 a about acr additional after again age agrees agreed all an and are as asked asymptomatic at baseline be been before
 bi-rads bilateral birads both breast breasts but by called calcifications calls can cc clinic comparison complains
 concurs confirmed contacted date dated dense density denies described diagnostic did digital directly discussed
@@ -94,9 +109,11 @@ radiologists physicians technologists nurses residents review pending states sta
 there they this time to today tomosynthesis ultrasound unknown unremarkable via views was we were when where which who
 will with woman year years yesterday you technologist radiologist physician resident attending nurse given requested
 verified signed dictated transcribed approved
-""".split())
+""".split()
+)
 # What radiologists write: never a name where nothing but a capital says so.
-CLINICAL = frozenset(NOT_NAMES) | frozenset("""
+CLINICAL = frozenset(NOT_NAMES) | frozenset(
+    """
 a about above abnormal abnormality absent accession according acr actual acute addendum additional adenopathy adenosis
 adjacent admitted after again against age agree agreed agrees all almost along already also although always am
 american amorphous an analog and angiolipoma anterior any apocrine apparent appearance appears approximately april
@@ -191,10 +208,12 @@ kadcyla perjeta nolvadex xeloda abraxane keytruda coumadin plavix eliquis xarelt
 xylocaine gadavist omnipaque isovue ultravist ativan valium oncotype mammaprint sentimag sentimage endomag brevera
 trident faxitron mammomark gadobutrol betadine chlorhexidine dermabond steri protocol education instructions portal
 name gender sex dob mrn attending emergency department medicine
-""".split())
+""".split()
+)
 
 # Names given to people, of many countries, none of them a word above: beside one of these stands a name.
-GIVEN = frozenset("""
+GIVEN = frozenset(
+    """
 aaliyah aaron abdullah abigail adam adriana agnes ahmed aisha akiko alan alana albert alejandra alejandro alessandra
 alexander alexandra alexis alfred ali alice alicia alina alison allison alma amanda amber amelia amina amir amy ana
 anastasia andrea andrew andrzej angela angelica angelina anita anjali ann anna anne annette annie anthony antonio
@@ -229,4 +248,5 @@ stella stephanie stephen steve steven stuart susan suzanne svetlana sven sylvia 
 teresa thelma theodore theresa thomas tiffany tina todd tom tomasz toni tony tracy travis trevor tricia ulrike ursula
 valerie vanessa vera verna veronica vicki victoria vincent vivian vladimir walter wanda wayne wei wendy wilhelm
 william willie wilma xavier ximena yasmin yolanda yoko yusuf yvette yvonne zachary zainab zoe
-""".split())
+""".split()
+)

@@ -18,9 +18,18 @@ from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
 
 
-def classification(model, dataset, *, split: str = "test", label: str | None = None, unit: str | None = None,
-                   choose_on: str = "", patients: int | None = None, resamples: int = statistics.RESAMPLES,
-                   seed: int = 0) -> Result:
+def classification(
+    model,
+    dataset,
+    *,
+    split: str = "test",
+    label: str | None = None,
+    unit: str | None = None,
+    choose_on: str = "",
+    patients: int | None = None,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> Result:
     """Metrics of every label of a classifier, or of its classes, and a table of all predictions.
 
     Args:
@@ -45,7 +54,9 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
     options = {"resamples": resamples, "seed": seed}
     rows, known = _predict(model, dataset, select(dataset.index, split, patients, seed), wanted, unit)
     missing = _why_not(dataset, choose_on, split)
-    chosen = _predict(model, dataset, select(dataset.index, choose_on), wanted, unit) if choose_on and not missing else None
+    chosen = (
+        _predict(model, dataset, select(dataset.index, choose_on), wanted, unit) if choose_on and not missing else None
+    )
     metrics, tables = {}, []
     for name, (truth, prediction) in known.items():
         if label:
@@ -64,15 +75,19 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
             entries |= {key + level.suffix: entry for key, entry in more.items()}
         metrics |= {f"{name}/{key}": entry for key, entry in entries.items()}
         tables.append(rows[list(IDENTITY)].assign(label=name, **columns))
-    protocol = [f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
-                f"{unit} at a time."]
+    protocol = [
+        f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
+        f"{unit} at a time."
+    ]
     if label:
         protocol += [scores_of.OVER_CLASSES]
     if missing:
         protocol += [f"No threshold and no recalibration: {missing}"]
     elif choose_on:
-        protocol += [f"Chosen on split {choose_on}: threshold (Youden) of the decisions, and the scaling (Platt; of classes "
-                     "by temperature) behind what is recalibrated."]
+        protocol += [
+            f"Chosen on split {choose_on}: threshold (Youden) of the decisions, and the scaling (Platt; of classes "
+            "by temperature) behind what is recalibrated."
+        ]
     protocol += [f"Intervals: {statistics.INTERVAL}."]
     return Result("classification", " ".join(protocol), metrics, {"predictions": pd.concat(tables, ignore_index=True)})
 
@@ -80,8 +95,10 @@ def classification(model, dataset, *, split: str = "test", label: str | None = N
 def _why_not(dataset, choose_on: str, split: str) -> str:
     """Why nothing can be chosen on that split, or ""."""
     if choose_on and (choose_on == split or "all" in (choose_on, split)):
-        return (f"what is chosen on the images that are scored flatters, and split {choose_on!r}, to choose on, is among "
-                f"those of split {split!r}.")
+        return (
+            f"what is chosen on the images that are scored flatters, and split {choose_on!r}, to choose on, is among "
+            f"those of split {split!r}."
+        )
     if choose_on and choose_on not in set(dataset.index["split"]):
         return f"the data set has no split {choose_on!r} to choose on."
     return ""

@@ -21,25 +21,37 @@ from mammoclip_jax.names import check_name
 PROTOCOLS = {"default": {}, "published": {"class_aware": False, "candidates": None}}
 THRESHOLD = 0.05
 _CARRIED = ("image", "patient", "laterality", "view", "real")
-_SHOWN = 5              # detections drawn in a picture, at most
-_SIDE = 480             # pixels of a picture's longer side
+_SHOWN = 5  # detections drawn in a picture, at most
+_SIDE = 480  # pixels of a picture's longer side
 
 
 class Images(NamedTuple):
     """What was looked at: rows of the index, and what was found in each, by falling score."""
 
     rows: pd.DataFrame
-    boxes: list[np.ndarray]         # [d, 4] canvas pixels
-    scores: list[np.ndarray]        # [d]
-    classes: list[np.ndarray]       # [d], places in the model's labels
-    read: Callable[[int], np.ndarray]   # place in these lists -> canvas
-    pixels: int                     # of a canvas
+    boxes: list[np.ndarray]  # [d, 4] canvas pixels
+    scores: list[np.ndarray]  # [d]
+    classes: list[np.ndarray]  # [d], places in the model's labels
+    read: Callable[[int], np.ndarray]  # place in these lists -> canvas
+    pixels: int  # of a canvas
 
 
-def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | None = None, patients: int | None = None,
-              iou: Sequence[float] = (0.25, 0.5), protocol: str = "default",
-              sizes: tuple[float, float] = (0.003, 0.01), threshold: float = THRESHOLD, gallery: int = 6,
-              sanity: bool = False, resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
+def detection(
+    model,
+    dataset,
+    *,
+    split: str = "test",
+    labels: Sequence[str] | None = None,
+    patients: int | None = None,
+    iou: Sequence[float] = (0.25, 0.5),
+    protocol: str = "default",
+    sizes: tuple[float, float] = (0.003, 0.01),
+    threshold: float = THRESHOLD,
+    gallery: int = 6,
+    sanity: bool = False,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> Result:
     """Average precision and FROC of a detector's boxes, for each label.
 
     Args:
@@ -63,8 +75,10 @@ def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | No
     labels = _labels(model, labels)
     iou = (0.5,) if protocol == "published" else tuple(sorted(map(float, iou)))
     if not iou or not 0 < iou[0] <= iou[-1] <= 1 or not 0 < sizes[0] < sizes[1]:
-        raise UserError(f"the evaluator detection got iou={iou} and sizes={tuple(sizes)}: IoU must be above 0 and up "
-                        "to 1, and the two sizes rising.")
+        raise UserError(
+            f"the evaluator detection got iou={iou} and sizes={tuple(sizes)}: IoU must be above 0 and up "
+            "to 1, and the two sizes rising."
+        )
     positions = select(dataset.index, split, patients, seed)
     if protocol == "published":
         with_box = [any(len(boxes_of(dataset.index.iloc[p], label)) for label in labels) for p in positions]
@@ -72,8 +86,9 @@ def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | No
     looking = {"threshold": threshold, **PROTOCOLS[protocol]}
     images = look(model, dataset, positions, **looking)
     everyone = np.unique(images.rows["patient"].astype(str)) if len(images.rows) else np.array(["nobody"])
-    known = {label: np.arange(len(positions)) if protocol == "published" else _known(images.rows, label)
-             for label in labels}
+    known = {
+        label: np.arange(len(positions)) if protocol == "published" else _known(images.rows, label) for label in labels
+    }
     cases = _cases(images, known, model.labels)
     options = {"resamples": resamples, "seed": seed}
     metrics = average_precision.entries(cases, iou, everyone, **options)
@@ -97,8 +112,11 @@ def detection(model, dataset, *, split: str = "test", labels: Sequence[str] | No
             name, place = f"{label}_{number:03d}", int(known[label][i])
             truth, (boxes, scores) = cases[label][i].truth, cases[label][i].found
             figures[name] = overlay.detections(images.read(place), truth, boxes[:_SHOWN], scores[:_SHOWN], _SIDE)
-            shown.append({"figure": name, "label": label} | images.rows.iloc[place][list(_CARRIED)].to_dict()
-                         | {"boxes": len(truth), "found": len(boxes)})
+            shown.append(
+                {"figure": name, "label": label}
+                | images.rows.iloc[place][list(_CARRIED)].to_dict()
+                | {"boxes": len(truth), "found": len(boxes)}
+            )
     tables["pictures"] = pd.DataFrame(shown)
     return Result("detection", _protocol(split, protocol, iou, sizes, threshold, sanity), metrics, tables, figures)
 
@@ -119,8 +137,10 @@ def look(model, dataset, positions: Sequence[int], **options) -> Images:
 
 def _labels(model, labels: Sequence[str] | None) -> tuple[str, ...]:
     if model.kind != "detector":
-        raise UserError(f"the evaluator detection needs a detector, this model is a {model.kind}: its maps are scored "
-                        "by the evaluator saliency.")
+        raise UserError(
+            f"the evaluator detection needs a detector, this model is a {model.kind}: its maps are scored "
+            "by the evaluator saliency."
+        )
     for label in labels or ():
         check_name(label, model.labels, "label of the detector")
     return tuple(labels or model.labels)
@@ -166,17 +186,28 @@ def _detections(images: Images, known, cases, least: float) -> pd.DataFrame:
             hit = matches(case.truth, case.found.boxes, least, "voc") >= 0
             nearest = overlap(case.found.boxes[:, None], case.truth).max(axis=1, initial=0.0)
             image = images.rows["image"].iloc[i]
-            rows += [(image, label, score, *box, bool(matched), best) for box, score, matched, best in
-                     zip(case.found.boxes, case.found.scores, hit, nearest, strict=True)]
+            rows += [
+                (image, label, score, *box, bool(matched), best)
+                for box, score, matched, best in zip(case.found.boxes, case.found.scores, hit, nearest, strict=True)
+            ]
     return pd.DataFrame(rows, columns=["image", "label", "score", "x0", "y0", "x1", "y1", "matched", "iou"])
 
 
 def _counts(images: Images, cases) -> pd.DataFrame:
     """What each label's metrics rest on."""
-    return pd.DataFrame([{
-        "label": label, "images": len(known), "without": sum(not len(case.truth) for case in known),
-        "boxes": sum(len(case.truth) for case in known), "patients": len({case.patient for case in known}),
-        "unknown": len(images.rows) - len(known)} for label, known in cases.items()])
+    return pd.DataFrame(
+        [
+            {
+                "label": label,
+                "images": len(known),
+                "without": sum(not len(case.truth) for case in known),
+                "boxes": sum(len(case.truth) for case in known),
+                "patients": len({case.patient for case in known}),
+                "unknown": len(images.rows) - len(known),
+            }
+            for label, known in cases.items()
+        ]
+    )
 
 
 def _chosen(cases: Sequence[Case], count: int, seed: int) -> list[int]:
@@ -184,30 +215,38 @@ def _chosen(cases: Sequence[Case], count: int, seed: int) -> list[int]:
     order = np.random.default_rng(seed).permutation(len(cases))
     with_box = [int(i) for i in order if len(cases[i].truth)]
     without = [int(i) for i in order if not len(cases[i].truth)]
-    few = without[:count // 2]
-    with_box = with_box[:count - len(few)]
-    return with_box + without[:count - len(with_box)]
+    few = without[: count // 2]
+    with_box = with_box[: count - len(few)]
+    return with_box + without[: count - len(with_box)]
 
 
 def _protocol(split, protocol, iou, sizes, threshold, sanity) -> str:
     thresholds = " and ".join(f"{least:g}" for least in iou)
     if protocol == "published":
-        images = ("images that have a box of one of the labels, none without, as Mammo-CLIP was scored; suppression "
-                  "among all classes")
+        images = (
+            "images that have a box of one of the labels, none without, as Mammo-CLIP was scored; suppression "
+            "among all classes"
+        )
     else:
-        images = ("all images with a box of the label, or known to lack the label; those of which neither is known are "
-                  "left out (table images: unknown)")
-    text = (f"Split {split}: {images}. Detections with a score above {threshold:g}, at most 100 of an image. ap: area "
-            f"under the precision envelope at all points (VOC), IoU {thresholds}; a detection that overlaps most a box "
-            "found already is a false positive. ap_coco: 101 recall points, as pycocotools. Equal scores are one threshold. map: mean over the "
-            "labels that have a box. ")
+        images = (
+            "all images with a box of the label, or known to lack the label; those of which neither is known are "
+            "left out (table images: unknown)"
+        )
+    text = (
+        f"Split {split}: {images}. Detections with a score above {threshold:g}, at most 100 of an image. ap: area "
+        f"under the precision envelope at all points (VOC), IoU {thresholds}; a detection that overlaps most a box "
+        "found already is a false positive. ap_coco: 101 recall points, as pycocotools. Equal scores are one threshold. map: mean over the "
+        "labels that have a box. "
+    )
     if protocol == "default":
-        text += ("sensitivity@R_fp: share of the boxes (breast: breasts with a box) that a detection hits at R false "
-                 "positives per image, images without the finding included; lesion_normals: R on images without the "
-                 "finding alone, per such image. A detection that hits no box is a false positive, one that hits a box "
-                 "again is none. mean_sensitivity: over "
-                 f"R = 1/8 to 4. Sizes by a box's share of the canvas: small below {100 * sizes[0]:g} %, large from "
-                 f"{100 * sizes[1]:g} %. ")
+        text += (
+            "sensitivity@R_fp: share of the boxes (breast: breasts with a box) that a detection hits at R false "
+            "positives per image, images without the finding included; lesion_normals: R on images without the "
+            "finding alone, per such image. A detection that hits no box is a false positive, one that hits a box "
+            "again is none. mean_sensitivity: over "
+            f"R = 1/8 to 4. Sizes by a box's share of the canvas: small below {100 * sizes[0]:g} %, large from "
+            f"{100 * sizes[1]:g} %. "
+        )
     if sanity:
         text += "randomised: the same with random weights. "
     return text + f"Intervals: {statistics.INTERVAL}."

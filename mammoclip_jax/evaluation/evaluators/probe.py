@@ -27,18 +27,20 @@ MOST_CLASSES = 20
 _ORDERS = (("F", "G", "D"),)
 _IMAGES = tuple(level for level in LEVELS if level.unit == "image")
 # Of parts of the training patients, and in the table of draws, by whether the label has classes.
-_SHOWN = {False: ("auroc", "auroc_image", "auroc_exam", "auprc"),
-          True: ("macro_auroc", "macro_auroc_image", "macro_auroc_exam", "accuracy", "balanced_accuracy")}
+_SHOWN = {
+    False: ("auroc", "auroc_image", "auroc_exam", "auprc"),
+    True: ("macro_auroc", "macro_auroc_image", "macro_auroc_exam", "accuracy", "balanced_accuracy"),
+}
 
 
 class Task(NamedTuple):
     """A label of the images where it is known."""
 
     label: str
-    classes: tuple[str, ...]        # K names, in order; () for a yes/no label, whose K is 2
-    rows: pd.DataFrame              # of the index
+    classes: tuple[str, ...]  # K names, in order; () for a yes/no label, whose K is 2
+    rows: pd.DataFrame  # of the index
     items: Items
-    part: np.ndarray                # str [n]: "train", "val", "test"; "" where folds divide the images
+    part: np.ndarray  # str [n]: "train", "val", "test"; "" where folds divide the images
 
     @property
     def count(self) -> int:
@@ -48,8 +50,8 @@ class Task(NamedTuple):
 class Setting(NamedTuple):
     """How much of the training part is learnt from."""
 
-    name: str                                           # "100 %", "10 %", "4 shots"
-    draw: Callable[[np.ndarray, np.ndarray, int], np.ndarray]   # (patients, classes, seed) -> bool [n]
+    name: str  # "100 %", "10 %", "4 shots"
+    draw: Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # (patients, classes, seed) -> bool [n]
     whole: bool = False
 
 
@@ -61,11 +63,26 @@ class Draw(NamedTuple):
     fits: list[dict[str, Any]]
 
 
-def linear_probe(model, dataset, *, label: str | Sequence[str] = "", split: str = "test", train_split: str = "train",
-                 val_split: str = "val", folds: int = 0, fractions: Sequence[float] = (1.0,),
-                 shots: Sequence[int] = (), seeds: Sequence[int] = (0, 1, 2), representation: str = "pooled",
-                 cs: Sequence[float] = logistic.CS, choose_by: str = "auroc", class_weight: str | None = None,
-                 resamples: int = statistics.RESAMPLES, seed: int = 0, features: Features | None = None) -> Result:
+def linear_probe(
+    model,
+    dataset,
+    *,
+    label: str | Sequence[str] = "",
+    split: str = "test",
+    train_split: str = "train",
+    val_split: str = "val",
+    folds: int = 0,
+    fractions: Sequence[float] = (1.0,),
+    shots: Sequence[int] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    representation: str = "pooled",
+    cs: Sequence[float] = logistic.CS,
+    choose_by: str = "auroc",
+    class_weight: str | None = None,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+    features: Features | None = None,
+) -> Result:
     """Logistic regression on frozen features, for each label by itself.
 
     Metrics are those of `classification`: "cancer/auroc", "density/macro_auroc", ...; of a part of the training
@@ -116,8 +133,10 @@ def linear_probe(model, dataset, *, label: str | Sequence[str] = "", split: str 
                 metrics |= {f"{name}/{metric}": entry for metric, entry in values.items()}
                 predicted[name] = (bool(task.classes), _predictions(task, probabilities))
             else:
-                metrics |= {f"{name} at {setting.name}/{metric}": _mean(metric, measures)
-                            for metric in _SHOWN[bool(task.classes)]}
+                metrics |= {
+                    f"{name} at {setting.name}/{metric}": _mean(metric, measures)
+                    for metric in _SHOWN[bool(task.classes)]
+                }
     tables = {name: pd.DataFrame(lines) for name, lines in tables.items()} | _joined(predicted)
     protocol = _protocol(split, folds, seeds, representation, options)
     if any(classes for classes, _ in predicted.values()):
@@ -129,8 +148,10 @@ def _check(index: pd.DataFrame, labels: Sequence[str], folds: int, seeds: Sequen
     known = sorted({key for text in index["labels"] for key in json.loads(text)})
     for label in labels or ("",):
         if label not in known:
-            raise UserError(f"linear_probe: the data set has no label {label!r}.{suggestion(label, known)} Set the "
-                            f"option label to one or several of: {', '.join(known)}.")
+            raise UserError(
+                f"linear_probe: the data set has no label {label!r}.{suggestion(label, known)} Set the "
+                f"option label to one or several of: {', '.join(known)}."
+            )
     if folds == 1 or folds < 0:
         raise UserError(f"linear_probe: folds={folds} divides nothing: 0 for the data set's splits, or from 2 on.")
     if not len(seeds):
@@ -143,8 +164,10 @@ def _parts(index, split, train_split, val_split, folds) -> tuple[np.ndarray, np.
         positions = select(index, split)
         return positions, np.full(len(positions), "")
     if split in (train_split, val_split) or split == "all":
-        raise UserError(f"linear_probe learns from split {train_split!r} and chooses on {val_split!r}: test on another "
-                        f"than split={split!r}, or set folds=5 to divide the images.")
+        raise UserError(
+            f"linear_probe learns from split {train_split!r} and chooses on {val_split!r}: test on another "
+            f"than split={split!r}, or set folds=5 to divide the images."
+        )
     wanted = {"train": train_split, "val": val_split, "test": split}
     if val_split not in set(index["split"]):
         del wanted["val"]
@@ -158,13 +181,16 @@ def _task(dataset, label, positions, part, features, representation) -> Task:
     known = names != ""
     classes = _classes(label, set(names[known]))
     if not ((part == "train") | (part == ""))[known].any():
-        raise UserError(f"linear_probe: no image to learn from has the label {label!r}: choose another label or "
-                        "train_split.")
+        raise UserError(
+            f"linear_probe: no image to learn from has the label {label!r}: choose another label or train_split."
+        )
     number = {name: k for k, name in enumerate(classes or ("0", "1"))}
     vectors = features.of(representation, positions[known])
     if not np.isfinite(vectors).all():
-        raise UserError(f"linear_probe: the features of {(~np.isfinite(vectors).all(axis=1)).sum()} images are not "
-                        "finite: look at the weights.")
+        raise UserError(
+            f"linear_probe: the features of {(~np.isfinite(vectors).all(axis=1)).sum()} images are not "
+            "finite: look at the weights."
+        )
     rows = rows[known].reset_index(drop=True)
     target = np.array([number[name] for name in names[known]])
     return Task(label, classes, rows, Items(vectors, target, rows["patient"].to_numpy().astype(str)), part[known])
@@ -175,8 +201,10 @@ def _classes(label: str, names: set[str]) -> tuple[str, ...]:
     if names <= {"0", "1"}:
         return ()
     if len(names) > MOST_CLASSES:
-        raise UserError(f"label {label!r} has {len(names)} different values, such as {', '.join(sorted(names)[:3])}: "
-                        f"they are no classes, of which there may be {MOST_CLASSES}.")
+        raise UserError(
+            f"label {label!r} has {len(names)} different values, such as {', '.join(sorted(names)[:3])}: "
+            f"they are no classes, of which there may be {MOST_CLASSES}."
+        )
     for order in _ORDERS:
         if names <= set(order):
             return tuple(name for name in order if name in names)
@@ -186,11 +214,15 @@ def _classes(label: str, names: set[str]) -> tuple[str, ...]:
 def _settings(fractions: Sequence[float], shots: Sequence[int]) -> Iterator[Setting]:
     yield Setting("100 %", lambda patients, target, seed: np.ones(len(target), bool), whole=True)
     for share in sorted(set(fractions) - {1.0}, reverse=True):
-        yield Setting(f"{100 * share:g} %",
-                      lambda patients, target, seed, share=share: subsets.fraction(patients, target, share, seed))
+        yield Setting(
+            f"{100 * share:g} %",
+            lambda patients, target, seed, share=share: subsets.fraction(patients, target, share, seed),
+        )
     for count in sorted(set(shots), reverse=True):
-        yield Setting(f"{count} shot{'s' * (count > 1)}",
-                      lambda patients, target, seed, count=count: subsets.shots(patients, target, count, seed))
+        yield Setting(
+            f"{count} shot{'s' * (count > 1)}",
+            lambda patients, target, seed, count=count: subsets.shots(patients, target, count, seed),
+        )
 
 
 def _draw(task: Task, setting: Setting, folds: int, seed: int, options: Options) -> Draw:
@@ -205,10 +237,21 @@ def _draw(task: Task, setting: Setting, folds: int, seed: int, options: Options)
         probabilities[test] = fitted.probabilities(items.features[test])
         value = _measure(task, np.where(test[:, None], probabilities, np.nan), levels=_IMAGES)
         name = "macro_auroc_image" if task.classes else "auroc_image"
-        fits.append({"label": task.label, "training": setting.name, "seed": seed, "fold": fold,
-                     "patients": len(np.unique(learnt.patients)), "images": len(learnt.target), "C": chosen.c,
-                     "chosen_on": chosen.on, "test_images": int(test.sum()), "metric": name,
-                     "value": value[name]["value"]})
+        fits.append(
+            {
+                "label": task.label,
+                "training": setting.name,
+                "seed": seed,
+                "fold": fold,
+                "patients": len(np.unique(learnt.patients)),
+                "images": len(learnt.target),
+                "C": chosen.c,
+                "chosen_on": chosen.on,
+                "test_images": int(test.sum()),
+                "metric": name,
+                "value": value[name]["value"],
+            }
+        )
     return Draw(seed, probabilities, fits)
 
 
@@ -246,16 +289,30 @@ def _line(task: Task, setting: Setting, draw: Draw, values: Mapping[str, dict]) 
     """A row of the table of draws; with folds, patients and images are means over them."""
     fits = pd.DataFrame(draw.fits)
     shown = {metric: values[metric]["value"] for metric in _SHOWN[bool(task.classes)]}
-    return {"label": task.label, "training": setting.name, "seed": draw.seed, "patients": fits["patients"].mean(),
-            "images": fits["images"].mean(), "C": " ".join(f"{c:g}" for c in fits["C"])} | shown
+    return {
+        "label": task.label,
+        "training": setting.name,
+        "seed": draw.seed,
+        "patients": fits["patients"].mean(),
+        "images": fits["images"].mean(),
+        "C": " ".join(f"{c:g}" for c in fits["C"]),
+    } | shown
 
 
 def _spread(task: Task, setting: Setting, measures: Sequence[Mapping[str, dict]]) -> list[dict[str, Any]]:
     lines = []
     for metric in _SHOWN[bool(task.classes)]:
         entry = _mean(metric, measures)
-        lines.append({"label": task.label, "training": setting.name, "metric": metric, "seeds": len(measures),
-                      "mean": entry["value"], "sd": entry.get("sd")})
+        lines.append(
+            {
+                "label": task.label,
+                "training": setting.name,
+                "metric": metric,
+                "seeds": len(measures),
+                "mean": entry["value"],
+                "sd": entry.get("sd"),
+            }
+        )
     return lines
 
 
@@ -274,18 +331,26 @@ def _joined(predicted: Mapping[str, tuple[bool, pd.DataFrame]]) -> dict[str, pd.
     flags = [table for classes, table in predicted.values() if not classes]
     tables = {"predictions": pd.concat(flags, ignore_index=True)} if flags else {}
     alone = len(predicted) == 1
-    return tables | {"predictions" if alone else f"predictions_{label}": table
-                     for label, (classes, table) in predicted.items() if classes}
+    return tables | {
+        "predictions" if alone else f"predictions_{label}": table
+        for label, (classes, table) in predicted.items()
+        if classes
+    }
 
 
 def _protocol(split: str, folds: int, seeds: Sequence[int], representation: str, options: Options) -> str:
     weights = f", class_weight {options.class_weight}" if options.class_weight else ""
     by = "log loss" if options.choose_by == "log_loss" else "AUROC"
-    how = (f"{folds} folds by patient, stratified, of split {split}, divided {len(seeds)} times; an image's "
-           "probability is the mean of the fits that did not see its patient; C by inner folds" if folds else
-           f"Tested on split {split}; C by the validation split, or by inner folds where it has none of two classes")
-    return (f"Encoder frozen, in evaluation mode; features: {representation}, standardised on the training part; "
-            f"logistic regression (scikit-learn, L2{weights}). {how}, by {by}, of "
-            f"{', '.join(f'{c:g}' for c in options.cs)}. Parts of the training patients are drawn stratified, by "
-            f"patient, and their values are means over seeds {', '.join(map(str, seeds))}; the validation split is "
-            f"used whole. Intervals: {statistics.INTERVAL}, with the fits as they are.")
+    how = (
+        f"{folds} folds by patient, stratified, of split {split}, divided {len(seeds)} times; an image's "
+        "probability is the mean of the fits that did not see its patient; C by inner folds"
+        if folds
+        else f"Tested on split {split}; C by the validation split, or by inner folds where it has none of two classes"
+    )
+    return (
+        f"Encoder frozen, in evaluation mode; features: {representation}, standardised on the training part; "
+        f"logistic regression (scikit-learn, L2{weights}). {how}, by {by}, of "
+        f"{', '.join(f'{c:g}' for c in options.cs)}. Parts of the training patients are drawn stratified, by "
+        f"patient, and their values are means over seeds {', '.join(map(str, seeds))}; the validation split is "
+        f"used whole. Intervals: {statistics.INTERVAL}, with the fits as they are."
+    )

@@ -18,12 +18,23 @@ from mammoclip_jax.names import check_name
 
 _WAYS = ("image_to_text", "text_to_image")
 _UNITS = ("breast", "image")
-FINDINGS = "findings"       # the label of `label_classes` that is the set of all findings
+FINDINGS = "findings"  # the label of `label_classes` that is the set of all findings
 
 
-def retrieval(model, dataset, *, split: str = "test", ks: tuple[int, ...] = (1, 5, 10), units: str = "breast",
-              near: float = 1.0, labels: tuple[str, ...] = (FINDINGS,), patients: int | None = None,
-              resamples: int = statistics.RESAMPLES, seed: int = 0, features: Features | None = None) -> Result:
+def retrieval(
+    model,
+    dataset,
+    *,
+    split: str = "test",
+    ks: tuple[int, ...] = (1, 5, 10),
+    units: str = "breast",
+    near: float = 1.0,
+    labels: tuple[str, ...] = (FINDINGS,),
+    patients: int | None = None,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+    features: Features | None = None,
+) -> Result:
     """Recall@k and ranks both ways, and how often the first k items agree with the query in a label.
 
     Args:
@@ -59,8 +70,10 @@ def retrieval(model, dataset, *, split: str = "test", ks: tuple[int, ...] = (1, 
     said = duplicates.near(texts, near) if near < 1 else np.arange(len(texts))
     patient = rows["patient"].to_numpy()[first]
     # A text that several breasts have asks once, for the patient where it first occurs.
-    sides = {"image_to_text": (images, embedded, said[text_of], said, patient),
-             "text_to_image": (embedded, images, said, said[text_of], patient[first_rows(text_of)])}
+    sides = {
+        "image_to_text": (images, embedded, said[text_of], said, patient),
+        "text_to_image": (embedded, images, said, said[text_of], patient[first_rows(text_of)]),
+    }
     options = {"resamples": resamples, "seed": seed}
     metrics, table = {}, []
     for way, side in sides.items():
@@ -68,8 +81,10 @@ def retrieval(model, dataset, *, split: str = "test", ks: tuple[int, ...] = (1, 
         if way == "image_to_text":
             entries |= _commonest(said[text_of], patient, ks, options)
         metrics |= {f"{way}/{name}": entry for name, entry in entries.items()}
-        table.append({"direction": way, "queries": len(side[0]), "gallery": len(side[1]),
-                      "different_texts": len(set(said))} | {name: entry["value"] for name, entry in entries.items()})
+        table.append(
+            {"direction": way, "queries": len(side[0]), "gallery": len(side[1]), "different_texts": len(set(said))}
+            | {name: entry["value"] for name, entry in entries.items()}
+        )
     metrics |= _precision(images, embedded[text_of], rows, group, patient, labels, ks, options)
     return Result("retrieval", protocol, metrics, {"directions": pd.DataFrame(table)})
 
@@ -117,8 +132,10 @@ def _precision(images, texts, rows, group, patient, labels, ks, options) -> dict
             precision, chance = ranking.agreement(queries[known], gallery[known], classes, classes, of, of, tuple(ks))
             some = ~np.isnan(chance)
             if some.any():
-                entries = {f"precision@{k}": statistics.mean(precision[some, i], patient[known][some], **options)
-                           for i, k in enumerate(ks)}
+                entries = {
+                    f"precision@{k}": statistics.mean(precision[some, i], patient[known][some], **options)
+                    for i, k in enumerate(ks)
+                }
                 entries["precision_chance"] = statistics.entry(chance[some].mean(), n=int(some.sum()))
             else:
                 reason = "one patient alone has this label" if known.any() else "nothing has this label and a text"
@@ -142,20 +159,37 @@ def label_classes(rows: pd.DataFrame, group: np.ndarray, label: str) -> np.ndarr
         return np.array([(", ".join(sorted(keys - {""})) or "none") if keys else "" for keys in classes], dtype=object)
     for number, value in zip(group, label_texts(rows, label)):
         classes[number] |= {value} - {""}
-    return np.array(["1" if values == {"0", "1"} else values.pop() if len(values) == 1 else "" for values in classes],
-                    dtype=object)
+    return np.array(
+        ["1" if values == {"0", "1"} else values.pop() if len(values) == 1 else "" for values in classes], dtype=object
+    )
 
 
 def _protocol(split: str, units: str, near: float, labels) -> str:
-    what = ("A breast's image embedding is the normalised mean over its views" if units == "breast" else
-            "Each image stands for itself, with its breast's text")
-    same = "" if near == 1 else (f" Texts joined by steps of TF-IDF cosine >= {near:g} count as the same too, though "
-                                 "each stays in the gallery.")
-    agree = "" if not labels else (
-        " precision@k: share of the k nearest items, none of the query's own patient, that agree with the query in the "
-        "label (findings: the set of findings that are there); precision_chance: share of all such items.")
-    return (f"Split {split}. {what}, its text the most specific one of its report. Identical texts (case, white space "
-            f"and stops aside) are merged: any {units} or text that carries the same words is a hit.{same} Text to "
-            "image asks each distinct text once. Ties are broken at random, in expectation. chance: random order; "
-            f"commonest: always answering with the commonest texts.{agree} Intervals: {statistics.INTERVAL} of the "
-            "queries, with the gallery as it is.")
+    what = (
+        "A breast's image embedding is the normalised mean over its views"
+        if units == "breast"
+        else "Each image stands for itself, with its breast's text"
+    )
+    same = (
+        ""
+        if near == 1
+        else (
+            f" Texts joined by steps of TF-IDF cosine >= {near:g} count as the same too, though "
+            "each stays in the gallery."
+        )
+    )
+    agree = (
+        ""
+        if not labels
+        else (
+            " precision@k: share of the k nearest items, none of the query's own patient, that agree with the query in the "
+            "label (findings: the set of findings that are there); precision_chance: share of all such items."
+        )
+    )
+    return (
+        f"Split {split}. {what}, its text the most specific one of its report. Identical texts (case, white space "
+        f"and stops aside) are merged: any {units} or text that carries the same words is a hit.{same} Text to "
+        "image asks each distinct text once. Ties are broken at random, in expectation. chance: random order; "
+        f"commonest: always answering with the commonest texts.{agree} Intervals: {statistics.INTERVAL} of the "
+        "queries, with the gallery as it is."
+    )

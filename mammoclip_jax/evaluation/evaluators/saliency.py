@@ -23,18 +23,18 @@ from mammoclip_jax.names import check_name
 
 LABELS = ("mass", "calcification")
 _CARRIED = ("image", "patient", "laterality", "view", "real")
-_GALLERY_SIDE = 480      # pixels of a gallery picture's longer side
+_GALLERY_SIDE = 480  # pixels of a gallery picture's longer side
 
 
 class PointingGame(NamedTuple):
     """How one map stands to one image's boxes. All but `energy` are probabilities of a hit under the pointing rule."""
 
-    hit: float            # the map's maximum; when several pixels share it, their share inside
-    centre: float         # the centroid of the breast
-    chance: float         # a random pixel of the breast
-    energy: float         # share of the map's sum inside; no tolerance
-    box_share: float      # share of the breast inside; no tolerance
-    flat: bool            # the map has no maximum; it counts as a miss
+    hit: float  # the map's maximum; when several pixels share it, their share inside
+    centre: float  # the centroid of the breast
+    chance: float  # a random pixel of the breast
+    energy: float  # share of the map's sum inside; no tolerance
+    box_share: float  # share of the breast inside; no tolerance
+    flat: bool  # the map has no maximum; it counts as a miss
 
 
 class Settings(NamedTuple):
@@ -52,16 +52,32 @@ class Settings(NamedTuple):
 class Explanation(NamedTuple):
     """One image's map with one set of weights."""
 
-    heat: np.ndarray                # [H, W]
-    curves: np.ndarray | None       # [2, steps + 1]: insertion and deletion
+    heat: np.ndarray  # [H, W]
+    curves: np.ndarray | None  # [2, steps + 1]: insertion and deletion
 
 
-def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] | None = None,
-             prompts: str | Mapping[str, Any] = "mammo_clip", explain: str = "score", stage: str | None = None,
-             method: str = "grad_cam", options: Mapping[str, Any] = {}, tolerance: float = 0.0,
-             quantiles: tuple[float, ...] = (0.95,), deletion_steps: int = 0, deletion_fill: str = "black",
-             sanity: bool = False, cascade: tuple[str, ...] = (), patients: int | None = None, gallery: int = 6,
-             resamples: int = statistics.RESAMPLES, seed: int = 0) -> Result:
+def saliency(
+    model,
+    dataset,
+    *,
+    split: str = "test",
+    labels: tuple[str, ...] | None = None,
+    prompts: str | Mapping[str, Any] = "mammo_clip",
+    explain: str = "score",
+    stage: str | None = None,
+    method: str = "grad_cam",
+    options: Mapping[str, Any] = {},
+    tolerance: float = 0.0,
+    quantiles: tuple[float, ...] = (0.95,),
+    deletion_steps: int = 0,
+    deletion_fill: str = "black",
+    sanity: bool = False,
+    cascade: tuple[str, ...] = (),
+    patients: int | None = None,
+    gallery: int = 6,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> Result:
     """Saliency maps for each label, on the images with its boxes: how well they lie over the boxes.
 
     Args:
@@ -89,8 +105,15 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] | N
     Raises:
         UserError: a label that there is not, or a method or stage that does not fit the model.
     """
-    settings = Settings(method, model.map_stage(method, stage), dict(options), tolerance, tuple(quantiles), deletion_steps,
-                  deletion_fill)
+    settings = Settings(
+        method,
+        model.map_stage(method, stage),
+        dict(options),
+        tolerance,
+        tuple(quantiles),
+        deletion_steps,
+        deletion_fill,
+    )
     positions = select(dataset.index, split, patients, seed)
     towards = _towards(model, prompts, labels, explain)
     others = _other_weights(model, sanity, cascade, seed)
@@ -99,19 +122,25 @@ def saliency(model, dataset, *, split: str = "test", labels: tuple[str, ...] | N
         boxes = {p: b for p in positions if len(b := boxes_of(dataset.index.iloc[p], label))}
         chosen = _gallery_choice(dataset, positions, boxes, label, gallery, seed)
         rows = {name: [] for name in ("", *others)}
-        for position, image, tissue, maps in _maps(model, dataset, sorted({*boxes, *chosen}), direction, settings, others):
+        for position, image, tissue, maps in _maps(
+            model, dataset, sorted({*boxes, *chosen}), direction, settings, others
+        ):
             row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(_CARRIED)].to_dict()
             heat = maps[""].heat
             for name in rows if position in boxes else ():
-                rows[name].append(row | {"weights": name or "trained"}
-                                  | _scores(maps[name], boxes[position], tissue, settings, heat if name else None))
+                rows[name].append(
+                    row
+                    | {"weights": name or "trained"}
+                    | _scores(maps[name], boxes[position], tissue, settings, heat if name else None)
+                )
             if position in chosen:
                 name = f"{label}_{len(shown):03d}"
                 figures[name] = side_by_side(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
                 shown.append({"figure": name} | (rows[""][-1] if position in boxes else row))
         for name in rows:
-            entries = _summary(rows[name], settings, resamples, seed, compared=bool(name),
-                               own_scores=name in ("", "randomised"))
+            entries = _summary(
+                rows[name], settings, resamples, seed, compared=bool(name), own_scores=name in ("", "randomised")
+            )
             metrics |= {f"{label}/{metric}" + f"_{name}" * bool(name): entry for metric, entry in entries.items()}
             rows_of_all += rows[name]
     tables = {"images": pd.DataFrame(rows_of_all), "gallery": pd.DataFrame(shown)}
@@ -124,8 +153,9 @@ def _other_weights(model, sanity: bool, cascade: tuple[str, ...], seed: int) -> 
     return whole | {f"above_{stage}": model.randomise(seed, keep=stage) for stage in cascade}
 
 
-def _maps(model, dataset, positions: list[int], direction: np.ndarray, settings: Settings,
-          others: Mapping[str, Any]) -> Iterator[tuple]:
+def _maps(
+    model, dataset, positions: list[int], direction: np.ndarray, settings: Settings, others: Mapping[str, Any]
+) -> Iterator[tuple]:
     """(position, canvas, breast, {name of the weights: Shown}) of each row at `positions`; "" are the model's own."""
     for chunk in chunks(positions):
         images = read(dataset, chunk)
@@ -140,18 +170,25 @@ def _maps(model, dataset, positions: list[int], direction: np.ndarray, settings:
 
 
 def _explanations(model, images, tissue, towards, settings: Settings) -> list[Explanation]:
-    heats = np.asarray(model.saliency(images, towards, method=settings.method, stage=settings.stage, **settings.options))
+    heats = np.asarray(
+        model.saliency(images, towards, method=settings.method, stage=settings.stage, **settings.options)
+    )
     curves = [None] * len(heats)
     if settings.deletion_steps:
-        curves = model.deletion_curves(images, towards, heats, tissue, steps=settings.deletion_steps,
-                                       fill=settings.deletion_fill)
+        curves = model.deletion_curves(
+            images, towards, heats, tissue, steps=settings.deletion_steps, fill=settings.deletion_fill
+        )
     return [Explanation(*both) for both in zip(heats, curves, strict=True)]
 
 
-def _scores(shown: Explanation, boxes: np.ndarray, tissue: np.ndarray, settings: Settings, trained: np.ndarray | None) -> dict:
+def _scores(
+    shown: Explanation, boxes: np.ndarray, tissue: np.ndarray, settings: Settings, trained: np.ndarray | None
+) -> dict:
     """Columns of one image's row; `trained` is the map that a random one is compared with."""
     heat = shown.heat
-    row = pointing_game(heat, boxes, tissue, settings.tolerance)._asdict() | regions.columns(heat, tissue, boxes, settings.quantiles)
+    row = pointing_game(heat, boxes, tissue, settings.tolerance)._asdict() | regions.columns(
+        heat, tissue, boxes, settings.quantiles
+    )
     if shown.curves is not None:
         areas = np.trapezoid(shown.curves, dx=1 / settings.deletion_steps)
         row |= dict(zip(("insertion", "deletion"), areas, strict=True))
@@ -166,16 +203,19 @@ def breast_mask(canvas: np.ndarray) -> np.ndarray:
     return cv2.resize(small.astype(np.uint8), canvas.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
-def _towards(model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None,
-             explain: str) -> dict[str, np.ndarray]:
+def _towards(
+    model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None, explain: str
+) -> dict[str, np.ndarray]:
     """`directions` of the labels that are asked about; of a classifier or detector those of their logits."""
     known = {name: None for name in model.labels} or load_prompts(prompts)
     for label in labels or ():
         check_name(label, known, "label of the evaluator saliency")
     wanted = labels or tuple(label for label in LABELS if label in known)
     if not wanted:
-        raise UserError(f"the evaluator saliency looks for boxes of {' and '.join(LABELS)}, and this model is asked about "
-                        f"{', '.join(known)}: give its option labels.")
+        raise UserError(
+            f"the evaluator saliency looks for boxes of {' and '.join(LABELS)}, and this model is asked about "
+            f"{', '.join(known)}: give its option labels."
+        )
     if model.labels:
         return dict(zip(wanted, np.eye(len(known), dtype=np.float32)[[model.labels.index(label) for label in wanted]]))
     return directions(model, {label: known[label] for label in wanted}, explain)
@@ -216,28 +256,41 @@ def _gallery_choice(dataset, positions, boxes, label, count, seed) -> list[int]:
     return [int(p) for p in np.random.default_rng(seed).permutation(candidates)[:count]]
 
 
-def _summary(table: list[dict], settings: Settings, resamples: int, seed: int, *, compared: bool,
-             own_scores: bool) -> dict[str, dict]:
+def _summary(
+    table: list[dict], settings: Settings, resamples: int, seed: int, *, compared: bool, own_scores: bool
+) -> dict[str, dict]:
     """Metrics of one label from the rows of its images: their `own_scores`, and their likeness to the trained maps."""
     means = {"rank_correlation": "rank_correlation", "ssim": "ssim"} if compared else {}
     ratios = {}
     if own_scores:
-        means |= {"pointing_game": "hit", "centre_guess": "centre", "chance": "chance", "energy_in_box": "energy",
-                  "box_share": "box_share"}
+        means |= {
+            "pointing_game": "hit",
+            "centre_guess": "centre",
+            "chance": "chance",
+            "energy_in_box": "energy",
+            "box_share": "box_share",
+        }
         means |= {f"{name}_{q:g}": f"{name}_{q:g}" for q in settings.quantiles for name in ("iou", "dice", "regions")}
         means |= {"insertion_auc": "insertion", "deletion_auc": "deletion"} if settings.deletion_steps else {}
-        ratios = {"ratio_to_centre": ("hit", "centre"), "ratio_to_chance": ("hit", "chance"),
-                  "energy_ratio": ("energy", "box_share")}
-        ratios |= {f"localised_{q:g}_iou_{least:g}": (f"found_{q:g}_{least:g}", "boxes")
-                   for q in settings.quantiles for least in regions.OVERLAPS}
+        ratios = {
+            "ratio_to_centre": ("hit", "centre"),
+            "ratio_to_chance": ("hit", "chance"),
+            "energy_ratio": ("energy", "box_share"),
+        }
+        ratios |= {
+            f"localised_{q:g}_iou_{least:g}": (f"found_{q:g}_{least:g}", "boxes")
+            for q in settings.quantiles
+            for least in regions.OVERLAPS
+        }
     if not table:
         nothing = statistics.entry(None, n=0, reason="no image has boxes of this label")
         return dict.fromkeys((*means, *ratios), nothing)
     column = {name: [row[name] for row in table] for name in table[0]}
     patient = column["patient"]
     options = {"resamples": resamples, "seed": seed}
-    return ({name: statistics.mean(column[of], patient, **options) for name, of in means.items()} |
-            {name: statistics.ratio(column[a], column[b], patient, **options) for name, (a, b) in ratios.items()})
+    return {name: statistics.mean(column[of], patient, **options) for name, of in means.items()} | {
+        name: statistics.ratio(column[a], column[b], patient, **options) for name, (a, b) in ratios.items()
+    }
 
 
 def _protocol(model, split, prompts, explain, settings: Settings, others) -> str:
@@ -250,17 +303,24 @@ def _protocol(model, split, prompts, explain, settings: Settings, others) -> str
         "pointing_game: the map's maximum lies in a box of the label, "
         f"tolerance {settings.tolerance:g} canvas pixels; a map without a maximum is a miss. centre_guess: the breast's "
         "centroid under the same rule. chance: a random pixel of the breast. energy_in_box: share of the map's sum within "
-        "the boxes; box_share: share of the breast within them."]
+        "the boxes; box_share: share of the breast within them."
+    ]
     if settings.quantiles:
-        parts.append("iou, dice: of the union of the boxes and the breast's pixels from that quantile of the map on; "
-                     "regions: connected parts of it; localised: share of the boxes that overlap the bounding box of "
-                     "such a part by that IoU.")
+        parts.append(
+            "iou, dice: of the union of the boxes and the breast's pixels from that quantile of the map on; "
+            "regions: connected parts of it; localised: share of the boxes that overlap the bounding box of "
+            "such a part by that IoU."
+        )
     if settings.deletion_steps:
-        parts.append("insertion_auc, deletion_auc: mean score while the breast's hottest pixels replace those of a "
-                     f"blurred image, or become {settings.deletion_fill}, in {settings.deletion_steps} steps; the score is "
-                     "the logit, cosine or difference of cosines itself, no probability.")
+        parts.append(
+            "insertion_auc, deletion_auc: mean score while the breast's hottest pixels replace those of a "
+            f"blurred image, or become {settings.deletion_fill}, in {settings.deletion_steps} steps; the score is "
+            "the logit, cosine or difference of cosines itself, no probability."
+        )
     if others:
-        parts.append("randomised: the same with random weights, above_...: with random weights above that stage, "
-                     "towards the trained model's directions; rank_correlation (Spearman, over the breast) and ssim: of "
-                     "their maps with the trained model's.")
+        parts.append(
+            "randomised: the same with random weights, above_...: with random weights above that stage, "
+            "towards the trained model's directions; rank_correlation (Spearman, over the breast) and ssim: of "
+            "their maps with the trained model's."
+        )
     return " ".join([*parts, f"Intervals: {statistics.INTERVAL}."])

@@ -21,10 +21,20 @@ from mammoclip_jax.names import check_name, suggestion
 PROTOCOLS = {"default": LEVELS, "published": tuple(level for level in LEVELS if level.unit == "image")}
 
 
-def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str, Any] = "mammo_clip",
-              labels: tuple[str, ...] | None = None, protocol: str = "default",
-              temperature: str | float | None = None, patients: int | None = None,
-              resamples: int = statistics.RESAMPLES, seed: int = 0, features: Features | None = None) -> Result:
+def zero_shot(
+    model,
+    dataset,
+    *,
+    split: str = "test",
+    prompts: str | Mapping[str, Any] = "mammo_clip",
+    labels: tuple[str, ...] | None = None,
+    protocol: str = "default",
+    temperature: str | float | None = None,
+    patients: int | None = None,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+    features: Features | None = None,
+) -> Result:
     """Each label of the prompt file: AUROC of those with a pair of sides, accuracy and AUROCs of those with classes.
 
     Args:
@@ -74,8 +84,10 @@ def zero_shot(model, dataset, *, split: str = "test", prompts: str | Mapping[str
         tables[f"predictions_{label}"] = rows[list(IDENTITY)].assign(label=label, truth=truth, **chances)
     tables = {"labels": pd.DataFrame(counts), "prompts": _texts(asked), **tables}
     if scores:
-        tables |= {"predictions": pd.concat(predictions, ignore_index=True),
-                   "scores": rows[["image", "patient", "laterality", "view"]].assign(**scores)}
+        tables |= {
+            "predictions": pd.concat(predictions, ignore_index=True),
+            "scores": rows[["image", "patient", "laterality", "view"]].assign(**scores),
+        }
     return Result("zero_shot", _protocol(split, prompts, protocol, scale, asked), metrics, tables)
 
 
@@ -86,8 +98,10 @@ def _only(asked: Prompts, labels: tuple[str, ...] | None) -> Prompts:
     for label in labels:
         if label not in known:
             raise UserError(f"{asked.source}: no label {label!r}.{suggestion(label, known)} Known: {', '.join(known)}.")
-    return asked._replace(pairs={label: asked.pairs[label] for label in labels if label in asked.pairs},
-                          classes={label: asked.classes[label] for label in labels if label in asked.classes})
+    return asked._replace(
+        pairs={label: asked.pairs[label] for label in labels if label in asked.pairs},
+        classes={label: asked.classes[label] for label in labels if label in asked.classes},
+    )
 
 
 def _scale(model, temperature: str | float | None) -> float:
@@ -121,8 +135,9 @@ def _pair(rows, truth, values, scale, levels, options) -> tuple[dict[str, dict],
         ranked = classification.RANKED if whole else {"auroc": classification.RANKED["auroc"]}
         entries = statistics.estimate(ranked, known, margins, patients, **options)
         if whole:
-            entries |= statistics.estimate(classification.PROBABILITIES, known, expit(scale * margins), patients,
-                                           **options)
+            entries |= statistics.estimate(
+                classification.PROBABILITIES, known, expit(scale * margins), patients, **options
+            )
         metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     return metrics, _counts(rows, truth, lambda known: {"positive": int(known.sum())})
 
@@ -135,10 +150,16 @@ def _classes(rows, truth, other, cosines, names, scale, levels, options):
     """
     number = class_numbers(truth, names)
     if np.isnan(number).all():
-        reason = (f"no image has one of the classes {', '.join(names)}, but {', '.join(other[:3])}" if other else
-                  "no image has this label")
-        return ({f"accuracy{level.suffix}": statistics.entry(None, n=0, reason=reason) for level in levels},
-                {"images": 0}, pd.DataFrame())
+        reason = (
+            f"no image has one of the classes {', '.join(names)}, but {', '.join(other[:3])}"
+            if other
+            else "no image has this label"
+        )
+        return (
+            {f"accuracy{level.suffix}": statistics.entry(None, n=0, reason=reason) for level in levels},
+            {"images": 0},
+            pd.DataFrame(),
+        )
     metrics, confusion = {}, np.zeros((len(names), len(names)), dtype=int)
     for level in levels:
         _, right, pooled, patients = classification.scored(rows, number, cosines, level)
@@ -170,30 +191,40 @@ def _counts(rows: pd.DataFrame, truth: np.ndarray, kinds) -> dict[str, Any]:
 def _texts(asked: Prompts) -> pd.DataFrame:
     """Every text that was asked: label, side (or class), text."""
     sides = {label: pair._asdict() for label, pair in asked.pairs.items()} | asked.classes
-    return pd.DataFrame([(label, side, text) for label, named in sides.items() for side, texts in named.items()
-                         for text in texts], columns=["label", "side", "text"])
+    return pd.DataFrame(
+        [(label, side, text) for label, named in sides.items() for side, texts in named.items() for text in texts],
+        columns=["label", "side", "text"],
+    )
 
 
 def _protocol(split: str, prompts, protocol: str, scale: float, asked: Prompts) -> str:
     said = [f"Split {split}, {prompts_name(prompts)}."]
     if protocol == "published":
-        said += ["Mammo-CLIP's published protocol on this data set's images: single images, softmax of raw cosines. It "
-                 "is not the published table: there VinDr has a row a finding and RSNA a fold whose file was not "
-                 "released, here every image of the split is one row."]
+        said += [
+            "Mammo-CLIP's published protocol on this data set's images: single images, softmax of raw cosines. It "
+            "is not the published table: there VinDr has a row a finding and RSNA a fold whose file was not "
+            "released, here every image of the split is one row."
+        ]
     if asked.pairs:
-        said += ["Score of a pair: cosine to the positive texts minus cosine to the negative texts, each side the "
-                 f"normalised mean of its text embeddings; the "
-                 f"probability is the sigmoid of {scale:.4g} times the score."]
+        said += [
+            "Score of a pair: cosine to the positive texts minus cosine to the negative texts, each side the "
+            f"normalised mean of its text embeddings; the "
+            f"probability is the sigmoid of {scale:.4g} times the score."
+        ]
     if asked.classes:
-        said += [f"Classes: softmax of {scale:.4g} times the cosines to the normalised mean of each class's texts; "
-                 "accuracy is of the highest, majority that of always answering the commonest class; macro_auroc (one "
-                 "against the rest) and balanced_accuracy are means over the classes that occur. A breast or exam has "
-                 "the last of its images' classes in the order of the prompt file."]
+        said += [
+            f"Classes: softmax of {scale:.4g} times the cosines to the normalised mean of each class's texts; "
+            "accuracy is of the highest, majority that of always answering the commonest class; macro_auroc (one "
+            "against the rest) and balanced_accuracy are means over the classes that occur. A breast or exam has "
+            "the last of its images' classes in the order of the prompt file."
+        ]
     if asked.pairs:
         said += ["A breast or exam is positive when any of its images is."]
     if protocol == "published":
         said += ["_image: single images."]
     else:
-        said += ["No ending: mean over the views of a breast; _max: maximum over them; _image: single images; _exam: "
-                 "mean of the breasts; _exam_max: maximum over an exam's images; of scores, for classes of cosines."]
+        said += [
+            "No ending: mean over the views of a breast; _max: maximum over them; _image: single images; _exam: "
+            "mean of the breasts; _exam_max: maximum over an exam's images; of scores, for classes of cosines."
+        ]
     return " ".join([*said, f"Intervals: {statistics.INTERVAL}."])

@@ -14,23 +14,23 @@ from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.statistics.bootstrap import bootstrap
 from mammoclip_jax.evaluation.statistics.few import too_few
 
-COCO_IOU = tuple(np.round(np.arange(0.5, 1, 0.05), 2))      # the mean over these is COCO's "AP"
+COCO_IOU = tuple(np.round(np.arange(0.5, 1, 0.05), 2))  # the mean over these is COCO's "AP"
 RULES = ("voc", "coco")
-MOST = 100          # detections of an image that count
+MOST = 100  # detections of an image that count
 
 
 class Found(NamedTuple):
     """The detections of one image, by falling score."""
 
-    boxes: np.ndarray       # float64 [d, 4]
-    scores: np.ndarray      # float64 [d]
+    boxes: np.ndarray  # float64 [d, 4]
+    scores: np.ndarray  # float64 [d]
 
 
 class Case(NamedTuple):
     """One image."""
 
     patient: str
-    truth: np.ndarray       # float64 [t, 4]
+    truth: np.ndarray  # float64 [t, 4]
     found: Found
 
 
@@ -65,9 +65,9 @@ class Ranking(NamedTuple):
     are one threshold: their false positives come first, and e below then is the precision with all of them at each.
     """
 
-    truth: np.ndarray       # [P]: boxes of each patient
-    true: np.ndarray        # [P, T]: true positives of each up to and with the t-th true positive
-    false: np.ndarray       # [P, T]: false positives of each up to there
+    truth: np.ndarray  # [P]: boxes of each patient
+    true: np.ndarray  # [P, T]: true positives of each up to and with the t-th true positive
+    false: np.ndarray  # [P, T]: false positives of each up to there
 
 
 def rank(cases: Sequence[Case], least: float, rule: str, patients: np.ndarray) -> Ranking:
@@ -78,7 +78,7 @@ def rank(cases: Sequence[Case], least: float, rule: str, patients: np.ndarray) -
     scores = np.concatenate([np.zeros(0), *(case.found.scores[:MOST] for case in cases)])
     order = np.lexsort((hit, -scores))
     hit, of = hit[order], np.repeat(owner, [len(h) for h in hits])[order]
-    below = np.cumsum(hit) - hit        # number of the first true positive at or behind each detection
+    below = np.cumsum(hit) - hit  # number of the first true positive at or behind each detection
     truth = np.bincount(owner, [len(case.truth) for case in cases], minlength=len(patients))
     size = (len(patients), int(hit.sum()))
     return Ranking(truth, tally(of[hit], below[hit], size), tally(of[~hit], below[~hit], size))
@@ -162,6 +162,6 @@ def _entry(rankings, rule, boxes, patients, resamples, seed) -> dict[str, Any]:
         return statistics.entry(None, n=0, reason="no image has a box of this label")
     of = functools.partial(mean_precision, rankings, rule)
     value = of(np.ones((1, len(patients))))[0]
-    fewest = min((np.flatnonzero(ranking.truth) for ranking in rankings), key=len)      # patients of the rarest label
+    fewest = min((np.flatnonzero(ranking.truth) for ranking in rankings), key=len)  # patients of the rarest label
     few = too_few(fewest, "with a box")
     return bootstrap(value, of, patients, few=few, resamples=resamples, seed=seed) | {"n": boxes}

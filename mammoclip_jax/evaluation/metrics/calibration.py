@@ -15,14 +15,9 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.classification import DECISIONS, Scored
 from mammoclip_jax.evaluation.statistics import confusion, discrimination
-from mammoclip_jax.evaluation.statistics.probability import (
-    BINS,
-    bin_edges,
-    confidence_and_hit,
-    in_bins,
-)
+from mammoclip_jax.evaluation.statistics.probability import BINS, bin_edges, confidence_and_hit, in_bins
 
-_LEAST = 1e-7       # probability whose logarithm is still taken
+_LEAST = 1e-7  # probability whose logarithm is still taken
 
 
 class Platt(NamedTuple):
@@ -116,8 +111,10 @@ def choose_threshold(truth, score, *, sensitivity: float | None = None, specific
     truth, score = np.asarray(truth).astype(bool), np.asarray(score, dtype=np.float64)
     _need_both(truth, "choosing a threshold")
     if sensitivity is not None and specificity is not None:
-        raise UserError(f"a threshold reaches a sensitivity ({sensitivity}) or a specificity ({specificity}), "
-                        "not both: give one of them.")
+        raise UserError(
+            f"a threshold reaches a sensitivity ({sensitivity}) or a specificity ({specificity}), "
+            "not both: give one of them."
+        )
     curve = discrimination.curve(truth, score)(np.ones((1, len(score))))
     hit = np.r_[0, curve.true_positive[0]] / truth.sum()
     alarm = np.r_[0, curve.false_positive[0]] / (~truth).sum()
@@ -128,7 +125,7 @@ def choose_threshold(truth, score, *, sensitivity: float | None = None, specific
     else:
         place = int(np.argmax(np.round(hit - alarm, 9)))
     steps = np.r_[np.inf, np.unique(score)[::-1], -np.inf]
-    upper, lower = steps[place], steps[place + 1]      # scores of the last positive decision and the first negative one
+    upper, lower = steps[place], steps[place + 1]  # scores of the last positive decision and the first negative one
     if np.isinf(upper):
         return float(np.nextafter(lower, np.inf))
     if np.isinf(lower):
@@ -137,9 +134,15 @@ def choose_threshold(truth, score, *, sensitivity: float | None = None, specific
     return float(middle if middle > lower else upper)
 
 
-def operating_point(validation: tuple, test: tuple, *, sensitivity: float | None = None,
-                    specificity: float | None = None, resamples: int = statistics.RESAMPLES,
-                    seed: int = 0) -> dict[str, dict[str, Any]]:
+def operating_point(
+    validation: tuple,
+    test: tuple,
+    *,
+    sensitivity: float | None = None,
+    specificity: float | None = None,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
     """{metric: entry} on the test data at the threshold chosen on the validation data, and the "threshold" itself.
 
     Args:
@@ -150,13 +153,20 @@ def operating_point(validation: tuple, test: tuple, *, sensitivity: float | None
     """
     cut = choose_threshold(*validation, sensitivity=sensitivity, specificity=specificity)
     truth, score, patients = test
-    entries = statistics.estimate(DECISIONS, np.asarray(truth).astype(int), confusion.at_threshold(score, cut),
-                                  patients, resamples=resamples, seed=seed)
+    entries = statistics.estimate(
+        DECISIONS,
+        np.asarray(truth).astype(int),
+        confusion.at_threshold(score, cut),
+        patients,
+        resamples=resamples,
+        seed=seed,
+    )
     return {"threshold": statistics.entry(cut, n=len(validation[0]))} | entries
 
 
-def recalibrated(validation: tuple, test: tuple, method: Callable = platt, *, resamples: int = statistics.RESAMPLES,
-                 seed: int = 0) -> dict[str, dict[str, Any]]:
+def recalibrated(
+    validation: tuple, test: tuple, method: Callable = platt, *, resamples: int = statistics.RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """{"ece", "brier", "ece_recalibrated", "brier_recalibrated": entry} on the test data; `method` fits on validation.
 
     Args:
@@ -173,8 +183,9 @@ def recalibrated(validation: tuple, test: tuple, method: Callable = platt, *, re
     return entries
 
 
-def on_validation(validation: Scored, test: Scored, *, resamples: int = statistics.RESAMPLES,
-                  seed: int = 0) -> dict[str, dict[str, Any]]:
+def on_validation(
+    validation: Scored, test: Scored, *, resamples: int = statistics.RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """{metric: entry} on the test data of what the validation data choose, both at the same level.
 
     Of a yes/no label the threshold of Youden and its decisions, and "ece_recalibrated", "brier_recalibrated" after Platt
@@ -193,11 +204,14 @@ def on_validation(validation: Scored, test: Scored, *, resamples: int = statisti
 def not_chosen(test: Scored, reason: str) -> dict[str, dict[str, Any]]:
     """The metrics of `on_validation`, each without a value, for that reason."""
     names = () if test.prediction.ndim == 2 else ("threshold", *DECISIONS)
-    return dict.fromkeys((*names, "ece_recalibrated", "brier_recalibrated"),
-                         statistics.entry(None, n=len(test.truth), reason=reason))
+    return dict.fromkeys(
+        (*names, "ece_recalibrated", "brier_recalibrated"), statistics.entry(None, n=len(test.truth), reason=reason)
+    )
 
 
 def _need_both(truth: np.ndarray, what: str) -> None:
     if len(truth) == 0 or truth.all() or not truth.any():
-        raise UserError(f"{what} needs positive and negative cases; of {len(truth)} validation cases "
-                        f"{int(truth.sum())} are positive. Take a larger validation split.")
+        raise UserError(
+            f"{what} needs positive and negative cases; of {len(truth)} validation cases "
+            f"{int(truth.sum())} are positive. Take a larger validation split."
+        )

@@ -20,33 +20,51 @@ from mammoclip_jax.evaluation.predictions import class_numbers
 from mammoclip_jax.evaluation.statistics import confusion, discrimination, probability
 
 # Names of metrics of yes/no labels: by the scores' order, by the probabilities, by decisions at a threshold.
-RANKED = {"auroc": discrimination.AUROC, "auprc": discrimination.AVERAGE_PRECISION,
-          "best_f1": discrimination.BEST_F1,
-          "sensitivity_at_specificity_90": discrimination.at_specificity(0.9),
-          "specificity_at_sensitivity_90": discrimination.at_sensitivity(0.9)}
-PROBABILITIES = {"pf1": probability.PROBABILISTIC_F1, "brier": probability.BRIER,
-                 "ece": probability.expected_calibration_error()}
-DECISIONS = {"sensitivity": confusion.SENSITIVITY, "specificity": confusion.SPECIFICITY,
-             "ppv": confusion.POSITIVE_PREDICTIVE_VALUE, "npv": confusion.NEGATIVE_PREDICTIVE_VALUE,
-             "accuracy": confusion.ACCURACY, "balanced_accuracy": confusion.BALANCED_ACCURACY,
-             "macro_f1": confusion.MACRO_F1, "kappa": confusion.KAPPA["unweighted"]}
+RANKED = {
+    "auroc": discrimination.AUROC,
+    "auprc": discrimination.AVERAGE_PRECISION,
+    "best_f1": discrimination.BEST_F1,
+    "sensitivity_at_specificity_90": discrimination.at_specificity(0.9),
+    "specificity_at_sensitivity_90": discrimination.at_sensitivity(0.9),
+}
+PROBABILITIES = {
+    "pf1": probability.PROBABILISTIC_F1,
+    "brier": probability.BRIER,
+    "ece": probability.expected_calibration_error(),
+}
+DECISIONS = {
+    "sensitivity": confusion.SENSITIVITY,
+    "specificity": confusion.SPECIFICITY,
+    "ppv": confusion.POSITIVE_PREDICTIVE_VALUE,
+    "npv": confusion.NEGATIVE_PREDICTIVE_VALUE,
+    "accuracy": confusion.ACCURACY,
+    "balanced_accuracy": confusion.BALANCED_ACCURACY,
+    "macro_f1": confusion.MACRO_F1,
+    "kappa": confusion.KAPPA["unweighted"],
+}
 # Names of metrics of K classes; kappa_linear and kappa_quadratic are for ordered ones, as density and BI-RADS.
-CLASSES = {"accuracy": confusion.ACCURACY, "balanced_accuracy": confusion.BALANCED_ACCURACY,
-           "macro_f1": confusion.MACRO_F1, "kappa": confusion.KAPPA["unweighted"],
-           "kappa_linear": confusion.KAPPA["linear"], "kappa_quadratic": confusion.KAPPA["quadratic"],
-           "macro_auroc": discrimination.MACRO_AUROC, "brier": probability.BRIER,
-           "ece": probability.expected_calibration_error()}
+CLASSES = {
+    "accuracy": confusion.ACCURACY,
+    "balanced_accuracy": confusion.BALANCED_ACCURACY,
+    "macro_f1": confusion.MACRO_F1,
+    "kappa": confusion.KAPPA["unweighted"],
+    "kappa_linear": confusion.KAPPA["linear"],
+    "kappa_quadratic": confusion.KAPPA["quadratic"],
+    "macro_auroc": discrimination.MACRO_AUROC,
+    "brier": probability.BRIER,
+    "ece": probability.expected_calibration_error(),
+}
 
-OVER_CLASSES = "Averages over classes are over those that occur."    # for the protocols of what calls `multiclass`
+OVER_CLASSES = "Averages over classes are over those that occur."  # for the protocols of what calls `multiclass`
 
 
 class Scored(NamedTuple):
     """What is scored at one level, where the truth is known."""
 
-    rows: pd.DataFrame          # the first image of each unit
-    truth: np.ndarray           # int [n]
-    prediction: np.ndarray      # float [n] or [n, K]
-    patients: np.ndarray        # str [n]
+    rows: pd.DataFrame  # the first image of each unit
+    truth: np.ndarray  # int [n]
+    prediction: np.ndarray  # float [n] or [n, K]
+    patients: np.ndarray  # str [n]
 
 
 def scored(rows: pd.DataFrame, truth, prediction, level: Level = LEVELS[0]) -> Scored:
@@ -65,9 +83,17 @@ def scored(rows: pd.DataFrame, truth, prediction, level: Level = LEVELS[0]) -> S
     return Scored(rows, truth.astype(int), prediction, patients)
 
 
-def binary(rows: pd.DataFrame, truth, score, *, threshold: float | Mapping[str, float] | None = None,
-           probabilities: bool = True, levels: tuple[Level, ...] = LEVELS,
-           resamples: int = statistics.RESAMPLES, seed: int = 0) -> dict[str, dict[str, Any]]:
+def binary(
+    rows: pd.DataFrame,
+    truth,
+    score,
+    *,
+    threshold: float | Mapping[str, float] | None = None,
+    probabilities: bool = True,
+    levels: tuple[Level, ...] = LEVELS,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
     """{metric + level: entry} of a yes/no label.
 
     Args:
@@ -91,9 +117,16 @@ def binary(rows: pd.DataFrame, truth, score, *, threshold: float | Mapping[str, 
     return metrics
 
 
-def multiclass(rows: pd.DataFrame, truth, probabilities, classes, *,
-               levels: tuple[Level, ...] = tuple(level for level in LEVELS if level.how == "mean"),
-               resamples: int = statistics.RESAMPLES, seed: int = 0) -> dict[str, dict[str, Any]]:
+def multiclass(
+    rows: pd.DataFrame,
+    truth,
+    probabilities,
+    classes,
+    *,
+    levels: tuple[Level, ...] = tuple(level for level in LEVELS if level.how == "mean"),
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
     """{metric + level: entry} of a label with K `classes`, in order.
 
     truth: names of classes, or their numbers from 0, [n]; None, NaN or another name: unknown, left out.

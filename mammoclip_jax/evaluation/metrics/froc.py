@@ -20,24 +20,24 @@ from mammoclip_jax.evaluation.metrics.average_precision import Case, owners, tal
 from mammoclip_jax.evaluation.statistics.bootstrap import entry, given, interval, left_out_weights, patient_weights
 from mammoclip_jax.evaluation.statistics.few import binomial, effective, too_few
 
-RATES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)        # false positives per image
+RATES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0)  # false positives per image
 SIZES = ("small", "medium", "large")
-CURVE = tuple(np.geomspace(1 / 16, 8, 43))          # where the curve is drawn; RATES are among them
-_SLACK = 1e-9                                       # of a rate that should reach a wanted one
+CURVE = tuple(np.geomspace(1 / 16, 8, 43))  # where the curve is drawn; RATES are among them
+_SLACK = 1e-9  # of a rate that should reach a wanted one
 
 
 class Marks(NamedTuple):
     """The findings and the false positives of one label at one IoU; patients by their place among all."""
 
-    lesion_owner: np.ndarray    # int [L]: patient of each finding
-    lesion_score: np.ndarray    # float [L]: the highest that hits it, -inf where none does
-    lesion_breast: np.ndarray   # int [L]
-    lesion_area: np.ndarray     # float [L]: share of the image
-    false_owner: np.ndarray     # int [F]: patient of each false positive
-    false_score: np.ndarray     # float [F]
-    false_normal: np.ndarray    # bool [F]: in an image without a finding
-    images: np.ndarray          # int [P]: of each patient
-    normals: np.ndarray         # int [P]: those without a finding
+    lesion_owner: np.ndarray  # int [L]: patient of each finding
+    lesion_score: np.ndarray  # float [L]: the highest that hits it, -inf where none does
+    lesion_breast: np.ndarray  # int [L]
+    lesion_area: np.ndarray  # float [L]: share of the image
+    false_owner: np.ndarray  # int [F]: patient of each false positive
+    false_score: np.ndarray  # float [F]
+    false_normal: np.ndarray  # bool [F]: in an image without a finding
+    images: np.ndarray  # int [P]: of each patient
+    normals: np.ndarray  # int [P]: those without a finding
 
 
 def marks(cases: Sequence[Case], breasts: Sequence[int], pixels: int, least: float, patients: np.ndarray) -> Marks:
@@ -63,17 +63,25 @@ def marks(cases: Sequence[Case], breasts: Sequence[int], pixels: int, least: flo
     lesions, false = np.concatenate(lesions), np.concatenate(false)
     normal = np.array([not len(case.truth) for case in cases], bool)
     count = len(patients)
-    return Marks(lesions[:, 0].astype(int), lesions[:, 1], lesions[:, 2].astype(int), lesions[:, 3],
-                 false[:, 0].astype(int), false[:, 1], false[:, 2].astype(bool),
-                 np.bincount(owner, minlength=count), np.bincount(owner[normal], minlength=count))
+    return Marks(
+        lesions[:, 0].astype(int),
+        lesions[:, 1],
+        lesions[:, 2].astype(int),
+        lesions[:, 3],
+        false[:, 0].astype(int),
+        false[:, 1],
+        false[:, 2].astype(bool),
+        np.bincount(owner, minlength=count),
+        np.bincount(owner[normal], minlength=count),
+    )
 
 
 class Group(NamedTuple):
     """Findings, or breasts with a finding, that a sensitivity is taken over."""
 
-    owner: np.ndarray       # int [L]
-    score: np.ndarray       # float [L]
-    normals: bool = False   # false positives of images without a finding alone, per such image
+    owner: np.ndarray  # int [L]
+    score: np.ndarray  # float [L]
+    normals: bool = False  # false positives of images without a finding alone, per such image
 
 
 def groups(marks: Marks, sizes: tuple[float, float]) -> dict[str, Group]:
@@ -99,14 +107,15 @@ def rates_of(marks: Marks, group: Group):
     order = np.argsort(-group.score, kind="stable")
     score = group.score[order]
     kept = marks.false_normal if group.normals else slice(None)
-    column = np.searchsorted(-score, -marks.false_score[kept], side="left")    # the first that is not above it
+    column = np.searchsorted(-score, -marks.false_score[kept], side="left")  # the first that is not above it
     counts = tally(marks.false_owner[kept], column, (len(marks.images), len(score)))[:, np.argsort(order)]
     images, never = (marks.normals if group.normals else marks.images), np.isneginf(group.score)
 
     def of(weights):
         seen = weights.astype(np.float64) @ images
-        rate = np.divide(weights @ counts, seen[:, None], out=np.full((len(weights), len(score)), np.nan),
-                         where=seen[:, None] > 0)
+        rate = np.divide(
+            weights @ counts, seen[:, None], out=np.full((len(weights), len(score)), np.nan), where=seen[:, None] > 0
+        )
         return np.where(never, np.inf, rate)
 
     return of
@@ -135,7 +144,7 @@ def entries(marks: Marks, group: Group, rates: Sequence[float], *, resamples: in
     """
     count, trials = len(group.owner), len(np.unique(group.owner))
     of = sensitivities(marks, group, rates)
-    patients = [f"{place:09d}" for place in range(len(marks.images))]      # names that sort as their places do
+    patients = [f"{place:09d}" for place in range(len(marks.images))]  # names that sort as their places do
     values = of(np.ones((1, len(patients))))[0]
     if np.isnan(values).any():
         reason = "no image is without a finding" if count else "no finding of this kind"
@@ -145,8 +154,10 @@ def entries(marks: Marks, group: Group, rates: Sequence[float], *, resamples: in
         return [entry(value, n=count) for value in values]
     if reason := too_few(group.owner, "with a finding"):
         return [given(value, binomial(value, effective(group.owner)), reason, n=count) for value in values]
-    drawn, left_out = (np.concatenate([of(weights) for weights in blocks])
-                       for blocks in (patient_weights(patients, resamples, seed), left_out_weights(patients)))
+    drawn, left_out = (
+        np.concatenate([of(weights) for weights in blocks])
+        for blocks in (patient_weights(patients, resamples, seed), left_out_weights(patients))
+    )
     drawn, left_out = (np.c_[each, each.mean(1)] for each in (drawn, left_out))
     return [interval(value, drawn[:, i], left_out[:, i], n=count, trials=trials) for i, value in enumerate(values)]
 
@@ -158,8 +169,9 @@ def plot(curves: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> bytes
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for name, points in curves.items():
-            value, low, high = ([np.nan if point[key] is None else point[key] for point in points]
-                                for key in ("value", "low", "high"))
+            value, low, high = (
+                [np.nan if point[key] is None else point[key] for point in points] for key in ("value", "low", "high")
+            )
             (line,) = axes.plot(CURVE, value, drawstyle="steps-post", label=name)
             axes.fill_between(CURVE, low, high, step="post", alpha=0.2, linewidth=0, color=line.get_color())
         axes.set(xscale="log", xlabel="false positives per image", ylabel="sensitivity", ylim=(0, 1.02), title=title)

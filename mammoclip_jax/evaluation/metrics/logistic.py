@@ -22,15 +22,15 @@ from mammoclip_jax.names import check_name
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_FOLDS = 5
 _ITERATIONS, _TOLERANCE = 2000, 1e-5
-_SMALL = 10_000_000         # numbers, below which threads of the linear algebra cost more than they save
+_SMALL = 10_000_000  # numbers, below which threads of the linear algebra cost more than they save
 
 
 class Items(NamedTuple):
     """What is learnt from, or tested on."""
 
-    features: np.ndarray        # float [n, c]
-    target: np.ndarray          # int [n], 0 to K - 1
-    patients: np.ndarray        # str [n]
+    features: np.ndarray  # float [n, c]
+    target: np.ndarray  # int [n], 0 to K - 1
+    patients: np.ndarray  # str [n]
 
     def take(self, chosen: np.ndarray) -> "Items":
         """The items at these positions, or where this is True."""
@@ -40,10 +40,10 @@ class Items(NamedTuple):
 class Fit(NamedTuple):
     """Logits ((x - mean) / scale) @ kernel + bias of K classes; -inf of a class that was not among the items."""
 
-    mean: np.ndarray            # float [c]
-    scale: np.ndarray           # float [c]
-    kernel: np.ndarray          # float [c, K]
-    bias: np.ndarray            # float [K]
+    mean: np.ndarray  # float [c]
+    scale: np.ndarray  # float [c]
+    kernel: np.ndarray  # float [c, K]
+    bias: np.ndarray  # float [K]
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Float [n, K], rows that sum to one."""
@@ -88,7 +88,7 @@ def fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | Non
 def _fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | None) -> list[Fit]:
     x = np.asarray(items.features, np.float64)
     mean, scale = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(scale > 1e-6 * np.abs(mean), scale, 1.0)       # constant but for float32's rounding: as it is
+    scale = np.where(scale > 1e-6 * np.abs(mean), scale, 1.0)  # constant but for float32's rounding: as it is
     present = np.unique(items.target)
     bias = np.full(classes, -np.inf)
     if len(present) == 1:
@@ -102,10 +102,10 @@ def _fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | No
     fits = []
     for c in cs:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)      # at the weakest strengths of separable classes
+            warnings.simplefilter("ignore", ConvergenceWarning)  # at the weakest strengths of separable classes
             solver.set_params(C=c).fit(z, items.target)
         weights, offsets = solver.coef_, solver.intercept_
-        if len(present) == 2:       # one logit, of the second class
+        if len(present) == 2:  # one logit, of the second class
             weights, offsets = np.vstack([0 * weights, weights]), np.r_[0.0, offsets]
         kernel, own_bias = np.zeros((x.shape[1], classes)), bias.copy()
         kernel[:, present] = (weights if basis is None else weights @ basis).T
@@ -142,8 +142,9 @@ def choose(items: Items, classes: int, options: Options, validation: Items | Non
     held_out = np.zeros((len(cs), len(fold), classes))
     for k in range(count):
         test = items.features[fold == k]
-        held_out[:, fold == k] = [one.probabilities(test) for one in
-                                  fit(items.take(fold != k), classes, cs, options.class_weight)]
+        held_out[:, fold == k] = [
+            one.probabilities(test) for one in fit(items.take(fold != k), classes, cs, options.class_weight)
+        ]
     values = [criterion(items.target, probabilities) for probabilities in held_out]
     return Chosen(cs[int(np.argmax(values))], f"{count} inner folds")
 
@@ -159,4 +160,4 @@ def _log_likelihood(target: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.log(np.maximum(probabilities[np.arange(len(target)), target], 1e-12)).mean())
 
 
-CRITERIA: dict[str, Callable] = {"auroc": _auroc, "log_loss": _log_likelihood}      # the higher, the better
+CRITERIA: dict[str, Callable] = {"auroc": _auroc, "log_loss": _log_likelihood}  # the higher, the better

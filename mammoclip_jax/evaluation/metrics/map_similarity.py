@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 from scipy.stats import spearmanr
 
-_WINDOW, _DEVIATION = 11, 1.5       # of Wang et al. 2004, section III.B
-_SMALL = (0.01**2, 0.03**2)         # (K1 L)^2 and (K2 L)^2 for values from 0 to L = 1
+_WINDOW, _DEVIATION = 11, 1.5  # of Wang et al. 2004, section III.B
+_SMALL = (0.01**2, 0.03**2)  # (K1 L)^2 and (K2 L)^2 for values from 0 to L = 1
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray, tissue: np.ndarray) -> float:
@@ -31,6 +31,9 @@ def ssim(a: np.ndarray, b: np.ndarray, tissue: np.ndarray) -> float:
 
     mean_a, mean_b = mean(a), mean(b)
     var_a, var_b, both = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2, mean(a * b) - mean_a * mean_b
-    values = ((2 * mean_a * mean_b + _SMALL[0]) * (2 * both + _SMALL[1])
-              / ((mean_a**2 + mean_b**2 + _SMALL[0]) * (var_a + var_b + _SMALL[1])))
+    values = (
+        (2 * mean_a * mean_b + _SMALL[0])
+        * (2 * both + _SMALL[1])
+        / ((mean_a**2 + mean_b**2 + _SMALL[0]) * (var_a + var_b + _SMALL[1]))
+    )
     return float(values[tissue].mean())

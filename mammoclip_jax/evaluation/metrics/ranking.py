@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import gammaln
 
-STEPS = 1e6              # cosines that agree in float32's own precision count as tied
-ELEMENTS = 2**23         # of a block of the similarity matrix: 64 MB
+STEPS = 1e6  # cosines that agree in float32's own precision count as tied
+ELEMENTS = 2**23  # of a block of the similarity matrix: 64 MB
 
 
 def blocks(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
@@ -68,8 +68,9 @@ def _log_choose(n: np.ndarray, k: np.ndarray) -> np.ndarray:
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 
-def agreement(queries, gallery, query_class, gallery_class, query_owner, gallery_owner,
-              ks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def agreement(
+    queries, gallery, query_class, gallery_class, query_owner, gallery_owner, ks: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """(precision [Q, len(ks)], chance [Q]): share of the first k items whose class is the query's, and of all items.
 
     Items of the query's own owner (int, such as the patient) are no candidates. Where there are fewer candidates than
@@ -83,10 +84,10 @@ def agreement(queries, gallery, query_class, gallery_class, query_owner, gallery
         similarity[own] = -np.inf
         agreeing, count = _counts(agrees, ~own)
         chance[rows] = _divide(agreeing, count)
-        top = np.argpartition(similarity, -deepest, axis=1)[:, -deepest:]       # in any order
+        top = np.argpartition(similarity, -deepest, axis=1)[:, -deepest:]  # in any order
         value, right = (np.take_along_axis(of, top, axis=1) for of in (similarity, agrees))
         lowest = value.min(axis=1, keepdims=True)
-        tied = similarity == lowest             # only at this value may items be left out of the top
+        tied = similarity == lowest  # only at this value may items be left out of the top
         tied_all, tied_agreeing = _counts(tied, tied & agrees)
         ranked = -np.sort(-value, axis=1)
         for column, k in enumerate(ks):

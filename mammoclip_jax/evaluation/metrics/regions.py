@@ -8,17 +8,17 @@ import numpy as np
 
 from mammoclip_jax.boxes import iou
 
-OVERLAPS = (0.25, 0.5)      # IoU from which a box counts as found, as for Mammo-FActOR (arXiv:2405.12255, table 4)
+OVERLAPS = (0.25, 0.5)  # IoU from which a box counts as found, as for Mammo-FActOR (arXiv:2405.12255, table 4)
 
 
 class Overlap(NamedTuple):
     """How the hottest part of one map lies over one image's boxes."""
 
-    iou: float              # of the part and the union of the boxes, in pixels
+    iou: float  # of the part and the union of the boxes, in pixels
     dice: float
     boxes: int
     found: tuple[int, ...]  # boxes that the bounding box of a connected region overlaps by each of OVERLAPS
-    regions: int            # connected regions
+    regions: int  # connected regions
 
 
 def boxes_mask(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -43,12 +43,16 @@ def overlap(part: np.ndarray, boxes: np.ndarray) -> Overlap:
     wanted = boxes_mask(boxes, part.shape)
     both, either = (part & wanted).sum(), (part | wanted).sum()
     _, _, stats, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8), connectivity=8)
-    left, top, width, height = stats[1:, :4].T      # the first is the background
+    left, top, width, height = stats[1:, :4].T  # the first is the background
     around = np.stack([left, top, left + width, top + height], axis=1).astype(boxes.dtype)
     best = iou(boxes[:, None], around).max(axis=1, initial=0)
     return Overlap(
-        iou=float(both / max(either, 1)), dice=float(2 * both / max(part.sum() + wanted.sum(), 1)), boxes=len(boxes),
-        found=tuple(int((best >= least).sum()) for least in OVERLAPS), regions=len(stats) - 1)
+        iou=float(both / max(either, 1)),
+        dice=float(2 * both / max(part.sum() + wanted.sum(), 1)),
+        boxes=len(boxes),
+        found=tuple(int((best >= least).sum()) for least in OVERLAPS),
+        regions=len(stats) - 1,
+    )
 
 
 def columns(heat: np.ndarray, tissue: np.ndarray, boxes: np.ndarray, quantiles: Sequence[float]) -> dict[str, float]:

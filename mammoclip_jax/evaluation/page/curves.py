@@ -14,7 +14,7 @@ from mammoclip_jax.evaluation.page.plots import GRID, INK, LINES, canvas
 from mammoclip_jax.evaluation.statistics import few
 from mammoclip_jax.evaluation.statistics.discrimination import Curve, curve
 
-_GRID = np.linspace(0, 1, 201)      # places on the horizontal axis where bands are measured
+_GRID = np.linspace(0, 1, 201)  # places on the horizontal axis where bands are measured
 _BAND = "; bands 95 %, bootstrap over patients"
 
 
@@ -26,8 +26,14 @@ class Scores(NamedTuple):
     patients: np.ndarray
 
 
-def roc(lines: Mapping[str, Scores], *, resamples: int = statistics.RESAMPLES, seed: int = 0, form: str = "png",
-        shade: str = "light") -> bytes:
+def roc(
+    lines: Mapping[str, Scores],
+    *,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+    form: str = "png",
+    shade: str = "light",
+) -> bytes:
     """ROC curves with pointwise bands, none of few patients (see `few`); names carry the AUROC."""
     with canvas(shade, (3.9, 3.7), form) as (axes, buffer):
         axes.plot([0, 1], [0, 1], color=INK[shade], linewidth=0.8, linestyle=(0, (4, 3)))
@@ -36,8 +42,14 @@ def roc(lines: Mapping[str, Scores], *, resamples: int = statistics.RESAMPLES, s
     return buffer.getvalue()
 
 
-def precision_recall(lines: Mapping[str, Scores], *, resamples: int = statistics.RESAMPLES, seed: int = 0,
-                     form: str = "png", shade: str = "light") -> bytes:
+def precision_recall(
+    lines: Mapping[str, Scores],
+    *,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
+    form: str = "png",
+    shade: str = "light",
+) -> bytes:
     """Precision-recall curves with pointwise bands; names carry the average precision. Dashes: chance."""
     with canvas(shade, (3.9, 3.7), form) as (axes, buffer):
         for level in {float(np.mean(line.truth)) for line in lines.values()}:
@@ -47,8 +59,16 @@ def precision_recall(lines: Mapping[str, Scores], *, resamples: int = statistics
     return buffer.getvalue()
 
 
-def _draw(axes, lines: Mapping[str, Scores], name_of_area: str, heights: Callable[[Curve], np.ndarray], area, resamples,
-          seed, shade) -> None:
+def _draw(
+    axes,
+    lines: Mapping[str, Scores],
+    name_of_area: str,
+    heights: Callable[[Curve], np.ndarray],
+    area,
+    resamples,
+    seed,
+    shade,
+) -> None:
     for (name, line), colour in zip(lines.items(), LINES[shade] * len(lines)):
         entry = area(*line, resamples=resamples, seed=seed)
         if entry["value"] is None:
@@ -59,11 +79,23 @@ def _draw(axes, lines: Mapping[str, Scores], name_of_area: str, heights: Callabl
             drawn = np.concatenate([heights(of(w)) for w in statistics.patient_weights(line.patients, resamples, seed)])
             low, high = np.nanquantile(drawn, [(1 - statistics.LEVEL) / 2, (1 + statistics.LEVEL) / 2], axis=0)
             axes.fill_between(_GRID, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(_GRID, heights(of(np.ones((1, len(line.truth)))))[0], color=colour, linewidth=1.6,
-                  label=f"{name} {_range(entry)}")
+        axes.plot(
+            _GRID,
+            heights(of(np.ones((1, len(line.truth)))))[0],
+            color=colour,
+            linewidth=1.6,
+            label=f"{name} {_range(entry)}",
+        )
     axes.grid(color=GRID[shade], linewidth=0.8)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK[shade], loc="upper center", bbox_to_anchor=(0.5, -0.16),
-                title=name_of_area + (_BAND if resamples else ""), title_fontsize=7)
+    axes.legend(
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK[shade],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        title=name_of_area + (_BAND if resamples else ""),
+        title_fontsize=7,
+    )
 
 
 def _range(entry: Mapping[str, Any]) -> str:
@@ -105,8 +137,17 @@ def reliability_diagram(tables: Mapping[str, pd.DataFrame], *, form: str = "png"
         for (name, table), colour in zip(tables.items(), LINES[shade] * len(tables)):
             full = table[table["n"] > 0]
             low, high = _wilson(full["rate"], full["n"])
-            axes.errorbar(full["probability"], full["rate"], yerr=[full["rate"] - low, high - full["rate"]], marker="o",
-                          markersize=3.5, color=colour, linewidth=1.4, elinewidth=0.8, label=name)
+            axes.errorbar(
+                full["probability"],
+                full["rate"],
+                yerr=[full["rate"] - low, high - full["rate"]],
+                marker="o",
+                markersize=3.5,
+                color=colour,
+                linewidth=1.4,
+                elinewidth=0.8,
+                label=name,
+            )
             counts.stairs(table["n"], [*table["low"], table["high"].iloc[-1]], color=colour, linewidth=1.2)
         axes.set(ylabel="observed rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         counts.set(xlabel="predicted probability", ylabel="cases", yscale="symlog")
@@ -136,8 +177,15 @@ def confusion_matrix(matrix, names: Sequence[str], *, form: str = "png", shade: 
     with canvas(shade, (size, size), form) as (axes, buffer):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for i, j in np.ndindex(*matrix.shape):
-            axes.text(j, i, f"{int(matrix[i, j])}\n{shares[i, j]:.0%}" if total[i] else "0", ha="center", va="center",
-                      fontsize=8, color="white" if shares[i, j] > 0.55 else "#22303a")
+            axes.text(
+                j,
+                i,
+                f"{int(matrix[i, j])}\n{shares[i, j]:.0%}" if total[i] else "0",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[i, j] > 0.55 else "#22303a",
+            )
         axes.set(xlabel="predicted", ylabel="truth", xticks=range(len(names)), yticks=range(len(names)))
         axes.set_xticklabels(names, rotation=0 if max(map(len, map(str, names))) < 8 else 30)
         axes.set_yticklabels(names)
@@ -154,7 +202,7 @@ def forest(table: pd.DataFrame, *, title: str = "", form: str = "png", shade: st
         places, ticks, previous = [], [], None
         place = 0.0
         for row in table.itertuples():
-            place += 1.0 if row.by == previous else 1.6      # a gap before each kind of subgroup
+            place += 1.0 if row.by == previous else 1.6  # a gap before each kind of subgroup
             previous = row.by
             places.append(place)
             known = [value for value in (row.low, row.high) if value is not None and np.isfinite(value)]

@@ -7,8 +7,13 @@ from mammoclip_jax.evaluation import EVALUATORS
 from mammoclip_jax.evaluation.result import Result
 
 # End of a metric's name -> what it is of.
-_LEVELS = {"": "per breast, mean of views", "_max": "per breast, max of views", "_image": "per image",
-           "_exam": "per exam, mean of breasts", "_exam_max": "per exam, max of images"}
+_LEVELS = {
+    "": "per breast, mean of views",
+    "_max": "per breast, max of views",
+    "_image": "per image",
+    "_exam": "per exam, mean of breasts",
+    "_exam_max": "per exam, max of images",
+}
 # Last part of a metric's name -> heading and kind of number.
 _HEADINGS = (
     *((f"auroc{level}", f"AUROC {of}", "plain") for level, of in _LEVELS.items()),
@@ -55,9 +60,9 @@ _BASELINES = (
     (r"pointing_game", ("centre_guess", "chance")),
     (r"energy_in_box", ("box_share",)),
 )
-_FEW = 20         # a figure over fewer cases says too little to stand on top
+_FEW = 20  # a figure over fewer cases says too little to stand on top
 # What the page puts first: pattern on the metric's name, heading, the baseline's metric or number or None, its name.
-_LEARNT = {"zero_shot": "Zero-shot ", "linear_probe": "Linear probe: "}       # before the heading, by evaluator
+_LEARNT = {"zero_shot": "Zero-shot ", "linear_probe": "Linear probe: "}  # before the heading, by evaluator
 _HEADLINES = (
     (r"(?P<what>.+)/auroc", "AUROC, {what}", 0.5, "a coin"),
     (r"(?P<what>[^@]+)/accuracy", "Accuracy, {what}", "{what}/majority", "always the commonest"),
@@ -72,7 +77,7 @@ class Headline(NamedTuple):
     """One figure of the top of the page, with the value to compare it to."""
 
     title: str
-    source: str           # the data set, and the evaluator where its name says more than the title
+    source: str  # the data set, and the evaluator where its name says more than the title
     kind: str
     entry: dict[str, Any]
     baseline: float | None
@@ -102,7 +107,7 @@ def number(value: float | None, kind: str) -> str:
 
 
 def interval(entry: dict[str, Any], kind: str) -> str:
-    """"0.78 to 0.88", or "" where there is none."""
+    """As "0.78 to 0.88", or "" where there is none."""
     if entry["low"] is None and entry["high"] is None:
         return ""
     low, high = number(entry["low"], kind), number(entry["high"], kind)
@@ -143,8 +148,12 @@ def _cell(name: str, metrics: dict[str, dict]) -> dict[str, Any] | None:
         return None
     entry, (_, kind) = metrics[name], heading(name)
     beside = [f"{heading(b)[0]} {number(metrics[b]['value'], heading(b)[1])}" for b in baselines(name) if b in metrics]
-    return {"value": number(entry["value"], kind), "interval": interval(entry, kind), "baselines": beside,
-            "reason": entry.get("reason", "")}
+    return {
+        "value": number(entry["value"], kind),
+        "interval": interval(entry, kind),
+        "baselines": beside,
+        "reason": entry.get("reason", ""),
+    }
 
 
 def headlines(results: list[Result]) -> list[Headline]:
@@ -159,8 +168,16 @@ def headlines(results: list[Result]) -> list[Headline]:
                     named = baseline.format(what=what) if isinstance(baseline, str) else ""
                     value = _value(result, named) if named else baseline
                     how = _LEARNT.get(result.name.rpartition("/")[2], "")
-                    figures.append(Headline(how + title.format(what=what), _source(result), heading(metric)[1], entry,
-                                            value, baseline_name))
+                    figures.append(
+                        Headline(
+                            how + title.format(what=what),
+                            _source(result),
+                            heading(metric)[1],
+                            entry,
+                            value,
+                            baseline_name,
+                        )
+                    )
     return figures
 
 

@@ -17,7 +17,7 @@ from mammoclip_jax.evaluation.predictions import Predicted, labels
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.subgroups import subgroups
 
-_THRESHOLD = 0.5        # of the confusion matrix of a yes/no label: none was chosen on other data
+_THRESHOLD = 0.5  # of the confusion matrix of a yes/no label: none was chosen on other data
 
 
 def predicted(result: Result) -> list[Predicted]:
@@ -37,10 +37,15 @@ def of_label(label: Predicted, probabilities: bool, resamples: int = statistics.
     yield _both("ROC", curves.roc, lines, resamples=resamples)
     yield _both("Precision and recall", curves.precision_recall, lines, resamples=resamples)
     if probabilities or label.classes:
-        yield _both("Reliability", curves.reliability_diagram,
-                    {label.label: reliability(units.truth, units.prediction)})
-        yield _both("Confusion" if label.classes else f"Confusion at {_THRESHOLD}", curves.confusion_matrix,
-                    _confusion(label, units), label.classes or ("no", "yes"))
+        yield _both(
+            "Reliability", curves.reliability_diagram, {label.label: reliability(units.truth, units.prediction)}
+        )
+        yield _both(
+            "Confusion" if label.classes else f"Confusion at {_THRESHOLD}",
+            curves.confusion_matrix,
+            _confusion(label, units),
+            label.classes or ("no", "yes"),
+        )
 
 
 def has_probabilities(result: Result, label: Predicted) -> bool:
@@ -76,8 +81,11 @@ def _lines(label: Predicted, units: Scored) -> dict[str, curves.Scores]:
     """One line of a yes/no label; of classes one against the rest, for each that occurs."""
     if not label.classes:
         return {label.label: curves.Scores(units.truth, units.prediction, units.patients)}
-    return {name: curves.Scores((units.truth == k).astype(int), units.prediction[:, k], units.patients)
-            for k, name in enumerate(label.classes) if (units.truth == k).any()}
+    return {
+        name: curves.Scores((units.truth == k).astype(int), units.prediction[:, k], units.patients)
+        for k, name in enumerate(label.classes)
+        if (units.truth == k).any()
+    }
 
 
 def _confusion(label: Predicted, units: Scored) -> np.ndarray:

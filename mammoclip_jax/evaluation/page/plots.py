@@ -20,10 +20,12 @@ _CURVES = (
     ("Factor on cosines (logit scale)", r"logit_scale", None),
 )
 # Okabe and Ito's colours, which colour-blind readers can tell apart; blue is lightened for the dark page.
-LINES = {"light": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
-          "dark": ("#56B4E9", "#E8833A", "#2DBE93", "#DDA0C4", "#F0B93A", "#9AC7E8")}
+LINES = {
+    "light": ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    "dark": ("#56B4E9", "#E8833A", "#2DBE93", "#DDA0C4", "#F0B93A", "#9AC7E8"),
+}
 INK = {"light": "#3d4852", "dark": "#b8c2cc"}
-_DPI = 160           # of PNG
+_DPI = 160  # of PNG
 GRID = {"light": "#e3e7eb", "dark": "#2c343c"}
 
 
@@ -53,15 +55,28 @@ def curves(history: list[dict[str, Any]]) -> list[Plot]:
 def _lines(series: dict[str, tuple], level: float | None, shade: str) -> bytes:
     with canvas(shade, (4.8, 2.9)) as (axes, buffer):
         for (name, (steps, values)), colour in zip(series.items(), LINES[shade] * len(series)):
-            axes.plot(steps, values, color=colour, linewidth=1.6, label=name, marker="o" if len(steps) < 30 else "",
-                      markersize=3.5)
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                linewidth=1.6,
+                label=name,
+                marker="o" if len(steps) < 30 else "",
+                markersize=3.5,
+            )
         if level is not None:
             axes.axhline(level, color=INK[shade], linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_xlabel("step")
         axes.grid(axis="y", color=GRID[shade], linewidth=0.8)
         if len(series) > 1:
-            axes.legend(frameon=False, fontsize=8, labelcolor=INK[shade], loc="upper center",
-                        bbox_to_anchor=(0.5, -0.2), ncols=1)
+            axes.legend(
+                frameon=False,
+                fontsize=8,
+                labelcolor=INK[shade],
+                loc="upper center",
+                bbox_to_anchor=(0.5, -0.2),
+                ncols=1,
+            )
     return buffer.getvalue()
 
 
@@ -69,9 +84,19 @@ def _lines(series: dict[str, tuple], level: float | None, shade: str) -> bytes:
 def canvas(shade: str, size: tuple[float, float], form: str = "svg"):
     """(axes, buffer): what is drawn on the axes is in the buffer afterwards, as "svg" or, on white, as "png"."""
     ink = INK[shade]
-    style = {"font.size": 9, "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
-             "axes.edgecolor": ink, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
-             "axes.axisbelow": True, "svg.hashsalt": "mammoclip_jax"}
+    style = {
+        "font.size": 9,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "axes.edgecolor": ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.axisbelow": True,
+        "svg.hashsalt": "mammoclip_jax",
+    }
     buffer = io.BytesIO()
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size)

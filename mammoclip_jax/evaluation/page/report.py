@@ -19,19 +19,27 @@ from mammoclip_jax.evaluation.page import illustrations, plots
 from mammoclip_jax.evaluation.page.display import Headline, headlines, interval, number, pivot
 from mammoclip_jax.evaluation.result import Result
 
-_LONG_TABLE = 24         # rows; longer tables stay in their CSV files
+_LONG_TABLE = 24  # rows; longer tables stay in their CSV files
 _COUNTS = ("images", "patients", "studies", "boxes", "texts", "quarantined")
-_PICTURE_SIDE = 900      # pixels; larger pictures are shrunk for the page
+_PICTURE_SIDE = 900  # pixels; larger pictures are shrunk for the page
 PACKAGES = ("mammoclip_jax", *provenance.PACKAGES, "scikit-learn")
-TABLES = "results"       # folder beside the page
-_GALLERIES = ("gallery", "pictures")     # tables whose rows are pictures, of maps and of detections
-_OTHER_LEVELS = re.compile(r".*_(max|image|exam|exam_max)")     # ends of metrics that stand below the others
+TABLES = "results"  # folder beside the page
+_GALLERIES = ("gallery", "pictures")  # tables whose rows are pictures, of maps and of detections
+_OTHER_LEVELS = re.compile(r".*_(max|image|exam|exam_max)")  # ends of metrics that stand below the others
 
 
-def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mapping[str, Any],
-          history: Sequence[Mapping[str, Any]] = (), command: str = "", title: str = "",
-          predictions: Sequence[tuple[Mapping[str, Any], Path]] = (),
-          resamples: int = statistics.RESAMPLES) -> Path:
+def write(
+    out: Path | str,
+    results: Sequence[Result],
+    *,
+    model,
+    datasets: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]] = (),
+    command: str = "",
+    title: str = "",
+    predictions: Sequence[tuple[Mapping[str, Any], Path]] = (),
+    resamples: int = statistics.RESAMPLES,
+) -> Path:
     """Writes `out/report.html`, and all tables and pictures to `out/results`.
 
     Args:
@@ -51,24 +59,28 @@ def write(out: Path | str, results: Sequence[Result], *, model, datasets: Mappin
     result.save(results, out / TABLES)
     infos = {name: dict(dataset.info) for name, dataset in datasets.items()}
     title = title or getattr(model.config, "name", "") or "Evaluation"
-    page = _environment().get_template("report.html.jinja").render(
-        title=title,
-        date=datetime.date.today().isoformat(),
-        step=model.step,
-        phantoms=[name for name, info in infos.items() if not info["real"]],
-        reals=[name for name, info in infos.items() if info["real"]],
-        datasets=[_dataset(name, info) for name, info in infos.items()],
-        headlines=headlines(results),
-        curves=plots.curves(list(history)),
-        results=[_section(r, resamples) for r in results],
-        galleries=[gallery for r in results if (gallery := _gallery(r))],
-        exams=[exam for prediction, folder in predictions for exam in _exams(prediction, Path(folder))],
-        config=config_text(model.config),
-        provenance=json.dumps(result.plain(model.provenance), indent=2),
-        preprocessing=json.dumps(result.plain(dict(model.preprocessing)), indent=2),
-        versions={name: provenance.version(name) for name in PACKAGES},
-        tables=TABLES,
-        command=command,
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=title,
+            date=datetime.date.today().isoformat(),
+            step=model.step,
+            phantoms=[name for name, info in infos.items() if not info["real"]],
+            reals=[name for name, info in infos.items() if info["real"]],
+            datasets=[_dataset(name, info) for name, info in infos.items()],
+            headlines=headlines(results),
+            curves=plots.curves(list(history)),
+            results=[_section(r, resamples) for r in results],
+            galleries=[gallery for r in results if (gallery := _gallery(r))],
+            exams=[exam for prediction, folder in predictions for exam in _exams(prediction, Path(folder))],
+            config=config_text(model.config),
+            provenance=json.dumps(result.plain(model.provenance), indent=2),
+            preprocessing=json.dumps(result.plain(dict(model.preprocessing)), indent=2),
+            versions={name: provenance.version(name) for name in PACKAGES},
+            tables=TABLES,
+            command=command,
+        )
     )
     path = out / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -83,8 +95,13 @@ def config_text(config) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"svg": _svg, "value": _headline_value, "range": _headline_range, "number": number}
     return environment
 
@@ -113,8 +130,14 @@ def _headline_range(headline: Headline) -> str:
 
 def _dataset(name: str, info: Mapping[str, Any]) -> dict[str, Any]:
     counts = {key: info["counts"][key] for key in _COUNTS if key in info["counts"]}
-    return {"name": name, "real": info["real"], "counts": counts, "licence": info.get("licence", ""),
-            "citation": info.get("citation", ""), "fingerprint": info.get("fingerprint", "")}
+    return {
+        "name": name,
+        "real": info["real"],
+        "counts": counts,
+        "licence": info.get("licence", ""),
+        "citation": info.get("citation", ""),
+        "fingerprint": info.get("fingerprint", ""),
+    }
 
 
 def _with_subgroups(outcome: Result, datasets: Mapping[str, Any], resamples: int) -> Result:
@@ -133,8 +156,15 @@ def _section(outcome: Result, resamples: int) -> dict[str, Any]:
             links.append((f"{name}.csv", f"{TABLES}/{outcome.name}/{name}.csv"))
             if len(table) <= _LONG_TABLE:
                 tables.append((name, _cells(table)))
-    return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "protocol": outcome.protocol,
-            "metrics": _metrics(outcome), "plots": _plots(outcome, resamples), "tables": tables, "links": links}
+    return {
+        "dataset": dataset,
+        "evaluator": evaluator.replace("_", " "),
+        "protocol": outcome.protocol,
+        "metrics": _metrics(outcome),
+        "plots": _plots(outcome, resamples),
+        "tables": tables,
+        "links": links,
+    }
 
 
 def _metrics(outcome: Result) -> list[tuple[str, dict[str, Any]]]:
@@ -154,7 +184,7 @@ def _alike(metrics: Mapping[str, dict]) -> list[dict[str, dict]]:
     for name in metrics:
         row, _, column = name.rpartition("/")
         rows.setdefault(row, set()).add(column)
-    groups: list[tuple[set[str], set[str]]] = []        # (columns, rows)
+    groups: list[tuple[set[str], set[str]]] = []  # (columns, rows)
     for row, columns in rows.items():
         group = next((g for g in groups if columns <= g[0] or g[0] <= columns), None)
         if group is None:
@@ -162,8 +192,9 @@ def _alike(metrics: Mapping[str, dict]) -> list[dict[str, dict]]:
         else:
             group[0].update(columns)
             group[1].add(row)
-    return [{name: entry for name, entry in metrics.items() if name.rpartition("/")[0] in members}
-            for _, members in groups]
+    return [
+        {name: entry for name, entry in metrics.items() if name.rpartition("/")[0] in members} for _, members in groups
+    ]
 
 
 def _plots(outcome: Result, resamples: int) -> list[tuple[str, list[Any]]]:
@@ -174,16 +205,25 @@ def _plots(outcome: Result, resamples: int) -> list[tuple[str, list[Any]]]:
         drawn = list(illustrations.of_label(label, illustrations.has_probabilities(outcome, label), resamples))
         forest = illustrations.forest(label.label, subgroups)
         groups.append((label.label.replace("_", " "), drawn + [forest] * (forest is not None)))
-    shown = {row["figure"] for name in _GALLERIES if name in outcome.tables and len(outcome.tables[name])
-             for row in outcome.tables[name].to_dict(orient="records")}
-    figures = [(name.replace("_", " ").replace("froc", "FROC"), inline(png))
-               for name, png in outcome.figures.items() if name not in shown]
+    shown = {
+        row["figure"]
+        for name in _GALLERIES
+        if name in outcome.tables and len(outcome.tables[name])
+        for row in outcome.tables[name].to_dict(orient="records")
+    }
+    figures = [
+        (name.replace("_", " ").replace("froc", "FROC"), inline(png))
+        for name, png in outcome.figures.items()
+        if name not in shown
+    ]
     return [group for group in (*groups, ("figures", figures)) if group[1]]
 
 
 def _cells(table: pd.DataFrame) -> dict[str, Any]:
-    rows = [[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
-            for row in table.itertuples(index=False)]
+    rows = [
+        [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
+        for row in table.itertuples(index=False)
+    ]
     return {"columns": [str(column).replace("_", " ") for column in table.columns], "rows": rows}
 
 
@@ -192,13 +232,25 @@ def _gallery(outcome: Result) -> dict[str, Any] | None:
     tables = [outcome.tables[name] for name in _GALLERIES if name in outcome.tables and len(outcome.tables[name])]
     if not tables:
         return None
-    pictures = [{"uri": inline(outcome.figures[row["figure"]]), "label": str(row["label"]).replace("_", " "),
-                 "where": " ".join(filter(None, (row["laterality"], row["view"]))), "image": row["image"],
-                 "real": bool(row["real"])} | _caption(row)
-                for table in tables for row in table.to_dict(orient="records")]
+    pictures = [
+        {
+            "uri": inline(outcome.figures[row["figure"]]),
+            "label": str(row["label"]).replace("_", " "),
+            "where": " ".join(filter(None, (row["laterality"], row["view"]))),
+            "image": row["image"],
+            "real": bool(row["real"]),
+        }
+        | _caption(row)
+        for table in tables
+        for row in table.to_dict(orient="records")
+    ]
     dataset, _, evaluator = outcome.name.partition("/")
-    return {"dataset": dataset, "evaluator": evaluator.replace("_", " "), "real": any(p["real"] for p in pictures),
-            "pictures": pictures}
+    return {
+        "dataset": dataset,
+        "evaluator": evaluator.replace("_", " "),
+        "real": any(p["real"] for p in pictures),
+        "pictures": pictures,
+    }
 
 
 def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,8 +260,11 @@ def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"hit": None, "note": f"{true} true box{'es' * (true != 1)}, {found} found"}
     if row.get("hit") is None or pd.isna(row["hit"]):
         return {"hit": None, "note": "no box to compare with"}
-    return {"hit": row["hit"] >= 0.5, "note": f"energy in box {number(row['energy'], 'percent')} (box: "
-                                              f"{number(row['box_share'], 'percent')} of the breast)"}
+    return {
+        "hit": row["hit"] >= 0.5,
+        "note": f"energy in box {number(row['energy'], 'percent')} (box: "
+        f"{number(row['box_share'], 'percent')} of the breast)",
+    }
 
 
 def _exams(prediction: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
@@ -217,13 +272,32 @@ def _exams(prediction: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     labels = list(prediction["prompts"])
     exams = []
     for exam in prediction["exams"]:
-        views = [{"title": " ".join(filter(None, (v["laterality"], v["view"]))) or "unknown view", "file": v["file"],
-                  "notes": v["notes"],
-                  "scores": [f"{label} {v['scores'][label]:+.3f}" for label in labels],
-                  "pictures": [(label, inline((folder / v["overlays"][label]).read_bytes()))
-                               for label in labels if label in v.get("overlays", {})]} for v in exam["views"]]
-        breasts = [(breast["laterality"] or "side unknown", ", ".join(filter(None, breast["views"])), breast["scores"])
-                   for breast in exam["breasts"]]
-        exams.append({"name": exam["exam"], "labels": labels, "views": views, "breasts": breasts,
-                      "missing": exam["missing"], "left_out": exam["left_out"]})
+        views = [
+            {
+                "title": " ".join(filter(None, (v["laterality"], v["view"]))) or "unknown view",
+                "file": v["file"],
+                "notes": v["notes"],
+                "scores": [f"{label} {v['scores'][label]:+.3f}" for label in labels],
+                "pictures": [
+                    (label, inline((folder / v["overlays"][label]).read_bytes()))
+                    for label in labels
+                    if label in v.get("overlays", {})
+                ],
+            }
+            for v in exam["views"]
+        ]
+        breasts = [
+            (breast["laterality"] or "side unknown", ", ".join(filter(None, breast["views"])), breast["scores"])
+            for breast in exam["breasts"]
+        ]
+        exams.append(
+            {
+                "name": exam["exam"],
+                "labels": labels,
+                "views": views,
+                "breasts": breasts,
+                "missing": exam["missing"],
+                "left_out": exam["left_out"],
+            }
+        )
     return exams

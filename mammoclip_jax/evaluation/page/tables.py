@@ -9,7 +9,7 @@ import pandas as pd
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """A table of numbers as text: three decimals, p and q values below 0.001 as "<0.001", a dash for none."""
     text = {str(name): [_shown(value, str(name)) for value in table[name]] for name in table}
-    return pd.DataFrame(text, dtype=object)      # an empty table has text too
+    return pd.DataFrame(text, dtype=object)  # an empty table has text too
 
 
 def _shown(value: Any, column: str) -> str:
@@ -34,5 +34,6 @@ def latex_table(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
             has = (text[low] != "–") & (text[high] != "–")
             text[value] = text[value] + np.where(has, " [" + text[low] + ", " + text[high] + "]", "")
             text = text.drop(columns=[low, high])
-    return text.replace("–", "--").to_latex(index=False, escape=True, caption=caption or None, label=label or None,
-                                            position="ht")
+    return text.replace("–", "--").to_latex(
+        index=False, escape=True, caption=caption or None, label=label or None, position="ht"
+    )

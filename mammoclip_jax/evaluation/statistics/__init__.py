@@ -16,12 +16,7 @@ from mammoclip_jax.evaluation.statistics.bootstrap import (
     estimate,
     patient_weights,
 )
-from mammoclip_jax.evaluation.statistics.confusion import (
-    accuracy,
-    balanced_accuracy,
-    cohen_kappa,
-    macro_f1,
-)
+from mammoclip_jax.evaluation.statistics.confusion import accuracy, balanced_accuracy, cohen_kappa, macro_f1
 from mammoclip_jax.evaluation.statistics.discrimination import (
     auroc,
     average_precision,
@@ -31,13 +26,30 @@ from mammoclip_jax.evaluation.statistics.discrimination import (
     specificity_at_sensitivity,
 )
 from mammoclip_jax.evaluation.statistics.location import mean, median, ratio
-from mammoclip_jax.evaluation.statistics.probability import (
-    brier,
-    calibration_error,
-    probabilistic_f1,
-)
+from mammoclip_jax.evaluation.statistics.probability import brier, calibration_error, probabilistic_f1
 
-__all__ = ["INTERVAL", "LEVEL", "RESAMPLES", "Metric", "accuracy", "auroc", "average_precision", "balanced_accuracy",
-           "best_f1", "brier", "calibration_error", "cohen_kappa", "entry", "estimate", "macro_auroc", "macro_f1",
-           "mean", "median", "patient_weights", "probabilistic_f1", "ratio", "sensitivity_at_specificity",
-           "specificity_at_sensitivity"]
+__all__ = [
+    "INTERVAL",
+    "LEVEL",
+    "RESAMPLES",
+    "Metric",
+    "accuracy",
+    "auroc",
+    "average_precision",
+    "balanced_accuracy",
+    "best_f1",
+    "brier",
+    "calibration_error",
+    "cohen_kappa",
+    "entry",
+    "estimate",
+    "macro_auroc",
+    "macro_f1",
+    "mean",
+    "median",
+    "patient_weights",
+    "probabilistic_f1",
+    "ratio",
+    "sensitivity_at_specificity",
+    "specificity_at_sensitivity",
+]

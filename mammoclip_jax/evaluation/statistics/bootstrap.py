@@ -22,10 +22,10 @@ from mammoclip_jax.evaluation.statistics.few import LEVEL, Bound, binomial, coun
 
 RESAMPLES = 1000
 INTERVAL = "95 %, BCa bootstrap over patients, or as the reason beside a value says"
-_GROUPS = 200           # of patients, of the jackknife; its error in the acceleration is about 0.65 / groups
+_GROUPS = 200  # of patients, of the jackknife; its error in the acceleration is about 0.65 / groups
 _FLAT = "no interval: all resamples agree"
 _ALONE = "no interval: without one of the patients there is no value"
-_CHUNK = 1_000_000      # elements of a block of weights: bounds memory, not the result
+_CHUNK = 1_000_000  # elements of a block of weights: bounds memory, not the result
 
 
 class Metric(NamedTuple):
@@ -34,11 +34,11 @@ class Metric(NamedTuple):
     Metrics that share the function `summary` share its work.
     """
 
-    summary: Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], Any]]    # (truth, prediction) -> (weights -> s)
-    of: Callable[[Any], np.ndarray]                                             # s -> [r], NaN where undefined
-    point: Callable[[np.ndarray, np.ndarray], float]                            # the value where all weights are 1
-    lacks: Callable[[np.ndarray, np.ndarray], str]                              # why there is no value, or ""
-    biased: bool = False        # clearly upward in small samples: see `biased_interval`
+    summary: Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], Any]]  # (truth, prediction) -> (weights -> s)
+    of: Callable[[Any], np.ndarray]  # s -> [r], NaN where undefined
+    point: Callable[[np.ndarray, np.ndarray], float]  # the value where all weights are 1
+    lacks: Callable[[np.ndarray, np.ndarray], str]  # why there is no value, or ""
+    biased: bool = False  # clearly upward in small samples: see `biased_interval`
     # (truth, prediction, patients) -> why the bootstrap has too few patients, or "". A difference asks it as well.
     few: Callable[[np.ndarray, np.ndarray, np.ndarray], str] = rarest_class
     # Of the same: the interval where they are too few, or where all resamples agree. None: there is none.
@@ -93,8 +93,9 @@ def _numbered(patients) -> tuple[int, np.ndarray]:
     return int(patient.max()) + 1, patient
 
 
-def estimate(metrics: Mapping[str, Metric], truth, prediction, patients, *, resamples: int = RESAMPLES,
-             seed: int = 0) -> dict[str, dict[str, Any]]:
+def estimate(
+    metrics: Mapping[str, Metric], truth, prediction, patients, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """{name: entry} of several metrics of the same `truth` [n] and `prediction` [n] or [n, K]; patients [n].
 
     Resamples where a metric is undefined, such as those that hold one class only, are left out of its interval.
@@ -143,8 +144,15 @@ def given(value: float, bound: Bound, reason: str, *, n: int) -> dict[str, Any]:
     return entry(value, bound.low, bound.high, n=n, reason=f"{bound.how}; by bootstrap {reason}")
 
 
-def bootstrap(value: float, of: Callable[[np.ndarray], np.ndarray], patients, *, few: str = "",
-              resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def bootstrap(
+    value: float,
+    of: Callable[[np.ndarray], np.ndarray],
+    patients,
+    *,
+    few: str = "",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """The entry of one `value` whose resamples are `of(weights [r, n])` [r].
 
     few: why it has too few patients, where that is not seen from how many there are.
@@ -231,8 +239,8 @@ def levels(value: float, drawn: np.ndarray, left_out: np.ndarray) -> tuple[float
     share = ((drawn < value) & ~same).mean() + same.mean() / 2
     z0 = norm.ppf(np.clip(share, 0.5 / len(drawn), 1 - 0.5 / len(drawn)))
     influence = left_out.mean() - left_out if len(left_out) else np.zeros(0)
-    squares = (influence ** 2).sum()
-    a = (influence ** 3).sum() / (6 * squares ** 1.5) if squares > 0 else 0.0
+    squares = (influence**2).sum()
+    a = (influence**3).sum() / (6 * squares**1.5) if squares > 0 else 0.0
     freedom = _degrees_of_freedom(influence, squares)
     width = t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt((freedom + 1) / freedom)
     return tuple(float(norm.cdf(z0 + (z0 + z) / max(1 - a * (z0 + z), 1e-9))) for z in (-width, width))
@@ -241,5 +249,5 @@ def levels(value: float, drawn: np.ndarray, left_out: np.ndarray) -> tuple[float
 def _degrees_of_freedom(influence: np.ndarray, squares: float) -> float:
     """Of the variance ΣU²: 2 / its squared coefficient of variation, between 1 and the number of groups less 1."""
     count = max(len(influence), 2)
-    spread = (influence ** 4).sum() - squares ** 2 / count
-    return float(np.clip(2 * squares ** 2 / spread if spread > 0 else count - 1, 1, count - 1))
+    spread = (influence**4).sum() - squares**2 / count
+    return float(np.clip(2 * squares**2 / spread if spread > 0 else count - 1, 1, count - 1))

@@ -69,6 +69,7 @@ def _kappa(power: int, matrix: np.ndarray) -> np.ndarray:
 
 def _rate(hit: tuple[int, int], other: tuple[int, int]) -> Metric:
     """A share of two cells of the 2 x 2 matrix: hit / (hit + other)."""
+
     def of(matrix):
         return share(matrix[:, *hit], matrix[:, *hit] + matrix[:, *other])
 
@@ -84,8 +85,14 @@ def _rate(hit: tuple[int, int], other: tuple[int, int]) -> Metric:
         said = np.stack([truth, prediction.argmax(1)], axis=1)
         return patients[(said == hit).all(1) | (said == other).all(1)]
 
-    return Metric(matrices, of, point, lacks, few=lambda *scored: few.too_few(counting(*scored), "that count"),
-                  bound=lambda *scored: few.binomial(point(*scored[:2]), few.effective(counting(*scored))))
+    return Metric(
+        matrices,
+        of,
+        point,
+        lacks,
+        few=lambda *scored: few.too_few(counting(*scored), "that count"),
+        bound=lambda *scored: few.binomial(point(*scored[:2]), few.effective(counting(*scored))),
+    )
 
 
 def _none_lacks(truth, prediction) -> str:
@@ -107,13 +114,15 @@ def _decided(score) -> Callable[[np.ndarray, np.ndarray], float]:
 def _averaged(score) -> Callable[[np.ndarray, np.ndarray], float]:
     """`score` of scikit-learn on truth and decisions, averaged over the classes that occur."""
     return lambda truth, prediction: float(
-        score(truth, prediction.argmax(1), labels=np.unique(truth), average="macro", zero_division=0))
+        score(truth, prediction.argmax(1), labels=np.unique(truth), average="macro", zero_division=0)
+    )
 
 
 def _kappa_metric(weighting: str | None, power: int) -> Metric:
     def point(truth, prediction):
-        return float(cohen_kappa_score(truth, prediction.argmax(1), labels=range(prediction.shape[1]),
-                                       weights=weighting))
+        return float(
+            cohen_kappa_score(truth, prediction.argmax(1), labels=range(prediction.shape[1]), weights=weighting)
+        )
 
     return Metric(matrices, lambda matrix: _kappa(power, matrix), point, _constant, few=few.beside_commonest)
 
@@ -132,42 +141,64 @@ def _few_or_sure(truth, prediction, patients) -> str:
     """`few.rarest_class`; also where a class is recognised whole or not at all: its part of the resamples is flat."""
     sure = np.isin(_rates(truth, prediction), (0, 1)).any()
     return few.rarest_class(truth, prediction, patients) or (
-        "no interval: a class is recognised whole or not at all" if sure else "")
+        "no interval: a class is recognised whole or not at all" if sure else ""
+    )
 
 
-ACCURACY = Metric(matrices, _accuracy, _decided(accuracy_score), _none_lacks,
-                  few=lambda truth, prediction, patients: few.too_few(patients),
-                  bound=lambda truth, prediction, patients: few.binomial(
-                      accuracy_score(truth, prediction.argmax(1)), few.effective(patients)))
-BALANCED_ACCURACY = Metric(_occurring, _balanced_accuracy, _averaged(recall_score), few_classes, few=_few_or_sure,
-                           bound=_rates_of_few)
+ACCURACY = Metric(
+    matrices,
+    _accuracy,
+    _decided(accuracy_score),
+    _none_lacks,
+    few=lambda truth, prediction, patients: few.too_few(patients),
+    bound=lambda truth, prediction, patients: few.binomial(
+        accuracy_score(truth, prediction.argmax(1)), few.effective(patients)
+    ),
+)
+BALANCED_ACCURACY = Metric(
+    _occurring, _balanced_accuracy, _averaged(recall_score), few_classes, few=_few_or_sure, bound=_rates_of_few
+)
 MACRO_F1 = Metric(_occurring, _macro_f1, _averaged(f1_score), few_classes)
-KAPPA = {"unweighted": _kappa_metric(None, 0), "linear": _kappa_metric("linear", 1),
-         "quadratic": _kappa_metric("quadratic", 2)}
+KAPPA = {
+    "unweighted": _kappa_metric(None, 0),
+    "linear": _kappa_metric("linear", 1),
+    "quadratic": _kappa_metric("quadratic", 2),
+}
 SENSITIVITY, SPECIFICITY = _rate((1, 1), (1, 0)), _rate((0, 0), (0, 1))
 POSITIVE_PREDICTIVE_VALUE, NEGATIVE_PREDICTIVE_VALUE = _rate((1, 1), (0, 1)), _rate((0, 0), (1, 0))
 
 
-def accuracy(truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES,
-             seed: int = 0) -> dict[str, Any]:
+def accuracy(
+    truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
     """Share of right decisions; truth and predicted int [n], `classes` how many there are (by default those seen)."""
     return _one(ACCURACY, truth, predicted, patients, classes, resamples, seed)
 
 
-def balanced_accuracy(truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES,
-                      seed: int = 0) -> dict[str, Any]:
+def balanced_accuracy(
+    truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
     """Mean over the classes that occur of the share of one's items that are recognised; not adjusted for chance."""
     return _one(BALANCED_ACCURACY, truth, predicted, patients, classes, resamples, seed)
 
 
-def macro_f1(truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES,
-             seed: int = 0) -> dict[str, Any]:
+def macro_f1(
+    truth, predicted, patients, *, classes: int | None = None, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
     """Mean over the classes that occur of F1; a class that is never predicted has 0."""
     return _one(MACRO_F1, truth, predicted, patients, classes, resamples, seed)
 
 
-def cohen_kappa(truth, predicted, patients, *, weighting: str = "unweighted", classes: int | None = None,
-                resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def cohen_kappa(
+    truth,
+    predicted,
+    patients,
+    *,
+    weighting: str = "unweighted",
+    classes: int | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Agreement beyond chance; `weighting` "linear" or "quadratic" weighs how far apart ordered classes are."""
     return _one(KAPPA[weighting], truth, predicted, patients, classes, resamples, seed)
 

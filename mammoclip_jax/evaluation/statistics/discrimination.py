@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from mammoclip_jax.evaluation.statistics import few
 from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, Metric, estimate
 
-_SLACK = 1e-9       # of a rate that should reach a wanted one; weights are whole numbers
+_SLACK = 1e-9  # of a rate that should reach a wanted one; weights are whole numbers
 
 
 class Curve(NamedTuple):
@@ -36,12 +36,16 @@ def curve(truth, score) -> Callable[[np.ndarray], Curve]:
     score = np.asarray(score, dtype=np.float64)
     order = np.argsort(-score, kind="stable")
     positive = np.asarray(truth).astype(bool)[order]
-    ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])       # the last item of each distinct score
+    ends = np.flatnonzero(np.r_[np.diff(score[order]) < 0, True])  # the last item of each distinct score
 
     def of(weights: np.ndarray) -> Curve:
         weights = weights[:, order]
-        return Curve(*(np.cumsum(np.where(side, weights, 0), axis=1, dtype=np.float64)[:, ends]
-                       for side in (positive, ~positive)))
+        return Curve(
+            *(
+                np.cumsum(np.where(side, weights, 0), axis=1, dtype=np.float64)[:, ends]
+                for side in (positive, ~positive)
+            )
+        )
 
     return of
 
@@ -174,8 +178,9 @@ def best_f1(labels, scores, patients, *, resamples: int = RESAMPLES, seed: int =
     return _one(BEST_F1, labels, scores, patients, resamples, seed)
 
 
-def sensitivity_at_specificity(labels, scores, patients, specificity: float, *, resamples: int = RESAMPLES,
-                               seed: int = 0) -> dict[str, Any]:
+def sensitivity_at_specificity(
+    labels, scores, patients, specificity: float, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
     """The greatest sensitivity of a threshold whose specificity is at least `specificity`; no interpolation.
 
     In each resample the threshold is chosen anew; `calibration` has thresholds chosen on other data.
@@ -183,8 +188,9 @@ def sensitivity_at_specificity(labels, scores, patients, specificity: float, *, 
     return _one(at_specificity(specificity), labels, scores, patients, resamples, seed)
 
 
-def specificity_at_sensitivity(labels, scores, patients, sensitivity: float, *, resamples: int = RESAMPLES,
-                               seed: int = 0) -> dict[str, Any]:
+def specificity_at_sensitivity(
+    labels, scores, patients, sensitivity: float, *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
     """The greatest specificity of a threshold whose sensitivity is at least `sensitivity`; no interpolation."""
     return _one(at_sensitivity(sensitivity), labels, scores, patients, resamples, seed)
 
@@ -211,12 +217,21 @@ def _areas_of_few(truth, p, patients) -> few.Bound:
 
 
 MACRO_AUROC = Metric(
-    _curves, lambda curves: np.mean([_area(c) for c in curves], axis=0),
-    lambda truth, p: float(np.mean([roc_auc_score(truth == k, p[:, k]) for k in np.unique(truth)])), few_classes,
-    bound=_areas_of_few)
+    _curves,
+    lambda curves: np.mean([_area(c) for c in curves], axis=0),
+    lambda truth, p: float(np.mean([roc_auc_score(truth == k, p[:, k]) for k in np.unique(truth)])),
+    few_classes,
+    bound=_areas_of_few,
+)
 
 
 def macro_auroc(truth, probabilities, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """Mean over the classes that occur of the AUROC of one against all others; truth int [n], probabilities [n, K]."""
-    return estimate({"": MACRO_AUROC}, np.asarray(truth), np.asarray(probabilities, dtype=np.float64), patients,
-                    resamples=resamples, seed=seed)[""]
+    return estimate(
+        {"": MACRO_AUROC},
+        np.asarray(truth),
+        np.asarray(probabilities, dtype=np.float64),
+        patients,
+        resamples=resamples,
+        seed=seed,
+    )[""]

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import beta
 
 LEVEL = 0.95
-FEW = 10        # patients of the rarer class: from here on the bootstrap holds (tests/evaluation/test_coverage.py)
+FEW = 10  # patients of the rarer class: from here on the bootstrap holds (tests/evaluation/test_coverage.py)
 
 
 class Bound(NamedTuple):
@@ -35,7 +35,7 @@ def count(patients) -> int:
 def effective(patients) -> float:
     """How many patients of equally many items each are worth `patients` [n]: (Σk)² / Σk² for k items (Kish 1965)."""
     _, items = np.unique(np.asarray(patients, dtype=str), return_counts=True)
-    return float(items.sum() ** 2 / (items ** 2).sum())
+    return float(items.sum() ** 2 / (items**2).sum())
 
 
 def binomial(value: float, trials: float) -> Bound:

@@ -17,14 +17,7 @@ import numpy as np
 from scipy.stats import false_discovery_control, norm, rankdata
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.statistics.bootstrap import (
-    LEVEL,
-    RESAMPLES,
-    Metric,
-    bootstrap,
-    entry,
-    not_finite,
-)
+from mammoclip_jax.evaluation.statistics.bootstrap import LEVEL, RESAMPLES, Metric, bootstrap, entry, not_finite
 from mammoclip_jax.evaluation.statistics.discrimination import AUROC, MACRO_AUROC
 from mammoclip_jax.evaluation.statistics.few import FEW, count
 
@@ -53,8 +46,10 @@ def placements(truth, scores) -> tuple[np.ndarray, np.ndarray]:
     truth = np.asarray(truth).astype(bool)
     positive, negative = np.asarray(scores)[truth], np.asarray(scores)[~truth]
     ranks = rankdata(scores)
-    return ((ranks[truth] - rankdata(positive)) / len(negative),
-            1 - (ranks[~truth] - rankdata(negative)) / len(positive))
+    return (
+        (ranks[truth] - rankdata(positive)) / len(negative),
+        1 - (ranks[~truth] - rankdata(negative)) / len(positive),
+    )
 
 
 def auroc_covariance(truth, scores, patients=None) -> tuple[np.ndarray, np.ndarray]:
@@ -70,12 +65,14 @@ def auroc_covariance(truth, scores, patients=None) -> tuple[np.ndarray, np.ndarr
     pairs = [placements(truth, score) for score in scores]
     auroc = np.array([of_positive.mean() for of_positive, _ in pairs])
     # Each patient's sum of deviations, over its positives and over its negatives: two of [k, patients].
-    sums = [np.stack([np.bincount(who[side], pair[i] - area, minlength=count) for pair, area in zip(pairs, auroc)])
-            for i, side in enumerate((truth, ~truth))]
+    sums = [
+        np.stack([np.bincount(who[side], pair[i] - area, minlength=count) for pair, area in zip(pairs, auroc)])
+        for i, side in enumerate((truth, ~truth))
+    ]
     patients_of = [len(np.unique(who[side])) for side in (truth, ~truth)]
     if min(patients_of) < 2:
         return auroc, np.full((len(scores), len(scores)), np.nan)
-    covariance = sum(n / (n - 1) * part @ part.T / size ** 2 for n, part, size in zip(patients_of, sums, sizes))
+    covariance = sum(n / (n - 1) * part @ part.T / size**2 for n, part, size in zip(patients_of, sums, sizes))
     between = count / (count - 1) * sums[0] @ sums[1].T / (sizes[0] * sizes[1])
     return auroc, covariance + between + between.T
 
@@ -98,17 +95,19 @@ def delong(truth, a, b, patients=None) -> DeLong:
     patients = np.arange(len(truth)) if patients is None else np.asarray(patients)
     if min(count(patients[truth]), count(patients[~truth])) < FEW:
         error = np.nan
-    if error < 1e-12:           # the same order of scores, or two that never vary: rounding must not decide
+    if error < 1e-12:  # the same order of scores, or two that never vary: rounding must not decide
         z = 0.0 if abs(difference) < 1e-12 else np.nan
     else:
         z = difference / error
     width = norm.ppf((1 + LEVEL) / 2) * error
-    return DeLong(*map(float, (first, second, difference, error, difference - width, difference + width, z,
-                               2 * norm.sf(abs(z)))))
+    return DeLong(
+        *map(float, (first, second, difference, error, difference - width, difference + width, z, 2 * norm.sf(abs(z))))
+    )
 
 
-def permutation_test(metric: Metric, truth, a, b, patients, *, permutations: int = PERMUTATIONS,
-                     seed: int = 0) -> float:
+def permutation_test(
+    metric: Metric, truth, a, b, patients, *, permutations: int = PERMUTATIONS, seed: int = 0
+) -> float:
     """Two-sided p of the difference of a metric between predictions `a` and `b`, [n] or [n, K], of the same items.
 
     Each patient's predictions are exchanged with probability one half. For metrics of the order the scores become
@@ -134,8 +133,7 @@ def permutation_test(metric: Metric, truth, a, b, patients, *, permutations: int
     return float((1 + (np.abs(drawn) >= abs(observed) - 1e-12).sum()) / (1 + len(drawn)))
 
 
-def difference(metric: Metric, truth, a, b, patients, *, resamples: int = RESAMPLES,
-               seed: int = 0) -> dict[str, Any]:
+def difference(metric: Metric, truth, a, b, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """The entry of metric(a) - metric(b), both on the same resamples of patients; without interval of few."""
     truth, a, b = (np.asarray(x) for x in (truth, a, b))
     reason = lacking(metric, truth, a, b)
@@ -144,9 +142,14 @@ def difference(metric: Metric, truth, a, b, patients, *, resamples: int = RESAMP
     first, second = (metric.summary(truth, side) for side in (a, b))
     patients = np.asarray(patients, dtype=str)
     few = metric.few(truth, a, patients) or metric.few(truth, b, patients)
-    return bootstrap(metric.point(truth, a) - metric.point(truth, b),
-                     lambda weights: metric.of(first(weights)) - metric.of(second(weights)), patients, few=few,
-                     resamples=resamples, seed=seed)
+    return bootstrap(
+        metric.point(truth, a) - metric.point(truth, b),
+        lambda weights: metric.of(first(weights)) - metric.of(second(weights)),
+        patients,
+        few=few,
+        resamples=resamples,
+        seed=seed,
+    )
 
 
 def lacking(metric: Metric, truth, *predictions) -> str:

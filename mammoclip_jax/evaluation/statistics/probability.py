@@ -13,7 +13,7 @@ from mammoclip_jax.evaluation.statistics.bootstrap import RESAMPLES, Metric, est
 from mammoclip_jax.evaluation.statistics.discrimination import one_class, share
 from mammoclip_jax.evaluation.statistics.few import beside_commonest
 
-BINS = 15       # as Guo et al. 2017
+BINS = 15  # as Guo et al. 2017
 
 
 def bin_edges(confidence: np.ndarray, bins: int = BINS, *, equal_mass: bool = False) -> np.ndarray:
@@ -47,6 +47,7 @@ def no_probability(truth, prediction) -> str:
 @cache
 def expected_calibration_error(bins: int = BINS, equal_mass: bool = False) -> Metric:
     """The metric `calibration_error`."""
+
     def gaps(truth, prediction):
         confidence, hit = confidence_and_hit(truth, prediction)
         edges = bin_edges(confidence, bins, equal_mass=equal_mass)
@@ -54,8 +55,7 @@ def expected_calibration_error(bins: int = BINS, equal_mass: bool = False) -> Me
         gap[np.arange(len(hit)), in_bins(confidence, edges)] = confidence - hit
         return lambda weights: np.abs(weights @ gap).sum(1) / weights.sum(1)
 
-    return Metric(gaps, lambda values: values, _with_ones(gaps), no_probability, biased=True,
-                  few=beside_commonest)
+    return Metric(gaps, lambda values: values, _with_ones(gaps), no_probability, biased=True, few=beside_commonest)
 
 
 def _with_ones(summary) -> Callable[[np.ndarray, np.ndarray], float]:
@@ -72,16 +72,26 @@ def _squares(truth, prediction):
 def _shares(truth, prediction):
     """`weights -> 2 Σ_positive p / (Σ p + positives)`, with p clipped to [0, 1]: F1 with p for the decision."""
     p, positive = np.clip(prediction, 0, 1), np.asarray(truth, dtype=np.float64)
-    return lambda weights: share(2 * (weights @ (p * positive)), (weights @ p + weights @ positive)
-                                 * ((weights @ positive > 0) & (weights @ (1 - positive) > 0)))
+    return lambda weights: share(
+        2 * (weights @ (p * positive)),
+        (weights @ p + weights @ positive) * ((weights @ positive > 0) & (weights @ (1 - positive) > 0)),
+    )
 
 
 BRIER = Metric(_squares, lambda values: values, _with_ones(_squares), no_probability, few=beside_commonest)
 PROBABILISTIC_F1 = Metric(_shares, lambda values: values, _with_ones(_shares), one_class)
 
 
-def calibration_error(truth, prediction, patients, *, bins: int = BINS, equal_mass: bool = False,
-                      resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def calibration_error(
+    truth,
+    prediction,
+    patients,
+    *,
+    bins: int = BINS,
+    equal_mass: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Expected calibration error: Σ over the bins of n_bin / n · |mean probability - observed rate|.
 
     `bins` bins of equal width, or of equal mass, over the positive class's probability, or over the greatest one of K
@@ -105,5 +115,11 @@ def probabilistic_f1(truth, prediction, patients, *, resamples: int = RESAMPLES,
 
 
 def _one(metric: Metric, truth, prediction, patients, resamples, seed) -> dict[str, Any]:
-    return estimate({"": metric}, np.asarray(truth).astype(int), np.asarray(prediction, dtype=np.float64), patients,
-                    resamples=resamples, seed=seed)[""]
+    return estimate(
+        {"": metric},
+        np.asarray(truth).astype(int),
+        np.asarray(prediction, dtype=np.float64),
+        patients,
+        resamples=resamples,
+        seed=seed,
+    )[""]

@@ -34,5 +34,7 @@ def detect(state: State) -> str:
     for name in LAYOUTS:
         if layout(name).fits(state):
             return name
-    raise UserError(f"no layout known here has keys like {', '.join(list(state)[:6])}, ... "
-                    f"({len(state)} of them). Known layouts: {', '.join(LAYOUTS)}.")
+    raise UserError(
+        f"no layout known here has keys like {', '.join(list(state)[:6])}, ... "
+        f"({len(state)} of them). Known layouts: {', '.join(LAYOUTS)}."
+    )

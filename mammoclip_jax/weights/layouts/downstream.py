@@ -29,10 +29,22 @@ def _read_classifier(state: State, rest: Mapping[str, Any], config: Mapping[str,
     count = variables["params"]["classification_head"]["kernel"].shape[1]
     labels = _labels(rest, count)
     notes = [] if rest.get("labels") else [f"The file does not name its outputs: they are called {', '.join(labels)}."]
-    return Model("classifier", variables=variables, image=IMAGE, preprocessing=PREPROCESSING, text_length=0,
-                 tokenizer="", notes=notes, unused=unused, model={
-                     "image": image, "labels": labels, "activation": "softmax" if count > 2 else "sigmoid",
-                     "dtype": "float32"})
+    return Model(
+        "classifier",
+        variables=variables,
+        image=IMAGE,
+        preprocessing=PREPROCESSING,
+        text_length=0,
+        tokenizer="",
+        notes=notes,
+        unused=unused,
+        model={
+            "image": image,
+            "labels": labels,
+            "activation": "softmax" if count > 2 else "sigmoid",
+            "dtype": "float32",
+        },
+    )
 
 
 def _read_detector(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | None) -> Model:
@@ -40,12 +52,22 @@ def _read_detector(state: State, rest: Mapping[str, Any], config: Mapping[str, A
     labels = _labels(rest, options.pop("classes"))
     notes = [] if rest.get("labels") else [f"The file does not name its classes: they are called {', '.join(labels)}."]
     notes.append("The original stretches images to 512 x 512 once more.")
-    return Model("detector", variables=variables, image=IMAGE, text_length=0, tokenizer="", notes=notes, unused=unused,
-                 preprocessing=PREPROCESSING | {"height": 512, "width": 512},
-                 model=options | {"labels": labels, "dtype": "float32"})
+    return Model(
+        "detector",
+        variables=variables,
+        image=IMAGE,
+        text_length=0,
+        tokenizer="",
+        notes=notes,
+        unused=unused,
+        preprocessing=PREPROCESSING | {"height": 512, "width": 512},
+        model=options | {"labels": labels, "dtype": "float32"},
+    )
 
 
-MAMMO_CLIP_CLASSIFIER = Layout("Mammo-CLIP classifier", "mammo_clip", downstream.is_classifier, _read_classifier,
-                               downstream.write_classifier)
-MAMMO_CLIP_DETECTOR = Layout("Mammo-CLIP detector", "mammo_clip", downstream.is_detector, _read_detector,
-                             downstream.write_detector)
+MAMMO_CLIP_CLASSIFIER = Layout(
+    "Mammo-CLIP classifier", "mammo_clip", downstream.is_classifier, _read_classifier, downstream.write_classifier
+)
+MAMMO_CLIP_DETECTOR = Layout(
+    "Mammo-CLIP detector", "mammo_clip", downstream.is_detector, _read_detector, downstream.write_detector
+)

@@ -22,7 +22,7 @@ from mammoclip_jax.weights.naming import State
 _IMAGE, _TEXT = "img_encoder_q.model.", "text_encoder_q.model."
 _HEADS = {"image_projection": "img_encoder_q.global_embed.", "text_projection": "text_encoder_q.global_embed."}
 _OTHER_LOSSES = ("img_encoder_q.local_embed.", "text_encoder_q.local_embed.", "simclr_proj.", "local_scale", "confmat.")
-_ALPHA = 32     # of its LoRA; the rank is the adapters' own
+_ALPHA = 32  # of its LoRA; the rank is the adapters' own
 
 
 def _fits(state: State) -> bool:
@@ -34,8 +34,9 @@ def merge_lora(state: State) -> tuple[dict[str, np.ndarray], int]:
 
     W + alpha / rank * (B A)^T, since GPT-2's kernels are [in, out] (PEFT's fan_in_fan_out).
     """
-    plain = {re.sub(r"^base_model\.model\.", "", key).replace(".base_layer.", "."): value
-             for key, value in state.items()}
+    plain = {
+        re.sub(r"^base_model\.model\.", "", key).replace(".base_layer.", "."): value for key, value in state.items()
+    }
     adapters = [key for key in plain if key.endswith("lora_A.default.weight")]
     for key in adapters:
         down, up = plain.pop(key), plain.pop(key.replace("lora_A", "lora_B"))
@@ -58,18 +59,28 @@ def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | Non
     unused = leftover(state, (_IMAGE, _TEXT, *_HEADS.values(), "logit_scale"), _OTHER_LOSSES)
     size = image.options.get("size", 518)
     return Model(
-        "dual_encoder", preprocessing={"geometry": "fit", "height": size, "width": size, "intensity": "voi", "bits": 8},
+        "dual_encoder",
+        preprocessing={"geometry": "fit", "height": size, "width": size, "intensity": "voi", "bits": 8},
         image={"mean": 0.5, "std": 0.5, "channels": 3, "intensity": "range"},
-        text_length=144, tokenizer="stanford-crfm/BioMedLM" if gpt2 else "emilyalsentzer/Bio_ClinicalBERT",
-        notes=[f"{adapters} LoRA adapters were merged into the text encoder.",
-               "Texts are pooled over their real tokens. The original counts padding in training, and takes the first "
-               "padding token in zero-shot tests: neither is imitated.",
-               "Its tokenizer has six tokens more than BioMedLM's: give the tokenizer that belongs to the weights.",
-               "The original crops by Otsu's threshold and stretches to a square; here the aspect is kept."],
+        text_length=144,
+        tokenizer="stanford-crfm/BioMedLM" if gpt2 else "emilyalsentzer/Bio_ClinicalBERT",
+        notes=[
+            f"{adapters} LoRA adapters were merged into the text encoder.",
+            "Texts are pooled over their real tokens. The original counts padding in training, and takes the first "
+            "padding token in zero-shot tests: neither is imitated.",
+            "Its tokenizer has six tokens more than BioMedLM's: give the tokenizer that belongs to the weights.",
+            "The original crops by Otsu's threshold and stretches to a square; here the aspect is kept.",
+        ],
         unused=unused + image.unused + text.unused + head,
-        **dual_encoder(image._replace(options=image.options | {"pooling": "all"}), text, modules,
-                       state["logit_scale"], projection={"kind": "linear", "dropout": 0.0, "bias": True},
-                       pooling="mean"))
+        **dual_encoder(
+            image._replace(options=image.options | {"pooling": "all"}),
+            text,
+            modules,
+            state["logit_scale"],
+            projection={"kind": "linear", "dropout": 0.0, "bias": True},
+            pooling="mean",
+        ),
+    )
 
 
 MAMA = Layout("MaMA checkpoint", "mama", _fits, _read)

@@ -10,7 +10,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights import names
 from mammoclip_jax.weights.naming import Leaf, State, Tower, from_torch, read, to_torch
 
-IMAGENET = {"mean": 0.449, "std": 0.226, "channels": 3, "intensity": "range"}   # means over the three colours
+IMAGENET = {"mean": 0.449, "std": 0.226, "channels": 3, "intensity": "range"}  # means over the three colours
 _DENSE = Leaf("weight", "dense")
 
 
@@ -108,6 +108,8 @@ def leftover(state: State, prefixes: tuple[str, ...], known: tuple[str, ...] = (
     left = [key for key in state if not key.startswith(prefixes)]
     unknown = [key for key in left if not key.startswith(known)]
     if unknown:
-        raise UserError(f"the file holds {len(unknown)} arrays that this layout does not know: "
-                        f"{', '.join(unknown[:8])}. Nothing is left out silently: take them out first, or say so.")
+        raise UserError(
+            f"the file holds {len(unknown)} arrays that this layout does not know: "
+            f"{', '.join(unknown[:8])}. Nothing is left out silently: take them out first, or say so."
+        )
     return left

@@ -48,5 +48,7 @@ def detect(keys: Iterable[str]) -> str:
     for name in NAMINGS:
         if keys.issuperset(naming(name).signs):
             return name
-    raise UserError(f"no encoder known here names its arrays like this: {', '.join(sorted(keys)[:5])}, ... "
-                    f"Known: {', '.join(NAMINGS)}.")
+    raise UserError(
+        f"no encoder known here names its arrays like this: {', '.join(sorted(keys)[:5])}, ... "
+        f"Known: {', '.join(NAMINGS)}."
+    )

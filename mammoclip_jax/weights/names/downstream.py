@@ -54,9 +54,11 @@ def read_classifier(state: State) -> tuple[dict, dict, list[str]]:
     head = {name: _array(state, leaf) for name, leaf in _HEAD_LEAVES.items()}
     features = tower.variables["params"]["head"]["kernel"].shape[1]
     if head["kernel"].shape != (features, *head["bias"].shape):
-        raise UserError(f"{_HEAD}weight and bias have the shapes {state[_HEAD + 'weight'].shape} and "
-                        f"{state[_HEAD + 'bias'].shape}, which do not belong together or to an image encoder of "
-                        f"{features} features.")
+        raise UserError(
+            f"{_HEAD}weight and bias have the shapes {state[_HEAD + 'weight'].shape} and "
+            f"{state[_HEAD + 'bias'].shape}, which do not belong together or to an image encoder of "
+            f"{features} features."
+        )
     return tower.options, _joined(tower, {"classification_head": head}), tower.unused
 
 
@@ -82,8 +84,10 @@ def read_detector(state: State) -> tuple[dict, dict, list[str]]:
     tower = _tower(state, _BACKBONE)
     stages = _STAGES.get(tower.options["variant"])
     if stages is None:
-        raise UserError(f"the published detector stands on {' or '.join(_STAGES)}; this backbone is "
-                        f"{tower.options['variant']}, and which of its maps the pyramid takes is not in the file.")
+        raise UserError(
+            f"the published detector stands on {' or '.join(_STAGES)}; this backbone is "
+            f"{tower.options['variant']}, and which of its maps the pyramid takes is not in the file."
+        )
     image = tower.options | {"pads": "detector", "taps": [int(stages[1].removeprefix("block"))]}
     options = {"image": image, "stages": list(stages), "classes": state[_OUTPUT].shape[0] // CELL_ANCHORS}
     wanted = _detector_shapes(options, tower.channels)
@@ -93,8 +97,10 @@ def read_detector(state: State) -> tuple[dict, dict, list[str]]:
     for path, leaf in leaves.items():
         arrays[path] = _array(state, leaf)
         if arrays[path].shape != wanted[path]:
-            raise UserError(f"{leaf.key} has the shape {state[leaf.key].shape}, which is {arrays[path].shape} for us; "
-                            f"a detector of {options['classes']} classes on {image['variant']} wants {wanted[path]}.")
+            raise UserError(
+                f"{leaf.key} has the shape {state[leaf.key].shape}, which is {arrays[path].shape} for us; "
+                f"a detector of {options['classes']} classes on {image['variant']} wants {wanted[path]}."
+            )
     return options, _joined(tower, unflatten_dict(arrays, sep="/")), tower.unused
 
 
@@ -108,16 +114,20 @@ def write_detector(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> dic
     image, stages = model["image"], tuple(model["stages"])
     check_published(image, "detector")
     if stages != _STAGES[image["variant"]]:
-        raise UserError(f"the published detector takes the maps {_STAGES[image['variant']]} of {image['variant']}; "
-                        f"config.model.stages is {stages}.")
+        raise UserError(
+            f"the published detector takes the maps {_STAGES[image['variant']]} of {image['variant']}; "
+            f"config.model.stages is {stages}."
+        )
     heads = {name: variables["params"][name] for name in _MODULES}
     leaves = {path: (_detector_leaf(path), value) for path, value in flatten_dict(heads, sep="/").items()}
     state = _encoder_state(variables, image, _BACKBONE)
     state |= {leaf.key: to_torch(leaf, np.asarray(value)) for leaf, value in leaves.values()}
     # Its backbone has a classifier that is never called, but wanted when the state dict is loaded.
     classes, channels = state[_OUTPUT].shape[0] // CELL_ANCHORS, state["fpn.P5_1.weight"].shape[1]
-    state |= {f"{_BACKBONE}_fc.weight": np.zeros((classes, channels), np.float32),
-              f"{_BACKBONE}_fc.bias": np.zeros(classes, np.float32)}
+    state |= {
+        f"{_BACKBONE}_fc.weight": np.zeros((classes, channels), np.float32),
+        f"{_BACKBONE}_fc.bias": np.zeros(classes, np.float32),
+    }
     return {"state_dict": state}
 
 
@@ -162,16 +172,22 @@ def _array(state, leaf):
 def _check_all_known(state, prefixes, keys):
     unknown = sorted(key for key in state if not key.startswith(prefixes) and key not in keys)
     if unknown:
-        raise UserError(f"the file holds {len(unknown)} arrays that are not known here: {', '.join(unknown[:8])}. "
-                        "Is it another model?")
+        raise UserError(
+            f"the file holds {len(unknown)} arrays that are not known here: {', '.join(unknown[:8])}. "
+            "Is it another model?"
+        )
 
 
 def check_published(image, pads):
     if image["name"] != "efficientnet" or image.get("variant") not in _STAGES:
-        raise UserError(f"the published code has the EfficientNets {' and '.join(_STAGES)} here; config.model.image is "
-                        f"{dict(image)}.")
+        raise UserError(
+            f"the published code has the EfficientNets {' and '.join(_STAGES)} here; config.model.image is "
+            f"{dict(image)}."
+        )
     for option, default in _PUBLISHED.items():
         wanted = pads if option == "pads" else default
         if image.get(option, default) != wanted:
-            raise UserError(f"config.model.image.{option} is {image.get(option, default)!r}; the published code has "
-                            f"{wanted!r}, and would compute something else from these weights.")
+            raise UserError(
+                f"config.model.image.{option} is {image.get(option, default)!r}; the published code has "
+                f"{wanted!r}, and would compute something else from these weights."
+            )

@@ -13,8 +13,12 @@ from mammoclip_jax.weights.names.shapes import Shapes
 from mammoclip_jax.weights.naming import KINDS, Leaf, Naming
 
 # The published stages in the words of transformers' config.json.
-_STAGES = dict(zip(("num_block_repeats", "kernel_sizes", "strides", "expand_ratios", "in_channels", "out_channels"),
-                   map(list, zip(*STAGES))))
+_STAGES = dict(
+    zip(
+        ("num_block_repeats", "kernel_sizes", "strides", "expand_ratios", "in_channels", "out_channels"),
+        map(list, zip(*STAGES)),
+    )
+)
 _FIXED = _STAGES | {"squeeze_expansion_ratio": 0.25, "depth_divisor": 8, "hidden_act": "swish"}
 _POOLING = {"mean": "avg", "max": "max"}
 
@@ -48,8 +52,9 @@ def variant(shapes: Shapes, stem: str, head: str, excite: str) -> str:
     """
     if head not in shapes:
         raise UserError(f"{head} is missing: is the file complete, without a prefix before its keys?")
-    depthwise = [shape for key, shape in shapes.items()
-                 if key != stem and len(shape) == 4 and shape[1] == 1 and shape[2] > 1]
+    depthwise = [
+        shape for key, shape in shapes.items() if key != stem and len(shape) == 4 and shape[1] == 1 and shape[2] > 1
+    ]
     sizes = len(depthwise), *shapes[head][1::-1], excite not in shapes
     table = {name: _measures(name) for name in VARIANTS}
     for name, measures in table.items():
@@ -59,7 +64,8 @@ def variant(shapes: Shapes, stem: str, head: str, excite: str) -> str:
     raise UserError(
         f"no published EfficientNet has {sizes[0]} blocks, {sizes[1]} channels after the last, {sizes[2]} features and "
         f"{'no ' if sizes[3] else ''}squeeze-excite. Known: {known}. For a network with other multipliers of width "
-        "and depth the state dict does not say which; load it into a model of your config instead.")
+        "and depth the state dict does not say which; load it into a model of your config instead."
+    )
 
 
 def _measures(name):
@@ -82,10 +88,17 @@ LUKEMELAS = Naming(
         leaf,
         outer={"stem": "_conv_stem", "stem_bn": "_bn0", "head": "_conv_head", "head_bn": "_bn1"},
         inner={
-            "expand": "_expand_conv", "expand_bn": "_bn0", "depthwise": "_depthwise_conv", "depthwise_bn": "_bn1",
-            "se/reduce": "_se_reduce", "se/expand": "_se_expand", "project": "_project_conv", "project_bn": "_bn2",
+            "expand": "_expand_conv",
+            "expand_bn": "_bn0",
+            "depthwise": "_depthwise_conv",
+            "depthwise_bn": "_bn1",
+            "se/reduce": "_se_reduce",
+            "se/expand": "_se_expand",
+            "project": "_project_conv",
+            "project_bn": "_bn2",
         },
-        block=lambda name: f"_blocks.{int(name.removeprefix('block'))}"),
+        block=lambda name: f"_blocks.{int(name.removeprefix('block'))}",
+    ),
     options=_lukemelas,
     signs=("_conv_stem.weight", "_blocks.0._depthwise_conv.weight", "_conv_head.weight"),
     stem="_conv_stem.weight",
@@ -98,8 +111,11 @@ LUKEMELAS = Naming(
 
 def _huggingface(shapes: Shapes, config: Mapping[str, Any] | None) -> dict:
     if config is None:
-        return {"variant": variant(
-            shapes, HUGGINGFACE.stem, "encoder.top_conv.weight", "encoder.blocks.0.squeeze_excite.reduce.weight")}
+        return {
+            "variant": variant(
+                shapes, HUGGINGFACE.stem, "encoder.top_conv.weight", "encoder.blocks.0.squeeze_excite.reduce.weight"
+            )
+        }
     for key, value in _FIXED.items():
         if key in config and config[key] != value:
             raise UserError(f"config.json has {key} {config[key]}; the EfficientNet here has {value}.")
@@ -122,34 +138,50 @@ def _scaling(width, depth, listed):
         if i and spec.stage == specs[i - 1].stage:
             continue
         if spec.stride == 1 and spec.inputs == spec.outputs:
-            raise UserError(f"width_coefficient {width} gives block {i} as many output channels as inputs, "
-                            f"{spec.inputs}: the network here has a shortcut there, that of transformers has none.")
+            raise UserError(
+                f"width_coefficient {width} gives block {i} as many output channels as inputs, "
+                f"{spec.inputs}: the network here has a shortcut there, that of transformers has none."
+            )
     strided = {i for i, spec in enumerate(specs) if spec.stride == 2}
     for name in published or [name for name, value in VARIANTS.items() if not value.lite]:
         for kind in ("nominal", "detector"):
             table = pads(name, kind, depth)
             if {i for i in strided if len(set(table[block_name(i)][0])) == 1} == strided & set(listed):
                 return {"variant": name, "pads": kind} | ({} if published else {"width": width, "depth": depth})
-    raise UserError(f"depthwise_padding {sorted(listed)} of config.json fits no published EfficientNet's input size at "
-                    f"width_coefficient {width}, depth_coefficient {depth}; the strided blocks are {sorted(strided)}.")
+    raise UserError(
+        f"depthwise_padding {sorted(listed)} of config.json fits no published EfficientNet's input size at "
+        f"width_coefficient {width}, depth_coefficient {depth}; the strided blocks are {sorted(strided)}."
+    )
 
 
 HUGGINGFACE = Naming(
     encoder="efficientnet",
     leaf=functools.partial(
         leaf,
-        outer={"stem": "embeddings.convolution", "stem_bn": "embeddings.batchnorm",
-               "head": "encoder.top_conv", "head_bn": "encoder.top_bn"},
-        inner={
-            "expand": "expansion.expand_conv", "expand_bn": "expansion.expand_bn",
-            "depthwise": "depthwise_conv.depthwise_conv", "depthwise_bn": "depthwise_conv.depthwise_norm",
-            "se/reduce": "squeeze_excite.reduce", "se/expand": "squeeze_excite.expand",
-            "project": "projection.project_conv", "project_bn": "projection.project_bn",
+        outer={
+            "stem": "embeddings.convolution",
+            "stem_bn": "embeddings.batchnorm",
+            "head": "encoder.top_conv",
+            "head_bn": "encoder.top_bn",
         },
-        block=lambda name: f"encoder.blocks.{int(name.removeprefix('block'))}"),
+        inner={
+            "expand": "expansion.expand_conv",
+            "expand_bn": "expansion.expand_bn",
+            "depthwise": "depthwise_conv.depthwise_conv",
+            "depthwise_bn": "depthwise_conv.depthwise_norm",
+            "se/reduce": "squeeze_excite.reduce",
+            "se/expand": "squeeze_excite.expand",
+            "project": "projection.project_conv",
+            "project_bn": "projection.project_bn",
+        },
+        block=lambda name: f"encoder.blocks.{int(name.removeprefix('block'))}",
+    ),
     options=_huggingface,
-    signs=("embeddings.convolution.weight", "encoder.blocks.0.depthwise_conv.depthwise_conv.weight",
-           "encoder.top_conv.weight"),
+    signs=(
+        "embeddings.convolution.weight",
+        "encoder.blocks.0.depthwise_conv.depthwise_conv.weight",
+        "encoder.top_conv.weight",
+    ),
     stem="embeddings.convolution.weight",
     unused=r"classifier\.(weight|bias)",
 )

@@ -25,8 +25,9 @@ def _layers(options: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def _leaf(path: str, outer: Mapping[str, str], first: Mapping[str, str], later: Mapping[str, str],
-          prefix: str, offset: int) -> Leaf:
+def _leaf(
+    path: str, outer: Mapping[str, str], first: Mapping[str, str], later: Mapping[str, str], prefix: str, offset: int
+) -> Leaf:
     """`first` names the layers in the blocks of the first stage, which have no expansion."""
     inner = first if path.startswith("stage1.") else later
 
@@ -55,9 +56,18 @@ TIMM = Naming(
         _leaf,
         outer={"stem": "conv_stem", "stem_bn": "bn1", "head": "conv_head", "head_bn": "bn2"},
         first={"depthwise": "conv_dw", "depthwise_bn": "bn1", "project": "conv_pw", "project_bn": "bn2"} | _TIMM_EXCITE,
-        later={"expand": "conv_pw", "expand_bn": "bn1", "depthwise": "conv_dw", "depthwise_bn": "bn2",
-               "project": "conv_pwl", "project_bn": "bn3"} | _TIMM_EXCITE,
-        prefix="blocks", offset=-1),
+        later={
+            "expand": "conv_pw",
+            "expand_bn": "bn1",
+            "depthwise": "conv_dw",
+            "depthwise_bn": "bn2",
+            "project": "conv_pwl",
+            "project_bn": "bn3",
+        }
+        | _TIMM_EXCITE,
+        prefix="blocks",
+        offset=-1,
+    ),
     options=_timm,
     layers=_layers,
     signs=("conv_stem.weight", "blocks.0.0.conv_dw.weight", "conv_head.weight"),
@@ -71,7 +81,7 @@ TIMM = Naming(
 
 def _torchvision(shapes: Shapes, config: Any) -> dict:
     name = variant(shapes, TORCHVISION.stem, "features.8.0.weight", "features.1.0.block.1.fc1.weight")
-    eps = 1e-3 if name in ("b5", "b6", "b7") else 1e-5      # as its builders set it
+    eps = 1e-3 if name in ("b5", "b6", "b7") else 1e-5  # as its builders set it
     return {"variant": name, "pads": "symmetric", "batch_norm_eps": eps}
 
 
@@ -80,12 +90,27 @@ TORCHVISION = Naming(
     leaf=functools.partial(
         _leaf,
         outer={"stem": "features.0.0", "stem_bn": "features.0.1", "head": "features.8.0", "head_bn": "features.8.1"},
-        first={"depthwise": "block.0.0", "depthwise_bn": "block.0.1", "se/reduce": "block.1.fc1",
-               "se/expand": "block.1.fc2", "project": "block.2.0", "project_bn": "block.2.1"},
-        later={"expand": "block.0.0", "expand_bn": "block.0.1", "depthwise": "block.1.0", "depthwise_bn": "block.1.1",
-               "se/reduce": "block.2.fc1", "se/expand": "block.2.fc2", "project": "block.3.0",
-               "project_bn": "block.3.1"},
-        prefix="features", offset=0),
+        first={
+            "depthwise": "block.0.0",
+            "depthwise_bn": "block.0.1",
+            "se/reduce": "block.1.fc1",
+            "se/expand": "block.1.fc2",
+            "project": "block.2.0",
+            "project_bn": "block.2.1",
+        },
+        later={
+            "expand": "block.0.0",
+            "expand_bn": "block.0.1",
+            "depthwise": "block.1.0",
+            "depthwise_bn": "block.1.1",
+            "se/reduce": "block.2.fc1",
+            "se/expand": "block.2.fc2",
+            "project": "block.3.0",
+            "project_bn": "block.3.1",
+        },
+        prefix="features",
+        offset=0,
+    ),
     options=_torchvision,
     layers=_layers,
     signs=("features.0.0.weight", "features.1.0.block.0.0.weight", "features.8.0.weight"),

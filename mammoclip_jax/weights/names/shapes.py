@@ -28,5 +28,7 @@ def check_config(config: Mapping[str, Any], expected: Mapping[str, Any]) -> None
     for key, value in expected.items():
         entry = config.get(key, value)
         if (list(entry) if isinstance(entry, tuple) else entry) != value:
-            raise UserError(f"config.json has {key} {entry}; the network here has {value} with this file's arrays: it "
-                            "is another architecture, or the config of another file.")
+            raise UserError(
+                f"config.json has {key} {entry}; the network here has {value} with this file's arrays: it "
+                "is another architecture, or the config of another file."
+            )

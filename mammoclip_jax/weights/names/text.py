@@ -22,8 +22,8 @@ from mammoclip_jax.weights.naming import Leaf, Naming, State
 HfConfig = Mapping[str, Any] | None
 _shape = functools.partial(shape_of, what="text encoder of this kind")
 
-_MINILM = 384       # width of MiniLM, whose 12 heads are 32 wide; all others of BERT's kind have heads of 64
-_BIOMEDLM = 2560    # width of BioMedLM: 20 heads of 128, and scores divided by the layer's number
+_MINILM = 384  # width of MiniLM, whose 12 heads are 32 wide; all others of BERT's kind have heads of 64
+_BIOMEDLM = 2560  # width of BioMedLM: 20 heads of 128, and scores divided by the layer's number
 
 
 def strip(state: State) -> dict[str, np.ndarray]:
@@ -31,8 +31,10 @@ def strip(state: State) -> dict[str, np.ndarray]:
 
     LayerNorms of files from the days of TensorFlow, `gamma` and `beta`, get today's names. Keys of heads stay.
     """
-    state = {re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key)): value
-             for key, value in state.items()}
+    state = {
+        re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key)): value
+        for key, value in state.items()
+    }
     for prefix, naming in (("bert.", BERT), ("model.", MODERNBERT), ("transformer.", GPT2), ("text_model.", CLIP_TEXT)):
         if all(prefix + sign in state for sign in naming.signs):
             return {key.removeprefix(prefix): value for key, value in state.items()}
@@ -53,8 +55,11 @@ def _conv1d(path: str) -> Leaf:
 
 def _options(config: Any) -> dict:
     """The fields that differ from the defaults, and the vocabulary."""
-    return {f.name: getattr(config, f.name) for f in fields(config)
-            if f.name == "vocab_size" or getattr(config, f.name) != f.default}
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(config)
+        if f.name == "vocab_size" or getattr(config, f.name) != f.default
+    }
 
 
 def _count(shapes: Iterable[str], prefix: str) -> int:
@@ -66,29 +71,43 @@ def _bert_options(shapes: Shapes, config: HfConfig) -> dict:
     if config:
         return _options(BertConfig.from_hf(config))
     vocabulary, width = _shape(shapes, "embeddings.word_embeddings.weight")
-    return _options(BertConfig(
-        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=_count(shapes, "encoder.layer."),
-        num_attention_heads=12 if width == _MINILM else max(width // 64, 1),
-        intermediate_size=_shape(shapes, "encoder.layer.0.intermediate.dense.weight")[0],
-        max_position_embeddings=_shape(shapes, "embeddings.position_embeddings.weight")[0],
-        type_vocab_size=_shape(shapes, "embeddings.token_type_embeddings.weight")[0]))
+    return _options(
+        BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=_count(shapes, "encoder.layer."),
+            num_attention_heads=12 if width == _MINILM else max(width // 64, 1),
+            intermediate_size=_shape(shapes, "encoder.layer.0.intermediate.dense.weight")[0],
+            max_position_embeddings=_shape(shapes, "embeddings.position_embeddings.weight")[0],
+            type_vocab_size=_shape(shapes, "embeddings.token_type_embeddings.weight")[0],
+        )
+    )
 
 
 def _bert_pooler(options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     width = options.get("hidden_size", BertConfig.hidden_size)
-    return {"pooler.dense.weight": np.zeros((width, width), np.float32),
-            "pooler.dense.bias": np.zeros(width, np.float32)}
+    return {
+        "pooler.dense.weight": np.zeros((width, width), np.float32),
+        "pooler.dense.bias": np.zeros(width, np.float32),
+    }
 
 
 def _modernbert_options(shapes: Shapes, config: HfConfig) -> dict:
     if config:
         return _options(ModernBertConfig.from_hf(config))
     vocabulary, width = _shape(shapes, "embeddings.tok_embeddings.weight")
-    return _options(ModernBertConfig(
-        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=_count(shapes, "layers."),
-        num_attention_heads=max(width // 64, 1), intermediate_size=_shape(shapes, "layers.0.mlp.Wi.weight")[0] // 2,
-        norm_bias="embeddings.norm.bias" in shapes, attention_bias="layers.0.attn.Wqkv.bias" in shapes,
-        mlp_bias="layers.0.mlp.Wi.bias" in shapes))
+    return _options(
+        ModernBertConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=_count(shapes, "layers."),
+            num_attention_heads=max(width // 64, 1),
+            intermediate_size=_shape(shapes, "layers.0.mlp.Wi.weight")[0] // 2,
+            norm_bias="embeddings.norm.bias" in shapes,
+            attention_bias="layers.0.attn.Wqkv.bias" in shapes,
+            mlp_bias="layers.0.mlp.Wi.bias" in shapes,
+        )
+    )
 
 
 def _gpt2_options(shapes: Shapes, config: HfConfig) -> dict:
@@ -96,38 +115,69 @@ def _gpt2_options(shapes: Shapes, config: HfConfig) -> dict:
         return _options(Gpt2Config.from_hf(config))
     vocabulary, width = _shape(shapes, "wte.weight")
     inner = _shape(shapes, "h.0.mlp.c_fc.weight")[1]
-    return _options(Gpt2Config(
-        vocab_size=vocabulary, n_positions=_shape(shapes, "wpe.weight")[0], n_embd=width,
-        n_layer=_count(shapes, "h."), n_head=20 if width == _BIOMEDLM else max(width // 64, 1),
-        n_inner=None if inner == 4 * width else inner, scale_attn_by_inverse_layer_idx=width == _BIOMEDLM))
+    return _options(
+        Gpt2Config(
+            vocab_size=vocabulary,
+            n_positions=_shape(shapes, "wpe.weight")[0],
+            n_embd=width,
+            n_layer=_count(shapes, "h."),
+            n_head=20 if width == _BIOMEDLM else max(width // 64, 1),
+            n_inner=None if inner == 4 * width else inner,
+            scale_attn_by_inverse_layer_idx=width == _BIOMEDLM,
+        )
+    )
 
 
 def _clip_options(shapes: Shapes, config: HfConfig) -> dict:
     if config:
         return _options(ClipTextConfig.from_hf(config))
     vocabulary, width = _shape(shapes, "embeddings.token_embedding.weight")
-    return _options(ClipTextConfig(
-        vocab_size=vocabulary, hidden_size=width, num_hidden_layers=_count(shapes, "encoder.layers."),
-        num_attention_heads=max(width // 64, 1), intermediate_size=_shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
-        max_position_embeddings=_shape(shapes, "embeddings.position_embedding.weight")[0]))
+    return _options(
+        ClipTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=_count(shapes, "encoder.layers."),
+            num_attention_heads=max(width // 64, 1),
+            intermediate_size=_shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
+            max_position_embeddings=_shape(shapes, "embeddings.position_embedding.weight")[0],
+        )
+    )
 
 
 BERT = Naming(
-    "bert", _linear, _bert_options, ("embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"),
-    unused=r"(pooler|cls|classifier|qa_outputs)\..*|embeddings\.position_ids", filled=_bert_pooler)
+    "bert",
+    _linear,
+    _bert_options,
+    ("embeddings.word_embeddings.weight", "embeddings.token_type_embeddings.weight"),
+    unused=r"(pooler|cls|classifier|qa_outputs)\..*|embeddings\.position_ids",
+    filled=_bert_pooler,
+)
 MODERNBERT = Naming(
-    "modernbert", _linear, _modernbert_options, ("embeddings.tok_embeddings.weight", "layers.0.attn.Wqkv.weight"),
-    unused=r"(head|decoder|classifier)\..*")
+    "modernbert",
+    _linear,
+    _modernbert_options,
+    ("embeddings.tok_embeddings.weight", "layers.0.attn.Wqkv.weight"),
+    unused=r"(head|decoder|classifier)\..*",
+)
 # As Mammo-FM uses it: without the last LayerNorm, which is in its files all the same.
 MODERNBERT_NO_FINAL_NORM = MODERNBERT._replace(
     options=lambda shapes, config: _modernbert_options(shapes, config) | {"final_norm": False},
     unused=MODERNBERT.unused + r"|final_norm\.weight",
-    filled=lambda options: {"final_norm.weight": np.ones(options.get("hidden_size", ModernBertConfig.hidden_size),
-                                                         np.float32)})
+    filled=lambda options: {
+        "final_norm.weight": np.ones(options.get("hidden_size", ModernBertConfig.hidden_size), np.float32)
+    },
+)
 GPT2 = Naming(
-    "gpt2", _conv1d, _gpt2_options, ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight"),
-    unused=r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)")
+    "gpt2",
+    _conv1d,
+    _gpt2_options,
+    ("wte.weight", "wpe.weight", "h.0.attn.c_attn.weight"),
+    unused=r"lm_head\.weight|h\.\d+\.attn\.(bias|masked_bias)",
+)
 CLIP_TEXT = Naming(
-    "clip_text", _linear, _clip_options,
+    "clip_text",
+    _linear,
+    _clip_options,
     ("embeddings.token_embedding.weight", "encoder.layers.0.self_attn.q_proj.weight"),
-    unused=r"embeddings\.position_ids|(text_projection|vision_model|visual_projection)\..*|logit_scale")
+    unused=r"embeddings\.position_ids|(text_projection|vision_model|visual_projection)\..*|logit_scale",
+)

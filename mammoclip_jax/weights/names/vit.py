@@ -24,8 +24,9 @@ from mammoclip_jax.weights.naming import Leaf, Naming
 
 _shape = functools.partial(shape_of, what="vision transformer of this kind")
 _STEM, _POSITIONS, _REGISTERS = (
-    f"embeddings/{name}" for name in ("patch_embeddings/projection", "position_embeddings", "register_tokens"))
-_FUSED = ("query", "key", "value")      # in the order of a fused kernel's rows
+    f"embeddings/{name}" for name in ("patch_embeddings/projection", "position_embeddings", "register_tokens")
+)
+_FUSED = ("query", "key", "value")  # in the order of a fused kernel's rows
 _HEADS = {variant.width: variant.heads for variant in (*VIT.values(), *DINOV2.values())}
 
 
@@ -49,8 +50,10 @@ def _leaf(names: _Names, path: str) -> Leaf:
         return Leaf(prefix + table[rest])
     module, _, last = rest.rpartition("/")
     if module not in table:
-        raise UserError(f"state dicts of this naming ({names.outer[_POSITIONS]}, {names.blocks}.N, ...) have no place "
-                        f"for {path}; without it the network is another one.")
+        raise UserError(
+            f"state dicts of this naming ({names.outer[_POSITIONS]}, {names.blocks}.N, ...) have no place "
+            f"for {path}; without it the network is another one."
+        )
     kind = "same" if last != "kernel" else "conv" if module == _STEM else "dense"
     part = (_FUSED.index(module.rpartition("/")[2]), 3) if table[module] == "attn.qkv" else (0, 1)
     return Leaf(f"{prefix}{table[module]}.{'bias' if last == 'bias' else 'weight'}", kind, part)
@@ -70,17 +73,25 @@ def _measured(names: _Names, shapes: Shapes, heads: int | None = None) -> dict:
     positions = _shape(shapes, names.outer[_POSITIONS])[-2]
     side = math.isqrt(positions)
     if 1 + side**2 != positions:
-        raise UserError(f"{names.outer[_POSITIONS]} has {positions} positions; the vision transformer here has one for "
-                        "a class token and one for each patch of a square, as in 197 = 1 + 14 x 14.")
+        raise UserError(
+            f"{names.outer[_POSITIONS]} has {positions} positions; the vision transformer here has one for "
+            "a class token and one for each patch of a square, as in 197 = 1 + 14 x 14."
+        )
     if heads is None and width not in _HEADS:
-        raise UserError(f"no published vision transformer is {width} wide, and the state dict does not say how many "
-                        f"heads it has. Known: {', '.join(map(str, _HEADS))}. Give transformers' config.json, or load "
-                        "it into a model of your config instead.")
+        raise UserError(
+            f"no published vision transformer is {width} wide, and the state dict does not say how many "
+            f"heads it has. Known: {', '.join(map(str, _HEADS))}. Give transformers' config.json, or load "
+            "it into a model of your config instead."
+        )
     norm = re.compile(rf"{names.blocks}\.\d+\.{names.inner['norm1']}\.weight")
     first = f"{names.blocks}.0."
     return {
-        "width": width, "depth": sum(bool(norm.fullmatch(key)) for key in shapes), "heads": heads or _HEADS[width],
-        "patch": patch, "size": side * patch, "registers": shapes.get(names.outer.get(_REGISTERS), (1, 0))[1],
+        "width": width,
+        "depth": sum(bool(norm.fullmatch(key)) for key in shapes),
+        "heads": heads or _HEADS[width],
+        "patch": patch,
+        "size": side * patch,
+        "registers": shapes.get(names.outer.get(_REGISTERS), (1, 0))[1],
         "feed_forward": "swiglu" if _is_gated(names, shapes, first) else "mlp",
         "layer_scale": 1.0 if first + names.inner.get("layer_scale1/lambda1", "") in shapes else None,
     }
@@ -114,21 +125,32 @@ def _mask_token(key: str, options: Mapping[str, Any]) -> dict[str, np.ndarray]:
 _FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 
 
-def _huggingface(names: _Names, build: Callable[..., VisionTransformer], variants: Mapping[str, Variant],
-                 shapes: Shapes, config: Mapping[str, Any] | None) -> dict:
+def _huggingface(
+    names: _Names,
+    build: Callable[..., VisionTransformer],
+    variants: Mapping[str, Variant],
+    shapes: Shapes,
+    config: Mapping[str, Any] | None,
+) -> dict:
     config = config or {}
     fields = _measured(names, shapes, config.get("num_attention_heads"))
     measured = {
-        "hidden_size": fields["width"], "num_hidden_layers": fields["depth"], "patch_size": fields["patch"],
-        "num_register_tokens": fields["registers"], "use_swiglu_ffn": fields["feed_forward"] == "swiglu"}
+        "hidden_size": fields["width"],
+        "num_hidden_layers": fields["depth"],
+        "patch_size": fields["patch"],
+        "num_register_tokens": fields["registers"],
+        "use_swiglu_ffn": fields["feed_forward"] == "swiglu",
+    }
     for who, values in (("the vision transformer here has", _FIXED), ("the arrays of the file are of", measured)):
         for key, value in values.items():
             if set(_sides(config.get(key, value))) != {value}:
                 raise UserError(f"config.json has {key} {config[key]}; {who} {value}.")
     for length in _sides(config.get("image_size", fields["size"])):
         if length // fields["patch"] != fields["size"] // fields["patch"]:
-            raise UserError(f"config.json has image_size {config['image_size']}; the positions in the file are for "
-                            f"{fields['size']}, a square.")
+            raise UserError(
+                f"config.json has image_size {config['image_size']}; the positions in the file are for "
+                f"{fields['size']}, a square."
+            )
     return _options(build, variants, fields | ({"eps": config["layer_norm_eps"]} if "layer_norm_eps" in config else {}))
 
 
@@ -139,22 +161,40 @@ def _sides(value):
 
 def _pooler(options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     width = models.image_encoder({"name": "vit"} | dict(options)).width
-    return {"pooler.dense.weight": np.zeros((width, width), np.float32),
-            "pooler.dense.bias": np.zeros(width, np.float32)}
+    return {
+        "pooler.dense.weight": np.zeros((width, width), np.float32),
+        "pooler.dense.bias": np.zeros(width, np.float32),
+    }
 
 
 _OUTER = _dotted("embeddings/cls_token", _POSITIONS, _STEM, "layernorm")
 _ATTENTION = _dotted(*(f"attention/attention/{name}" for name in _FUSED), "attention/output/dense")
 _VIT = _Names(
     _OUTER,
-    _ATTENTION | {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp/fc1": "intermediate.dense",
-                  "mlp/fc2": "output.dense"},
-    "encoder.layer")
+    _ATTENTION
+    | {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp/fc1": "intermediate.dense",
+        "mlp/fc2": "output.dense",
+    },
+    "encoder.layer",
+)
 _DINOV2 = _Names(
     _OUTER | _dotted(_REGISTERS),
-    _ATTENTION | _dotted("norm1", "norm2", "mlp/fc1", "mlp/fc2", "mlp/weights_in", "mlp/weights_out",
-                         "layer_scale1/lambda1", "layer_scale2/lambda1"),
-    "encoder.layer")
+    _ATTENTION
+    | _dotted(
+        "norm1",
+        "norm2",
+        "mlp/fc1",
+        "mlp/fc2",
+        "mlp/weights_in",
+        "mlp/weights_out",
+        "layer_scale1/lambda1",
+        "layer_scale2/lambda1",
+    ),
+    "encoder.layer",
+)
 
 HUGGINGFACE_VIT = Naming(
     encoder="vit",
@@ -199,12 +239,17 @@ def _timm(shapes: Shapes, config: Any) -> dict:
 
 _FLAT = {"embeddings/cls_token": "cls_token", _POSITIONS: "pos_embed", _STEM: "patch_embed.proj", "layernorm": "norm"}
 _BLOCK = {
-    **{f"attention/attention/{name}": "attn.qkv" for name in _FUSED}, "attention/output/dense": "attn.proj",
+    **{f"attention/attention/{name}": "attn.qkv" for name in _FUSED},
+    "attention/output/dense": "attn.proj",
     **_dotted("norm1", "norm2", "mlp/fc1", "mlp/fc2"),
-    "layer_scale1/lambda1": "ls1.gamma", "layer_scale2/lambda1": "ls2.gamma",
+    "layer_scale1/lambda1": "ls1.gamma",
+    "layer_scale2/lambda1": "ls2.gamma",
 }
-_AUTHORS = _Names(_FLAT | {_REGISTERS: "register_tokens"},
-                  _BLOCK | {"mlp/weights_in": "mlp.w12", "mlp/weights_out": "mlp.w3"}, "blocks")
+_AUTHORS = _Names(
+    _FLAT | {_REGISTERS: "register_tokens"},
+    _BLOCK | {"mlp/weights_in": "mlp.w12", "mlp/weights_out": "mlp.w3"},
+    "blocks",
+)
 _TIMM = _Names(_FLAT, _BLOCK | {"mlp/weights_in": "mlp.fc1", "mlp/weights_out": "mlp.fc2"}, "blocks")
 
 # Looked for before timm's, whose signs it has as well.

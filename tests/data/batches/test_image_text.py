@@ -29,8 +29,9 @@ class FakeDataset:
     def __init__(self, rows, path="fake", height=H, width=W, bits=8):
         self.path = path
         self.info = {"preprocessing": {"height": height, "width": width, "bits": bits}}
-        defaults = dict(dataset="fake", patient="p", study="s0", laterality="L", view="CC", split="train",
-                        texts=["a text"])
+        defaults = dict(
+            dataset="fake", patient="p", study="s0", laterality="L", view="CC", split="train", texts=["a text"]
+        )
         self.index = pd.DataFrame([{**defaults, "image": str(i), **row} for i, row in enumerate(rows)])
 
     def __len__(self):
@@ -42,8 +43,11 @@ class FakeDataset:
 
 def _rows(breasts: int, **changes):
     """CC and MLO of `breasts` breasts, each with two texts that name it."""
-    return [dict(study=f"s{b}", view=view, texts=[f"finding number {b}.", f"number {b} left breast."], **changes)
-            for b in range(breasts) for view in ("CC", "MLO")]
+    return [
+        dict(study=f"s{b}", view=view, texts=[f"finding number {b}.", f"number {b} left breast."], **changes)
+        for b in range(breasts)
+        for view in ("CC", "MLO")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +79,23 @@ def _equal(a, b):
 
 # --- grouping ------------------------------------------------------------------------------------------------------
 
+
 def _group(rows, **options):
     return image_text.breasts([FakeDataset(rows)], "train", **options)
 
 
 def test_a_breast_is_one_side_of_one_study_of_one_patient_and_dataset():
-    found = _group([dict(), dict(view="MLO"), dict(laterality="R"), dict(study="s1"), dict(dataset="other"),
-                    dict(split="val"), dict(patient="q", view="MLO")]).items
+    found = _group(
+        [
+            dict(),
+            dict(view="MLO"),
+            dict(laterality="R"),
+            dict(study="s1"),
+            dict(dataset="other"),
+            dict(split="val"),
+            dict(patient="q", view="MLO"),
+        ]
+    ).items
     assert [b.views for b in found] == [((0,), (1,)), ((2,),), ((3,),), ((4,),), ((6,),)]
 
 
@@ -102,8 +116,12 @@ def test_views_are_ordered_whatever_the_order_of_rows():
 
 
 def test_empty_texts_are_no_positives():
-    rows = [dict(texts=["", "one"]), dict(view="MLO", texts=["one ", "two"]), dict(study="s1", texts=["", " "]),
-            dict(study="s2", texts=[])]
+    rows = [
+        dict(texts=["", "one"]),
+        dict(view="MLO", texts=["one ", "two"]),
+        dict(study="s1", texts=["", " "]),
+        dict(study="s2", texts=[]),
+    ]
     found = _group(rows)
     assert found.items == [Breast(0, ((0,), (1,)), ("one", "two"))]
     assert (found.without_text, found.without_view) == (2, 0)
@@ -115,6 +133,7 @@ def test_a_split_without_breasts_is_an_error_naming_the_folder():
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
+
 
 def _draws(views, count=2, n=300):
     rng = np.random.default_rng(0)
@@ -167,13 +186,20 @@ def test_sentence_shuffling_works():
 
 # --- the training stream ---------------------------------------------------------------------------------------------
 
+
 def test_batches_have_the_documented_form(tokens):
     batch = next(train([FakeDataset(_rows(7))], tokens, **_options(**ON)))
     forms = {key: (value.shape, value.dtype.name) for key, value in batch.items()}
     assert forms == {
-        "image": ((3, 2, H, W), "uint8"), "record": ((3, 2), "int32"), "source": ((3,), "int32"),
-        "token_ids": ((3, 2, 8), "int32"), "token_mask": ((3, 2, 8), "bool"), "flip_horizontal": ((3,), "bool"),
-        "flip_vertical": ((3,), "bool"), "mask": ((3,), "bool")}
+        "image": ((3, 2, H, W), "uint8"),
+        "record": ((3, 2), "int32"),
+        "source": ((3,), "int32"),
+        "token_ids": ((3, 2, 8), "int32"),
+        "token_mask": ((3, 2, 8), "bool"),
+        "flip_horizontal": ((3,), "bool"),
+        "flip_vertical": ((3,), "bool"),
+        "mask": ((3,), "bool"),
+    }
     assert batch["mask"].all()
     np.testing.assert_array_equal(batch["image"][..., 0, 0], batch["record"])
 
@@ -190,9 +216,9 @@ def test_images_and_texts_belong_together(tokens):
 def test_an_epoch_holds_every_breast_at_most_once_in_a_new_order(tokens):
     iterator = train([FakeDataset(_rows(10))], tokens, **_options())
     epochs = [[int(r) // 2 for batch in _take(iterator, 3) for r in batch["record"][:, 0]] for _ in range(8)]
-    assert all(len(set(epoch)) == 9 for epoch in epochs)                 # 3 batches of 3; one breast is left over
+    assert all(len(set(epoch)) == 9 for epoch in epochs)  # 3 batches of 3; one breast is left over
     assert len({tuple(epoch) for epoch in epochs}) == 8
-    assert len({frozenset(epoch) for epoch in epochs}) > 1               # not always the same one
+    assert len({frozenset(epoch) for epoch in epochs}) > 1  # not always the same one
 
 
 def test_the_seed_decides_everything_and_threads_nothing(tokens):
@@ -263,14 +289,20 @@ def test_iterator_resumes_from_an_orbax_checkpoint(tokens, tmp_path):
     _take(iterator, 3)
     state = {"step": np.zeros(1)}
     with ocp.CheckpointManager(tmp_path / "run") as manager:
-        manager.save(3, args=ocp.args.Composite(state=ocp.args.StandardSave(state),
-                                                data=grain.checkpoint.CheckpointSave(iterator)))
+        manager.save(
+            3,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator)),
+        )
         expected = _take(iterator, 4)
         manager.wait_until_finished()
     fresh = make()
     with ocp.CheckpointManager(tmp_path / "run") as manager:
-        manager.restore(3, args=ocp.args.Composite(state=ocp.args.StandardRestore(state),
-                                                   data=grain.checkpoint.CheckpointRestore(fresh)))
+        manager.restore(
+            3,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(state), data=grain.checkpoint.CheckpointRestore(fresh)
+            ),
+        )
     for a, b in zip(expected, _take(fresh, 4), strict=True):
         _equal(a, b)
 
@@ -317,21 +349,24 @@ def test_too_few_breasts_for_a_batch_is_an_error(tokens):
         train([FakeDataset(_rows(5))], tokens, **_options(batch_size=6))
 
 
-
-
 # --- with real shards ----------------------------------------------------------------------------------------------
+
 
 def test_reads_a_data_set_folder(tokens, tmp_path):
     rows = FakeDataset(_rows(4)).index.assign(sections=[[]] * 8, shard=[0, 1] * 4, position=np.arange(8) // 2)
-    images = np.random.default_rng(0).integers(0, 2 ** 16, (8, H, W), np.uint16)
+    images = np.random.default_rng(0).integers(0, 2**16, (8, H, W), np.uint16)
     for shard in range(2):
         writer = shards.ShardWriter(tmp_path / shards.shard_name(shard, 2))
         for image in images[shard::2]:
             writer.write(codecs.encode(image, "png"))
         writer.close()
     rows.to_parquet(tmp_path / "index.parquet")
-    info = dict(schema_version=shards.SCHEMA_VERSION, shards=2, counts={"images": 8},
-                preprocessing=dict(height=H, width=W, bits=16))
+    info = dict(
+        schema_version=shards.SCHEMA_VERSION,
+        shards=2,
+        counts={"images": 8},
+        preprocessing=dict(height=H, width=W, bits=16),
+    )
     (tmp_path / "dataset.json").write_text(json.dumps(info))
     dataset = pickle.loads(pickle.dumps(shards.Dataset.open(tmp_path)))
     for batch in _take(train([dataset], tokens, **_options()), 4):
@@ -340,6 +375,7 @@ def test_reads_a_data_set_folder(tokens, tmp_path):
 
 
 # --- which texts are drawn -------------------------------------------------------------------------------------------
+
 
 class Spy:
     """A tokenizer that keeps the texts; nothing is encoded."""
@@ -354,14 +390,19 @@ class Spy:
 
 def _drawn(rows, n=40, path="fake", flip=0.0, **options):
     spy = Spy()
-    iterator = train([FakeDataset(rows, path)], spy, text=texts.TextOptions(**options),
-                                       **_options(batch_size=1, read_threads=0, flip_horizontal=flip))
+    iterator = train(
+        [FakeDataset(rows, path)],
+        spy,
+        text=texts.TextOptions(**options),
+        **_options(batch_size=1, read_threads=0, flip_horizontal=flip),
+    )
     batches = _take(iterator, n)
     return spy.texts[:n], batches
 
 
-LABELLED = [dict(view=view, texts=[], labels=json.dumps({"mass": 1, "density": "C"}), boxes="[]")
-            for view in ("CC", "MLO")]
+LABELLED = [
+    dict(view=view, texts=[], labels=json.dumps({"mass": 1, "density": "C"}), boxes="[]") for view in ("CC", "MLO")
+]
 
 
 def test_captions_are_rendered_anew_for_the_drawn_view():
@@ -372,8 +413,11 @@ def test_captions_are_rendered_anew_for_the_drawn_view():
     varied, _ = _drawn(LABELLED, captions="findings")
     assert len({text for pair in varied for text in pair}) > 5
     assert varied == _drawn(LABELLED, captions="findings")[0]
-    assert all("right" in text for pair in _drawn(LABELLED, captions="mama", captions_dropout=0.0, flip=1.0)[0]
-               for text in pair)
+    assert all(
+        "right" in text
+        for pair in _drawn(LABELLED, captions="mama", captions_dropout=0.0, flip=1.0)[0]
+        for text in pair
+    )
 
 
 def test_captions_beside_report_texts():
@@ -401,8 +445,7 @@ def test_sentences_of_the_other_breast_are_left_out():
 
 
 def test_augmented_texts_take_a_place_with_their_probability(tmp_path):
-    pd.DataFrame({"text": ["one", "one"], "augmented": ["uno", "un"]}).to_parquet(
-        tmp_path / "texts_augmented.parquet")
+    pd.DataFrame({"text": ["one", "one"], "augmented": ["uno", "un"]}).to_parquet(tmp_path / "texts_augmented.parquet")
     texts = [pair[0] for pair in _drawn([dict(texts=["one"])], 200, tmp_path, augmented=0.5)[0]]
     assert set(texts) == {"one", "uno", "un"}
     np.testing.assert_allclose(texts.count("one") / 200, 0.5, atol=0.12)

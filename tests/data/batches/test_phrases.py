@@ -5,18 +5,24 @@ import json
 from mammoclip_jax.data.batches.phrases import Unit, units
 
 BOX, OTHER = [1, 2, 30, 40], [50, 60, 70, 80]
-ROW = {"laterality": "L", "view": "CC", "labels": {"mass": 1, "calcification": 0, "birads": 4},
-       "boxes": [{"label": "mass", "box": BOX}],
-       "texts": ["There is an oval mass in the left breast. Right cyst. No calcification. Dense on MLO.", "Benign."],
-       "sections": ["findings", "impression"]}
+ROW = {
+    "laterality": "L",
+    "view": "CC",
+    "labels": {"mass": 1, "calcification": 0, "birads": 4},
+    "boxes": [{"label": "mass", "box": BOX}],
+    "texts": ["There is an oval mass in the left breast. Right cyst. No calcification. Dense on MLO.", "Benign."],
+    "sections": ["findings", "impression"],
+}
 
 
 def test_three_levels():
     assert units(ROW) == [
-        Unit("label", "mass", tuple(BOX)), Unit("label", "calcification", None, True),
+        Unit("label", "mass", tuple(BOX)),
+        Unit("label", "calcification", None, True),
         Unit("phrase", "There is an oval mass in the left breast.", tuple(BOX)),
         Unit("phrase", "No calcification.", None, True),
-        Unit("report", " ".join(ROW["texts"]), None)]
+        Unit("report", " ".join(ROW["texts"]), None),
+    ]
 
 
 def test_rows_of_an_index_have_json():

@@ -40,6 +40,7 @@ def contents(root: Path) -> dict[str, str]:
 
 # Files
 
+
 def test_bytes_do_not_depend_on_workers(folder, tmp_path):
     generate.generate(tmp_path / "two", 8, SMALL, workers=2)
     assert contents(tmp_path / "two") == contents(folder)
@@ -85,8 +86,18 @@ def test_refuses_a_foreign_folder(tmp_path):
         generate.generate(tmp_path / "thesis.txt", 1, SMALL)
 
 
-@pytest.mark.parametrize("field, value", [("height", 4000), ("width", 20), ("contrast", -1.0), ("seed", -1),
-                                          ("contrast", float("nan")), ("width", 400), ("mass_prevalence", 1.5)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("height", 4000),
+        ("width", 20),
+        ("contrast", -1.0),
+        ("seed", -1),
+        ("contrast", float("nan")),
+        ("width", 400),
+        ("mass_prevalence", 1.5),
+    ],
+)
 def test_refuses_parameters_out_of_range(tmp_path, field, value):
     with pytest.raises(UserError, match=f"{value}"):
         generate.generate(tmp_path / "set", 1, replace(SMALL, **{field: value}))
@@ -94,6 +105,7 @@ def test_refuses_parameters_out_of_range(tmp_path, field, value):
 
 
 # DICOM
+
 
 def test_dicom_objects_are_complete_and_honest(folder):
     uids = set()
@@ -164,6 +176,7 @@ def test_both_polarities_show_the_same_brightness():
 
 # Anatomy
 
+
 def test_texture_follows_its_power_law():
     for beta in (2.0, 3.0):
         field, _ = anatomy.power_law(np.random.default_rng(0), 512, 512, beta)
@@ -202,13 +215,15 @@ def test_outline_is_the_same_at_every_size():
 
 # Lesions
 
+
 def test_nothing_but_the_lesion_tells_of_it():
     """With contrast 0 the stored pixels equal those of a set without lesions; with 1 they differ near boxes only."""
     for number in range(6):
         for laterality, view in exams.VIEWS:
             stored = {}
             for name, parameters in {
-                "shown": FULL, "hidden": replace(FULL, contrast=0.0),
+                "shown": FULL,
+                "hidden": replace(FULL, contrast=0.0),
                 "none": replace(FULL, mass_prevalence=0.0, calcification_prevalence=0.0),
             }.items():
                 exam = exams.draw(parameters, number)
@@ -223,7 +238,7 @@ def test_nothing_but_the_lesion_tells_of_it():
                 x0, y0, x1, y1 = item["box"]
                 assert changed[y0:y1, x0:x1].any()
                 my, mx = y1 - y0, x1 - x0
-                elsewhere[max(y0 - my, 0):y1 + my, max(x0 - mx, 0):x1 + mx] = False
+                elsewhere[max(y0 - my, 0) : y1 + my, max(x0 - mx, 0) : x1 + mx] = False
             assert not elsewhere.any()
 
 
@@ -272,10 +287,13 @@ def test_views_agree_on_depth_and_words_agree_with_places():
     assert checked > 60
 
 
-@pytest.mark.parametrize("draw, options", [
-    (lesions.draw_mass, (lesions.MASS_SHAPES, lesions.MASS_MARGINS)),
-    (lesions.draw_calcifications, (lesions.CALCIFICATION_MORPHOLOGIES, lesions.CALCIFICATION_DISTRIBUTIONS)),
-])
+@pytest.mark.parametrize(
+    "draw, options",
+    [
+        (lesions.draw_mass, (lesions.MASS_SHAPES, lesions.MASS_MARGINS)),
+        (lesions.draw_calcifications, (lesions.CALCIFICATION_MORPHOLOGIES, lesions.CALCIFICATION_DISTRIBUTIONS)),
+    ],
+)
 def test_every_descriptor_occurs_and_draws(draw, options):
     rng = np.random.default_rng(0)
     facts = [draw(rng) for _ in range(300)]
@@ -331,13 +349,14 @@ def test_prevalences_are_as_asked_and_independent():
 
 # Reports
 
+
 def mentions(text: str, words: str) -> str:
-    """"present", "absent" or "" for what `text` says of `words`, sentence by sentence."""
+    """One of "present", "absent" or "" for what `text` says of `words`, sentence by sentence."""
     verdicts = set()
     for sentence in re.split(r"(?<=\.)\s+", text):
         found = re.search(words, sentence, re.I)
         if found and "obscure small masses" not in sentence:
-            negated = re.search(r"\b(no|negative|neither|without)\b", sentence[:found.end()], re.I)
+            negated = re.search(r"\b(no|negative|neither|without)\b", sentence[: found.end()], re.I)
             verdicts.add("absent" if negated else "present")
     assert len(verdicts) <= 1, text
     return verdicts.pop() if verdicts else ""
@@ -388,6 +407,7 @@ def test_report_file_has_both_sections_and_both_sides(folder):
 
 # The adapter
 
+
 def test_manifest_keeps_its_invariants(folder):
     table = reader("phantom")(folder)
     assert manifest.checked(table).problems == [] and len(manifest.checked(table).rows) == 32
@@ -417,12 +437,15 @@ def test_missing_files_become_problems(folder, tmp_path):
     assert problem.file == "exams/phantom-0-000003/R_CC.dcm" and problem.stage == "file"
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda p: (p / "images.parquet").unlink(), "not complete"),
-    (lambda p: (p / "images.parquet").write_text("x"), "cannot be read"),
-    (lambda p: (p / "phantom.json").unlink(), "no phantom set"),
-    (lambda p: (p / "phantom.json").write_text("[]"), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda p: (p / "images.parquet").unlink(), "not complete"),
+        (lambda p: (p / "images.parquet").write_text("x"), "cannot be read"),
+        (lambda p: (p / "phantom.json").unlink(), "no phantom set"),
+        (lambda p: (p / "phantom.json").write_text("[]"), "cannot be read"),
+    ],
+)
 def test_damaged_sets_are_named(folder, tmp_path, damage, message):
     for name in ("images.parquet", "phantom.json"):
         shutil.copy(folder / name, tmp_path / name)
@@ -433,6 +456,7 @@ def test_damaged_sets_are_named(folder, tmp_path, damage, message):
 
 
 # The command
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "mammoclip_jax.data.sources.phantom", *arguments]

@@ -64,7 +64,7 @@ def published_by_definition(image: np.ndarray) -> tuple[int, int, int, int]:
 
     def keep(array: np.ndarray) -> list[int]:
         height = array.shape[0]
-        band = array[height // 2 - int(height * 0.4):height // 2 + int(height * 0.4)]
+        band = array[height // 2 - int(height * 0.4) : height // 2 + int(height * 0.4)]
         lengths, run = [0] * array.shape[1], []
         for column in range(array.shape[1] + 1):
             if column < array.shape[1] and band[:, column].std() != 0:
@@ -89,9 +89,9 @@ def test_published_crop_by_its_definition(side):
 
 def test_a_faint_nipple_in_profile_is_kept():
     image, box = film(noise=0)
-    ys, xs = np.mgrid[:image.shape[0], :image.shape[1]]
+    ys, xs = np.mgrid[: image.shape[0], : image.shape[1]]
     nipple = (ys - 600) ** 2 + (xs - (box[3] + 18)) ** 2 < 26**2
-    image[nipple & (image < 20)] = 18               # barely above the ground of 10, far below the skin's 70
+    image[nipple & (image < 20)] = 18  # barely above the ground of 10, far below the skin's 70
     columns = np.flatnonzero(nipple.any(axis=0))
     assert breast.robust_crop(image)[3] >= columns[-1]
 
@@ -103,8 +103,10 @@ def phantom(number: int, laterality: str, view: str) -> tuple[np.ndarray, np.nda
     return np.clip(picture.density * 150, 0, 255).astype(np.uint8), picture.breast
 
 
-PHANTOMS = [phantom(number, laterality, view) for number, laterality, view in
-            [(0, "L", "CC"), (1, "R", "MLO"), (2, "L", "MLO"), (2, "R", "CC")]]
+PHANTOMS = [
+    phantom(number, laterality, view)
+    for number, laterality, view in [(0, "L", "CC"), (1, "R", "MLO"), (2, "L", "MLO"), (2, "R", "CC")]
+]
 
 
 def spoilt(grey: np.ndarray, tissue: np.ndarray, how: str) -> tuple[np.ndarray, np.ndarray]:
@@ -141,14 +143,23 @@ def spoilt(grey: np.ndarray, tissue: np.ndarray, how: str) -> tuple[np.ndarray, 
     elif how == "light leak":
         values[:, slice(-50, None) if left else slice(0, 50)] += 40
     elif how == "implant":
-        implant = cv2.ellipse(np.zeros(grey.shape, np.uint8), (0 if left else width - 1, int(ys.mean())),
-                              (int(np.ptp(xs) * 0.6), int(np.ptp(ys) * 0.3)), 0, 0, 360, 1, -1)
+        implant = cv2.ellipse(
+            np.zeros(grey.shape, np.uint8),
+            (0 if left else width - 1, int(ys.mean())),
+            (int(np.ptp(xs) * 0.6), int(np.ptp(ys) * 0.3)),
+            0,
+            0,
+            360,
+            1,
+            -1,
+        )
         values = np.where((implant > 0) & tissue, 250, values / 2)
     elif how in ("touches three sides", "tight", "magnified"):
-        cut = {"touches three sides": np.s_[ys.min() + 150:ys.max() - 150],
-               "tight": np.s_[ys.min():ys.max() + 1, xs.min():xs.max() + 1],
-               "magnified": np.s_[int(ys.mean()) - 100:int(ys.mean()) + 100, int(xs.mean()) - 60:int(xs.mean()) + 60],
-               }[how]
+        cut = {
+            "touches three sides": np.s_[ys.min() + 150 : ys.max() - 150],
+            "tight": np.s_[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1],
+            "magnified": np.s_[int(ys.mean()) - 100 : int(ys.mean()) + 100, int(xs.mean()) - 60 : int(xs.mean()) + 60],
+        }[how]
         values, tissue = values[cut], tissue[cut]
     elif how == "tiny":
         pad = ((height // 2, height // 2), (0, width) if left else (width, 0))
@@ -156,11 +167,28 @@ def spoilt(grey: np.ndarray, tissue: np.ndarray, how: str) -> tuple[np.ndarray, 
     return np.clip(np.rint(values), 0, 255).astype(np.uint8), tissue
 
 
-@pytest.mark.parametrize("how", [
-    "nothing", "noise", "offset", "dim beside a marker", "fatty", "dense core in faint fat", "inverted", "film edges",
-    "grey ground with black strips", "textured air", "paddle", "light leak", "implant", "touches three sides", "tight",
-    "magnified", "tiny",
-])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "nothing",
+        "noise",
+        "offset",
+        "dim beside a marker",
+        "fatty",
+        "dense core in faint fat",
+        "inverted",
+        "film edges",
+        "grey ground with black strips",
+        "textured air",
+        "paddle",
+        "light leak",
+        "implant",
+        "touches three sides",
+        "tight",
+        "magnified",
+        "tiny",
+    ],
+)
 def test_no_breast_pixel_is_cut_off(how):
     for grey, tissue in PHANTOMS:
         image, breast_pixels = spoilt(grey, tissue, how)

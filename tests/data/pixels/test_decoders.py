@@ -58,23 +58,34 @@ def lossless(syntax, pixels, bits):
 
     if syntax == RLELossless:
         return RLELosslessEncoder.encode(
-            pixels.tobytes(), rows=pixels.shape[0], columns=pixels.shape[1], samples_per_pixel=1, number_of_frames=1,
-            bits_allocated=16, bits_stored=16, pixel_representation=0, photometric_interpretation="MONOCHROME2")
+            pixels.tobytes(),
+            rows=pixels.shape[0],
+            columns=pixels.shape[1],
+            samples_per_pixel=1,
+            number_of_frames=1,
+            bits_allocated=16,
+            bits_stored=16,
+            pixel_representation=0,
+            photometric_interpretation="MONOCHROME2",
+        )
     return {
         JPEGLosslessSV1: lambda: jpeg_of(1),
         JPEGLossless: lambda: jpeg_of(6),
         JPEGLSLossless: lambda: imagecodecs.jpegls_encode(pixels),
         JPEG2000Lossless: lambda: imagecodecs.jpeg2k_encode(
-            pixels, reversible=True, bitspersample=bits, codecformat="j2k"),
+            pixels, reversible=True, bitspersample=bits, codecformat="j2k"
+        ),
         JPEG2000: lambda: imagecodecs.jpeg2k_encode(pixels, reversible=True, bitspersample=bits, codecformat="j2k"),
         HTJ2KLossless: lambda: imagecodecs.htj2k_encode(pixels, reversible=True),
         HTJ2K: lambda: imagecodecs.htj2k_encode(pixels, reversible=True),
     }[syntax]()
 
 
-@pytest.mark.parametrize("syntax", [
-    RLELossless, JPEGLosslessSV1, JPEGLossless, JPEGLSLossless, JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2K,
-], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize(
+    "syntax",
+    [RLELossless, JPEGLosslessSV1, JPEGLossless, JPEGLSLossless, JPEG2000Lossless, JPEG2000, HTJ2KLossless, HTJ2K],
+    ids=lambda uid: uid.keyword,
+)
 @pytest.mark.parametrize("bits", [12, 16])
 def test_lossless_streams_come_back_bit_for_bit(tmp_path, syntax, bits):
     pixels = breast() if bits == 12 else sixteen_bits()
@@ -96,13 +107,16 @@ def test_a_stream_in_several_fragments(tmp_path, syntax):
     np.testing.assert_array_equal(dicom.read(tmp_path / "a.dcm").stored, pixels)
 
 
-@pytest.mark.parametrize("syntax", [
-    ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize(
+    "syntax",
+    [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DEFLATED],
+    ids=lambda uid: uid.keyword,
+)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32])
 def test_uncompressed(tmp_path, syntax, dtype):
     pixels = (breast() >> 4).astype(dtype) if dtype == np.uint8 else breast().astype(dtype)
     pixels = pixels - 2000 if dtype == np.int16 else pixels
-    pixels = pixels.astype(dtype)[:, :89]               # an odd length in 8 bits
+    pixels = pixels.astype(dtype)[:, :89]  # an odd length in 8 bits
     header = dataset(pixels)
     header.file_meta.TransferSyntaxUID = syntax
     if syntax == ExplicitVRBigEndian:
@@ -159,19 +173,20 @@ def test_registering_twice_is_harmless():
     assert all(jpeg.NAME in decoder.available_plugins for decoder in jpeg.SYNTAXES.values())
 
 
-@pytest.mark.parametrize("syntax", [
-    JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, RLELossless], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize(
+    "syntax", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, RLELossless], ids=lambda uid: uid.keyword
+)
 def test_another_size_in_the_stream_or_a_cut_stream_is_refused(tmp_path, syntax):
     pixels = breast()
     stream = lossless(syntax, pixels, 12)
     for wrong in (dict(Rows=60), dict(Columns=91)):
         path = encoded(tmp_path / "a.dcm", syntax, [stream], pixels, 12, **wrong)
         if syntax == RLELossless and wrong == dict(Rows=60):
-            continue                # RLE has no size of its own
+            continue  # RLE has no size of its own
         with pytest.raises(Unreadable, match="cannot decode" if syntax == RLELossless else "two sizes"):
             dicom.read(path)
     with pytest.raises(Unreadable, match="cannot decode"):
-        dicom.read(encoded(tmp_path / "b.dcm", syntax, [stream[:len(stream) * 2 // 3]], pixels, 12))
+        dicom.read(encoded(tmp_path / "b.dcm", syntax, [stream[: len(stream) * 2 // 3]], pixels, 12))
 
 
 def test_a_stream_that_would_fill_the_memory_is_refused_before_decoding(tmp_path, monkeypatch):
@@ -183,7 +198,7 @@ def test_a_stream_that_would_fill_the_memory_is_refused_before_decoding(tmp_path
         for size in (height, width):
             # JPEG-LS has it in its SPIFF header before the frame's, JPEG 2000 as the tile's behind the image's.
             at = stream.rindex(size, 0, 120) if syntax == JPEGLSLossless else stream.index(size)
-            stream[at:at + len(size)] = (65000).to_bytes(len(size), "big")
+            stream[at : at + len(size)] = (65000).to_bytes(len(size), "big")
         path = encoded(tmp_path / "a.dcm", syntax, [bytes(stream)], pixels, 12)
         monkeypatch.setattr(decode, "_only_frame", lambda *_: pytest.fail("was decoded"))
         with pytest.raises(Unreadable, match="two sizes: .* 65000 x 65000 in the encoded image"):
@@ -274,8 +289,11 @@ def test_a_deflated_bomb_is_refused(tmp_path, monkeypatch):
         dicom.read(tmp_path / "a.dcm")
 
 
-@pytest.mark.parametrize("syntax", [
-    ExplicitVRLittleEndian, DEFLATED, RLELossless, JPEGLosslessSV1, JPEG2000Lossless], ids=lambda uid: uid.keyword)
+@pytest.mark.parametrize(
+    "syntax",
+    [ExplicitVRLittleEndian, DEFLATED, RLELossless, JPEGLosslessSV1, JPEG2000Lossless],
+    ids=lambda uid: uid.keyword,
+)
 def test_the_middle_frame_alone_is_decoded(tmp_path, syntax):
     frames = [breast(seed=seed) for seed in range(5)]
     if syntax in (ExplicitVRLittleEndian, DEFLATED):
@@ -284,7 +302,7 @@ def test_the_middle_frame_alone_is_decoded(tmp_path, syntax):
         header.save_as(path := tmp_path / "a.dcm", enforce_file_format=True)
     else:
         streams = [lossless(syntax, frame, 12) for frame in frames]
-        streams[0] = streams[4] = streams[0][:30]       # would not decode
+        streams[0] = streams[4] = streams[0][:30]  # would not decode
         path = encoded(tmp_path / "a.dcm", syntax, streams, frames[0], 12, NumberOfFrames=5)
     with pytest.raises(Unreadable, match="multi-frame") as caught:
         dicom.read(path)
@@ -296,7 +314,7 @@ def test_the_middle_frame_alone_is_decoded(tmp_path, syntax):
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEG2000Lossless], ids=lambda uid: uid.keyword)
 def test_the_middle_frame_takes_the_memory_of_one(tmp_path, syntax):
-    frame = np.random.default_rng(0).integers(0, 4096, (512, 512)).astype(np.uint16)        # half a megabyte
+    frame = np.random.default_rng(0).integers(0, 4096, (512, 512)).astype(np.uint16)  # half a megabyte
     if syntax == ExplicitVRLittleEndian:
         path = write(tmp_path / "a.dcm", frame, NumberOfFrames=60, PixelData=frame.tobytes() * 60)
     else:

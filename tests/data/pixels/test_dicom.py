@@ -20,10 +20,16 @@ def test_stored_values_come_back(tmp_path):
 
 
 # The same 64 x 64 image in several transfer syntaxes; the uncompressed one says what it must look like.
-@pytest.mark.parametrize("name", [
-    "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "MR_small_implicit.dcm", "MR_small_jp2klossless.dcm",
-    "MR_small_jpeg_ls_lossless.dcm",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MR_small_RLE.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_implicit.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+    ],
+)
 def test_lossless_transfer_syntaxes(name):
     expected = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
     values = np.frombuffer(expected.PixelData, "<i2").reshape(64, 64)
@@ -39,13 +45,16 @@ def test_12_bit_jpeg():
     assert image.stored.shape == (1024, 256) and 255 < image.stored.max() < 4096
 
 
-@pytest.mark.parametrize("name, reason", [
-    ("SC_rgb_rle.dcm", "colour image"),
-    ("examples_palette.dcm", "colour image"),
-    ("rtdose.dcm", "multi-frame"),
-    ("test-SR.dcm", "no pixel data"),
-    ("MR_truncated.dcm", "cannot decode"),
-])
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("SC_rgb_rle.dcm", "colour image"),
+        ("examples_palette.dcm", "colour image"),
+        ("rtdose.dcm", "multi-frame"),
+        ("test-SR.dcm", "no pixel data"),
+        ("MR_truncated.dcm", "cannot decode"),
+    ],
+)
 def test_what_is_no_single_grey_image_is_refused(name, reason):
     with pytest.raises(Unreadable, match=reason) as caught:
         dicom.read(get_testdata_file(name))
@@ -67,8 +76,8 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, name, kept):
     if name == "JPGExtended.dcm":
         pytest.importorskip("libjpeg")
     whole = open(get_testdata_file(name), "rb").read()
-    start = whole.rindex(b"\xe0\x7f\x10\x00")       # the pixel data element
-    (tmp_path / "cut.dcm").write_bytes(whole[:start + int((len(whole) - start) * kept)])
+    start = whole.rindex(b"\xe0\x7f\x10\x00")  # the pixel data element
+    (tmp_path / "cut.dcm").write_bytes(whole[: start + int((len(whole) - start) * kept)])
     with pytest.raises(Unreadable):
         dicom.read(tmp_path / "cut.dcm")
 
@@ -122,18 +131,22 @@ def code(value: str) -> Dataset:
     return item
 
 
-@pytest.mark.parametrize("tags, expected", [
-    ({"ImageLaterality": "R", "ViewPosition": "MLO"}, ("R", "MLO")),
-    ({"ImageLaterality": "L", "Laterality": "R", "ViewPosition": "CC"}, ("L", "CC")),
-    ({"Laterality": "R", "PatientOrientation": "MLO"}, ("R", "MLO")),          # CBIS-DDSM
-    ({"Laterality": "L", "PatientOrientation": ["A", "FR"]}, ("L", "")),
-    ({"ImageLaterality": "GAUCHE"}, ("L", "")), ({"Laterality": "Derecha"}, ("R", "")),
-    ({"ImageLaterality": "B", "ViewCodeSequence": [code("R-10226")]}, ("", "MLO")),
-    ({"ViewPosition": "", "ViewCodeSequence": [code("399162004")]}, ("", "CC")),
-    ({"ViewPosition": "LCC"}, ("L", "CC")),
-    ({"ViewPosition": "ML"}, ("", "ML")),
-    ({"ViewCodeSequence": []}, ("", "")),
-])
+@pytest.mark.parametrize(
+    "tags, expected",
+    [
+        ({"ImageLaterality": "R", "ViewPosition": "MLO"}, ("R", "MLO")),
+        ({"ImageLaterality": "L", "Laterality": "R", "ViewPosition": "CC"}, ("L", "CC")),
+        ({"Laterality": "R", "PatientOrientation": "MLO"}, ("R", "MLO")),  # CBIS-DDSM
+        ({"Laterality": "L", "PatientOrientation": ["A", "FR"]}, ("L", "")),
+        ({"ImageLaterality": "GAUCHE"}, ("L", "")),
+        ({"Laterality": "Derecha"}, ("R", "")),
+        ({"ImageLaterality": "B", "ViewCodeSequence": [code("R-10226")]}, ("", "MLO")),
+        ({"ViewPosition": "", "ViewCodeSequence": [code("399162004")]}, ("", "CC")),
+        ({"ViewPosition": "LCC"}, ("L", "CC")),
+        ({"ViewPosition": "ML"}, ("", "ML")),
+        ({"ViewCodeSequence": []}, ("", "")),
+    ],
+)
 def test_laterality_and_view(tmp_path, tags, expected):
     fields = dicom.read_fields(write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), **tags))
     assert (fields.laterality, fields.view) == expected
@@ -146,72 +159,90 @@ def coded(value: str, **nested) -> Dataset:
     return item
 
 
-@pytest.mark.parametrize("tags, expected", [
-    ({"ViewPosition": "DOE"}, ("", "")),                   # a name, not a view
-    ({"ViewPosition": "DOE", "ViewCodeSequence": [code("R-10242")]}, ("", "CC")),
-    ({"ViewPosition": "AT"}, ("", "AT")),
-    ({"ViewPosition": "R MLO"}, ("R", "MLO")),
-    ({"ViewPosition": "RL"}, ("", "RL")),                  # rolled lateral, not a right one
-    ({"ViewPosition": "LMLOID"}, ("L", "MLO")),
-    ({"ViewCodeSequence": [coded("399368009", ViewModifierCodeSequence=["399011000"])]}, ("", "AT")),
-    ({"AnatomicRegionSequence": [coded("76752008", AnatomicRegionModifierSequence=["G-A100"])]}, ("R", "")),
-    ({"AnatomicRegionSequence": [code("T-04030")]}, ("L", "")),
-    ({"PrimaryAnatomicStructureSequence": [coded("x", PrimaryAnatomicStructureModifierSequence=["7771000"])]},
-     ("L", "")),
-    ({"SeriesDescription": "R CC"}, ("R", "CC")),
-    ({"SeriesDescription": "Mammo, LMLO (raw)"}, ("L", "MLO")),
-    ({"ProtocolName": "Routine Left - CC"}, ("L", "CC")),
-    ({"SeriesDescription": "L CC R CC"}, ("", "CC")),
-    ({"SeriesDescription": "CC MLO"}, ("", "")),
-    ({"SeriesDescription": "looked at ACCURATELY by Dr RLee"}, ("", "")),
-    ({"ImageLaterality": "L", "SeriesDescription": "R CC"}, ("L", "CC")),
-    ({"SeriesDescription": "SEIN GAUCHE"}, ("L", "")), ({"ProtocolName": "Brust rechts, MLO"}, ("R", "MLO")),
-    ({"ViewPosition": "MLO DROIT"}, ("R", "MLO")), ({"ViewPosition": "CC L"}, ("L", "CC")),
-    ({"ViewPosition": " LEFT  M CC"}, ("L", "CC")), ({"ViewPosition": "SEIN GAUCHE"}, ("L", "")),
-    # As displayed, mirrored, upside down, turned; of a craniocaudal view only what lies as displayed tells.
-    ({"PatientOrientation": ["A", "FR"]}, ("L", "")), ({"PatientOrientation": ["P", "FL"]}, ("R", "")),
-    ({"PatientOrientation": ["P", "FR"]}, ("L", "")), ({"PatientOrientation": ["A", "HL"]}, ("L", "")),
-    ({"PatientOrientation": ["A", "R"], "ViewPosition": "CC"}, ("L", "CC")), ({"PatientOrientation": ["P", "L"]}, ("R", "")),
-    ({"PatientOrientation": ["P", "R"]}, ("", "")), ({"PatientOrientation": ["A", "L"]}, ("", "")),
-    ({"PatientOrientation": ["A", "F"]}, ("", "")), ({"PatientOrientation": ["L", "HF"]}, ("", "")),
-    ({"PatientOrientation": ["A", "R"], "SeriesDescription": "R CC"}, ("R", "CC")),
-    ({"PatientOrientation": ["A", "R"], "Laterality": "B"}, ("", "")),
-])
+@pytest.mark.parametrize(
+    "tags, expected",
+    [
+        ({"ViewPosition": "DOE"}, ("", "")),  # a name, not a view
+        ({"ViewPosition": "DOE", "ViewCodeSequence": [code("R-10242")]}, ("", "CC")),
+        ({"ViewPosition": "AT"}, ("", "AT")),
+        ({"ViewPosition": "R MLO"}, ("R", "MLO")),
+        ({"ViewPosition": "RL"}, ("", "RL")),  # rolled lateral, not a right one
+        ({"ViewPosition": "LMLOID"}, ("L", "MLO")),
+        ({"ViewCodeSequence": [coded("399368009", ViewModifierCodeSequence=["399011000"])]}, ("", "AT")),
+        ({"AnatomicRegionSequence": [coded("76752008", AnatomicRegionModifierSequence=["G-A100"])]}, ("R", "")),
+        ({"AnatomicRegionSequence": [code("T-04030")]}, ("L", "")),
+        (
+            {"PrimaryAnatomicStructureSequence": [coded("x", PrimaryAnatomicStructureModifierSequence=["7771000"])]},
+            ("L", ""),
+        ),
+        ({"SeriesDescription": "R CC"}, ("R", "CC")),
+        ({"SeriesDescription": "Mammo, LMLO (raw)"}, ("L", "MLO")),
+        ({"ProtocolName": "Routine Left - CC"}, ("L", "CC")),
+        ({"SeriesDescription": "L CC R CC"}, ("", "CC")),
+        ({"SeriesDescription": "CC MLO"}, ("", "")),
+        ({"SeriesDescription": "looked at ACCURATELY by Dr RLee"}, ("", "")),
+        ({"ImageLaterality": "L", "SeriesDescription": "R CC"}, ("L", "CC")),
+        ({"SeriesDescription": "SEIN GAUCHE"}, ("L", "")),
+        ({"ProtocolName": "Brust rechts, MLO"}, ("R", "MLO")),
+        ({"ViewPosition": "MLO DROIT"}, ("R", "MLO")),
+        ({"ViewPosition": "CC L"}, ("L", "CC")),
+        ({"ViewPosition": " LEFT  M CC"}, ("L", "CC")),
+        ({"ViewPosition": "SEIN GAUCHE"}, ("L", "")),
+        # As displayed, mirrored, upside down, turned; of a craniocaudal view only what lies as displayed tells.
+        ({"PatientOrientation": ["A", "FR"]}, ("L", "")),
+        ({"PatientOrientation": ["P", "FL"]}, ("R", "")),
+        ({"PatientOrientation": ["P", "FR"]}, ("L", "")),
+        ({"PatientOrientation": ["A", "HL"]}, ("L", "")),
+        ({"PatientOrientation": ["A", "R"], "ViewPosition": "CC"}, ("L", "CC")),
+        ({"PatientOrientation": ["P", "L"]}, ("R", "")),
+        ({"PatientOrientation": ["P", "R"]}, ("", "")),
+        ({"PatientOrientation": ["A", "L"]}, ("", "")),
+        ({"PatientOrientation": ["A", "F"]}, ("", "")),
+        ({"PatientOrientation": ["L", "HF"]}, ("", "")),
+        ({"PatientOrientation": ["A", "R"], "SeriesDescription": "R CC"}, ("R", "CC")),
+        ({"PatientOrientation": ["A", "R"], "Laterality": "B"}, ("", "")),
+    ],
+)
 def test_laterality_and_view_from_elsewhere(tmp_path, tags, expected):
     fields = dicom.read_fields(write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), **tags))
     assert (fields.laterality, fields.view) == expected
 
 
-@pytest.mark.parametrize("tags, flags", [
-    ({"PresentationIntentType": "FOR PROCESSING"}, ("for_processing",)),
-    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"}, ("for_processing",)),
-    ({"ViewCodeSequence": [code("G-8310")]}, ("specimen",)),
-    ({"BodyPartExamined": "BREAST SPECIMEN"}, ("specimen",)),
-    ({"SeriesDescription": "Specimen"}, ("specimen",)),
-    ({"SeriesDescription": "L CC, compare with specimen", "ViewPosition": "CC"}, ()),
-    ({"SeriesDescription": "Specimen correlation", "ViewCodeSequence": [code("R-10226")]}, ()),
-    ({"BodyPartExamined": "SPECIMEN", "ViewPosition": "CC"}, ("specimen",)),
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_SCOUT"]}, ("stereotactic",)),
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_PLUS"]}, ("stereotactic",)),
-    ({"ImageType": ["DERIVED", "PRIMARY", "", "RECOMBINED"]}, ("recombined",)),
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "", "LOW_ENERGY"]}, ()),
-    ({"ViewCodeSequence": [coded("R-10242", ViewModifierCodeSequence=["R-102D6", "R-102D7"])]},
-     ("magnification", "spot")),
-    ({"ViewModifierCodeSequence": [code("399209000")]}, ("implant_displaced",)),
-    ({"EstimatedRadiographicMagnificationFactor": "1.8"}, ("magnification",)),
-    ({"EstimatedRadiographicMagnificationFactor": "1.07"}, ()),
-    ({"PaddleDescription": "7.5cm MAG"}, ("magnification",)),
-    ({"PaddleDescription": "SPOTCOMPRESSION"}, ("spot",)),
-    ({"ViewPosition": "MCC"}, ("magnification",)),
-    ({"ViewPosition": "CCID"}, ("implant_displaced",)),
-    ({"ViewPosition": "SIO"}, ()),
-    ({"BreastImplantPresent": "YES", "BurnedInAnnotation": "YES"}, ("breast_implant", "burned_in_annotation")),
-    ({"BreastImplantPresent": "NO", "BurnedInAnnotation": "NO"}, ()),
-    ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}, ("synthetic_2d",)),
-    ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ"]}, ("tomosynthesis",)),
-    ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, ("tomosynthesis",)),
-    ({"ImageType": ["ORIGINAL", "PRIMARY"]}, ()),
-])
+@pytest.mark.parametrize(
+    "tags, flags",
+    [
+        ({"PresentationIntentType": "FOR PROCESSING"}, ("for_processing",)),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.2.1"}, ("for_processing",)),
+        ({"ViewCodeSequence": [code("G-8310")]}, ("specimen",)),
+        ({"BodyPartExamined": "BREAST SPECIMEN"}, ("specimen",)),
+        ({"SeriesDescription": "Specimen"}, ("specimen",)),
+        ({"SeriesDescription": "L CC, compare with specimen", "ViewPosition": "CC"}, ()),
+        ({"SeriesDescription": "Specimen correlation", "ViewCodeSequence": [code("R-10226")]}, ()),
+        ({"BodyPartExamined": "SPECIMEN", "ViewPosition": "CC"}, ("specimen",)),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_SCOUT"]}, ("stereotactic",)),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "STEREO_PLUS"]}, ("stereotactic",)),
+        ({"ImageType": ["DERIVED", "PRIMARY", "", "RECOMBINED"]}, ("recombined",)),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "", "LOW_ENERGY"]}, ()),
+        (
+            {"ViewCodeSequence": [coded("R-10242", ViewModifierCodeSequence=["R-102D6", "R-102D7"])]},
+            ("magnification", "spot"),
+        ),
+        ({"ViewModifierCodeSequence": [code("399209000")]}, ("implant_displaced",)),
+        ({"EstimatedRadiographicMagnificationFactor": "1.8"}, ("magnification",)),
+        ({"EstimatedRadiographicMagnificationFactor": "1.07"}, ()),
+        ({"PaddleDescription": "7.5cm MAG"}, ("magnification",)),
+        ({"PaddleDescription": "SPOTCOMPRESSION"}, ("spot",)),
+        ({"ViewPosition": "MCC"}, ("magnification",)),
+        ({"ViewPosition": "CCID"}, ("implant_displaced",)),
+        ({"ViewPosition": "SIO"}, ()),
+        ({"BreastImplantPresent": "YES", "BurnedInAnnotation": "YES"}, ("breast_implant", "burned_in_annotation")),
+        ({"BreastImplantPresent": "NO", "BurnedInAnnotation": "NO"}, ()),
+        ({"ImageType": ["DERIVED", "PRIMARY", "TOMOSYNTHESIS", "GENERATED_2D"]}, ("synthetic_2d",)),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "TOMO_PROJ"]}, ("tomosynthesis",)),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.13.1.3"}, ("tomosynthesis",)),
+        ({"ImageType": ["ORIGINAL", "PRIMARY"]}, ()),
+    ],
+)
 def test_flags(tmp_path, tags, flags):
     assert dicom.read(write(tmp_path / "a.dcm", breast(), **tags)).fields.flags == flags
 
@@ -233,10 +264,18 @@ def test_no_reason_quotes_the_header(tmp_path):
     assert "19700101" not in caught.value.reason + caught.value.remedy
 
 
-@pytest.mark.parametrize("maker, vendor", [
-    ("HOLOGIC, Inc.", "Hologic"), ("GE MEDICAL SYSTEMS", "GE"), ("GE Healthcare", "GE"), ("SIEMENS", "Siemens"),
-    ("FUJIFILM Corporation", "Fuji"), ("Dr Smith's own", "other"), ("", ""),
-])
+@pytest.mark.parametrize(
+    "maker, vendor",
+    [
+        ("HOLOGIC, Inc.", "Hologic"),
+        ("GE MEDICAL SYSTEMS", "GE"),
+        ("GE Healthcare", "GE"),
+        ("SIEMENS", "Siemens"),
+        ("FUJIFILM Corporation", "Fuji"),
+        ("Dr Smith's own", "other"),
+        ("", ""),
+    ],
+)
 def test_vendor_is_one_of_a_list(tmp_path, maker, vendor):
     assert dicom.read_fields(write(tmp_path / "a.dcm", np.zeros((2, 2), np.uint8), Manufacturer=maker)).vendor == vendor
 

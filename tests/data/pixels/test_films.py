@@ -32,13 +32,13 @@ def film(view, ground: float, uneven: float = 0, thing: str = "") -> tuple[np.nd
     drawn = np.zeros(density.shape, np.uint8)
     columns = np.flatnonzero(tissue[HEIGHT // 3 if thing == "text" else slice(0, 60)].reshape(-1, WIDTH).any(axis=0))
     edge = (columns.max() if side == "left" else columns.min()) if len(columns) else WIDTH // 2
-    if thing == "plate":            # at the top, beside the axilla
+    if thing == "plate":  # at the top, beside the axilla
         x = edge + 6 if side == "left" else edge - 76
-        drawn[:85, x:x + 70] = 1
+        drawn[:85, x : x + 70] = 1
         values[drawn > 0] = 250
-        values[30:60, x + 20:x + 50] = 60
+        values[30:60, x + 20 : x + 50] = 60
     elif thing == "strip":
-        drawn[:, -WIDTH // 14:] = 1
+        drawn[:, -WIDTH // 14 :] = 1
         drawn = drawn if side == "left" else drawn[:, ::-1]
         values[drawn > 0] = 252
     elif thing == "text":
@@ -48,13 +48,16 @@ def film(view, ground: float, uneven: float = 0, thing: str = "") -> tuple[np.nd
         values[drawn > 0] = ground + 70
     left = (HEIGHT - WIDTH) // 3
     padding = ((0, 0), (left, HEIGHT - WIDTH - left))
-    return (np.pad(np.rint(np.clip(values, 1, 255)).astype(np.uint8), padding), np.pad(tissue, padding),
-            np.pad(drawn > 0, padding))
+    return (
+        np.pad(np.rint(np.clip(values, 1, 255)).astype(np.uint8), padding),
+        np.pad(tissue, padding),
+        np.pad(drawn > 0, padding),
+    )
 
 
 def cut_out(crop: breast.Crop, shape: tuple[int, int]) -> np.ndarray:
     inside = np.zeros(shape, bool)
-    inside[crop[0]:crop[2], crop[1]:crop[3]] = True
+    inside[crop[0] : crop[2], crop[1] : crop[3]] = True
     return inside
 
 

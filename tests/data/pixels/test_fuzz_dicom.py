@@ -31,20 +31,53 @@ from mammoclip_jax.data.pixels.dicom import Unreadable
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 
 imagecodecs = pytest.importorskip("imagecodecs")
-PLANTED = "QZXW"                    # stands in every text of the files, and in nothing that is ours to say
-TEXTS = ("PatientID", "PatientName", "SeriesDescription", "ProtocolName", "Manufacturer", "ViewPosition", "StudyDate",
-         "PaddleDescription", "BodyPartExamined", "WindowCenterWidthExplanation", "ImageComments", "DeviceSerialNumber")
+PLANTED = "QZXW"  # stands in every text of the files, and in nothing that is ours to say
+TEXTS = (
+    "PatientID",
+    "PatientName",
+    "SeriesDescription",
+    "ProtocolName",
+    "Manufacturer",
+    "ViewPosition",
+    "StudyDate",
+    "PaddleDescription",
+    "BodyPartExamined",
+    "WindowCenterWidthExplanation",
+    "ImageComments",
+    "DeviceSerialNumber",
+)
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 COMPRESSED = (RLELossless, JPEGLosslessSV1, JPEGExtended12Bit, JPEGLSLossless, JPEG2000Lossless, HTJ2KLossless)
-VRS = ("AE", "AS", "AT", "CS", "DA", "DS", "FD", "FL", "IS", "LO", "OB", "OW", "OF", "PN", "SQ", "SS", "UI", "UL",
-       "UN", "US")
+VRS = (
+    "AE",
+    "AS",
+    "AT",
+    "CS",
+    "DA",
+    "DS",
+    "FD",
+    "FL",
+    "IS",
+    "LO",
+    "OB",
+    "OW",
+    "OF",
+    "PN",
+    "SQ",
+    "SS",
+    "UI",
+    "UL",
+    "UN",
+    "US",
+)
 
 
 def seeds() -> list[bytes]:
     """Small valid files of every kind that the readers know."""
     pixels = breast(48, 36)
     extras = [
-        {}, dict(WindowCenter=[2000, 900], WindowWidth=[3000, 100], RescaleSlope=2, RescaleIntercept=-10),
+        {},
+        dict(WindowCenter=[2000, 900], WindowWidth=[3000, 100], RescaleSlope=2, RescaleIntercept=-10),
         dict(VOILUTSequence=[lut_item(0, list(range(0, 4096, 4)), 12)], PixelPaddingValue=0, PixelPaddingRangeLimit=3),
         dict(ModalityLUTSequence=[lut_item(0, list(range(4096)), 16)], PhotometricInterpretation="MONOCHROME1"),
         dict(NumberOfFrames=3),
@@ -88,22 +121,22 @@ def mutated(data: bytes, generator: np.random.Generator) -> bytes:
     if kind >= 5:
         return edited(data, generator)
     data = bytearray(data)
-    if kind == 0:                   # bytes anywhere
+    if kind == 0:  # bytes anywhere
         for place in generator.integers(0, len(data), generator.integers(1, 12)):
             data[place] = generator.integers(256)
-    elif kind == 1:                 # bits in the header
+    elif kind == 1:  # bits in the header
         for place in generator.integers(132, min(len(data), 1200), generator.integers(1, 6)):
             data[place] ^= 1 << generator.integers(8)
-    elif kind == 2:                 # cut off
-        del data[generator.integers(len(data)):]
-    elif kind == 3:                 # a piece lost or doubled
+    elif kind == 2:  # cut off
+        del data[generator.integers(len(data)) :]
+    elif kind == 3:  # a piece lost or doubled
         start, length = generator.integers(len(data)), generator.integers(1, 64)
-        piece = data[start:start + length]
-        data[start:start + length] = piece * int(generator.integers(0, 3))
-    else:                           # noise over the end, where the pixels are
+        piece = data[start : start + length]
+        data[start : start + length] = piece * int(generator.integers(0, 3))
+    else:  # noise over the end, where the pixels are
         start = generator.integers(len(data) // 2, len(data))
         length = min(len(data) - start, int(generator.integers(1, 300)))
-        data[start:start + length] = generator.bytes(length)
+        data[start : start + length] = generator.bytes(length)
     return bytes(data)
 
 
@@ -114,8 +147,8 @@ def edited(data: bytes, generator: np.random.Generator) -> bytes:
         for _ in range(generator.integers(1, 4)):
             spoil(header, generator)
         return _bytes(header)
-    except Exception:               # nonsense that pydicom does not write
-        return data[:generator.integers(len(data))]
+    except Exception:  # nonsense that pydicom does not write
+        return data[: generator.integers(len(data))]
 
 
 def spoil(header: pydicom.Dataset, generator: np.random.Generator) -> None:
@@ -125,8 +158,16 @@ def spoil(header: pydicom.Dataset, generator: np.random.Generator) -> None:
     kind = generator.integers(5)
     if kind == 0 and tag in header:
         del header[tag]
-    elif kind == 1 and name in ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "BitsStored", "HighBit",
-                                "SamplesPerPixel", "PixelRepresentation"):
+    elif kind == 1 and name in (
+        "Rows",
+        "Columns",
+        "NumberOfFrames",
+        "BitsAllocated",
+        "BitsStored",
+        "HighBit",
+        "SamplesPerPixel",
+        "PixelRepresentation",
+    ):
         number = int(generator.choice([0, 1, 2, 3, 7, 8, 12, 16, 24, 32, 64, 255, 4096, 65535]))
         setattr(header, name, number * (100000 if name == "NumberOfFrames" else 1))
     elif kind == 2 and name in ("VOILUTSequence", "ModalityLUTSequence"):
@@ -136,8 +177,20 @@ def spoil(header: pydicom.Dataset, generator: np.random.Generator) -> None:
         setattr(header, name, [item])
     else:
         vr = str(generator.choice(VRS))
-        value = generator.choice([b"", PLANTED.encode(), b"1e999", b"nan", b"-1", b"\\" * 6, generator.bytes(8),
-                                  struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF), b"0\\0\\0", b"\xff" * 16])
+        value = generator.choice(
+            [
+                b"",
+                PLANTED.encode(),
+                b"1e999",
+                b"nan",
+                b"-1",
+                b"\\" * 6,
+                generator.bytes(8),
+                struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF),
+                b"0\\0\\0",
+                b"\xff" * 16,
+            ]
+        )
         if name == "PixelData":
             value, vr = generator.bytes(generator.integers(0, 4000)), "OB"
         header._dict[tag] = RawDataElement(tag, vr, len(value), bytes(value), 0, False, True)
@@ -163,10 +216,13 @@ def test_damaged_files(tmp_path, capfd, caplog, thorough):
     """1,000 of them, or 10,000."""
     files = 10_000 if thorough else 1_000
     generator = np.random.default_rng(20)
-    with dicom.quiet():             # what is said must come from our readers, not from the making of the files
+    with dicom.quiet():  # what is said must come from our readers, not from the making of the files
         originals = seeds()
-    policies = [Preprocessing(height=32, width=24, frames=frames, intensity=intensity)
-                for frames in ("refuse", "middle") for intensity in ("voi", "raw_minmax", "published")]
+    policies = [
+        Preprocessing(height=32, width=24, frames=frames, intensity=intensity)
+        for frames in ("refuse", "middle")
+        for intensity in ("voi", "raw_minmax", "published")
+    ]
     for original in originals:
         assert check(original, tmp_path / "a.dcm", policies[3]) == "image"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

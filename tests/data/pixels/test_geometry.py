@@ -110,7 +110,7 @@ def test_a_blob_lands_where_its_point_does(transform):
 
 
 def centroid(image: np.ndarray) -> np.ndarray:
-    ys, xs = np.mgrid[:image.shape[0], :image.shape[1]] + 0.5
+    ys, xs = np.mgrid[: image.shape[0], : image.shape[1]] + 0.5
     return np.array([(image * xs).sum(), (image * ys).sum()]) / image.sum()
 
 
@@ -140,8 +140,13 @@ def transforms(draw) -> Transform:
     if draw(st.booleans()):
         made = geometry.stretch((height, width), (y0, x0, y1, x1), canvas)
     else:
-        made = geometry.fit((height, width), (y0, x0, y1, x1), canvas, draw(st.sampled_from(["left", "right"])),
-                            draw(st.sampled_from(["L", "R", ""])))
+        made = geometry.fit(
+            (height, width),
+            (y0, x0, y1, x1),
+            canvas,
+            draw(st.sampled_from(["left", "right"])),
+            draw(st.sampled_from(["L", "R", ""])),
+        )
     return dataclasses.replace(made, flip_vertical=draw(st.booleans()))
 
 

@@ -49,8 +49,9 @@ def test_monochrome1_is_inverted_once_after_the_window(tmp_path):
 
 def test_rescale_comes_before_the_window(tmp_path):
     # x -> 2 x - 100: the window 500 / 801 of it is 299.75 / 400.5 of the stored values.
-    array = shown(tmp_path, WindowCenter=500, WindowWidth=801, RescaleSlope=2, RescaleIntercept=-100,
-                  RescaleType="US").array
+    array = shown(
+        tmp_path, WindowCenter=500, WindowWidth=801, RescaleSlope=2, RescaleIntercept=-100, RescaleType="US"
+    ).array
     expected = np.clip((2 * RAMP - 100.0 - 499.5) / 800 + 0.5, 0, 1)
     np.testing.assert_allclose(array, expected, atol=1e-6)
 
@@ -107,11 +108,14 @@ def test_padding_range(tmp_path):
     np.testing.assert_allclose(array, [[0, 0, 0, 0.5, 1]], atol=1e-6)
 
 
-@pytest.mark.parametrize("tags, flag", [
-    ({"WindowCenter": 300, "WindowWidth": 0}, "voi_invalid"),
-    ({"WindowCenter": 30000, "WindowWidth": 10}, "voi_flat"),
-    ({"VOILUTSequence": [Dataset()]}, "voi_invalid"),
-])
+@pytest.mark.parametrize(
+    "tags, flag",
+    [
+        ({"WindowCenter": 300, "WindowWidth": 0}, "voi_invalid"),
+        ({"WindowCenter": 30000, "WindowWidth": 10}, "voi_flat"),
+        ({"VOILUTSequence": [Dataset()]}, "voi_invalid"),
+    ],
+)
 def test_a_useless_window_falls_back_to_min_max(tmp_path, tags, flag):
     grey = shown(tmp_path, **tags)
     np.testing.assert_allclose(grey.array, RAMP / 1000, atol=1e-6)
@@ -119,8 +123,15 @@ def test_a_useless_window_falls_back_to_min_max(tmp_path, tags, flag):
 
 
 def test_raw_min_max_knows_no_window_but_polarity(tmp_path):
-    array = shown(tmp_path, policy="raw_minmax", WindowCenter=300, WindowWidth=401, RescaleSlope=-1,
-                  RescaleIntercept=0, PhotometricInterpretation="MONOCHROME1").array
+    array = shown(
+        tmp_path,
+        policy="raw_minmax",
+        WindowCenter=300,
+        WindowWidth=401,
+        RescaleSlope=-1,
+        RescaleIntercept=0,
+        PhotometricInterpretation="MONOCHROME1",
+    ).array
     np.testing.assert_allclose(array, 1 - RAMP / 1000, atol=1e-6)
 
 
@@ -128,9 +139,17 @@ def test_raw_min_max_knows_no_window_but_polarity(tmp_path):
 def test_published_steps(tmp_path, photometric):
     generator = np.random.default_rng(0)
     pixels = generator.integers(50, 4000, (40, 30)).astype(np.uint16)
-    pixels[0, 0], pixels[20, 2] = 0, 60000          # in the border: must not count
-    grey = shown(tmp_path, pixels, "published", WindowCenter=300, WindowWidth=401, RescaleSlope=1,
-                 RescaleIntercept=-100, PhotometricInterpretation=photometric)
+    pixels[0, 0], pixels[20, 2] = 0, 60000  # in the border: must not count
+    grey = shown(
+        tmp_path,
+        pixels,
+        "published",
+        WindowCenter=300,
+        WindowWidth=401,
+        RescaleSlope=1,
+        RescaleIntercept=-100,
+        PhotometricInterpretation=photometric,
+    )
     inner = pixels[5:-5, 5:-5].astype(np.float64)
     if photometric == "MONOCHROME1":
         inner = inner.max() - inner
@@ -140,7 +159,7 @@ def test_published_steps(tmp_path, photometric):
 
 
 def test_bits_above_bits_stored_do_not_count(tmp_path):
-    pixels = RAMP | np.array([[0, 1, 0, 0, 1, 0, 0, 1]], np.uint16) << 15     # an overlay of old in bit 15
+    pixels = RAMP | np.array([[0, 1, 0, 0, 1, 0, 0, 1]], np.uint16) << 15  # an overlay of old in bit 15
     np.testing.assert_allclose(shown(tmp_path, pixels, bits_stored=12).array, RAMP / 1000, atol=1e-6)
 
 
@@ -179,8 +198,12 @@ def test_negative_padding_written_as_unsigned(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
 def test_padding_that_covers_all_is_a_mistake(tmp_path, dtype):
-    grey = shown(tmp_path, (RAMP * 1000 if dtype == np.uint32 else RAMP).astype(dtype), PixelPaddingValue=0,
-                 PixelPaddingRangeLimit=0 if dtype == np.uint32 else 60000)
+    grey = shown(
+        tmp_path,
+        (RAMP * 1000 if dtype == np.uint32 else RAMP).astype(dtype),
+        PixelPaddingValue=0,
+        PixelPaddingRangeLimit=0 if dtype == np.uint32 else 60000,
+    )
     np.testing.assert_allclose(grey.array, np.where(RAMP == 0, 0, grey.array), atol=1e-6)
     assert grey.array.max() == 1
 

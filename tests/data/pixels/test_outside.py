@@ -30,15 +30,21 @@ def with_text(pixels: np.ndarray, tissue: np.ndarray, scale: float = 1.0, box: b
     pixels = pixels.copy()
     near = cv2.dilate(tissue.astype(np.uint8), np.ones((13, 13), np.uint8))
     (width, height), _ = cv2.getTextSize("DOE^JANE", cv2.FONT_HERSHEY_SIMPLEX, scale, 2)
-    blocked = cv2.boxFilter(near.astype(np.float32), -1, (width + 12, height + 16), anchor=(0, 0), normalize=False,
-                            borderType=cv2.BORDER_CONSTANT)
-    free = np.argwhere(blocked[:-height - 16, :-width - 12] < 0.5)
+    blocked = cv2.boxFilter(
+        near.astype(np.float32),
+        -1,
+        (width + 12, height + 16),
+        anchor=(0, 0),
+        normalize=False,
+        borderType=cv2.BORDER_CONSTANT,
+    )
+    free = np.argwhere(blocked[: -height - 16, : -width - 12] < 0.5)
     assert len(free)
     distance = cv2.distanceTransform(1 - near, cv2.DIST_L2, 3)
     closeness = distance[free[:, 0] + height // 2, free[:, 1] + width // 2]
     for y, x in (free[closeness.argmin()], free[closeness.argmax()]):
         if box:
-            pixels[y:y + height + 14, x:x + width + 10] = 4095
+            pixels[y : y + height + 14, x : x + width + 10] = 4095
         letters = np.zeros(pixels.shape, np.uint8)
         cv2.putText(letters, "DOE^JANE", (int(x) + 5, int(y) + height + 5), cv2.FONT_HERSHEY_SIMPLEX, scale, 1, 2)
         pixels[letters > 0] = 60 if box else 4095
@@ -52,7 +58,7 @@ def test_planted_names_go(tmp_path, views, policy, geometry, bits, scale, box):
     """With and without the text the canvas is the same; a crop may differ by some pixels."""
     for number, (pixels, tissue) in enumerate(views):
         pixels = pixels.copy()
-        pixels[0, 0] = 4095                     # the same range with and without the text
+        pixels[0, 0] = 4095  # the same range with and without the text
         tags = dict(ImageLaterality="LR"[number % 2], WindowCenter=1600, WindowWidth=3000)
         clean = write(tmp_path / "clean.dcm", pixels, **tags)
         dirty = write(tmp_path / "dirty.dcm", with_text(pixels, tissue, scale, box), **tags)

@@ -10,15 +10,17 @@ from tiny_dicom import breast
 from mammoclip_jax.data.pixels import dicom, pictures
 from mammoclip_jax.data.pixels.decode import MAX_PIXELS
 
-SIDE = 20_000           # squared, twice the limit
+SIDE = 20_000  # squared, twice the limit
 
 
 def tiff(order: str, width: int, height: int, kind: str = "H", big: bool = False) -> bytes:
     """The head of a TIFF, its directory behind some bytes, whose values are of one kind."""
     number, pad = {"H": 3, "I": 4, "Q": 16}[kind], b"\0" * (8 if big else 4)
-    entries = [struct.pack(order + "HH" + ("Q" if big else "I"), tag, number, 1)
-               + (struct.pack(order + kind, value) + pad)[:len(pad)]
-               for tag, value in ((254, 0), (256, width), (257, height))]
+    entries = [
+        struct.pack(order + "HH" + ("Q" if big else "I"), tag, number, 1)
+        + (struct.pack(order + kind, value) + pad)[: len(pad)]
+        for tag, value in ((254, 0), (256, width), (257, height))
+    ]
     start = struct.pack(order + "HHHQ", 43, 8, 0, 24) if big else struct.pack(order + "HI", 42, 16)
     head = (b"II" if order == "<" else b"MM") + start
     count = struct.pack(order + ("Q" if big else "H"), len(entries))
@@ -30,8 +32,11 @@ HEADS = {
     "a.pgm": b"P5\n# a comment\n%d %d\n255\n" % (SIDE, SIDE),
     "a.bmp": b"BM" + bytes(12) + struct.pack("<Iii", 40, SIDE, -SIDE),
     "a.jpg": b"\xff\xd8\xff\xe0\0\x04ab\xff\xc0\0\x0b\x08" + struct.pack(">HH", SIDE, SIDE) + bytes(9),
-    "a.tif": tiff("<", SIDE, SIDE), "b.tif": tiff(">", SIDE, SIDE), "c.tif": tiff("<", SIDE, SIDE, "I"),
-    "d.tiff": tiff("<", SIDE, SIDE, "Q", big=True), "e.tiff": tiff(">", SIDE, SIDE, "I", big=True),
+    "a.tif": tiff("<", SIDE, SIDE),
+    "b.tif": tiff(">", SIDE, SIDE),
+    "c.tif": tiff("<", SIDE, SIDE, "I"),
+    "d.tiff": tiff("<", SIDE, SIDE, "Q", big=True),
+    "e.tiff": tiff(">", SIDE, SIDE, "I", big=True),
 }
 
 

@@ -17,10 +17,15 @@ def shown(tmp_path, pixels, policy="raw_minmax", **tags):
     return intensity.grey(dicom.read(write(tmp_path / "a.dcm", pixels, **tags)), policy)
 
 
-@pytest.mark.parametrize("meaning, shape, pixels", [
-    ("MONOCHROME1", "INVERSE", NEGATIVE), ("MONOCHROME1", "", NEGATIVE), ("MONOCHROME2", "IDENTITY", breast()),
-    ("MONOCHROME2", "", breast()),
-])
+@pytest.mark.parametrize(
+    "meaning, shape, pixels",
+    [
+        ("MONOCHROME1", "INVERSE", NEGATIVE),
+        ("MONOCHROME1", "", NEGATIVE),
+        ("MONOCHROME2", "IDENTITY", breast()),
+        ("MONOCHROME2", "", breast()),
+    ],
+)
 def test_plain_headers_invert_once(tmp_path, meaning, shape, pixels):
     tags = {"PresentationLUTShape": shape} if shape else {}
     grey = shown(tmp_path, pixels, PhotometricInterpretation=meaning, **tags)
@@ -98,8 +103,14 @@ def test_real_films_are_dark():
 
 def test_grey_in_three_colours_is_never_inverted(tmp_path):
     pixels = (NEGATIVE >> 4).astype(np.uint8)
-    path = write(tmp_path / "a.dcm", pixels, SamplesPerPixel=3, PhotometricInterpretation="RGB", PlanarConfiguration=0,
-                 PixelData=np.repeat(pixels[..., None], 3, axis=2).tobytes())
+    path = write(
+        tmp_path / "a.dcm",
+        pixels,
+        SamplesPerPixel=3,
+        PhotometricInterpretation="RGB",
+        PlanarConfiguration=0,
+        PixelData=np.repeat(pixels[..., None], 3, axis=2).tobytes(),
+    )
     grey = intensity.grey(dicom.read(path), "raw_minmax")
     np.testing.assert_allclose(grey.array, pixels / pixels.max(), atol=1e-6)
     assert grey.flags == ("background_bright",)
@@ -113,8 +124,8 @@ def fields() -> list[np.ndarray]:
         picture = exam.render(drawn, laterality, view)
         y, x = (int(places.mean()) for places in np.nonzero(picture.breast))
         for y0 in range(y - 200, y + 101, 50):
-            field = picture.density[y0:y0 + 128, x - 90:x + 38]
-            if picture.breast[y0:y0 + 128, x - 90:x + 38].all():
+            field = picture.density[y0 : y0 + 128, x - 90 : x + 38]
+            if picture.breast[y0 : y0 + 128, x - 90 : x + 38].all():
                 found.append((field - field.min()) / np.ptp(field))
     assert len(found) > 8
     return found
@@ -138,5 +149,5 @@ def test_neither_has_one_with_a_redaction_and_a_film_edge(tmp_path, fields, side
 @pytest.mark.parametrize("wide", [0.03, 0.08, 0.12])
 def test_a_white_plate_at_the_side_is_no_background(wide):
     film = 0.05 + 0.7 * EXPECTED.repeat(3, 0).repeat(3, 1) + np.random.default_rng(0).normal(0, 0.005, (360, 270))
-    film[:, -round(wide * 270):] = 1
+    film[:, -round(wide * 270) :] = 1
     assert polarity.background(film) == "dark" and polarity.background(1 - film) == "bright"

@@ -93,8 +93,11 @@ def test_mutated_files_are_rendered_or_refused(tmp_path):
     generator = np.random.default_rng(0)
     names = ("MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_bigendian.dcm")
     files = [Path(get_testdata_file(name)).read_bytes() for name in names]
-    files.append(write(tmp_path / "own.dcm", breast(), WindowCenter=300, WindowWidth=400, PixelPaddingValue=0,
-                       ImageLaterality="L").read_bytes())
+    files.append(
+        write(
+            tmp_path / "own.dcm", breast(), WindowCenter=300, WindowWidth=400, PixelPaddingValue=0, ImageLaterality="L"
+        ).read_bytes()
+    )
     rendered = 0
     for number in range(400):
         data = bytearray(files[number % len(files)])
@@ -131,10 +134,15 @@ def test_preprocessing_of_older_folders_is_read():
         Preprocessing.from_dict(old | {"heigth": 3})
 
 
-@pytest.mark.parametrize("values,message", [
-    (dict(outside="mask"), "Did you mean 'masked'"), (dict(chest_wall="lefft"), "Did you mean 'left'"),
-    (dict(frames="midle"), "Did you mean 'middle'"), (dict(voi_item=-1), "voi_item -1"),
-])
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        (dict(outside="mask"), "Did you mean 'masked'"),
+        (dict(chest_wall="lefft"), "Did you mean 'left'"),
+        (dict(frames="midle"), "Did you mean 'middle'"),
+        (dict(voi_item=-1), "voi_item -1"),
+    ],
+)
 def test_wrong_new_parameters_are_named(values, message):
     with pytest.raises(UserError, match=message):
         Preprocessing(**values)
@@ -151,5 +159,8 @@ def test_a_window_that_hides_the_skin_does_not_cut_it_off(tmp_path):
     np.testing.assert_allclose(narrow.transform.crop, plain.transform.crop, atol=4)
     hot = pixels.copy()
     hot[3, 290] = 32000
-    np.testing.assert_allclose(render(write(tmp_path / "c.dcm", hot, **tags), Preprocessing(**SMALL)).transform.crop,
-                               plain.transform.crop, atol=4)
+    np.testing.assert_allclose(
+        render(write(tmp_path / "c.dcm", hot, **tags), Preprocessing(**SMALL)).transform.crop,
+        plain.transform.crop,
+        atol=4,
+    )

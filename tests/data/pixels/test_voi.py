@@ -39,8 +39,7 @@ def test_windows(function, rescale, item):
     np.testing.assert_allclose(mine(header, breast(), item), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize("first, bits, stored", [
-    (0, 12, np.uint16), (-700, 16, np.int16), (300, 10, np.uint16)])
+@pytest.mark.parametrize("first, bits, stored", [(0, 12, np.uint16), (-700, 16, np.int16), (300, 10, np.uint16)])
 @pytest.mark.parametrize("item", [0, 1])
 def test_voi_luts(first, bits, stored, item):
     top = 2**bits - 1
@@ -48,7 +47,7 @@ def test_voi_luts(first, bits, stored, item):
     items = [lut_item(first % 65536, curve.tolist(), bits), lut_item(first % 65536, curve[::-1].tolist(), bits)]
     pixels = breast().astype(stored) - (1000 if stored == np.int16 else 0)
     header = dataset(pixels.astype(stored), VOILUTSequence=items)
-    for one in items:               # pydicom takes the descriptor as it stands
+    for one in items:  # pydicom takes the descriptor as it stands
         one.LUTDescriptor = [2000, first % 65536 if first < 0 else first, bits]
     found = mine(header, pixels.astype(stored), item)
     for one in items:
@@ -58,8 +57,9 @@ def test_voi_luts(first, bits, stored, item):
 
 
 def test_a_signed_first_value_where_only_the_rescale_makes_values_negative():
-    header = dataset(breast(), RescaleSlope=1, RescaleIntercept=-2000, VOILUTSequence=[
-        lut_item(65536 - 2000, list(range(4096)), 12)])
+    header = dataset(
+        breast(), RescaleSlope=1, RescaleIntercept=-2000, VOILUTSequence=[lut_item(65536 - 2000, list(range(4096)), 12)]
+    )
     np.testing.assert_allclose(mine(header, breast()) * 4095, breast(), atol=1e-9)
 
 
@@ -105,14 +105,17 @@ def test_lut_data_as_bytes(tmp_path, big, bits):
         np.testing.assert_allclose(intensity.grey(image, "voi").array, curve[pixels] / (2**bits - 1), atol=1e-6)
 
 
-@pytest.mark.parametrize("bits, low, high, shown", [
-    (16, 0, 4095, (0, 1)),          # declares the container
-    (14, 0, 2047, (0, 1)),          # 11 of the 14 declared are used
-    (12, 100, 2000, (0, 1)),
-    (10, 0, 4095, (0, 1)),          # holds more than it declares
-    (12, 5, 4090, (5 / 4095, 4090 / 4095)),         # nothing is wrong
-    (16, 0, 65535, (0, 1)),
-])
+@pytest.mark.parametrize(
+    "bits, low, high, shown",
+    [
+        (16, 0, 4095, (0, 1)),  # declares the container
+        (14, 0, 2047, (0, 1)),  # 11 of the 14 declared are used
+        (12, 100, 2000, (0, 1)),
+        (10, 0, 4095, (0, 1)),  # holds more than it declares
+        (12, 5, 4090, (5 / 4095, 4090 / 4095)),  # nothing is wrong
+        (16, 0, 65535, (0, 1)),
+    ],
+)
 def test_a_lut_of_other_bits_than_declared_is_scaled_by_what_its_entries_span(bits, low, high, shown):
     header = dataset(breast(), VOILUTSequence=[lut_item(0, np.linspace(low, high, 4096).astype(int).tolist(), bits)])
     function, flags = voi.voi(header, 0, 0)
@@ -124,15 +127,20 @@ def test_a_lut_of_other_bits_than_declared_is_scaled_by_what_its_entries_span(bi
 def test_a_decimal_comma_is_mended_and_flagged(tmp_path, grouped):
     """Also in functional groups; and what is no number at all is flagged as well, not taken for absent."""
     tags = dict(WindowCenter=[1900.5, 700.5], WindowWidth=[1300.5, 90.5], RescaleSlope=1.5, RescaleIntercept=-10.5)
-    right = write(tmp_path / "right.dcm", breast(), RescaleType="US", EstimatedRadiographicMagnificationFactor="1.8",
-                  **tags)
+    right = write(
+        tmp_path / "right.dcm", breast(), RescaleType="US", EstimatedRadiographicMagnificationFactor="1.8", **tags
+    )
     if grouped:
         window, values, frame = Dataset(), Dataset(), Dataset()
         window.WindowCenter, window.WindowWidth = tags["WindowCenter"], tags["WindowWidth"]
         values.RescaleSlope, values.RescaleIntercept = tags["RescaleSlope"], tags["RescaleIntercept"]
         frame.FrameVOILUTSequence, frame.PixelValueTransformationSequence = [window], [values]
-        write(tmp_path / "a.dcm", breast(), EstimatedRadiographicMagnificationFactor="1.8",
-              PerFrameFunctionalGroupsSequence=[frame])
+        write(
+            tmp_path / "a.dcm",
+            breast(),
+            EstimatedRadiographicMagnificationFactor="1.8",
+            PerFrameFunctionalGroupsSequence=[frame],
+        )
     whole = (tmp_path / "a.dcm" if grouped else right).read_bytes()
     texts = (b"1900.5", b"700.5", b"1300.5", b"90.5", b"-10.5", b"1.5 ", b"1.8 ")
     for number in texts:
@@ -147,10 +155,14 @@ def test_a_decimal_comma_is_mended_and_flagged(tmp_path, grouped):
     assert {"voi_invalid", "rescale_invalid"} <= set(intensity.grey(dicom.read(tmp_path / "x.dcm"), "voi").flags)
 
 
-@pytest.mark.parametrize("tags", [
-    dict(RescaleSlope=0, RescaleIntercept=5), dict(RescaleSlope=float("inf"), RescaleIntercept=0),
-    dict(ModalityLUTSequence=[Dataset()]),
-])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        dict(RescaleSlope=0, RescaleIntercept=5),
+        dict(RescaleSlope=float("inf"), RescaleIntercept=0),
+        dict(ModalityLUTSequence=[Dataset()]),
+    ],
+)
 def test_a_broken_modality_step_is_left_out_and_flagged(tags):
     header = dataset(breast())
     for name, value in tags.items():
@@ -168,10 +180,22 @@ def test_functional_groups_hold_the_window_of_multi_frame_files(tmp_path):
     window.WindowCenter, window.WindowWidth = 900, 401
     transformation.RescaleSlope, transformation.RescaleIntercept = 2, -50
     frame.FrameVOILUTSequence, shared.PixelValueTransformationSequence = [window], [transformation]
-    path = write(tmp_path / "a.dcm", breast(), NumberOfFrames=3, PixelData=np.stack([breast()] * 3).tobytes(),
-                 SharedFunctionalGroupsSequence=[shared],
-                 PerFrameFunctionalGroupsSequence=[Dataset(), frame, Dataset()])
-    plain = write(tmp_path / "b.dcm", breast(), WindowCenter=900, WindowWidth=401, RescaleSlope=2, RescaleIntercept=-50,
-                  RescaleType="US")
+    path = write(
+        tmp_path / "a.dcm",
+        breast(),
+        NumberOfFrames=3,
+        PixelData=np.stack([breast()] * 3).tobytes(),
+        SharedFunctionalGroupsSequence=[shared],
+        PerFrameFunctionalGroupsSequence=[Dataset(), frame, Dataset()],
+    )
+    plain = write(
+        tmp_path / "b.dcm",
+        breast(),
+        WindowCenter=900,
+        WindowWidth=401,
+        RescaleSlope=2,
+        RescaleIntercept=-50,
+        RescaleType="US",
+    )
     found = intensity.grey(dicom.read(path, "middle"), "voi")
     np.testing.assert_array_equal(found.array, intensity.grey(dicom.read(plain), "voi").array)

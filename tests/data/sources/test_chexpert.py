@@ -9,18 +9,25 @@ from mammoclip_jax.data.manifest import checked
 from mammoclip_jax.data.sources import chexpert
 from mammoclip_jax.errors import UserError
 
-HEADER = ("Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,"
-          "Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,"
-          "Support Devices")
-TRAIN = ["CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0",
-         "CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Male,87,Frontal,PA"
-         ",,,-1.0,1.0,,-1.0,,,,,0.0,,,",
-         "CheXpert-v1.0-small/train/patient00002/study2/view2_lateral.jpg,Unknown,0,Lateral,,,,-1.0,1.0,,-1.0,,,,,,,,"]
+HEADER = (
+    "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Enlarged Cardiomediastinum,Cardiomegaly,Lung Opacity,"
+    "Lung Lesion,Edema,Consolidation,Pneumonia,Atelectasis,Pneumothorax,Pleural Effusion,Pleural Other,Fracture,"
+    "Support Devices"
+)
+TRAIN = [
+    "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0",
+    "CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Male,87,Frontal,PA,,,-1.0,1.0,,-1.0,,,,,0.0,,,",
+    "CheXpert-v1.0-small/train/patient00002/study2/view2_lateral.jpg,Unknown,0,Lateral,,,,-1.0,1.0,,-1.0,,,,,,,,",
+]
 VALID = ["CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg,Male,73,Frontal,AP" + ",0.0,1.0" * 7]
-PLUS = ["path_to_image,path_to_dcm,section_findings,section_impression,race,ethnicity",
-        'train/patient00002/study2/view1_frontal.png,x,"No mass, ""again"".","1. Edema.",White,Not Hispanic',
-        "train/patient00002/study2/view2_lateral.png,x,,,,", "train/patient99999/study1/view1_frontal.png,x,A,B,,",
-        "train/patient00002/study2/view1_frontal.png,x,again,,,", "nothing,x,A,B,,"]
+PLUS = [
+    "path_to_image,path_to_dcm,section_findings,section_impression,race,ethnicity",
+    'train/patient00002/study2/view1_frontal.png,x,"No mass, ""again"".","1. Edema.",White,Not Hispanic',
+    "train/patient00002/study2/view2_lateral.png,x,,,,",
+    "train/patient99999/study1/view1_frontal.png,x,A,B,,",
+    "train/patient00002/study2/view1_frontal.png,x,again,,,",
+    "nothing,x,A,B,,",
+]
 
 
 def make(root: Path) -> Path:
@@ -38,8 +45,14 @@ def test_rows(tmp_path):
     assert list(rows["view"]) == ["AP", "PA", "LATERAL", "AP"] and list(rows["split"]) == ["train"] * 3 + ["val"]
     labels = [json.loads(labels) for labels in rows["labels"]]
     assert labels[0] == {"no_finding": 1, "pneumothorax": 0, "support_devices": 1, "age": 68, "sex": "F"}
-    assert labels[1] == {"cardiomegaly_uncertain": 1, "lung_opacity": 1, "edema_uncertain": 1, "pleural_effusion": 0,
-                         "age": 87, "sex": "M"}
+    assert labels[1] == {
+        "cardiomegaly_uncertain": 1,
+        "lung_opacity": 1,
+        "edema_uncertain": 1,
+        "pleural_effusion": 0,
+        "age": 87,
+        "sex": "M",
+    }
     assert "age" not in labels[2] and "sex" not in labels[2]
     assert len([key for key in labels[3] if key in chexpert.FINDINGS.values()]) == 14
     assert rows["study"][1] == rows["study"][2] == "patient00002/study2" and rows["row"][3] == "valid.csv:2"
@@ -68,7 +81,10 @@ def test_reports_of_chexpert_plus(tmp_path):
     assert row["texts"] == ['No mass, "again".', "1. Edema."] and row["sections"] == ["findings", "impression"]
     assert json.loads(row["labels"])["race"] == "White" and table.rows["texts"][2] == []
     assert sorted((problem.reason, problem.row[-2:]) for problem in table.problems) == [
-        ("malformed path", ":6"), ("report without image", ":4"), ("second report of an image", ":5")]
+        ("malformed path", ":6"),
+        ("report without image", ":4"),
+        ("second report of an image", ":5"),
+    ]
 
 
 def test_a_path_of_another_part_is_a_problem(tmp_path):

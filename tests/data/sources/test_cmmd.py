@@ -41,44 +41,61 @@ def folder(root: Path, files: list[tuple], lines: list[list] = LINES) -> Path:
 
 
 def test_files_are_joined_by_header_and_not_by_name(tmp_path):
-    root = folder(tmp_path, [("D1-0001", "R", "CC", "1-1"), ("D1-0001", "R", "MLO", "1-2"),
-                             ("D1-0002", "R", "CC", "1-1"), ("D1-0002", "L", "CC", "1-2"),
-                             ("D2-0001", "L", "MLO", "1-1"), ("D2-0001", "R", "MLO", "1-2"),
-                             ("D3-0001", "R", "MLO", "1-1"), ("D2-0001", "", "MLO", "1-3")])
+    root = folder(
+        tmp_path,
+        [
+            ("D1-0001", "R", "CC", "1-1"),
+            ("D1-0001", "R", "MLO", "1-2"),
+            ("D1-0002", "R", "CC", "1-1"),
+            ("D1-0002", "L", "CC", "1-2"),
+            ("D2-0001", "L", "MLO", "1-1"),
+            ("D2-0001", "R", "MLO", "1-2"),
+            ("D3-0001", "R", "MLO", "1-1"),
+            ("D2-0001", "", "MLO", "1-3"),
+        ],
+    )
     table = checked(cmmd.read(root))
     rows = table.rows.set_index("image")
-    assert list(rows.index) == [f"{patient}/1-{number}" for patient in ("D1-0001", "D1-0002", "D2-0001")
-                                for number in (1, 2)]
+    assert list(rows.index) == [
+        f"{patient}/1-{number}" for patient in ("D1-0001", "D1-0002", "D2-0001") for number in (1, 2)
+    ]
     assert list(rows["laterality"]) == ["R", "R", "R", "L", "L", "R"] and rows["view"].iloc[1] == "MLO"
     labels = rows["labels"].map(json.loads)
     assert labels["D1-0001/1-1"] == {"age": 44, "cancer": 0, "biopsy": 1, "calcification": 1}
     assert labels["D1-0002/1-1"] == {"age": 40, "cancer": 1, "biopsy": 1, "mass": 1, "calcification": 1}
     assert labels["D1-0002/1-2"] == {"age": 40, "cancer": 1, "biopsy": 1, "mass": 1, "calcification": 1}
     assert labels["D2-0001/1-1"]["subtype"] == "Luminal A"
-    assert labels["D2-0001/1-2"] == {"age": 50}             # the other breast: unknown, not healthy
+    assert labels["D2-0001/1-2"] == {"age": 50}  # the other breast: unknown, not healthy
     assert rows.loc["D2-0001/1-2", "texts"] == [] and rows.loc["D2-0001/1-2", "row"] == ""
     assert rows.loc["D1-0002/1-2", "row"] == "CMMD_clinicaldata_revision.csv:3"
     assert "mass" in rows.loc["D2-0001/1-1", "texts"][0] and "cancer" not in str(rows["texts"].tolist()).lower()
     assert (rows.groupby("patient")["split"].nunique() == 1).all()
     assert table.partial and table.public_ids and table.table_rows == len(LINES)
     found = sorted((problem.stage, problem.kind) for problem in table.problems)
-    assert found == [("absent", "no image"), ("source", "empty identifier"), ("source", "no laterality in the header"),
-                     ("source", "no row in the table"), ("source", "unknown abnormality"),
-                     ("source", "unknown classification"), ("source", "unknown laterality")]
+    assert found == [
+        ("absent", "no image"),
+        ("source", "empty identifier"),
+        ("source", "no laterality in the header"),
+        ("source", "no row in the table"),
+        ("source", "unknown abnormality"),
+        ("source", "unknown classification"),
+        ("source", "unknown laterality"),
+    ]
 
 
 def test_without_files_every_line_is_listed(tmp_path):
     table = cmmd.read(folder(tmp_path, []))
     assert len(table.rows) == 0 and table.table_rows == len(LINES)
     assert sorted(problem.row for problem in table.problems) == sorted(
-        f"CMMD_clinicaldata_revision.csv:{line}" for line in range(2, len(LINES) + 2))
+        f"CMMD_clinicaldata_revision.csv:{line}" for line in range(2, len(LINES) + 2)
+    )
     assert [problem.stage for problem in table.problems].count("absent") == 6
 
 
 def test_files_of_the_same_name_keep_ids_of_their_own(tmp_path):
     root = folder(tmp_path, [("D1-0001", "R", "CC", "1-1")] * 3 + [("D1-0001", "R", "MLO", "1-2")] * 2)
     rows = checked(cmmd.read(root)).rows
-    assert len(rows) == 3 and rows["image"].is_unique       # 0/1-1, 0/1-2 and 1/1-2
+    assert len(rows) == 3 and rows["image"].is_unique  # 0/1-1, 0/1-2 and 1/1-2
 
 
 def test_the_table_may_be_excel_or_have_semicolons(tmp_path):

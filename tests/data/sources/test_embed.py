@@ -13,17 +13,29 @@ from mammoclip_jax.data.sources import embed
 from mammoclip_jax.errors import UserError
 
 PREFIX = "/mnt/NAS2/mammo/anon_dicom/"
-METADATA = ("empi_anon,acc_anon,anon_dicom_path,FinalImageType,ImageLateralityFinal,ViewPosition,study_date_anon,"
-            "StudyDescription,spot_mag,num_roi,ROI_coords,match_level,Manufacturer").split(",")
-CLINICAL = ("empi_anon,acc_anon,side,asses,tissueden,numfind,bside,path_severity,massshape,massmargin,massdens,"
-            "calcfind,calcdistri,calcnumber,otherfind,implanfind,age_at_study,desc,RACE_DESC,"
-            "ETHNIC_GROUP_DESC").split(",")
+METADATA = (
+    "empi_anon,acc_anon,anon_dicom_path,FinalImageType,ImageLateralityFinal,ViewPosition,study_date_anon,"
+    "StudyDescription,spot_mag,num_roi,ROI_coords,match_level,Manufacturer"
+).split(",")
+CLINICAL = (
+    "empi_anon,acc_anon,side,asses,tissueden,numfind,bside,path_severity,massshape,massmargin,massdens,"
+    "calcfind,calcdistri,calcnumber,otherfind,implanfind,age_at_study,desc,RACE_DESC,"
+    "ETHNIC_GROUP_DESC"
+).split(",")
 
 
 def image(patient: str, exam: str, name: str, side: str = "L", **more) -> dict:
-    return {"empi_anon": patient, "acc_anon": exam, "anon_dicom_path": f"{PREFIX}cohort_1/{patient}/{exam}/{name}.dcm",
-            "FinalImageType": "2D", "ImageLateralityFinal": side, "ViewPosition": "MLO", "num_roi": "0",
-            "ROI_coords": "()", "study_date_anon": "2015-04-16"} | more
+    return {
+        "empi_anon": patient,
+        "acc_anon": exam,
+        "anon_dicom_path": f"{PREFIX}cohort_1/{patient}/{exam}/{name}.dcm",
+        "FinalImageType": "2D",
+        "ImageLateralityFinal": side,
+        "ViewPosition": "MLO",
+        "num_roi": "0",
+        "ROI_coords": "()",
+        "study_date_anon": "2015-04-16",
+    } | more
 
 
 def finding(patient: str, exam: str, side: str, asses: str, **more) -> dict:
@@ -34,7 +46,7 @@ def folder(root: Path, images: list[dict], findings: list[dict]) -> Path:
     (root / "tables").mkdir(parents=True)
     for kind, columns, lines in (("metadata", METADATA, images), ("clinical", CLINICAL, findings)):
         path = root / "tables" / f"EMBED_OpenData_{kind}.csv"
-        pd.DataFrame(lines, columns=columns).to_csv(path)       # with the unnamed index column of the original
+        pd.DataFrame(lines, columns=columns).to_csv(path)  # with the unnamed index column of the original
     return root
 
 
@@ -44,25 +56,47 @@ def labels_of(table, name: str) -> dict:
 
 
 def test_a_small_set(tmp_path):
-    root = folder(tmp_path, [
-        image("1", "10", "a", "L", StudyDescription="MG Screening Bilateral", Manufacturer="HOLOGIC, Inc."),
-        image("1", "10", "b", "R", ViewPosition="CC"),
-        image("1", "10", "c", "L", FinalImageType="cview"),
-        image("1", "11", "d", "L", study_date_anon="2016-04-16"),
-        image("2", "20", "e", "R", spot_mag="1.0"),
-        image("3", "30", "m", "L"),
-        image("4", "40", "x", "both"),
-    ], [
-        finding("1", "10", "L", "A", massshape="O", massmargin="S", massdens="+", age_at_study="54.9",
-                RACE_DESC="African American  or Black", ETHNIC_GROUP_DESC="", desc="other"),
-        finding("1", "10", "L", "A", calcfind="A,I", calcdistri="C"),
-        finding("1", "10", "R", "N"),
-        finding("1", "11", "", "S", massshape="S", bside="L", path_severity="0.0"),
-        finding("2", "20", "R", "B", RACE_DESC="Unknown, Unavailable or Unreported",
-                ETHNIC_GROUP_DESC="Unknown~Non-Hispanic", path_severity="4"),
-        finding("3", "30", "B", "N", tissueden="5"),
-        finding("9", "90", "L", "N"),
-    ])
+    root = folder(
+        tmp_path,
+        [
+            image("1", "10", "a", "L", StudyDescription="MG Screening Bilateral", Manufacturer="HOLOGIC, Inc."),
+            image("1", "10", "b", "R", ViewPosition="CC"),
+            image("1", "10", "c", "L", FinalImageType="cview"),
+            image("1", "11", "d", "L", study_date_anon="2016-04-16"),
+            image("2", "20", "e", "R", spot_mag="1.0"),
+            image("3", "30", "m", "L"),
+            image("4", "40", "x", "both"),
+        ],
+        [
+            finding(
+                "1",
+                "10",
+                "L",
+                "A",
+                massshape="O",
+                massmargin="S",
+                massdens="+",
+                age_at_study="54.9",
+                RACE_DESC="African American  or Black",
+                ETHNIC_GROUP_DESC="",
+                desc="other",
+            ),
+            finding("1", "10", "L", "A", calcfind="A,I", calcdistri="C"),
+            finding("1", "10", "R", "N"),
+            finding("1", "11", "", "S", massshape="S", bside="L", path_severity="0.0"),
+            finding(
+                "2",
+                "20",
+                "R",
+                "B",
+                RACE_DESC="Unknown, Unavailable or Unreported",
+                ETHNIC_GROUP_DESC="Unknown~Non-Hispanic",
+                path_severity="4",
+            ),
+            finding("3", "30", "B", "N", tissueden="5"),
+            finding("9", "90", "L", "N"),
+        ],
+    )
     table = checked(embed.read(root, val=0, test=0))
     assert table.partial and table.public_ids and table.table_rows == 14 and "clause 5" in table.licence
     rows = table.rows.set_index("image")
@@ -70,9 +104,20 @@ def test_a_small_set(tmp_path):
     assert rows.loc["a", "file"] == "images/cohort_1/1/10/a.dcm" and rows.loc["a", "vendor"] == "Hologic"
     assert rows.loc["a", "row"] == "EMBED_OpenData_metadata.csv:2"
     assert labels_of(table, "a") == {
-        "density": "B", "age": 54, "race": "African American or Black", "procedure": "MG Screening Bilateral",
-        "birads": 0, "mass": 1, "calcification": 1, "suspicious_calcification": 1, "mass_shape": "oval",
-        "mass_margins": "spiculated", "mass_density": "high", "image_type": "2D", "study_day": 0}
+        "density": "B",
+        "age": 54,
+        "race": "African American or Black",
+        "procedure": "MG Screening Bilateral",
+        "birads": 0,
+        "mass": 1,
+        "calcification": 1,
+        "suspicious_calcification": 1,
+        "mass_shape": "oval",
+        "mass_margins": "spiculated",
+        "mass_density": "high",
+        "image_type": "2D",
+        "study_day": 0,
+    }
     negative = labels_of(table, "b")
     assert negative["birads"] == 1 and {negative[name] for name in embed.ABSENT} == {0}
     assert "cancer" not in negative and "ethnicity" not in negative
@@ -84,10 +129,12 @@ def test_a_small_set(tmp_path):
     assert "race" not in benign and "ethnicity" not in benign and "mass" not in benign
     found = sorted((problem.stage, problem.kind, problem.row.split("_")[-1]) for problem in table.problems)
     assert found == [
-        ("absent", "image type left out", "metadata.csv:4"), ("absent", "male patient", "metadata.csv:7"),
+        ("absent", "image type left out", "metadata.csv:4"),
+        ("absent", "male patient", "metadata.csv:7"),
         ("absent", "no image of this breast", "clinical.csv:7"),
         ("absent", "no image of this breast", "clinical.csv:8"),
-        ("source", "unknown laterality", "metadata.csv:8")]
+        ("source", "unknown laterality", "metadata.csv:8"),
+    ]
     assert "oval mass with spiculated margins" in rows.loc["a", "texts"][0]
     assert not any(word in " ".join(rows.loc["d", "texts"]).lower() for word in ("cancer", "invasive", "malignan"))
     assert len(embed.read(root, image_types="2D,cview").rows) == 5
@@ -120,17 +167,26 @@ def test_the_category_of_a_breast_is_that_of_a_naive_loop(tmp_path, seed):
         for number in range(generator.integers(1, 5)):
             images.append(image(patient, str(exam), f"{exam}-{number}", generator.choice(["L", "R"])))
         for _ in range(generator.integers(0, 6)):
-            letter = generator.choice([*"ANBPSMKX", ""], p=[.2, .2, .2, .1, .05, .05, .05, .05, .1])
-            findings.append(finding(patient, str(exam), generator.choice(["L", "R", "B", ""]), letter,
-                                    tissueden=generator.choice(["", "1", "3.0"])))
+            letter = generator.choice([*"ANBPSMKX", ""], p=[0.2, 0.2, 0.2, 0.1, 0.05, 0.05, 0.05, 0.05, 0.1])
+            findings.append(
+                finding(
+                    patient,
+                    str(exam),
+                    generator.choice(["L", "R", "B", ""]),
+                    letter,
+                    tissueden=generator.choice(["", "1", "3.0"]),
+                )
+            )
     table = checked(embed.read(folder(tmp_path, images, findings)))
     expected = naive(pd.DataFrame(images), pd.DataFrame(findings))
     labels = {row.image: json.loads(row.labels) for row in table.rows.itertuples()}
     assert len(labels) == len(images)
     assert {name: entry["birads"] for name, entry in labels.items() if "birads" in entry} == expected
     # A breast's images agree, a patient is in one split, and every line of the tables is somewhere.
-    rows = table.rows.assign(birads=[labels[name].get("birads") for name in table.rows["image"]],
-                             density=[labels[name].get("density") for name in table.rows["image"]])
+    rows = table.rows.assign(
+        birads=[labels[name].get("birads") for name in table.rows["image"]],
+        density=[labels[name].get("density") for name in table.rows["image"]],
+    )
     assert (rows.groupby(["study", "laterality"])["birads"].nunique(dropna=False) == 1).all()
     assert (rows.groupby("study")["density"].nunique(dropna=False) == 1).all()
     assert (rows.groupby("patient")["split"].nunique() == 1).all()
@@ -147,14 +203,21 @@ def test_a_line_without_a_category_does_not_shift_the_choice():
     assert embed.assessed(findings).loc["1/L", "massshape"] == "R"
 
 
-@pytest.mark.parametrize("cells, expected", [
-    ({"massshape": "Q"}, {"architectural_distortion"}), ({"massshape": "F", "massdens": "="}, {"focal_asymmetry"}),
-    ({"massmargin": "I"}, {"mass"}), ({"massshape": "N"}, {"lymph_node"}), ({"calcnumber": "0"}, set()),
-    ({"calcnumber": "3"}, {"calcification"}), ({"calcfind": "V"}, {"calcification"}),
-    ({"calcfind": "K,V"}, {"calcification", "suspicious_calcification"}), ({"otherfind": "N,S"},
-                                                                          {"nipple_retraction", "skin_thickening"}),
-    ({"implanfind": "N"}, {"implant"}),
-])
+@pytest.mark.parametrize(
+    "cells, expected",
+    [
+        ({"massshape": "Q"}, {"architectural_distortion"}),
+        ({"massshape": "F", "massdens": "="}, {"focal_asymmetry"}),
+        ({"massmargin": "I"}, {"mass"}),
+        ({"massshape": "N"}, {"lymph_node"}),
+        ({"calcnumber": "0"}, set()),
+        ({"calcnumber": "3"}, {"calcification"}),
+        ({"calcfind": "V"}, {"calcification"}),
+        ({"calcfind": "K,V"}, {"calcification", "suspicious_calcification"}),
+        ({"otherfind": "N,S"}, {"nipple_retraction", "skin_thickening"}),
+        ({"implanfind": "N"}, {"implant"}),
+    ],
+)
 def test_codes_of_the_legend(tmp_path, cells, expected):
     table = embed.read(folder(tmp_path, [image("1", "1", "a")], [finding("1", "1", "L", "B", **cells)]))
     found = labels_of(table, "a")
@@ -165,16 +228,26 @@ def test_codes_of_the_legend(tmp_path, cells, expected):
 
 def test_boxes_are_turned_back_to_the_file(tmp_path):
     cell = "((10, 20, 30, 60), (5, 0, 15, 10))"
-    root = folder(tmp_path, [
-        image("1", "1", name, side, num_roi="2", ROI_coords=cell, match_level="[1, 2]")
-        for name, side in (("mirrored", "R"), ("plain", "L"), ("bare", "R"), ("gone", "R"))
-    ] + [image("1", "1", "few", num_roi="3", ROI_coords=cell), image("1", "1", "none", num_roi="0", ROI_coords=cell),
-         image("1", "1", "lost", num_roi="1", ROI_coords="()"),
-         image("1", "1", "odd", num_roi="1", ROI_coords="[[1, 2]]"),
-         image("1", "1", "flat", num_roi="1", ROI_coords="((5, 5, 5, 9),)")],
-        [finding("1", "1", "R", "A", massshape="O")])
-    for name, tags in (("mirrored", {"PatientOrientation": ["P", "F"]}), ("plain", {"PatientOrientation": ["A", "F"]}),
-                       ("bare", {})):
+    root = folder(
+        tmp_path,
+        [
+            image("1", "1", name, side, num_roi="2", ROI_coords=cell, match_level="[1, 2]")
+            for name, side in (("mirrored", "R"), ("plain", "L"), ("bare", "R"), ("gone", "R"))
+        ]
+        + [
+            image("1", "1", "few", num_roi="3", ROI_coords=cell),
+            image("1", "1", "none", num_roi="0", ROI_coords=cell),
+            image("1", "1", "lost", num_roi="1", ROI_coords="()"),
+            image("1", "1", "odd", num_roi="1", ROI_coords="[[1, 2]]"),
+            image("1", "1", "flat", num_roi="1", ROI_coords="((5, 5, 5, 9),)"),
+        ],
+        [finding("1", "1", "R", "A", massshape="O")],
+    )
+    for name, tags in (
+        ("mirrored", {"PatientOrientation": ["P", "F"]}),
+        ("plain", {"PatientOrientation": ["A", "F"]}),
+        ("bare", {}),
+    ):
         path = root / f"images/cohort_1/1/1/{name}.dcm"
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path, breast(120, 90), **tags)
@@ -187,12 +260,17 @@ def test_boxes_are_turned_back_to_the_file(tmp_path):
     assert {item["label"] for item in boxes["mirrored"]} == {"mass"}
     assert {item["label"] for item in boxes["plain"]} == {"finding"}
     assert sorted((problem.image, problem.kind) for problem in table.problems) == [
-        ("few", "box count contradicts"), ("flat", "malformed box"), ("lost", "box count contradicts"),
-        ("none", "box count contradicts"), ("odd", "malformed box")]
+        ("few", "box count contradicts"),
+        ("flat", "malformed box"),
+        ("lost", "box count contradicts"),
+        ("none", "box count contradicts"),
+        ("odd", "malformed box"),
+    ]
     # Coordinates of the DICOM file, where the owner gives them, are taken as they are.
     path = root / "tables" / "EMBED_OpenData_metadata.csv"
-    pd.read_csv(path, dtype=str).assign(DCM_ROI_coords="[[[10, 20, 30, 60]]]", num_roi="1", Rows="120",
-                                        Columns="90").to_csv(path, index=False)
+    pd.read_csv(path, dtype=str).assign(
+        DCM_ROI_coords="[[[10, 20, 30, 60]]]", num_roi="1", Rows="120", Columns="90"
+    ).to_csv(path, index=False)
     row = embed.read(root).rows.iloc[0]
     assert json.loads(row["boxes"])[0]["box"] == [20, 10, 60, 30] and row["size"] == "120 90"
 
@@ -200,9 +278,15 @@ def test_boxes_are_turned_back_to_the_file(tmp_path):
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(UserError, match="no EMBED_OpenData_metadata.csv and no EMBED_OpenData_metadata_reduced.csv"):
         embed.read(tmp_path)
-    root = folder(tmp_path, [image("1", "1", "a"), image("1", "1", "b", anon_dicom_path="/tmp/../b.dcm"),
-                             image("1", "1", "c", anon_dicom_path="cohort_1/../../b.dcm")],
-                  [finding("2", "1", "L", "A"), finding("1", "1", "Q", "A"), finding("1", "1", "L", "Z")])
+    root = folder(
+        tmp_path,
+        [
+            image("1", "1", "a"),
+            image("1", "1", "b", anon_dicom_path="/tmp/../b.dcm"),
+            image("1", "1", "c", anon_dicom_path="cohort_1/../../b.dcm"),
+        ],
+        [finding("2", "1", "L", "A"), finding("1", "1", "Q", "A"), finding("1", "1", "L", "Z")],
+    )
     kinds = sorted(problem.kind for problem in embed.read(root).problems)
     assert kinds == ["exam of two patients", "unknown assessment", "unknown path", "unknown path", "unknown side"]
     path = root / "tables" / "EMBED_OpenData_clinical.csv"

@@ -56,21 +56,38 @@ def test_what_is_no_image_is_passed_over_and_what_should_be_one_is_not(tmp_path)
     assert list(table.rows["file"]) == ["p_L_CC.png"]
     assert [(problem.file, problem.stage) for problem in table.problems] == [("a.dcm", "decode"), ("cut.ima", "decode")]
     assert {other.file: other.kind for other in table.passed_over} == {
-        ".git": "hidden", ".hidden.png": "hidden", "DICOMDIR": "other file", "readme.txt": ".txt",
-        "report": "other file", "link": "link without end or special file"}
+        ".git": "hidden",
+        ".hidden.png": "hidden",
+        "DICOMDIR": "other file",
+        "readme.txt": ".txt",
+        "report": "other file",
+        "link": "link without end or special file",
+    }
 
 
-@pytest.mark.parametrize("name, patient, study, side, view", [
-    ("p7_L_CC.png", "p7", "./p7", "L", "CC"), ("x/p7-RMLO.tif", "p7", "x/p7", "R", "MLO"),
-    ("x/y/L_MLO.png", "x/y", "x/y/x/y", "L", "MLO"), ("x/RCC.pgm", "x", "x/x", "R", "CC"),
-    ("x/0001.jpg", "x", "x/x", "", ""), ("x/anna_left.png", "anna", "x/anna", "L", ""),
-    ("p7_MLO_right_2.png", "p7", "./p7", "R", "MLO"), ("x/CC.png", "x", "x/x", "", "CC"),
-    ("x/SEIN GAUCHE.png", "x", "x/x", "L", ""), ("x/sein droit CC.png", "x", "x/x", "R", "CC"),
-    ("p1/SEIN GAUCHE/CC/1.png", "p1", "p1/p1", "L", "CC"), ("p1/rechts/MLO.png", "p1", "p1/p1", "R", "MLO"),
-    ("p1/Left/anna_2 R.png", "anna_2", "p1/anna_2", "R", ""), ("x/img_L_CC.png", "x", "x/x", "L", "CC"),
-    ("x/img7_L_CC.png", "img7", "x/img7", "L", "CC"), ("x/Anna Left/1.png", "x/Anna Left", "x/Anna Left/x/Anna Left", "", ""),
-    ("x/clever_lcrl.png", "x", "x/x", "", ""), ("a_b_R XCCL.png", "a_b", "./a_b", "R", "XCCL"),
-])
+@pytest.mark.parametrize(
+    "name, patient, study, side, view",
+    [
+        ("p7_L_CC.png", "p7", "./p7", "L", "CC"),
+        ("x/p7-RMLO.tif", "p7", "x/p7", "R", "MLO"),
+        ("x/y/L_MLO.png", "x/y", "x/y/x/y", "L", "MLO"),
+        ("x/RCC.pgm", "x", "x/x", "R", "CC"),
+        ("x/0001.jpg", "x", "x/x", "", ""),
+        ("x/anna_left.png", "anna", "x/anna", "L", ""),
+        ("p7_MLO_right_2.png", "p7", "./p7", "R", "MLO"),
+        ("x/CC.png", "x", "x/x", "", "CC"),
+        ("x/SEIN GAUCHE.png", "x", "x/x", "L", ""),
+        ("x/sein droit CC.png", "x", "x/x", "R", "CC"),
+        ("p1/SEIN GAUCHE/CC/1.png", "p1", "p1/p1", "L", "CC"),
+        ("p1/rechts/MLO.png", "p1", "p1/p1", "R", "MLO"),
+        ("p1/Left/anna_2 R.png", "anna_2", "p1/anna_2", "R", ""),
+        ("x/img_L_CC.png", "x", "x/x", "L", "CC"),
+        ("x/img7_L_CC.png", "img7", "x/img7", "L", "CC"),
+        ("x/Anna Left/1.png", "x/Anna Left", "x/Anna Left/x/Anna Left", "", ""),
+        ("x/clever_lcrl.png", "x", "x/x", "", ""),
+        ("a_b_R XCCL.png", "a_b", "./a_b", "R", "XCCL"),
+    ],
+)
 def test_names_of_pictures(tmp_path, name, patient, study, side, view):
     picture(tmp_path / name)
     row = images_only.read(tmp_path).rows.iloc[0]

@@ -14,14 +14,22 @@ from mammoclip_jax.errors import UserError
 
 HEADER = "Patient ID;Patient age;Laterality;View;Acquisition date;File Name;ACR;Bi-Rads"
 LINES = [
-    "removed;removed;R;CC;201001;22678622;4;4a", "removed;removed;L;MLO;201001;22678646;4;1",
-    "removed;removed;L;CC;201103;22678670;     ;6", "removed;removed;R;MLO;200801;20586908;1;2",
-    "removed;removed;R;CC;201001;30000001;2;2", "removed;removed;L;XX;201001;30000002;2;2",
-    "removed;removed;;CC;201001;30000003;2;2", "removed;removed;L;CC;201001;;2;2",
+    "removed;removed;R;CC;201001;22678622;4;4a",
+    "removed;removed;L;MLO;201001;22678646;4;1",
+    "removed;removed;L;CC;201103;22678670;     ;6",
+    "removed;removed;R;MLO;200801;20586908;1;2",
+    "removed;removed;R;CC;201001;30000001;2;2",
+    "removed;removed;L;XX;201001;30000002;2;2",
+    "removed;removed;;CC;201001;30000003;2;2",
+    "removed;removed;L;CC;201001;;2;2",
 ]
-FILES = ["22678622_61b13c59bcba149e_MG_R_CC_ANON", "22678646_61b13c59bcba149e_MG_L_ML_ANON",
-         "22678670_61b13c59bcba149e_MG_L_CC_ANON", "30000001_aaaa3c59bcba149e_MG_L_CC_ANON",
-         "99999999_aaaa3c59bcba149e_MG_L_CC_ANON"]
+FILES = [
+    "22678622_61b13c59bcba149e_MG_R_CC_ANON",
+    "22678646_61b13c59bcba149e_MG_L_ML_ANON",
+    "22678670_61b13c59bcba149e_MG_L_CC_ANON",
+    "30000001_aaaa3c59bcba149e_MG_L_CC_ANON",
+    "99999999_aaaa3c59bcba149e_MG_L_CC_ANON",
+]
 
 
 def outline(path: Path, *rois: tuple[str, list[str]]) -> None:
@@ -35,10 +43,15 @@ def folder(root: Path) -> Path:
     (root / "AllDICOMs").mkdir()
     for name in FILES:
         write(root / "AllDICOMs" / f"{name}.dcm", breast(60, 50))
-    outline(root / "AllXML" / "22678622.xml",
-            ("Mass", ["(10.5, 20.25)", "(30.9, 21)", "(20, 44.0)"]), ("Calcification", ["(3.0, 4.0)"]),
-            ("Calcifications", ["(5.5, 4.0)"]), ("Cluster", ["(-1.5, 0)", "(6, 0)", "(6, 8.2)"]),
-            ("Espiculated Region", ["(8, 8)", "(40, 8)", "(40, 48)"]), ("Assymetry", ["(1, 1)", "(2, 1)", "(2, 2)"]))
+    outline(
+        root / "AllXML" / "22678622.xml",
+        ("Mass", ["(10.5, 20.25)", "(30.9, 21)", "(20, 44.0)"]),
+        ("Calcification", ["(3.0, 4.0)"]),
+        ("Calcifications", ["(5.5, 4.0)"]),
+        ("Cluster", ["(-1.5, 0)", "(6, 0)", "(6, 8.2)"]),
+        ("Espiculated Region", ["(8, 8)", "(40, 8)", "(40, 48)"]),
+        ("Assymetry", ["(1, 1)", "(2, 1)", "(2, 2)"]),
+    )
     outline(root / "AllXML" / "22678670.xml", ("Unnamed", ["(1, 1)", "(9, 1)", "(9, 9)"]), ("Mass", ["nowhere"]))
     (root / "AllXML" / "20586908.xml").write_bytes(b"<plist><dict>")
     return root
@@ -53,20 +66,37 @@ def test_rows_boxes_and_problems(tmp_path):
     assert rows.loc["22678646", "file"] == "AllDICOMs/22678646_61b13c59bcba149e_MG_L_ML_ANON.dcm"
     assert rows.loc["20586908", "file"] == ""
     labels = rows["labels"].map(json.loads)
-    assert labels["22678622"] == {"birads": 4, "birads_detail": "4a", "density": "D", "mass": 1, "calcification": 1,
-                                  "asymmetry": 1, "calcification_points": 2, "study_day": 0}
+    assert labels["22678622"] == {
+        "birads": 4,
+        "birads_detail": "4a",
+        "density": "D",
+        "mass": 1,
+        "calcification": 1,
+        "asymmetry": 1,
+        "calcification_points": 2,
+        "study_day": 0,
+    }
     assert labels["22678646"] == {"birads": 1, "density": "D", "study_day": 0} | dict.fromkeys(inbreast.FINDINGS, 0)
     assert labels["22678670"] == {"birads": 6, "mass": 1, "study_day": 424}
     assert not any("cancer" in entry for entry in labels)
     assert json.loads(rows.loc["22678622", "boxes"]) == [
-        {"label": "mass", "box": [10, 20, 31, 45]}, {"label": "calcification", "box": [0, 0, 7, 9]},
-        {"label": "spiculated_region", "box": [8, 8, 41, 49]}, {"label": "asymmetry", "box": [1, 1, 3, 3]}]
+        {"label": "mass", "box": [10, 20, 31, 45]},
+        {"label": "calcification", "box": [0, 0, 7, 9]},
+        {"label": "spiculated_region", "box": [8, 8, 41, 49]},
+        {"label": "asymmetry", "box": [1, 1, 3, 3]},
+    ]
     assert (rows.groupby("patient")["split"].nunique() == 1).all() and table.table_rows == len(LINES)
     found = sorted((problem.stage, problem.kind, problem.row[-1:]) for problem in table.problems)
-    assert found == [("boxes", "malformed outline", "4"), ("boxes", "outlines cannot be read", "5"),
-                     ("boxes", "unknown finding", "4"), ("source", "empty identifier", "9"),
-                     ("source", "laterality contradicts", "6"), ("source", "no row in the table", ""),
-                     ("source", "unknown laterality", "8"), ("source", "unknown view", "7")]
+    assert found == [
+        ("boxes", "malformed outline", "4"),
+        ("boxes", "outlines cannot be read", "5"),
+        ("boxes", "unknown finding", "4"),
+        ("source", "empty identifier", "9"),
+        ("source", "laterality contradicts", "6"),
+        ("source", "no row in the table", ""),
+        ("source", "unknown laterality", "8"),
+        ("source", "unknown view", "7"),
+    ]
 
 
 def test_boxes_lie_in_their_images(tmp_path):

@@ -11,10 +11,34 @@ from mammoclip_jax.data.manifest import checked
 from mammoclip_jax.data.sources import mammo_clip, vindr
 from mammoclip_jax.errors import UserError
 
-REPORT_COLUMNS = ("patient_id", "laterality", "image", "view", "CC", "MLO", "text", "findings", "impressions",
-                  "text_augment", "fold")
-ATTRIBUTE_COLUMNS = ("patient_id", "laterality", "split", "image", "view", "CC", "MLO", "cc_findings", "mlo_findings",
-                     "CC_FINDING", "MLO_FINDING", "fold", "patient_id_laterality")
+REPORT_COLUMNS = (
+    "patient_id",
+    "laterality",
+    "image",
+    "view",
+    "CC",
+    "MLO",
+    "text",
+    "findings",
+    "impressions",
+    "text_augment",
+    "fold",
+)
+ATTRIBUTE_COLUMNS = (
+    "patient_id",
+    "laterality",
+    "split",
+    "image",
+    "view",
+    "CC",
+    "MLO",
+    "cc_findings",
+    "mlo_findings",
+    "CC_FINDING",
+    "MLO_FINDING",
+    "fold",
+    "patient_id_laterality",
+)
 TEN = list(vindr.FINDINGS)
 
 
@@ -28,6 +52,7 @@ def write(path, columns, lines):
 
 # clip_pretrain_100.csv
 
+
 def reports(patients=12, seed=0):
     """Lines of two breasts a patient; some with one view only, several images of a view, an empty section."""
     rng = random.Random(seed)
@@ -40,10 +65,26 @@ def reports(patients=12, seed=0):
             impression = f"birads : {rng.randint(0, 6)} , routine screening recommended {patient}{side}"
             images = cc + mlo
             rng.shuffle(images)
-            lines.append(dict(zip(REPORT_COLUMNS, (
-                str(40400000 + patient), side, str(images), str(["CC", "MLO"] if mlo else ["CC"]), str(cc), str(mlo),
-                str([findings, impression]), findings, impression,
-                str([f"{text} again" if text else "" for text in (findings, impression)]), str(patient % 4)))))
+            lines.append(
+                dict(
+                    zip(
+                        REPORT_COLUMNS,
+                        (
+                            str(40400000 + patient),
+                            side,
+                            str(images),
+                            str(["CC", "MLO"] if mlo else ["CC"]),
+                            str(cc),
+                            str(mlo),
+                            str([findings, impression]),
+                            findings,
+                            impression,
+                            str([f"{text} again" if text else "" for text in (findings, impression)]),
+                            str(patient % 4),
+                        ),
+                    )
+                )
+            )
     return lines
 
 
@@ -58,7 +99,11 @@ def test_reports(tmp_path):
     for line, view, name in images:
         row = by_image.loc[name.removesuffix(".png")]
         assert (row["patient"], row["study"], row["laterality"], row["view"]) == (
-            line["patient_id"], line["patient_id"], line["laterality"], view)
+            line["patient_id"],
+            line["patient_id"],
+            line["laterality"],
+            view,
+        )
         assert row["file"] == f"png/{line['patient_id']}/{name}"
         assert row["split"] == ("val" if line["fold"] == "0" else "train")
         told = dict(zip(row["sections"], row["texts"]))
@@ -72,14 +117,21 @@ def test_reports(tmp_path):
     assert set(other["patient"][other["split"] == "val"]) == second
 
 
-@pytest.mark.parametrize("change, kind", [
-    ({"image": "a.png"}, "unreadable cell"), ({"CC": "['a.png'"}, "unreadable cell"),
-    ({"MLO": "[1]"}, "unreadable cell"), ({"text": "nan"}, "unreadable cell"),
-    ({"text_augment": ""}, "unreadable cell"), ({"fold": "x"}, "unreadable cell"),
-    ({"image": "[]", "CC": "[]", "MLO": "[]"}, "line without image"),
-    ({"CC": "['a.png']", "MLO": "['a.png']"}, "contradiction"), ({"laterality": "L"}, "contradiction"),
-    ({"laterality": "B"}, "unknown laterality"),
-])
+@pytest.mark.parametrize(
+    "change, kind",
+    [
+        ({"image": "a.png"}, "unreadable cell"),
+        ({"CC": "['a.png'"}, "unreadable cell"),
+        ({"MLO": "[1]"}, "unreadable cell"),
+        ({"text": "nan"}, "unreadable cell"),
+        ({"text_augment": ""}, "unreadable cell"),
+        ({"fold": "x"}, "unreadable cell"),
+        ({"image": "[]", "CC": "[]", "MLO": "[]"}, "line without image"),
+        ({"CC": "['a.png']", "MLO": "['a.png']"}, "contradiction"),
+        ({"laterality": "L"}, "contradiction"),
+        ({"laterality": "B"}, "unknown laterality"),
+    ],
+)
 def test_a_bad_report_line_is_a_problem(tmp_path, change, kind):
     lines = reports()
     lines[3] |= change
@@ -107,6 +159,7 @@ def test_an_image_of_unknown_view_keeps_its_report(tmp_path):
 
 # clip_vindr_final.csv
 
+
 def attributes(studies=20, seed=0, nested=True):
     """Lines as the released notebook writes them: nested strings, and all ten findings as absent ones."""
     rng = random.Random(seed)
@@ -123,9 +176,28 @@ def attributes(studies=20, seed=0, nested=True):
                 lists[view] = str([present, [], absent, []] if side == "R" else [[], present, [], absent])
                 names[view] = str([f"{study}{side}{view}.png"])
             both = [f"{study}{side}{view}.png" for view in ("CC", "MLO")]
-            lines.append(dict(zip(ATTRIBUTE_COLUMNS, (
-                f"study{study}", side, split, str(both), "['CC', 'MLO']", names["CC"], names["MLO"], told["CC"],
-                told["MLO"], lists["CC"], lists["MLO"], "0" if split == "test" else "1", f"study{study}_{side}"))))
+            lines.append(
+                dict(
+                    zip(
+                        ATTRIBUTE_COLUMNS,
+                        (
+                            f"study{study}",
+                            side,
+                            split,
+                            str(both),
+                            "['CC', 'MLO']",
+                            names["CC"],
+                            names["MLO"],
+                            told["CC"],
+                            told["MLO"],
+                            lists["CC"],
+                            lists["MLO"],
+                            "0" if split == "test" else "1",
+                            f"study{study}_{side}",
+                        ),
+                    )
+                )
+            )
     return lines
 
 
@@ -156,15 +228,22 @@ def test_attributes_present_is_never_absent(tmp_path, caplog, nested):
         assert f"{wrong} of {len(lines)} lines" in doubled[0]
 
 
-@pytest.mark.parametrize("change, kind", [
-    ({"CC_FINDING": "[[], []]"}, "unreadable cell"), ({"MLO_FINDING": "Mass"}, "unreadable cell"),
-    ({"CC_FINDING": "[[], ['[['], [], []]"}, "unreadable cell"),
-    ({"CC_FINDING": "[[], [3], [], []]"}, "unreadable cell"),
-    ({"cc_findings": "[['Mass'"}, "unreadable cell"),
-    ({"CC_FINDING": "[[], ['Tumour'], [], []]", "cc_findings": "['Tumour']"}, "unknown finding"),
-    ({"CC_FINDING": "[['Mass'], [], [], []]"}, "contradiction"), ({"cc_findings": "[]"}, "contradiction"),
-    ({"fold": "0"}, "contradiction"), ({"split": "tast"}, "unknown split"), ({"laterality": ""}, "unknown laterality"),
-])
+@pytest.mark.parametrize(
+    "change, kind",
+    [
+        ({"CC_FINDING": "[[], []]"}, "unreadable cell"),
+        ({"MLO_FINDING": "Mass"}, "unreadable cell"),
+        ({"CC_FINDING": "[[], ['[['], [], []]"}, "unreadable cell"),
+        ({"CC_FINDING": "[[], [3], [], []]"}, "unreadable cell"),
+        ({"cc_findings": "[['Mass'"}, "unreadable cell"),
+        ({"CC_FINDING": "[[], ['Tumour'], [], []]", "cc_findings": "['Tumour']"}, "unknown finding"),
+        ({"CC_FINDING": "[['Mass'], [], [], []]"}, "contradiction"),
+        ({"cc_findings": "[]"}, "contradiction"),
+        ({"fold": "0"}, "contradiction"),
+        ({"split": "tast"}, "unknown split"),
+        ({"laterality": ""}, "unknown laterality"),
+    ],
+)
 def test_a_bad_attribute_line_is_a_problem(tmp_path, change, kind):
     lines = attributes()
     assert lines[4]["split"] == "training" and lines[4]["laterality"] == "L"
@@ -177,26 +256,73 @@ def test_a_bad_attribute_line_is_a_problem(tmp_path, change, kind):
 # vindr_detection_v1_folds.csv
 
 DETECTION_COLUMNS = (
-    "patient_id", "series_id", "image_id", "laterality", "view", "height", "width", "breast_birads", "breast_density",
-    "finding_categories", "finding_birads", *vindr.CORNERS, "split", *mammo_clip.RESIZED, "fold",
-    *(name.replace(" ", "_") for name in TEN), "No_Finding", "density")
+    "patient_id",
+    "series_id",
+    "image_id",
+    "laterality",
+    "view",
+    "height",
+    "width",
+    "breast_birads",
+    "breast_density",
+    "finding_categories",
+    "finding_birads",
+    *vindr.CORNERS,
+    "split",
+    *mammo_clip.RESIZED,
+    "fold",
+    *(name.replace(" ", "_") for name in TEN),
+    "No_Finding",
+    "density",
+)
 
 
 def detection():
     """Two images with three findings between them, one of them turned inside out by the clamp, and two without."""
-    shared = {"series_id": "s", "height": "3518", "width": "2800", "breast_birads": "BI-RADS 4", "fold": "2",
-              "breast_density": "DENSITY C", "finding_birads": "BI-RADS 4", "density": "2"}
-    boxes = [("A", "L", "CC", "['Mass']", (10, 20, 110, 220), (4, 9, 60, 99)),
-             ("A", "L", "CC", "['Suspicious Calcification', 'Mass']", (300.5, 400.5, 500, 600), (100, 150, 160, 260)),
-             ("B", "L", "MLO", "['Skin Retraction']", (50, 3000, 90, 3300), (20, 1400, 30, 1300))]
-    lines = [shared | {"patient_id": "study1", "image_id": f"{image}.png", "laterality": side, "view": view,
-                       "finding_categories": names, "split": "training"}
-             | dict(zip(vindr.CORNERS, box)) | dict(zip(mammo_clip.RESIZED, resized))
-             for image, side, view, names, box, resized in boxes]
+    shared = {
+        "series_id": "s",
+        "height": "3518",
+        "width": "2800",
+        "breast_birads": "BI-RADS 4",
+        "fold": "2",
+        "breast_density": "DENSITY C",
+        "finding_birads": "BI-RADS 4",
+        "density": "2",
+    }
+    boxes = [
+        ("A", "L", "CC", "['Mass']", (10, 20, 110, 220), (4, 9, 60, 99)),
+        ("A", "L", "CC", "['Suspicious Calcification', 'Mass']", (300.5, 400.5, 500, 600), (100, 150, 160, 260)),
+        ("B", "L", "MLO", "['Skin Retraction']", (50, 3000, 90, 3300), (20, 1400, 30, 1300)),
+    ]
+    lines = [
+        shared
+        | {
+            "patient_id": "study1",
+            "image_id": f"{image}.png",
+            "laterality": side,
+            "view": view,
+            "finding_categories": names,
+            "split": "training",
+        }
+        | dict(zip(vindr.CORNERS, box))
+        | dict(zip(mammo_clip.RESIZED, resized))
+        for image, side, view, names, box, resized in boxes
+    ]
     return lines + [
-        shared | {"patient_id": "study2", "image_id": f"{image}.png", "laterality": "R", "view": view, "split": "test",
-                  "finding_categories": "['No Finding']", "breast_birads": "BI-RADS 1", "finding_birads": ""}
-        | dict.fromkeys((*vindr.CORNERS, *mammo_clip.RESIZED), 0) for image, view in (("C", "CC"), ("D", "MLO"))]
+        shared
+        | {
+            "patient_id": "study2",
+            "image_id": f"{image}.png",
+            "laterality": "R",
+            "view": view,
+            "split": "test",
+            "finding_categories": "['No Finding']",
+            "breast_birads": "BI-RADS 1",
+            "finding_birads": "",
+        }
+        | dict.fromkeys((*vindr.CORNERS, *mammo_clip.RESIZED), 0)
+        for image, view in (("C", "CC"), ("D", "MLO"))
+    ]
 
 
 def test_detection_merges_the_lines_of_an_image(tmp_path):
@@ -208,8 +334,13 @@ def test_detection_merges_the_lines_of_an_image(tmp_path):
     assert rows.loc["A", "file"] == "images/study1/A.dicom" and rows.loc["A", "size"] == "3518 2800"
     assert json.loads(rows.loc["A", "boxes"]) == [
         {"label": "mass", "box": [10, 20, 110, 220], "birads": 4},
-        {"label": "suspicious_calcification", "box": [300.5, 400.5, 500, 600], "birads": 4,
-         "labels": ["suspicious_calcification", "mass"]}]
+        {
+            "label": "suspicious_calcification",
+            "box": [300.5, 400.5, 500, 600],
+            "birads": 4,
+            "labels": ["suspicious_calcification", "mass"],
+        },
+    ]
     labels = json.loads(rows.loc["A", "labels"])
     assert {name for name in vindr.FINDINGS.values() if labels[name]} == {"mass", "suspicious_calcification"}
     assert not any(json.loads(rows.loc["C", "labels"])[name] for name in vindr.FINDINGS.values())
@@ -219,7 +350,8 @@ def test_published_boxes_are_those_of_the_png_files(tmp_path):
     write(tmp_path / "vindr_detection_v1_folds.csv", DETECTION_COLUMNS, detection())
     table = checked(mammo_clip.read(tmp_path, images="images_png", boxes="published"))
     assert [(problem.kind, problem.row) for problem in table.problems] == [
-        ("malformed box", "vindr_detection_v1_folds.csv:4")]
+        ("malformed box", "vindr_detection_v1_folds.csv:4")
+    ]
     row = table.rows.set_index("image").loc["A"]
     assert row["size"] == "1520 912" and row["file"] == "images_png/study1/A.png"
     assert [box["box"] for box in json.loads(row["boxes"])] == [[4, 9, 60, 99], [100, 150, 160, 260]]
@@ -231,20 +363,26 @@ def test_detection_lines_that_contradict(tmp_path):
     write(tmp_path / "vindr_detection_v1_folds.csv", DETECTION_COLUMNS, lines)
     table = checked(mammo_clip.read(tmp_path))
     assert not table.problems
-    assert [(remark.kind, remark.row) for remark in table.remarks] == [("contradiction", "vindr_detection_v1_folds.csv:3")]
+    assert [(remark.kind, remark.row) for remark in table.remarks] == [
+        ("contradiction", "vindr_detection_v1_folds.csv:3")
+    ]
     lines[0]["height"], lines[1]["split"] = "x", "training" if lines[1]["split"] == "test" else "test"
     write(tmp_path / "vindr_detection_v1_folds.csv", DETECTION_COLUMNS, lines)
     table = checked(mammo_clip.read(tmp_path))
     assert collections.Counter(problem.row for problem in table.problems) == {
-        "vindr_detection_v1_folds.csv:2": 1, "vindr_detection_v1_folds.csv:3": 1}
+        "vindr_detection_v1_folds.csv:2": 1,
+        "vindr_detection_v1_folds.csv:3": 1,
+    }
     assert table.problems[0].kind in ("unreadable cell", "finding without image")
 
 
 def test_mutated_tables_lose_nothing(tmp_path):
     rng = random.Random(11)
-    tables = {"clip_pretrain_100.csv": (REPORT_COLUMNS, reports(40)),
-              "clip_vindr_final.csv": (ATTRIBUTE_COLUMNS, attributes(40)),
-              "vindr_detection_v1_folds.csv": (DETECTION_COLUMNS, detection())}
+    tables = {
+        "clip_pretrain_100.csv": (REPORT_COLUMNS, reports(40)),
+        "clip_vindr_final.csv": (ATTRIBUTE_COLUMNS, attributes(40)),
+        "vindr_detection_v1_folds.csv": (DETECTION_COLUMNS, detection()),
+    }
     for name, (columns, lines) in tables.items():
         for _ in range(len(lines)):
             line = rng.choice(lines)
@@ -259,6 +397,7 @@ def test_mutated_tables_lose_nothing(tmp_path):
 
 
 # Which table
+
 
 def test_which_table(tmp_path):
     with pytest.raises(UserError, match="clip_pretrain_100.csv"):

@@ -15,8 +15,17 @@ from mammoclip_jax.errors import UserError
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "mias"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data of {SHARED} is not here")
-LINES = ["mdb001 G CIRC B 535 425 197", "mdb002 F NORM", "mdb003 D CALC M *NOTE 3*", "mdb004 D SPIC M 10 20 30",
-         "mdb004 D ASYM B 500 600 70", "mdb005 F NORM", "mdb006 X NORM", "mdb7", "mdb008 F CIRC B 2000 2000 10"]
+LINES = [
+    "mdb001 G CIRC B 535 425 197",
+    "mdb002 F NORM",
+    "mdb003 D CALC M *NOTE 3*",
+    "mdb004 D SPIC M 10 20 30",
+    "mdb004 D ASYM B 500 600 70",
+    "mdb005 F NORM",
+    "mdb006 X NORM",
+    "mdb7",
+    "mdb008 F CIRC B 2000 2000 10",
+]
 
 
 def make(root: Path) -> Path:
@@ -30,17 +39,28 @@ def test_rows(tmp_path):
     assert list(rows.index) == ["mdb001", "mdb002", "mdb003", "mdb004", "mdb005", "mdb008"]
     assert json.loads(rows.loc["mdb001", "boxes"]) == [{"label": "mass", "box": [338, 402, 732, 796]}]
     assert json.loads(rows.loc["mdb003", "boxes"]) == [] == json.loads(rows.loc["mdb008", "boxes"])
-    assert [item["box"] for item in json.loads(rows.loc["mdb004", "boxes"])] == [[0, 974, 40, 1024],
-                                                                                [430, 354, 570, 494]]
-    assert json.loads(rows.loc["mdb002", "labels"]) == {"density": "F", "abnormal": 0, "calcification": 0, "mass": 0,
-                                                        "architectural_distortion": 0, "asymmetry": 0, "cancer": 0}
+    assert [item["box"] for item in json.loads(rows.loc["mdb004", "boxes"])] == [
+        [0, 974, 40, 1024],
+        [430, 354, 570, 494],
+    ]
+    assert json.loads(rows.loc["mdb002", "labels"]) == {
+        "density": "F",
+        "abnormal": 0,
+        "calcification": 0,
+        "mass": 0,
+        "architectural_distortion": 0,
+        "asymmetry": 0,
+        "cancer": 0,
+    }
     labels = json.loads(rows.loc["mdb004", "labels"])
     assert labels == {"density": "D", "abnormal": 1, "mass": 1, "asymmetry": 1, "abnormality": "SPIC,ASYM", "cancer": 1}
     assert list(rows["patient"]) == ["mias001", "mias001", "mias002", "mias002", "mias003", "mias004"]
     assert set(rows["laterality"]) == {""} and set(rows["view"]) == {"MLO"} and set(rows["size"]) == {"1024 1024"}
     assert list(rows["row"])[:2] == ["Info.txt:2", "Info.txt:3"] and list(rows["file"])[0] == "mdb001.pgm"
     assert [(problem.kind, problem.row) for problem in table.problems] == [
-        ("malformed line", "Info.txt:8"), ("malformed line", "Info.txt:9")]
+        ("malformed line", "Info.txt:8"),
+        ("malformed line", "Info.txt:9"),
+    ]
     assert table.table_rows == len(LINES) and table.partial and table.public_ids
 
 
@@ -75,7 +95,7 @@ def test_real_circles_lie_on_bright_tissue(boxed):
         for item in json.loads(row.boxes):
             x0, y0, x1, y1 = item["box"]
             y, x = (y0 + y1) // 2, (x0 + x1) // 2
-            inside.append(film[y - 5:y + 5, x - 5:x + 5].mean() > 60)
+            inside.append(film[y - 5 : y + 5, x - 5 : x + 5].mean() > 60)
     assert all(inside)
 
 
@@ -89,7 +109,7 @@ def test_real_boxes_show_the_same_tissue_on_the_canvas(boxed, geometry):
         box = np.array(json.loads(row.boxes)[0]["box"])
         x0, y0, x1, y1 = np.rint(rendered.transform.boxes([box])[0]).astype(int)
         seen = rendered.image[y0:y1, x0:x1].astype(np.float32)
-        patch = film[box[1]:box[3], box[0]:box[2]]
+        patch = film[box[1] : box[3], box[0] : box[2]]
         patch = patch[:, ::-1] if rendered.transform.flip_horizontal else patch
         expected = cv2.resize(patch, seen.shape[::-1], interpolation=cv2.INTER_AREA)
         assert np.corrcoef(seen.ravel(), expected.ravel())[0, 1] > 0.9

@@ -11,9 +11,16 @@ from mammoclip_jax.data.sources import report_csv
 from mammoclip_jax.errors import UserError
 
 HEADER = "image,patient,study,laterality,view,findings,impression,split,density,age"
-ROWS = ["0.png,p1,s1,left,cc,A mass.,Suspicious.,training,C,", "1.png,p2,s2,R,MLO,,Negative.,test,B,61",
-        "2.png,p3,s3,L,CC,,,train,,", ",p3,s3,L,CC,A,B,train,,", "3.png,p3,s3,both,CC,A,B,train,,",
-        "3.png,p3,s3,L,CC,A,B,sometime,,", "3.png,,s3,L,CC,A,B,train,,", "9.png,p3,s3,L,CC,A,B,validate,,"]
+ROWS = [
+    "0.png,p1,s1,left,cc,A mass.,Suspicious.,training,C,",
+    "1.png,p2,s2,R,MLO,,Negative.,test,B,61",
+    "2.png,p3,s3,L,CC,,,train,,",
+    ",p3,s3,L,CC,A,B,train,,",
+    "3.png,p3,s3,both,CC,A,B,train,,",
+    "3.png,p3,s3,L,CC,A,B,sometime,,",
+    "3.png,,s3,L,CC,A,B,train,,",
+    "9.png,p3,s3,L,CC,A,B,validate,,",
+]
 
 
 def reports(root: Path, header: str = HEADER, *rows: str) -> Path:
@@ -29,27 +36,38 @@ def test_rows_and_problems(tmp_path):
     table = report_csv.read(make(tmp_path), labels="density,age")
     assert list(table.rows["texts"]) == [["A mass.", "Suspicious."], ["Negative."], ["A", "B"]]
     assert list(table.rows["split"]) == ["train", "test", "val"] and list(table.rows["laterality"]) == ["L", "R", "L"]
-    assert list(table.rows["file"]) == ["0.png", "1.png", "9.png"]       # there or not: build looks
+    assert list(table.rows["file"]) == ["0.png", "1.png", "9.png"]  # there or not: build looks
     assert list(table.rows["row"]) == ["reports.csv:2", "reports.csv:3", "reports.csv:9"]
     assert json.loads(table.rows["labels"][1]) == {"density": "B", "age": 61}
     assert json.loads(table.rows["labels"][0]) == {"density": "C"}
     assert [problem.reason for problem in table.problems] == [
-        "empty report", "report without image", "unknown laterality", "unknown split", "empty identifier"]
+        "empty report",
+        "report without image",
+        "unknown laterality",
+        "unknown split",
+        "empty identifier",
+    ]
     assert [problem.row for problem in table.problems] == [f"reports.csv:{line}" for line in (4, 5, 6, 7, 8)]
     assert table.table_rows == 8 and not table.public_ids and not table.partial
     assert len(checked(table).rows) == 3
 
 
-@pytest.mark.parametrize("header, options, parts", [
-    ("image,patient_id,study,laterality,view,report", {}, ["'patient'", "Did you mean 'patient_id'",
-                                                           "--option=patient="]),
-    ("image,patient,study,view,report", {}, ["'laterality'", "--option=laterality=-"]),
-    ("image,patient,study,laterality,view", {}, ["'report'", "findings or impression"]),
-    ("image,patient,study,laterality,view,report", {"split": "fold"}, ["'fold'", "--option=split="]),
-    ("image,patient,study,laterality,view,report", {"date": "day"}, ["'day'", "--option=date="]),
-    ("image,patient,study,laterality,view,report", {"labels": "cancer"}, ["'cancer'", "--option=labels="]),
-    ("image,patient,study,laterality,view,report", {"names": "doctor"}, ["'doctor'", "--option=names="]),
-])
+@pytest.mark.parametrize(
+    "header, options, parts",
+    [
+        (
+            "image,patient_id,study,laterality,view,report",
+            {},
+            ["'patient'", "Did you mean 'patient_id'", "--option=patient="],
+        ),
+        ("image,patient,study,view,report", {}, ["'laterality'", "--option=laterality=-"]),
+        ("image,patient,study,laterality,view", {}, ["'report'", "findings or impression"]),
+        ("image,patient,study,laterality,view,report", {"split": "fold"}, ["'fold'", "--option=split="]),
+        ("image,patient,study,laterality,view,report", {"date": "day"}, ["'day'", "--option=date="]),
+        ("image,patient,study,laterality,view,report", {"labels": "cancer"}, ["'cancer'", "--option=labels="]),
+        ("image,patient,study,laterality,view,report", {"names": "doctor"}, ["'doctor'", "--option=names="]),
+    ],
+)
 def test_a_missing_column_is_named_with_the_option(tmp_path, header, options, parts):
     with pytest.raises(UserError) as caught:
         report_csv.read(reports(tmp_path, header, ",".join("x" for _ in header.split(","))), **options)
@@ -67,12 +85,17 @@ def test_columns_can_be_named_or_done_without(tmp_path):
 
 def test_dates_become_days_and_texts_name_nobody(tmp_path):
     header = "image,patient,study,laterality,view,report,date,patient_name,seen by"
-    text = ("Mary Poppins, MRN 8812345, seen 3/15/2019 by Dr. Watson. ACC77123 and 8812345: a 12 mm mass at 2 o'clock. "
-            "Compared with Zyxwv.")
-    root = reports(tmp_path, header,
-                   f"8812345/x.dcm,8812345,ACC77123,L,CC,\"{text}\",2019-03-15,Poppins^Mary,Zyxwv",
-                   "y.dcm,8812345,12,L,CC,A 12 mm mass.,20190401,Poppins^Mary,",
-                   "z.dcm,other,12,L,CC,A cyst.,soon,,")
+    text = (
+        "Mary Poppins, MRN 8812345, seen 3/15/2019 by Dr. Watson. ACC77123 and 8812345: a 12 mm mass at 2 o'clock. "
+        "Compared with Zyxwv."
+    )
+    root = reports(
+        tmp_path,
+        header,
+        f'8812345/x.dcm,8812345,ACC77123,L,CC,"{text}",2019-03-15,Poppins^Mary,Zyxwv',
+        "y.dcm,8812345,12,L,CC,A 12 mm mass.,20190401,Poppins^Mary,",
+        "z.dcm,other,12,L,CC,A cyst.,soon,,",
+    )
     table = report_csv.read(root, names="patient_name,seen by")
     assert table.rows["texts"][0] == [text] and table.rows["identities"][0] == ["Poppins^Mary", "Zyxwv"]
     rows = settled(table, root).table.rows
@@ -81,7 +104,7 @@ def test_dates_become_days_and_texts_name_nobody(tmp_path):
     for secret in ("Mary", "Poppins", "8812345", "2019", "Watson", "ACC77123", "Zyxwv"):
         assert secret not in written
     assert "12 mm mass at 2 o'clock" in written
-    assert rows["texts"][1] == ["A 12 mm mass."]        # a study number of two digits is a measure as well
+    assert rows["texts"][1] == ["A 12 mm mass."]  # a study number of two digits is a measure as well
 
 
 def test_what_is_no_table_is_named(tmp_path):
@@ -97,8 +120,9 @@ def test_what_is_no_table_is_named(tmp_path):
 
 def test_a_view_is_one_of_the_known_or_nothing(tmp_path):
     """A name in the wrong column must not travel on as a view."""
-    lines = [f"{number}.png,p1,s1,L,{view},A mass.,B,train,C," for number, view in
-             enumerate(["l-mlo", "RCC", "Zelenka", ""])]
+    lines = [
+        f"{number}.png,p1,s1,L,{view},A mass.,B,train,C," for number, view in enumerate(["l-mlo", "RCC", "Zelenka", ""])
+    ]
     table = report_csv.read(reports(tmp_path, HEADER, *lines))
     assert list(table.rows["view"]) == ["MLO", "CC", "", ""] and not table.problems
     assert [(remark.reason, remark.row) for remark in table.remarks] == [("unknown view", "reports.csv:4")]
@@ -131,6 +155,8 @@ def test_what_a_cell_lacks_comes_from_the_whole_report(tmp_path):
     header = "image,patient,study,laterality,view,findings,impression,report"
     root = reports(tmp_path, header, "0.png,p,s,L,CC,,Benign.,Report: A cyst. Opinion: Cyst. Recommendation: None.")
     table = report_csv.read(root)
-    assert dict(zip(table.rows["sections"][0], table.rows["texts"][0])) == {"findings": "A cyst.",
-                                                                            "impression": "Benign."}
+    assert dict(zip(table.rows["sections"][0], table.rows["texts"][0])) == {
+        "findings": "A cyst.",
+        "impression": "Benign.",
+    }
     assert json.loads(table.rows["parts"][0])["dropped"] == {"recommendation": "None."}

@@ -25,11 +25,33 @@ def made(patients, seed=0):
             biopsy = cancer or int(rng.random() < 0.1)
             birads = rng.choice(["", "0.0", "1.0", "2.0"])
             for view in rng.sample(VIEWS, rng.randint(2, 4)):
-                lines.append(dict(zip((*rsna.NEEDED, "fold"), map(str, (
-                    site, 10000 + patient, 7000000 + len(lines), side, view,
-                    rng.choice(["", f"{rng.randint(30, 89)}.0"]), cancer, biopsy, cancer * rng.randint(0, 1), birads,
-                    int(rng.random() < 0.02), density, rng.choice([21, 29, 49]),
-                    bool(not cancer and birads == "0.0"), fold)))))
+                lines.append(
+                    dict(
+                        zip(
+                            (*rsna.NEEDED, "fold"),
+                            map(
+                                str,
+                                (
+                                    site,
+                                    10000 + patient,
+                                    7000000 + len(lines),
+                                    side,
+                                    view,
+                                    rng.choice(["", f"{rng.randint(30, 89)}.0"]),
+                                    cancer,
+                                    biopsy,
+                                    cancer * rng.randint(0, 1),
+                                    birads,
+                                    int(rng.random() < 0.02),
+                                    density,
+                                    rng.choice([21, 29, 49]),
+                                    bool(not cancer and birads == "0.0"),
+                                    fold,
+                                ),
+                            ),
+                        )
+                    )
+                )
     return lines
 
 
@@ -112,13 +134,25 @@ def test_png_copies(tmp_path):
     assert rows["file"][0] == f"train_images_png/{lines[0]['patient_id']}/{lines[0]['image_id']}.png"
 
 
-@pytest.mark.parametrize("column, cell, kind", [
-    ("cancer", "2", "unreadable cell"), ("cancer", "", "unreadable cell"), ("biopsy", "yes", "unreadable cell"),
-    ("BIRADS", "7", "unreadable cell"), ("BIRADS", "1.5", "unreadable cell"), ("BIRADS", "x", "unreadable cell"),
-    ("density", "E", "unreadable cell"), ("age", "-3", "unreadable cell"), ("age", "old", "unreadable cell"),
-    ("difficult_negative_case", "", "unreadable cell"), ("laterality", "B", "unknown laterality"),
-    ("image_id", " ", "empty identifier"), ("patient_id", "", "empty identifier"), ("fold", "x", "unreadable cell"),
-])
+@pytest.mark.parametrize(
+    "column, cell, kind",
+    [
+        ("cancer", "2", "unreadable cell"),
+        ("cancer", "", "unreadable cell"),
+        ("biopsy", "yes", "unreadable cell"),
+        ("BIRADS", "7", "unreadable cell"),
+        ("BIRADS", "1.5", "unreadable cell"),
+        ("BIRADS", "x", "unreadable cell"),
+        ("density", "E", "unreadable cell"),
+        ("age", "-3", "unreadable cell"),
+        ("age", "old", "unreadable cell"),
+        ("difficult_negative_case", "", "unreadable cell"),
+        ("laterality", "B", "unknown laterality"),
+        ("image_id", " ", "empty identifier"),
+        ("patient_id", "", "empty identifier"),
+        ("fold", "x", "unreadable cell"),
+    ],
+)
 def test_a_bad_line_is_a_problem(tmp_path, column, cell, kind):
     lines = made(20)
     lines[7][column] = cell
@@ -144,7 +178,7 @@ def test_contradictions_cost_what_they_touch(tmp_path):
     first["fold"] = "0" if first["fold"] != "0" else "1"
     table = checked(rsna.read(write(tmp_path, lines), split="folds", val=0.0))
     assert {problem.kind for problem in table.problems} == {"contradiction"} and len(table.problems) == len(same)
-    assert not checked(rsna.read(tmp_path)).problems            # folds do not matter there
+    assert not checked(rsna.read(tmp_path)).problems  # folds do not matter there
     first["cancer"] = str(1 - int(first["cancer"]))
     table = checked(rsna.read(write(tmp_path, lines)))
     assert not table.problems and len(table.remarks) == len(breast) and len(table.rows) == len(lines)

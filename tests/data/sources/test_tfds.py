@@ -26,13 +26,26 @@ class Exams(datasets.core.GeneratorBasedBuilder):
 
     def _info(self):
         f = datasets.features
-        return datasets.core.DatasetInfo(builder=self, citation="Doe 2020", features=f.FeaturesDict({
-            "id": f.Text(), "image": f.Image(shape=(None, None, 1)), "patient": f.Text(), "report": f.Text(),
-            "breast": f.ClassLabel(names=["LEFT", "RIGHT"]), "view": f.ClassLabel(names=["CC", "MLO"]),
-            "objects": f.Sequence({"bbox": f.BBoxFeature(), "label": f.ClassLabel(names=["mass", "calcification"])}),
-            "age": f.Scalar(np.int32), "raw": f.Tensor(shape=(20, 10, 1), dtype=np.uint16),
-            "findings": f.Sequence({"pathology": f.ClassLabel(names=["BENIGN", "MALIGNANT"])}),
-        }))
+        return datasets.core.DatasetInfo(
+            builder=self,
+            citation="Doe 2020",
+            features=f.FeaturesDict(
+                {
+                    "id": f.Text(),
+                    "image": f.Image(shape=(None, None, 1)),
+                    "patient": f.Text(),
+                    "report": f.Text(),
+                    "breast": f.ClassLabel(names=["LEFT", "RIGHT"]),
+                    "view": f.ClassLabel(names=["CC", "MLO"]),
+                    "objects": f.Sequence(
+                        {"bbox": f.BBoxFeature(), "label": f.ClassLabel(names=["mass", "calcification"])}
+                    ),
+                    "age": f.Scalar(np.int32),
+                    "raw": f.Tensor(shape=(20, 10, 1), dtype=np.uint16),
+                    "findings": f.Sequence({"pathology": f.ClassLabel(names=["BENIGN", "MALIGNANT"])}),
+                }
+            ),
+        )
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(range(4)), "validation": self._generate_examples(range(4, 6))}
@@ -40,11 +53,21 @@ class Exams(datasets.core.GeneratorBasedBuilder):
     def _generate_examples(self, numbers):
         for number in numbers:
             png = cv2.imencode(".png", IMAGES[number])[1].tobytes()
-            yield number, {
-                "id": f"im{number}", "image": io.BytesIO(png), "patient": f"patient{number // 2}", "breast": number % 2,
-                "view": number % 2, "report": "FINDINGS: A mass seen by Dr. Smith." if number % 2 else "", "age": 50,
-                "objects": [{"bbox": datasets.features.BBox(0.1, 0.2, 0.5, 0.6), "label": 1}] * (number % 3),
-                "raw": IMAGES[number][..., None], "findings": [{"pathology": k} for k in range(number % 3)]}
+            yield (
+                number,
+                {
+                    "id": f"im{number}",
+                    "image": io.BytesIO(png),
+                    "patient": f"patient{number // 2}",
+                    "breast": number % 2,
+                    "view": number % 2,
+                    "report": "FINDINGS: A mass seen by Dr. Smith." if number % 2 else "",
+                    "age": 50,
+                    "objects": [{"bbox": datasets.features.BBox(0.1, 0.2, 0.5, 0.6), "label": 1}] * (number % 3),
+                    "raw": IMAGES[number][..., None],
+                    "findings": [{"pathology": k} for k in range(number % 3)],
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +92,13 @@ def test_records_become_rows_and_files(build, tmp_path, image):
         assert row["patient"] == row["study"] == f"patient{number // 2}" and row["dataset"] == "exams"
         assert (row["laterality"], row["view"]) == (("R", "MLO") if number % 2 else ("L", "CC"))
         assert row["split"] == ("train" if number < 4 else "val")
-        np.testing.assert_allclose([item["box"] for item in json.loads(row["boxes"])],
-                                   [[2, 2, 6, 10]] * (number % 3) or np.zeros(0), atol=1e-5)
+        np.testing.assert_allclose(
+            [item["box"] for item in json.loads(row["boxes"])], [[2, 2, 6, 10]] * (number % 3) or np.zeros(0), atol=1e-5
+        )
         assert {item["label"] for item in json.loads(row["boxes"])} == ({"calcification"} if number % 3 else set())
         assert (row["texts"], row["sections"]) == (
-            (["A mass seen by Dr. Smith."], ["findings"]) if number % 2 else ([], []))
+            (["A mass seen by Dr. Smith."], ["findings"]) if number % 2 else ([], [])
+        )
         pathology = {0: {}, 1: {"pathology": "BENIGN"}, 2: {"pathology": "BENIGN,MALIGNANT"}}[number % 3]
         assert json.loads(row["labels"]) == {"age": 50} | pathology
 
@@ -99,11 +124,17 @@ def test_splits_can_be_named_and_are_drawn_where_there_is_one(build, tmp_path):
     assert set(rows["split"]) == {"test"}
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"patient": "person"}, "no feature 'person'.*--option=patient="), ({"image": "imag"}, "Did you mean 'image'"),
-    ({"labels": "cancer"}, "no feature 'cancer'"), ({"labels": "x=findings/grade"}, "no feature 'findings/grade'"),
-    ({"splits": "fold=train"}, "no split 'fold'"), ({"splits": "train=fold"}, "none of train, val, test"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"patient": "person"}, "no feature 'person'.*--option=patient="),
+        ({"image": "imag"}, "Did you mean 'image'"),
+        ({"labels": "cancer"}, "no feature 'cancer'"),
+        ({"labels": "x=findings/grade"}, "no feature 'findings/grade'"),
+        ({"splits": "fold=train"}, "no split 'fold'"),
+        ({"splits": "train=fold"}, "none of train, val, test"),
+    ],
+)
 def test_what_the_build_lacks_is_named(build, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         tfds.read(build, str(tmp_path), **options)
@@ -123,6 +154,8 @@ def test_a_feature_that_is_no_image_and_a_patient_in_two_splits(build, tmp_path)
 
 
 def test_no_tensorflow_is_imported(build, tmp_path):
-    code = (f"import sys; from mammoclip_jax.data.sources import tfds; tfds.read({str(build)!r}, {str(tmp_path)!r}); "
-            "sys.exit('tensorflow' in sys.modules)")
+    code = (
+        f"import sys; from mammoclip_jax.data.sources import tfds; tfds.read({str(build)!r}, {str(tmp_path)!r}); "
+        "sys.exit('tensorflow' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -15,8 +15,18 @@ from mammoclip_jax.data.manifest import checked
 from mammoclip_jax.data.sources import vindr
 from mammoclip_jax.errors import UserError
 
-BREAST_COLUMNS = ("study_id", "series_id", "image_id", "laterality", "view_position", "height", "width",
-                  "breast_birads", "breast_density", "split")
+BREAST_COLUMNS = (
+    "study_id",
+    "series_id",
+    "image_id",
+    "laterality",
+    "view_position",
+    "height",
+    "width",
+    "breast_birads",
+    "breast_density",
+    "split",
+)
 LINE_COLUMNS = (*BREAST_COLUMNS[:9], "finding_categories", "finding_birads", "xmin", "ymin", "xmax", "ymax", "split")
 
 
@@ -34,9 +44,23 @@ def made(studies, seed=0):
         for side in "LR":
             birads = rng.randint(1, 5)
             for view in ("CC", "MLO"):
-                image = dict(zip(BREAST_COLUMNS, (
-                    study, identifier(study, "s"), identifier(study, side, view), side, view, str(height), str(width),
-                    f"BI-RADS {birads}", f"DENSITY {density}", split)))
+                image = dict(
+                    zip(
+                        BREAST_COLUMNS,
+                        (
+                            study,
+                            identifier(study, "s"),
+                            identifier(study, side, view),
+                            side,
+                            view,
+                            str(height),
+                            str(width),
+                            f"BI-RADS {birads}",
+                            f"DENSITY {density}",
+                            split,
+                        ),
+                    )
+                )
                 breasts.append(image)
                 if birads < 3:
                     lines.append(finding(image, ["No Finding"], "", ("",) * 4))
@@ -68,11 +92,14 @@ def with_folds(lines):
     """The 33 columns of the findings as they are distributed with folds."""
     ten = {name.replace(" ", "_"): "0" for name in (*vindr.FINDINGS, vindr.NO_FINDING)}
     names = {"study_id": "patient_id", "view_position": "view"}
-    return [{names.get(name, name): cell for name, cell in line.items()}
-            | {"image_id": line["image_id"] + ".png", "fold": "1", "density": "2"} | ten
-            | dict.fromkeys(("resized_xmin", "resized_ymin", "resized_xmax", "resized_ymax"), "7")
-            | (dict.fromkeys(vindr.CORNERS, "0") if vindr.NO_FINDING in line["finding_categories"] else {})
-            for line in lines]
+    return [
+        {names.get(name, name): cell for name, cell in line.items()}
+        | {"image_id": line["image_id"] + ".png", "fold": "1", "density": "2"}
+        | ten
+        | dict.fromkeys(("resized_xmin", "resized_ymin", "resized_xmax", "resized_ymax"), "7")
+        | (dict.fromkeys(vindr.CORNERS, "0") if vindr.NO_FINDING in line["finding_categories"] else {})
+        for line in lines
+    ]
 
 
 def recount(folder):
@@ -122,14 +149,19 @@ def test_rows_say_what_the_tables_say(tmp_path):
         assert {name for name, label in vindr.FINDINGS.items() if labels[label]} == names - {"No Finding"}
         assert [labels["birads"], labels["density"]] == [int(image["breast_birads"][-1]), image["breast_density"][-1]]
         assert (row.patient, row.study, row.laterality, row.view) == (
-            image["study_id"], image["study_id"], image["laterality"], image["view_position"])
+            image["study_id"],
+            image["study_id"],
+            image["laterality"],
+            image["view_position"],
+        )
         assert row.split == {"training": "train", "test": "test"}[image["split"]]
         assert row.size == f"{image['height']} {image['width']}"
         assert row.file == f"images/{row.study}/{row.image}.dicom"
         expected = [line for line in told[row.image] if line["xmin"]]
         assert [box["box"] for box in boxes] == [[float(line[c]) for c in vindr.CORNERS] for line in expected]
         assert [box.get("birads") for box in boxes] == [
-            int(line["finding_birads"][-1]) if line["finding_birads"] else None for line in expected]
+            int(line["finding_birads"][-1]) if line["finding_birads"] else None for line in expected
+        ]
         assert "cancer" not in labels and len(row.texts) == len(row.sections) == 2
         assert all("malignan" not in text or labels["birads"] >= 5 for text in row.texts)
 
@@ -161,24 +193,42 @@ def test_metadata_adds_vendor_and_age(tmp_path):
     ages = ["057Y", "", "junk", "000Y"]
     with open(tmp_path / vindr.METADATA, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["SOP Instance UID", "Series Instance UID", "SOP Instance UID.1", "Manufacturer",
-                         "Manufacturer's Model Name", "Patient's Age"])
-        writer.writerows([image["image_id"], "s", image["image_id"], "SIEMENS", "Mammomat", age]
-                         for image, age in zip(breasts, ages))
+        writer.writerow(
+            [
+                "SOP Instance UID",
+                "Series Instance UID",
+                "SOP Instance UID.1",
+                "Manufacturer",
+                "Manufacturer's Model Name",
+                "Patient's Age",
+            ]
+        )
+        writer.writerows(
+            [image["image_id"], "s", image["image_id"], "SIEMENS", "Mammomat", age] for image, age in zip(breasts, ages)
+        )
     rows = vindr.read(tmp_path).rows
     assert list(rows["vendor"]) == ["Siemens"] * 4 + [""] * 4
     assert [json.loads(labels).get("age") for labels in rows["labels"]][:5] == [57, None, None, None, None]
 
 
-@pytest.mark.parametrize("column, cell, reason", [
-    ("finding_categories", "Mass", "unreadable cell"), ("finding_categories", "['Mass'", "unreadable cell"),
-    ("finding_categories", "['Tumour']", "unknown finding"), ("finding_categories", "[]", "unknown finding"),
-    ("finding_categories", "['Mass', 'No Finding']", "unknown finding"),
-    ("finding_categories", "[3]", "unknown finding"), ("finding_categories", "[['Mass']]", "unknown finding"),
-    ("finding_birads", "BI-RADS X", "unreadable cell"), ("image_id", "nowhere", "finding without image"),
-    ("laterality", "B", "contradiction"),
-    ("split", "train2", "contradiction"), ("study_id", "other", "contradiction"), ("height", "99", "contradiction"),
-])
+@pytest.mark.parametrize(
+    "column, cell, reason",
+    [
+        ("finding_categories", "Mass", "unreadable cell"),
+        ("finding_categories", "['Mass'", "unreadable cell"),
+        ("finding_categories", "['Tumour']", "unknown finding"),
+        ("finding_categories", "[]", "unknown finding"),
+        ("finding_categories", "['Mass', 'No Finding']", "unknown finding"),
+        ("finding_categories", "[3]", "unknown finding"),
+        ("finding_categories", "[['Mass']]", "unknown finding"),
+        ("finding_birads", "BI-RADS X", "unreadable cell"),
+        ("image_id", "nowhere", "finding without image"),
+        ("laterality", "B", "contradiction"),
+        ("split", "train2", "contradiction"),
+        ("study_id", "other", "contradiction"),
+        ("height", "99", "contradiction"),
+    ],
+)
 def test_a_bad_finding_line_is_a_problem_and_leaves_the_absent_unknown(tmp_path, column, cell, reason):
     breasts, lines = made(10)
     victim = next(line for line in lines if line["xmin"])
@@ -188,19 +238,26 @@ def test_a_bad_finding_line_is_a_problem_and_leaves_the_absent_unknown(tmp_path,
     victim[column] = cell
     table = checked(vindr.read(write(tmp_path, breasts, lines)))
     assert [(problem.kind, problem.stage, problem.row) for problem in table.problems] == [
-        (reason, "source", f"{vindr.LINES}:{place}")]
+        (reason, "source", f"{vindr.LINES}:{place}")
+    ]
     row = table.rows[table.rows["image"] == image].iloc[0]
     assert len(table.rows) == len(breasts) and len(json.loads(row["boxes"])) == len(others)
     labels = json.loads(row["labels"])
     assert (0 in [labels.get(label) for label in vindr.FINDINGS.values()]) == (column == "image_id")
 
 
-@pytest.mark.parametrize("box, reason", [
-    (("5000", "10", "5100", "20"), "box outside image"), (("10", "20", "5", "30"), "malformed box"),
-    (("nan", "1", "2", "3"), "unreadable cell"), (("", "1", "2", "3"), "unreadable cell"),
-    (("", "", "", ""), "unreadable cell"), (("-9", "5", "-1", "9"), "box outside image"),
-    (("1e999", "1", "2", "3"), "unreadable cell"),
-])
+@pytest.mark.parametrize(
+    "box, reason",
+    [
+        (("5000", "10", "5100", "20"), "box outside image"),
+        (("10", "20", "5", "30"), "malformed box"),
+        (("nan", "1", "2", "3"), "unreadable cell"),
+        (("", "1", "2", "3"), "unreadable cell"),
+        (("", "", "", ""), "unreadable cell"),
+        (("-9", "5", "-1", "9"), "box outside image"),
+        (("1e999", "1", "2", "3"), "unreadable cell"),
+    ],
+)
 def test_a_bad_box_is_a_problem_and_the_finding_stays(tmp_path, box, reason):
     breasts, lines = made(10)
     victim = next(line for line in lines if line["xmin"])
@@ -211,23 +268,31 @@ def test_a_bad_box_is_a_problem_and_the_finding_stays(tmp_path, box, reason):
     boxes, images = counted(table)
     assert images == before[1]
     assert before[0] - boxes == collections.Counter(
-        (victim["split"], vindr.FINDINGS[name]) for name in ast.literal_eval(victim["finding_categories"]))
+        (victim["split"], vindr.FINDINGS[name]) for name in ast.literal_eval(victim["finding_categories"])
+    )
 
 
 def test_what_lines_disagree_on_costs_a_label_not_an_image(tmp_path):
     breasts, lines = made(10)
     victim = next(line for line in lines if line["xmin"])
     victim["breast_density"], victim["view_position"] = "DENSITY E", "ML"
-    same = [line for line in breasts if line["study_id"] == breasts[5]["study_id"]
-            and line["laterality"] == breasts[5]["laterality"]]
+    same = [
+        line
+        for line in breasts
+        if line["study_id"] == breasts[5]["study_id"] and line["laterality"] == breasts[5]["laterality"]
+    ]
     before = vindr.read(write(tmp_path, *made(10)))
     breasts[5]["breast_birads"] = "BI-RADS 0"
     table = checked(vindr.read(write(tmp_path, breasts, lines)))
     assert not table.problems and counted(table) == counted(before)
     reasons = collections.Counter(remark.reason for remark in table.remarks)
     assert reasons["contradiction: breast_birads of a breast"] == len(same) == 2
-    assert reasons["contradiction: breast_density of an image"] == reasons["contradiction: view_position of an image"] == 1
-    labels = [json.loads(row.labels) for row in table.rows.itertuples() if row.image in {line["image_id"] for line in same}]
+    assert (
+        reasons["contradiction: breast_density of an image"] == reasons["contradiction: view_position of an image"] == 1
+    )
+    labels = [
+        json.loads(row.labels) for row in table.rows.itertuples() if row.image in {line["image_id"] for line in same}
+    ]
     assert all("birads" not in label and "density" in label for label in labels)
 
 
@@ -239,16 +304,24 @@ def test_no_finding_beside_findings_and_with_a_box(tmp_path):
     lines.append(victim | {"finding_categories": "['No Finding']"} | dict.fromkeys(vindr.CORNERS, ""))
     table = vindr.read(write(tmp_path, breasts, lines))
     assert sorted(problem.kind for problem in table.problems) == ["No Finding with a box", "contradiction"]
-    assert not any(json.loads(table.rows.set_index("image").loc[none["image_id"], "labels"]).get(label)
-                   for label in vindr.FINDINGS.values())
+    assert not any(
+        json.loads(table.rows.set_index("image").loc[none["image_id"], "labels"]).get(label)
+        for label in vindr.FINDINGS.values()
+    )
 
 
-@pytest.mark.parametrize("column, cell, reason, images", [
-    ("height", "35l8", "unreadable cell", 1), ("width", "-5", "unreadable cell", 1),
-    ("breast_birads", "BI-RADS 9", "unreadable cell", 1), ("breast_density", "C", "unreadable cell", 1),
-    ("split", "test", "contradiction", 4),
-    ("laterality", "B", "unknown laterality", 1), ("image_id", "", "empty identifier", 1),
-])
+@pytest.mark.parametrize(
+    "column, cell, reason, images",
+    [
+        ("height", "35l8", "unreadable cell", 1),
+        ("width", "-5", "unreadable cell", 1),
+        ("breast_birads", "BI-RADS 9", "unreadable cell", 1),
+        ("breast_density", "C", "unreadable cell", 1),
+        ("split", "test", "contradiction", 4),
+        ("laterality", "B", "unknown laterality", 1),
+        ("image_id", "", "empty identifier", 1),
+    ],
+)
 def test_a_bad_breast_line_is_a_problem_and_its_findings_with_it(tmp_path, column, cell, reason, images):
     breasts, lines = made(10)
     victim = breasts[5]
@@ -283,8 +356,11 @@ def test_mutated_tables_lose_nothing(tmp_path):
     table = checked(vindr.read(write(tmp_path, breasts, lines)))
     told = {problem.row for problem in table.problems} | set(table.rows["row"])
     assert {f"{vindr.BREASTS}:{number}" for number in range(2, len(breasts) + 2)} <= told
-    kept = {(line["image_id"], *(line[c] for c in vindr.CORNERS)) for number, line in enumerate(lines, start=2)
-            if f"{vindr.LINES}:{number}" not in told}
+    kept = {
+        (line["image_id"], *(line[c] for c in vindr.CORNERS))
+        for number, line in enumerate(lines, start=2)
+        if f"{vindr.LINES}:{number}" not in told
+    }
     assert {key[0] for key in kept} <= set(table.rows["image"])
     assert sum(bool(key[1]) for key in kept) == sum(len(json.loads(boxes)) for boxes in table.rows["boxes"])
 
@@ -300,8 +376,13 @@ def test_published_boxes(tmp_path):
     breasts, lines = made(40)
     write(tmp_path, breasts, lines)
     correct, published = vindr.read(tmp_path), checked(vindr.read(tmp_path, boxes="published"))
-    turned = [line for line in lines if line["xmin"] and
-              float(line["ymin"]) >= int(line["width"]) - 5 and float(line["ymax"]) > int(line["width"]) - 5]
+    turned = [
+        line
+        for line in lines
+        if line["xmin"]
+        and float(line["ymin"]) >= int(line["width"]) - 5
+        and float(line["ymax"]) > int(line["width"]) - 5
+    ]
     assert turned
     assert [problem.kind for problem in published.problems] == ["malformed box"] * len(turned)
     cut = 0
@@ -326,7 +407,8 @@ def test_the_dry_run_counts_without_any_image(tmp_path):
     assert counts["files"] == {"found": 0, "missing": 160}
     boxes, _ = recount(tmp_path)
     assert {("test", name): number for name, number in counts["box_labels"]["test"].items()} == {
-        key: number for key, number in boxes.items() if key[0] == "test"}
+        key: number for key, number in boxes.items() if key[0] == "test"
+    }
 
 
 def test_missing_or_wrong_tables_are_said(tmp_path):

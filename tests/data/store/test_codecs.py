@@ -24,14 +24,17 @@ def codec(request):
 
 def picture(bits: int, shape=(75, 33)) -> np.ndarray:
     """Smooth with noise, so that every codec compresses."""
-    y, x = np.mgrid[:shape[0], :shape[1]]
+    y, x = np.mgrid[: shape[0], : shape[1]]
     top = 2**bits - 1
     noise = np.random.default_rng(bits).integers(0, top // 20, shape)
     return ((y * 5 + x * 3) % 200 / 250 * top + noise).astype(f"u{bits // 8}")
 
 
-images = st.sampled_from(["u1", "u2"]).flatmap(lambda dtype: arrays.arrays(
-    dtype, st.tuples(st.integers(1, 70), st.integers(1, 9)), elements=st.integers(0, 2**(8 * int(dtype[1])) - 1)))
+images = st.sampled_from(["u1", "u2"]).flatmap(
+    lambda dtype: arrays.arrays(
+        dtype, st.tuples(st.integers(1, 70), st.integers(1, 9)), elements=st.integers(0, 2 ** (8 * int(dtype[1])) - 1)
+    )
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,8 +64,13 @@ def test_delta_is_smaller_than_zstd_on_a_smooth_image_with_noise(bits):
 
 
 def test_other_types_and_unknown_codecs_are_refused():
-    for wrong in (np.zeros((2, 2), np.float32), np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.int16),
-                  np.zeros((0, 2), np.uint8), np.zeros((1, 65536), np.uint8)):
+    for wrong in (
+        np.zeros((2, 2), np.float32),
+        np.zeros((2, 2, 3), np.uint8),
+        np.zeros((2, 2), np.int16),
+        np.zeros((0, 2), np.uint8),
+        np.zeros((1, 65536), np.uint8),
+    ):
         with pytest.raises(TypeError):
             encode(wrong, "raw")
     with pytest.raises(UserError, match="jpeg"):
@@ -89,8 +97,13 @@ def test_a_damaged_record_is_a_value_error(codec, bits):
 def test_a_false_payload_with_a_right_checksum_is_a_value_error(codec, bits):
     """As a faulty writer could make it: the decoders themselves must find it."""
     head = encode(picture(bits), codec)[:HEADER]
-    others = [b"", b"\0", bytes(5000), encode(picture(bits, (75, 34)), codec)[HEADER + CRC:],
-              encode(picture(24 - bits), codec)[HEADER + CRC:]]
+    others = [
+        b"",
+        b"\0",
+        bytes(5000),
+        encode(picture(bits, (75, 34)), codec)[HEADER + CRC :],
+        encode(picture(24 - bits), codec)[HEADER + CRC :],
+    ]
     for payload in others:
         with pytest.raises(ValueError):
             decode(head + struct.pack("<I", zlib.crc32(payload, zlib.crc32(head))) + payload)
@@ -99,8 +112,11 @@ def test_a_false_payload_with_a_right_checksum_is_a_value_error(codec, bits):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_records_of_the_first_layout_stay_readable(bits):
     image = picture(bits)
-    payloads = [image.tobytes(), pyarrow.Codec("zstd").compress(image.tobytes(), asbytes=True),
-                cv2.imencode(".png", image)[1].tobytes()]
+    payloads = [
+        image.tobytes(),
+        pyarrow.Codec("zstd").compress(image.tobytes(), asbytes=True),
+        cv2.imencode(".png", image)[1].tobytes(),
+    ]
     for codec, payload in enumerate(payloads):
         old = struct.pack("<4sBBHHH", b"MJX1", codec, bits, 0, *image.shape) + payload
         np.testing.assert_array_equal(decode(old), image)
@@ -120,6 +136,6 @@ def test_header_says_what_is_inside():
 
 def test_png_payload_opens_elsewhere():
     image = picture(16)
-    payload = encode(image, "png")[HEADER + CRC:]
+    payload = encode(image, "png")[HEADER + CRC :]
     assert payload.startswith(b"\x89PNG")
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_UNCHANGED), image)

@@ -52,8 +52,11 @@ def remote(local):
 def test_a_remote_folder_reads_as_a_local_one_and_is_fetched_once(remote, pictures, cache, monkeypatch):
     fetched = []
     get_file = type(remote).get_file
-    monkeypatch.setattr(type(remote), "get_file", lambda self, path, *args, **kw: (
-        fetched.append(path), get_file(self, path, *args, **kw)))
+    monkeypatch.setattr(
+        type(remote),
+        "get_file",
+        lambda self, path, *args, **kw: (fetched.append(path), get_file(self, path, *args, **kw)),
+    )
     dataset = Dataset.open(FOLDER)
     assert str(dataset.path) == FOLDER and not fetched
     with ThreadPoolExecutor(4) as pool:

@@ -36,7 +36,7 @@ Thornbury Clinic|University of Eastmarch|Pinecrest Cancer Institute
 
 class Person(NamedTuple):
     given: str
-    middle: str         # an initial
+    middle: str  # an initial
     family: str
 
     @property
@@ -53,16 +53,23 @@ class Sentence(NamedTuple):
 
     shape: str
     text: str
-    planted: tuple[str, ...]        # as they stand in the text; each counts once
-    names: tuple[str, ...]          # of the header, "Doe^Jane^M", and its numbers
+    planted: tuple[str, ...]  # as they stand in the text; each counts once
+    names: tuple[str, ...]  # of the header, "Doe^Jane^M", and its numbers
     places: tuple[str, ...]
 
 
 def _forms(person: Person, rng: random.Random) -> str:
     """A person's name in running text."""
     given, middle, family = person
-    return rng.choice([f"{given} {family}", f"{given} {middle}. {family}", f"{family}, {given}",
-                       f"{family}, {given} {middle}", f"{given[0]}. {family}"])
+    return rng.choice(
+        [
+            f"{given} {family}",
+            f"{given} {middle}. {family}",
+            f"{family}, {given}",
+            f"{family}, {given} {middle}",
+            f"{given[0]}. {family}",
+        ]
+    )
 
 
 # In braces: p a patient, d a doctor of the header, n anyone the header does not hold; .f family, .g given, .x any form,
@@ -182,7 +189,7 @@ def _person(rng: random.Random) -> Person:
 
 def _sentence(shape: str, rng: random.Random) -> Sentence:
     patient, doctor, other = _person(rng), _person(rng), _person(rng)
-    place, mrn = rng.choice(PLACES), str(rng.randint(10 ** 5, 10 ** 8))
+    place, mrn = rng.choice(PLACES), str(rng.randint(10**5, 10**8))
     acc = f"A{rng.randint(10, 99)}-{rng.randint(1000, 99999)}"
     planted: list[str] = []
 
@@ -194,27 +201,47 @@ def _sentence(shape: str, rng: random.Random) -> Sentence:
         who = {"p": patient, "d": doctor, "n": other}.get(field[0])
         day, month, year = rng.randint(1, 28), rng.randint(1, 12), rng.randint(1940, 2024)
         name = calendar.month_name[month]
-        any_date = [f"{month}/{day}/{year}", f"{month:02}/{day:02}/{year % 100:02}", f"{year}-{month:02}-{day:02}",
-                    f"{name} {day}, {year}", f"{day} {name[:3]} {year}", f"{day:02}.{month:02}.{year}"]
+        any_date = [
+            f"{month}/{day}/{year}",
+            f"{month:02}/{day:02}/{year % 100:02}",
+            f"{year}-{month:02}-{day:02}",
+            f"{name} {day}, {year}",
+            f"{day} {name[:3]} {year}",
+            f"{day:02}.{month:02}.{year}",
+        ]
         phone = f"{rng.randint(200, 989)}-{rng.randint(200, 989)}-{rng.randint(1000, 9999)}"
         made = {
-            "date": rng.choice(any_date), "mdate": rng.choice([f"{month:02}/{year}", f"{name} {year}"]),
+            "date": rng.choice(any_date),
+            "mdate": rng.choice([f"{month:02}/{year}", f"{name} {year}"]),
             "year": str(year),
-            "time": rng.choice([f"{month}:{day:02} pm", f"{month + 9:02}:{day + 20} hours"]), "mrn": mrn, "acc": acc,
-            "PL": place.upper(), "phone": rng.choice([phone, f"({phone[:3]}) {phone[4:]}", phone[4:]]), "place": place,
-            "age": str(rng.randint(90, 103)), "PX": _forms(patient, rng).upper(),
+            "time": rng.choice([f"{month}:{day:02} pm", f"{month + 9:02}:{day + 20} hours"]),
+            "mrn": mrn,
+            "acc": acc,
+            "PL": place.upper(),
+            "phone": rng.choice([phone, f"({phone[:3]}) {phone[4:]}", phone[4:]]),
+            "place": place,
+            "age": str(rng.randint(90, 103)),
+            "PX": _forms(patient, rng).upper(),
             "DX": rng.choice([f"{doctor.given} {doctor.family}", f"{doctor.family}, {doctor.given}"]).upper(),
         }
         if field in made:
             return said(made[field])
         form = field[2:]
-        return said({
-            "x": lambda: _forms(who, rng), "f": lambda: who.family, "g": lambda: who.given, "d": lambda: who.dicom,
-            "lf": lambda: rng.choice([f"{who.given} {who.family}", f"{who.family}, {who.given}"]),
-            "lf2": lambda: f"{who.given} {who.family}".lower(), "l": lambda: f"{who.given} {who.family}".lower(),
-            "tx": lambda: f"Dr. {_forms(who, rng)}", "I": lambda: who.initials, "i2": lambda: who.initials[::2].lower(),
-            "dots": lambda: f"{who.given[0]}.{who.family[0].upper()}.",
-        }[form]())
+        return said(
+            {
+                "x": lambda: _forms(who, rng),
+                "f": lambda: who.family,
+                "g": lambda: who.given,
+                "d": lambda: who.dicom,
+                "lf": lambda: rng.choice([f"{who.given} {who.family}", f"{who.family}, {who.given}"]),
+                "lf2": lambda: f"{who.given} {who.family}".lower(),
+                "l": lambda: f"{who.given} {who.family}".lower(),
+                "tx": lambda: f"Dr. {_forms(who, rng)}",
+                "I": lambda: who.initials,
+                "i2": lambda: who.initials[::2].lower(),
+                "dots": lambda: f"{who.given[0]}.{who.family[0].upper()}.",
+            }[form]()
+        )
 
     pieces = []
     for piece in shape.split("{"):
@@ -297,10 +324,17 @@ def clinical(count: int = 300, seed: int = 0) -> list[str]:
     made = []
     for place in range(count):
         side = rng.choice(_SIDES)
-        made.append(_CLINICAL[place % len(_CLINICAL)].format(
-            side=side, SIDE=side.upper(), clock=rng.choice(_CLOCK), size=rng.choice(_SIZES),
-            birads=rng.choice("012356"), density=rng.choice("ABCD"),
-            word=rng.choice(["Benign", "Probably benign", "Highly suggestive of malignancy"])))
+        made.append(
+            _CLINICAL[place % len(_CLINICAL)].format(
+                side=side,
+                SIDE=side.upper(),
+                clock=rng.choice(_CLOCK),
+                size=rng.choice(_SIZES),
+                birads=rng.choice("012356"),
+                density=rng.choice("ABCD"),
+                word=rng.choice(["Benign", "Probably benign", "Highly suggestive of malignancy"]),
+            )
+        )
     return made
 
 
@@ -313,7 +347,19 @@ def other_clinical() -> list[str]:
 def people(count: int = 20, seed: int = 0) -> list[str]:
     """Header names of invented people, those that are words among them."""
     rng = random.Random(seed)
-    wordy = ["Brown^Rose^M", "Young^May", "Long^Mark", "Moderate^Jane", "Mass^Maria", "May^Hope", "Rose^Dawn",
-             "Hall^Frank",
-             "Field^Grace", "Left^Anna", "Cooper^Jane", "Paget^Rose", "Hodgkin^Mark"]
+    wordy = [
+        "Brown^Rose^M",
+        "Young^May",
+        "Long^Mark",
+        "Moderate^Jane",
+        "Mass^Maria",
+        "May^Hope",
+        "Rose^Dawn",
+        "Hall^Frank",
+        "Field^Grace",
+        "Left^Anna",
+        "Cooper^Jane",
+        "Paget^Rose",
+        "Hodgkin^Mark",
+    ]
     return [wordy[place % len(wordy)] if place % 2 else _person(rng).dicom for place in range(count)]

@@ -13,14 +13,23 @@ from mammoclip_jax.data.text import augment_text
 from mammoclip_jax.errors import UserError
 
 TEXTS = ["No mass in the left breast.", "A 5 mm mass.", "Benign.", "Dense tissue.", "A cyst on the right.", "Normal."]
-SAID = {"No mass in the left breast.": "A mass in the left breast.", "A 5 mm mass.": "A 6 mm mass.", "Benign.": " ",
-        "Dense tissue.": "The tissue is dense.", "A cyst on the right.": "A cyst on the left.", "Normal.": "normal."}
+SAID = {
+    "No mass in the left breast.": "A mass in the left breast.",
+    "A 5 mm mass.": "A 6 mm mass.",
+    "Benign.": " ",
+    "Dense tissue.": "The tissue is dense.",
+    "A cyst on the right.": "A cyst on the left.",
+    "Normal.": "normal.",
+}
 
 
 @pytest.fixture
 def folder(tmp_path):
-    rows = [dict(texts=TEXTS[:3], split="train"), dict(texts=[*TEXTS[2:], " "], split="train"),
-            dict(texts=["Of the test."], split="test")]
+    rows = [
+        dict(texts=TEXTS[:3], split="train"),
+        dict(texts=[*TEXTS[2:], " "], split="train"),
+        dict(texts=["Of the test."], split="test"),
+    ]
     pd.DataFrame(rows).to_parquet(tmp_path / "index.parquet")
     return tmp_path
 
@@ -57,7 +66,7 @@ def test_a_killed_run_goes_on_to_the_same_file(folder, dies, cut):
     with pytest.raises(KeyboardInterrupt):
         augment_text.augment(folder, dying, model="m", batch=2)
     journal = folder / augment_text.JOURNAL
-    journal.write_bytes(journal.read_bytes()[:-cut or None])       # a line half written
+    journal.write_bytes(journal.read_bytes()[: -cut or None])  # a line half written
     asked = []
     augment_text.augment(folder, lambda texts, seed: asked.append(seed) or _seeded(texts, seed), model="m", batch=2)
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "texts_augmented.parquet"), whole)
@@ -65,8 +74,9 @@ def test_a_killed_run_goes_on_to_the_same_file(folder, dies, cut):
 
 
 def test_another_model_starts_afresh(folder):
-    (folder / augment_text.JOURNAL).write_text(json.dumps({"model": "old", "batch": 2, "seed": 42}) + "\n"
-                                               + json.dumps([TEXTS[0], "Old."]) + "\n")
+    (folder / augment_text.JOURNAL).write_text(
+        json.dumps({"model": "old", "batch": 2, "seed": 42}) + "\n" + json.dumps([TEXTS[0], "Old."]) + "\n"
+    )
     augment_text.augment(folder, _seeded, model="m", batch=2)
     assert "Old." not in set(pd.read_parquet(folder / "texts_augmented.parquet")["augmented"])
 
@@ -113,8 +123,10 @@ def test_translates_with_two_models(monkeypatch):
             return [self.change(text) for text in ids]
 
     stand_in = types.SimpleNamespace(
-        AutoTokenizer=types.SimpleNamespace(from_pretrained=Tokenizer), set_seed=seeds.append,
-        AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=lambda name, local_files_only: Model()))
+        AutoTokenizer=types.SimpleNamespace(from_pretrained=Tokenizer),
+        set_seed=seeds.append,
+        AutoModelForSeq2SeqLM=types.SimpleNamespace(from_pretrained=lambda name, local_files_only: Model()),
+    )
     assert set(vars(stand_in)) <= set(dir(transformers)) and hasattr(transformers.utils, "is_torch_available")
     monkeypatch.setitem(sys.modules, "sentencepiece", types.ModuleType("sentencepiece"))
     monkeypatch.setitem(sys.modules, "transformers", stand_in)

@@ -17,7 +17,7 @@ def _texts(n, seed=0):
     rng = np.random.default_rng(seed)
     words = np.array([f"word{i}" for i in range(400)])
     found = [" ".join(rng.choice(words, 40)) for _ in range(n)]
-    for i in range(0, n, 3):                     # a variant with one other word
+    for i in range(0, n, 3):  # a variant with one other word
         parts = found[i].split()
         parts[int(rng.integers(40))] = "other"
         found.append(" ".join(parts))

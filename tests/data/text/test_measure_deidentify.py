@@ -22,7 +22,7 @@ def test_recall(seed):
     assert found.without >= 0.90, found.missed_without
     others = recall(seed, 200, OTHER_SHAPES)
     assert others.with_header >= 0.99 and others.without >= 0.90
-    unseen = recall(seed, 200, UNSEEN_SHAPES)           # never mended for: the docs' figures, a little rounded
+    unseen = recall(seed, 200, UNSEEN_SHAPES)  # never mended for: the docs' figures, a little rounded
     assert unseen.with_header >= 0.96 and unseen.without >= 0.70
 
 

@@ -12,12 +12,13 @@ from mammoclip_jax.errors import UserError
 
 
 class Tokenizer:
-    model_max_length = 10 ** 30
+    model_max_length = 10**30
 
 
 class Model:
-    config = types.SimpleNamespace(id2label={0: "O", 1: "B-PATIENT", 2: "I-PATIENT", 3: "B-HOSP", 4: "B-DATE"},
-                                   max_position_embeddings=514)
+    config = types.SimpleNamespace(
+        id2label={0: "O", 1: "B-PATIENT", 2: "I-PATIENT", 3: "B-HOSP", 4: "B-DATE"}, max_position_embeddings=514
+    )
 
     def eval(self):
         return self
@@ -25,10 +26,25 @@ class Model:
 
 def _find(text):
     """Knows two people, a hospital, and takes a mass for one."""
-    known = {"Zelen": "PATIENT", "Quorthon": "PATIENT", "Wexford": "HOSP", "Mass": "PATIENT", "Paget": "PATIENT",
-             "Monday": "DATE", "name": "PATIENT"}
-    return [{"entity_group": label, "score": 0.3 if word == "Quorthon" else 0.9, "start": text.index(word),
-             "end": text.index(word) + len(word)} for word, label in known.items() if word in text]
+    known = {
+        "Zelen": "PATIENT",
+        "Quorthon": "PATIENT",
+        "Wexford": "HOSP",
+        "Mass": "PATIENT",
+        "Paget": "PATIENT",
+        "Monday": "DATE",
+        "name": "PATIENT",
+    }
+    return [
+        {
+            "entity_group": label,
+            "score": 0.3 if word == "Quorthon" else 0.9,
+            "start": text.index(word),
+            "end": text.index(word) + len(word),
+        }
+        for word, label in known.items()
+        if word in text
+    ]
 
 
 @pytest.fixture
@@ -45,10 +61,12 @@ def stand_in(monkeypatch, tmp_path):
         def from_pretrained(folder, local_files_only):
             assert local_files_only and folder == tmp_path
             return kind()
+
         return types.SimpleNamespace(from_pretrained=from_pretrained)
 
-    fake = types.SimpleNamespace(AutoTokenizer=loaded(Tokenizer), AutoModelForTokenClassification=loaded(Model),
-                                 pipeline=pipeline)
+    fake = types.SimpleNamespace(
+        AutoTokenizer=loaded(Tokenizer), AutoModelForTokenClassification=loaded(Model), pipeline=pipeline
+    )
     assert set(vars(fake)) <= set(dir(transformers)) and hasattr(transformers.utils, "is_torch_available")
     monkeypatch.setitem(sys.modules, "transformers", fake)
     monkeypatch.setitem(sys.modules, "transformers.utils", types.SimpleNamespace(is_torch_available=lambda: torch[0]))
@@ -59,7 +77,8 @@ def test_names_and_places_go_and_findings_stay(stand_in):
     found = recognise.load(stand_in.folder)
     assert stand_in.asked == [("token-classification", 512, "first", 64)]
     assert found.hide("Seen: Zelenka at Wexford on Monday. Mass, Paget disease, by [name].") == (
-        "Seen: [name] at [place] on Monday. Mass, Paget disease, by [name].")
+        "Seen: [name] at [place] on Monday. Mass, Paget disease, by [name]."
+    )
     assert found.hide("Perhaps Quorthon.") == "Perhaps Quorthon." and found.hide(" ") == " "
     assert found.name.startswith("Model ") and str(stand_in.folder) not in found.name
     (stand_in.folder / "model.safetensors").write_bytes(b"others")

@@ -26,115 +26,154 @@ def test_sections_of_a_report():
     }
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("No mass.", {"report": "No mass."}),
-    ("", {}),
-    ("FINDINGS: \n IMPRESSION: \n", {}),
-    ("findings: no mass. impression: negative.", {"findings": "no mass.", "impression": "negative."}),
-    ("FINDINGS\nNo mass.\nCONCLUSION\nNegative.", {"findings": "No mass.", "impression": "Negative."}),
-    ("Seen today. FINDINGS: a. IMPRESSION: b. FINDINGS: c.", {"report": "Seen today.", "findings": "a. c.",
-                                                             "impression": "b."}),
-    ("The findings: are unclear", {"report": "The findings: are unclear"}),
-    ("BREAST DENSITY: B\nFINDINGS: a\r\nIMPRESSION: b", {"density": "B", "findings": "a", "impression": "b"}),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("No mass.", {"report": "No mass."}),
+        ("", {}),
+        ("FINDINGS: \n IMPRESSION: \n", {}),
+        ("findings: no mass. impression: negative.", {"findings": "no mass.", "impression": "negative."}),
+        ("FINDINGS\nNo mass.\nCONCLUSION\nNegative.", {"findings": "No mass.", "impression": "Negative."}),
+        (
+            "Seen today. FINDINGS: a. IMPRESSION: b. FINDINGS: c.",
+            {"report": "Seen today.", "findings": "a. c.", "impression": "b."},
+        ),
+        ("The findings: are unclear", {"report": "The findings: are unclear"}),
+        ("BREAST DENSITY: B\nFINDINGS: a\r\nIMPRESSION: b", {"density": "B", "findings": "a", "impression": "b"}),
+    ],
+)
 def test_sections_of_odd_reports(text, expected):
     assert reports.sections(text) == expected
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("No mass. A 1.5 cm cyst! Stable?", ["No mass.", "A 1.5 cm cyst!", "Stable?"]),
-    ("no mass. no calcification.", ["no mass.", "no calcification."]),
-    ("It measures approx. 3 mm. See fig. 2.", ["It measures approx. 3 mm.", "See fig. 2."]),
-    ("Density category B. No mass.", ["Density category B.", "No mass."]),
-    ("1. Benign. 2. Follow up.\n3) Call.\n- One", ["Benign.", "Follow up.", "Call.", "One"]),
-    ("A line that is\nbroken. End", ["A line that is broken.", "End"]),
-    ("...", []),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("No mass. A 1.5 cm cyst! Stable?", ["No mass.", "A 1.5 cm cyst!", "Stable?"]),
+        ("no mass. no calcification.", ["no mass.", "no calcification."]),
+        ("It measures approx. 3 mm. See fig. 2.", ["It measures approx. 3 mm.", "See fig. 2."]),
+        ("Density category B. No mass.", ["Density category B.", "No mass."]),
+        ("1. Benign. 2. Follow up.\n3) Call.\n- One", ["Benign.", "Follow up.", "Call.", "One"]),
+        ("A line that is\nbroken. End", ["A line that is broken.", "End"]),
+        ("...", []),
+    ],
+)
 def test_sentences(text, expected):
     assert reports.sentences(text) == expected
 
 
-@pytest.mark.parametrize("text, mirrored", [
-    ("Left breast", "Right breast"),
-    ("LEFT and right, left-sided, Leftward", "RIGHT and left, right-sided, Rightward"),
-    ("LCC, RMLO, L-MLO, lcc and R CC views", "RCC, LMLO, R-MLO, rcc and L CC views"),
-    ("Lt. breast, rt axilla", "Rt. breast, lt axilla"),
-    ("L: normal. R: mass (L), L/R.", "R: normal. L: mass (R), R/L."),
-    ("R/O cancer; BI-RADS 4; L4; upright; 3 L/min", "R/O cancer; BI-RADS 4; L4; upright; 3 L/min"),
-    ("L breast, r breast, R-sided", "R breast, l breast, L-sided"),
-    ("mass at 2 o'clock left", "mass at 10 o'clock right"),
-    ("at 12 and 6 o'clock", "at 12 and 6 o'clock"),
-    ("10-11 o'clock, 10:30 position", "2-1 o'clock, 1:30 position"),
-    ("1.5 cm mass, 2 mm, seen at 10:30 am", "1.5 cm mass, 2 mm, seen at 10:30 am"),
-    ("lat view, LAT, lid", "lat view, LAT, lid"),
-    ("nothing here", "nothing here"),
-    ("RUOQ, LLIQ; luiq and rloq", "LUOQ, RLIQ; ruiq and lloq"),
-    ("R UOQ, L-LIQ, rt UIQ, Lt. upper outer quadrant", "L UOQ, R-LIQ, lt UIQ, Rt. upper outer quadrant"),
-    ("UOQ, LOQ, LIQ, UIQs, LIQUID, RUOQX", "UOQ, LOQ, LIQ, UIQs, LIQUID, RUOQX"),
-])
+@pytest.mark.parametrize(
+    "text, mirrored",
+    [
+        ("Left breast", "Right breast"),
+        ("LEFT and right, left-sided, Leftward", "RIGHT and left, right-sided, Rightward"),
+        ("LCC, RMLO, L-MLO, lcc and R CC views", "RCC, LMLO, R-MLO, rcc and L CC views"),
+        ("Lt. breast, rt axilla", "Rt. breast, lt axilla"),
+        ("L: normal. R: mass (L), L/R.", "R: normal. L: mass (R), R/L."),
+        ("R/O cancer; BI-RADS 4; L4; upright; 3 L/min", "R/O cancer; BI-RADS 4; L4; upright; 3 L/min"),
+        ("L breast, r breast, R-sided", "R breast, l breast, L-sided"),
+        ("mass at 2 o'clock left", "mass at 10 o'clock right"),
+        ("at 12 and 6 o'clock", "at 12 and 6 o'clock"),
+        ("10-11 o'clock, 10:30 position", "2-1 o'clock, 1:30 position"),
+        ("1.5 cm mass, 2 mm, seen at 10:30 am", "1.5 cm mass, 2 mm, seen at 10:30 am"),
+        ("lat view, LAT, lid", "lat view, LAT, lid"),
+        ("nothing here", "nothing here"),
+        ("RUOQ, LLIQ; luiq and rloq", "LUOQ, RLIQ; ruiq and lloq"),
+        ("R UOQ, L-LIQ, rt UIQ, Lt. upper outer quadrant", "L UOQ, R-LIQ, lt UIQ, Rt. upper outer quadrant"),
+        ("UOQ, LOQ, LIQ, UIQs, LIQUID, RUOQX", "UOQ, LOQ, LIQ, UIQs, LIQUID, RUOQX"),
+    ],
+)
 def test_swap_laterality(text, mirrored):
     assert reports.swap_laterality(text) == mirrored
     assert reports.swap_laterality(mirrored) == text
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("Mass in the UPPER outer quadrant", True), ("lower breast", True), ("inner half", True), ("medially", True),
-    ("lateral", True), ("superior", True), ("inferior aspect", True), ("at 3 o'clock", True), ("at 3 o’clock", True),
-    ("UOQ", True), ("axillary node", True), ("at 10:30", True), ("above the nipple", True),
-    ("lateral aspect of the breast on the CC view", True),
-    ("RUOQ", True), ("luiq", True), ("LLIQ and RLOQ", True), ("LOQ", True), ("RUQ", True), ("superolateral", True),
-    ("lateral view", False), ("lateral magnification views", False), ("on the true lateral", False),
-    ("medial and lateral projections", False), ("mediolateral oblique view", False),
-    ("left mass", False), ("bilateral masses", False), ("retroareolar, posterior third", False), ("", False),
-    ("a spiculated mass", False), ("central", False),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Mass in the UPPER outer quadrant", True),
+        ("lower breast", True),
+        ("inner half", True),
+        ("medially", True),
+        ("lateral", True),
+        ("superior", True),
+        ("inferior aspect", True),
+        ("at 3 o'clock", True),
+        ("at 3 o’clock", True),
+        ("UOQ", True),
+        ("axillary node", True),
+        ("at 10:30", True),
+        ("above the nipple", True),
+        ("lateral aspect of the breast on the CC view", True),
+        ("RUOQ", True),
+        ("luiq", True),
+        ("LLIQ and RLOQ", True),
+        ("LOQ", True),
+        ("RUQ", True),
+        ("superolateral", True),
+        ("lateral view", False),
+        ("lateral magnification views", False),
+        ("on the true lateral", False),
+        ("medial and lateral projections", False),
+        ("mediolateral oblique view", False),
+        ("left mass", False),
+        ("bilateral masses", False),
+        ("retroareolar, posterior third", False),
+        ("", False),
+        ("a spiculated mass", False),
+        ("central", False),
+    ],
+)
 def test_names_position(text, expected):
     assert reports.names_position(text) is expected
 
 
-@pytest.mark.parametrize("sentence, whole, mass, calcification", [
-    ("No mass.", True, True, False),
-    ("There is a mass.", False, False, False),
-    ("A mass without calcifications.", False, False, True),
-    ("No suspicious masses, calcifications or architectural distortion.", True, True, True),
-    ("Negative for malignancy.", True, False, False),
-    ("No calcification, but a mass is present.", False, False, True),
-    ("There is no mass, there is an asymmetry.", False, True, False),
-    ("No mass, benign calcifications are present.", False, True, False),
-    ("No masses, suspicious calcifications, or areas of distortion are identified.", True, True, True),
-    ("no mass, calcification and distortion", True, True, True),
-    ("No evidence of mass, calcification, asymmetry, or distortion. There is skin thickening.", False, True, True),
-    ("No masses, asymmetries, distortion are identified.", True, True, False),
-    ("No asymmetry, distortion, suspicious calcifications and masses are seen.", True, True, True),
-    ("No mass and there is a calcification.", False, True, False),
-    ("No mass and a calcification is present.", False, True, False),
-    ("No mass, asymmetry or distortion, benign calcifications are present.", False, True, False),
-    ("No mass, and stable calcifications are noted.", False, True, False),
-    ("Mass is not seen.", True, True, False),
-    ("The mass has resolved.", True, True, False),
-    ("No change in the mass.", False, False, False),
-    ("No significant interval change in the calcifications.", False, False, False),
-    ("A mass cannot be excluded.", False, False, False),
-    ("The breast is dense.", False, False, False),
-    ("Nothing was not normal without doubt.", True, False, False),
-    ("Mass: none", True, True, False),
-    ("Masses: None. ", True, True, False),
-    ("Mass - none.", True, True, False),
-    ("Masses absent.", True, True, False),
-    ("Masses: No suspicious masses.", True, True, False),
-    ("Mass or calcification: not seen", True, True, True),
-    ("Masses: none; calcifications: benign.", False, True, False),
-    ("Mass: 9 mm, oval. Calcifications: none.", False, False, True),
-    ("Mass: 0.9 cm", False, False, False),
-    ("Mass: no change.", False, False, False),
-    ("A mass is seen in the breast: no calcifications.", False, False, True),
-    ("A mass cannot be completely excluded.", False, False, False),
-    ("A mass couldn't entirely be ruled out.", False, False, False),
-    ("It is not possible to exclude a mass.", False, False, False),
-    ("There is no doubt of a mass.", False, False, False),
-    ("Without any doubt there is a mass.", False, False, False),
-    ("No further imaging of the mass is needed.", False, False, False),
-])
+@pytest.mark.parametrize(
+    "sentence, whole, mass, calcification",
+    [
+        ("No mass.", True, True, False),
+        ("There is a mass.", False, False, False),
+        ("A mass without calcifications.", False, False, True),
+        ("No suspicious masses, calcifications or architectural distortion.", True, True, True),
+        ("Negative for malignancy.", True, False, False),
+        ("No calcification, but a mass is present.", False, False, True),
+        ("There is no mass, there is an asymmetry.", False, True, False),
+        ("No mass, benign calcifications are present.", False, True, False),
+        ("No masses, suspicious calcifications, or areas of distortion are identified.", True, True, True),
+        ("no mass, calcification and distortion", True, True, True),
+        ("No evidence of mass, calcification, asymmetry, or distortion. There is skin thickening.", False, True, True),
+        ("No masses, asymmetries, distortion are identified.", True, True, False),
+        ("No asymmetry, distortion, suspicious calcifications and masses are seen.", True, True, True),
+        ("No mass and there is a calcification.", False, True, False),
+        ("No mass and a calcification is present.", False, True, False),
+        ("No mass, asymmetry or distortion, benign calcifications are present.", False, True, False),
+        ("No mass, and stable calcifications are noted.", False, True, False),
+        ("Mass is not seen.", True, True, False),
+        ("The mass has resolved.", True, True, False),
+        ("No change in the mass.", False, False, False),
+        ("No significant interval change in the calcifications.", False, False, False),
+        ("A mass cannot be excluded.", False, False, False),
+        ("The breast is dense.", False, False, False),
+        ("Nothing was not normal without doubt.", True, False, False),
+        ("Mass: none", True, True, False),
+        ("Masses: None. ", True, True, False),
+        ("Mass - none.", True, True, False),
+        ("Masses absent.", True, True, False),
+        ("Masses: No suspicious masses.", True, True, False),
+        ("Mass or calcification: not seen", True, True, True),
+        ("Masses: none; calcifications: benign.", False, True, False),
+        ("Mass: 9 mm, oval. Calcifications: none.", False, False, True),
+        ("Mass: 0.9 cm", False, False, False),
+        ("Mass: no change.", False, False, False),
+        ("A mass is seen in the breast: no calcifications.", False, False, True),
+        ("A mass cannot be completely excluded.", False, False, False),
+        ("A mass couldn't entirely be ruled out.", False, False, False),
+        ("It is not possible to exclude a mass.", False, False, False),
+        ("There is no doubt of a mass.", False, False, False),
+        ("Without any doubt there is a mass.", False, False, False),
+        ("No further imaging of the mass is needed.", False, False, False),
+    ],
+)
 def test_negation(sentence, whole, mass, calcification):
     assert reports.negated(sentence) is whole
     assert reports.negated(sentence, "mass") is mass
@@ -149,22 +188,28 @@ LEFT BREAST: normal. IMPRESSION: Benign. Left cyst. It measures 3 mm. There are 
 def test_the_sentences_of_one_breast():
     assert reports.for_side(BREASTS, "L") == (
         "The breasts are dense.\nLEFT BREAST: normal. IMPRESSION: Benign. Left cyst. It measures 3 mm. There are "
-        "bilateral calcifications.")
+        "bilateral calcifications."
+    )
     assert reports.for_side(BREASTS, "R") == (
         "The breasts are dense. RIGHT BREAST: A 1.5 cm mass. It is oval. Stable.\nIMPRESSION: Benign. There are "
-        "bilateral calcifications.")
+        "bilateral calcifications."
+    )
     assert reports.for_side(BREASTS, "") == BREASTS
     assert reports.for_side("Right mass.", "L") == "" and reports.for_side("No mass. Dense.", "L") == "No mass. Dense."
     assert reports.for_side("A mass on the left, none on the right.", "R") == "A mass on the left, none on the right."
 
 
 def test_a_breast_keeps_its_lines_of_a_form_and_every_addendum():
-    form = ("BREAST COMPOSITION: c\nRIGHT BREAST:\nMasses: A 9 mm mass.\nLEFT BREAST:\nMasses: None.\n"
-            "Addendum: RUOQ means left.")
+    form = (
+        "BREAST COMPOSITION: c\nRIGHT BREAST:\nMasses: A 9 mm mass.\nLEFT BREAST:\nMasses: None.\n"
+        "Addendum: RUOQ means left."
+    )
     assert reports.for_side(form, "L") == (
-        "BREAST COMPOSITION: c\nLEFT BREAST:\nMasses: None.\nAddendum: RUOQ means left.")
+        "BREAST COMPOSITION: c\nLEFT BREAST:\nMasses: None.\nAddendum: RUOQ means left."
+    )
     assert reports.for_side(form, "R") == (
-        "BREAST COMPOSITION: c\nRIGHT BREAST:\nMasses: A 9 mm mass.\nAddendum: RUOQ means left.")
+        "BREAST COMPOSITION: c\nRIGHT BREAST:\nMasses: A 9 mm mass.\nAddendum: RUOQ means left."
+    )
     assert reports.sides("RUOQ") == {"R"} and reports.sides("UOQ, LLIQ") == {"L"}
 
 

@@ -76,8 +76,17 @@ def test_a_report_without_findings_and_impression_gives_all_it_has():
     assert not found.dropped and told("ADDENDUM: Done.").texts == {"addendum": "Done."} and told("").texts == {}
 
 
-@pytest.mark.parametrize("text", ["* " * 20_000, "ADDENDUM 1 " * 5_000, "Findings\n\n" * 5_000, "Masses\n" * 5_000,
-                                  "1. Masses\n" * 5_000, "a\n\n" * 20_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "* " * 20_000,
+        "ADDENDUM 1 " * 5_000,
+        "Findings\n\n" * 5_000,
+        "Masses\n" * 5_000,
+        "1. Masses\n" * 5_000,
+        "a\n\n" * 20_000,
+    ],
+)
 def test_odd_text_costs_no_more_than_its_length(text):
     """As in test_reports.py: a hang is what this test would show."""
     told(text)

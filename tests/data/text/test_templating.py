@@ -9,11 +9,33 @@ import pytest
 from mammoclip_jax.data.text import captions, label_values, reports, templating
 from mammoclip_jax.errors import UserError
 
-FINDINGS = ["mass", "suspicious_calcification", "architectural_distortion", "global_asymmetry", "focal_asymmetry",
-            "asymmetry", "suspicious_lymph_node", "nipple_retraction", "skin_retraction", "skin_thickening"]
-LABELS = {"density": "C", "birads": 4, "mass": 1, "mass_shape": "oval", "mass_margins": "spiculated",
-          "calcification": 0, "race": "White", "ethnicity": float("nan"), "age": 61, "image_type": "2D",
-          "procedure": "Screening Bilateral", "laterality": "L", "view": "MLO"}
+FINDINGS = [
+    "mass",
+    "suspicious_calcification",
+    "architectural_distortion",
+    "global_asymmetry",
+    "focal_asymmetry",
+    "asymmetry",
+    "suspicious_lymph_node",
+    "nipple_retraction",
+    "skin_retraction",
+    "skin_thickening",
+]
+LABELS = {
+    "density": "C",
+    "birads": 4,
+    "mass": 1,
+    "mass_shape": "oval",
+    "mass_margins": "spiculated",
+    "calcification": 0,
+    "race": "White",
+    "ethnicity": float("nan"),
+    "age": 61,
+    "image_type": "2D",
+    "procedure": "Screening Bilateral",
+    "laterality": "L",
+    "view": "MLO",
+}
 
 
 def test_mama_without_chance():
@@ -23,7 +45,8 @@ def test_mama_without_chance():
         "Image info: This is a 2D full-field digital mammogram of the left breast with MLO view. "
         "Breast composition: The breast is heterogeneously dense, which may hide small masses. "
         "Findings: The mammogram shows that a finding is there that is suspicious. The mass is oval, with spiculated "
-        "margins. Impressions: BI-RADS Category 4: suspicious. Overall Assessment: Biopsy should be considered.")
+        "margins. Impressions: BI-RADS Category 4: suspicious. Overall Assessment: Biopsy should be considered."
+    )
 
 
 def test_mama_leaves_out_what_it_does_not_know():
@@ -60,8 +83,11 @@ def test_attribute_prompts(finding):
 
 def test_attribute_prompts_that_do_not_exist():
     assert "left" in captions.attribute_prompts("No Finding", True, "L")
-    for arguments, words in (((("no finding"), False, "L"), "no prompt"), (("mas", True, "L"), "mean 'mass'"),
-                             (("mass", True, ""), "laterality")):
+    for arguments, words in (
+        ((("no finding"), False, "L"), "no prompt"),
+        (("mas", True, "L"), "mean 'mass'"),
+        (("mass", True, ""), "laterality"),
+    ):
         with pytest.raises(UserError, match=words):
             captions.attribute_prompts(*arguments)
 
@@ -90,23 +116,35 @@ def test_no_finding_replaces_the_negatives():
 def test_the_template_findings_says_what_is_known():
     assert captions.render("findings", {"density": "B", "mass": 1, "skin_thickening": 0, "birads": 2}) == (
         "The breast is of scattered fibroglandular density. There is a mass. There is no skin thickening. "
-        "BI-RADS 2: benign.")
+        "BI-RADS 2: benign."
+    )
     assert captions.render("findings", {"cancer": 1, "pathology": "malignant"}) == ""
 
 
-GOOD = {"fields": {"side": {}}, "slots": {"x": ["a"]},
-        "sections": [{"name": "s", "parts": [{"texts": ["{side} {x}"]}]}]}
+GOOD = {
+    "fields": {"side": {}},
+    "slots": {"x": ["a"]},
+    "sections": [{"name": "s", "parts": [{"texts": ["{side} {x}"]}]}],
+}
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"sections": []}, "no sections"), ({"section": []}, "mean 'sections'"), ({"slots": {"x": []}}, "slot 'x'"),
-    ({"slots": {"side": ["a"], "x": ["a"]}}, "both a field and a slot"), ({"fields": {"sid": {}}}, "mean 'sid'"),
-    ({"fields": {"side": {"dropout": 2, "unknown": "u"}}}, "0 to 1"),
-    ({"fields": {"side": {"dropout": 0.5}}}, "word for"),
-    ({"fields": {"side": {"value": {}}}}, "mean 'values'"), ({"sections": GOOD["sections"] * 2}, "differ"),
-    ({"sections": [{"name": "s", "parts": [{"texts": ["{side"]}]}]}, "brace"),
-    ({"sections": [{"name": "s", "parts": [{"texts": [" "]}]}]}, "blank"), ({"sections": [{"name": "s"}]}, "parts"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"sections": []}, "no sections"),
+        ({"section": []}, "mean 'sections'"),
+        ({"slots": {"x": []}}, "slot 'x'"),
+        ({"slots": {"side": ["a"], "x": ["a"]}}, "both a field and a slot"),
+        ({"fields": {"sid": {}}}, "mean 'sid'"),
+        ({"fields": {"side": {"dropout": 2, "unknown": "u"}}}, "0 to 1"),
+        ({"fields": {"side": {"dropout": 0.5}}}, "word for"),
+        ({"fields": {"side": {"value": {}}}}, "mean 'values'"),
+        ({"sections": GOOD["sections"] * 2}, "differ"),
+        ({"sections": [{"name": "s", "parts": [{"texts": ["{side"]}]}]}, "brace"),
+        ({"sections": [{"name": "s", "parts": [{"texts": [" "]}]}]}, "blank"),
+        ({"sections": [{"name": "s"}]}, "parts"),
+    ],
+)
 def test_malformed_templates(change, words, tmp_path):
     path = tmp_path / "t.json"
     path.write_text(json.dumps(GOOD | change))

@@ -42,11 +42,19 @@ def test_negation_and_laterality_are_whole_words(trained):
 
 
 def test_training_is_the_same_in_every_process(trained):
-    program = ("import sys, json, hashlib\nfrom mammoclip_jax.data.text import tokenizer\n"
-               "t = tokenizer.train_wordpiece(json.load(sys.stdin), 400)\n"
-               "print(hashlib.sha256(t.to_str().encode()).hexdigest())")
-    found = subprocess.run([sys.executable, "-c", program], input=json.dumps(CORPUS[::-1] * 2), text=True, check=True,
-                           capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}).stdout
+    program = (
+        "import sys, json, hashlib\nfrom mammoclip_jax.data.text import tokenizer\n"
+        "t = tokenizer.train_wordpiece(json.load(sys.stdin), 400)\n"
+        "print(hashlib.sha256(t.to_str().encode()).hexdigest())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(CORPUS[::-1] * 2),
+        text=True,
+        check=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout
     assert found.strip() == hashlib.sha256(trained.to_str().encode()).hexdigest()
 
 
@@ -64,7 +72,7 @@ def test_encode_pads_masks_and_truncates(tokens):
     assert ids.dtype == np.int32 and mask.dtype == bool and ids.shape == mask.shape == (3, 6)
     assert tokens.tokens(ids[0]) == ["[CLS]", "no", "mass", "[SEP]", "[PAD]", "[PAD]"]
     assert tokens.tokens(ids[1]) == ["[CLS]", "[SEP]"] + ["[PAD]"] * 4
-    assert tokens.tokens(ids[2]) == ["[CLS]", "no", "mass", "in", "the", "[SEP]"]       # the end stays
+    assert tokens.tokens(ids[2]) == ["[CLS]", "no", "mass", "in", "the", "[SEP]"]  # the end stays
     np.testing.assert_array_equal(mask.sum(axis=1), [4, 2, 6])
     with pytest.raises(UserError, match="text_length"):
         tokens.encode(["no mass"], 2)
@@ -80,13 +88,16 @@ def test_padding_and_truncation_in_the_file_are_switched_off(trained, tmp_path):
     for a, b in zip(loaded.encode(CORPUS, 40), clean.encode(CORPUS, 40), strict=True):
         np.testing.assert_array_equal(a, b)
     assert loaded.fingerprint == clean.fingerprint
-    assert spoilt.padding is not None                         # the caller's object is left as it was
+    assert spoilt.padding is not None  # the caller's object is left as it was
 
 
 def test_save_load_and_pickle_keep_everything(tokens, tmp_path):
     tokens.save(tmp_path / "tokenizer.json")
-    for other in (tokenizer.load(tmp_path), tokenizer.load(str(tmp_path / "tokenizer.json")),
-                  pickle.loads(pickle.dumps(tokens))):
+    for other in (
+        tokenizer.load(tmp_path),
+        tokenizer.load(str(tmp_path / "tokenizer.json")),
+        pickle.loads(pickle.dumps(tokens)),
+    ):
         assert (other.fingerprint, other.vocab_size, other.pad_id) == (tokens.fingerprint, tokens.vocab_size, 0)
         np.testing.assert_array_equal(other.encode(CORPUS, 20)[0], tokens.encode(CORPUS, 20)[0])
 

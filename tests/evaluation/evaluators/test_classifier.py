@@ -24,12 +24,12 @@ class FakeClassifier:
 
     def classify(self, images):
         score = images.reshape(len(images), -1).max(axis=1) / 255
-        return np.stack([score, 1 - score], axis=1)[:, :len(self.labels)]
+        return np.stack([score, 1 - score], axis=1)[:, : len(self.labels)]
 
     def classify_views(self, images, there):
         scores = images.reshape(*images.shape[:2], -1).max(axis=2) / 255
         score = np.where(there, scores, 0).max(axis=1)
-        return np.stack([score, 1 - score], axis=1)[:, :len(self.labels)]
+        return np.stack([score, 1 - score], axis=1)[:, : len(self.labels)]
 
 
 def test_images_are_scored_and_kept():
@@ -51,7 +51,11 @@ def test_breasts_and_exams_are_scored_whole(unit, count, metric):
     scores = [max(dataset.images[i].max() / 255 for i in members) for members in groups.values()]
     truth = [max(json.loads(dataset.index["labels"][i])["mass"] for i in members) for members in groups.values()]
     assert found.metrics[f"mass/{metric}"] | {"low": None, "high": None} == {
-        "value": pytest.approx(roc_auc_score(truth, scores)), "low": None, "high": None, "n": count}
+        "value": pytest.approx(roc_auc_score(truth, scores)),
+        "low": None,
+        "high": None,
+        "n": count,
+    }
     assert "mass/auroc_image" not in found.metrics
 
 
@@ -83,8 +87,9 @@ def test_an_exam_of_six_views_is_scored_by_its_four_standard_ones():
 
 def test_classes_of_a_label():
     dataset = FakeDataset(8)
-    dataset.index["labels"] = [json.dumps({"density": "D" if json.loads(x)["mass"] else "A"})
-                               for x in dataset.index["labels"]]
+    dataset.index["labels"] = [
+        json.dumps({"density": "D" if json.loads(x)["mass"] else "A"}) for x in dataset.index["labels"]
+    ]
     model = FakeClassifier(label="density")
     model.labels = ("D", "A")
     found = classification(model, dataset, resamples=0)
@@ -109,8 +114,10 @@ def test_a_threshold_and_a_scaling_come_from_the_validation_part():
     parts = {}
     for split in ("val", "test"):
         places = np.flatnonzero(dataset.index["split"] == split)
-        parts[split] = (np.array([json.loads(dataset.index["labels"][i])["mass"] for i in places]),
-                        np.array([dataset.images[i].max() / 255 for i in places]))
+        parts[split] = (
+            np.array([json.loads(dataset.index["labels"][i])["mass"] for i in places]),
+            np.array([dataset.images[i].max() / 255 for i in places]),
+        )
     cut = choose_threshold(*parts["val"])
     truth, score = parts["test"]
     assert found.metrics["mass/threshold_image"]["value"] == cut
@@ -125,8 +132,10 @@ def test_a_threshold_and_a_scaling_come_from_the_validation_part():
     assert "needs positive and negative cases" in reason
 
 
-@pytest.mark.parametrize("choose_on, split, reason", [
-    ("test", "test", "flatters"), ("val", "all", "flatters"), ("dev", "test", "no split 'dev'")])
+@pytest.mark.parametrize(
+    "choose_on, split, reason",
+    [("test", "test", "flatters"), ("val", "all", "flatters"), ("dev", "test", "no split 'dev'")],
+)
 def test_where_nothing_can_be_chosen_the_rest_is_scored_and_a_reason_given(choose_on, split, reason):
     dataset, model = FakeDataset(6, seed=1), FakeClassifier()
     plain = classification(model, dataset, split=split, resamples=0)
@@ -134,6 +143,12 @@ def test_where_nothing_can_be_chosen_the_rest_is_scored_and_a_reason_given(choos
     assert {name: found.metrics[name] for name in plain.metrics} == plain.metrics
     for name in ("threshold_image", "kappa", "brier_recalibrated_exam"):
         entry = found.metrics[f"mass/{name}"]
-        assert entry["value"] is None and reason in entry["reason"] and entry["n"] == plain.metrics["mass/auroc" + {
-            "threshold_image": "_image", "kappa": "", "brier_recalibrated_exam": "_exam"}[name]]["n"]
+        assert (
+            entry["value"] is None
+            and reason in entry["reason"]
+            and entry["n"]
+            == plain.metrics[
+                "mass/auroc" + {"threshold_image": "_image", "kappa": "", "brier_recalibrated_exam": "_exam"}[name]
+            ]["n"]
+        )
     assert reason in found.protocol

@@ -57,8 +57,9 @@ def naive_voc(cases, least):
             hits.append(hit)
     boxes = sum(len(case.truth) for case in cases)
     scores, hits = np.array(scores), np.array(hits, bool)
-    true, false = (np.array([np.sum(kind[scores >= threshold]) for threshold in np.unique(scores)[::-1]])
-                   for kind in (hits, ~hits))
+    true, false = (
+        np.array([np.sum(kind[scores >= threshold]) for threshold in np.unique(scores)[::-1]]) for kind in (hits, ~hits)
+    )
     recall = np.concatenate([[0], true / boxes, [1]])
     precision = np.concatenate([[0], true / np.maximum(true + false, 1e-16), [0]])
     for i in range(len(precision) - 1, 0, -1):
@@ -69,19 +70,33 @@ def naive_voc(cases, least):
 
 def pycocotools_ap(cases, ious):
     tools, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+
     def listed(which):
         return [(i, box) for i, case in enumerate(cases) for box in which(case)]
 
-    truth = [{"id": k + 1, "image_id": i, "category_id": 1, "iscrowd": 0, "area": 1.0,
-              "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]]}
-             for k, (i, b) in enumerate(listed(lambda case: case.truth))]
+    truth = [
+        {
+            "id": k + 1,
+            "image_id": i,
+            "category_id": 1,
+            "iscrowd": 0,
+            "area": 1.0,
+            "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]],
+        }
+        for k, (i, b) in enumerate(listed(lambda case: case.truth))
+    ]
     scores = [score for case in cases for score in case.found.scores]
-    found = [{"image_id": i, "category_id": 1, "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]], "score": float(s)}
-             for s, (i, b) in zip(scores, listed(lambda case: case.found.boxes))]
+    found = [
+        {"image_id": i, "category_id": 1, "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]], "score": float(s)}
+        for s, (i, b) in zip(scores, listed(lambda case: case.found.boxes))
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         data = tools.COCO()
-        data.dataset = {"images": [{"id": i} for i in range(len(cases))], "annotations": truth,
-                        "categories": [{"id": 1, "name": "x"}]}
+        data.dataset = {
+            "images": [{"id": i} for i in range(len(cases))],
+            "annotations": truth,
+            "categories": [{"id": 1, "name": "x"}],
+        }
         data.createIndex()
         run = evaluation.COCOeval(data, data.loadRes(found), "bbox")
         run.params.iouThrs, run.params.areaRng, run.params.areaRngLbl = np.array(ious), [[0, 1e10]], ["all"]
@@ -103,13 +118,16 @@ def test_average_precision_equals_pycocotools_and_a_loop(seed, ties):
         np.testing.assert_allclose(value_of(cases, least, "voc"), naive_voc(cases, least), rtol=1e-12)
     ious = (0.25, *ap.COCO_IOU)
     ours, theirs = [value_of(cases, least, "coco") for least in ious], pycocotools_ap(cases, ious)
-    if not ties:        # pycocotools takes equal scores in the order of the images
+    if not ties:  # pycocotools takes equal scores in the order of the images
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
     assert 0.05 < theirs[1] < 0.9
     for order in (np.arange(len(cases))[::-1], np.random.default_rng(seed).permutation(len(cases))):
         again = [cases[i] for i in order]
-        np.testing.assert_allclose([value_of(again, least, rule) for rule in ap.RULES for least in ious],
-                                   [value_of(cases, least, rule) for rule in ap.RULES for least in ious], rtol=1e-12)
+        np.testing.assert_allclose(
+            [value_of(again, least, rule) for rule in ap.RULES for least in ious],
+            [value_of(cases, least, rule) for rule in ap.RULES for least in ious],
+            rtol=1e-12,
+        )
 
 
 @pytest.mark.parametrize("rule", ap.RULES)
@@ -117,15 +135,18 @@ def test_equal_scores_are_one_threshold(rule):
     """One box found and two false positives at one score: a third, wherever the images stand."""
     box, other = np.array([[0.0, 0, 10, 10]]), np.array([[20.0, 20, 30, 30]])
     none = np.zeros((0, 4))
-    cases = [Case("a", box, Found(box, np.array([0.5]))), Case("b", none, Found(other, np.array([0.5]))),
-             Case("c", none, Found(other, np.array([0.5])))]
+    cases = [
+        Case("a", box, Found(box, np.array([0.5]))),
+        Case("b", none, Found(other, np.array([0.5]))),
+        Case("c", none, Found(other, np.array([0.5]))),
+    ]
     for shift in range(3):
         np.testing.assert_allclose(value_of(cases[shift:] + cases[:shift], 0.5, rule), 1 / 3)
 
 
 def test_the_two_rules_differ_where_the_nearest_box_is_taken():
     truth = np.array([[0, 0, 10, 10], [0, 0, 10, 14]], float)
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 11]], float)       # the second is nearest to the first box too
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 11]], float)  # the second is nearest to the first box too
     assert list(ap.matches(truth, boxes, 0.5, "voc")) == [0, -1]
     assert list(ap.matches(truth, boxes, 0.5, "coco")) == [0, 1]
     equal = np.array([[0, 0, 10, 10], [0, 0, 10, 10]], float)
@@ -161,11 +182,14 @@ def test_weights_are_copies_of_patients(rule):
     (weights,) = statistics.patient_weights(patients, 25, seed=3)
     values = ap.average_precision(ranking, weights, rule)
     for row, value in zip(weights, values):
-        copies = [case._replace(patient=f"{case.patient}-{k}") for case in cases
-                  for k in range(int(row[list(patients).index(case.patient)]))]
+        copies = [
+            case._replace(patient=f"{case.patient}-{k}")
+            for case in cases
+            for k in range(int(row[list(patients).index(case.patient)]))
+        ]
         if rule == "voc":
             expected = naive_voc(copies, 0.5)
-        else:       # a copy's scores are those of its original
+        else:  # a copy's scores are those of its original
             names = patients_of(copies)
             expected = ap.average_precision(ap.rank(copies, 0.5, rule, names), np.ones((1, len(names))), rule)[0]
         np.testing.assert_allclose(value, expected, rtol=1e-9)
@@ -189,15 +213,19 @@ def naive_sensitivity(cases, least, rate, *, normals=False, keep=lambda box: Tru
     counted = [case for case in cases if not (normals and len(case.truth))]
     best = 0.0
     for threshold in [np.inf, *sorted({s for case in cases for s in case.found.scores}, reverse=True)]:
-        false = sum(score >= threshold and all(naive_iou(box, other) < least for other in case.truth)
-                    for case in counted for box, score in zip(*case.found))
+        false = sum(
+            score >= threshold and all(naive_iou(box, other) < least for other in case.truth)
+            for case in counted
+            for box, score in zip(*case.found)
+        )
         found = {}
         for i, case in enumerate(cases):
             for t, other in enumerate(case.truth):
                 if keep(other):
                     unit = (i, t) if breasts is None else breasts[i]
                     found[unit] = found.get(unit, False) or any(
-                        score >= threshold and naive_iou(box, other) >= least for box, score in zip(*case.found))
+                        score >= threshold and naive_iou(box, other) >= least for box, score in zip(*case.found)
+                    )
         if false / len(counted) <= rate + 1e-9:
             best = max(best, np.mean(list(found.values())))
     return best
@@ -215,7 +243,8 @@ def test_froc_equals_a_loop_over_thresholds(ties):
         naive = {"lesion": {}, "lesion_normals": {"normals": True}, "breast": {"breasts": breasts}}
         for name, (low, high) in limits.items():
             naive[f"lesion_{name}"] = {
-                "keep": lambda b, low=low, high=high: low <= (b[2] - b[0]) * (b[3] - b[1]) / pixels < high}
+                "keep": lambda b, low=low, high=high: low <= (b[2] - b[0]) * (b[3] - b[1]) / pixels < high
+            }
         assert set(naive) == set(groups) and all(len(group.owner) for group in groups.values())
         for name, options in naive.items():
             each = froc.entries(found, groups[name], froc.RATES, resamples=0, seed=0)
@@ -246,11 +275,11 @@ def test_froc_without_findings_normals_or_detections():
     options = {"resamples": 30, "seed": 0}
 
     def lesions(cases, name="lesion"):
-        found = froc.marks(cases, breasts[:len(cases)], 10_000, 0.5, patients)
+        found = froc.marks(cases, breasts[: len(cases)], 10_000, 0.5, patients)
         return froc.entries(found, froc.groups(found, (0.02, 0.06))[name], froc.RATES, **options)
 
     silent = lesions([case._replace(found=Found(np.zeros((0, 4)), np.zeros(0))) for case in cases])
-    assert all(entry["value"] == 0 and 0 < entry["high"] < 0.5 for entry in silent)      # the exact bound
+    assert all(entry["value"] == 0 and 0 < entry["high"] < 0.5 for entry in silent)  # the exact bound
     absent = lesions([case._replace(truth=np.zeros((0, 4))) for case in cases])
     assert all(entry["value"] is None and "no finding" in entry["reason"] for entry in absent)
     full = lesions([case for case in cases if len(case.truth)], "lesion_normals")
@@ -328,7 +357,8 @@ def test_the_published_protocol_sees_no_normal(dataset):
     published = detection(model, dataset, protocol="published", resamples=0, gallery=0)
     assert all(options == {"class_aware": False, "candidates": None, "threshold": 0.05} for options in model.options)
     assert set(published.metrics) == {
-        f"{of}ap{kind}" for of in ("m", "mass/", "calcification/") for kind in ("@0.5", "_coco@0.5", "_coco@0.5:0.95")}
+        f"{of}ap{kind}" for of in ("m", "mass/", "calcification/") for kind in ("@0.5", "_coco@0.5", "_coco@0.5:0.95")
+    }
     counts = published.tables["images"].set_index("label")
     assert counts.loc["mass", "without"] == 0 and counts.loc["mass", "images"] == counts.loc["mass", "boxes"]
     # Ranked below all hits: a second mark of the mass, a corner, and the same as a calcification.
@@ -366,9 +396,15 @@ def test_a_split_without_any_box(dataset):
     assert not len(published.tables["detections"])
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"protocol": "publishd"}, "'publishd'.*Did you mean 'published'"), ({"labels": ["masss"]}, "'masss'.*'mass'"),
-    ({"iou": (0.5, 1.5)}, "iou=.*up to 1"), ({"sizes": (0.1, 0.01)}, "sizes rising")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"protocol": "publishd"}, "'publishd'.*Did you mean 'published'"),
+        ({"labels": ["masss"]}, "'masss'.*'mass'"),
+        ({"iou": (0.5, 1.5)}, "iou=.*up to 1"),
+        ({"sizes": (0.1, 0.01)}, "sizes rising"),
+    ],
+)
 def test_wrong_options_say_what_is_right(dataset, options, message):
     with pytest.raises(UserError, match=message):
         detection(FakeDetector(), dataset, **options)

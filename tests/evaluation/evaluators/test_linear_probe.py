@@ -27,19 +27,35 @@ class Vectors:
 
     def __init__(self, patients=60, views=2, width=6, seed=0, splits=("train", "train", "val", "test")):
         rng = np.random.default_rng(seed)
-        self.info = {"name": "made", "fingerprint": f"{patients}-{views}-{width}-{seed}",
-                     "preprocessing": {"geometry": "fit", "height": 1, "width": width}}
+        self.info = {
+            "name": "made",
+            "fingerprint": f"{patients}-{views}-{width}-{seed}",
+            "preprocessing": {"geometry": "fit", "height": 1, "width": width},
+        }
         rows, images = [], []
         for p in range(patients):
             centre = rng.normal(size=width)
             for v in range(views):
                 vector = centre + 0.3 * rng.normal(size=width)
                 value = vector[0] + 0.5 * rng.normal()
-                labels = {"mass": int(value > 0.2), "density": "ABCD"[int(np.digitize(value, [-0.8, 0, 0.8]))],
-                          "age": 40 + p, "cancer": int(vector[1] > 0)}
-                rows.append({"dataset": "made", "patient": f"p{p:03d}", "study": f"s{p}", "image": f"i{p}_{v}",
-                             "laterality": "LR"[v % 2], "view": "MLO", "split": splits[p % len(splits)],
-                             "labels": json.dumps(labels)})
+                labels = {
+                    "mass": int(value > 0.2),
+                    "density": "ABCD"[int(np.digitize(value, [-0.8, 0, 0.8]))],
+                    "age": 40 + p,
+                    "cancer": int(vector[1] > 0),
+                }
+                rows.append(
+                    {
+                        "dataset": "made",
+                        "patient": f"p{p:03d}",
+                        "study": f"s{p}",
+                        "image": f"i{p}_{v}",
+                        "laterality": "LR"[v % 2],
+                        "view": "MLO",
+                        "split": splits[p % len(splits)],
+                        "labels": json.dumps(labels),
+                    }
+                )
                 images.append(vector)
         self.index, self.images = pd.DataFrame(rows), np.array(images)
 
@@ -94,7 +110,8 @@ def test_metrics_equal_a_plain_pipeline():
     np.testing.assert_allclose(table["score"], expected, atol=1e-4)
     assert table["truth"].tolist() == truth[split == "test"].tolist() and set(table["label"]) == {"mass"}
     assert result.metrics["mass/auroc_image"]["value"] == pytest.approx(
-        roc_auc_score(truth[split == "test"], expected), abs=1e-3)
+        roc_auc_score(truth[split == "test"], expected), abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("classes, width", [(2, 5), (2, 90), (3, 5), (3, 90)])
@@ -102,7 +119,7 @@ def test_the_span_of_the_items_changes_nothing(classes, width):
     """Fewer items than features, or more: the same optimum as scikit-learn's on the features themselves."""
     rng = np.random.default_rng(0)
     x, target = rng.normal(size=(40, width)) * rng.uniform(0.1, 9, width), np.arange(40) % classes
-    x[:, 0] = 3.7       # constant
+    x[:, 0] = 3.7  # constant
     items = logistic.Items(x, target, target.astype(str))
     scaled = StandardScaler().fit(x)
     for c, found in zip((1e-3, 1.0), logistic.fit(items, classes, (1e-3, 1.0))):
@@ -158,7 +175,7 @@ def test_labels_of_the_tested_images_change_no_model():
 def test_features_of_the_tested_images_change_no_model():
     dataset, moved = Vectors(), Vectors()
     test = (dataset.index["split"] == "test").to_numpy()
-    moved.images[np.flatnonzero(test)[1:]] *= 100      # the first stays, and its score
+    moved.images[np.flatnonzero(test)[1:]] *= 100  # the first stays, and its score
     first, again = (probe(data).tables["predictions"]["score"].iloc[0] for data in (dataset, moved))
     assert first == again
 
@@ -169,7 +186,7 @@ def test_the_validation_split_chooses_and_is_not_learnt_from():
     assert set(probe(dataset).tables["fits"]["chosen_on"]) == {"validation split"}
     right, wrong = probe(dataset, cs=(0.01,)), probe(flipped(Vectors(), "val"), cs=(0.01,))
     np.testing.assert_array_equal(right.tables["predictions"]["score"], wrong.tables["predictions"]["score"])
-    dataset.relabel("mass", [1] * val.sum(), val)           # one class alone cannot choose
+    dataset.relabel("mass", [1] * val.sum(), val)  # one class alone cannot choose
     assert set(probe(dataset).tables["fits"]["chosen_on"]) == {"5 inner folds"}
     dataset.index.loc[val, "split"] = "train"
     found = probe(dataset).tables["fits"].iloc[0]
@@ -184,35 +201,45 @@ def test_in_folds_the_labels_of_a_fold_change_no_model_that_tests_it():
     fold = subsets.folds(dataset.index["patient"], target, 3, 0)
     for k in range(3):
         rest = np.isin(dataset.index["patient"], dataset.index["patient"][fold != k])
-        items = logistic.Items(dataset.images[rest].astype(np.float32), target[rest],
-                               dataset.index["patient"][rest].to_numpy().astype(str))
+        items = logistic.Items(
+            dataset.images[rest].astype(np.float32), target[rest], dataset.index["patient"][rest].to_numpy().astype(str)
+        )
         chosen = logistic.choose(items, 2, logistic.Options(choose_by="log_loss"), None, 0)
         fitted = logistic.fit(items, 2, (chosen.c,))[0]
         np.testing.assert_allclose(right[~rest], fitted.probabilities(dataset.images[~rest].astype(np.float32))[:, 1])
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(2, 5), st.integers(0, 99), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=15,
-                                                       max_size=40))
+@given(
+    st.integers(2, 5),
+    st.integers(0, 99),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=15, max_size=40),
+)
 def test_folds_part_patients_and_keep_the_classes(count, seed, groups):
     patients = np.repeat([f"p{i}" for i in range(len(groups))], [n for n, _ in groups])
     strata = np.repeat([k for _, k in groups], [n for n, _ in groups])
     if np.unique(strata, return_counts=True)[1].max() < count:
-        return      # scikit-learn refuses
+        return  # scikit-learn refuses
     found = subsets.folds(patients, strata, count, seed)
     assert set(found) <= set(range(count))
     assert all(len(set(found[patients == name])) == 1 for name in set(patients))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.sampled_from([0.01, 0.1, 0.5, 1.0]), st.integers(1, 6), st.integers(0, 99),
-       st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=5, max_size=60))
+@given(
+    st.sampled_from([0.01, 0.1, 0.5, 1.0]),
+    st.integers(1, 6),
+    st.integers(0, 99),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=5, max_size=60),
+)
 def test_draws_take_whole_patients_of_each_class(share, count, seed, groups):
     names = np.array([f"p{i}" for i in range(len(groups))])
     classes = np.array([k for _, k in groups])
     patients, strata = (np.repeat(values, [n for n, _ in groups]) for values in (names, classes))
-    for chosen, wanted in ((subsets.fraction(patients, strata, share, seed), lambda n: np.ceil(share * n - 1e-9)),
-                           (subsets.shots(patients, strata, count, seed), lambda n: min(count, n))):
+    for chosen, wanted in (
+        (subsets.fraction(patients, strata, share, seed), lambda n: np.ceil(share * n - 1e-9)),
+        (subsets.shots(patients, strata, count, seed), lambda n: min(count, n)),
+    ):
         drawn = np.array([chosen[patients == name].any() for name in names])
         assert all(chosen[patients == name].all() == was for name, was in zip(names, drawn))
         for k in set(classes):
@@ -281,25 +308,28 @@ def test_one_patient_a_class_cannot_choose():
     assert "too few" in found[found["training"] == "1 shot"]["chosen_on"].iloc[0]
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"label": "mas"}, "no label 'mas'. Did you mean 'mass'.*age, cancer, density, mass"),
-    ({"label": ()}, "age, cancer, density, mass"),
-    ({"label": "age"}, "60 different values"),
-    ({"split": "train"}, "learns from split 'train'"),
-    ({"split": "all"}, "or set folds"),
-    ({"train_split": "trian"}, "no image is in split 'trian'"),
-    ({"folds": 1}, "folds=1"),
-    ({"folds": 100, "split": "all"}, "cannot be split into 100 folds"),
-    ({"representation": "poled"}, "Did you mean 'pooled'"),
-    ({"representation": "embedding"}, "image_encoder has no embedding"),
-    ({"choose_by": "auc"}, "criterion of choose_by 'auc'"),
-    ({"fractions": (2.0,)}, "fraction of 2"),
-    ({"shots": (0,)}, "0 shots"),
-    ({"seeds": ()}, "seeds is empty"),
-    ({"class_weight": "equal"}, "class_weight 'equal'"),
-    ({"cs": ()}, "cs is"),
-    ({"cs": (-1.0,)}, "cs is"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"label": "mas"}, "no label 'mas'. Did you mean 'mass'.*age, cancer, density, mass"),
+        ({"label": ()}, "age, cancer, density, mass"),
+        ({"label": "age"}, "60 different values"),
+        ({"split": "train"}, "learns from split 'train'"),
+        ({"split": "all"}, "or set folds"),
+        ({"train_split": "trian"}, "no image is in split 'trian'"),
+        ({"folds": 1}, "folds=1"),
+        ({"folds": 100, "split": "all"}, "cannot be split into 100 folds"),
+        ({"representation": "poled"}, "Did you mean 'pooled'"),
+        ({"representation": "embedding"}, "image_encoder has no embedding"),
+        ({"choose_by": "auc"}, "criterion of choose_by 'auc'"),
+        ({"fractions": (2.0,)}, "fraction of 2"),
+        ({"shots": (0,)}, "0 shots"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"class_weight": "equal"}, "class_weight 'equal'"),
+        ({"cs": ()}, "cs is"),
+        ({"cs": (-1.0,)}, "cs is"),
+    ],
+)
 def test_mistakes_are_explained(options, message):
     with pytest.raises(UserError, match=message):
         probe(**options)
@@ -370,10 +400,15 @@ def test_a_folder_that_cannot_be_written_costs_the_file_alone(tmp_path, caplog):
 
 def test_the_suite_runs_it_on_an_encoder_and_keeps_features(tmp_path):
     dataset, encoder = Vectors(), Encoder()
-    dataset.info["preprocessing"] = {"geometry": "stretch", "height": 9, "width": 9}      # not the encoder's
+    dataset.info["preprocessing"] = {"geometry": "stretch", "height": 9, "width": 9}  # not the encoder's
     for _ in range(2):
-        (found,) = evaluate(encoder, {"made": dataset}, {"linear_probe": {"label": "mass", "resamples": 0}},
-                            tmp_path / "out", cache=tmp_path / "cache")
+        (found,) = evaluate(
+            encoder,
+            {"made": dataset},
+            {"linear_probe": {"label": "mass", "resamples": 0}},
+            tmp_path / "out",
+            cache=tmp_path / "cache",
+        )
     assert found.name == "made/linear_probe" and encoder.seen == len(dataset.index)
     assert (tmp_path / "out" / "made" / "linear_probe" / "predictions.csv").is_file()
     with pytest.raises(UserError, match="'zero_shot' takes a dual_encoder, and this model is a image_encoder"):

@@ -49,9 +49,9 @@ def test_identical_texts_are_merged_and_any_of_them_is_a_hit():
     table = result.tables["directions"].set_index("direction")
     masses = dataset.index["labels"].str.contains("1").sum() // 2
     assert table.loc["image_to_text", "queries"] == 20
-    assert table.loc["image_to_text", "gallery"] == masses + 1      # each mass text is its own, the others are one
+    assert table.loc["image_to_text", "gallery"] == masses + 1  # each mass text is its own, the others are one
     # Unmerged, a breast without a mass would have to find its own among 20 - masses identical texts.
-    expected = ((20 - masses) + masses * (1 / masses)) / 20              # the mass texts tie with each other
+    expected = ((20 - masses) + masses * (1 / masses)) / 20  # the mass texts tie with each other
     assert result.metrics["image_to_text/recall@1"]["value"] == pytest.approx(expected)
     assert result.metrics["image_to_text/commonest@1"]["value"] == pytest.approx((20 - masses) / 20)
 
@@ -80,9 +80,13 @@ class Words(FakeModel):
 
 def test_near_texts_are_hits_for_each_other_and_stay_in_the_gallery():
     dataset = FakeDataset(6)
-    texts = ["There is a large spiculated mass in the upper outer quadrant of the left breast.",
-             "There is a large spiculated mass in the upper outer quadrant of the left breast today.",
-             "Benign calcifications.", "no mass", "No mass."]
+    texts = [
+        "There is a large spiculated mass in the upper outer quadrant of the left breast.",
+        "There is a large spiculated mass in the upper outer quadrant of the left breast today.",
+        "Benign calcifications.",
+        "no mass",
+        "No mass.",
+    ]
     dataset.index["texts"] = [[texts[i // 2 % 5]] for i in range(24)]
     strict, near = (retrieval(Words(), dataset, near=near, resamples=5) for near in (1.0, 0.8))
     for result, different in ((strict, 4), (near, 3)):
@@ -102,7 +106,7 @@ def test_precision_agrees_with_a_plain_loop(units):
     index = dataset.index
     vectors = model.embed_image(np.stack(dataset.images)).astype(np.float64)
     step = 2 if units == "breast" else 1
-    if units == "breast":                       # the fake's two views of a breast follow each other
+    if units == "breast":  # the fake's two views of a breast follow each other
         vectors = vectors.reshape(-1, 2, 5).mean(1)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     texts = model.embed_text([t[0] for t in index["texts"].iloc[::step]]).astype(np.float64)
@@ -132,9 +136,19 @@ def test_precision_without_the_label_or_with_one_patient_gives_reasons():
 def test_classes_of_a_breast_come_from_all_its_images():
     rows = FakeDataset(2).index
     rows["boxes"] = "[]"
-    rows["labels"] = [json.dumps(labels) for labels in (
-        {"mass": 1, "density": "b"}, {"mass": 0, "calcification": 1, "density": 2}, {"mass": 0, "density": "A"},
-        {"mass": 0, "density": "C"}, {"birads": "4A"}, {"birads": 4}, {}, {})]
+    rows["labels"] = [
+        json.dumps(labels)
+        for labels in (
+            {"mass": 1, "density": "b"},
+            {"mass": 0, "calcification": 1, "density": 2},
+            {"mass": 0, "density": "A"},
+            {"mass": 0, "density": "C"},
+            {"birads": "4A"},
+            {"birads": 4},
+            {},
+            {},
+        )
+    ]
     group = breasts(rows)
     assert label_classes(rows, group, "findings").tolist() == ["calcification, mass", "none", "", ""]
     assert label_classes(rows, group, "mass").tolist() == ["1", "0", "", ""]

@@ -8,7 +8,7 @@ from mammoclip_jax.evaluation import features
 from mammoclip_jax.evaluation.evaluators.saliency import breast_mask, inside, pointing_game, saliency
 from mammoclip_jax.explain.maps import peak_of
 
-BOX = np.array([[2.0, 3.0, 5.0, 7.0]])                  # columns 2 to 4, rows 3 to 6
+BOX = np.array([[2.0, 3.0, 5.0, 7.0]])  # columns 2 to 4, rows 3 to 6
 
 
 def peak(y, x, shape=(10, 8)):
@@ -50,18 +50,18 @@ def test_energy_and_shares_by_hand():
     heat = np.zeros((10, 8), dtype=np.float32)
     heat[3, 2], heat[0, 0] = 3.0, 1.0
     breast = np.zeros((10, 8), dtype=bool)
-    breast[:, :4] = True                                # 40 pixels, of the box's 12 pixels 8 are breast
+    breast[:, :4] = True  # 40 pixels, of the box's 12 pixels 8 are breast
     found = pointing_game(heat, BOX, breast)
     assert found.energy == pytest.approx(0.75)
     assert found.box_share == pytest.approx(8 / 40) == found.chance
-    assert found.centre == 1.0                 # the centroid is (2, 5): x = 2 is the first edge of the box, inside
+    assert found.centre == 1.0  # the centroid is (2, 5): x = 2 is the first edge of the box, inside
 
 
 def test_the_breast_is_found_without_its_marker():
     canvas = FakeDataset(1).images[0].copy()
     truth = np.zeros(SHAPE, dtype=np.uint8)
     cv2.ellipse(truth, (0, SHAPE[0] // 2), (34, 28), 0, -90, 90, 1, -1)
-    canvas[2:6, 40:46] = 255                            # a marker
+    canvas[2:6, 40:46] = 255  # a marker
     mask = breast_mask(canvas)
     assert not mask[2:6, 40:46].any()
     assert (mask & truth.astype(bool)).sum() / (mask | truth.astype(bool)).sum() > 0.9
@@ -110,11 +110,16 @@ def test_curves_become_their_areas():
     """The fake's insertion curve rises evenly to the mean heat, its deletion curve falls so."""
     dataset = FakeDataset(5)
     result = saliency(FakeModel(), dataset, labels=("mass",), deletion_steps=4, resamples=20, gallery=0)
-    heats = [image.astype(np.float32) / image.max() for image, labels in zip(dataset.images, dataset.index["labels"])
-             if "1" in labels]
+    heats = [
+        image.astype(np.float32) / image.max()
+        for image, labels in zip(dataset.images, dataset.index["labels"])
+        if "1" in labels
+    ]
     for name in ("insertion_auc", "deletion_auc"):
-        assert result.metrics[f"mass/{name}"]["value"] == pytest.approx(np.mean([h.mean() for h in heats]) / 2, rel=1e-5)
-        assert "10 are needed" in result.metrics[f"mass/{name}"]["reason"]      # for an interval
+        assert result.metrics[f"mass/{name}"]["value"] == pytest.approx(
+            np.mean([h.mean() for h in heats]) / 2, rel=1e-5
+        )
+        assert "10 are needed" in result.metrics[f"mass/{name}"]["reason"]  # for an interval
 
 
 def test_random_weights_stand_beside_the_trained_ones():
@@ -155,7 +160,7 @@ def test_a_classifier_is_asked_about_its_labels(kind):
     asked, model = [], Labelled()
     model.kind = kind
     result = saliency(model, FakeDataset(6), resamples=0, gallery=0)
-    assert all((directions == [0, 1]).all() for directions in asked) and asked      # no image has a calcification's box
+    assert all((directions == [0, 1]).all() for directions in asked) and asked  # no image has a calcification's box
     assert result.metrics["mass/pointing_game"]["value"] == 1
     assert "of the label's logit" in result.protocol and "texts" not in result.protocol
 

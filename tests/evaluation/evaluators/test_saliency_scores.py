@@ -14,12 +14,17 @@ PROMPTS = {"mass": {"positive": "a mass", "negative": "no mass"}}
 
 def scored(encoder, devices, batch_size, **options):
     class Model(DualEncoder):
-        def _fresh(self, key):      # the encoder's own takes long to compile; test_explained.py has it
+        def _fresh(self, key):  # the encoder's own takes long to compile; test_explained.py has it
             return variables_of(encoder, seed=1)
 
     size, variables = dict(zip(("height", "width"), SHAPE)), variables_of(encoder)
-    model = Model({"batch_stats": {}} | variables, meta_of(encoder) | {"preprocessing": size}, 1, batch_size=batch_size,
-                  mesh=make_mesh({"data": devices}, jax.devices()[:devices]))
+    model = Model(
+        {"batch_stats": {}} | variables,
+        meta_of(encoder) | {"preprocessing": size},
+        1,
+        batch_size=batch_size,
+        mesh=make_mesh({"data": devices}, jax.devices()[:devices]),
+    )
     return saliency(model, FakeDataset(5), prompts=PROMPTS, labels=("mass",), resamples=50, gallery=0, **options)
 
 

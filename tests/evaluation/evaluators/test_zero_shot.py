@@ -28,12 +28,14 @@ def test_auroc_of_breasts_and_images_agrees_with_a_plain_computation():
     dataset, model = FakeDataset(20), NoisyModel()
     result = zero_shot(model, dataset, labels=("mass",), resamples=50)
     embedded = model.embed_image(np.stack(dataset.images))
-    value = embedded[:, 1] - embedded[:, 0]                         # "mass" is (0, 1), "no mass" (1, 0)
+    value = embedded[:, 1] - embedded[:, 0]  # "mass" is (0, 1), "no mass" (1, 0)
     truth = np.array([json.loads(l)["mass"] for l in dataset.index["labels"]])
-    by_breast = value.reshape(-1, 2)                                # the fake's two views of a breast follow each other
-    expected = {"auroc": roc_auc_score(truth[::2], by_breast.mean(1)),
-                "auroc_max": roc_auc_score(truth[::2], by_breast.max(1)),
-                "auroc_image": roc_auc_score(truth, value)}
+    by_breast = value.reshape(-1, 2)  # the fake's two views of a breast follow each other
+    expected = {
+        "auroc": roc_auc_score(truth[::2], by_breast.mean(1)),
+        "auroc_max": roc_auc_score(truth[::2], by_breast.max(1)),
+        "auroc_image": roc_auc_score(truth, value),
+    }
     assert len(set(expected.values())) == 3
     for name, number in expected.items():
         assert result.metrics[f"mass/{name}"]["value"] == pytest.approx(number, abs=1e-9)

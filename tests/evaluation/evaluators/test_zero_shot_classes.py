@@ -31,9 +31,9 @@ class Drawn(FakeModel):
     def embed_image(self, images):
         rows = []
         for start in range(0, len(images), BATCH):
-            part = images[start:start + BATCH]
+            part = images[start : start + BATCH]
             full = np.concatenate([part, np.repeat(part[-1:], BATCH - len(part), axis=0)])
-            rows += [self._draw(int(image.astype(np.int64).sum())) for image in full][:len(part)]
+            rows += [self._draw(int(image.astype(np.int64).sum())) for image in full][: len(part)]
         return np.stack(rows)
 
     def embed_text(self, texts):
@@ -124,9 +124,11 @@ def test_classes_agree_with_scikit_learn_also_where_one_is_absent(seed, densitie
         chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         said = chances.argmax(1)
         expected = {
-            "accuracy": accuracy_score(truth, said), "majority": np.bincount(truth).max() / len(truth),
+            "accuracy": accuracy_score(truth, said),
+            "majority": np.bincount(truth).max() / len(truth),
             "balanced_accuracy": np.mean([(said[truth == k] == k).mean() for k in set(truth)]),
-            "macro_auroc": np.mean([roc_auc_score(truth == k, chances[:, k]) for k in set(truth)])}
+            "macro_auroc": np.mean([roc_auc_score(truth == k, chances[:, k]) for k in set(truth)]),
+        }
         if set(said) <= set(truth):
             assert balanced_accuracy_score(truth, said) == pytest.approx(expected["balanced_accuracy"])
         for name, value in expected.items():
@@ -137,18 +139,21 @@ def test_classes_agree_with_scikit_learn_also_where_one_is_absent(seed, densitie
     said = plainly_pooled(cosines, index, LEVELS[0]).argmax(1)
     for i, name in enumerate("ABCD"):
         assert [confusion[f"said_{other}"][i] for other in "ABCD"] == [
-            ((truth == i) & (said == j)).sum() for j in range(4)] and confusion["truth"][i] == name
+            ((truth == i) & (said == j)).sum() for j in range(4)
+        ] and confusion["truth"][i] == name
 
 
 def test_temperature_moves_probabilities_and_no_decision():
     dataset, _ = dataset_of(0)
     prompts = CLASSES | {"mass": {"positive": "mass", "negative": "no mass"}}
     model = Drawn()
-    raw, default, cold = (zero_shot(model, dataset, prompts=prompts, temperature=t, resamples=5)
-                          for t in ("none", None, 0.01))
+    raw, default, cold = (
+        zero_shot(model, dataset, prompts=prompts, temperature=t, resamples=5) for t in ("none", None, 0.01)
+    )
     model.logit_scale = 100.0
-    learned, chosen = (zero_shot(model, dataset, prompts=prompts, temperature=t, resamples=5)
-                       for t in ("learned", None))
+    learned, chosen = (
+        zero_shot(model, dataset, prompts=prompts, temperature=t, resamples=5) for t in ("learned", None)
+    )
     p = ["p_A", "p_B", "p_C", "p_D"]
     tables = [r.tables["predictions_density"][p] for r in (raw, default, cold, learned, chosen)]
     pd.testing.assert_frame_equal(tables[0], tables[1])
@@ -188,7 +193,7 @@ def test_the_published_protocol_is_of_single_images_and_raw_cosines():
 
 def test_predictions_hold_every_image_and_label_and_are_read_back(tmp_path):
     dataset, labels = dataset_of(1)
-    dataset.index.loc[0, "labels"] = json.dumps({"density": "E"})       # no class
+    dataset.index.loc[0, "labels"] = json.dumps({"density": "E"})  # no class
     labels[0] = {}
     prompts = CLASSES | {key: {"positive": key, "negative": f"no {key}"} for key in ("mass", "cancer")}
     found = zero_shot(Drawn(), dataset, prompts=prompts, resamples=5)
@@ -238,6 +243,13 @@ def test_no_figure_depends_on_batches_or_chunks(monkeypatch, size):
 def test_a_text_is_embedded_once_for_all_data_sets_and_evaluators():
     model = Drawn()
     datasets = {"one": FakeDataset(3), "two": FakeDataset(4, seed=1)}
-    evaluate(model, datasets, {"zero_shot": {"resamples": 0}, "again": {"evaluator": "zero_shot", "resamples": 0},
-                               "retrieval": {"resamples": 0}})
+    evaluate(
+        model,
+        datasets,
+        {
+            "zero_shot": {"resamples": 0},
+            "again": {"evaluator": "zero_shot", "resamples": 0},
+            "retrieval": {"resamples": 0},
+        },
+    )
     assert len(model.asked) == len(set(model.asked)) and {"mass", "no mass", "No mass."} <= set(model.asked)

@@ -28,8 +28,9 @@ def test_the_reliability_table_is_scikit_learns():
     np.testing.assert_allclose(table["probability"], probability)
     assert table["n"].sum() == 4000
     gap = (table["n"] * (table["rate"] - table["probability"]).abs()).sum() / 4000
-    assert statistics.calibration_error(truth, expit(score), range(4000), bins=10, resamples=0)["value"] == \
-        pytest.approx(gap)
+    assert statistics.calibration_error(truth, expit(score), range(4000), bins=10, resamples=0)[
+        "value"
+    ] == pytest.approx(gap)
     empty = calibration.reliability([], [])
     assert len(empty) == 15 and empty["rate"].isna().all()
     assert calibration.reliability([1, 0], [0.5, 0.5], equal_mass=True)["n"].tolist() == [0, 2]
@@ -70,8 +71,9 @@ def test_recalibration_on_validation_helps_on_test():
     truth, score = made(6000)
     sure = expit(3 * score - 3)
     for method in (calibration.platt, calibration.temperature):
-        found = calibration.recalibrated((truth[:3000], sure[:3000]), (truth[3000:], sure[3000:], np.arange(3000) // 2),
-                                         method, resamples=50)
+        found = calibration.recalibrated(
+            (truth[:3000], sure[:3000]), (truth[3000:], sure[3000:], np.arange(3000) // 2), method, resamples=50
+        )
         # The bound of the raw error is above the value after: more than chance.
         assert found["ece_recalibrated"]["value"] < found["ece"]["low"], method
         assert found["brier_recalibrated"]["value"] < found["brier"]["value"], method

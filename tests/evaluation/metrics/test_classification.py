@@ -15,10 +15,21 @@ QUICK = {"resamples": 10}
 @pytest.fixture
 def rows():
     """30 patients, an exam each: two views of both breasts."""
-    return pd.DataFrame([
-        {"dataset": "d", "patient": f"p{p}", "study": f"s{p}", "image": f"{p}{side}{view}", "laterality": side,
-         "view": view}
-        for p in range(30) for side in "LR" for view in ("CC", "MLO")])
+    return pd.DataFrame(
+        [
+            {
+                "dataset": "d",
+                "patient": f"p{p}",
+                "study": f"s{p}",
+                "image": f"{p}{side}{view}",
+                "laterality": side,
+                "view": view,
+            }
+            for p in range(30)
+            for side in "LR"
+            for view in ("CC", "MLO")
+        ]
+    )
 
 
 @pytest.fixture
@@ -35,7 +46,9 @@ def test_each_level_is_scikit_learns_value_of_pooled_scores(rows, mass):
     breast_truth, breast = truth[::2], score.reshape(60, 2)
     exam_truth = truth.reshape(30, 4).max(1)
     expected = {
-        "": (breast_truth, breast.mean(1)), "_max": (breast_truth, breast.max(1)), "_image": (truth, score),
+        "": (breast_truth, breast.mean(1)),
+        "_max": (breast_truth, breast.max(1)),
+        "_image": (truth, score),
         "_exam": (exam_truth, breast.mean(1).reshape(30, 2).mean(1)),
         "_exam_max": (exam_truth, score.reshape(30, 4).max(1)),
     }
@@ -101,12 +114,15 @@ def test_averages_are_over_the_classes_that_occur(rows):
     found = multiclass(rows, np.array(["A", "C"] * 60), p, "ABC", **QUICK)
     truth, said = np.tile([0, 2], 60), p.argmax(1)
     assert found["macro_f1_image"]["value"] == pytest.approx(f1_score(truth, said, labels=[0, 2], average="macro"))
-    assert found["balanced_accuracy_image"]["value"] == pytest.approx(recall_score(truth, said, labels=[0, 2],
-                                                                                   average="macro"))
+    assert found["balanced_accuracy_image"]["value"] == pytest.approx(
+        recall_score(truth, said, labels=[0, 2], average="macro")
+    )
     one_by_one = [roc_auc_score(truth == k, p[:, k]) for k in (0, 2)]
     assert found["macro_auroc_image"]["value"] == pytest.approx(np.mean(one_by_one))
     alone = multiclass(rows, np.array(["B"] * 120), p, "ABC", **QUICK)
-    assert alone["macro_auroc_image"]["value"] is None and alone["macro_auroc_image"]["reason"] == "all are of one class"
+    assert (
+        alone["macro_auroc_image"]["value"] is None and alone["macro_auroc_image"]["reason"] == "all are of one class"
+    )
 
 
 def test_patients_of_two_data_sets_are_not_one(rows, mass):

@@ -25,11 +25,12 @@ def test_ssim_equals_its_formula_pixel_by_pixel():
     a, b = (np.pad(x.astype(float), 5, mode="symmetric") for x in (A, B))
     values = []
     for y, x in np.argwhere(TISSUE):
-        p, q = a[y:y + 11, x:x + 11], b[y:y + 11, x:x + 11]
+        p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
         mean_p, mean_q = (window * p).sum(), (window * q).sum()
         var_p, var_q = (window * (p - mean_p) ** 2).sum(), (window * (q - mean_q) ** 2).sum()
         both = (window * (p - mean_p) * (q - mean_q)).sum()
-        values.append((2 * mean_p * mean_q + 1e-4) * (2 * both + 9e-4)
-                      / ((mean_p**2 + mean_q**2 + 1e-4) * (var_p + var_q + 9e-4)))
+        values.append(
+            (2 * mean_p * mean_q + 1e-4) * (2 * both + 9e-4) / ((mean_p**2 + mean_q**2 + 1e-4) * (var_p + var_q + 9e-4))
+        )
     assert ssim(A, B, TISSUE) == pytest.approx(np.mean(values), rel=1e-9)
     assert ssim(A, A, TISSUE) == pytest.approx(1)

@@ -30,8 +30,10 @@ def test_ranks_and_hits_are_the_mean_over_all_orders_of_tied_items(seed, tied):
     above, tied_wrong, tied_right, right = ranking.standing(queries, gallery, query_group, gallery_group)
     ranks = ranking.first_rank(above, tied_wrong, tied_right)
     for q in range(5):
-        firsts = [1 + next(i for i, item in enumerate(order) if gallery_group[item] == query_group[q])
-                  for order in orders(np.round(gallery @ queries[q], 6))]
+        firsts = [
+            1 + next(i for i, item in enumerate(order) if gallery_group[item] == query_group[q])
+            for order in orders(np.round(gallery @ queries[q], 6))
+        ]
         assert ranks[q] == pytest.approx(np.mean(firsts))
         assert right[q] == (gallery_group == query_group[q]).sum()
         for k in (1, 2, 5, 9):
@@ -43,15 +45,20 @@ def test_ranks_and_hits_are_the_mean_over_all_orders_of_tied_items(seed, tied):
 def test_precision_is_the_mean_over_all_orders_and_never_counts_the_own_patient(seed, tied):
     rng = np.random.default_rng(seed)
     queries, gallery = vectors(rng, 6, tied), vectors(rng, 8, tied)
-    query_class, gallery_class = rng.integers(0, 2, 6), rng.integers(0, 3, 8)       # class 2: no query has it
+    query_class, gallery_class = rng.integers(0, 2, 6), rng.integers(0, 3, 8)  # class 2: no query has it
     query_owner, gallery_owner = rng.integers(0, 3, 6), rng.integers(0, 3, 8)
-    found, chance = ranking.agreement(queries, gallery, query_class, gallery_class, query_owner, gallery_owner,
-                                      (1, 3, 20))
+    found, chance = ranking.agreement(
+        queries, gallery, query_class, gallery_class, query_owner, gallery_owner, (1, 3, 20)
+    )
     for q in range(6):
         others = gallery_owner != query_owner[q]
         agrees = (gallery_class == query_class[q])[others]
-        shares = np.array([[agrees[order[:k]].mean() for k in (1, 3, 20)]
-                           for order in orders(np.round(gallery[others] @ queries[q], 6))])
+        shares = np.array(
+            [
+                [agrees[order[:k]].mean() for k in (1, 3, 20)]
+                for order in orders(np.round(gallery[others] @ queries[q], 6))
+            ]
+        )
         assert found[q] == pytest.approx(shares.mean(0))
         assert chance[q] == pytest.approx(agrees.mean())
 

@@ -31,7 +31,7 @@ def test_overlap_equals_loops(seed, quantile):
     boxes = np.array([[2.0, 3.0, 9.4, 12.0], [8.0, 1.0, 14.0, 8.6], [16.2, 20.0, 20.0, 26.0]])
     heat = rng.random((30, 24)).astype(np.float32) * 0.2
     for x0, y0, x1, y1 in boxes[:2].astype(int) + rng.integers(-2, 3, (2, 4)):
-        heat[max(y0, 0):y1, max(x0, 0):x1] += 0.5
+        heat[max(y0, 0) : y1, max(x0, 0) : x1] += 0.5
     tissue = np.ones(heat.shape, bool)
     tissue[:, 21:] = False
     part = regions.hottest(heat, tissue, quantile)
@@ -46,16 +46,17 @@ def test_overlap_equals_loops(seed, quantile):
     around = naive_regions(part)
     assert found.iou == pytest.approx(both / either) and found.dice == pytest.approx(2 * both / (size + box_size))
     assert found.boxes == 3 and found.regions == len(around)
-    assert found.found == tuple(sum(any(naive_iou(box, other) >= limit for other in around) for box in boxes)
-                                for limit in (0.25, 0.5))
+    assert found.found == tuple(
+        sum(any(naive_iou(box, other) >= limit for other in around) for box in boxes) for limit in (0.25, 0.5)
+    )
 
 
 def test_some_boxes_are_found_and_one_is_not():
     boxes = np.array([[2.0, 2.0, 8.0, 8.0], [12.0, 12.0, 16.0, 16.0]])
     part = np.zeros((20, 20), bool)
-    part[2:8, 2:6] = True           # IoU 24 / 36 with the first
+    part[2:8, 2:6] = True  # IoU 24 / 36 with the first
     assert regions.overlap(part, boxes).found == (1, 1)
-    part[2:8, 4:6] = False          # 12 / 36
+    part[2:8, 4:6] = False  # 12 / 36
     assert regions.overlap(part, boxes).found == (1, 0)
 
 
@@ -65,7 +66,7 @@ def test_a_flat_map_and_one_that_is_mostly_zero():
     assert (flat.iou, flat.dice, flat.found, flat.regions) == (0, 0, (0, 0), 0)
     heat = np.zeros((6, 5))
     heat[2, 3] = 1
-    assert regions.hottest(heat, tissue, 0.5).sum() == 1        # the median is 0, and 0 is no prediction
+    assert regions.hottest(heat, tissue, 0.5).sum() == 1  # the median is 0, and 0 is no prediction
 
 
 def test_the_mask_of_boxes_is_what_is_inside_them():

@@ -48,14 +48,25 @@ def test_wilsons_interval():
 
 
 ONE_CLASS = curves.Scores(np.zeros(4, dtype=int), np.arange(4.0), np.arange(4))
-SUBGROUPS = pd.DataFrame({"by": ["all", "density"], "group": ["all", "B"], "metric": "auroc", "value": [0.8, None],
-                          "low": [0.7, None], "high": [0.9, None], "n": [40, 3], "positives": [20, 0]})
+SUBGROUPS = pd.DataFrame(
+    {
+        "by": ["all", "density"],
+        "group": ["all", "B"],
+        "metric": "auroc",
+        "value": [0.8, None],
+        "low": [0.7, None],
+        "high": [0.9, None],
+        "n": [40, 3],
+        "positives": [20, 0],
+    }
+)
 PLOTS = {
     "roc": lambda **o: curves.roc({"a": LINE, "b": ONE_CLASS}, resamples=20, **o),
     "roc without a band": lambda **o: curves.roc({"a": LINE}, resamples=0, **o),
     "precision_recall": lambda **o: curves.precision_recall({"a": LINE}, resamples=20, **o),
     "reliability": lambda **o: curves.reliability_diagram(
-        {f"{b} bins": calibration.reliability(LINE.truth, 1 / (1 + np.exp(-LINE.score)), bins=b) for b in (5, 9)}, **o),
+        {f"{b} bins": calibration.reliability(LINE.truth, 1 / (1 + np.exp(-LINE.score)), bins=b) for b in (5, 9)}, **o
+    ),
     "confusion": lambda **o: curves.confusion_matrix([[3, 1], [0, 0]], ["benign", "malignant"], **o),
     "forest": lambda **o: curves.forest(SUBGROUPS, title="mass", **o),
     "forest of nothing": lambda **o: curves.forest(SUBGROUPS[1:], **o),

@@ -6,8 +6,17 @@ import pandas as pd
 from mammoclip_jax.evaluation.page import display
 from mammoclip_jax.evaluation.page.tables import latex_table, shown
 
-TABLE = pd.DataFrame({"metric": ["mass/auroc_image", "100 % & more"], "value": [0.83, None], "low": [0.78, None],
-                      "high": [0.88, np.nan], "n": [40, 0], "p_delong": [1e-9, 0.25], "positives": [12.0, np.nan]})
+TABLE = pd.DataFrame(
+    {
+        "metric": ["mass/auroc_image", "100 % & more"],
+        "value": [0.83, None],
+        "low": [0.78, None],
+        "high": [0.88, np.nan],
+        "n": [40, 0],
+        "p_delong": [1e-9, 0.25],
+        "positives": [12.0, np.nan],
+    }
+)
 
 
 def test_numbers_have_three_decimals_small_p_say_so_and_none_is_a_dash():

@@ -16,10 +16,15 @@ from mammoclip_jax.evaluation.page import display, plots, report
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.suite import evaluate
 
-HISTORY = [{"step": s, "loss": 3.0 / s, "images_per_second": 30.0, "eval/phantom/zero_shot/mass/auroc": 0.5 + s / 100}
-           for s in range(1, 20)]
-EVALUATORS = {"zero_shot": {"resamples": 50}, "retrieval": {"resamples": 50, "folders": ["phantom"]},
-              "saliency": {"resamples": 50, "gallery": 2}}
+HISTORY = [
+    {"step": s, "loss": 3.0 / s, "images_per_second": 30.0, "eval/phantom/zero_shot/mass/auroc": 0.5 + s / 100}
+    for s in range(1, 20)
+]
+EVALUATORS = {
+    "zero_shot": {"resamples": 50},
+    "retrieval": {"resamples": 50, "folders": ["phantom"]},
+    "saliency": {"resamples": 50, "gallery": 2},
+}
 VOID = {"meta", "img", "br", "source", "link", "input", "hr"}
 
 
@@ -65,15 +70,38 @@ def written(tmp_path_factory):
     overlays = out / "exam"
     overlays.mkdir()
     (overlays / "a.png").write_bytes(cv2.imencode(".png", np.zeros((2000, 1500), np.uint8))[1].tobytes())
-    view = {"laterality": "L", "view": "CC", "file": "a.dcm", "notes": ["view unknown"], "scores": {"mass": 0.25},
-            "overlays": {"mass": "a.png"}}
+    view = {
+        "laterality": "L",
+        "view": "CC",
+        "file": "a.dcm",
+        "notes": ["view unknown"],
+        "scores": {"mass": 0.25},
+        "overlays": {"mass": "a.png"},
+    }
     scores = {"mass": {"mean": 0.25, "max": 0.25}}
-    found = {"prompts": {"mass": {}}, "exams": [{"exam": "exam <7>", "views": [view], "scores": scores, "breasts": [
-        {"laterality": "L", "views": ["CC"], "scores": scores}], "missing": ["R CC", "R MLO"],
-        "left_out": [{"file": "b.dcm", "reason": "for_processing"}]}]}
-    path = report.write(out, results, model=FakeModel(), datasets=datasets, history=HISTORY, title="A <run> & more",
-                        command="python -m mammoclip_jax.evaluate --workdir='runs/x y'",
-                        predictions=[(found, overlays)])
+    found = {
+        "prompts": {"mass": {}},
+        "exams": [
+            {
+                "exam": "exam <7>",
+                "views": [view],
+                "scores": scores,
+                "breasts": [{"laterality": "L", "views": ["CC"], "scores": scores}],
+                "missing": ["R CC", "R MLO"],
+                "left_out": [{"file": "b.dcm", "reason": "for_processing"}],
+            }
+        ],
+    }
+    path = report.write(
+        out,
+        results,
+        model=FakeModel(),
+        datasets=datasets,
+        history=HISTORY,
+        title="A <run> & more",
+        command="python -m mammoclip_jax.evaluate --workdir='runs/x y'",
+        predictions=[(found, overlays)],
+    )
     return path, results
 
 
@@ -85,10 +113,21 @@ def test_every_section_is_there_and_reachable(written):
     files = [link for link in page.links if not link.startswith("#")]
     assert {"results/metrics.csv", "results/metrics.tex", "results/phantom/zero_shot/predictions.csv"} <= set(files)
     assert all((written[0].parent / file).is_file() for file in files)
-    for words in ("A <run> & more", "Without R CC, R MLO.", "Left out: for_processing.",
-                  "phantom : computer phantoms", "films : real mammograms", "Zero-shot AUROC, mass",
-                  "Training loss", "Pointing game hits", "exam <7>", "numpy", "step 7",
-                  "python -m mammoclip_jax.evaluate --workdir='runs/x y'", "Not a medical device"):
+    for words in (
+        "A <run> & more",
+        "Without R CC, R MLO.",
+        "Left out: for_processing.",
+        "phantom : computer phantoms",
+        "films : real mammograms",
+        "Zero-shot AUROC, mass",
+        "Training loss",
+        "Pointing game hits",
+        "exam <7>",
+        "numpy",
+        "step 7",
+        "python -m mammoclip_jax.evaluate --workdir='runs/x y'",
+        "Not a medical device",
+    ):
         assert words in page.text, words
 
 
@@ -138,38 +177,72 @@ def test_curves_leave_out_what_has_no_value():
 
 def test_rows_of_a_table_group_metrics_with_their_baselines():
     entry = statistics.entry
-    found = Result("d/retrieval", "", {
-        "a/recall@1": entry(0.5, 0.4, 0.6, n=9), "a/chance@1": entry(0.1, n=9), "a/commonest@1": entry(0.2, n=9),
-        "b/recall@1": entry(None, n=0, reason="nothing")})
+    found = Result(
+        "d/retrieval",
+        "",
+        {
+            "a/recall@1": entry(0.5, 0.4, 0.6, n=9),
+            "a/chance@1": entry(0.1, n=9),
+            "a/commonest@1": entry(0.2, n=9),
+            "b/recall@1": entry(None, n=0, reason="nothing"),
+        },
+    )
     table = display.pivot(found)
     assert table["columns"] == ["R@1"]
     first, second = table["rows"]
-    assert first["cells"] == [{"value": "50.0\u00a0%", "interval": "40.0 to 60.0\u00a0%", "reason": "",
-                               "baselines": ["chance 10.0\u00a0%", "commonest texts 20.0\u00a0%"]}]
+    assert first["cells"] == [
+        {
+            "value": "50.0\u00a0%",
+            "interval": "40.0 to 60.0\u00a0%",
+            "reason": "",
+            "baselines": ["chance 10.0\u00a0%", "commonest texts 20.0\u00a0%"],
+        }
+    ]
     assert second == {"name": "b", "cells": [], "reason": "nothing"}
 
 
 def test_headlines_leave_out_what_has_few_cases_or_no_value():
     entry = statistics.entry
-    found = display.headlines([
-        Result("big/zero_shot", "", {"mass/auroc": entry(0.8, 0.7, 0.9, n=50), "cancer/auroc": entry(None, n=50)}),
-        Result("small/zero_shot", "", {"mass/auroc": entry(1.0, n=4)}),
-        Result("big/saliency", "", {"mass/pointing_game": entry(0.6, n=30), "mass/centre_guess": entry(0.1, n=30)})])
+    found = display.headlines(
+        [
+            Result("big/zero_shot", "", {"mass/auroc": entry(0.8, 0.7, 0.9, n=50), "cancer/auroc": entry(None, n=50)}),
+            Result("small/zero_shot", "", {"mass/auroc": entry(1.0, n=4)}),
+            Result("big/saliency", "", {"mass/pointing_game": entry(0.6, n=30), "mass/centre_guess": entry(0.1, n=30)}),
+        ]
+    )
     assert [(h.title, h.source, h.baseline) for h in found] == [
-        ("Zero-shot AUROC, mass", "big", 0.5), ("Map points at the mass", "big", 0.1)]
+        ("Zero-shot AUROC, mass", "big", 0.5),
+        ("Map points at the mass", "big", 0.1),
+    ]
 
 
 def test_the_terminal_table_names_values_and_reasons():
-    found = [Result("d/zero_shot", "", {"mass/auroc": statistics.entry(0.8, 0.7, 0.9, n=50),
-                                        "cancer/auroc": statistics.entry(None, n=0, reason="no image has this label")})]
+    found = [
+        Result(
+            "d/zero_shot",
+            "",
+            {
+                "mass/auroc": statistics.entry(0.8, 0.7, 0.9, n=50),
+                "cancer/auroc": statistics.entry(None, n=0, reason="no image has this label"),
+            },
+        )
+    ]
     text = display.text_table(found)
     assert re.search(r"d/zero_shot/mass/auroc +0\.800 +0\.700 to 0\.900 +50", text)
     assert "not measured: d/zero_shot/cancer: no image has this label" in text
 
 
 def test_json_is_strict_and_scalars_leave_out_what_has_no_value(tmp_path):
-    results = [Result("d/e", "p", {"a/x": statistics.entry(np.float32(0.5), np.nan, np.inf, n=np.int64(3)),
-                                   "a/y": statistics.entry(None, n=0, reason="r")})]
+    results = [
+        Result(
+            "d/e",
+            "p",
+            {
+                "a/x": statistics.entry(np.float32(0.5), np.nan, np.inf, n=np.int64(3)),
+                "a/y": statistics.entry(None, n=0, reason="r"),
+            },
+        )
+    ]
     result.write_json(tmp_path / "deep" / "r.json", result.to_json(results))
     read = json.loads((tmp_path / "deep" / "r.json").read_text())
     assert read["metrics"]["d/e/a/x"] == {"value": 0.5, "low": None, "high": None, "n": 3}

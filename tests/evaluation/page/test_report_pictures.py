@@ -26,8 +26,9 @@ class Film(FakeDataset):
         super().__init__(patients)
         number = self.index["patient"].str[1:].astype(int)
         labels = [json.loads(text) | {"density": CLASSES[n % 3]} for text, n in zip(self.index["labels"], number)]
-        self.index = self.index.assign(labels=[json.dumps(found) for found in labels],
-                                       vendor=np.where(number % 2, "Hologic", "Siemens"))
+        self.index = self.index.assign(
+            labels=[json.dumps(found) for found in labels], vendor=np.where(number % 2, "Hologic", "Siemens")
+        )
 
 
 def classified(dataset):
@@ -37,9 +38,12 @@ def classified(dataset):
     density = np.array([json.loads(text)["density"] for text in rows["labels"]])
     p = rng.dirichlet(np.ones(3), len(rows)) + (density[:, None] == np.array(CLASSES))
     p /= p.sum(1, keepdims=True)
-    tables = {"predictions": rows[list(IDENTITY)].assign(label="mass", truth=mass, score=score),
-              "predictions_density": rows[list(IDENTITY)].assign(label="density", truth=density).assign(
-                  **{f"p_{name}": p[:, k] for k, name in enumerate(CLASSES)})}
+    tables = {
+        "predictions": rows[list(IDENTITY)].assign(label="mass", truth=mass, score=score),
+        "predictions_density": rows[list(IDENTITY)]
+        .assign(label="density", truth=density)
+        .assign(**{f"p_{name}": p[:, k] for k, name in enumerate(CLASSES)}),
+    }
     metrics = {f"mass/{name}": entry for name, entry in binary(rows, mass, score, **QUICK).items()}
     metrics |= {f"density/{name}": entry for name, entry in multiclass(rows, density, p, CLASSES, **QUICK).items()}
     return Result("phantom/classification", "Split test.", metrics, tables)
@@ -47,26 +51,57 @@ def classified(dataset):
 
 def detected(dataset):
     picture = png(np.full((64, 48), 90, np.uint8))
-    shown = [dict(figure=f"mass_{i:03d}", label="mass", image=f"i{i}", patient="p", laterality="L", view="CC",
-                  real=False, boxes=i % 2, found=2) for i in range(6)]
-    metrics = {"mass/ap@0.5": statistics.entry(0.4, 0.3, 0.5, n=30),
-               "mass@0.5/lesion/mean_sensitivity": statistics.entry(0.6, 0.5, 0.7, n=30)}
-    return Result("phantom/detection", "Split test.", metrics, {"pictures": pd.DataFrame(shown)},
-                  {f"mass_{i:03d}": picture for i in range(6)} | {"froc_mass": picture})
+    shown = [
+        dict(
+            figure=f"mass_{i:03d}",
+            label="mass",
+            image=f"i{i}",
+            patient="p",
+            laterality="L",
+            view="CC",
+            real=False,
+            boxes=i % 2,
+            found=2,
+        )
+        for i in range(6)
+    ]
+    metrics = {
+        "mass/ap@0.5": statistics.entry(0.4, 0.3, 0.5, n=30),
+        "mass@0.5/lesion/mean_sensitivity": statistics.entry(0.6, 0.5, 0.7, n=30),
+    }
+    return Result(
+        "phantom/detection",
+        "Split test.",
+        metrics,
+        {"pictures": pd.DataFrame(shown)},
+        {f"mass_{i:03d}": picture for i in range(6)} | {"froc_mass": picture},
+    )
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     dataset = Film()
     out = tmp_path_factory.mktemp("pictures")
-    return report.write(out, [classified(dataset), detected(dataset)], model=FakeModel(),
-                        datasets={"phantom": dataset}, resamples=30)
+    return report.write(
+        out, [classified(dataset), detected(dataset)], model=FakeModel(), datasets={"phantom": dataset}, resamples=30
+    )
 
 
 def test_predictions_and_detections_are_drawn(written):
     page = Page(written.read_text())
-    for words in ("Plots: mass", "ROC", "Precision and recall", "Reliability", "Confusion at 0.5", "Subgroups",
-                  "Plots: density", "FROC mass", "1 true box, 2 found", "0 true boxes, 2 found", "2 more"):
+    for words in (
+        "Plots: mass",
+        "ROC",
+        "Precision and recall",
+        "Reliability",
+        "Confusion at 0.5",
+        "Subgroups",
+        "Plots: density",
+        "FROC mass",
+        "1 true box, 2 found",
+        "0 true boxes, 2 found",
+        "2 more",
+    ):
         assert words in page.text, words
     assert all(source.startswith("data:image/") for source in page.sources)
     assert len(page.sources) == 2 * (5 + 5) + 1 + 6

@@ -43,17 +43,27 @@ def test_values_and_resamples_are_scikit_learns(name, classes):
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=15))
 def test_any_decisions_have_scikit_learns_value_or_a_reason(items):
     truth, said = (np.array(column) for column in zip(*items))
-    found = statistics.estimate({name: metric for name, (metric, _) in THEIRS.items()}, truth,
-                                confusion.one_hot(said, 3), np.arange(len(truth)), resamples=15)
+    found = statistics.estimate(
+        {name: metric for name, (metric, _) in THEIRS.items()},
+        truth,
+        confusion.one_hot(said, 3),
+        np.arange(len(truth)),
+        resamples=15,
+    )
     there = np.unique(truth)
     expected = {"accuracy": sk.accuracy_score(truth, said)}
-    if len(there) > 1:      # averages are over the classes that occur
+    if len(there) > 1:  # averages are over the classes that occur
         averaged = {"labels": there, "average": "macro", "zero_division": 0}
-        expected |= {"balanced_accuracy": sk.recall_score(truth, said, **averaged),
-                     "macro_f1": sk.f1_score(truth, said, **averaged)}
+        expected |= {
+            "balanced_accuracy": sk.recall_score(truth, said, **averaged),
+            "macro_f1": sk.f1_score(truth, said, **averaged),
+        }
     if len({*truth, *said}) > 1:
-        expected |= {name: sk.cohen_kappa_score(truth, said, labels=[0, 1, 2], weights=name.partition("_")[2] or None)
-                     for name in THEIRS if name.startswith("kappa")}
+        expected |= {
+            name: sk.cohen_kappa_score(truth, said, labels=[0, 1, 2], weights=name.partition("_")[2] or None)
+            for name in THEIRS
+            if name.startswith("kappa")
+        }
     for name in THEIRS:
         if name in expected:
             assert found[name]["value"] == pytest.approx(expected[name]), name
@@ -72,8 +82,9 @@ def test_public_functions_take_classes():
     assert statistics.macro_f1(truth, said, patients, classes=4)["value"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("function", [statistics.accuracy, statistics.balanced_accuracy, statistics.macro_f1,
-                                      statistics.cohen_kappa])
+@pytest.mark.parametrize(
+    "function", [statistics.accuracy, statistics.balanced_accuracy, statistics.macro_f1, statistics.cohen_kappa]
+)
 def test_nothing_says_so(function):
     assert function([], [], [])["reason"] == "nothing to score"
 

@@ -35,19 +35,25 @@ def test_intervals_cover_at_the_nominal_rate(patients, images, prevalence, separ
     draws, tolerance = (1000, 0.02) if thorough else (300, 0.038)
     rng = np.random.default_rng(1)
     cut, spread = separation / 2, np.sqrt(2)
-    below = NormalDist(0, spread).cdf(cut)          # specificity at the cut, and by symmetry sensitivity
+    below = NormalDist(0, spread).cdf(cut)  # specificity at the cut, and by symmetry sensitivity
     # exp(score / 2) is a skewed value: the mean of a log-normal with variance 2 / 4.
     skewed = np.exp(0.25) * (1 - prevalence + prevalence * np.exp(separation / 2))
-    truths = {"auroc": NormalDist().cdf(separation / 2), "balanced_accuracy": below,
-              "rate": prevalence * below + (1 - prevalence) * (1 - below), "mean": skewed}
+    truths = {
+        "auroc": NormalDist().cdf(separation / 2),
+        "balanced_accuracy": below,
+        "rate": prevalence * below + (1 - prevalence) * (1 - below),
+        "mean": skewed,
+    }
     hits = dict.fromkeys(truths, 0)
     for draw in range(draws):
         label, score, who = simulated(rng, patients, images, prevalence, separation)
         options = {"resamples": 300, "seed": draw}
-        found = {"auroc": statistics.auroc(label, score, who, **options),
-                 "balanced_accuracy": statistics.balanced_accuracy(label, score >= cut, who, **options),
-                 "rate": statistics.mean(score >= cut, who, **options),
-                 "mean": statistics.mean(np.exp(score / 2), who, **options)}
+        found = {
+            "auroc": statistics.auroc(label, score, who, **options),
+            "balanced_accuracy": statistics.balanced_accuracy(label, score >= cut, who, **options),
+            "rate": statistics.mean(score >= cut, who, **options),
+            "mean": statistics.mean(np.exp(score / 2), who, **options),
+        }
         for name, truth in truths.items():
             hits[name] += covered(found[name], truth)
     assert {name: hit / draws for name, hit in hits.items() if abs(hit / draws - 0.95) > tolerance} == {}
@@ -61,8 +67,12 @@ def test_intervals_of_other_metrics_cover_too(thorough):
     """
     draws, tolerance = (400, 0.03) if thorough else (200, 0.046)
     shape = (100, 2, 0.3, 1.5)
-    metrics = {"auprc": discrimination.AVERAGE_PRECISION, "best_f1": discrimination.BEST_F1,
-               "sensitivity": discrimination.at_specificity(0.9), "specificity": discrimination.at_sensitivity(0.8)}
+    metrics = {
+        "auprc": discrimination.AVERAGE_PRECISION,
+        "best_f1": discrimination.BEST_F1,
+        "sensitivity": discrimination.at_specificity(0.9),
+        "specificity": discrimination.at_sensitivity(0.8),
+    }
     decisions = {"macro_f1": confusion.MACRO_F1, "kappa": confusion.KAPPA["unweighted"]}
     rng = np.random.default_rng(2)
     label, score, _ = simulated(rng, 500_000, *shape[1:])
@@ -119,9 +129,13 @@ def test_the_permutation_test_is_uniform_where_the_models_can_be_exchanged(metri
         assert abs(np.mean(np.array(p) <= level + 1e-9) - level) < 3 * np.sqrt(level * (1 - level) / 250)
 
 
-FEW = [(1, 1), (1, 60), (2, 60), (3, 60), (6, 60), (60, 2), (4, 4)]      # patients with the label, and without
-RATES = {"sensitivity": confusion.SENSITIVITY, "specificity": confusion.SPECIFICITY, "accuracy": confusion.ACCURACY,
-         "balanced_accuracy": confusion.BALANCED_ACCURACY}
+FEW = [(1, 1), (1, 60), (2, 60), (3, 60), (6, 60), (60, 2), (4, 4)]  # patients with the label, and without
+RATES = {
+    "sensitivity": confusion.SENSITIVITY,
+    "specificity": confusion.SPECIFICITY,
+    "accuracy": confusion.ACCURACY,
+    "balanced_accuracy": confusion.BALANCED_ACCURACY,
+}
 
 
 def of_few(rng, positives, negatives, images, separation):
@@ -152,8 +166,13 @@ def test_intervals_of_few_patients_cover_too(positives, negatives, images, separ
         for name, truth in truths.items():
             hits[name] += covered(found[name], truth)
     assert {name: hit / draws for name, hit in hits.items() if hit / draws < least} == {}
-    for metric in (discrimination.AVERAGE_PRECISION, discrimination.BEST_F1, probability.BRIER,
-                   probability.PROBABILISTIC_F1, confusion.KAPPA["unweighted"]):
+    for metric in (
+        discrimination.AVERAGE_PRECISION,
+        discrimination.BEST_F1,
+        probability.BRIER,
+        probability.PROBABILISTIC_F1,
+        confusion.KAPPA["unweighted"],
+    ):
         scored = (label, confusion.at_threshold(score, 1) if metric is confusion.KAPPA["unweighted"] else expit(score))
         entry = statistics.estimate({"": metric}, *scored, who, resamples=20)[""]
         assert entry["low"] is None and "patient" in entry["reason"] and "10 are needed" in entry["reason"]
@@ -187,8 +206,7 @@ def test_the_bootstrap_holds_from_ten_patients_on(positives, thorough):
     for draw in range(draws):
         label, shared, who = of_few(rng, positives, 100 - positives, 1, 1.5)
         a, b = (shared + rng.normal(size=100) for _ in range(2))
-        hits += covered(statistics.auroc(label, a, who, resamples=300, seed=draw),
-                        NormalDist().cdf(1.5 / np.sqrt(6)))
+        hits += covered(statistics.auroc(label, a, who, resamples=300, seed=draw), NormalDist().cdf(1.5 / np.sqrt(6)))
         entry = paired.difference(discrimination.AUROC, label, a, b, who, resamples=300, seed=draw)
         differ += not covered(entry, 0)
         delong += paired.delong(label, a, b, who).p < 0.05
@@ -204,11 +222,13 @@ def test_no_interval_has_no_width():
     assert tied["value"] == 0.5 and tied["low"] < 0.3 and tied["high"] > 0.7 and "all resamples agree" in tied["reason"]
     rng = np.random.default_rng(0)
     score = rng.normal(size=40)
-    for found in (statistics.average_precision(label, np.zeros(1).repeat(40), who, resamples=50),
-                  paired.difference(discrimination.AUROC, label, score, score, who, resamples=50),
-                  statistics.mean(np.full(40, 0.3), who, resamples=50),
-                  statistics.median(np.full(40, 3.0), who, resamples=50),
-                  statistics.ratio(np.eye(40)[0], np.eye(40)[0], who, resamples=50),
-                  statistics.ratio(rng.random(40), np.eye(40)[0], who, resamples=50)):
+    for found in (
+        statistics.average_precision(label, np.zeros(1).repeat(40), who, resamples=50),
+        paired.difference(discrimination.AUROC, label, score, score, who, resamples=50),
+        statistics.mean(np.full(40, 0.3), who, resamples=50),
+        statistics.median(np.full(40, 3.0), who, resamples=50),
+        statistics.ratio(np.eye(40)[0], np.eye(40)[0], who, resamples=50),
+        statistics.ratio(rng.random(40), np.eye(40)[0], who, resamples=50),
+    ):
         assert found["low"] is None or found["low"] < found["high"]
         assert found["low"] is not None or "no interval" in found["reason"]

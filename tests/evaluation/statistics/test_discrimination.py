@@ -80,8 +80,10 @@ def test_any_scores(name, items):
 def test_the_interval_is_that_of_the_resampled_arrays():
     labels, scores, patients = made(5, 1000, n=60)
     found = statistics.auroc(labels, scores, patients, resamples=60, seed=3)
-    arrays = [np.repeat(np.arange(60), w.astype(int)) for w in
-              np.concatenate(list(statistics.patient_weights(patients, 60, 3)))]
+    arrays = [
+        np.repeat(np.arange(60), w.astype(int))
+        for w in np.concatenate(list(statistics.patient_weights(patients, 60, 3)))
+    ]
     drawn = np.array([roc_auc_score(labels[r], scores[r]) for r in arrays if len(set(labels[r])) == 2])
     left_out = np.array([roc_auc_score(labels[patients != p], scores[patients != p]) for p in np.unique(patients)])
     low, high = bootstrap.levels(found["value"], drawn, left_out)

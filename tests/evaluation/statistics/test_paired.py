@@ -48,9 +48,11 @@ def naive_clustered(truth, scores, patients):
                 s10, s01 = s10 + x[0] * x[1], s01 + y[0] * y[1]
                 s11, s11_other = s11 + x[0] * y[1], s11_other + x[1] * y[0]
             count = len(names)
-            out[r, s] = (s10 * with_positive / ((with_positive - 1) * m) / m
-                         + s01 * with_negative / ((with_negative - 1) * n) / n
-                         + (s11 + s11_other) * count / (count - 1) / (m * n))
+            out[r, s] = (
+                s10 * with_positive / ((with_positive - 1) * m) / m
+                + s01 * with_negative / ((with_negative - 1) * n) / n
+                + (s11 + s11_other) * count / (count - 1) / (m * n)
+            )
     return out
 
 
@@ -99,8 +101,11 @@ def test_copies_of_an_image_add_no_certainty():
     assert paired.delong(*(np.repeat(x, 3) for x in (truth, a, b))).error < 0.7 * once.error
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 3), st.integers(0, 5)), min_size=2,
-                max_size=25))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 3), st.integers(0, 5)), min_size=2, max_size=25
+    )
+)
 def test_any_scores_give_a_p_or_say_that_there_is_none(items):
     truth, a, b, patients = (np.array(column) for column in zip(*items))
     if truth.min() == truth.max():
@@ -140,8 +145,10 @@ def test_an_enumerated_permutation_test():
 def test_the_interval_of_a_difference_uses_the_same_resamples():
     truth, a, b, patients = made(3, patients=30)
     found = paired.difference(discrimination.AUROC, truth, a, b, patients, resamples=100, seed=2)
-    arrays = [np.repeat(np.arange(45), w.astype(int)) for w in
-              np.concatenate(list(statistics.patient_weights(patients, 100, 2)))]
+    arrays = [
+        np.repeat(np.arange(45), w.astype(int))
+        for w in np.concatenate(list(statistics.patient_weights(patients, 100, 2)))
+    ]
     arrays = [r for r in arrays if len(set(truth[r])) == 2]
     drawn = np.array([roc_auc_score(truth[r], a[r]) - roc_auc_score(truth[r], b[r]) for r in arrays])
     left = [patients != p for p in np.unique(patients)]
@@ -162,6 +169,6 @@ def test_a_difference_without_value_says_why():
 
 def test_benjamini_and_hochbergs_step_up():
     p = np.array([0.01, np.nan, 0.04, 0.03, 0.5])
-    order = [0.01 * 4 / 1, 0.04 * 4 / 3, 0.04 * 4 / 3, 0.5]       # of 0.01, 0.03, 0.04, 0.5; never falling
+    order = [0.01 * 4 / 1, 0.04 * 4 / 3, 0.04 * 4 / 3, 0.5]  # of 0.01, 0.03, 0.04, 0.5; never falling
     np.testing.assert_allclose(paired.benjamini_hochberg(p), [order[0], np.nan, order[2], order[1], order[3]])
     assert np.isnan(paired.benjamini_hochberg([np.nan])).all()

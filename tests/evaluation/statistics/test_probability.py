@@ -78,8 +78,9 @@ def test_classes_are_judged_by_their_greatest_probability():
     rng = np.random.default_rng(0)
     truth, p = rng.integers(0, 3, 50), rng.dirichlet(np.ones(3), 50)
     hit = (p.argmax(1) == truth).astype(float)
-    assert statistics.calibration_error(truth, p, range(50), bins=10)["value"] == \
-        pytest.approx(loops_ece(hit, p.max(1), 10), abs=1e-6)
+    assert statistics.calibration_error(truth, p, range(50), bins=10)["value"] == pytest.approx(
+        loops_ece(hit, p.max(1), 10), abs=1e-6
+    )
     assert statistics.brier(truth, p, range(50))["value"] == pytest.approx(((p - np.eye(3)[truth]) ** 2).sum(1).mean())
 
 
@@ -91,8 +92,7 @@ def test_bins_of_equal_mass():
     labels = (np.random.default_rng(1).random(300) < p).astype(int)
     found = statistics.calibration_error(labels, p, range(300), bins=10, equal_mass=True)
     number = probability.in_bins(p, edges)
-    assert found["value"] == pytest.approx(
-        sum(abs((p - labels)[number == b].sum()) for b in range(10)) / 300, abs=1e-6)
+    assert found["value"] == pytest.approx(sum(abs((p - labels)[number == b].sum()) for b in range(10)) / 300, abs=1e-6)
 
 
 def test_what_cannot_be_scored_says_why():

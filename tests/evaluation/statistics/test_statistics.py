@@ -26,13 +26,15 @@ def test_the_jackknife_leaves_each_patient_out_once(count):
     weights = np.concatenate(list(bootstrap.left_out_weights(patients)))
     assert weights.shape == (min(count, 200), 2 * count)
     assert (weights[:, ::2] == weights[:, 1::2]).all() and ((weights == 0).sum(0) == 1).all()
-    assert np.ptp((weights == 0).sum(1)) <= 2       # groups of nearly one size
+    assert np.ptp((weights == 0).sum(1)) <= 2  # groups of nearly one size
 
 
 def test_the_block_size_does_not_change_the_draws(monkeypatch):
     patients = np.arange(7) // 2
-    whole = [np.concatenate(list(blocks)) for blocks in
-             (bootstrap.patient_weights(patients, 31, 5), bootstrap.left_out_weights(patients))]
+    whole = [
+        np.concatenate(list(blocks))
+        for blocks in (bootstrap.patient_weights(patients, 31, 5), bootstrap.left_out_weights(patients))
+    ]
     monkeypatch.setattr(bootstrap, "_CHUNK", 20)
     assert np.array_equal(whole[0], np.concatenate(list(bootstrap.patient_weights(patients, 31, 5))))
     assert np.array_equal(whole[1], np.concatenate(list(bootstrap.left_out_weights(patients))))
@@ -58,10 +60,10 @@ def test_the_interval_of_few_patients_is_as_wide_as_students():
 def test_ten_patients_that_matter_among_a_thousand_count_as_about_ten():
     influence = np.zeros(1000)
     influence[:10] = np.random.default_rng(0).normal(size=10)
-    found = bootstrap._degrees_of_freedom(influence, (influence ** 2).sum())
+    found = bootstrap._degrees_of_freedom(influence, (influence**2).sum())
     assert 4 < found < 20
     even = np.random.default_rng(0).normal(size=1000)
-    assert bootstrap._degrees_of_freedom(even, (even ** 2).sum()) > 500
+    assert bootstrap._degrees_of_freedom(even, (even**2).sum()) > 500
 
 
 def test_a_patient_with_more_images_counts_more_and_stays_whole():
@@ -108,8 +110,12 @@ def test_mean_median_and_ratio_agree_with_explicit_resamples():
 
 
 def test_nothing_gives_a_reason_and_without_resamples_there_is_no_interval():
-    for found in (statistics.mean([], []), statistics.median([], []), statistics.ratio([], [], []),
-                  statistics.ratio([1.0], [0.0], [0])):
+    for found in (
+        statistics.mean([], []),
+        statistics.median([], []),
+        statistics.ratio([], [], []),
+        statistics.ratio([1.0], [0.0], [0]),
+    ):
         assert found["value"] is None and found["low"] is None and found["reason"]
     found = statistics.mean([1.0, 2.0], [0, 1], resamples=0)
     assert found == {"value": 1.5, "low": None, "high": None, "n": 2}
@@ -148,8 +154,13 @@ def test_any_values_give_an_entry_whose_bounds_are_in_order(items):
 def test_the_metrics_of_one_call_are_those_of_single_calls():
     rng = np.random.default_rng(0)
     truth, score, patients = rng.integers(0, 2, 50), rng.random(50), np.arange(50) // 2
-    together = statistics.estimate({"a": discrimination.AUROC, "b": discrimination.AVERAGE_PRECISION,
-                                    "c": probability.BRIER}, truth, score, patients, resamples=80)
+    together = statistics.estimate(
+        {"a": discrimination.AUROC, "b": discrimination.AVERAGE_PRECISION, "c": probability.BRIER},
+        truth,
+        score,
+        patients,
+        resamples=80,
+    )
     assert list(together) == ["a", "b", "c"]
     assert together["a"] == statistics.auroc(truth, score, patients, resamples=80)
     assert together["b"] == statistics.average_precision(truth, score, patients, resamples=80)
