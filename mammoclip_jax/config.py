@@ -133,8 +133,8 @@ def defaults() -> ConfigDict:
             "train": {
                 "steps": 1000,
                 "batch_size": 8,  # breasts, over all devices
-                # Parts that the images and texts of a step are encoded in, to save memory (training/gradient_caching.py). Negatives
-                # are counted over the whole batch; batch statistics are those of a part.
+                # Parts that the images and texts of a step are encoded in, to save memory (training/gradient_caching.py).
+                # Negatives are counted over the whole batch; batch statistics are those of a part.
                 "micro_batches": {"image": 1, "text": 1},
                 "lr": 5e-5,
                 "warmup_steps": 100,  # linear, from 0

@@ -23,7 +23,9 @@ _SAVE_EVERY = 300  # seconds, of vectors that are kept on disk while more are co
 
 
 def select(index: pd.DataFrame, split: str = "test", patients: int | None = None, seed: int = 0) -> np.ndarray:
-    """Positions of the rows of `index` in `split` ("all": of every split that is used); at most `patients` patients, drawn by `seed`.
+    """Positions of the rows of `index` in `split` ("all": of every split that is used).
+
+    Of at most `patients` patients, drawn by `seed`.
 
     Raises:
         UserError: the index has no such split.

@@ -16,7 +16,8 @@ EXIT_STATUS = os.EX_TEMPFAIL
 class Watchdog:
     """A context in which a step may take `seconds` at most, and an evaluation on the way `evaluation`; 0: any time.
 
-    Only they count: while the ledger says that the run compiles, saves or starts up, nothing is waited for. The stacks of all threads go to `workdir/hung_step_N.txt`, and the process ends at once with `EXIT_STATUS`:
+    Only they count: while the ledger says that the run compiles, saves or starts up, nothing is waited for. The stacks of
+    all threads go to `workdir/hung_step_N.txt`, and the process ends at once with `EXIT_STATUS`:
     whoever hangs in a collective or in a driver can neither clean up nor save.
     """
 

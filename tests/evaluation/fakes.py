@@ -1,4 +1,4 @@
-"""A data set and a model with the interfaces of `data.shards.Dataset` and `inference.dual_encoder.DualEncoder`, made of arithmetic."""
+"""A data set and a model made of arithmetic: interfaces of `shards.Dataset` and `inference.dual_encoder.DualEncoder`."""
 
 import contextlib
 import json

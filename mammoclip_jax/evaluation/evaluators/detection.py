@@ -235,8 +235,8 @@ def _protocol(split, protocol, iou, sizes, threshold, sanity) -> str:
     text = (
         f"Split {split}: {images}. Detections with a score above {threshold:g}, at most 100 of an image. ap: area "
         f"under the precision envelope at all points (VOC), IoU {thresholds}; a detection that overlaps most a box "
-        "found already is a false positive. ap_coco: 101 recall points, as pycocotools. Equal scores are one threshold. map: mean over the "
-        "labels that have a box. "
+        "found already is a false positive. ap_coco: 101 recall points, as pycocotools. Equal scores are one "
+        "threshold. map: mean over the labels that have a box. "
     )
     if protocol == "default":
         text += (
