@@ -13,9 +13,7 @@ import pandas as pd
 
 from mammoclip_jax.data.text import label_values
 from mammoclip_jax.data.text.label_values import ABSENT, FAMILIES, PRESENT
-from mammoclip_jax.data.text.templating import (
-    all_attribute_prompts as all_attribute_prompts,  # handed on
-)
+from mammoclip_jax.data.text.templating import all_attribute_prompts as all_attribute_prompts  # handed on
 from mammoclip_jax.data.text.templating import attribute_prompts as attribute_prompts
 from mammoclip_jax.data.text.templating import render as render
 

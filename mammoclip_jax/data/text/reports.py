@@ -3,9 +3,7 @@
 import re
 from collections.abc import Callable
 
-from mammoclip_jax.data.text.deidentify import (
-    deidentify as deidentify,  # a part of this module's interface
-)
+from mammoclip_jax.data.text.deidentify import deidentify as deidentify  # a part of this module's interface
 from mammoclip_jax.data.text.sections import sections as sections
 from mammoclip_jax.data.text.sections import tidy
 
