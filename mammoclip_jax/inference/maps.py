@@ -76,17 +76,6 @@ class SaliencyMixin:
         """
         return explain.stage_of(method, stage, self._module.image_encoder, self.stages)
 
-    def grad_cam(
-        self,
-        images: Shaped[np.ndarray, "N H W"],
-        towards: Sequence[str] | Float[np.ndarray, "N D"],
-        *,
-        stage: str,
-        method: str = "grad_cam",
-    ) -> Float[np.ndarray, "N H W"]:
-        """`saliency` at a stage of the image encoder, by Grad-CAM unless `method` says else."""
-        return self.saliency(images, towards, method=method, stage=stage)
-
     def deletion_curves(
         self,
         images: Shaped[np.ndarray, "N H W"],

@@ -69,16 +69,6 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def eot_token_id(config: Mapping[str, Any]) -> int | None:
-    """The end-of-text token by which transformers pools, for the pooling "eot", from the content of a `config.json`.
-
-    An `eos_token_id` of 2, as in OpenAI's published files, is a mistake that transformers knows and reads as "the
-    greatest id of the text": None.
-    """
-    token = text_config(config).get("eos_token_id", 49407)
-    return None if token == 2 else token
-
-
 class ClipText(nn.Module):
     """Token ids to token states, behind the final LayerNorm.
 

@@ -115,11 +115,11 @@ def test_stretched_images_give_boxes_on_the_canvas(variables, images):
     np.testing.assert_allclose(ours.scores[:, 0], scores.max(1), atol=1e-5)
     np.testing.assert_allclose(ours.boxes[:, 0], boxes * ([64 / 96, 96 / 64] * 2), atol=1e-2)
     with pytest.raises(UserError, match="input_size is .64, 96.*96, 64"):
-        small.grad_cam(images[:1], ["mass"], stage="stage4")
+        small.saliency(images[:1], ["mass"], stage="stage4")
 
 
 def test_maps_explain_the_highest_logit(detector, images):
-    maps = detector.grad_cam(images[:2], ["mass", "calcification"], stage="stage4")
+    maps = detector.saliency(images[:2], ["mass", "calcification"], stage="stage4")
     assert maps.shape == (2, HEIGHT, WIDTH) and maps.max() == 1 and maps.min() >= 0
 
 

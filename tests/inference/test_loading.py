@@ -110,7 +110,7 @@ def test_map_equals_its_formula_with_finite_differences(model, meta, variables, 
     expected = np.maximum((weights * features).sum(-1), 0)
     stride, centre = models.build(meta["config"]["model"], 50).image_encoder.stage_grids(HEIGHT, WIDTH)[stage]
     assert stride == 32 and features.shape[:2] == (3, 2)
-    assert_at_centres(model.grad_cam(images[:1], ["a mass"], stage=stage, method=method)[0], expected, stride, centre)
+    assert_at_centres(model.saliency(images[:1], ["a mass"], stage=stage, method=method)[0], expected, stride, centre)
 
 
 def assert_at_centres(found, expected, stride, centre):
@@ -126,9 +126,9 @@ def assert_at_centres(found, expected, stride, centre):
 
 def test_wrong_names_are_explained(model, images):
     with pytest.raises(UserError, match="no stage 'stage77'. Did you mean 'stage7'"):
-        model.grad_cam(images, ["a mass"] * 11, stage="stage77")
+        model.saliency(images, ["a mass"] * 11, stage="stage77")
     with pytest.raises(UserError, match="no method 'gradcam'"):
-        model.grad_cam(images, ["a mass"] * 11, stage="head", method="gradcam")
+        model.saliency(images, ["a mass"] * 11, stage="head", method="gradcam")
     with pytest.raises(UserError, match="is empty"):
         model.embed_text([])
 
@@ -193,14 +193,14 @@ def test_classes_that_exclude_each_other_sum_to_one(tmp_path, monkeypatch, small
 
 
 def test_a_label_or_its_weights_give_the_same_map(classifier, small):
-    maps = classifier.grad_cam(small, ["mass", "calcification", "mass"], stage="stage5")
+    maps = classifier.saliency(small, ["mass", "calcification", "mass"], stage="stage5")
     assert maps.shape == small.shape and maps.max() == 1 and maps.min() >= 0
-    np.testing.assert_array_equal(maps, classifier.grad_cam(small, np.eye(2)[[0, 1, 0]], stage="stage5"))
-    other = classifier.grad_cam(small, ["calcification"] * 3, stage="stage5")
+    np.testing.assert_array_equal(maps, classifier.saliency(small, np.eye(2)[[0, 1, 0]], stage="stage5"))
+    other = classifier.saliency(small, ["calcification"] * 3, stage="stage5")
     np.testing.assert_array_equal(other[1], maps[1])
     assert abs(other[0] - maps[0]).max() > 1e-2
     with pytest.raises(UserError, match="no label 'masss'. Did you mean 'mass'.*calcification, mass"):
-        classifier.grad_cam(small, ["masss"] * 3, stage="stage5")
+        classifier.saliency(small, ["masss"] * 3, stage="stage5")
 
 
 def test_the_map_of_a_label_is_its_weights_on_the_last_stage(classifier, small):
@@ -209,7 +209,7 @@ def test_the_map_of_a_label_is_its_weights_on_the_last_stage(classifier, small):
     module = models.classifier(classifier.config.model)
     maps = np.asarray(jax.jit(module.apply)(classifier._variables, pixels)[1]["head"], np.float64)
     grid = module.image_encoder.stage_grids(published.HEIGHT, published.WIDTH)["head"]
-    found = classifier.grad_cam(small, ["mass", "calcification", "mass"], stage="head")
+    found = classifier.saliency(small, ["mass", "calcification", "mass"], stage="head")
     for i, label in enumerate((0, 1, 0)):
         assert_at_centres(found[i], np.maximum(maps[i] @ head_of()[0][label], 0), *grid)
 

@@ -5,7 +5,7 @@ import pytest
 from text_contract import FORMS, compare, states
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.clip_text import ClipTextConfig, eot_token_id
+from mammoclip_jax.models.clip_text import ClipTextConfig
 
 SMALL = FORMS["clip_text"]
 
@@ -14,9 +14,7 @@ SMALL = FORMS["clip_text"]
 @pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu"])
 def test_of_older_configs_the_highest_id_ends_a_text(hidden_act):
     """They say 2, which stands in no text's end."""
-    eot = eot_token_id({"model_type": "clip_text_model", "eos_token_id": 2})
-    assert eot is None
-    compare(SMALL, SMALL.torch_reference(eos_token_id=2, hidden_act=hidden_act), eot=eot, hidden_act=hidden_act)
+    compare(SMALL, SMALL.torch_reference(eos_token_id=2, hidden_act=hidden_act), eot=None, hidden_act=hidden_act)
 
 
 @pytest.mark.parametrize("key", SMALL.texts)
@@ -24,12 +22,6 @@ def test_later_tokens_never_change_a_token(key):
     model, params, (ids, mask) = SMALL.model(), SMALL.params(), SMALL.texts[key]
     start = states(model, params, ids[:, :2], mask[:, :2])
     np.testing.assert_allclose(start, states(model, params, ids, mask)[:, :2], atol=1e-6)
-
-
-def test_end_of_text_token_of_a_config():
-    assert eot_token_id({"model_type": "clip", "text_config": {"eos_token_id": 2}}) is None
-    assert eot_token_id({"model_type": "clip_text_model", "eos_token_id": 49407}) == 49407
-    assert eot_token_id({"model_type": "clip", "text_config": {}}) == 49407
 
 
 def test_config_from_hugging_face():

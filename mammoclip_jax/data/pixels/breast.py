@@ -320,16 +320,8 @@ def _edge(side: int) -> int:
     return max(1, int(0.03 * side))
 
 
-def robust_crop(image: np.ndarray, margin: float = 0.015) -> Crop:
-    """The box of the breast in an image [h, w] (see `find`), widened by `margin` of the image's longer side.
-
-    Film edges, borders and burned-in markers do not widen it. An image without a breast, or all breast, is kept whole.
-    """
-    return crop_of(find(image), image.shape, margin)
-
-
 def crop_of(seen: Found, shape: tuple[int, int], margin: float = 0.015) -> Crop:
-    """The crop of an image of `shape` around what was found in it.
+    """The crop of an image of `shape` around what was found in it, widened by `margin` of the image's longer side.
 
     A side within the reach of a film edge goes on to the image's border: what was taken for an edge may be breast.
     """
@@ -344,11 +336,6 @@ def crop_of(seen: Found, shape: tuple[int, int], margin: float = 0.015) -> Crop:
         sides.append((start, end))
     (y0, y1), (x0, x1) = sides
     return (y0, x0, y1, x1)
-
-
-def chest_wall_side(image: np.ndarray) -> str:
-    """One of "left" or "right": the side of the image [h, w] where the breast meets the chest wall, "" when unsure."""
-    return side_of(find(image).mask)
 
 
 def side_of(mask: np.ndarray) -> str:

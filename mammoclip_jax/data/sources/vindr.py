@@ -29,7 +29,7 @@ import pandas as pd
 
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import fields
-from mammoclip_jax.data.pixels.published import published_vindr_box_original
+from mammoclip_jax.data.pixels.published import vindr_box
 from mammoclip_jax.data.sources import faults, tables
 from mammoclip_jax.data.text import captions
 from mammoclip_jax.errors import UserError
@@ -84,7 +84,7 @@ def read(root: str | Path, val: float = 0.1, boxes: str = "correct") -> SourceTa
     breasts = tables.read(locate(root, BREASTS), ("image_id", *SHARED))
     path = next((path for path in (locate(root, LINES), locate(root, FOLDS)) if path.is_file()), root / LINES)
     lines = findings(tables.read(path), path)
-    clamp = published_vindr_box_original if boxes == "published" else None
+    clamp = vindr_box if boxes == "published" else None
     rows, problems, remarks = assemble(breasts, lines, val, clamp)
     known = _metadata(locate(root, METADATA))
     for row in rows:

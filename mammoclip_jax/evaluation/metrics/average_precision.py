@@ -15,7 +15,6 @@ from mammoclip_jax.evaluation.statistics.bootstrap import bootstrap
 from mammoclip_jax.evaluation.statistics.few import too_few
 
 COCO_IOU = tuple(np.round(np.arange(0.5, 1, 0.05), 2))  # the mean over these is COCO's "AP"
-RULES = ("voc", "coco")
 MOST = 100  # detections of an image that count
 
 

@@ -35,25 +35,33 @@ def disturbed(image: np.ndarray, what: str, side: str) -> np.ndarray:
     return image
 
 
+def robust_crop(image):
+    return breast.crop_of(breast.find(image), image.shape)
+
+
+def chest_wall_side(image):
+    return breast.side_of(breast.find(image).mask)
+
+
 @pytest.mark.parametrize("what", ["nothing", "marker", "edges", "gradient"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_robust_crop_holds_the_breast_and_little_more(side, what):
     image, box = film(side)
-    crop = breast.robust_crop(disturbed(image, what, side))
+    crop = robust_crop(disturbed(image, what, side))
     for got, true, sign in zip(crop, box, (-1, -1, 1, 1)):
         assert -4 <= sign * (got - true) <= 40, (crop, box)
-    assert breast.chest_wall_side(disturbed(image, what, side)) == side
+    assert chest_wall_side(disturbed(image, what, side)) == side
 
 
 def test_robust_crop_scales_with_the_image_and_dtype():
     image, _ = film()
-    crop = breast.robust_crop(image)
-    wide = breast.robust_crop(image.astype(np.float32) / 255)
+    crop = robust_crop(image)
+    wide = robust_crop(image.astype(np.float32) / 255)
     np.testing.assert_allclose(crop, wide, atol=4)
 
 
 def test_an_empty_image_is_kept_whole():
-    assert breast.robust_crop(np.zeros((100, 80), np.uint8)) == (0, 0, 100, 80)
+    assert robust_crop(np.zeros((100, 80), np.uint8)) == (0, 0, 100, 80)
     assert breast.published_crop(np.zeros((100, 80), np.uint8)) == (0, 0, 100, 80)
 
 
@@ -93,7 +101,7 @@ def test_a_faint_nipple_in_profile_is_kept():
     nipple = (ys - 600) ** 2 + (xs - (box[3] + 18)) ** 2 < 26**2
     image[nipple & (image < 20)] = 18  # barely above the ground of 10, far below the skin's 70
     columns = np.flatnonzero(nipple.any(axis=0))
-    assert breast.robust_crop(image)[3] >= columns[-1]
+    assert robust_crop(image)[3] >= columns[-1]
 
 
 def phantom(number: int, laterality: str, view: str) -> tuple[np.ndarray, np.ndarray]:
@@ -192,7 +200,7 @@ def spoilt(grey: np.ndarray, tissue: np.ndarray, how: str) -> tuple[np.ndarray, 
 def test_no_breast_pixel_is_cut_off(how):
     for grey, tissue in PHANTOMS:
         image, breast_pixels = spoilt(grey, tissue, how)
-        y0, x0, y1, x1 = breast.robust_crop(image)
+        y0, x0, y1, x1 = robust_crop(image)
         cut = breast_pixels.copy()
         cut[y0:y1, x0:x1] = False
         # In the corner one phantom's abdomen comes in again, apart from the breast: there only it can be told from a
@@ -204,8 +212,8 @@ def test_no_breast_pixel_is_cut_off(how):
 @pytest.mark.parametrize("how", ["nothing", "noise", "offset", "fatty", "film edges", "tight", "tiny", "inverted"])
 def test_the_chest_wall_is_where_the_breast_is_high(how):
     for (grey, tissue), side in zip(PHANTOMS, ("left", "right", "left", "right"), strict=True):
-        assert breast.chest_wall_side(spoilt(grey, tissue, how)[0]) == side
+        assert chest_wall_side(spoilt(grey, tissue, how)[0]) == side
 
 
 def test_no_verdict_on_the_chest_wall_where_the_breast_fills_the_frame():
-    assert {breast.chest_wall_side(spoilt(*phantom, "magnified")[0]) for phantom in PHANTOMS} == {""}
+    assert {chest_wall_side(spoilt(*phantom, "magnified")[0]) for phantom in PHANTOMS} == {""}

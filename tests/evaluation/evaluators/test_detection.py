@@ -124,13 +124,13 @@ def test_average_precision_equals_pycocotools_and_a_loop(seed, ties):
     for order in (np.arange(len(cases))[::-1], np.random.default_rng(seed).permutation(len(cases))):
         again = [cases[i] for i in order]
         np.testing.assert_allclose(
-            [value_of(again, least, rule) for rule in ap.RULES for least in ious],
-            [value_of(cases, least, rule) for rule in ap.RULES for least in ious],
+            [value_of(again, least, rule) for rule in ("voc", "coco") for least in ious],
+            [value_of(cases, least, rule) for rule in ("voc", "coco") for least in ious],
             rtol=1e-12,
         )
 
 
-@pytest.mark.parametrize("rule", ap.RULES)
+@pytest.mark.parametrize("rule", ("voc", "coco"))
 def test_equal_scores_are_one_threshold(rule):
     """One box found and two false positives at one score: a third, wherever the images stand."""
     box, other = np.array([[0.0, 0, 10, 10]]), np.array([[20.0, 20, 30, 30]])
@@ -173,7 +173,7 @@ def test_perfect_absent_and_empty():
     assert only["map@0.5"]["value"] is None and len(only) == 10
 
 
-@pytest.mark.parametrize("rule", ap.RULES)
+@pytest.mark.parametrize("rule", ("voc", "coco"))
 def test_weights_are_copies_of_patients(rule):
     """Each resample by hand: a patient's images as often as drawn, copies beside one another."""
     cases = random_cases(5, images=20)
