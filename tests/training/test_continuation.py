@@ -2,7 +2,9 @@
 
 import json
 import operator
+import shutil
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import continuation
 from mammoclip_jax.training.checkpoint import Checkpoints
 from mammoclip_jax.types import TrainState
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def config_of(**task):
@@ -131,3 +135,23 @@ def test_other_data_are_refused(workdir, change, said):
 def test_a_folder_without_a_checkpoint_takes_any_config(tmp_path):
     assert continuation.check(config_of(), tmp_path / "new") == {} == continuation.check(config_of(fold=3), tmp_path)
     continuation.check_content(meta_of(config_of()), tmp_path)
+
+
+def test_a_run_of_an_older_program_goes_on(tmp_path):
+    """tests/golden/run_of_0.1.zip, at step 40: averages of the parameters alone, and evaluate.curve_evaluators.
+
+    Made by `Checkpoints.save` of commit c11a52c: w = 3, the batch statistics' mean = 2, the average of w = 7.
+    """
+    shutil.unpack_archive(GOLDEN / "run_of_0.1.zip", tmp_path)
+    config = changed("train", ema_decay=0.5)
+    assert not continuation.check(config, tmp_path)
+    average = {"params": {"w": jnp.zeros((4, 2))}, "batch_stats": {"mean": jnp.zeros(3)}}
+    fresh = TrainState(jnp.int32(0), average["params"], average["batch_stats"], {}, average, jax.random.key(0))
+    position = types.SimpleNamespace(set_state=lambda state: found.update(state))
+    found = {}
+    with Checkpoints(tmp_path) as checkpoints:
+        state = checkpoints.restore(fresh, position)
+    assert found == {"batches": 40} and state.step == 40
+    assert (state.params["w"] == 3).all()
+    assert (state.ema["params"]["w"] == 7).all() and (state.ema["batch_stats"]["mean"] == 2).all()
+    continuation.check_content(meta_of(config), tmp_path)
