@@ -5,6 +5,7 @@ Examples:
         --config.augment.affine_probability=0 --table=docs/compile.csv
     python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 \
         --search --remat=none --remat=expand --remat=block --micro_batches=1 --micro_batches=2
+    python -m mammoclip_jax.compile --parameters=configs/mammoclip_b5.py=1520x912       # counts; compiles nothing
 
 It needs libtpu (pip install -e .[aot]) and no TPU. A whole B5 step takes the better part of an hour on two cores;
 what was compiled once is kept in --cache. Exit status 3: it does not fit.
@@ -28,6 +29,7 @@ DOES_NOT_FIT = 3
 def define_flags() -> None:
     """The flags of the command."""
     config_flags.DEFINE_config_file("config", None, "The experiment: a Python file with get_config().")
+    flags.DEFINE_multi_string("parameters", [], "CONFIG=HEIGHTxWIDTH: count its parameters and FLOPs, compile nothing.")
     flags.DEFINE_string("topology", "v5e:4x4", "TPU topology, as v5e:16x16, v6e:4x4, v5p:2x2x2 or v4:2x2x1.")
     flags.DEFINE_float("images_per_chip", 0, "Sets config.train.batch_size; 0 leaves it.", lower_bound=0)
     flags.DEFINE_integer("height", 1520, "Rows of the prepared images.", lower_bound=1)
@@ -50,6 +52,10 @@ def main(argv) -> int:
     """The command; see --help."""
     del argv
     values = flags.FLAGS
+    if values.parameters:
+        return _parameters(values)
+    if values.config is None:
+        raise UserError("give a --config to compile, or --parameters=CONFIG=HEIGHTxWIDTH to count.")
     from mammoclip_jax.aot import topology
 
     topology.prepare(values.topology)  # before jax is used
@@ -88,6 +94,16 @@ def main(argv) -> int:
     return 0 if all(each.figures["fits"] for each in programs) else DOES_NOT_FIT
 
 
+def _parameters(values) -> int:
+    """The table that --parameters asks for."""
+    from mammoclip_jax.aot import parameters
+
+    rows = [parameters.sizes(item, values.vocab_size) for item in values.parameters]
+    print(parameters.markdown(rows))
+    command.write_json(values.json, {"parameters": rows})
+    return 0
+
+
 def _option(item):
     name, equals, value = item.partition("=")
     if not equals:
@@ -97,5 +113,4 @@ def _option(item):
 
 if __name__ == "__main__":
     define_flags()
-    flags.mark_flags_as_required(["config"])
     command.run(main)
