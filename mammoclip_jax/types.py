@@ -18,18 +18,18 @@ class Batch(TypedDict, total=False):
 
     image: Shaped[Array, "B V H W"]  # uint8 or uint16, one channel, as stored in the shards
     record: Int[Array, "B V"]  # int32 row in the data set's index.parquet
-    source: Int[Array, "B"]  # int32 position of the data set in config.data.train
+    source: Int[Array, " B"]  # int32 position of the data set in config.data.train
     token_ids: Int[Array, "B T L"]  # int32, padded with the tokenizer's pad id
     token_mask: Bool[Array, "B T L"]  # True for real tokens, special ones included
     text_features: Float[Array, "B T C"]  # float32, pooled states; only with config.model.cached_text
-    flip_horizontal: Bool[Array, "B"]  # to do on the device; the texts' laterality words are already swapped
-    flip_vertical: Bool[Array, "B"]  # to do on the device; only set where no text names a position
+    flip_horizontal: Bool[Array, " B"]  # to do on the device; the texts' laterality words are already swapped
+    flip_vertical: Bool[Array, " B"]  # to do on the device; only set where no text names a position
     view_mask: Bool[Array, "B V"]  # of labelled batches (data/batches/labelled.py): False for views not there
     target: Float[Array, "B K"]  # 1, 0, one-hot for classes; 0 where unknown
     known: Bool[Array, "B K"]
     boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
     box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
-    mask: Bool[Array, "B"]  # False for rows that only fill up the batch: they never count
+    mask: Bool[Array, " B"]  # False for rows that only fill up the batch: they never count
 
 
 class Embeddings(NamedTuple):

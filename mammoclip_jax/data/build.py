@@ -6,13 +6,10 @@ when whole, then a side file says what is in it. A run that is killed goes on wi
 the shards are moved into the folder and dataset.json is written last. For every run: images_in = images + quarantined.
 """
 
-import collections
 import contextlib
-import csv
 import dataclasses
 import datetime
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -24,9 +21,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from mammoclip_jax.data import increment, leave_out, reported
+from mammoclip_jax.data.counts import counted, kinds, listed, quarantine_text
 from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.make import Failed, Job, Task, make, work, write, write_alone
-from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable, breast_keys
+from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.pool import ordered_map
 from mammoclip_jax.data.private import settled
@@ -115,7 +113,7 @@ def build(
     there = _finished(out, parameters)
     other_program = bool(there) and there["program"] != parameters["program"]
     if table.rows.empty:
-        raise UserError(f"no image to prepare: {_summary(table.problems) or 'the source is empty'}")
+        raise UserError(f"no image to prepare: {listed(table.problems) or 'the source is empty'}")
     tasks = [
         Task(
             str(root / row.file), row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec, table.leave_out
@@ -144,7 +142,7 @@ def build(
         problems = list(table.problems) if identity is None else [identity.problem(p) for p in table.problems]
         problems += [Problem(*problem) for part in parts for problem in part["problems"]]
         others = table.passed_over if identity is None else [identity.problem(p) for p in table.passed_over]
-        counts = _counts(index, problems, images_in) | {"passed_over": kinds(others), "reports": reports}
+        counts = counted(index, problems, images_in) | {"passed_over": kinds(others), "reports": reports}
         _check_counts(counts, problems, max_quarantined, out, building)
         (out / PASSED_OVER).unlink(missing_ok=True)
         if others:
@@ -314,52 +312,6 @@ def _make_shards(jobs: list[Job], workers: int, runner: str, runner_options: Seq
                 write(job, results, bar.update)
 
 
-def quarantine_text(problems: list[Problem]) -> str:
-    """quarantine.csv, or PASSED_OVER."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "image", "stage", "reason", "remedy", "row"])
-    writer.writerows([p.file, p.image, p.stage, p.reason, p.remedy, p.row] for p in problems)
-    return text.getvalue()
-
-
-def _counts(index: pd.DataFrame, problems: list[Problem], images_in: int) -> dict:
-    counts = {
-        "images_in": images_in,
-        "images": len(index),
-        "quarantined": len(problems),
-        "absent": sum(problem.stage == "absent" for problem in problems),
-        "left_out": sum(problem.stage == leave_out.STAGE for problem in problems),
-        "reasons": kinds(problems),
-    }
-    if not len(index):
-        return counts
-    flags = collections.Counter(flag for flags in index["flags"] for flag in flags.split(",") if flag)
-    return counts | content(index) | {"flags": dict(sorted(flags.items()))}
-
-
-def content(rows: pd.DataFrame) -> dict:
-    """studies, patients, boxes, texts and images per split of manifest or index rows."""
-    breasts = pd.DataFrame({"breast": breast_keys(rows), "text": rows["texts"]}).explode("text").dropna()
-    return {
-        "studies": rows["study"].nunique(),
-        "patients": rows["patient"].nunique(),
-        "boxes": sum(len(json.loads(boxes)) for boxes in rows["boxes"]),
-        "texts": len(breasts.drop_duplicates()),
-        "splits": rows["split"].value_counts().sort_index().to_dict(),
-    }
-
-
-def kinds(problems: list[Problem]) -> dict[str, int]:
-    """Kind -> how many, in order of kind."""
-    return dict(sorted(collections.Counter(problem.kind for problem in problems).items()))
-
-
-def _summary(problems: list[Problem]) -> str:
-    numbers = sorted(kinds(problems).items(), key=lambda item: -item[1])
-    return ", ".join(f"{number} {kind}" for kind, number in numbers)
-
-
 def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float, out: Path, building: Path) -> None:
     if counts["images_in"] != counts["images"] + counts["quarantined"]:
         raise AssertionError(f"the counts do not add up: {counts}")
@@ -370,7 +322,7 @@ def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float,
         write_text(path, quarantine_text(problems))
         first = "; ".join(f"{problem.row or problem.file or problem.image}: {problem.reason}" for problem in held[:3])
         raise UserError(
-            f"{counts['quarantined']} of {counts['images_in']} images were quarantined ({_summary(problems)}), more "
+            f"{counts['quarantined']} of {counts['images_in']} images were quarantined ({listed(problems)}), more "
             f"than max_quarantined={max_quarantined} allows; e.g. {first}. See {path}. Mend the files and run again "
             f"(only they are read again), or run with a higher --max_quarantined."
         )

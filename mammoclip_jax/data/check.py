@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mammoclip_jax.data import increment, leave_out, reported
-from mammoclip_jax.data.build import content, kinds
+from mammoclip_jax.data.counts import content, kinds
 from mammoclip_jax.data.identity import line
 from mammoclip_jax.data.manifest import REMEDIES, Problem, SourceTable, box_fault, breast_keys
 from mammoclip_jax.data.pixels import dicom

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from mammoclip_jax.data import reported
-from mammoclip_jax.data.build import content, fingerprint
+from mammoclip_jax.data.build import fingerprint
+from mammoclip_jax.data.counts import content
 from mammoclip_jax.data.make import MADE_COLUMNS
 from mammoclip_jax.data.manifest import COLUMNS, LATERALITIES, LIST_COLUMNS, MEMORY_COLUMNS, SPLITS
 from mammoclip_jax.data.pixels.geometry import Transform

@@ -11,7 +11,7 @@ FILLS = ("black", "blur")
 def curves(
     subject,
     pixels: Float[Array, "1 H W C"],
-    direction: Float[Array, "D"],
+    direction: Float[Array, " D"],
     heat: Float[Array, "H W"],
     tissue: Bool[Array, "H W"],
     steps: int,

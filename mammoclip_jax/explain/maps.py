@@ -20,7 +20,7 @@ class Subject(NamedTuple):
     tokens: Callable | None  # number of patches -> the share [L] of each token in the pooled vector
     grey: Callable  # grey value from 0 to 1 -> the value that stands for it in `pixels`
 
-    def scores(self, pixels: Float[Array, "N H W C"], direction: Float[Array, "D"]) -> Float[Array, "N"]:
+    def scores(self, pixels: Float[Array, "N H W C"], direction: Float[Array, " D"]) -> Float[Array, " N"]:
         """What the maps explain: a cosine, a difference of cosines, or a logit."""
         return jnp.dot(self.encode(pixels)[0], direction, precision="highest")
 
@@ -36,7 +36,7 @@ class Grid(NamedTuple):
 def saliency_map(
     subject: Subject,
     pixels: Float[Array, "1 H W C"],
-    direction: Float[Array, "D"],
+    direction: Float[Array, " D"],
     method: str,
     stage: str,
     grid: Grid | None,

@@ -25,8 +25,8 @@ def attention_rollout(subject, pixels, direction, stage: str, *, residual: float
 
 
 def mixed(
-    row: Float[Array, "L"], query: Float[Array, "heads L d"], key: Float[Array, "heads L d"]
-) -> Float[Array, "L"]:
+    row: Float[Array, " L"], query: Float[Array, "heads L d"], key: Float[Array, "heads L d"]
+) -> Float[Array, " L"]:
     """`row` times the mean of the heads' attention weights."""
     heads, length, d = query.shape
     parts = -(-length // _CHUNK)

@@ -27,7 +27,7 @@ def retinanet(
     gamma: float = 2.0,
     without_boxes: str = "count",
     force_match: bool = False,
-    mask: Bool[Array, "N"] | None = None,
+    mask: Bool[Array, " N"] | None = None,
     known: Bool[Array, "N K"] | None = None,
 ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
     """Mean over the images of focal loss + smooth L1, in float32.
@@ -90,8 +90,8 @@ def retinanet(
 
 
 def match(
-    anchors: Float[Array, "A 4"], boxes: Float[Array, "M 4"], valid: Bool[Array, "M"], *, force_match: bool = False
-) -> Int[Array, "A"]:
+    anchors: Float[Array, "A 4"], boxes: Float[Array, "M 4"], valid: Bool[Array, " M"], *, force_match: bool = False
+) -> Int[Array, " A"]:
     """What each anchor is to learn: the number of its box, `BACKGROUND`, or `IGNORED`. int32.
 
     An anchor is the box's that it overlaps most (the first of equals), from an IoU of `POSITIVE` on; below `NEGATIVE`

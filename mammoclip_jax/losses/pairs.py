@@ -16,12 +16,12 @@ DUPLICATES = ("negative", "positive", "ignore")
 class Rows(NamedTuple):
     """What is known of n rows of the batch beside their vectors; query i and key i are of the same row."""
 
-    index: Int[Array, "n"]  # in the global batch
-    valid: Bool[Array, "n"]
+    index: Int[Array, " n"]  # in the global batch
+    valid: Bool[Array, " n"]
     ids: Int[Array, "n K"] | None  # rows that have one of them in common are duplicates
 
     @classmethod
-    def of_batch(cls, size: int, mask: Bool[Array, "B"] | None, ids: Int[Array, "B K"] | None, duplicates: str):
+    def of_batch(cls, size: int, mask: Bool[Array, " B"] | None, ids: Int[Array, "B K"] | None, duplicates: str):
         """All rows of a batch; `ids` may be [B] too, and go where duplicates are negatives like any other.
 
         Raises:

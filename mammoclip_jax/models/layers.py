@@ -187,12 +187,12 @@ class BatchNorm(nn.Module):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm_act(
     x: Float[Array, "N H W C"],
-    scale: Float[Array, "C"],
-    bias: Float[Array, "C"],
+    scale: Float[Array, " C"],
+    bias: Float[Array, " C"],
     eps: float,
     act: str | None,
     columns: int = 1,
-) -> tuple[Float[Array, "N H W C"], Float[Array, "C"], Float[Array, "C"]]:
+) -> tuple[Float[Array, "N H W C"], Float[Array, " C"], Float[Array, " C"]]:
     """Normalises by the batch's own statistics: act((x - mean) / sqrt(var + eps) * scale + bias), mean, biased var.
 
     The backward pass keeps x, mean and 1 / sqrt(var + eps), and computes the rest again. No gradient flows through

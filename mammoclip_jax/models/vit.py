@@ -321,7 +321,7 @@ class VisionTransformer(nn.Module):
         """The stage whose patches lie in the space of the pooled vector; None where that is twice as long."""
         return {"cls": "last", "mean": "last", "all": f"block{self.depth}"}.get(self.pooling)
 
-    def pooled_tokens(self, patches: int) -> Float[np.ndarray, "L"]:
+    def pooled_tokens(self, patches: int) -> Float[np.ndarray, " L"]:
         """The share of each token in the pooled vector, for an image of so many patches; they sum to 1."""
         first = 1 + self.registers
         cls, mean = np.eye(1, first + patches)[0], np.repeat([0.0, 1 / patches], [first, patches])

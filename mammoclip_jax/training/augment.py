@@ -38,11 +38,11 @@ def preprocess_options(config) -> Preprocess:
 class Draws(NamedTuple):
     """What varies the N images of a batch: drawn at once, so that it does not depend on micro-batches."""
 
-    flip_horizontal: Bool[Array, "N"]
-    flip_vertical: Bool[Array, "N"]
+    flip_horizontal: Bool[Array, " N"]
+    flip_vertical: Bool[Array, " N"]
     matrix: Float[Array, "N 2 3"]  # see `random_affine`
-    gain: Float[Array, "N"]
-    lift: Float[Array, "N"]
+    gain: Float[Array, " N"]
+    lift: Float[Array, " N"]
 
 
 def draw(batch, key, options: Preprocess) -> Draws:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data.build import content, fingerprint, quarantine_text
+from mammoclip_jax.data.build import fingerprint
+from mammoclip_jax.data.counts import content, quarantine_text
 from mammoclip_jax.data.manifest import Problem, frame
 from mammoclip_jax.data.pixels import geometry
 from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes

@@ -220,7 +220,7 @@ def test_nothing_but_the_lesion_tells_of_it():
     """With contrast 0 the stored pixels equal those of a set without lesions; with 1 they differ near boxes only."""
     for number in range(6):
         for laterality, view in exams.VIEWS:
-            stored = {}
+            stored, boxes = {}, ()
             for name, parameters in {
                 "shown": FULL,
                 "hidden": replace(FULL, contrast=0.0),
