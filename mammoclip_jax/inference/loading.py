@@ -11,6 +11,7 @@ from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.inference.heads import Classifier, Detector, ImageEncoder
 from mammoclip_jax.inference.image_model import ImageModel
 from mammoclip_jax.training import distributed
+from mammoclip_jax.training.accelerators import warn_if_idle
 from mammoclip_jax.weights.opening import open_weights
 
 KINDS = {model.kind: model for model in (DualEncoder, Classifier, Detector, ImageEncoder)}
@@ -34,4 +35,5 @@ def load(name, *, batch_size: int | None = None) -> ImageModel:
                         "training from it with config.warm_start.")
     config = complete(meta["config"])
     distributed.enable_compilation_cache(config.compilation_cache)
+    warn_if_idle()
     return KINDS[kind](variables, meta, meta["step"], batch_size=batch_size)

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.locks import locked
 from mammoclip_jax.memory import keep_freed_memory
+from mammoclip_jax.training.accelerators import warn_if_idle
 from mammoclip_jax.training.processes import barrier
 
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -30,7 +31,8 @@ VISIBLE = 60                # seconds until a new file must be seen by all; NFS 
 
 
 def configure(config) -> None:
-    """Follows `config.cpu_devices` and `config.compilation_cache`; before the first computation."""
+    """Follows `config.cpu_devices` and `config.compilation_cache`, and says which accelerators lie idle; before the first
+    computation."""
     if config.cpu_devices > 1:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     # A CPU is not kept waiting by the host, which it is. Dispatched ahead, a step would take its memory while the step
@@ -38,6 +40,7 @@ def configure(config) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     keep_freed_memory()
     enable_compilation_cache(config.compilation_cache)
+    warn_if_idle()
 
 
 def enable_compilation_cache(folder: str) -> None:
