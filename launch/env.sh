@@ -20,7 +20,7 @@ case $platform in
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}
     # Share of the memory that jax takes at start (0.75 by default); the rest is for NCCL and cuDNN.
     export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
-    # Lets the gathering of embeddings and gradients run beside the computation (known to jaxlib 0.10.2).
+    # Lets the gathering of embeddings and gradients run beside the computation (known to jaxlib 0.10.2 and 0.12.0.1).
     export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_latency_hiding_scheduler=true}
     environment+=(JAX_PLATFORMS XLA_PYTHON_CLIENT_MEM_FRACTION XLA_FLAGS)
     ;;

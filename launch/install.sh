@@ -1,8 +1,8 @@
 # Makes the virtual environment with the pinned requirements and the given extras, once. Source it, and its commands are
 # on the PATH:
 #   source launch/install.sh demo        source launch/install.sh test,parity        source launch/install.sh cuda13
-# Python is what PYTHON names (3.11, 3.12 or 3.13), else what the environment was made with, else the first of the three
-# that is here: 3.11 has jax 0.10, the others have the newest. MAMMOCLIP_VENV is another place than .venv.
+# Python is what PYTHON names (3.13, or a path), else what the environment was made with, else the first of 3.11,
+# 3.12 and 3.13 that is here: 3.11 has jax 0.10, the others have the newest. MAMMOCLIP_VENV is another place than .venv.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MAMMOCLIP_VENV:-$root/.venv}
@@ -14,14 +14,14 @@ fi
 set -euo pipefail
 source "$root/launch/python.sh"
 
-# What an extra costs: measured in a new environment on 2 cores, from a package index nearby.
+# What an extra costs: measured in new environments on 2 busy cores, from a package index nearby (`du -sm .venv`).
 cost_of() {
   case $1 in
-    requirements) echo "1.4 GB on disk, 1 minute" ;;
+    requirements) echo "1.4 GB on disk, 1 to 3 minutes" ;;
     demo) echo "0.1 GB" ;;
-    test) echo "0.5 GB" ;;
-    parity) echo "5 GB, 3 minutes: PyTorch, with CUDA unless a build without it is preferred by pip's settings" ;;
-    cuda12 | cuda13) echo "several GB: NVIDIA's libraries" ;;
+    test) echo "0.5 GB, 1 to 3 minutes" ;;
+    parity) echo "4.7 GB, 4 to 7 minutes: PyTorch as PyPI has it, with CUDA's libraries" ;;
+    cuda12 | cuda13) echo "several GB: CUDA's libraries" ;;
     tpu | aot) echo "0.7 GB" ;;
     *) echo "not measured" ;;
   esac
@@ -46,11 +46,12 @@ pip_install() {
 
 fail() { echo "$*" >&2; exit 1; }
 
-if [ -n "${PYTHON:-}" ]; then python=$PYTHON
+advice="needed, and none is on the PATH or among pyenv's with the modules venv and ensurepip (Debian: apt install
+python3-venv). Name one with PYTHON=/path/to/python."
+if [[ " $pythons " = *" ${PYTHON:-none} "* ]]; then python=$(find_python "$PYTHON") || fail "Python $PYTHON is $advice"
+elif [ -n "${PYTHON:-}" ]; then python=$PYTHON
 elif [ -x "$venv/bin/python" ]; then python=$venv/bin/python
-else
-  python=$(find_python $pythons) || fail "Python ${pythons// /, } is needed, and none is on the PATH or among pyenv's" \
-    "with the modules venv and ensurepip (Debian: apt install python3-venv). Name one with PYTHON=/path/to/python."
+else python=$(find_python $pythons) || fail "Python ${pythons// /, } is $advice"
 fi
 version=$(version_of "$python") || fail "$python does not start, or lacks the modules venv and ensurepip."
 case " $pythons " in

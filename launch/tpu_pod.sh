@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains on all hosts of a Cloud TPU slice, from a machine that has gcloud and may reach it:
 #   TPU=NAME ZONE=ZONE bash launch/tpu_pod.sh [--dry-run] --config=configs/mammoclip_b5.py --workdir=/shared/runs/b5 [...]
-# The checkout lies in DIRECTORY (mammoclip_jax, in the home folder) on every host, with its .venv and jax[tpu] in it;
-# --workdir and the data are on a disk that all hosts share. SSH_FLAGS are further options of gcloud, as --internal-ip.
+# The checkout lies in DIRECTORY (mammoclip_jax, in the home folder) on every host, with the .venv that
+# `source launch/install.sh tpu` made; --workdir and the data are on a disk that all hosts share. SSH_FLAGS are further options of gcloud, as --internal-ip.
 # When a spot slice is taken away the processes save; call again once it, or one of another size, is back.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

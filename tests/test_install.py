@@ -109,9 +109,17 @@ def test_another_python_is_refused(folder, version, message):
     assert re.search(message, done.stderr)
 
 
-def test_without_a_python_it_is_said_what_to_do(folder):
-    done = install(folder)
-    assert done.returncode == 1 and "none is on the PATH" in done.stderr and "apt install python3-venv" in done.stderr
+@pytest.mark.parametrize("variables", [{}, {"PYTHON": "3.13"}])
+def test_without_a_python_it_is_said_what_to_do(folder, variables):
+    python(folder / "python3.12", "3.12" if variables else "3.10")
+    done = install(folder, **variables)
+    assert done.returncode == 1 and "none is on the PATH" in done.stderr and "python3-venv" in done.stderr
+
+
+def test_a_version_is_name_enough(folder):
+    python(folder / "python3.11", "3.11")
+    python(folder / "python3.13", "3.13")
+    assert "for Python 3.13" in install(folder, PYTHON="3.13").stdout
 
 
 def test_an_environment_keeps_its_python(folder):

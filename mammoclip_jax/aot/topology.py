@@ -22,7 +22,7 @@ class Generation(NamedTuple):
     options: dict = {}  # further arguments of get_topology_desc
 
 
-# `hbm` of libtpu 0.0.42.1. A v4 chip has two cores, which are one device as "megacore".
+# `hbm` of libtpu 0.0.42.1 (jax 0.10.2). A v4 chip has two cores, which are one device as "megacore".
 GENERATIONS = {
     "v4": Generation("v4-8", 30.75, (2, 2, 1), {"chip_config_name": "megacore", "wrap": (False,) * 3}),
     "v5e": Generation("v5litepod-4", 15.75, (2, 2)),

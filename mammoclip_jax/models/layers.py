@@ -51,8 +51,8 @@ class Place(NamedTuple):
     def put(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W C"]:
         """A convolution's output where it belongs, under the name by which it may be kept.
 
-        Rows are pinned after every convolution, because the partitioner of jax 0.10.2 otherwise doubles kernel gradients
-        where a stage's number of rows does not divide by the axis. Needs `jax.set_mesh`.
+        Rows are pinned after every convolution, because jax's partitioner (0.10.2, and 0.12.0.1 still) otherwise doubles
+        kernel gradients where a stage's number of rows does not divide by the axis. Needs `jax.set_mesh`.
         """
         if self.rows:
             others = tuple(axis for axis in jax.sharding.get_abstract_mesh().axis_names if axis != self.rows)

@@ -71,7 +71,7 @@ def assemble(config, mesh, model, fresh: Callable, batch: Callable, gradient: Ca
 def check_rows(config, encoder, preprocessing: dict, mesh) -> None:
     """Raises UserError where a batch, or the rows of an image or its maps, do not split evenly over the devices.
 
-    The partitioner of jax 0.10.2 then gives wrong gradients of depthwise convolutions, while the loss stays right.
+    jax's partitioner then gives wrong gradients of convolutions, while the loss stays right (`meshes.batch_sharding`).
     """
     meshes.check_batch_size(config, mesh)
     rows = config.model.image.get("rows")

@@ -36,8 +36,9 @@ def make_mesh(shape, devices=None) -> jax.sharding.Mesh:
 def batch_sharding(mesh) -> NamedSharding:
     """Rows of a batch over every axis of the mesh.
 
-    Over every axis, because the partitioner of jax 0.10.2 multiplies the kernel gradient of a depthwise convolution
-    by the size of each axis that its batch is replicated over, while the loss stays right.
+    Over every axis, because jax's partitioner (0.10.2, and 0.12.0.1 still: tests/training/test_partitioner.py) multiplies
+    the kernel gradient of a depthwise or grouped convolution by the size of each axis that its batch is replicated over,
+    while the loss stays right.
     """
     return NamedSharding(mesh, PartitionSpec(AXES))
 

@@ -1,7 +1,7 @@
 """Every encoder in the trainer: each parameter's gradient on eight devices is that on one, and the tables' contract.
 
-The partitioner of jax 0.10.2 can multiply the kernel gradients of depthwise and grouped convolutions by a device count
-while the loss stays right (training/mesh.py); so every parameter of every encoder is compared.
+The partitioner of jax can multiply the kernel gradients of depthwise and grouped convolutions by a device count
+while the loss stays right (training/mesh.py, test_partitioner.py); so every parameter of every encoder is compared.
 """
 
 import jax

@@ -120,7 +120,7 @@ def rows_config(depthwise="native"):
 
 
 def test_rows_of_every_map_must_split_evenly():
-    """Else the partitioner of jax 0.10.2 gives wrong gradients: native depthwise kernels, 152 rows over four devices."""
+    """Else the partitioner of jax gives wrong gradients: native depthwise kernels, 152 rows over four devices."""
     config = rows_config()
     config.model.image.rows = "space"
     with pytest.raises(UserError, match="152 rows, .* 4 devices of config.mesh.space: .* a multiple of 128 rows"):
