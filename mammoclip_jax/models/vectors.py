@@ -31,8 +31,10 @@ class Heads(nn.Module):
     def __call__(self, name: str, inputs: Mapping[str, Array], train: bool) -> dict[str, Array]:
         """What the head `name` makes of the outputs of the towers and the `mask`, `view_mask`, `token_mask` and
         `sentence` of a `Batch`, by the names that terms know it by: `name`/patches and so on."""
-        made = self.makers[name](name=name)(inputs, train)
-        return {f"{name}/{part}": value for part, value in made.items()}
+        head = self.makers[name](name=name)
+        for need in head.needs:
+            check_name(need, inputs, f"output of the towers, which config.model.heads.{name} reads,")
+        return {f"{name}/{part}": value for part, value in head(inputs, train).items()}
 
     def needs(self, name: str) -> tuple[str, ...]:
         """The inputs of that head."""

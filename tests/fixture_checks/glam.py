@@ -7,8 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fixture_checks import placed
 
+from fixture_checks import placed
 from mammoclip_jax import losses
 from mammoclip_jax.models.cross_view import CrossView
 from mammoclip_jax.types import Embeddings

@@ -5,8 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fixture_checks import placed
 
+from fixture_checks import placed
 from mammoclip_jax import losses
 from mammoclip_jax.config import defaults
 from mammoclip_jax.losses.local_alignment import local_scores
