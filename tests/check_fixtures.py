@@ -33,7 +33,6 @@ def check(path: Path) -> list[Difference]:
     for dtype in (np.float64, np.float32):
         with jax.enable_x64(dtype == np.float64):
             fixture = Fixture(path, dtype)
-            found += compare(module, fixture, module.alone(fixture))
             for devices in DEVICES:
                 mesh = make_mesh({"data": -1}, jax.devices()[:devices])
                 found += compare(module, fixture, module.values(fixture, mesh))

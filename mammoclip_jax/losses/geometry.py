@@ -1,18 +1,24 @@
 """GLAM's geometry-guided term: mega-patches of the CC and MLO view find what the other view made of them."""
 
-import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mammoclip_jax.losses.contrastive import info_nce
+from mammoclip_jax.losses.forms import choose
 from mammoclip_jax.losses.objectives import unit
 from mammoclip_jax.types import Batch, Embeddings
 
 
 def geometry(
-    embeddings: Embeddings, batch: Batch, mesh, *, head: str = "cross_view", positions: float = 1.0,
+    embeddings: Embeddings,
+    batch: Batch,
+    mesh,
+    *,
+    head: str = "cross_view",
+    positions: float = 1.0,
     form: str = "auto",
 ):
     """L_view + positions L_pos over the breasts with both views (GLAM, arXiv:2509.10344; its model.py:365-538).
@@ -32,8 +38,7 @@ def geometry(
     metrics = {"view": sum(within_images(*pair, scale, there) for pair in pairs) / 2}
     loss = metrics["view"]
     if positions:
-        metrics["position"] = sum(
-            across_images(*pair, scale, there, form=form, mesh=mesh) for pair in pairs) / 2
+        metrics["position"] = sum(across_images(*pair, scale, there, form, mesh) for pair in pairs) / 2
         loss = loss + positions * metrics["position"]
     return loss, metrics | {"logit_scale": scale, "pairs": there.sum(dtype=loss.dtype)}
 
@@ -43,7 +48,10 @@ geometry.needs = tuple(f"{{head}}/{part}" for part in PARTS)
 
 
 def within_images(
-    queries: Float[Array, "B J D"], keys: Float[Array, "B J D"], scale: Float[Array, ""], mask: Bool[Array, "B"],
+    queries: Float[Array, "B J D"],
+    keys: Float[Array, "B J D"],
+    scale: Float[Array, ""],
+    mask: Bool[Array, "B"],
 ) -> Float[Array, ""]:
     """InfoNCE among the positions of each image, the mean over the images of the mask; vectors have unit norm."""
     logits = scale * jnp.einsum("bjd,bkd->bjk", queries, keys, precision="highest")
@@ -53,13 +61,23 @@ def within_images(
 
 
 def across_images(
-    queries: Float[Array, "B J D"], keys: Float[Array, "B J D"], scale: Float[Array, ""], mask: Bool[Array, "B"],
-    **how,
+    queries: Float[Array, "B J D"],
+    keys: Float[Array, "B J D"],
+    scale: Float[Array, ""],
+    mask: Bool[Array, "B"],
+    form: str,
+    mesh,
 ) -> Float[Array, ""]:
-    """InfoNCE among the images at each position, the mean over positions, one after the other; `how` as in `info_nce`."""
-    @functools.partial(jax.checkpoint, prevent_cse=False)       # a loop's passes are not merged
-    def at(vectors):
-        contrast = info_nce(*vectors, scale, mask=mask, **how)
+    """InfoNCE among the images at each position, the mean over positions; `form` and `mesh` as in `info_nce`.
+
+    All positions at once: a loop over them would have collectives inside, and devices that are simulated on a CPU may take
+    those in different orders, and wait for one another for ever.
+    """
+    size, positions = queries.shape[:2]
+    form = choose(form, math.ceil(size * math.sqrt(positions)), mesh)  # as of one comparison with as many logits
+
+    def at(queries, keys):
+        contrast = info_nce(queries, keys, scale, mask=mask, form=form, mesh=mesh)
         return (contrast.forward + contrast.backward) / 2
 
-    return jax.lax.map(at, (queries.swapaxes(0, 1), keys.swapaxes(0, 1))).mean()
+    return jax.vmap(at, in_axes=1)(queries, keys).mean()

@@ -13,12 +13,17 @@ from mammoclip_jax.losses.objectives import unit
 from mammoclip_jax.losses.ring import chunks, whole
 from mammoclip_jax.types import Batch, Embeddings
 
-CAPTIONS = 256      # that an image is compared with at a time
-LOWEST = -2.0       # below any cosine
+CAPTIONS = 256  # that an image is compared with at a time
+LOWEST = -2.0  # below any cosine
 
 
 def local_alignment(
-    embeddings: Embeddings, batch: Batch, mesh, *, head: str = "local", patches_to_sentences: bool = True,
+    embeddings: Embeddings,
+    batch: Batch,
+    mesh,
+    *,
+    head: str = "local",
+    patches_to_sentences: bool = True,
 ):
     """L_SLA of each slot that the head sees, their mean; the text of one caption against the images of the batch.
 
@@ -30,14 +35,13 @@ def local_alignment(
         patches_to_sentences: whether B is in it; without, the text's half alone (the original without
             --symmetric_local).
     """
-    patches, patch_mask, sentences, sentence_mask, scale = (
-        embeddings.named[f"{head}/{part}"] for part in PARTS)
+    patches, patch_mask, sentences, sentence_mask, scale = (embeddings.named[f"{head}/{part}"] for part in PARTS)
     losses = []
     for slot in range(patches.shape[1]):
         mine = [x[:, slot] for x in (patches, patch_mask, sentences, sentence_mask)]
         valid = mine[1].any(axis=1) & mine[3].any(axis=1)
         scores = local_scores(*mine, mesh=mesh)
-        losses.append([objectives.contrast(scale * x, valid) for x in scores[:1 + patches_to_sentences]])
+        losses.append([objectives.contrast(scale * x, valid) for x in scores[: 1 + patches_to_sentences]])
     # [slots A-or-B direction], rows are captions
     by_part = jnp.array(losses).mean(axis=0)
     names = ("sentences_to_patches", "patches_to_sentences")
@@ -49,8 +53,12 @@ local_alignment.needs = tuple(f"{{head}}/{part}" for part in PARTS)
 
 
 def local_scores(
-    patches: Float[Array, "N P D"], patch_mask: Bool[Array, "N P"], sentences: Float[Array, "M S D"],
-    sentence_mask: Bool[Array, "M S"], *, mesh=None,
+    patches: Float[Array, "N P D"],
+    patch_mask: Bool[Array, "N P"],
+    sentences: Float[Array, "M S D"],
+    sentence_mask: Bool[Array, "M S"],
+    *,
+    mesh=None,
 ) -> tuple[Float[Array, "M N"], Float[Array, "M N"]]:
     """How well each caption's sentences and each image's patches find one another, as cosines (MaMA's model.py:288-307).
 
@@ -60,10 +68,11 @@ def local_scores(
     Never more than the cosines of one image with `CAPTIONS` captions is held: images come one after the other, and
     the backward pass computes their cosines again. With a mesh each device compares its own images with all captions.
     """
+
     def on_device(patches, patch_mask, sentences, sentence_mask):
         captions = chunks((unit(sentences), sentence_mask), CAPTIONS)
 
-        @functools.partial(jax.checkpoint, prevent_cse=False)       # a loop's passes are not merged
+        @functools.partial(jax.checkpoint, prevent_cse=False)  # a loop's passes are not merged
         def of_image(image):
             found = jax.lax.map(lambda part: _of_image(*image, *part), captions)
             return whole(found, len(sentences))
@@ -78,7 +87,9 @@ def local_scores(
         scores = on_device(*inputs)
     else:
         axes = row_axes(len(patches), mesh)
-        scores = jax.shard_map(gathered, mesh=mesh, in_specs=PartitionSpec(axes), out_specs=PartitionSpec(axes))(*inputs)
+        scores = jax.shard_map(gathered, mesh=mesh, in_specs=PartitionSpec(axes), out_specs=PartitionSpec(axes))(
+            *inputs
+        )
     return tuple(x.T for x in scores)
 
 

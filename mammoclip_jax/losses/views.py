@@ -10,8 +10,14 @@ from mammoclip_jax.types import Batch, Embeddings
 
 
 def view_text(
-    embeddings: Embeddings, batch: Batch, mesh, *, view: int = 0, label_smoothing: float = 0.0,
-    duplicates: str = "negative", form: str = "auto",
+    embeddings: Embeddings,
+    batch: Batch,
+    mesh,
+    *,
+    view: int = 0,
+    label_smoothing: float = 0.0,
+    duplicates: str = "negative",
+    form: str = "auto",
 ):
     """L_VT of the view in one slot and its text: InfoNCE in both directions, their sum as published (model.py:243-250).
 
@@ -25,15 +31,28 @@ def view_text(
     text = slot_text(view, embeddings.image.shape[1], embeddings.text.shape[1], "view_text")
     ids = duplicate_ids(batch, duplicates)
     contrast = info_nce(
-        embeddings.image[:, view], embeddings.text[:, text], embeddings.logit_scale, mask=there(batch, (view,)),
-        ids=None if ids is None else ids[:, text], duplicates=duplicates, label_smoothing=label_smoothing, form=form,
-        mesh=mesh)
+        embeddings.image[:, view],
+        embeddings.text[:, text],
+        embeddings.logit_scale,
+        mask=there(batch, (view,)),
+        ids=None if ids is None else ids[:, text],
+        duplicates=duplicates,
+        label_smoothing=label_smoothing,
+        form=form,
+        mesh=mesh,
+    )
     metrics = {"image_to_text": contrast.forward, "text_to_image": contrast.backward, "accuracy": contrast.accuracy}
     return contrast.forward + contrast.backward, metrics
 
 
 def nt_xent(
-    embeddings: Embeddings, batch: Batch, mesh, *, head: str = "simclr", temperature: float = 0.5, form: str = "auto",
+    embeddings: Embeddings,
+    batch: Batch,
+    mesh,
+    *,
+    head: str = "simclr",
+    temperature: float = 0.5,
+    form: str = "auto",
 ):
     """NT-Xent between the two views of the rows that have both (Chen et al. 2020, arXiv:2002.05709, eq. 1).
 
@@ -47,8 +66,16 @@ def nt_xent(
     if vectors.shape[1] != 2:
         raise UserError(f"nt_xent compares 2 views of a row, got {vectors.shape[1]}: set config.data.views to 2.")
     rows = unit(vectors).reshape(2 * len(vectors), -1)
-    contrast = info_nce(rows, rows, jnp.asarray(1 / temperature, rows.dtype), mask=jnp.repeat(both, 2),
-                        ids=jnp.arange(len(vectors)).repeat(2), duplicates="partner", form=form, mesh=mesh)
+    contrast = info_nce(
+        rows,
+        rows,
+        jnp.asarray(1 / temperature, rows.dtype),
+        mask=jnp.repeat(both, 2),
+        ids=jnp.arange(len(vectors)).repeat(2),
+        duplicates="partner",
+        form=form,
+        mesh=mesh,
+    )
     return contrast.forward, {"accuracy": contrast.accuracy, "pairs": both.sum(dtype=rows.dtype)}
 
 
@@ -64,8 +91,10 @@ def slot_text(view: int, views: int, texts: int, term: str) -> int:
     if not 0 <= view < views:
         raise UserError(f"config.losses: {term} has view={view}, and config.data.views is {views}.")
     if texts not in (1, views):
-        raise UserError(f"config.losses: {term} needs one text, or one for each of the {views} views, got {texts}: set "
-                        "config.data.texts.")
+        raise UserError(
+            f"config.losses: {term} needs one text, or one for each of the {views} views, got {texts}: set "
+            "config.data.texts."
+        )
     return view if texts > 1 else 0
 
 

@@ -17,7 +17,7 @@ from mammoclip_jax.models.vectors import exp_scale
 from mammoclip_jax.names import check_name
 
 POOLINGS = ("average", "attention")
-EPS = 1e-5      # of torch's LayerNorm
+EPS = 1e-5  # of torch's LayerNorm
 
 
 class CrossAttention(nn.Module):
@@ -30,7 +30,9 @@ class CrossAttention(nn.Module):
     def __call__(self, x: Float[Array, "N Q C"], other: Float[Array, "N K C"]) -> Float[Array, "N Q C"]:
         c = x.shape[-1]
         if c % self.heads:
-            raise UserError(f"the {c} channels of the stage do not split over heads={self.heads} of the cross-view head.")
+            raise UserError(
+                f"the {c} channels of the stage do not split over heads={self.heads} of the cross-view head."
+            )
 
         def split(name, x):
             x = nn.Dense(c, dtype=self.dtype, name=name)(x)
@@ -92,20 +94,28 @@ class CrossView(nn.Module):
         maps = inputs[f"image/{self.stage}"]
         check_name(self.pooling, POOLINGS, "pooling of the cross-view head")
         if maps.shape[1] != 2:
-            raise UserError(f"a head of kind 'cross_view' needs the two views CC and MLO, got {maps.shape[1]}: set "
-                            "config.data.views to 2.")
+            raise UserError(
+                f"a head of kind 'cross_view' needs the two views CC and MLO, got {maps.shape[1]}: set "
+                "config.data.views to 2."
+            )
         b, _, h, w, c = maps.shape
         rows, columns = h // self.cell[0], w // self.cell[1]
         if not rows * columns:
             raise UserError(f"the stage {self.stage} has {h} x {w} patches, fewer than one mega-patch of {self.cell}.")
         maps = maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
         if self.pooling == "average":
-            whole = maps[:, :, :rows * self.cell[0], :columns * self.cell[1]]
+            whole = maps[:, :, : rows * self.cell[0], : columns * self.cell[1]]
             pooled = whole.reshape(b, 2, rows, self.cell[0], columns, self.cell[1], c).mean(axis=(3, 5))
         else:
-            pooled = jnp.stack([
-                QueryPooler(rows * columns, self.pooler_heads, self.dtype, name=f"pooler{i + 1}")(
-                    maps[:, i].reshape(b, h * w, c)) for i in range(2)], axis=1)
+            pooled = jnp.stack(
+                [
+                    QueryPooler(rows * columns, self.pooler_heads, self.dtype, name=f"pooler{i + 1}")(
+                        maps[:, i].reshape(b, h * w, c)
+                    )
+                    for i in range(2)
+                ],
+                axis=1,
+            )
         cells = nn.LayerNorm(EPS, use_fast_variance=False, name="norm")(pooled).reshape(b, 2, rows, columns, c)
 
         def together(x):
@@ -116,9 +126,13 @@ class CrossView(nn.Module):
             return x.reshape(b, columns, rows, c).swapaxes(1, 2) if self.columns else x
 
         views = [together(cells[:, i]) for i in range(2)]
-        rebuilt = [CrossAttention(self.heads, self.dtype, name=f"attention{i + 1}")(views[i], views[1 - i])
-                   for i in range(2)]
+        rebuilt = [
+            CrossAttention(self.heads, self.dtype, name=f"attention{i + 1}")(views[i], views[1 - i]) for i in range(2)
+        ]
         rebuilt = jnp.stack([apart(x).reshape(b, rows * columns, c) for x in rebuilt], axis=1)
-        return {"cells": cells.reshape(b, 2, rows * columns, c), "rebuilt": rebuilt,
-                "there": inputs["mask"] & inputs["view_mask"].all(axis=1),
-                "logit_scale": exp_scale(self, self.logit_scale)}
+        return {
+            "cells": cells.reshape(b, 2, rows * columns, c),
+            "rebuilt": rebuilt,
+            "there": inputs["mask"] & inputs["view_mask"].all(axis=1),
+            "logit_scale": exp_scale(self, self.logit_scale),
+        }

@@ -137,8 +137,9 @@ class Local(nn.Module):
         views, texts = list(self.slots), inputs["text/states"].shape[1]
         maps = inputs[f"image/{self.stage}"]
         if "sentence" not in inputs:
-            raise UserError("a head of kind 'local' needs batches that say which sentence each token belongs to "
-                            "(Batch.sentence).")
+            raise UserError(
+                "a head of kind 'local' needs batches that say which sentence each token belongs to (Batch.sentence)."
+            )
         _check_slots("local", views, maps.shape[1])
         maps, there = maps[:, views], (inputs["view_mask"] & inputs["mask"][:, None])[:, views]
         b, v, h, w, c = maps.shape
@@ -146,15 +147,24 @@ class Local(nn.Module):
         if self.lit:
             patch_mask &= _shares(inputs["image/lit"][:, views], h, w).reshape(b, v, -1) >= self.lit
         mine = [min(view, texts - 1) for view in views]
-        states, sentence, token_mask = (inputs[name][:, mine].reshape(b * v, *inputs[name].shape[2:])
-                                        for name in ("text/states", "sentence", "token_mask"))
+        states, sentence, token_mask = (
+            inputs[name][:, mine].reshape(b * v, *inputs[name].shape[2:])
+            for name in ("text/states", "sentence", "token_mask")
+        )
         vectors, found = sentence_vectors(states, sentence, token_mask, self.sentences, self.sentence)
         sentence_mask = found.reshape(b, v, -1) & there[:, :, None]
         head = {"hidden": self.hidden, "dim": self.dim, "dtype": self.dtype}
         patches = NormalisedMLP(name="patches", **head)(maps.reshape(b, v, h * w, c), patch_mask, train)
-        vectors = NormalisedMLP(name="sentences", **head)(vectors.reshape(b, v, self.sentences, -1), sentence_mask, train)
-        return {"patches": patches, "patch_mask": patch_mask, "sentences": vectors, "sentence_mask": sentence_mask,
-                "logit_scale": exp_scale(self, self.logit_scale)}
+        vectors = NormalisedMLP(name="sentences", **head)(
+            vectors.reshape(b, v, self.sentences, -1), sentence_mask, train
+        )
+        return {
+            "patches": patches,
+            "patch_mask": patch_mask,
+            "sentences": vectors,
+            "sentence_mask": sentence_mask,
+            "logit_scale": exp_scale(self, self.logit_scale),
+        }
 
 
 class SimCLR(nn.Module):
@@ -182,7 +192,10 @@ class SimCLR(nn.Module):
 
 
 def sentence_vectors(
-    states: Float[Array, "N L C"], sentence: Int[Array, "N L"], mask: Bool[Array, "N L"], count: int,
+    states: Float[Array, "N L C"],
+    sentence: Int[Array, "N L"],
+    mask: Bool[Array, "N L"],
+    count: int,
     how: str = "separator",
 ) -> tuple[Float[Array, "N count C"], Bool[Array, "N count"]]:
     """One vector for each of a text's first `count` sentences, and which of them there are. Padding changes nothing.
@@ -196,7 +209,7 @@ def sentence_vectors(
         UserError: there is no such way.
     """
     check_name(how, SENTENCES, "vector of a sentence")
-    of_sentence = (sentence[:, None] == jnp.arange(count)[:, None]) & mask[:, None]      # [N count L]
+    of_sentence = (sentence[:, None] == jnp.arange(count)[:, None]) & mask[:, None]  # [N count L]
     found = of_sentence.any(axis=2)
     if how == "mean":
         wide = jnp.promote_types(states.dtype, jnp.float32)
@@ -215,8 +228,10 @@ def exp_scale(module: nn.Module, start: float) -> Float[Array, ""]:
 
 def _check_slots(head: str, slots, views: int) -> None:
     if not slots or not 0 <= min(slots) <= max(slots) < views:
-        raise UserError(f"a head of kind {head!r} sees the views {tuple(slots)}, and the batch has {views}: raise "
-                        "config.data.views, or change the head's slots.")
+        raise UserError(
+            f"a head of kind {head!r} sees the views {tuple(slots)}, and the batch has {views}: raise "
+            "config.data.views, or change the head's slots."
+        )
 
 
 def _shares(lit: Bool[Array, "B V H W"], h: int, w: int) -> Float[Array, "B V h w"]:

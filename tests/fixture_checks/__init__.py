@@ -4,8 +4,8 @@ To add a file: a module here and its line in `FILES`. A module has
 
 - `TOLERANCES`: [(regular expression on the array's name, largest difference in float64, in float32)], the first that
   matches counts; arrays called *_local4 or *_released* are of a defective form and must differ from ours;
-- `values(fixture, mesh)`: {array: what the package makes of it on the mesh}, computed with 1 and with 8 devices;
-- `alone(fixture)`: the same of what knows no devices.
+- `values(fixture, mesh)`: {array: what the package makes of it on the mesh}, with 1 and with 8 devices; what knows no
+  devices is in the former alone.
 """
 
 import re
@@ -19,7 +19,7 @@ from mammoclip_jax.training.mesh import batch_sharding
 
 FILES = {"glam.npz": "glam", "mama.npz": "mama"}
 DEFECTIVE = re.compile(r"\w*_(local4|released)\w*")
-APART = 1e-3        # from which on two values differ
+APART = 1e-3  # from which on two values differ
 
 
 class Fixture:
@@ -49,9 +49,9 @@ class Difference(NamedTuple):
     """The largest of an array, over the devices and, where they have several, the ways of computing it."""
 
     array: str
-    precision: str          # fp64 or fp32
+    precision: str  # fp64 or fp32
     largest: float
-    allowed: float          # what it may be, or, of a defective form, must be
+    allowed: float  # what it may be, or, of a defective form, must be
     must_differ: bool
 
     @property

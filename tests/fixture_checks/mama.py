@@ -18,21 +18,18 @@ from mammoclip_jax.training.step import total_loss
 from mammoclip_jax.types import Embeddings
 
 TOLERANCES = [
-    (r"lr_values", 1e-12, 1e-11),       # of 4e-5, of which float32 has seven digits
+    (r"lr_values", 1e-12, 1e-11),  # of 4e-5, of which float32 has seven digits
     (r"pool_right", 0, 0),
     (r"sla_b_valid", 0, 0),
     (r"total_step_\d+|head_\w+|simclr_\w+|\w+_d[a-z]\w*", 1e-9, 1e-5),
     (r"\w+", 1e-10, 1e-5),
 ]
-STEP = 8000     # from which on MaMA's late terms count
+STEP = 8000  # from which on MaMA's late terms count
 
 
 def values(fx, mesh):
-    return of_views(fx, mesh) | between_views(fx, mesh) | local(fx, mesh)
-
-
-def alone(fx):
-    return heads(fx) | totals(fx) | {"lr_values": rates(fx)} | pooling(fx)
+    found = heads(fx) | totals(fx) | {"lr_values": rates(fx)} | pooling(fx) if mesh.size == 1 else {}
+    return found | of_views(fx, mesh) | between_views(fx, mesh) | local(fx, mesh)
 
 
 def term(name, **options):
@@ -57,8 +54,15 @@ def of_views(fx, mesh):
     (first, second), (dv, dt, dscale) = run(v, vt, t, fx["log_scale"], rows)
     (masked, _), _ = run(v, vt, t, fx["log_scale"], rows & valid)
     n = len(fx["v"])
-    return {"L_vt": first, "L_vt_dv": dv[:n], "L_vt_dt": dt[:n], "L_vt_dlog_scale": dscale, "L_vtt": second,
-            "L_vt_masked": masked, "L_vt_local4": first}
+    return {
+        "L_vt": first,
+        "L_vt_dv": dv[:n],
+        "L_vt_dt": dt[:n],
+        "L_vt_dlog_scale": dscale,
+        "L_vtt": second,
+        "L_vt_masked": masked,
+        "L_vt_local4": first,
+    }
 
 
 def between_views(fx, mesh):
@@ -73,8 +77,14 @@ def between_views(fx, mesh):
     half, sharp = fx.dtype.type(0.5), fx.dtype.type(0.07)
     loss, (dz0, dz1) = run(z0, z1, rows, half)
     n = len(fx["z0"])
-    return {"L_vv": loss, "L_vv_dz0": dz0[:n], "L_vv_dz1": dz1[:n], "L_vv_local4": loss,
-            "L_vv_masked": run(z0, z1, rows & valid, half)[0], "L_vv_tau007": run(z0, z1, rows, sharp)[0]}
+    return {
+        "L_vv": loss,
+        "L_vv_dz0": dz0[:n],
+        "L_vv_dz1": dz1[:n],
+        "L_vv_local4": loss,
+        "L_vv_masked": run(z0, z1, rows & valid, half)[0],
+        "L_vv_tau007": run(z0, z1, rows, sharp)[0],
+    }
 
 
 def local(fx, mesh):
@@ -85,18 +95,24 @@ def local(fx, mesh):
     @functools.partial(jax.value_and_grad, argnums=(0, 2, 4), has_aux=True)
     def run(patches, patch_mask, sentences, sentence_mask, log_scale):
         named = sla_named(patches, patch_mask, sentences, sentence_mask, log_scale)
-        loss, text_only = (term("local_alignment", patches_to_sentences=both)(
-            Embeddings(None, None, None, None, named), {}, mesh)[0] for both in (True, False))
+        loss, text_only = (
+            term("local_alignment", patches_to_sentences=both)(Embeddings(None, None, None, None, named), {}, mesh)[0]
+            for both in (True, False)
+        )
         valid = sentence_mask.any(axis=1)
-        scores = [jnp.where(valid[:, None] & valid, x, 0)[:n, :n] for x in local_scores(
-            patches, patch_mask, sentences, sentence_mask, mesh=mesh)]
+        scores = [
+            jnp.where(valid[:, None] & valid, x, 0)[:n, :n]
+            for x in local_scores(patches, patch_mask, sentences, sentence_mask, mesh=mesh)
+        ]
         return loss, (text_only, *scores, valid[:n])
 
     def case(sentence_mask, patch_mask=None):
         if patch_mask is None:
             patch_mask = np.ones(fx["sla_patches"].shape[:2], bool)
         sentence_mask, patch_mask, _ = placed(mesh, sentence_mask, patch_mask)
-        (loss, more), gradients = run(patches, patch_mask, sentences, sentence_mask & rows[:, None], fx["sla_log_scale"])
+        (loss, more), gradients = run(
+            patches, patch_mask, sentences, sentence_mask & rows[:, None], fx["sla_log_scale"]
+        )
         return loss, *more, gradients[0][:n], gradients[1][:n], gradients[2]
 
     found = {}
@@ -110,13 +126,19 @@ def local(fx, mesh):
 
 
 def sla_named(patches, patch_mask, sentences, sentence_mask, log_scale):
-    parts = {"patches": patches[:, None], "patch_mask": patch_mask[:, None], "sentences": sentences[:, None],
-             "sentence_mask": sentence_mask[:, None], "logit_scale": jnp.exp(log_scale)}
+    parts = {
+        "patches": patches[:, None],
+        "patch_mask": patch_mask[:, None],
+        "sentences": sentences[:, None],
+        "sentence_mask": sentence_mask[:, None],
+        "logit_scale": jnp.exp(log_scale),
+    }
     return {f"local/{name}": value for name, value in parts.items()}
 
 
 def heads(fx):
     """Kernels are [in, out] here, [out, in] in torch."""
+
     def dense(prefix, number):
         kernel = fx[f"{prefix}{number}_weight"]
         bias = {"bias": fx[f"{prefix}{number}_bias"]} if f"{prefix}{number}_bias" in fx.arrays else {}
@@ -128,8 +150,10 @@ def heads(fx):
     def apply(params, affine, x, mask, train):
         hidden, dim = (params[name]["kernel"].shape[1] for name in ("hidden", "out"))
         head = NormalisedMLP(hidden, dim, bias="bias" in params["out"], affine=affine, dtype=fx.dtype)
-        stats = {name: {"mean": np.zeros(width, fx.dtype), "var": np.ones(width, fx.dtype)}
-                 for name, width in (("hidden_norm", hidden), ("out_norm", dim))}
+        stats = {
+            name: {"mean": np.zeros(width, fx.dtype), "var": np.ones(width, fx.dtype)}
+            for name, width in (("hidden_norm", hidden), ("out_norm", dim))
+        }
         out, updated = head.apply({"params": params, "batch_stats": stats}, x, mask, train, mutable=["batch_stats"])
         return out, updated["batch_stats"]["hidden_norm"]
 
@@ -137,18 +161,31 @@ def heads(fx):
     x, everywhere = fx["head_x"], np.ones(fx["head_mask"].shape, bool)
     trained, stats = apply(local, False, x, everywhere, True)
     layers = "simclr_layers_"
-    simclr = {"hidden": dense(layers, 0), "hidden_norm": norm(layers, 1), "out": dense(layers, 3),
-              "out_norm": norm(layers, 4)}
-    return {"head_eval": apply(local, False, x, everywhere, False)[0], "head_train": trained,
-            "head_running_mean1": stats["mean"], "head_running_var1": stats["var"],
-            "head_train_masked": apply(local, False, x, fx["head_mask"], True)[0],
-            "simclr_train": apply(simclr, True, fx["v"], np.ones(len(fx["v"]), bool), True)[0]}
+    simclr = {
+        "hidden": dense(layers, 0),
+        "hidden_norm": norm(layers, 1),
+        "out": dense(layers, 3),
+        "out_norm": norm(layers, 4),
+    }
+    return {
+        "head_eval": apply(local, False, x, everywhere, False)[0],
+        "head_train": trained,
+        "head_running_mean1": stats["mean"],
+        "head_running_var1": stats["var"],
+        "head_train_masked": apply(local, False, x, fx["head_mask"], True)[0],
+        "simclr_train": apply(simclr, True, fx["v"], np.ones(len(fx["v"]), bool), True)[0],
+    }
 
 
 def totals(fx):
-    terms = losses.build({
-        "view_text": {}, "nt_xent": {"start_step": STEP}, "local_alignment": {"start_step": STEP},
-        "partner": {"kind": "view_text", "view": 1, "start_step": STEP}})
+    terms = losses.build(
+        {
+            "view_text": {},
+            "nt_xent": {"start_step": STEP},
+            "local_alignment": {"start_step": STEP},
+            "partner": {"kind": "view_text", "view": 1, "start_step": STEP},
+        }
+    )
     everywhere = np.ones(fx["sla_patches"].shape[:2], bool)
     named = {"simclr/vectors": jnp.stack([fx["z1"], fx["z0"]], 1), "simclr/there": np.ones((len(fx["z0"]), 2), bool)}
     named |= sla_named(fx["sla_patches"], everywhere, fx["sla_sentences"], fx["sla_a_mask"], fx["sla_log_scale"])

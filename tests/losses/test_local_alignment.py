@@ -22,8 +22,13 @@ def local():
     patch_mask[:, :, 0] = True
     sentence_mask[3], patch_mask[5] = False, False
     sentence_mask[7] = patch_mask[7] = False
-    return {"patches": rng.normal(size=(B, 1, P, D)), "patch_mask": patch_mask,
-            "sentences": rng.normal(size=(B, 1, S, D)), "sentence_mask": sentence_mask, "logit_scale": np.float64(3.0)}
+    return {
+        "patches": rng.normal(size=(B, 1, P, D)),
+        "patch_mask": patch_mask,
+        "sentences": rng.normal(size=(B, 1, S, D)),
+        "sentence_mask": sentence_mask,
+        "logit_scale": np.float64(3.0),
+    }
 
 
 def embeddings(local):
@@ -41,13 +46,16 @@ def cosine(a, b):
 
 def naive_scores(local):
     """[caption][image] of (A, B), None where either does not count."""
+
     def of(m, n):
         sentences = [q for q, there in zip(local["sentences"][m, 0], local["sentence_mask"][m, 0]) if there]
         patches = [p for p, there in zip(local["patches"][n, 0], local["patch_mask"][n, 0]) if there]
         if not sentences or not patches:
             return None
-        return (np.mean([max(cosine(p, q) for p in patches) for q in sentences]),
-                np.mean([max(cosine(p, q) for q in sentences) for p in patches]))
+        return (
+            np.mean([max(cosine(p, q) for p in patches) for q in sentences]),
+            np.mean([max(cosine(p, q) for q in sentences) for p in patches]),
+        )
 
     return [[of(m, n) for n in range(B)] for m in range(B)]
 
@@ -86,7 +94,7 @@ def test_a_caption_without_sentences_is_in_no_term_and_no_denominator(local):
     np.testing.assert_allclose(loss(kept)[0], whole, rtol=1e-6)
     assert loss(local | {"sentence_mask": np.zeros((B, 1, S), bool)})[0] == 0
     twice = {name: np.concatenate([x, x], axis=1) if x.ndim else x for name, x in local.items()}
-    np.testing.assert_allclose(loss(twice)[0], whole, rtol=1e-6)        # slots are averaged
+    np.testing.assert_allclose(loss(twice)[0], whole, rtol=1e-6)  # slots are averaged
 
 
 def test_one_sentence_and_a_planted_match(local):
@@ -94,8 +102,12 @@ def test_one_sentence_and_a_planted_match(local):
     np.testing.assert_allclose(loss(one)[0], naive_loss(one), rtol=1e-6)
     planted = np.array(local["patches"], np.float32)
     planted[2, 0, 0] = 5 * local["sentences"][2, 0, 0]
-    a, _ = local_scores(planted[:, 0], local["patch_mask"][:, 0], np.float32(local["sentences"][:, 0]),
-                        (local["sentence_mask"] & (np.arange(S) == 0))[:, 0])
+    a, _ = local_scores(
+        planted[:, 0],
+        local["patch_mask"][:, 0],
+        np.float32(local["sentences"][:, 0]),
+        (local["sentence_mask"] & (np.arange(S) == 0))[:, 0],
+    )
     np.testing.assert_allclose(a[2, 2], 1, rtol=1e-6)
 
 
@@ -105,15 +117,19 @@ def test_same_value_and_gradient_on_one_and_eight_devices(local, captions, monke
     found = []
     for devices in (1, 8):
         mesh = make_mesh({"data": -1}, jax.devices()[:devices])
-        arrays = {name: jax.device_put(np.float32(x) if x.dtype == float else x, batch_sharding(mesh))
-                  for name, x in local.items() if x.ndim}
+        arrays = {
+            name: jax.device_put(np.float32(x) if x.dtype == float else x, batch_sharding(mesh))
+            for name, x in local.items()
+            if x.ndim
+        }
 
         @jax.jit
         def run(vectors, masks, scale, mesh=mesh):
             return loss(vectors | masks | {"logit_scale": scale}, mesh)[0]
 
-        vectors, masks = ({name: arrays[name] for name in arrays if name.endswith("mask") == masked}
-                          for masked in (False, True))
+        vectors, masks = (
+            {name: arrays[name] for name in arrays if name.endswith("mask") == masked} for masked in (False, True)
+        )
         found.append(jax.device_get(jax.value_and_grad(run, argnums=(0, 2))(vectors, masks, jnp.float32(3))))
     jax.tree.map(lambda one, eight: np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-7), *found)
     np.testing.assert_allclose(found[0][0], naive_loss(local), rtol=1e-6)
@@ -124,14 +140,19 @@ def temporaries(batch, patches=1369, sentences=10, dim=512):
     """Bytes of the compiled value and gradient on one device; nothing is run."""
     shapes = {"patches": (batch, 1, patches, dim), "sentences": (batch, 1, sentences, dim)}
     vectors = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    masks = {"patch_mask": jax.ShapeDtypeStruct(shapes["patches"][:3], bool),
-             "sentence_mask": jax.ShapeDtypeStruct(shapes["sentences"][:3], bool)}
+    masks = {
+        "patch_mask": jax.ShapeDtypeStruct(shapes["patches"][:3], bool),
+        "sentence_mask": jax.ShapeDtypeStruct(shapes["sentences"][:3], bool),
+    }
 
     def run(vectors, masks, scale):
         return loss(vectors | masks | {"logit_scale": scale})[0]
 
-    compiled = jax.jit(jax.value_and_grad(run, argnums=(0, 2))).lower(
-        vectors, masks, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+    compiled = (
+        jax.jit(jax.value_and_grad(run, argnums=(0, 2)))
+        .lower(vectors, masks, jax.ShapeDtypeStruct((), jnp.float32))
+        .compile()
+    )
     return compiled.memory_analysis().temp_size_in_bytes
 
 

@@ -81,7 +81,7 @@ def test_same_value_and_gradient_on_one_and_eight_devices(rows, name, form):
         found.append(jax.device_get(gradient(*placed[:3], placed[3:])))
     jax.tree.map(lambda one, eight: np.testing.assert_allclose(one, eight, rtol=2e-5, atol=1e-6), *found)
     # What each device would find in its own two rows is another number.
-    parts = [run(name, tuple(x[i:i + 2] for x in rows))[0] for i in range(0, B, 2)]
+    parts = [run(name, tuple(x[i : i + 2] for x in rows))[0] for i in range(0, B, 2)]
     assert abs(np.mean(parts) - found[0][0]) > 0.1
 
 

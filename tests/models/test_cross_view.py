@@ -10,7 +10,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.cross_view import CrossView
 from mammoclip_jax.types import Embeddings
 
-B, SIDE, C = 4, 7, 8        # mega-patches of 2 x 2: the last row and column of patches are left out
+B, SIDE, C = 4, 7, 8  # mega-patches of 2 x 2: the last row and column of patches are left out
 
 
 def inputs(maps):
@@ -27,8 +27,10 @@ def made(head, maps, seed=0):
 
 
 def naive_attention(x, other, params, heads):
-    q, k, v = (y @ np.float64(params[name]["kernel"]) + params[name]["bias"]
-               for y, name in ((x, "query"), (other, "key"), (other, "value")))
+    q, k, v = (
+        y @ np.float64(params[name]["kernel"]) + params[name]["bias"]
+        for y, name in ((x, "query"), (other, "key"), (other, "value"))
+    )
     found, width = np.zeros_like(q), C // heads
     for h in range(heads):
         part = slice(h * width, (h + 1) * width)
@@ -44,7 +46,7 @@ def test_cells_and_what_the_other_view_makes_of_them(maps, columns):
     params = variables["params"]
     cells = np.zeros((B, 2, 3, 3, C))
     for b, v, i, j in np.ndindex(B, 2, 3, 3):
-        mean = np.float64(maps[b, v, 2 * i:2 * i + 2, 2 * j:2 * j + 2]).mean(axis=(0, 1))
+        mean = np.float64(maps[b, v, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]).mean(axis=(0, 1))
         cells[b, v, i, j] = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-5)
     np.testing.assert_allclose(found["cells"], cells.reshape(B, 2, 9, C), rtol=1e-4, atol=1e-5)
     for b, v, i, j in np.ndindex(B, 2, 3, 3):
@@ -73,7 +75,7 @@ def test_only_the_average_carries_geometry(maps):
         for pooling in ("average", "attention"):
             head = CrossView("last", cell=(2, 2), pooling=pooling, heads=2, pooler_heads=2, dtype=jnp.float64)
             variables = jax.tree.map(lambda x: x.astype(np.float64), made(head, maps)[1])
-            if pooling == "average":        # each looks at the same mega-patch of the other view
+            if pooling == "average":  # each looks at the same mega-patch of the other view
                 for name in ("attention1", "attention2"):
                     for part, factor in (("query", 3), ("key", 3), ("value", 1), ("out", 1)):
                         variables["params"][name][part]["kernel"] = factor * np.eye(C)
@@ -81,12 +83,15 @@ def test_only_the_average_carries_geometry(maps):
     assert change["average"] > 0.5 and change["attention"] < 1e-9, change
 
 
-@pytest.mark.parametrize("options, views, message", [
-    ({"pooling": "averge"}, 2, "no pooling of the cross-view head 'averge'. Did you mean 'average'"),
-    ({"cell": (8, 2)}, 2, "has 7 x 7 patches, fewer than one mega-patch"),
-    ({"heads": 3}, 2, "the 8 channels of the stage do not split over heads=3"),
-    ({}, 1, "needs the two views CC and MLO, got 1"),
-])
+@pytest.mark.parametrize(
+    "options, views, message",
+    [
+        ({"pooling": "averge"}, 2, "no pooling of the cross-view head 'averge'. Did you mean 'average'"),
+        ({"cell": (8, 2)}, 2, "has 7 x 7 patches, fewer than one mega-patch"),
+        ({"heads": 3}, 2, "the 8 channels of the stage do not split over heads=3"),
+        ({}, 1, "needs the two views CC and MLO, got 1"),
+    ],
+)
 def test_what_does_not_fit_is_explained(maps, options, views, message):
     with pytest.raises(UserError, match=message):
         made(CrossView("last", **options), maps[:, :views])

@@ -17,8 +17,15 @@ LENGTHS = (64, 144, 256)
 def texts():
     """A cap before and after, sentences of 1 to 4 tokens; text 1 has one sentence, text 2 none."""
     rng = np.random.default_rng(0)
-    sentence = np.array([[-1, 0, 0, 1, 2, 2, 2, 3, 3, -1, -1, -1], [-1, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1],
-                         [-1, -1] + [-1] * 10, [-1, 0, 1, 1, 1, 1, 2, 2, 2, 3, 4, -1]], np.int32)
+    sentence = np.array(
+        [
+            [-1, 0, 0, 1, 2, 2, 2, 3, 3, -1, -1, -1],
+            [-1, 0, 0, 0, 0, -1, -1, -1, -1, -1, -1, -1],
+            [-1, -1] + [-1] * 10,
+            [-1, 0, 1, 1, 1, 1, 2, 2, 2, 3, 4, -1],
+        ],
+        np.int32,
+    )
     mask = np.arange(L) < np.array([[10], [6], [2], [12]])
     return rng.normal(size=(N, L, C)).astype(np.float32), sentence, mask
 
@@ -44,10 +51,16 @@ def inputs(texts, length=L, mask=True):
     states, sentence, token_mask = texts
     more = length - L
     filled = np.concatenate([states, np.full((N, more, C), 7.0, np.float32)], axis=1)
-    return {"image/last": maps, "image/pooled": maps.mean(axis=(2, 3)), "image/lit": lit, "text/states": filled[:, None],
-            "sentence": np.pad(sentence, ((0, 0), (0, more)), constant_values=-1)[:, None],
-            "token_mask": np.pad(token_mask, ((0, 0), (0, more)))[:, None],
-            "mask": np.arange(N) < N - (not mask), "view_mask": np.array([[1, 1], [1, 0], [1, 1], [1, 1]], bool)}
+    return {
+        "image/last": maps,
+        "image/pooled": maps.mean(axis=(2, 3)),
+        "image/lit": lit,
+        "text/states": filled[:, None],
+        "sentence": np.pad(sentence, ((0, 0), (0, more)), constant_values=-1)[:, None],
+        "token_mask": np.pad(token_mask, ((0, 0), (0, more)))[:, None],
+        "mask": np.arange(N) < N - (not mask),
+        "view_mask": np.array([[1, 1], [1, 0], [1, 1], [1, 1]], bool),
+    }
 
 
 @pytest.mark.parametrize("sentence", ["separator", "mean"])
@@ -60,12 +73,14 @@ def test_padding_changes_nothing(texts, sentence):
         given = inputs(texts, length)
 
         def loss(params, states):
-            found, updated = head.apply({**variables, "params": params}, given | {"text/states": states}, True,
-                                        mutable=["batch_stats"])
+            found, updated = head.apply(
+                {**variables, "params": params}, given | {"text/states": states}, True, mutable=["batch_stats"]
+            )
             return jnp.sum(jnp.sin(found["sentences"])), (found, updated)
 
         (_, found), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            variables["params"], jnp.asarray(given["text/states"]))
+            variables["params"], jnp.asarray(given["text/states"])
+        )
         assert not gradients[1][:, :, L:].any()
         return found, gradients[0], gradients[1][:, :, :L]
 
@@ -84,9 +99,10 @@ def test_masked_statistics_are_those_of_the_positions_that_exist():
     np.testing.assert_allclose(y[mask], (packed - packed.mean(0)) / np.sqrt(packed.var(0) + 1e-5), rtol=1e-4, atol=1e-5)
     stats = updated["batch_stats"]
     np.testing.assert_allclose(stats["mean"], 0.1 * packed.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * packed.var(0, ddof=1), rtol=1e-5)      # torch: n - 1
-    np.testing.assert_allclose(norm.apply(updated, x, mask, False),
-                               (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * packed.var(0, ddof=1), rtol=1e-5)  # torch: n - 1
+    np.testing.assert_allclose(
+        norm.apply(updated, x, mask, False), (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5), rtol=1e-4, atol=1e-5
+    )
     # A batch in which nothing exists is no batch.
     y, after = norm.apply(updated, x, np.zeros_like(mask), True, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, after, updated)
@@ -112,9 +128,9 @@ def test_what_the_local_head_gives(texts):
     assert head.needs == ("image/last", "text/states", "image/lit")
     found, _ = head.init_with_output(jax.random.key(0), given, False)
     there = given["view_mask"] & given["mask"][:, None]
-    lit = np.pad(given["image/lit"], ((0, 0), (0, 0), (0, 1), (0, 0)))      # cells of 4 x 2 pixels
+    lit = np.pad(given["image/lit"], ((0, 0), (0, 0), (0, 1), (0, 0)))  # cells of 4 x 2 pixels
     for b, v in np.ndindex(N, 2):
-        cells = [lit[b, v, 4 * i:4 * i + 4, 2 * j:2 * j + 2].mean() >= 0.5 for i in range(2) for j in range(3)]
+        cells = [lit[b, v, 4 * i : 4 * i + 4, 2 * j : 2 * j + 2].mean() >= 0.5 for i in range(2) for j in range(3)]
         np.testing.assert_array_equal(found["patch_mask"][b, v], np.array(cells) & there[b, v])
         sentences = [(given["sentence"][b, 0] == s).any() for s in range(2)]
         np.testing.assert_array_equal(found["sentence_mask"][b, v], np.array(sentences) & there[b, v])

@@ -1,5 +1,7 @@
 """Training with heads: all terms of MaMA and GLAM, on 1 and 8 devices, in micro-batches; and heads that wait."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +27,25 @@ def config_of(start=0, parts=1):
     """A tiny dual encoder; the terms of the heads and of the second view start at `start`."""
     config = defaults()
     config.model.image.update(name="vit", variant="tiny", width=16, depth=1, heads=2, patch=8)
-    config.model.text.update(name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                             intermediate_size=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    config.model.text.update(
+        name="bert",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     config.model.dim, config.model.heads = 8, HEADS
     config.image.channels = 1
     config.losses = {
-        "view_text": {}, "partner": {"kind": "view_text", "view": 1, "start_step": start},
-        **{name: {"start_step": start} for name in ("nt_xent", "local_alignment", "geometry")}}
-    config.train.update(steps=20, warmup_steps=1, batch_size=16, lr=1e-2, weight_decay=0.5, ema_decay=0.7, clip_norm=1.0)
+        "view_text": {},
+        "partner": {"kind": "view_text", "view": 1, "start_step": start},
+        **{name: {"start_step": start} for name in ("nt_xent", "local_alignment", "geometry")},
+    }
+    config.train.update(
+        steps=20, warmup_steps=1, batch_size=16, lr=1e-2, weight_decay=0.5, ema_decay=0.7, clip_norm=1.0
+    )
     config.train.micro_batches.update(image=parts, text=parts)
     config.data.text_length = tiny.LENGTH
     return config
@@ -48,13 +61,24 @@ def batch():
     return found | {"sentence": sentence, "view_mask": view_mask, "mask": mask}
 
 
-def steps(config, count, devices=1, start=None, change=lambda state: state):
-    """The states (the first is `start`, or fresh) and metrics of so many steps, and how often the step was compiled."""
+def trainer_of(config, devices=1):
     mesh = meshes.make_mesh({"data": -1}, jax.devices()[:devices])
-    trainer = make_trainer(config, tiny.VOCABULARY, PREPROCESSING, mesh)
-    step, placed = trainer.jitted(), meshes.put_batch(batch(), mesh)
+    return make_trainer(config, tiny.VOCABULARY, PREPROCESSING, mesh)
+
+
+@functools.cache
+def program(start, devices):
+    """A trainer and its step."""
+    trainer = trainer_of(config_of(start), devices)
+    return trainer, trainer.jitted()
+
+
+def steps(count, *, start=0, devices=1, state=None):
+    """The states, of which the first may be given, and metrics of so many steps; and how often the step was compiled."""
+    trainer, step = program(start, devices)
+    placed = meshes.put_batch(batch(), trainer.mesh)
     states, metrics = [], []
-    state = change(tiny.placed(start._replace(key=jax.random.key(0)), trainer) if start else trainer.init())
+    state = trainer.init() if state is None else tiny.placed(state._replace(key=jax.random.key(0)), trainer)
     for _ in range(count):
         states.append(jax.device_get(state._replace(key=None)))
         state, found = step(state, placed)
@@ -64,15 +88,21 @@ def steps(config, count, devices=1, start=None, change=lambda state: state):
 
 @pytest.fixture(scope="module")
 def alone():
-    return steps(config_of(), 2)
+    return steps(2)
 
 
 def test_all_terms_train_the_same_on_eight_devices(alone):
     (first, _, last), metrics, _ = alone
-    (_, _, last8), metrics8, _ = steps(config_of(), 2, devices=8, start=first)
+    (_, _, last8), metrics8, _ = steps(2, devices=8, state=first)
     for one, eight in zip(metrics, metrics8):
-        assert {"view_text/accuracy", "partner/accuracy", "nt_xent/pairs", "local_alignment/sentences_to_patches",
-                "geometry/view", "geometry/position"} <= one.keys()
+        assert {
+            "view_text/accuracy",
+            "partner/accuracy",
+            "nt_xent/pairs",
+            "local_alignment/sentences_to_patches",
+            "geometry/view",
+            "geometry/position",
+        } <= one.keys()
         assert one["nt_xent/pairs"] == one["geometry/pairs"] == 14
         for name in one:
             np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
@@ -81,12 +111,10 @@ def test_all_terms_train_the_same_on_eight_devices(alone):
 
 def test_micro_batches_give_the_gradient_of_one_pass():
     """Heads see the whole batch behind them, with statistics of all of it."""
-    found, mesh = [], meshes.make_mesh({}, jax.devices()[:1])
+    found, state = [], program(0, 1)[0].init()
     for parts in (1, 4):
-        trainer = make_trainer(config_of(parts=parts), tiny.VOCABULARY, PREPROCESSING, mesh)
-        if not found:
-            state = trainer.init()
-        loss, _, stats, gradients = jax.device_get(jax.jit(trainer.gradient)(state, meshes.put_batch(batch(), mesh)))
+        run = jax.jit(trainer_of(config_of(parts=parts)).gradient)
+        loss, _, stats, gradients = jax.device_get(run(state, batch()))
         found.append({"loss": loss, "stats": stats, "gradients": gradients})
     size = np.sqrt(sum(np.square(x).sum() for x in jax.tree.leaves(found[0]["gradients"])))
     jax.tree.map(lambda one, four: np.testing.assert_allclose(four, one, rtol=1e-5, atol=1e-5 * size), *found)
@@ -95,20 +123,23 @@ def test_micro_batches_give_the_gradient_of_one_pass():
 
 def of_heads(state):
     """Everything of the heads that a step could change: parameters, statistics, averages and moments."""
-    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
-            for path, x in jax.tree_util.tree_leaves_with_path(state)}
+    flat = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+    }
     return {path: x for path, x in flat.items() if "heads/" in path}
 
 
 def test_heads_wait_for_the_first_of_their_terms():
     """Bit for bit: no decay, no moments, no statistics; a NaN in one of them gets nowhere. From their step on they move."""
+
     def with_nan(state):
         params = jax.tree.map(lambda x: x, state.params)
         kernel = params["heads"]["local"]["patches"]["hidden"]["kernel"]
-        params["heads"]["local"]["patches"]["hidden"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
+        params["heads"]["local"]["patches"]["hidden"]["kernel"] = jnp.asarray(kernel).at[0, 0].set(jnp.nan)
         return state._replace(params=params)
 
-    states, metrics, compiled = steps(config_of(start=2), 3)
+    states, metrics, compiled = steps(3, start=2)
     assert compiled == 1
     first, _, second, third = map(of_heads, states)
     assert {path.split("/")[0] for path in first} == {"params", "batch_stats", "opt_state", "ema"}
@@ -122,28 +153,46 @@ def test_heads_wait_for_the_first_of_their_terms():
     before, after = (flatten_dict(state.params["image_encoder"]) for state in (states[0], states[2]))
     assert any(not np.array_equal(before[path], after[path]) for path in before)
 
-    _, metrics, _ = steps(config_of(start=2), 3, start=states[0], change=with_nan)
+    _, metrics, _ = steps(3, start=2, state=with_nan(states[0]))
     assert np.isfinite([m["loss"] for m in metrics[:2]]).all() and np.isfinite(metrics[1]["gradient_norm"])
     assert np.isnan(metrics[2]["loss"])
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda c: c.model.heads.__delattr__("simclr"), "config.losses.nt_xent needs the head 'simclr'.*cross_view, local"),
-    (lambda c: c.losses.__delattr__("nt_xent"), "no term of config.losses needs config.model.heads.simclr"),
-    (lambda c: c.model.heads.update(far={"kind": "locl"}), "no kind of head 'locl'. Did you mean 'local'"),
-    (lambda c: c.model.heads.local.update(with_free="x"), "config.model.heads.local has no option 'with_free'"),
-    (lambda c: c.model.heads.update(far={"kind": "local"}), "config.model.heads.far has no stage"),
-    (lambda c: c.model.heads.update(image={"kind": "simclr"}), "is one word, and not image or text"),
-    (lambda c: c.model.heads.local.update(stage="block9"), "config.model.heads.local reads, 'image/block9'.*image/block1"),
-    (lambda c: c.model.heads.local.update(slots=(2,)), r"sees the views \(2,\), and the batch has 2"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda c: c.model.heads.__delattr__("simclr"),
+            "config.losses.nt_xent needs the head 'simclr'.*cross_view, local",
+        ),
+        (lambda c: c.losses.__delattr__("nt_xent"), "no term of config.losses needs config.model.heads.simclr"),
+        (lambda c: c.model.heads.update(far={"kind": "locl"}), "no kind of head 'locl'. Did you mean 'local'"),
+        (lambda c: c.model.heads.local.update(with_free="x"), "config.model.heads.local has no option 'with_free'"),
+        (lambda c: c.model.heads.update(far={"kind": "local"}), "config.model.heads.far has no stage"),
+        (lambda c: c.model.heads.update(image={"kind": "simclr"}), "is one word, and not image or text"),
+        (
+            lambda c: c.model.heads.local.update(stage="block9"),
+            "config.model.heads.local reads, 'image/block9'.*image/block1",
+        ),
+        (lambda c: c.model.heads.local.update(slots=(2,)), r"sees the views \(2,\), and the batch has 2"),
+    ],
+)
 def test_wrong_heads_are_refused_at_the_start(change, message):
     config = config_of()
     with config.unlocked():
         change(config)
     with pytest.raises(UserError, match=message):
-        trainer = make_trainer(config, tiny.VOCABULARY, PREPROCESSING, meshes.make_mesh({}, jax.devices()[:1]))
+        trainer = trainer_of(config)
         jax.eval_shape(trainer.gradient, trainer.state, trainer.batch)
+
+
+def test_heads_beside_adapters():
+    """Of a text tower with LoRA, whose dropout is at work only inside the tower."""
+    config = config_of()
+    config.model.lora.update(pattern="text_encoder/.*/query/kernel", rank=2)
+    trainer = trainer_of(config)
+    *_, gradients = jax.eval_shape(trainer.gradient, trainer.state, trainer.batch)
+    assert set(gradients["heads"]) == set(HEADS) and "lora" in gradients
 
 
 def test_a_model_without_heads_has_no_place_for_them():

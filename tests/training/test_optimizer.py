@@ -21,7 +21,9 @@ def config_of(**changes):
 
 
 def test_a_rate_that_falls_at_given_steps():
-    rate = schedule(config_of(schedule="step", steps=100, warmup_steps=10, min_lr=1e-3, decay_steps=(30, 60), decay_factor=0.1))
+    rate = schedule(
+        config_of(schedule="step", steps=100, warmup_steps=10, min_lr=1e-3, decay_steps=(30, 60), decay_factor=0.1)
+    )
     found = [float(rate(step)) for step in (0, 5, 10, 29, 30, 59, 60, 99)]
     np.testing.assert_allclose(found, [1e-3, 5.5e-3, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4], rtol=1e-6)
     for places in ((30, 20), (5,), (100,)):
@@ -55,11 +57,14 @@ def test_sgd_is_torchs_with_momentum_and_the_decay_in_the_gradient():
         make_optimizer(config_of(optimizer="sdg"), params)
 
 
-@pytest.mark.parametrize("changes, field", [
-    ({"momentum": 0.5}, "momentum=0.5 where config.train.optimizer is 'adamw'"),
-    ({"optimizer": "sgd", "b1": 0.8}, "b1=0.8 where config.train.optimizer is 'sgd'"),
-    ({"decay_factor": 0.5}, "decay_factor=0.5 where config.train.schedule is 'cosine'"),
-])
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"momentum": 0.5}, "momentum=0.5 where config.train.optimizer is 'adamw'"),
+        ({"optimizer": "sgd", "b1": 0.8}, "b1=0.8 where config.train.optimizer is 'sgd'"),
+        ({"decay_factor": 0.5}, "decay_factor=0.5 where config.train.schedule is 'cosine'"),
+    ],
+)
 def test_options_of_another_choice_are_refused(changes, field):
     config = defaults()
     config.data.folders.films = "films"
@@ -87,11 +92,12 @@ def test_moments_of_a_late_part_count_from_its_start_at_the_rate_of_the_run():
 
 def test_clipping_is_by_the_norm_of_all_that_is_trained():
     params = {"heads": {"local": {"kernel": jnp.zeros(1)}}, "tower": {"kernel": jnp.zeros(1)}}
-    config = config_of(optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0, schedule="constant", warmup_steps=0,
-                       clip_norm=1.0)
+    config = config_of(
+        optimizer="sgd", momentum=0.0, weight_decay=0.0, lr=1.0, schedule="constant", warmup_steps=0, clip_norm=1.0
+    )
     optimizer = make_optimizer(config, params, starts={"heads/local": 1})
     state = optimizer.init(params)
-    for head in (0.0, 4.0):         # not started, started
+    for head in (0.0, 4.0):  # not started, started
         gradients = {"heads": {"local": {"kernel": jnp.array([head])}}, "tower": {"kernel": jnp.array([3.0])}}
         updates, state = optimizer.update(gradients, state, params)
     np.testing.assert_allclose(updates["tower"]["kernel"], -0.6, rtol=1e-6)
