@@ -21,6 +21,7 @@ NAMED_PARTS = (
     "model.image",
     "model.text",
     "model.lora",
+    "model.heads",
     "warm_start",
     "losses",
     "evaluate.evaluators",
@@ -31,7 +32,12 @@ NAMED_PARTS = (
 # Fields that only tasks with labels read, and only those with texts.
 OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) |
     task\.(?!kind|monitor|better|patience)\w+"""
-OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection)\..* |
+# Fields of config.train that only one choice reads.
+READ_BY = {
+    "optimizer": {"adamw": ("b1", "b2", "eps"), "sgd": ("momentum",)},
+    "schedule": {"step": ("decay_steps", "decay_factor")},
+}
+OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection|heads)\..* |
     model\.(dim|pooling|pooling_token|cached_text|logit_scale|logit_bias) | train\.logit_scale_max |
     data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.*"""
 
@@ -94,6 +100,7 @@ def defaults() -> ConfigDict:
                 "frozen": (),  # towers (image, text) that stay as they are; their projections are trained
                 "cached_text": False,  # run a frozen text tower once, before training, over all training texts
                 "lora": {},  # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
+                "heads": {},  # name -> kind (models.HEADS) and options: vectors for terms beside the global ones
                 "logit_scale": 1 / 0.07,
                 "logit_bias": placeholder(float),  # initial, of the sigmoid loss (SigLIP: -10, with logit_scale=10)
                 # Of a classifier or detector (config.task.kind) alone, which have no text, dim, projection, ...
@@ -138,12 +145,17 @@ def defaults() -> ConfigDict:
                 "micro_batches": {"image": 1, "text": 1},
                 "lr": 5e-5,
                 "warmup_steps": 100,  # linear, from 0
-                "schedule": "cosine",  # after it: cosine or linear to 0, or constant
+                "schedule": "cosine",  # after it: cosine or linear to min_lr, constant, or step
+                "min_lr": 0.0,  # from which the rate rises, and to which it falls
+                "decay_steps": (),
+                "decay_factor": 0.1,  # of the schedule step: the rate is multiplied at each
+                "optimizer": "adamw",  # or sgd
                 "layer_decay": 1.0,  # factor on the rate of each layer of the image encoder, from the last down
                 "weight_decay": 1e-4,
                 "b1": 0.9,
                 "b2": 0.999,
-                "eps": 1e-8,
+                "eps": 1e-8,  # of adamw
+                "momentum": 0.9,  # of sgd
                 "clip_norm": 0.0,  # 0: no clipping
                 "no_decay": (),  # regular expressions on parameter paths
                 "frozen": (),  # the same: no gradient, no update, no decay
@@ -217,6 +229,18 @@ def check_common(config: ConfigDict, unused: re.Pattern) -> None:
             f"config.train.warmup_steps={config.train.warmup_steps} must be below "
             f"config.train.steps={config.train.steps}."
         )
+    for choice, table in READ_BY.items():
+        idle = [
+            name
+            for value, names in table.items()
+            for name in names
+            if value != config.train[choice] and config.train[name] != usual[f"train.{name}"]
+        ]
+        if idle:
+            raise UserError(
+                f"nothing reads config.train.{idle[0]}={config.train[idle[0]]!r} where config.train.{choice} is "
+                f"{config.train[choice]!r}: take it out, or set another."
+            )
     if config.train.keep_checkpoints < 1:
         raise UserError(
             f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be 1 or more: a run goes on "

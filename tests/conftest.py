@@ -61,6 +61,15 @@ def real_data() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder of numbers of other implementations beside the checkout; tests that need it skip without."""
+    path = ROOT.parent / "shared" / "fixtures"
+    if not path.is_dir():
+        pytest.skip(f"the fixtures are not at {path}")
+    return path
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_are_let_go():
     """After each file: together they would take more memory maps than a Linux process may have (65,530)."""

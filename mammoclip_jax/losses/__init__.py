@@ -4,15 +4,28 @@ To add one: write the function in a file here and give it a line in `LOSSES`; a 
 more than the global vectors says so in its attribute `needs`, names for `Embeddings.named`:
 
     local.needs = ("image/stage4", "text/states")
+
+or "HEAD/PART" of a head of `config.model.heads`; an option of the term in braces stands for its value:
+
+    local.needs = ("{head}/patches", "{head}/sentences")
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 from mammoclip_jax.names import check_options, load
 
-LOSSES = {"clip": "contrastive.clip", "mammo_clip": "multiview.mammo_clip", "sigmoid": "contrastive.sigmoid"}
+LOSSES = {
+    "clip": "contrastive.clip",
+    "geometry": "geometry.geometry",
+    "local_alignment": "local_alignment.local_alignment",
+    "mammo_clip": "multiview.mammo_clip",
+    "nt_xent": "views.nt_xent",
+    "sigmoid": "contrastive.sigmoid",
+    "view_text": "views.view_text",
+}
 
 
 class Term(NamedTuple):
@@ -26,12 +39,14 @@ class Term(NamedTuple):
 
 
 def build(terms) -> list[Term]:
-    """Of a config `{name: {"weight": w, "start_step": s, **options}}`."""
+    """Of a config `{name: {"kind": k, "weight": w, "start_step": s, **options}}`; without a kind the name is the kind."""
     built = []
     for name, options in terms.items():
         options = dict(options)
         weight, start_step = options.pop("weight", 1.0), options.pop("start_step", 0)
-        term = load(__name__, LOSSES, name, "loss")
+        term = load(__name__, LOSSES, options.pop("kind", name), "loss")
         check_options(term, options, f"config.losses.{name}")
-        built.append(Term(name, partial(term, **options), weight, start_step, getattr(term, "needs", ())))
+        values = {key: field.default for key, field in inspect.signature(term).parameters.items()} | options
+        needs = tuple(need.format(**values) for need in getattr(term, "needs", ()))
+        built.append(Term(name, partial(term, **options), weight, start_step, needs))
     return built

@@ -49,7 +49,8 @@ def info_nce(
     Args:
         mask: rows that are False count neither as queries nor as keys. The mean is over the others; 0 without any.
         ids: rows that have an id in common are duplicates.
-        duplicates: how a pair of them counts: as any other ("negative"), as a positive one, or not at all ("ignore").
+        duplicates: how a pair of them counts: as any other ("negative"), as a positive one, or not at all ("ignore");
+            "partner" makes them the only positives of rows that are compared with themselves (`views.nt_xent`).
         labels: instead of ids, the weight of each pair as a positive: 0 makes a negative, and a pair whose label is
             below 0 does not count. Weights are divided by their sum, over the row and over the column; rows and columns
             without positives are left out of the mean. No gradient goes to them.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 LOWEST = -1e30  # below any logit, and finite: differences of two are no NaN
 
@@ -45,6 +45,21 @@ def summarise(objective: Objective, vectors: Vectors, counts, weights, seen=(Non
         logits += vectors.bias
     weights = weights.astype(dtype)
     return tuple(objective.summarise(logits, counts, weights, axis, s) for axis, s in zip((1, 0), seen))
+
+
+def unit(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """x / ||x||, in at least fp32; a zero row stays zero instead of turning into NaN (torch's normalize)."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+
+def contrast(logits: Float[Array, "n n"], valid: Bool[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy of the rows, and of the columns, of logits that are there already; the target is the diagonal.
+
+    Rows and columns that are not valid count neither as queries nor as keys; 0 without any that are.
+    """
+    counts, weights, objective = valid[:, None] & valid, jnp.eye(len(valid), dtype=logits.dtype), softmax(0.0)
+    return tuple(cross_entropy(objective.summarise(logits, counts, weights, axis), 0.0) for axis in (1, 0))
 
 
 def logits_dtype(vectors: Vectors):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mammoclip_jax.names import check_name
 
-DUPLICATES = ("negative", "positive", "ignore")
+DUPLICATES = ("negative", "positive", "ignore", "partner")
 
 
 class Rows(NamedTuple):
@@ -40,7 +40,8 @@ def pair_mask(
 
     A pair of rows that are not valid never counts. With `labels` a label is the weight, and a pair whose label is below
     0 does not count. Without, the pair of a row with itself has the weight 1, and that of duplicates the weight 1
-    ("positive") or does not count ("ignore"). The relation is the same seen from the keys.
+    ("positive") or does not count ("ignore"); as "partner" duplicates are the only positives, and a row does not meet
+    itself. The relation is the same seen from the keys.
     """
     counts = queries.valid[:, None] & keys.valid
     if labels is not None:
@@ -49,7 +50,9 @@ def pair_mask(
     if queries.ids is not None:
         shared = [a[:, None] == b for a in queries.ids.T for b in keys.ids.T]
         duplicate = functools.reduce(operator.or_, shared)
-        if duplicates == "positive":
+        if duplicates == "partner":
+            counts, positive = counts & ~positive, duplicate & ~positive
+        elif duplicates == "positive":
             positive |= duplicate
         else:
             counts &= positive | ~duplicate

@@ -2,8 +2,12 @@
 
 To add an encoder: write the module in a file here and give it a line in a table; a config may then name it.
 An image encoder is `(x [N H W C], train, offsets) -> (pooled [N c], stages {name: [N h w c]})`,
-a text encoder `(ids [N L], mask [N L], train) -> states [N L c]`.
+a text encoder `(ids [N L], mask [N L], train) -> states [N L c]`,
+a head `(inputs {name: array}, train) -> {part: array}` with `needs`, the names of its inputs (vectors.Heads).
 """
+
+import dataclasses
+import functools
 
 import jax.numpy as jnp
 
@@ -24,6 +28,8 @@ TEXT_ENCODERS = {
     "gpt2": "gpt2.from_options",
     "modernbert": "modernbert.from_options",
 }
+HEADS = {"cross_view": "cross_view.CrossView", "local": "vectors.Local", "simclr": "vectors.SimCLR"}
+TOWERS = ("image", "text")  # names of outputs that are no head's
 
 
 def build(config, vocab_size: int):
@@ -39,12 +45,42 @@ def build(config, vocab_size: int):
     image = image_encoder(options.pop("image"), dtype)
     text = text_encoder(options.pop("text"), vocab_size, dtype)
     options["projection"] = dict(options["projection"])
+    options["heads"] = heads_of(options.pop("heads", {}), dtype)
     adapters = options.pop("lora", None)
     for other in ("cached_text", "labels", "activation", "combine", "stages", "features", "input_size"):
         options.pop(other, None)  # how the model is trained, or what a classifier or detector has
     check_options(DualEncoder, options, "config.model")
     model = DualEncoder(image_encoder=image, text_encoder=text, **options)
     return lora.adapt(model, adapters) if adapters else model
+
+
+def heads_of(table, dtype=jnp.float32):
+    """The `vectors.Heads` of `config.model.heads`, {name: {"kind": a name in HEADS, options}}; None without any.
+
+    Without a kind the name is the kind.
+
+    Raises:
+        UserError: a kind or an option is unknown, or a head has the name of a tower or no plain name.
+    """
+    from mammoclip_jax.models.vectors import Heads
+
+    makers = {}
+    for name, options in table.items():
+        options = dict(options)
+        head = load(__name__, HEADS, options.pop("kind", name), "kind of head")
+        if name in TOWERS or not name.isidentifier():
+            raise UserError(f"config.model.heads.{name}: the name of a head is one word, and not image or text.")
+        check_options(head, options, f"config.model.heads.{name}")
+        missing = {
+            field.name
+            for field in dataclasses.fields(head)
+            if field.default is field.default_factory is dataclasses.MISSING
+        } - {*options, "parent", "name"}
+        if missing:
+            raise UserError(f"config.model.heads.{name} has no {', '.join(sorted(missing))}.")
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        makers[name] = functools.partial(head, dtype=dtype, **options)
+    return Heads(makers) if makers else None
 
 
 def classifier(config):

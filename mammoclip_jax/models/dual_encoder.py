@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.elementwise import Dropout, gelu
 from mammoclip_jax.models.pooling import pool
+from mammoclip_jax.models.vectors import Heads
 from mammoclip_jax.types import Embeddings
 
 PROJECTIONS = ("linear", "mlp")
@@ -52,6 +53,7 @@ class DualEncoder(nn.Module):
             statistics, no dropout) and no gradient enters them. Their projections are trained.
         logit_scale: initial value of the factor on cosines, 1/0.07 in CLIP; the parameter is its logarithm.
         logit_bias: initial value of what the sigmoid loss adds to the logits, -10 in SigLIP; None: no such parameter.
+        heads: what makes further vectors of the towers' outputs for loss terms; None: no term needs any.
     """
 
     image_encoder: nn.Module
@@ -63,6 +65,7 @@ class DualEncoder(nn.Module):
     frozen: tuple[str, ...] = ()
     logit_scale: float = 1 / 0.07
     logit_bias: float | None = None
+    heads: Heads | None = None
 
     def setup(self):
         for tower in self.frozen:
@@ -80,10 +83,27 @@ class DualEncoder(nn.Module):
         self, image: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
     ) -> tuple[Float[Array, "N D"], Mapping[str, Array]]:
         """Unit vectors and the encoder's named stage maps; `offsets` are added to the stages of their name."""
+        pooled, stages = self.pool_image(image, train=train, offsets=offsets)
+        return self.project_image(pooled, train=train), stages
+
+    def image_outputs(
+        self, image: Float[Array, "N H W C"], *, train: bool = False
+    ) -> tuple[Float[Array, "N D"], Mapping[str, Array]]:
+        """Unit vectors, and all that a term or a head may need beside them: the stage maps and `pooled`."""
+        pooled, stages = self.pool_image(image, train=train)
+        return self.project_image(pooled, train=train), {**stages, "pooled": pooled}
+
+    def pool_image(
+        self, image: Float[Array, "N H W C"], *, train: bool = False, offsets: Mapping[str, Array] = {}
+    ) -> tuple[Float[Array, "N c"], Mapping[str, Array]]:
+        """What is projected, and the encoder's named stage maps."""
         frozen = "image" in self.frozen
         pooled, stages = self.image_encoder(image, train=train and not frozen, offsets=offsets)
-        pooled = jax.lax.stop_gradient(pooled) if train and frozen else pooled
-        return self.project_image(pooled, train=train), stages
+        return jax.lax.stop_gradient((pooled, stages)) if train and frozen else (pooled, stages)
+
+    def apply_head(self, name: str, inputs: Mapping[str, Array], *, train: bool = False) -> dict[str, Array]:
+        """What the head of that name makes of the towers' outputs and the batch; see `vectors.Heads`."""
+        return self.heads(name, inputs, train)
 
     def project_image(self, pooled: Float[Array, "... c"], *, train: bool = False) -> Float[Array, "... D"]:
         """Unit vectors of pooled features, or of the features of places of the stage that is pooled."""
@@ -117,18 +137,33 @@ class DualEncoder(nn.Module):
         breasts, views = image.shape[:2]
         texts = ids.shape[1]
         images = image.reshape(-1, *image.shape[2:])
-        image_vectors, stages = self.encode_image(images, train=train)
+        image_vectors, outputs = self.image_outputs(images, train=train)
         text_vectors, states = self.encode_text(
             ids.reshape(-1, ids.shape[2]), mask.reshape(-1, mask.shape[2]), train=train
         )
+        outputs = {f"image/{name}": x.reshape(breasts, views, *x.shape[1:]) for name, x in outputs.items()}
+        outputs |= {"text/states": states.reshape(breasts, texts, *states.shape[1:])}
+        if self.heads and self.is_initializing():
+            self._initialise_heads(outputs, image, mask)
         return Embeddings(
             image=image_vectors.reshape(breasts, views, -1),
             text=text_vectors.reshape(breasts, texts, -1),
             logit_scale=jnp.exp(self.log_scale),
             logit_bias=self.bias,
-            named={f"image/{name}": x.reshape(breasts, views, *x.shape[1:]) for name, x in stages.items()}
-            | {"text/states": states.reshape(breasts, texts, *states.shape[1:])},
+            named=outputs,
         )
+
+    def _initialise_heads(self, outputs, image, mask):
+        """Two views and texts of each breast: the most that a head asks for."""
+        inputs = outputs | {
+            "image/lit": image[..., 0] > 0,
+            "view_mask": jnp.ones(image.shape[:2], bool),
+            "token_mask": mask,
+            "sentence": jnp.zeros(mask.shape, jnp.int32),
+        }
+        inputs = {name: jnp.concatenate([x, x], axis=1)[:, :2] for name, x in inputs.items()}
+        for name in self.heads.makers:
+            self.heads(name, inputs | {"mask": jnp.ones(len(image), bool)}, False)
 
 
 def _unit(x):

@@ -164,6 +164,10 @@ class AdaptedModel:
     def text_encoder(self) -> nn.Module:
         return self.model.text_encoder
 
+    @property
+    def heads(self) -> nn.Module | None:
+        return self.model.heads
+
     def init(self, key: Array, *args, **kwargs) -> dict:
         """The model's variables, the same as without adapters, and fresh adapters.
 

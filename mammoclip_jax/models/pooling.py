@@ -3,7 +3,6 @@
 `pool` is the one way of every text encoder. Padding of any amount, on either side, changes nothing.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,22 +29,6 @@ def pool(
         UserError: there is no such pooling, or "sep" is not told its token.
     """
     return lookup(POOLINGS, how, "text pooling")(states, ids, mask, token)
-
-
-def at_tokens(
-    states: Float[Array, "N L C"], ids: Int[Array, "N L"], mask: Bool[Array, "N L"], token: int, count: int
-) -> tuple[Float[Array, "N count C"], Bool[Array, "N count"]]:
-    """The states at each text's first `count` real tokens of id `token`, and which of them there are.
-
-    With the separator's id: one state a sentence, for the alignment of sentences and image patches (MaMA, A.6 of its
-    spec). Places that a text does not fill are zero and False; separators behind the first `count` are left out.
-    """
-    length = ids.shape[1]
-    hits = (ids == token) & mask
-    where = jax.vmap(lambda row: jnp.nonzero(row, size=count, fill_value=length)[0])(hits)
-    present = where < length
-    picked = _at(states, jnp.minimum(where, length - 1))
-    return jnp.where(present[..., None], picked, 0), present
 
 
 def _eos(states, ids, mask, token):

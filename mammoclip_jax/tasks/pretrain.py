@@ -113,6 +113,8 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         UserError: an unknown part or option, a batch that does not split over the mesh, a rule without parameters.
     """
     model = models.build(config.model, vocab_size)
+    terms = losses.build(config.losses)
+    heads = head_starts(model, terms)
     check_rows(config, model.image_encoder, preprocessing, mesh)
     preprocess = augment.preprocess_options(config)
     image_shape = (preprocessing["height"], preprocessing["width"], preprocess.channels)
@@ -121,7 +123,7 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         return init_variables(model, key, image_shape, config.data.text_length)
 
     def gradient(frozen):
-        loss = contrast(model, losses.build(config.losses), preprocess, mesh, config.train.micro_batches)
+        loss = contrast(model, terms, preprocess, mesh, config.train.micro_batches, heads)
         return make_gradient_fn(loss, preprocess, frozen)
 
     def batch(params):
@@ -129,13 +131,41 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         more: dict = {"token_ids": ((texts, length), np.int32), "token_mask": ((texts, length), bool)}
         if config.model.cached_text:  # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
+        if heads:
+            more |= {"view_mask": ((config.data.views,), bool), "sentence": ((texts, length), np.int32)}
         return abstract_batch(config, preprocessing, mesh, config.data.views, more)
 
-    return assemble(config, mesh, model, fresh, batch, gradient)
+    return assemble(
+        config, mesh, model, fresh, batch, gradient, {f"heads/{name}": start for name, start in heads.items()}
+    )
 
 
-def contrast(model, terms, preprocess, mesh, micro_batches):
-    """The loss of `make_gradient_fn`: the weighted sum of `terms` (`losses.build`) over the global batch."""
+def head_starts(model, terms) -> dict[str, int]:
+    """Each head of the model with the step at which the first of the terms that need it starts.
+
+    Raises:
+        UserError: a term needs a head that is not there, or no term needs one that is.
+    """
+    known, starts = tuple(model.heads.makers) if model.heads else (), {}
+    for term in terms:
+        for head in dict.fromkeys(need.split("/")[0] for need in term.needs):
+            if head in known:
+                starts[head] = min(term.start_step, starts.get(head, term.start_step))
+            elif head not in models.TOWERS:
+                raise UserError(
+                    f"config.losses.{term.name} needs the head {head!r}, and config.model.heads has "
+                    f"{', '.join(known) or 'none'}: add it there, or set the term's option `head`."
+                )
+    if idle := [head for head in known if head not in starts]:
+        raise UserError(f"no term of config.losses needs config.model.heads.{idle[0]}: take it out, or add its term.")
+    return starts
+
+
+def contrast(model, terms, preprocess, mesh, micro_batches, heads={}):
+    """The loss of `make_gradient_fn`: the weighted sum of `terms` (`losses.build`) over the global batch.
+
+    `heads` are those that the terms need (`head_starts`).
+    """
     needs = tuple(dict.fromkeys(name for term in terms for name in term.needs))
 
     def loss_fn(variables, batch, draws, key, step):
@@ -148,6 +178,8 @@ def contrast(model, terms, preprocess, mesh, micro_batches):
             key,
             micro_batches,
             needs,
+            heads,
+            step,
         )
         loss, metrics = total_loss(terms, embeddings, batch, mesh, step)
         return loss, metrics, batch_stats

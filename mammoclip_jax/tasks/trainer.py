@@ -1,6 +1,6 @@
 """What every task trains: a model, its state and the step, as shapes and as programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -30,19 +30,22 @@ class Trainer(NamedTuple):
         return jax.jit(self.step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def assemble(config, mesh, model, fresh: Callable, batch: Callable, gradient: Callable) -> Trainer:
+def assemble(
+    config, mesh, model, fresh: Callable, batch: Callable, gradient: Callable, starts: Mapping[str, int] = {}
+) -> Trainer:
     """The Trainer of a model and its loss, whatever they are.
 
     Args:
         fresh: key -> variables at the start.
         batch: abstract parameters -> the abstract global batch.
         gradient: tree of the frozen parameters -> `Trainer.gradient`.
+        starts: see `make_optimizer`.
     """
     init_key, state_key = jax.random.split(jax.random.key(config.seed))
     with jax.set_mesh(mesh):
         abstract = jax.eval_shape(fresh, init_key)
     frozen = frozen_parameters(config.train, abstract["params"], config.model.frozen)
-    optimizer = make_optimizer(config.train, abstract["params"], config.model.frozen)
+    optimizer = make_optimizer(config.train, abstract["params"], config.model.frozen, starts)
 
     def fresh_state(variables):
         return init_state(variables, optimizer, state_key, config.train)

@@ -4,6 +4,8 @@ A tower's rows go through it in micro-batches. Nothing but the vectors is kept o
 them, and the backward pass computes each micro-batch again, with the same dropout, for its share of the gradient. The
 gradient is that of one pass over the same micro-batches; batch statistics are those of a micro-batch, and their running
 averages go from one to the next, once.
+
+Heads (config.model.heads) come behind: they see the outputs of the towers for the whole batch, whatever the micro-batches.
 """
 
 import functools
@@ -16,7 +18,9 @@ from mammoclip_jax.names import check_name
 from mammoclip_jax.types import Embeddings
 
 
-def embed(model, variables, batch, augment, draws, key, micro_batches, needs=()) -> tuple[Embeddings, dict]:
+def embed(
+    model, variables, batch, augment, draws, key, micro_batches, needs=(), heads: Mapping[str, int] = {}, step=0
+) -> tuple[Embeddings, dict]:
     """`Embeddings` of a training batch, and the new batch statistics.
 
     Args:
@@ -27,11 +31,15 @@ def embed(model, variables, batch, augment, draws, key, micro_batches, needs=())
         key: PRNG key of the dropout.
         micro_batches: {"image", "text"}: the number of parts that the images and the texts are encoded in.
         needs: names for `Embeddings.named`; they go through micro-batches as the vectors do, and are kept whole.
+        heads: name of each head that is to run, with the first step at which it does; before, its part of
+            `Embeddings.named` is zero, and neither a gradient nor a batch reaches it.
+        step: the number of this step.
 
     Raises:
         UserError: the model does not give what is needed.
     """
     params = variables["params"]
+    towers = dict.fromkeys((*needs, *(name for head in heads for name in model.heads.needs(head))))
     image_key, text_key = jax.random.split(key)
 
     def apply(stats, key, *inputs, method):
@@ -47,12 +55,15 @@ def embed(model, variables, batch, augment, draws, key, micro_batches, needs=())
 
     def encode_image(stats, inputs, key):
         image, drawn = inputs
-        (vectors, stages), stats = apply(stats, key, augment(image, drawn), method="encode_image")
-        return {"": vectors} | _needed(needs, "image", stages), stats
+        image = augment(image, drawn)
+        (vectors, outputs), stats = apply(stats, key, image, method="image_outputs")
+        if "image/lit" in towers:  # pixels brighter than the background
+            outputs = outputs | {"lit": image[..., 0] > image[..., 0].min(axis=(1, 2), keepdims=True)}
+        return {"": vectors} | _needed(towers, "image", outputs), stats
 
     def encode_text(stats, inputs, key):
         (vectors, states), stats = apply(stats, key, *inputs, method="encode_text")
-        return {"": vectors} | _needed(needs, "text", {"states": states}), stats
+        return {"": vectors} | _needed(towers, "text", {"states": states}), stats
 
     stats = variables["batch_stats"]
     image, stats = _in_parts(encode_image, stats, (_flat(batch["image"]), draws), image_key, micro_batches["image"])
@@ -64,16 +75,47 @@ def embed(model, variables, batch, augment, draws, key, micro_batches, needs=())
             rngs={"dropout": text_key},
             method="project_text",
         )
-        text = {"": vectors} | _needed(needs, "text", {})
+        text = {"": vectors} | _needed(towers, "text", {})
     else:
         texts = _flat(batch["token_ids"]), _flat(batch["token_mask"])
         text, stats = _in_parts(encode_text, stats, texts, text_key, micro_batches["text"])
     image, text = (
         jax.tree.map(lambda x: x.reshape(len(batch["image"]), -1, *x.shape[1:]), outputs) for outputs in (image, text)
     )
-    return Embeddings(
-        image.pop(""), text.pop(""), jnp.exp(params["logit_scale"]), params.get("logit_bias"), image | text
-    ), stats
+    vectors = image.pop(""), text.pop("")
+    named, stats = _with_heads(model, params, stats, image | text, batch, heads, step)
+    return Embeddings(*vectors, jnp.exp(params["logit_scale"]), params.get("logit_bias"), named), stats
+
+
+def _with_heads(model, params, stats, named: Mapping, batch, heads: Mapping[str, int], step) -> tuple[dict, dict]:
+    """`named` and what the heads that have started make of it, zeros of the others; and the new batch statistics."""
+    rows, views = batch["image"].shape[:2]
+    inputs = {"mask": jnp.ones(rows, bool), "view_mask": jnp.ones((rows, views), bool)} | dict(named)
+    inputs |= {name: batch[name] for name in ("mask", "view_mask", "token_mask", "sentence") if name in batch}
+    found = dict(named)
+    for name, start in heads.items():
+
+        def run(stats, inputs, name=name):
+            made, updated = model.apply(
+                {"params": params, "batch_stats": stats},
+                name,
+                inputs,
+                train=True,
+                mutable=["batch_stats"],
+                method="apply_head",
+            )
+            return made, updated.get("batch_stats", stats)
+
+        if start > 0:
+            shapes, _ = jax.eval_shape(run, stats, inputs)
+            silent = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            made, stats = jax.lax.cond(
+                step >= start, run, lambda stats, _, silent=silent: (silent, stats), stats, inputs
+            )
+        else:
+            made, stats = run(stats, inputs)
+        found |= made
+    return found, stats
 
 
 def _needed(needs, tower: str, outputs: Mapping) -> dict:

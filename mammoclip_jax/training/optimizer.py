@@ -1,6 +1,7 @@
 """The optimiser and its schedule from the config, with rules on slash-named parameter paths."""
 
 import re
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
@@ -8,48 +9,96 @@ import optax
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import lookup
 
-# (rate after the warm-up, steps left) -> schedule. The cosine is Mammo-CLIP's (codebase/breastclip/scheduler/
+# (config.train, steps left) -> schedule after the warm-up. The cosine is Mammo-CLIP's (codebase/breastclip/scheduler/
 # warmup_cosine.py), lr cos^2(pi t / 2), which is lr (1 + cos(pi t)) / 2.
 SCHEDULES = {
-    "cosine": optax.cosine_decay_schedule,
-    "linear": lambda lr, steps: optax.linear_schedule(lr, 0.0, steps),
-    "constant": lambda lr, steps: optax.constant_schedule(lr),
+    "cosine": lambda train, steps: optax.cosine_decay_schedule(
+        train.lr, steps, train.min_lr and train.min_lr / train.lr
+    ),
+    "linear": lambda train, steps: optax.linear_schedule(train.lr, train.min_lr, steps),
+    "constant": lambda train, steps: optax.constant_schedule(train.lr),
+    "step": lambda train, steps: optax.piecewise_constant_schedule(
+        train.lr, {step - train.warmup_steps: train.decay_factor for step in train.decay_steps}
+    ),
+}
+# (config.train, schedule, which parameters decay) -> optimiser. SGD is torch's: the decay is a part of the gradient.
+OPTIMIZERS = {
+    "adamw": lambda train, rate, decayed: optax.adamw(
+        rate, b1=train.b1, b2=train.b2, eps=train.eps, weight_decay=train.weight_decay, mask=decayed
+    ),
+    "sgd": lambda train, rate, decayed: optax.chain(
+        optax.add_decayed_weights(train.weight_decay, decayed), optax.sgd(rate, momentum=train.momentum)
+    ),
 }
 
 
 def schedule(config) -> optax.Schedule:
-    """The rate by step: linear warm-up from 0 to `lr`, then as `config.schedule` says, to 0 at the last step or constant.
+    """The rate by step: linear warm-up from `min_lr` to `lr`, then as `config.schedule` says.
+
+    "cosine" and "linear" come to `min_lr` at the last step, "constant" stays, and "step" is multiplied by
+    `decay_factor` at each of `decay_steps`, counted from the run's first step.
 
     Raises:
-        UserError: there is no such schedule.
+        UserError: there is no such schedule, its steps do not rise between the warm-up and the last one, or `min_lr` is
+            above `lr`.
     """
-    after = lookup(SCHEDULES, config.schedule, "config.train.schedule")(config.lr, config.steps - config.warmup_steps)
-    warm_up = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    make = lookup(SCHEDULES, config.schedule, "config.train.schedule")
+    if config.min_lr > config.lr:
+        raise UserError(f"config.train.min_lr={config.min_lr} must be at most config.train.lr={config.lr}.")
+    places = (config.warmup_steps, *config.decay_steps, config.steps)
+    if config.schedule == "step" and not all(one < other for one, other in zip(places, places[1:])):
+        raise UserError(
+            f"config.train.decay_steps={tuple(config.decay_steps)} must rise, between "
+            f"config.train.warmup_steps={config.warmup_steps} and config.train.steps={config.steps}."
+        )
+    after = make(config, config.steps - config.warmup_steps)
+    warm_up = optax.linear_schedule(config.min_lr, config.lr, config.warmup_steps)
     return optax.join_schedules([warm_up, after], [config.warmup_steps])
 
 
-def make_optimizer(config, params, towers=()) -> optax.GradientTransformation:
-    """AdamW with clipping, weight decay by rule and frozen parameters (see `frozen_parameters`).
+def make_optimizer(config, params, towers=(), starts: Mapping[str, int] = {}) -> optax.GradientTransformation:
+    """`config.optimizer` with clipping, weight decay by rule and frozen parameters (see `frozen_parameters`).
 
     `config.no_decay` is a list of regular expressions, matched from the start of a parameter's path such as
     `image_encoder/block00/depthwise/kernel`.
 
+    Args:
+        starts: {path of a part, such as heads/local: the step from which on it is trained}. Before, it is left alone:
+            no decay, no moments, and the correction of their bias counts from there (as torch, whose optimisers skip
+            what has no gradient). Its rate is that of the run's step all the same.
+
     Raises:
-        UserError: a rule matches no parameter (most often a misspelt path).
+        UserError: a rule matches no parameter (most often a misspelt path), or there is no such optimiser.
     """
+    make, rate = lookup(OPTIMIZERS, config.optimizer, "config.train.optimizer"), schedule(config)
+    late = {path: start for path, start in starts.items() if start > 0}
     decayed = jax.tree.map(lambda hit: not hit, matches(params, config.no_decay, "config.train.no_decay"))
     frozen = frozen_parameters(config, params, towers)
-    steps = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    steps.append(
-        optax.adamw(
-            schedule(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decayed
-        )
-    )
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    # The norm is over all that is trained. Without parts that start late this is the one group, which keeps the form
+    # that the states of runs have.
+    steps = [*([] if late else clip), make(config, rate, decayed)]
     if config.layer_decay != 1.0:
         factors = layer_factors(params, config.layer_decay)
         steps.append(optax.stateless(lambda updates, _: jax.tree.map(_times, updates, factors, is_leaf=_masked)))
-    labels = jax.tree.map(lambda hit: "frozen" if hit else "trained", frozen)
-    return optax.multi_transform({"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}, labels)
+
+    def label(path, hit):
+        name = slash_name(path)
+        start = next((start for part, start in late.items() if name.startswith(f"{part}/")), None)
+        return "frozen" if hit else "trained" if start is None else f"from {start}"
+
+    groups = {"trained": optax.chain(*steps), "frozen": optax.set_to_zero()}
+    groups |= {
+        f"from {start}": _starting(start, lambda later: make(config, later, decayed), rate)
+        for start in set(late.values())
+    }
+    grouped = optax.multi_transform(groups, jax.tree_util.tree_map_with_path(label, frozen))
+    return optax.chain(*clip, grouped) if late and clip else grouped
+
+
+def _starting(start: int, make: Callable, rate: optax.Schedule) -> optax.GradientTransformation:
+    """The optimiser `make(schedule)`, which counts from 0, from the step `start` on; before, nothing changes."""
+    return optax.transforms.conditionally_mask(make(lambda step: rate(step + start)), lambda step: step >= start)
 
 
 def _masked(update) -> bool:

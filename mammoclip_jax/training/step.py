@@ -1,5 +1,6 @@
 """One optimisation step, whole, on one screen."""
 
+import re
 from collections.abc import Callable
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mammoclip_jax.training import augment
+from mammoclip_jax.training.optimizer import slash_name
 from mammoclip_jax.types import TrainState
 
 
@@ -104,8 +106,8 @@ def total_loss(terms, embeddings, batch, mesh, step):
             return function(embeddings, batch, mesh)
 
         if start_step > 0:
-            _, shapes = jax.eval_shape(value_of, embeddings)
-            silent = jnp.float32(0), jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+            loss, shapes = jax.eval_shape(value_of, embeddings)
+            silent = jnp.zeros((), loss.dtype), jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
             value, details = jax.lax.cond(step >= start_step, value_of, lambda _, silent=silent: silent, embeddings)
         else:
             value, details = value_of(embeddings)
@@ -115,7 +117,13 @@ def total_loss(terms, embeddings, batch, mesh, step):
 
 
 def clamp_logit_scale(params, highest):
-    """Keeps exp(logit_scale) at most `highest` (0: no clamp, as Mammo-CLIP), on the parameter as CLIP does."""
-    if not highest or "logit_scale" not in params:
+    """Keeps exp(logit_scale), of the model and of its heads, at most `highest` (0: no clamp, as Mammo-CLIP), on the
+    parameter as CLIP does."""
+    if not highest:
         return params
-    return params | {"logit_scale": jnp.minimum(params["logit_scale"], jnp.log(highest))}
+
+    def clamp(path, x):
+        scale = re.fullmatch(r"(heads/\w+/)?logit_scale", slash_name(path))
+        return jnp.minimum(x, jnp.log(highest)).astype(x.dtype) if scale else x
+
+    return jax.tree_util.tree_map_with_path(clamp, params)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.pooling import POOLINGS, at_tokens, pool
+from mammoclip_jax.models.pooling import POOLINGS, pool
 
 SEP, PAD = 60, 0
 TEXTS = ([5, 8, SEP, 61, SEP], [5, SEP], [5, 8, 7, 6], [SEP], [9] * 8)
@@ -52,17 +52,6 @@ def test_a_text_of_padding_alone_stays_finite(how):
     ids, mask, states = _padded("right", 8)
     gradient = jax.grad(lambda s: (pool(s, ids, np.zeros_like(mask), how, SEP) ** 2).sum())(states)
     assert np.isfinite(pool(states, ids, np.zeros_like(mask), how, SEP)).all() and np.isfinite(gradient).all()
-
-
-@pytest.mark.parametrize("count", [1, 2, 12])
-def test_states_at_every_separator(count):
-    ids, mask, states = _padded("left", 9)
-    picked, found = jax.jit(at_tokens, static_argnums=(3, 4))(states, ids, mask, SEP, count)
-    assert picked.shape == (len(TEXTS), count, 3)
-    for i in range(len(TEXTS)):
-        expected = states[i][(ids[i] == SEP) & mask[i]][:count]
-        np.testing.assert_array_equal(found[i], np.arange(count) < len(expected))
-        np.testing.assert_array_equal(picked[i], np.pad(expected, ((0, count - len(expected)), (0, 0))))
 
 
 def test_what_is_refused():

@@ -184,7 +184,7 @@ def test_no_text_is_written_down(trained, tokens, tmp_path):
 
 
 def test_a_text_without_features_is_an_error(trained, tokens, tmp_path):
-    with pytest.raises(UserError, match="no row for a text that was drawn.*Remove it"):
+    with pytest.raises(UserError, match="no row for a text or image that was drawn.*Remove it"):
         prepare(trained, tokens, tmp_path).of(["never seen"])
 
 

@@ -145,7 +145,7 @@ def test_each_part_draws_for_itself_and_hands_its_statistics_on():
 
         def apply(self, variables, rows, *others, train, rngs, mutable, method):
             vectors = jnp.stack([rows.reshape(len(rows), -1)[:, 0], jax.random.uniform(rngs["dropout"], len(rows))], 1)
-            details = {"map": 2 * rows, "large": rows} if method == "encode_image" else 3 * rows
+            details = {"map": 2 * rows, "large": rows} if method == "image_outputs" else 3 * rows
             return (vectors, details), {"batch_stats": {"passes": variables["batch_stats"]["passes"] + 1}}
 
     rows = jnp.arange(2.0 * BREASTS).reshape(BREASTS, 2, 1)
