@@ -13,7 +13,12 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 class Batch(TypedDict, total=False):
     """What one step sees: arrays only, NumPy on the host and `jax.Array` on devices.
 
-    A record is a row of `index.parquet`; -1 marks a padded one. A breast with one image carries it in every view.
+    A record is a row of `index.parquet`; -1 marks a padded one. A breast with one image carries it in every view; a term
+    over pairs of views counts a row only where `view_mask` is True for all of its slots.
+
+    `sentence` is -1 for tokens of no sentence: special tokens at the ends, padding. The last token of a sentence is its
+    separator, where the tokenizer has one. With as many texts as views, a text goes with the view of its slot; a single
+    one with all.
     """
 
     image: Shaped[Array, "B V H W"]           # uint8 or uint16, one channel, as stored in the shards
@@ -21,10 +26,11 @@ class Batch(TypedDict, total=False):
     source: Int[Array, "B"]                   # int32 position of the data set in config.data.train
     token_ids: Int[Array, "B T L"]            # int32, padded with the tokenizer's pad id
     token_mask: Bool[Array, "B T L"]          # True for real tokens, special ones included
+    sentence: Int[Array, "B T L"]             # int32 number of the token's sentence; see below
     text_features: Float[Array, "B T C"]      # float32, pooled states; only with config.model.cached_text
     flip_horizontal: Bool[Array, "B"]         # to do on the device; the texts' laterality words are already swapped
     flip_vertical: Bool[Array, "B"]           # to do on the device; only set where no text names a position
-    view_mask: Bool[Array, "B V"]             # of labelled batches (data/batches/labelled.py): False for views not there
+    view_mask: Bool[Array, "B V"]             # False for a slot that holds no view of its own; absent: all do
     target: Float[Array, "B K"]               # 1, 0, one-hot for classes; 0 where unknown
     known: Bool[Array, "B K"]
     boxes: Float[Array, "B V M 4"]            # left, top, right, bottom in canvas pixels

@@ -168,6 +168,7 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
     (lambda config: config.model.update(frozen=("image",)), "config.model.frozen=.*only a tower that is not trained"),
     (lambda config: config.data.update(shuffle_sentences=0.5), "config.data.shuffle_sentences=0.5"),
     (lambda config: config.data.update(captions="mama"), "config.data.captions='mama'"),
+    (lambda config: config.data.update(sentences=5), "config.data.sentences=5"),
 ])
 def test_what_does_not_go_with_it_is_named(change, message):
     config = tiny_config()

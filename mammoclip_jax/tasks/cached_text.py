@@ -28,6 +28,8 @@ def check(config) -> None:
     for wrong, field, remedy in (
         ("text" not in frozen, f"model.frozen={frozen}", "only a tower that is not trained can be computed beforehand"),
         (data.shuffle_sentences > 0, f"data.shuffle_sentences={data.shuffle_sentences}", "every order is another text"),
+        (data.sentences > 0, f"data.sentences={data.sentences}", "a sentence needs the states of its tokens, and one "
+         "vector a text is all that is kept"),
         (bool(data.captions), f"data.captions={data.captions!r}", "captions are rendered anew at every drawing"),
     ):
         if wrong:
