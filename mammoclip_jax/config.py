@@ -76,6 +76,10 @@ def defaults() -> ConfigDict:
         "augment": {
             "affine_probability": 0.0, "rotate": 0.0, "translate": 0.0, "scale": (1.0, 1.0), "shear": 0.0,
             "contrast": 0.0, "brightness": 0.0,
+            "crop": (1.0, 1.0),             # share of the image's area that a random crop keeps, enlarged to its size
+            "crop_ratio": (3 / 4, 4 / 3),   # of the crop's shape (width to height) to the image's
+            "blur": 0.0,                    # probability of a Gaussian blur
+            "blur_sigma": (0.1, 2.0),       # pixels
         },
         "model": {
             "image": {},               # name=..., and the options of that encoder
