@@ -8,6 +8,7 @@ import pytest
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.training import augment
+from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import make_gradient_fn
 from mammoclip_jax.types import TrainState
 
@@ -195,6 +196,15 @@ def test_blur_comes_with_its_probability():
     image = np.random.default_rng(0).random((DRAWS // 100, 9, 8)).astype(np.float32)
     found = np.asarray(augment.blurred(jnp.asarray(image), jnp.asarray(weights[: len(image)])))
     np.testing.assert_array_equal(found[still[: len(image)]], image[still[: len(image)]])
+
+
+def test_eight_devices_draw_what_one_draws():
+    batch = _batch(16, (24, 16))
+    options = CROP._replace(blur=0.5)
+    alone = draw(batch, jax.random.key(0), options)
+    spread = draw(meshes.put_batch(batch, meshes.make_mesh({"data": -1})), jax.random.key(0), options)
+    for one, other in zip(alone, spread, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_what_was_drawn_before_stays_as_it_was():
