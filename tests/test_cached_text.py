@@ -161,6 +161,9 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
     drawable = lambda mirrored, **options: image_text.drawable_texts(
         [dataset], "train", text=TextOptions(**options), mirrored=mirrored)
     assert drawable(False) == {"left one", "two"}
+    dataset.index["view"] = ["CC", "AT"]
+    assert image_text.drawable_texts([dataset], "train", text=TextOptions(), mirrored=False, slots=("AT", "MLO")) == {"two"}
+    dataset.index["view"] = "CC"
     assert drawable(True, augmented=0.5) == {"left one", "right one", "two", "one, left", "one, right"}
 
 

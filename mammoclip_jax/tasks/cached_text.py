@@ -49,7 +49,7 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
     if distributed.is_main():
         texts = image_text.drawable_texts(
             list(datasets.values()), "train", other_views=config.data.other_views, text=text_options(config.data),
-            mirrored=config.data.flip_horizontal > 0)
+            mirrored=config.data.flip_horizontal > 0, slots=config.data.slots)
         made_by = fingerprint(config, tokenize, params)
         if not TextFeatures(workdir).serves(made_by, texts):
             logging.info("computing the features of %d training texts once", len(texts))

@@ -54,6 +54,8 @@ def check(options: Options) -> None:
     if len(set(slots)) != len(slots) or slots and len(slots) != options.views:
         raise UserError(f"config.data.slots={slots} must be config.data.views={options.views} different views: name "
                         "one for each.")
+    if slots and options.other_views:
+        raise UserError("config.data.other_views is not read with config.data.slots, which names the views: take it out.")
     if options.partner and options.views != 2:
         raise UserError(f"config.data.views={options.views}: with config.data.partner there are two, an image and its "
                         "partner.")
@@ -118,8 +120,8 @@ def breasts(datasets: Sequence[Dataset], split: str, *, other_views: bool = Fals
     folders = ", ".join(str(d.path) for d in datasets)
     if not items:
         raise UserError(f"no breast to use in split {split!r} of {folders}: {without_text} have no text, "
-                        f"{without_view} only views other than {' and '.join(slots or ('CC', 'MLO'))}; look at the columns split, texts and view "
-                        "of index.parquet")
+                        f"{without_view} only views other than {' and '.join(slots or ('CC', 'MLO'))}; look at the "
+                        "columns split, texts and view of index.parquet")
     log.info("%s: %d breasts in split %s, left out %d without text and %d without a usable view", folders, len(items),
              split, without_text, without_view)
     return Breasts(items, without_text, without_view)
@@ -156,10 +158,10 @@ def exams(found: Sequence[Breast], datasets: Sequence[Dataset], policy: Partner)
 
 
 def drawable_texts(datasets: Sequence[Dataset], split: str, *, other_views: bool = False, text: TextOptions,
-                   mirrored: bool) -> set[str]:
+                   mirrored: bool, slots: Sequence[str] = ()) -> set[str]:
     """Every text that may be drawn where no captions are rendered and no sentences shuffled; with `mirrored`, what the
     horizontal flip makes of it as well."""
-    items = breasts(datasets, split, other_views=other_views, text=text).items
+    items = breasts(datasets, split, other_views=other_views, text=text, slots=slots).items
     found = {(breast.source, words) for breast in items for words in breast.texts}
     if text.augmented:
         variants = [alternatives(dataset.path) for dataset in datasets]
@@ -316,7 +318,8 @@ def _units(datasets: Sequence[Dataset], split: str, options: Options) -> list[Br
     return exams(found, datasets, options.partner) if options.partner else found
 
 
-def _mixed(items: list[Breast] | list[Exam], datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> grain.MapDataset:
+def _mixed(items: list[Breast] | list[Exam], datasets: Sequence[Dataset], weights: Sequence[float],
+           seed: int) -> grain.MapDataset:
     if len(weights) != len(datasets) or min(weights) <= 0:
         raise UserError(f"weights={tuple(weights)} must be positive, one for each of the {len(datasets)} data sets")
     groups = [[item for item in items if item.source == source] for source in range(len(datasets))]

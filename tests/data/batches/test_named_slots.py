@@ -233,6 +233,7 @@ def _config(**data):
         (dict(slots=("CC", "CC")), "config.data.views=2 different views"),
         (dict(slots=("CC", "MLO"), texts=3), "config.data.texts=3 must be 1"),
         (dict(views=3, partner=dict(exam=1.0)), "config.data.views=3"),
+        (dict(slots=("CC", "MLO"), other_views=True), "other_views is not read"),
         (dict(sentences=-1), "config.data.sentences=-1"),
         (dict(boxes=-1), "config.data.boxes=-1"),
     ],
