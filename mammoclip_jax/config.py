@@ -69,6 +69,15 @@ def defaults() -> ConfigDict:
                 "views": 2,  # images drawn from a breast
                 "other_views": False,  # also other views than CC and MLO
                 "texts": 2,  # texts drawn from a breast
+                # Named slots: text t is then of the image in view t (one text: of the first).
+                "slots": (),  # such as ("CC", "MLO"): these views of a breast, in this order
+                # Instead: any image of an exam and a partner, with these probabilities (published: same_view .5, exam .5).
+                "partner": {"same_view": 0.0, "same_side": 0.0, "exam": 0.0},
+                "sentences": 0,  # sentences of a text that the batch marks, at most
+                "separator": "",  # a token in place of each sentence's stop, or behind it
+                "special_tokens": (),  # added to the tokenizer, in this order, where it lacks them
+                "frame": (),  # first and last token of a text, of a tokenizer that sets none
+                "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
                 "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
                 "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it
                 "flip_vertical": 0.0,  # probability, only where no text names a position
@@ -89,6 +98,10 @@ def defaults() -> ConfigDict:
                 "shear": 0.0,
                 "contrast": 0.0,
                 "brightness": 0.0,
+                "crop": (1.0, 1.0),  # share of the image's area that a random crop keeps, enlarged to its size
+                "crop_ratio": (3 / 4, 4 / 3),  # of the crop's shape (width to height) to the image's
+                "blur": 0.0,  # probability of a Gaussian blur
+                "blur_sigma": (0.1, 2.0),  # pixels
             },
             "model": {
                 "image": {},  # name=..., and the options of that encoder

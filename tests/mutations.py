@@ -434,7 +434,42 @@ MUTATIONS = (
         "centre = jnp.array([height / 2, width / 2])",
         ("training/test_augment_boxes.py", "training/test_step.py::test_affine_moves_a_point_as_its_matrix_says"),
     ),
+    Mutation(
+        "augmentation: a crop may cut the boxes",
+        "training/augment.py",
+        "lowest, highest = jnp.maximum(last - size, 0), jnp.minimum(first, whole - size)",
+        "lowest, highest = jnp.zeros_like(size), whole - size",
+        ("training/test_augment_crop.py",),
+    ),
+    Mutation(
+        "augmentation: boxes stay where they are when the image is cropped",
+        "training/augment.py",
+        "        cut = cropped\n",
+        "",
+        ("training/test_augment_crop.py",),
+    ),
     # --- data ---
+    Mutation(
+        "data: a partner's text is that of the first image's breast",
+        "data/batches/image_text.py",
+        "if record in breast.rows]",
+        "if records[0] in breast.rows]",
+        ("data/batches/test_named_slots.py",),
+    ),
+    Mutation(
+        "data: a slot that another view fills counts as its own",
+        "data/batches/units.py",
+        "there = np.array([row is not None for row in drawn])",
+        "there = np.ones(len(drawn), bool)",
+        ("data/batches/test_named_slots.py",),
+    ),
+    Mutation(
+        "texts: a sentence that is cut keeps its number",
+        "data/text/marks.py",
+        "cut = set(owners[room:])",
+        "cut = set()",
+        ("data/text/test_marks.py",),
+    ),
     Mutation(
         "a box of several findings has the first alone",
         "data/text/label_values.py",

@@ -27,6 +27,11 @@ def check(config) -> None:
     for wrong, field, remedy in (
         ("text" not in frozen, f"model.frozen={frozen}", "only a tower that is not trained can be computed beforehand"),
         (data.shuffle_sentences > 0, f"data.shuffle_sentences={data.shuffle_sentences}", "every order is another text"),
+        (
+            data.sentences > 0,
+            f"data.sentences={data.sentences}",
+            "a sentence needs the states of its tokens, and one vector a text is all that is kept",
+        ),
         (bool(data.captions), f"data.captions={data.captions!r}", "captions are rendered anew at every drawing"),
     ):
         if wrong:
@@ -50,6 +55,7 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
             other_views=config.data.other_views,
             text=text_options(config.data),
             mirrored=config.data.flip_horizontal > 0,
+            slots=config.data.slots,
         )
         made_by = fingerprint(config, tokenize, params)
         if not table(workdir).serves(made_by, drawable):

@@ -7,7 +7,7 @@ import numpy as np
 
 from mammoclip_jax import losses, models
 from mammoclip_jax.config import OF_LABELS
-from mammoclip_jax.data.batches import image_text, texts
+from mammoclip_jax.data.batches import image_text, texts, units
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import cached_text
@@ -30,6 +30,7 @@ def check(config) -> None:
             f"config.train.batch_size={config.train.batch_size}: a contrast needs other breasts to tell "
             "apart, 2 at the least. To save memory raise config.train.micro_batches instead."
         )
+    image_text.check(_options(config))
     if config.model.cached_text:
         cached_text.check(config)
 
@@ -40,7 +41,13 @@ def split(config, datasets):
 
 
 def load_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
-    """The tokenizer the config names; by default a WordPiece trained on the training texts and kept in `workdir`."""
+    """The tokenizer the config names, with the tokens that it adds; by default a WordPiece trained on the training texts
+    and kept in `workdir`."""
+    data = config.data
+    return _named_tokenizer(config, workdir, datasets).extended(data.special_tokens, data.frame, data.separator)
+
+
+def _named_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
     if config.data.tokenizer:
         return tokenizer.load(config.data.tokenizer)
     path = Path(workdir, "tokenizer.json")
@@ -74,24 +81,32 @@ def train_iterator(config, datasets, tokenize, mesh, workdir):
             f"config.data.weights is of {', '.join(data.weights)}: give the part of each of "
             f"{', '.join(datasets)} that config.data.folders names, or leave it out."
         )
-    options = image_text.Options(
-        data.text_length,
-        data.views,
-        data.texts,
-        data.other_views,
-        texts.Augment(data.flip_horizontal, data.flip_vertical, data.shuffle_sentences),
-        texts.text_options(data),
-    )
     return image_text.train_iterator(
         list(datasets.values()),
         tokenize,
-        options,
+        _options(config),
         batch_size=config.train.batch_size,
         seed=config.seed,
         rows=rows,
         weights=[data.weights[name] for name in datasets] if data.weights else None,
         read_threads=data.read_threads,
         features=cached_text.table(workdir) if config.model.cached_text else None,
+    )
+
+
+def _options(config) -> image_text.Options:
+    data = config.data
+    return image_text.Options(
+        data.text_length,
+        data.views,
+        data.texts,
+        data.other_views,
+        texts.Augment(data.flip_horizontal, data.flip_vertical, data.shuffle_sentences),
+        texts.text_options(data),
+        tuple(data.slots),
+        units.partner(data.partner),
+        data.sentences,
+        data.boxes,
     )
 
 
@@ -127,8 +142,16 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         return make_gradient_fn(loss, preprocess, frozen)
 
     def batch(params):
-        texts, length = config.data.texts, config.data.text_length
+        data = config.data
+        texts, length = data.texts, data.text_length
         more: dict = {"token_ids": ((texts, length), np.int32), "token_mask": ((texts, length), bool)}
+        if data.sentences:
+            more["sentence"] = (texts, length), np.int32
+        if data.slots:
+            more["view_mask"] = (data.views,), bool
+        if data.boxes:
+            more["boxes"] = (data.views, data.boxes, 4), np.float32
+            more["box_classes"] = (data.views, data.boxes), np.int32
         if config.model.cached_text:  # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
         if heads:

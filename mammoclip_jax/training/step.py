@@ -49,8 +49,10 @@ def make_gradient_fn(loss: Callable, preprocess, frozen=None):
     def gradient_fn(state, batch):
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         draws = augment.draw(batch, augment_key, preprocess)
+        cropped = {}
         if "boxes" in batch:
-            batch = augment.with_moved_boxes(batch, draws, preprocess)
+            before, batch = batch, augment.with_moved_boxes(batch, draws, preprocess)
+            cropped = augment.crop_metrics(before, batch, draws) if preprocess.crops else {}
 
         def loss_fn(params):
             variables = {"params": stopped(params, frozen), "batch_stats": state.batch_stats}
@@ -58,7 +60,7 @@ def make_gradient_fn(loss: Callable, preprocess, frozen=None):
             return value, (metrics, batch_stats)
 
         (value, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        return value, metrics, batch_stats, gradients
+        return value, metrics | cropped, batch_stats, gradients
 
     return gradient_fn
 

@@ -219,17 +219,16 @@ def _write_tokenizer(place: Path, text: str | None) -> dict[str, Any] | None:
     kept = json.loads(text)
     (place / TOKENIZER).write_bytes(kept["tokenizer"].encode())
     canonical = json.dumps(json.loads(kept["tokenizer"]), sort_keys=True)
-    return {
-        "file": TOKENIZER,
-        "pad_token": kept["pad_token"],
-        "fingerprint": hashlib.sha256(canonical.encode()).hexdigest(),
-    }
+    fingerprint = hashlib.sha256((canonical + kept.get("separator", "")).encode()).hexdigest()
+    rest = {name: value for name, value in kept.items() if name != "tokenizer"}
+    return {"file": TOKENIZER, **rest, "fingerprint": fingerprint}
 
 
 def _read_tokenizer(path: Path, entry: Mapping[str, Any] | None) -> str | None:
     if entry is None:
         return None
-    return json.dumps({"pad_token": entry["pad_token"], "tokenizer": (path / entry["file"]).read_bytes().decode()})
+    kept = {"pad_token": entry["pad_token"], "tokenizer": (path / entry["file"]).read_bytes().decode()}
+    return json.dumps(kept | {name: entry[name] for name in ("separator",) if name in entry})
 
 
 def _for_use(config: Mapping[str, Any]) -> dict[str, Any]:

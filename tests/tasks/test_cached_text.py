@@ -197,6 +197,11 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
         [dataset], "train", text=TextOptions(**options), mirrored=mirrored
     )
     assert drawable(False) == {"left one", "two"}
+    dataset.index["view"] = ["CC", "AT"]
+    assert image_text.drawable_texts([dataset], "train", text=TextOptions(), mirrored=False, slots=("AT", "MLO")) == {
+        "two"
+    }
+    dataset.index["view"] = "CC"
     assert drawable(True, augmented=0.5) == {"left one", "right one", "two", "one, left", "one, right"}
 
 
@@ -209,6 +214,7 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
         ),
         (lambda config: config.data.update(shuffle_sentences=0.5), "config.data.shuffle_sentences=0.5"),
         (lambda config: config.data.update(captions="mama"), "config.data.captions='mama'"),
+        (lambda config: config.data.update(sentences=5), "config.data.sentences=5"),
     ],
 )
 def test_what_does_not_go_with_it_is_named(change, message):

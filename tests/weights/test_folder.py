@@ -198,6 +198,18 @@ def test_the_tokenizer_is_a_file_for_everybody(out, meta):
     assert entry == {"file": "tokenizer.json", "pad_token": "[PAD]", "fingerprint": ours.fingerprint}
 
 
+def test_a_separator_of_sentences_comes_with_the_tokenizer(tmp_path, variables, meta):
+    tokens = Tokenize(train_wordpiece(TEXTS, 200)).extended(separator="[SEP]")
+    out = folder.write(tmp_path / "m", variables, meta | {"tokenizer": tokens.to_json()}, card="")
+    assert json.loads((out / "config.json").read_text())["tokenizer"] == {
+        "file": "tokenizer.json",
+        "pad_token": "[PAD]",
+        "separator": "[SEP]",
+        "fingerprint": tokens.fingerprint,
+    }
+    assert folder.read(out)[2]["tokenizer"] == tokens.to_json()
+
+
 def test_an_encoder_without_tokenizer_and_statistics(tmp_path, meta):
     variables = {"params": {"image_encoder": {"kernel": np.ones(2, np.float32)}}, "batch_stats": {}}
     bare = {

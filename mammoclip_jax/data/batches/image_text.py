@@ -1,10 +1,11 @@
-"""Data set folders to batches of breasts: their views and texts drawn, decoded and stacked.
+"""Data set folders to batches of breasts, or of exams: their views and texts drawn, decoded and stacked.
 
 Sampling follows Mammo-CLIP (Ghosh et al., MICCAI 2024), with these repairs: exams of different dates are not merged,
 two texts are drawn without replacement, sentence shuffling works, empty texts are no positives, flips never contradict
 the text. What a step sees, row by row, depends on the seed alone: not on threads, nor on the number of processes.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 from mammoclip_jax.data.batches import texts, units
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
+from mammoclip_jax.data.batches.units import Partner
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.store.side_tables import Arrays
 from mammoclip_jax.data.text import reports
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
-    """How a breast becomes a row of a batch."""
+    """How a breast, or an exam, becomes a row of a batch."""
 
     text_length: int  # tokens
     views: int = 2  # images drawn
@@ -36,16 +38,61 @@ class Options(NamedTuple):
     other_views: bool = False  # also AT, LM, ...
     augment: Augment = Augment(0.5, 0.5, 0.0)
     text: TextOptions = TextOptions()
+    # Named slots: with one of these, text t is of the image in view t.
+    slots: tuple[str, ...] = ()  # views of a breast, in this order
+    partner: Partner | None = None  # any image of an exam, and a second one chosen by this policy
+    sentences: int = 0  # of a text that are marked, at most
+    boxes: int = 0  # places for boxes in a view; 0: no boxes in the batch
+
+
+def check(options: Options) -> None:
+    """Raises UserError, naming the fields of `config.data`, where the options do not go together."""
+    slots, named = options.slots, options.slots or options.partner
+    if slots and options.partner:
+        raise UserError(
+            f"config.data.slots={slots} are views of a breast and config.data.partner is of an exam: take one of them."
+        )
+    if len(set(slots)) != len(slots) or slots and len(slots) != options.views:
+        raise UserError(
+            f"config.data.slots={slots} must be config.data.views={options.views} different views: name one for each."
+        )
+    if slots and options.other_views:
+        raise UserError(
+            "config.data.other_views is not read with config.data.slots, which names the views: take it out."
+        )
+    if options.partner and options.views != 2:
+        raise UserError(
+            f"config.data.views={options.views}: with config.data.partner there are two, an image and its partner."
+        )
+    if named and options.texts not in (1, options.views):
+        raise UserError(
+            f"config.data.texts={options.texts} must be 1, the first view's, or {options.views}, one a view."
+        )
+    for name in ("sentences", "boxes"):
+        if getattr(options, name) < 0:
+            raise UserError(f"config.data.{name}={getattr(options, name)} must be 0 (none) or more.")
 
 
 class Breast(NamedTuple):
     """One training example before sampling."""
 
     source: int  # position of the data set in the list given
-    views: tuple[tuple[int, ...], ...]  # rows of its index, by view: `units.VIEWS` first, then others by name
+    views: tuple[tuple[int, ...], ...]  # rows of its index, by view: `units.VIEWS` first, others by name; or by slot
     texts: tuple[str, ...]  # without blank and repeated ones
     sections: tuple[str, ...] = ()  # of the texts, where they are paired by section
     fields: tuple[tuple[int, str], ...] = ()  # row and, as JSON, what its caption is rendered from
+
+    @property
+    def rows(self) -> list[int]:
+        """Of all its views."""
+        return [row for rows in self.views for row in rows]
+
+
+class Exam(NamedTuple):
+    """One training example where images have partners: the breasts of an exam that may be drawn."""
+
+    source: int
+    breasts: tuple[Breast, ...]
 
 
 class Breasts(NamedTuple):
@@ -57,12 +104,17 @@ class Breasts(NamedTuple):
 
 
 def breasts(
-    datasets: Sequence[Dataset], split: str, *, other_views: bool = False, text: TextOptions = TextOptions()
+    datasets: Sequence[Dataset],
+    split: str,
+    *,
+    other_views: bool = False,
+    text: TextOptions = TextOptions(),
+    slots: Sequence[str] = (),
 ) -> Breasts:
     """Group the images of a split into breasts (`units.breasts`), in the order of the indexes.
 
-    `other_views` takes views outside `units.VIEWS` (AT, LM, ...) as well. Raises UserError, naming the folders, where no
-    breast is left.
+    `other_views` takes views outside `units.VIEWS` (AT, LM, ...) as well; `slots` takes these views alone. Raises
+    UserError, naming the folders, where no breast is left.
     """
     items: list[Breast] = []
     without_text = without_view = 0
@@ -70,7 +122,7 @@ def breasts(
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
         for _, group in index.groupby(units.breasts(index), sort=False):
-            views = units.by_view(group, other_views)
+            views = units.by_slot(group, slots) if slots else units.by_view(group, other_views)
             section_of = texts.of_breast(group, text)
             fields = texts.caption_fields(group, text) if text.captions else ()
             without_view += not views
@@ -89,8 +141,8 @@ def breasts(
     if not items:
         raise UserError(
             f"no breast to use in split {split!r} of {folders}: {without_text} have no text, "
-            f"{without_view} only views other than CC and MLO; look at the columns split, texts and view "
-            "of index.parquet"
+            f"{without_view} only views other than {' and '.join(slots or ('CC', 'MLO'))}; look at the "
+            "columns split, texts and view of index.parquet"
         )
     log.info(
         "%s: %d breasts in split %s, left out %d without text and %d without a usable view",
@@ -103,12 +155,51 @@ def breasts(
     return Breasts(items, without_text, without_view)
 
 
+def with_own_captions(found: Sequence[Breast]) -> list[Breast]:
+    """Without the images that no caption can be rendered of, where their breast has captions.
+
+    They would be given that of another view, and in a named slot a text is its own image's.
+    """
+    kept = []
+    for breast in found:
+        fields = tuple(own for own in breast.fields if own[0] in breast.rows)
+        able = {row for row, _ in fields}
+        views = tuple(tuple(row for row in rows if not able or row in able) for rows in breast.views)
+        kept += [breast._replace(views=views, fields=fields)] if breast.texts or fields else []
+    lost = sum(len(breast.rows) for breast in found) - sum(len(breast.rows) for breast in kept)
+    if lost:
+        log.info("left out %d images that no caption can be rendered of beside others of their breast", lost)
+    return kept
+
+
+def exams(found: Sequence[Breast], datasets: Sequence[Dataset], policy: Partner) -> list[Exam]:
+    """The breasts of each exam (`units.exams`) together; logs how often no image has the partner that is asked for."""
+    numbers = [units.exams(dataset.index) for dataset in datasets]
+    grouped: dict[tuple[int, int], list[Breast]] = {}
+    for breast in found:
+        grouped.setdefault((breast.source, numbers[breast.source][breast.rows[0]]), []).append(breast)
+    made = [Exam(source, tuple(own)) for (source, _), own in grouped.items()]
+    missing = np.mean([units.without_partner([breast.rows for breast in exam.breasts], policy) for exam in made])
+    log.info(
+        "%d exams; %.2f %% of the draws will pair an image with itself for want of another one",
+        len(made),
+        100 * missing,
+    )
+    return made
+
+
 def drawable_texts(
-    datasets: Sequence[Dataset], split: str, *, other_views: bool = False, text: TextOptions, mirrored: bool
+    datasets: Sequence[Dataset],
+    split: str,
+    *,
+    other_views: bool = False,
+    text: TextOptions,
+    mirrored: bool,
+    slots: Sequence[str] = (),
 ) -> set[str]:
     """Every text that may be drawn where no captions are rendered and no sentences shuffled; with `mirrored`, what the
     horizontal flip makes of it as well."""
-    items = breasts(datasets, split, other_views=other_views, text=text).items
+    items = breasts(datasets, split, other_views=other_views, text=text, slots=slots).items
     pairs = {(breast.source, words) for breast in items for words in breast.texts}
     if text.augmented:
         variants = [alternatives(dataset.path) for dataset in datasets]
@@ -117,43 +208,99 @@ def drawable_texts(
     return drawn | {reports.swap_laterality(words) for words in drawn} if mirrored else drawn
 
 
+def canvas_boxes(datasets: Sequence[Dataset], split: str, places: int) -> tuple[dict[int, list], ...]:
+    """By data set: row -> boxes [left, top, right, bottom] in canvas pixels, of the images of a split that have any.
+
+    Raises:
+        UserError: an image has more boxes than there are places.
+    """
+    found = []
+    for dataset in datasets:
+        index = dataset.index.reset_index(drop=True)
+        index = index[index["split"] == split]
+        found.append(
+            {
+                int(row): [item["box"] for item in json.loads(boxes)]
+                for row, boxes in index["boxes_canvas"].items()
+                if boxes != "[]"
+            }
+        )
+        most = max(map(len, found[-1].values()), default=0)
+        if most > places:
+            raise UserError(
+                f"an image of {dataset.path} has {most} boxes: set config.data.boxes={most}, it is {places}."
+            )
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class _Sample:
-    """Breast to one row of a Batch, arrays without the leading dimension. Can be pickled."""
+    """Breast or exam to one row of a Batch, arrays without the leading dimension. Can be pickled."""
 
     datasets: tuple[Dataset, ...]
     tokenizer: Tokenize
     options: Options
     variants: tuple[Mapping[str, tuple[str, ...]], ...] = ()  # by data set: text to its augmented texts
     features: Arrays | None = None
+    boxes: tuple[Mapping[int, list], ...] = ()  # of `canvas_boxes`
 
-    def __call__(self, breast: Breast, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        options, dataset = self.options, self.datasets[breast.source]
-        records = units.draw_views(breast.views, options.views, rng)
-        drawn = texts.draw(
-            breast.texts,
-            breast.sections,
-            breast.fields,
-            records,
-            options.texts,
-            options.text,
-            self.variants[breast.source] if self.variants else {},
-            rng,
-        )
+    def __call__(self, unit: Breast | Exam, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        options, dataset = self.options, self.datasets[unit.source]
+        more: dict[str, np.ndarray] = {}
+        if options.partner:
+            records = units.draw_pair([breast.rows for breast in unit.breasts], options.partner, rng)
+            drawn = self._texts_of_each(unit, records[: options.texts], rng)
+        else:
+            if options.slots:
+                records, more["view_mask"] = units.draw_slots(unit.views, rng)
+            else:
+                records = units.draw_views(unit.views, options.views, rng)
+            drawn = self._texts(unit, records, options.texts, rng)
         drawn, horizontal, vertical = texts.augment_texts(drawn, options.augment, rng)
-        ids, mask = self.tokenizer.encode(drawn, options.text_length)
+        if options.sentences:
+            ids, mask, more["sentence"] = self.tokenizer.encode_sentences(drawn, options.text_length, options.sentences)
+        else:
+            ids, mask = self.tokenizer.encode(drawn, options.text_length)
         images = {record: dataset.read(record) for record in dict.fromkeys(records)}
-        cached = {"text_features": self.features.of(drawn)} if self.features else {}
-        return cached | {
+        if self.features:
+            more["text_features"] = self.features.of(drawn)
+        if options.boxes:
+            more |= self._boxes(unit.source, records)
+        return more | {
             "image": np.stack([images[record] for record in records]),
             "record": np.array(records, np.int32),
-            "source": np.int32(breast.source),
+            "source": np.int32(unit.source),
             "token_ids": ids,
             "token_mask": mask,
             "flip_horizontal": np.bool_(horizontal),
             "flip_vertical": np.bool_(vertical),
             "mask": np.bool_(True),
         }
+
+    def _texts(self, breast: Breast, records: Sequence[int], count: int, rng: np.random.Generator) -> list[str]:
+        variants = self.variants[breast.source] if self.variants else {}
+        return texts.draw(
+            breast.texts, breast.sections, breast.fields, records, count, self.options.text, variants, rng
+        )
+
+    def _texts_of_each(self, exam: Exam, records: Sequence[int], rng: np.random.Generator) -> list[str]:
+        """A text for each of the images, of its own breast."""
+        drawn = [""] * len(records)
+        for breast in exam.breasts:
+            places = [place for place, record in enumerate(records) if record in breast.rows]
+            if places:
+                own = self._texts(breast, [records[place] for place in places], len(places), rng)
+                for place, text in zip(places, own, strict=True):
+                    drawn[place] = text
+        return drawn
+
+    def _boxes(self, source: int, records: Sequence[int]) -> dict[str, np.ndarray]:
+        shape = (len(records), self.options.boxes)
+        boxes, classes = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int32)
+        for view, record in enumerate(records):
+            for place, corners in enumerate(self.boxes[source].get(record, ())):
+                boxes[view, place], classes[view, place] = corners, 0
+        return {"boxes": boxes, "box_classes": classes}
 
 
 def train_dataset(
@@ -169,8 +316,9 @@ def train_dataset(
     read_threads: int = 4,
     features: Arrays | None = None,
 ) -> grain.IterDataset:
-    """Endless shuffled batches of `batch_size` breasts over all processes; all keys of Batch (text_features where there
-    are `features` of all `drawable_texts`), mask True throughout.
+    """Endless shuffled batches of `batch_size` breasts (exams, with `options.partner`) over all processes; the keys of
+    Batch that the options ask for (text_features where there are `features` of all `drawable_texts`), mask True
+    throughout.
 
     Args:
         rows: the places in each batch that this process makes, in this order (None: all of them); what stands at a
@@ -181,23 +329,26 @@ def train_dataset(
         read_threads: threads that decode images (0: the caller's), at most two batches ahead.
 
     Raises:
-        UserError: images of different shape, too few breasts, wrong weights, or wrong text options.
+        UserError: images of different shape, too few breasts, wrong weights, or wrong options.
     """
+    check(options)
     check_alike(datasets)
     check_name(options.text.pairing, texts.PAIRINGS, "pairing of texts")
-    items = breasts(datasets, split, other_views=options.other_views, text=options.text).items
+    items = _units(datasets, split, options)
     if weights is None:
         stream = grain.MapDataset.source(items).seed(seed).shuffle()[: len(items) // batch_size * batch_size]
         if not len(stream):
+            what = "exams" if options.partner else "breasts"
             raise UserError(
-                f"a batch of {batch_size} breasts needs more than the {len(items)} with images and text "
+                f"a batch of {batch_size} {what} needs more than the {len(items)} with images and text "
                 f"in split {split!r}: lower the batch size or add data sets"
             )
         stream = stream.repeat()
     else:
         stream = _mixed(items, datasets, weights, seed)
     variants = tuple(alternatives(dataset.path) for dataset in datasets) if options.text.augmented else ()
-    sample = _Sample(tuple(datasets), tokenizer, options, variants, features)
+    boxes = canvas_boxes(datasets, split, options.boxes) if options.boxes else ()
+    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes)
     rows = range(batch_size) if rows is None else rows
     # The random numbers belong to the place in the whole stream, so they precede the split by process.
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
@@ -220,7 +371,20 @@ def train_iterator(
     return BatchIterator(iter(dataset), batch_size if rows is None else len(rows))
 
 
-def _mixed(items: list[Breast], datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> grain.MapDataset:
+def _units(datasets: Sequence[Dataset], split: str, options: Options) -> list[Breast] | list[Exam]:
+    """What the rows of the batches are drawn from."""
+    known = {view for dataset in datasets for view in dataset.index["view"] if view}
+    for view in options.slots:
+        check_name(view, known, "image of the view in config.data.slots:")
+    found = breasts(datasets, split, other_views=options.other_views, text=options.text, slots=options.slots).items
+    if options.slots or options.partner:
+        found = with_own_captions(found)
+    return exams(found, datasets, options.partner) if options.partner else found
+
+
+def _mixed(
+    items: list[Breast] | list[Exam], datasets: Sequence[Dataset], weights: Sequence[float], seed: int
+) -> grain.MapDataset:
     if len(weights) != len(datasets) or min(weights) <= 0:
         raise UserError(f"weights={tuple(weights)} must be positive, one for each of the {len(datasets)} data sets")
     groups = [[item for item in items if item.source == source] for source in range(len(datasets))]

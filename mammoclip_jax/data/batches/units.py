@@ -1,11 +1,14 @@
 """What a breast and an exam are, and which images stand for one: the same in training, evaluation and prediction."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import check_name
 
 UNITS = {"image": 1, "breast": 2, "exam": 4}  # and the places for views that a model has of it
 SCREENING = tuple((side, view) for side in "LR" for view in ("CC", "MLO"))
@@ -125,3 +128,76 @@ def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Genera
     rounds = range(max(len(v) for v in views))
     turns = [int(view[i]) for i in rounds for view in views if i < len(view)]
     return [turns[i % len(turns)] for i in range(count)]
+
+
+# --- named slots -----------------------------------------------------------------------------------------------------
+
+
+def by_slot(group: pd.DataFrame, slots: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The rows of each slot's view; () where the breast has none of these views."""
+    rows = tuple(tuple(map(int, group.index[group["view"] == view])) for view in slots)
+    return rows if any(rows) else ()
+
+
+def draw_slots(views: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple[list[int], np.ndarray]:
+    """One image of each slot's view, and bool [V], False where there is none: that slot repeats the first that is."""
+    drawn = [int(rng.choice(rows)) if len(rows) else None for rows in views]
+    there = np.array([row is not None for row in drawn])
+    first = drawn[int(there.argmax())]
+    return [first if row is None else row for row in drawn], there
+
+
+class Partner(NamedTuple):
+    """With which probability an image's partner is what. MaMA (Du et al., arXiv 2409.18119): same_view .5, exam .5."""
+
+    same_view: float = 0.0  # the image itself, varied once more
+    same_side: float = 0.0  # another image of the same breast
+    exam: float = 0.0  # any other image of the exam, of either side
+
+
+def partner(policy: Mapping[str, float]) -> Partner | None:
+    """The `Partner` of `config.data.partner`; None where all its probabilities are 0.
+
+    Raises:
+        UserError: there is no such partner, or the probabilities do not add up to 1.
+    """
+    for name in policy:
+        check_name(name, Partner._fields, "partner in config.data.partner")
+    found = Partner(**{name: float(chance) for name, chance in policy.items()})
+    if not any(found):
+        return None
+    if min(found) < 0 or abs(sum(found) - 1) > 1e-6:
+        listed = ", ".join(f"{name}={chance:g}" for name, chance in found._asdict().items())
+        raise UserError(
+            f"config.data.partner has {listed}: probabilities are 0 or more, and add up to 1 (or are all 0: "
+            "no partners)."
+        )
+    return found
+
+
+def draw_pair(breasts: Sequence[Sequence[int]], policy: Partner, rng: np.random.Generator) -> list[int]:
+    """Any image of an exam, all alike, and its partner; where the exam has none of the kind drawn, the image itself.
+
+    Args:
+        breasts: the images (rows) of each breast of the exam.
+    """
+    side, first = _images(breasts)[rng.integers(sum(map(len, breasts)))]
+    others = _others(breasts, side, first)[rng.choice(len(policy), p=np.array(policy) / sum(policy))]
+    return [first, int(rng.choice(others)) if others else first]
+
+
+def without_partner(breasts: Sequence[Sequence[int]], policy: Partner) -> float:
+    """The probability that `draw_pair` gives an image itself although another one was to be its partner."""
+    images = _images(breasts)
+    missing = [[not others for others in _others(breasts, side, row)] for side, row in images]
+    return float((np.array(missing) * (policy._replace(same_view=0.0))).sum() / len(images))
+
+
+def _images(breasts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    return [(side, row) for side, rows in enumerate(breasts) for row in rows]
+
+
+def _others(breasts: Sequence[Sequence[int]], side: int, first: int) -> tuple[list[int], ...]:
+    """What may be the partner of an image, by the fields of `Partner`."""
+    exam = [row for rows in breasts for row in rows if row != first]
+    return [first], [row for row in breasts[side] if row != first], exam

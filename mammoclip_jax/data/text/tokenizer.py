@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from mammoclip_jax.data.text import marks
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.names import HUB, on_hub
@@ -23,8 +24,9 @@ class Tokenize:
     Attributes: `pad_id` int, `vocab_size` int, `fingerprint` (hexadecimal SHA-256 of vocabulary and rules).
     """
 
-    def __init__(self, tokenizer: Tokenizer, pad_token: str | None = None):
-        """`tokenizer` is copied. `pad_token`: by default the first of PAD_TOKENS that the vocabulary holds."""
+    def __init__(self, tokenizer: Tokenizer, pad_token: str | None = None, separator: str = ""):
+        """`tokenizer` is copied. `pad_token`: by default the first of PAD_TOKENS that the vocabulary holds. `separator`:
+        the special token that takes the place of each sentence's stop; "": none."""
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         # Files on the hub often carry the padding and truncation of somebody's training run (MiniLM's: 128 tokens).
         self._tokenizer.no_padding()
@@ -38,8 +40,9 @@ class Tokenize:
                 "add one to its vocabulary, or choose another tokenizer"
             )
         self.pad_id: int = pad_id
+        self._separator = separator
         self.vocab_size: int = self._tokenizer.get_vocab_size()
-        self.fingerprint: str = hashlib.sha256(self._canonical().encode()).hexdigest()
+        self.fingerprint: str = hashlib.sha256((self._canonical() + separator).encode()).hexdigest()
         frame = self._tokenizer.encode("").ids  # special tokens alone, such as [CLS] [SEP]
         one = self._tokenizer.encode("a")
         self._n_special = len(frame)
@@ -51,6 +54,14 @@ class Tokenize:
         A text of more than `length` tokens loses tokens at its end, but keeps the closing special token ([SEP]).
         Raises UserError where `length` has no room for the special tokens and one more.
         """
+        return self.encode_sentences(texts, length, 0)[:2]
+
+    def encode_sentences(self, texts: Sequence[str], length: int, count: int) -> tuple[np.ndarray, ...]:
+        """`encode`, and the number of each token's sentence, int32 [N, L], from 0 (`data.text.marks`).
+
+        -1: special tokens at the ends, padding, what lies between sentences, those behind the first `count`, and a
+        sentence that does not fit whole: its tokens stay in the text, but its end, and what it says there, are missing.
+        """
         if length <= self._n_special:
             raise UserError(
                 f"text length {length} is too short: {self._n_special} special tokens and the text must "
@@ -58,13 +69,57 @@ class Tokenize:
             )
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         mask = np.zeros((len(texts), length), bool)
+        sentence = np.full((len(texts), length), -1, np.int32)
         for row, text in enumerate(texts):
-            tokens = self._tokenizer.encode(text).ids
-            if len(tokens) > length:
-                tokens = tokens[: length - self._n_after] + tokens[len(tokens) - self._n_after :]
+            text, sentences = marks.separated(text, self._separator) if self._separator or count else (text, [])
+            encoding = self._tokenizer.encode(text)
+            tokens = encoding.ids
+            room = len(tokens) if len(tokens) <= length else length - self._n_after
+            tokens = tokens[:room] + (tokens[len(tokens) - self._n_after :] if room < len(tokens) else [])
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = True
-        return ids, mask
+            if count:
+                sentence[row, :room] = marks.of_tokens(encoding.offsets, sentences, room, count)[:room]
+        return ids, mask, sentence
+
+    def extended(
+        self, special_tokens: Sequence[str] = (), frame: Sequence[str] = (), separator: str = ""
+    ) -> "Tokenize":
+        """This tokenizer with more special tokens, in this order behind the vocabulary (those that it lacks), with a
+        first and a last token of each text (`frame`), and a separator of sentences; itself where nothing is asked for.
+
+        MaMA's, of a GPT-2: special_tokens <|startoftext|> <|padtext|> <|masktext|> <|separatetext|> <|unknowntext|>
+        <|keytext|>, frame <|startoftext|> <|endoftext|>, separator <|separatetext|> (backbones/utils.py, get_tokenizer).
+
+        Raises:
+            UserError: the frame is not two tokens, the tokenizer has one already, or lacks a token of frame or separator.
+        """
+        if not (special_tokens or frame or separator):
+            return self
+        made = Tokenizer.from_str(self._tokenizer.to_str())
+        made.add_special_tokens(list(special_tokens))
+        for field, token in [
+            *(("frame", token) for token in frame),
+            *([("separator", separator)] if separator else []),
+        ]:
+            if made.token_to_id(token) is None:
+                raise UserError(
+                    f"the tokenizer has no token {token!r} of config.data.{field}: name it in "
+                    "config.data.special_tokens too."
+                )
+            made.add_special_tokens([token])  # so that the text is cut there, whatever stands beside it
+        if frame:
+            if len(frame) != 2 or self._n_special:
+                raise UserError(
+                    f"config.data.frame={tuple(frame)} must be the first and the last token of a text, of a "
+                    f"tokenizer that sets none; this one sets {self._n_special}."
+                )
+            template = processors.TemplateProcessing(
+                single=f"{frame[0]}:0 $A:0 {frame[1]}:0", special_tokens=[(t, made.token_to_id(t)) for t in {*frame}]
+            )
+            own = made.post_processor
+            made.post_processor = processors.Sequence([own, template]) if own else template
+        return Tokenize(made, self._pad_token, separator)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The token strings of `ids`, for people."""
@@ -76,13 +131,14 @@ class Tokenize:
 
     def to_json(self) -> str:
         """Everything that `from_json` needs, for a checkpoint."""
-        return json.dumps({"pad_token": self._pad_token, "tokenizer": self._tokenizer.to_str()})
+        more = {"separator": self._separator} if self._separator else {}
+        return json.dumps({"pad_token": self._pad_token, "tokenizer": self._tokenizer.to_str()} | more)
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenize":
         """What `to_json` wrote."""
         kept = json.loads(text)
-        return cls(Tokenizer.from_str(kept["tokenizer"]), kept["pad_token"])
+        return cls(Tokenizer.from_str(kept["tokenizer"]), kept["pad_token"], kept.get("separator", ""))
 
     def _canonical(self) -> str:
         return json.dumps(json.loads(self._tokenizer.to_str()), sort_keys=True)

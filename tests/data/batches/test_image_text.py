@@ -8,6 +8,7 @@ import grain
 import numpy as np
 import pandas as pd
 import pytest
+from fake_sets import FakeDataset, H, Spy, W
 
 from mammoclip_jax.data.batches import image_text, texts
 from mammoclip_jax.data.batches.image_text import Breast
@@ -17,28 +18,9 @@ from mammoclip_jax.data.store import codecs, shards
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 
-H, W = 6, 4
 WORDS = "finding number left right breast upper outer no mass calcification " + " ".join(map(str, range(60)))
 OFF = Augment(0.0, 0.0, 0.0)
 ON = Augment(0.5, 0.5, 0.5)._asdict()
-
-
-class FakeDataset:
-    """The interface of `shards.Dataset`; every pixel of image i is i."""
-
-    def __init__(self, rows, path="fake", height=H, width=W, bits=8):
-        self.path = path
-        self.info = {"preprocessing": {"height": height, "width": width, "bits": bits}}
-        defaults = dict(
-            dataset="fake", patient="p", study="s0", laterality="L", view="CC", split="train", texts=["a text"]
-        )
-        self.index = pd.DataFrame([{**defaults, "image": str(i), **row} for i, row in enumerate(rows)])
-
-    def __len__(self):
-        return len(self.index)
-
-    def read(self, i):
-        return np.full((H, W), i, np.uint8)
 
 
 def _rows(breasts: int, **changes):
@@ -375,17 +357,6 @@ def test_reads_a_data_set_folder(tokens, tmp_path):
 
 
 # --- which texts are drawn -------------------------------------------------------------------------------------------
-
-
-class Spy:
-    """A tokenizer that keeps the texts; nothing is encoded."""
-
-    def __init__(self):
-        self.texts = []
-
-    def encode(self, texts, length):
-        self.texts.append(list(texts))
-        return np.zeros((len(texts), length), np.int32), np.ones((len(texts), length), bool)
 
 
 def _drawn(rows, n=40, path="fake", flip=0.0, **options):
