@@ -151,7 +151,8 @@ def common_preprocessing(datasets) -> dict:
         UserError: two folders were prepared differently.
     """
     (first_name, first), *others = datasets.items()
-    wanted = dataclasses.asdict(Preprocessing.from_dict(first.info["preprocessing"]))
+    shared = Preprocessing.from_dict(first.info["preprocessing"])
+    wanted = dataclasses.asdict(shared)
     for name, dataset in others:
         found = dataclasses.asdict(Preprocessing.from_dict(dataset.info["preprocessing"]))
         different = [key for key in wanted if wanted[key] != found[key]]
@@ -159,7 +160,7 @@ def common_preprocessing(datasets) -> dict:
             key = different[0]
             raise UserError(f"{first_name} ({first.path}) and {name} ({dataset.path}) were prepared differently: "
                             f"{key} is {wanted[key]!r} and {found[key]!r}. Prepare one of them again.")
-    return wanted
+    return shared.as_dict()
 
 
 def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:

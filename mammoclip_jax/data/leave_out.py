@@ -15,7 +15,7 @@ FLAGS = (
     "orientation_contradictory", "polarity_contradictory", "photometric_unknown", "background_bright", "voi_invalid",
     "voi_flat", "voi_item_missing", "voi_bits_wrong", "rescale_invalid", "decimal_comma", "high_bits_masked",
     "high_bit_shifted", "bits_stored_wrong", "middle_frame", "outside_masked", "box_clipped_to_image", "box_cut_by_crop",
-    "box_outside_crop",
+    "box_outside_crop", "upright", "no_pectoral_line", "scale_alone",
 )
 NO_MAMMOGRAM = ("other_modality", "for_processing", "specimen")     # what nobody means who names mammograms
 SPLIT = "left out"      # of images that are in the data set and not used

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from mammoclip_jax.config import complete
-from mammoclip_jax.data.pixels.render import Preprocessing, render
+from mammoclip_jax.data.exams import of_files, other_views
+from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import exam
 from mammoclip_jax.inference.maps import Explained
@@ -98,7 +99,7 @@ class ImageModel(Explained):
         return jnp.concatenate([stages[name].astype(jnp.float32).mean(axis=(1, 2)) for name in self.stages], axis=-1)
 
     def read_images(self, files: Sequence[str | Path]) -> Shaped[np.ndarray, "N H W"]:
-        """Files (DICOM, PNG, ...) as this model wants its images.
+        """Files (DICOM, PNG, ...) as this model wants its images. Those of a breast share a scale where it learnt so.
 
         Raises:
             data.pixels.dicom.Unreadable: a file cannot be read; the error says what to do.
@@ -107,7 +108,9 @@ class ImageModel(Explained):
         if not len(files):
             raise UserError("there is nothing to read: the list of files is empty.")
         preprocessing = Preprocessing.from_dict(self.preprocessing)
-        return np.stack([render(Path(file), preprocessing).image for file in files])
+        others = other_views(of_files(files)) if preprocessing.scale == "breast" else {}
+        return np.stack([render(Path(file), preprocessing, others=[Source(other) for other in others.get(str(file), ())]
+                                ).image for file in files])
 
     def predict(self, folder: str | Path, out: str | Path | None = None, **options) -> dict[str, Any]:
         """Scores of the views, breasts and exams in a folder of image files: see `inference.exam.predict`."""
