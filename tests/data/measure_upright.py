@@ -55,6 +55,16 @@ def _centre(transform: str, box: list[float]) -> np.ndarray:
     return Transform.from_json(transform).points(np.reshape(box, (2, 2)).mean(axis=0))[0]
 
 
+def lines_in_cc(root: Path, out: Path, workers: int = 1) -> float:
+    """The share of CC views in which a muscle's edge is found, told that they are MLO views."""
+    table = read(root)
+    rows = table.rows[table.rows["view"] == "CC"].assign(view="MLO")
+    build(table._replace(rows=rows), root, out, preprocessing=Preprocessing(height=192, width=128, upright=True),
+          workers=workers)
+    flags_of = Dataset.open(out).index["flags"].str.split(",")
+    return float(np.mean(["upright" in found for found in flags_of]))
+
+
 def agreement(places: np.ndarray) -> tuple[float, float]:
     """Correlation of the places in both views, and the share of lesions at most one column apart."""
     whole = np.floor(places)
@@ -69,7 +79,9 @@ def main(argv) -> int:
             root = Path(scratch, f"phantoms-{perpendicular}")
             phantom.generate(root, values.exams, Parameters(values.seed, values.height, values.width,
                                                             perpendicular=perpendicular), values.workers)
-            print(f"depth in MLO {'perpendicular to the muscle' if perpendicular else 'along image rows'}")
+            share = lines_in_cc(root, Path(scratch, f"{perpendicular}-cc"), values.workers)
+            print(f"depth in MLO {'perpendicular to the muscle' if perpendicular else 'along image rows'}; lines in CC "
+                  f"views {share:.3f}")
             for number, way in enumerate(WAYS):
                 index = prepared(root, Path(scratch, f"{perpendicular}-{number}"), workers=values.workers, **way)
                 correlation, near = agreement(places := columns(index))

@@ -157,7 +157,8 @@ def rotated(xy: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndarray
 def frame(size: tuple[int, int], degrees: float) -> tuple[int, int, int, int]:
     """y0, x0, y1, x1 of the whole pixels that hold an image of `size` (height, width) once it is rotated."""
     x0, y0, x1, y1 = _hulls(rotated(_corners([0, 0, size[1], size[0]]), degrees, size))[0]
-    return (math.floor(y0), math.floor(x0), math.ceil(y1), math.ceil(x1))
+    rounding = 1e-9
+    return (math.floor(y0 + rounding), math.floor(x0 + rounding), math.ceil(y1 - rounding), math.ceil(x1 - rounding))
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:
