@@ -108,9 +108,13 @@ class ImageModel(Explained):
         if not len(files):
             raise UserError("there is nothing to read: the list of files is empty.")
         preprocessing = Preprocessing.from_dict(self.preprocessing)
-        others = other_views(of_files(files)) if preprocessing.scale == "breast" else {}
-        return np.stack([render(Path(file), preprocessing, others=[Source(other) for other in others.get(str(file), ())]
-                                ).image for file in files])
+        if not preprocessing.upright and preprocessing.scale == "image":
+            return np.stack([render(Path(file), preprocessing).image for file in files])
+        known = of_files(files)
+        sources = {name: Source(name, fields.laterality, fields.view) for name, fields in known.items()}
+        beside = {name: [sources[other] for other in others] for name, others in other_views(known).items()}
+        return np.stack([render(path, preprocessing, laterality, view, beside[path]).image
+                         for path, laterality, view in (sources[str(file)] for file in files)])
 
     def predict(self, folder: str | Path, out: str | Path | None = None, **options) -> dict[str, Any]:
         """Scores of the views, breasts and exams in a folder of image files: see `inference.exam.predict`."""
