@@ -78,7 +78,8 @@ def plain_hash(text: str) -> str:
 def program() -> str:
     """16 hex digits of the code that makes a record of a file, and of the OpenCV that resizes."""
     folder = Path(__file__).parent
-    files = [*sorted((folder / "pixels").glob("*.py")), folder / "make.py", folder / "store" / "codecs.py"]
+    files = [*sorted((folder / "pixels").glob("*.py")), folder / "make.py", folder / "store" / "codecs.py",
+             folder / "batches" / "units.py"]       # the last says which views share a scale
     return hashlib.sha256(cv2.__version__.encode() + b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -46,8 +46,12 @@ def columns(index: pd.DataFrame) -> np.ndarray:
     for _, rows in index.groupby(manifest.breast_keys(index), sort=False):
         views = {row.view: row for row in rows.itertuples()}
         for boxes in zip(*(json.loads(views[view].boxes) for view in ("CC", "MLO"))):
-            found.append([COLUMNS * _centre(views[view].transform, item["box"])[0] / views[view].width
-                          for view, item in zip(("CC", "MLO"), boxes)])
+            found.append(
+                [
+                    COLUMNS * _centre(views[view].transform, item["box"])[0] / views[view].width
+                    for view, item in zip(("CC", "MLO"), boxes)
+                ]
+            )
     return np.array(found)
 
 
@@ -59,8 +63,13 @@ def lines_in_cc(root: Path, out: Path, workers: int = 1) -> float:
     """The share of CC views in which a muscle's edge is found, told that they are MLO views."""
     table = read(root)
     rows = table.rows[table.rows["view"] == "CC"].assign(view="MLO")
-    build(table._replace(rows=rows), root, out, preprocessing=Preprocessing(height=192, width=128, upright=True),
-          workers=workers)
+    build(
+        table._replace(rows=rows),
+        root,
+        out,
+        preprocessing=Preprocessing(height=192, width=128, upright=True),
+        workers=workers,
+    )
     flags_of = Dataset.open(out).index["flags"].str.split(",")
     return float(np.mean(["upright" in found for found in flags_of]))
 
@@ -77,11 +86,17 @@ def main(argv) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         for perpendicular in (True, False):
             root = Path(scratch, f"phantoms-{perpendicular}")
-            phantom.generate(root, values.exams, Parameters(values.seed, values.height, values.width,
-                                                            perpendicular=perpendicular), values.workers)
+            phantom.generate(
+                root,
+                values.exams,
+                Parameters(values.seed, values.height, values.width, perpendicular=perpendicular),
+                values.workers,
+            )
             share = lines_in_cc(root, Path(scratch, f"{perpendicular}-cc"), values.workers)
-            print(f"depth in MLO {'perpendicular to the muscle' if perpendicular else 'along image rows'}; lines in CC "
-                  f"views {share:.3f}")
+            print(
+                f"depth in MLO {'perpendicular to the muscle' if perpendicular else 'along image rows'}; lines in CC "
+                f"views {share:.3f}"
+            )
             for number, way in enumerate(WAYS):
                 index = prepared(root, Path(scratch, f"{perpendicular}-{number}"), workers=values.workers, **way)
                 correlation, near = agreement(places := columns(index))
@@ -89,8 +104,10 @@ def main(argv) -> int:
                 if way["upright"]:
                     off = angles(index, root)
                     lost = index["flags"].str.contains("box_outside_crop").sum()
-                    line += (f"; {len(off)} MLO views, turned {np.isfinite(off).mean():.3f}, within 5 degrees "
-                             f"{np.mean(off <= 5):.3f}, median {np.nanmedian(off):.2f}; images with a lost box {lost}")
+                    line += (
+                        f"; {len(off)} MLO views, turned {np.isfinite(off).mean():.3f}, within 5 degrees "
+                        f"{np.mean(off <= 5):.3f}, median {np.nanmedian(off):.2f}; images with a lost box {lost}"
+                    )
                 print(line, flush=True)
     return 0
 

@@ -109,10 +109,19 @@ def test_a_changed_view_makes_the_other_anew(phantoms, tmp_path):
 
 
 def test_the_other_views_of_a_row():
-    facts = [("p", "s", "L", "CC"), ("p", "s", "L", "MLO"), ("p", "s", "R", "CC"), ("p", "t", "L", "MLO"),
-             ("p", "s", "L", ""), ("p", "s", "L", "XCCL"), ("p", "s", "", "CC"), ("q", "s", "L", "CC")]
+    facts = [
+        ("p", "s", "L", "CC"),
+        ("p", "s", "L", "MLO"),
+        ("p", "s", "R", "CC"),
+        ("p", "t", "L", "MLO"),
+        ("p", "s", "L", ""),
+        ("p", "s", "L", "XCCL"),
+        ("p", "s", "", "CC"),
+        ("q", "s", "L", "CC"),
+    ]
     rows = pd.DataFrame(facts, columns=["patient", "study", "laterality", "view"]).assign(
-        image=[f"i{place}" for place in range(len(facts))], file="f", vendor="", boxes="[]")
+        image=[f"i{place}" for place in range(len(facts))], file="f", vendor="", boxes="[]"
+    )
     others = manifest.other_views(rows)
     assert others == [(1, 4), (0, 4), (), (), (0, 1), (0, 1, 4), (), ()]
     stamps = [f"{place} 1" for place in range(len(facts))]

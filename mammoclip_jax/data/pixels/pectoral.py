@@ -12,25 +12,25 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-CONFIDENT = 0.25        # a line of less confidence is none; docs/data.md has what that finds and misses
+CONFIDENT = 0.25  # a line of less confidence is none; docs/data.md has what that finds and misses
 
-_ANGLES = np.arange(6.0, 51.0)          # degrees to the vertical
-_SIDE = 256             # pixels of the longer side of the image that is searched
-_STRIP = 6              # of these pixels: how wide the strips behind and before an edge are
-_RIM = 6                # so far inside the breast's outline an edge is that of the skin
-_DROP = 0.12           # of the breast's range of grey: a steeper drop counts no more
-_LENGTH = 0.2           # of the breast's height: the least length of an edge within the breast
-_TOP = (0.12, 0.92)     # of the breast's width: where the edge meets its upper end
-_FOOT = (0.25, 1.0)     # of the breast's height: where the edge meets the chest wall
-_APART = 8              # of these pixels: two lines of one angle
-_LIKELY = 40            # lines by their vote that are looked at closer
-_UNEVEN = 2.0           # weight of the unevenness, as the breast's range of grey, against the vote, at most 1
+_ANGLES = np.arange(6.0, 51.0)  # degrees to the vertical
+_SIDE = 256  # pixels of the longer side of the image that is searched
+_STRIP = 6  # of these pixels: how wide the strips behind and before an edge are
+_RIM = 6  # so far inside the breast's outline an edge is that of the skin
+_DROP = 0.12  # of the breast's range of grey: a steeper drop counts no more
+_LENGTH = 0.2  # of the breast's height: the least length of an edge within the breast
+_TOP = (0.12, 0.92)  # of the breast's width: where the edge meets its upper end
+_FOOT = (0.25, 1.0)  # of the breast's height: where the edge meets the chest wall
+_APART = 8  # of these pixels: two lines of one angle
+_LIKELY = 40  # lines by their vote that are looked at closer
+_UNEVEN = 2.0  # weight of the unevenness, as the breast's range of grey, against the vote, at most 1
 
 
 class Line(NamedTuple):
     """x cos(angle) + y sin(angle) = distance: x from the image's chest-wall side, y downwards, in its pixels."""
 
-    angle: float            # degrees to the vertical
+    angle: float  # degrees to the vertical
     distance: float
     confidence: float
 
@@ -52,7 +52,7 @@ def likeliest(image: np.ndarray, mask: np.ndarray) -> Line | None:
     breast = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     rows, columns = np.flatnonzero(breast.any(axis=1)), np.flatnonzero(breast.any(axis=0))
     top, left = (int(live[0]) if live.size else 0 for live in (rows, columns))
-    grey, breast = (part[top:rows[-1] + 1, left:columns[-1] + 1] if rows.size else part for part in (grey, breast))
+    grey, breast = (part[top : rows[-1] + 1, left : columns[-1] + 1] if rows.size else part for part in (grey, breast))
     inside = cv2.erode(breast, np.ones((2 * _RIM + 1, 2 * _RIM + 1), np.uint8)) > 0
     if inside.sum() < _SIDE:
         return None
@@ -77,10 +77,12 @@ def _lines(grey: np.ndarray, inside: np.ndarray) -> list[tuple[float, float, flo
             if votes[column] <= 0:
                 break
             voted.append((float(angle), float(column), float(votes[column])))
-            votes[max(0, column - _APART):column + _APART + 1] = 0
+            votes[max(0, column - _APART) : column + _APART + 1] = 0
     likely = sorted(voted, key=lambda line: -line[2])[:_LIKELY]
-    return [(angle, distance, vote - _UNEVEN * _unevenness(grey, inside, angle, distance))
-            for angle, distance, vote in likely]
+    return [
+        (angle, distance, vote - _UNEVEN * _unevenness(grey, inside, angle, distance))
+        for angle, distance, vote in likely
+    ]
 
 
 def _drops(grey: np.ndarray, inside: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -115,8 +117,13 @@ def _votes(grey: np.ndarray, inside: np.ndarray, angle: float) -> np.ndarray:
     at, drops, whole = _drops(grey, inside, angle)
     length = whole.sum(axis=0)
     vote = (np.clip(drops / _DROP, -1, 1) * whole).sum(axis=0) / np.maximum(length, 1) * np.sqrt(length / height)
-    plausible = ((length >= _LENGTH * height) & (at / c >= _TOP[0] * width) & (at / c <= _TOP[1] * width)
-                 & (at / s >= _FOOT[0] * height) & (at / s <= _FOOT[1] * height))
+    plausible = (
+        (length >= _LENGTH * height)
+        & (at / c >= _TOP[0] * width)
+        & (at / c <= _TOP[1] * width)
+        & (at / s >= _FOOT[0] * height)
+        & (at / s <= _FOOT[1] * height)
+    )
     return np.concatenate([np.zeros(_STRIP), np.where(plausible, vote, 0), np.zeros(_STRIP)])
 
 
@@ -130,7 +137,7 @@ def _steepest(grey: np.ndarray, inside: np.ndarray, angle: float, distance: floa
 def _unevenness(grey: np.ndarray, inside: np.ndarray, angle: float, distance: float) -> float:
     """Standard deviation of the grey behind a line from a plane: muscle is even, but thicker towards the corner."""
     c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    y, x = np.nonzero(inside[::2, ::2])     # enough for a plane
+    y, x = np.nonzero(inside[::2, ::2])  # enough for a plane
     behind = 2 * (x * c + y * s) < distance - _STRIP / 2
     y, x = y[behind], x[behind]
     if y.size < _SIDE / 8:

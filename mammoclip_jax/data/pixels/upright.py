@@ -11,8 +11,8 @@ import numpy as np
 from mammoclip_jax.data.pixels import geometry, pectoral
 from mammoclip_jax.data.pixels.breast import Crop, Found
 
-_MUSCLE = 0.01          # of the image's longer side: so much muscle is kept, its edge is never quite straight
-_MARGIN = 0.015         # of the image's longer side, around the breast, as in `breast.crop_of`
+_MUSCLE = 0.01  # of the image's longer side: so much muscle is kept, its edge is never quite straight
+_MARGIN = 0.015  # of the image's longer side, around the breast, as in `breast.crop_of`
 
 
 class Turn(NamedTuple):
@@ -34,7 +34,7 @@ def find(searched: np.ndarray, inside: Crop, seen: Found, cut: Crop, side: str, 
     if not side or seen.mask.all():
         return None
     y0, x0, y1, x1 = inside
-    flips = np.s_[::-1 if upside_down else 1, ::-1 if side == "right" else 1]
+    flips = np.s_[:: -1 if upside_down else 1, :: -1 if side == "right" else 1]
     line = pectoral.find(searched[y0:y1, x0:x1][flips], seen.mask[flips])
     if line is None:
         return None

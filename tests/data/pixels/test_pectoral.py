@@ -27,11 +27,15 @@ def found(image: np.ndarray) -> pectoral.Line | None:
 
 def wedge(angle: float, distance: float, shape=(300, 220)) -> np.ndarray:
     """A grey breast, half an ellipse, with a bright wedge behind the line."""
-    y, x = np.mgrid[:shape[0], :shape[1]] + 0.5
+    y, x = np.mgrid[: shape[0], : shape[1]] + 0.5
     image = np.where((x / 190) ** 2 + ((y - 150) / 150) ** 2 < 1, 90.0, 0.0)
     image += np.where(image > 0, np.random.default_rng(0).normal(0, 4, shape), 0)
     turn = np.radians(angle)
-    return np.where((image > 0) & (x * np.cos(turn) + y * np.sin(turn) < distance), image + 60, image).clip(0, 255).astype(np.uint8)
+    return (
+        np.where((image > 0) & (x * np.cos(turn) + y * np.sin(turn) < distance), image + 60, image)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("angle, distance", [(15, 60), (25, 80), (38, 95)])

@@ -22,11 +22,16 @@ def view(folder, side: str = "L", name: str = "MLO", upside_down: bool = False, 
     """A DICOM file of a phantom's left breast, mirrored for the right one; `mark` is the corner of a bright square."""
     density = exams.render(PHANTOM, "L", name).density.copy()
     if mark:
-        density[mark[1]:mark[1] + 6, mark[0]:mark[0] + 6] = 1.2
-    density = density[::-1 if upside_down else 1, ::-1 if side == "R" else 1]
+        density[mark[1] : mark[1] + 6, mark[0] : mark[0] + 6] = 1.2
+    density = density[:: -1 if upside_down else 1, :: -1 if side == "R" else 1]
     pixels = np.ascontiguousarray((np.clip(density, 0, 1.3) * 3000).astype(np.uint16))
-    return write(folder / f"{side}{name}{upside_down}{mark}.dcm", pixels, ImageLaterality=side, ViewPosition=name,
-                 PatientOrientation=WAYS[side, upside_down].split("\\"))
+    return write(
+        folder / f"{side}{name}{upside_down}{mark}.dcm",
+        pixels,
+        ImageLaterality=side,
+        ViewPosition=name,
+        PatientOrientation=WAYS[side, upside_down].split("\\"),
+    )
 
 
 def test_the_muscle_is_the_left_side(tmp_path):
@@ -85,8 +90,15 @@ def test_without_a_line_the_view_stays_as_it_is(tmp_path):
 
 def test_the_crop_of_the_file_holds_for_every_recipe(tmp_path):
     path = view(tmp_path)
-    for recipe in (dict(crop="none"), dict(crop="published"), dict(geometry="stretch"), dict(chest_wall="as_is"),
-                   dict(intensity="published"), dict(bits=16), dict(outside="kept")):
+    for recipe in (
+        dict(crop="none"),
+        dict(crop="published"),
+        dict(geometry="stretch"),
+        dict(chest_wall="as_is"),
+        dict(intensity="published"),
+        dict(bits=16),
+        dict(outside="kept"),
+    ):
         got = render(path, dataclasses.replace(UPRIGHT, **recipe))
         assert "upright" in got.flags and got.image.shape == (200, 160) and got.image.std() > 1
 
@@ -118,7 +130,10 @@ def test_the_options_are_written_only_where_they_are_chosen():
     assert not {"upright", "scale"} & PLAIN.as_dict().keys()
     both = dataclasses.replace(UPRIGHT, scale="breast")
     assert Preprocessing.from_dict(json.loads(json.dumps(both.as_dict()))) == both
-    for wrong, said in ((dict(scale="brest"), "Did you mean 'breast'"), (dict(upright="yes"), "no upright 'yes'"),
-                        (dict(scale="breast", geometry="stretch"), "geometry 'stretch' keeps no scale")):
+    for wrong, said in (
+        (dict(scale="brest"), "Did you mean 'breast'"),
+        (dict(upright="yes"), "no upright 'yes'"),
+        (dict(scale="breast", geometry="stretch"), "geometry 'stretch' keeps no scale"),
+    ):
         with pytest.raises(UserError, match=said):
             Preprocessing(**wrong)
