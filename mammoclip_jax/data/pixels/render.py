@@ -23,7 +23,8 @@ FRAMES = ("refuse", "middle")
 SCALES = ("image", "breast")
 SIDES = {"L": "left", "R": "right", "": ""}     # of the chest wall, as mammograms are displayed
 CHOICES = {"geometry": GEOMETRIES, "intensity": intensity.POLICIES, "crop": CROPS, "bits": (8, 16),
-           "outside": OUTSIDES, "chest_wall": CHEST_WALLS, "frames": FRAMES, "scale": SCALES}
+           "outside": OUTSIDES, "chest_wall": CHEST_WALLS, "frames": FRAMES, "upright": (False, True),
+           "scale": SCALES}
 LATER = {"upright": False, "scale": "image"}    # written only where they are chosen: older folders and runs lack them
 
 
@@ -46,7 +47,7 @@ class Preprocessing:
     scale: str = "image"            # with geometry "fit": as large as fits, or the "breast"'s CC and MLO views alike
 
     def __post_init__(self):
-        for name, known in {**CHOICES, "upright": (False, True)}.items():
+        for name, known in CHOICES.items():
             _choice(name, getattr(self, name), known)
         if self.scale == "breast" and self.geometry != "fit":
             raise UserError(f"geometry {self.geometry!r} keeps no scale: use scale 'image', or geometry 'fit'")
