@@ -45,9 +45,14 @@ def define_flags() -> None:
         "outside": "What lies outside the breast: masked hides burned-in text.",
         "chest_wall": "left mirrors right breasts.",
         "frames": "What becomes of a file with several frames.",
+        "upright": "Turn MLO views until the edge of the pectoral muscle is vertical.",
+        "scale": "image: each as large as fits; breast: its CC and MLO views alike.",
     }
     for name, choices in CHOICES.items():
-        flags.DEFINE_enum(name, str(getattr(default, name)), [str(choice) for choice in choices], help_of[name])
+        if choices == (False, True):
+            flags.DEFINE_bool(name, getattr(default, name), help_of[name])
+        else:
+            flags.DEFINE_enum(name, str(getattr(default, name)), [str(choice) for choice in choices], help_of[name])
     flags.DEFINE_integer("height", default.height, "Rows of the canvas.")
     flags.DEFINE_integer("width", default.width, "Columns of the canvas.")
     flags.DEFINE_integer("voi_item", default.voi_item, "Which VOI LUT or window of several.", lower_bound=0)

@@ -161,7 +161,8 @@ def common_preprocessing(datasets) -> dict:
         UserError: two folders were prepared differently.
     """
     (first_name, first), *others = datasets.items()
-    wanted = dataclasses.asdict(Preprocessing.from_dict(first.info["preprocessing"]))
+    shared = Preprocessing.from_dict(first.info["preprocessing"])
+    wanted = dataclasses.asdict(shared)
     for name, dataset in others:
         settings = dataclasses.asdict(Preprocessing.from_dict(dataset.info["preprocessing"]))
         different = [key for key in wanted if wanted[key] != settings[key]]
@@ -171,7 +172,7 @@ def common_preprocessing(datasets) -> dict:
                 f"{first_name} ({first.path}) and {name} ({dataset.path}) were prepared differently: "
                 f"{key} is {wanted[key]!r} and {settings[key]!r}. Prepare one of them again."
             )
-    return wanted
+    return shared.as_dict()
 
 
 def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:

@@ -214,3 +214,14 @@ def test_an_evaluation_of_nothing_is_found_before_the_training(change, message):
     settings.update(change)
     with pytest.raises(UserError, match=message):
         run.check_evaluation(datasets, settings)
+
+
+def test_the_preprocessing_of_folders_is_written_as_older_ones_wrote_it():
+    old = {"geometry": "fit", "height": 8, "width": 8, "intensity": "voi", "bits": 8, "crop": "robust", "outside": ""}
+    new = old | {"chest_wall": "left", "frames": "refuse", "voi_item": 0}
+    folders = [SimpleNamespace(path=name, info={"preprocessing": values}) for name, values in (("a", old), ("b", new))]
+    assert run.common_preprocessing({"a": folders[0], "b": folders[1]}) == new
+    upright = SimpleNamespace(path="c", info={"preprocessing": new | {"upright": True}})
+    assert run.common_preprocessing({"c": upright}) == new | {"upright": True}
+    with pytest.raises(UserError, match="upright is False and True"):
+        run.common_preprocessing({"a": folders[0], "c": upright})

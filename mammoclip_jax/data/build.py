@@ -23,9 +23,9 @@ from tqdm import tqdm
 from mammoclip_jax.data import increment, leave_out, reported
 from mammoclip_jax.data.counts import counted, kinds, listed, quarantine_text
 from mammoclip_jax.data.identity import Identity
-from mammoclip_jax.data.make import Failed, Job, Task, make, work, write, write_alone
-from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable
-from mammoclip_jax.data.pixels.render import Preprocessing
+from mammoclip_jax.data.make import Failed, Job, Task, make, tasks, work, write, write_alone
+from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable, other_views
+from mammoclip_jax.data.pixels.render import LATER, Preprocessing
 from mammoclip_jax.data.pool import ordered_map
 from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.store.codecs import DEFAULT_CODEC, known
@@ -91,11 +91,12 @@ def build(
     table, stamps = increment.present(table, root)
     identity = None if table.public_ids else Identity(out, key)
     hashed = (lambda text: identity.hash("key", text)) if identity else increment.plain_hash
-    keys = increment.keys(table.rows, stamps, hashed)
+    compared = other_views(table.rows) if preprocessing.scale == "breast" else None
+    keys = increment.keys(table.rows, stamps, hashed, compared)
     bounds = _bounds(len(table.rows), shards)
     parameters = {
         **_shown(provenance or {}, identity),
-        **dataclasses.asdict(preprocessing),
+        **preprocessing.as_dict(),
         "shards": shards,
         "codec": codec,
         "vocab_size": vocab_size,
@@ -114,13 +115,8 @@ def build(
     other_program = bool(there) and there["program"] != parameters["program"]
     if table.rows.empty:
         raise UserError(f"no image to prepare: {listed(table.problems) or 'the source is empty'}")
-    tasks = [
-        Task(
-            str(root / row.file), row.laterality, row.view, row.vendor, row.boxes, preprocessing, codec, table.leave_out
-        )
-        for row in table.rows.itertuples()
-    ]
-    if there.get("manifest") == parameters["manifest"] and not _mended(tasks, keys, increment.of_dataset(out), workers):
+    todo = tasks(table.rows, root, preprocessing, codec, table.leave_out)
+    if there.get("manifest") == parameters["manifest"] and not _mended(todo, keys, increment.of_dataset(out), workers):
         if any((out / name).exists() for name in (BUILDING, STOPPED, _LOCK)):  # of a run that died when it was done
             with _locked(out):
                 _clean(out)
@@ -135,7 +131,7 @@ def build(
         }
     with _writing(out, parameters) as building:
         stored = _stored(out, building, parameters)
-        jobs = _jobs(table.rows, tasks, keys, bounds, building, identity, stored)
+        jobs = _jobs(table.rows, todo, keys, bounds, building, identity, stored)
         _make_shards(jobs, workers, runner, runner_options)
         parts = [json.loads((building / f"{shard}.json").read_text()) for shard in range(len(jobs))]
         index = pd.DataFrame([row for part in parts for row in part["rows"]])
@@ -217,6 +213,7 @@ def _check_same(out: Path, there: dict, asked: dict) -> None:
     fields = [field.name for field in dataclasses.fields(Preprocessing)]
     made_with = Preprocessing.from_dict({name: there[name] for name in fields if name in there})
     there = there | dataclasses.asdict(made_with)  # a folder made before there was a field
+    asked = LATER | asked
     names = [name for name in asked if there.get(name) != asked[name] and name not in _MAY_CHANGE]
     if names:
         differences = "; ".join(f"{name} is {there.get(name)!r} there, {asked[name]!r} now" for name in names)
@@ -350,7 +347,11 @@ def _write_folder(out, building, table, index, problems, counts, parameters, ran
         "name": index["dataset"].iloc[0],
         "real": bool(index["real"].all()),
         "shards": parameters["shard_count"],
-        "preprocessing": {field.name: parameters[field.name] for field in dataclasses.fields(Preprocessing)},
+        "preprocessing": {
+            field.name: parameters[field.name]
+            for field in dataclasses.fields(Preprocessing)
+            if field.name in parameters
+        },
         "counts": counts,
         "provenance": {key: parameters[key] for key in ("source", "options", "version", "program") if key in parameters}
         | {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},

@@ -23,6 +23,7 @@ from typing import NamedTuple
 from mammoclip_jax.data import image_files
 from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.manifest import Problem
+from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import SIDES, Fields, view_of
 from mammoclip_jax.data.sources import tables
 
@@ -188,6 +189,35 @@ def grouped(root: Path | str, listing: image_files.Found) -> list[Exam]:
         seen[name] += 1
         exams.append(Exam(f"{name} ({seen[name]})" if name in several else name, files))
     return sorted(exams)
+
+
+def of_files(files: Iterable[Path | str]) -> dict[str, Fields]:
+    """File -> whose and what it is, by its header, name and folder, of files given one by one.
+
+    Raises:
+        dicom.Unreadable: a DICOM file's header cannot be read.
+    """
+    names = [str(file) for file in files]
+    return identified({name: Fields() if image_files.is_picture(name) else dicom.read_fields(name) for name in names})
+
+
+def other_views(images: Mapping[str, Fields]) -> dict[str, tuple[str, ...]]:
+    """File -> the other files of its breast, but those of other views than CC and MLO; of images as `read` finds them.
+
+    As `manifest.other_views` does of the rows of a table.
+    """
+    breasts: dict[tuple, list[str]] = {}
+    for name, fields in images.items():
+        if fields.view in ("CC", "MLO", ""):
+            breasts.setdefault(_breast(name, fields), []).append(name)
+    return {
+        name: tuple(other for other in breasts.get(_breast(name, fields), ()) if other != name)
+        for name, fields in images.items()
+    }
+
+
+def _breast(name: str, fields: Fields) -> tuple[str, str, str]:
+    return fields.patient, fields.study, fields.laterality or f"?{name}"
 
 
 def left_out(images: Mapping[str, Fields], every_view: bool = False) -> dict[str, str]:

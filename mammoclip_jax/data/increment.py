@@ -62,10 +62,20 @@ def _stamp(path: Path | None) -> str:
     return f"{status.st_size} {status.st_mtime_ns}" if status and os.path.isfile(path) else ""
 
 
-def keys(rows: pd.DataFrame, stamps: Sequence[str], hashed: Callable[[str], str]) -> list[str]:
-    """The key of each row: what its record depends on, beside the parameters of the whole set."""
+def keys(
+    rows: pd.DataFrame,
+    stamps: Sequence[str],
+    hashed: Callable[[str], str],
+    others: Sequence[Sequence[int]] | None = None,
+) -> list[str]:
+    """The key of each row: what its record depends on, beside the parameters of the whole set.
+
+    `others` are the places of the rows on whose files a row's record depends as well.
+    """
     names = ["file", "laterality", "view", "vendor", "boxes"]
-    return [hashed(json.dumps([stamp, *values])) for stamp, values in zip(stamps, rows[names].itertuples(index=False))]
+    facts = [[stamp, *values] for stamp, values in zip(stamps, rows[names].itertuples(index=False))]
+    seen = [[fact[:4] for fact in map(facts.__getitem__, places)] for places in others or [()] * len(facts)]
+    return [hashed(json.dumps(own + [more] if more else own)) for own, more in zip(facts, seen, strict=True)]
 
 
 def plain_hash(text: str) -> str:
@@ -76,7 +86,12 @@ def plain_hash(text: str) -> str:
 def program() -> str:
     """16 hex digits of the code that makes a record of a file, and of the OpenCV that resizes."""
     folder = Path(__file__).parent
-    files = [*sorted((folder / "pixels").glob("*.py")), folder / "make.py", folder / "store" / "codecs.py"]
+    files = [
+        *sorted((folder / "pixels").glob("*.py")),
+        folder / "make.py",
+        folder / "store" / "codecs.py",
+        folder / "batches" / "units.py",
+    ]  # the last says which views share a scale
     return hashlib.sha256(cv2.__version__.encode() + b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -45,6 +45,9 @@ FLAGS = (
     "box_clipped_to_image",
     "box_cut_by_crop",
     "box_outside_crop",
+    "upright",
+    "no_pectoral_line",
+    "scale_alone",
 )
 NO_MAMMOGRAM = ("other_modality", "for_processing", "specimen")  # what nobody means who names mammograms
 SPLIT = "left out"  # of images that are in the data set and not used

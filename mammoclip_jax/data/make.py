@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
+
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.increment import Stored, link, load
-from mammoclip_jax.data.manifest import Problem
+from mammoclip_jax.data.manifest import Problem, other_views
 from mammoclip_jax.data.pixels import dicom
-from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes, render
+from mammoclip_jax.data.pixels.render import Preprocessing, Source, place_boxes, render
 from mammoclip_jax.data.pool import WorkerLost, ordered_map
 from mammoclip_jax.data.store.codecs import encode
 from mammoclip_jax.data.store.shards import ShardWriter, shard_name
@@ -32,6 +34,19 @@ class Task(NamedTuple):
     preprocessing: Preprocessing
     codec: str
     leave_out: tuple[str, ...] = ()
+    others: tuple[Source, ...] = ()  # the other views of the breast, where the preprocessing compares them
+
+
+def tasks(
+    rows: pd.DataFrame, root: Path, preprocessing: Preprocessing, codec: str, leave_out: tuple[str, ...] = ()
+) -> list[Task]:
+    """The tasks of manifest rows, whose files lie below `root`."""
+    sources = [Source(str(root / row.file), row.laterality, row.view) for row in rows.itertuples()]
+    compared = other_views(rows) if preprocessing.scale == "breast" else [()] * len(rows)
+    return [
+        Task(*source, row.vendor, row.boxes, preprocessing, codec, leave_out, tuple(sources[place] for place in places))
+        for source, row, places in zip(sources, rows.itertuples(), compared, strict=True)
+    ]
 
 
 class Made(NamedTuple):
@@ -69,7 +84,7 @@ def make(task: Task) -> Made | Failed:
     try:
         if failed := _left_out(task, _header_flags(task)):  # before it is decoded
             return failed
-        rendered = render(task.path, task.preprocessing, task.laterality, task.view)
+        rendered = render(task.path, task.preprocessing, task.laterality, task.view, task.others)
     except dicom.Unreadable as error:
         return Failed(error.stage, error.reason, error.remedy)
     except MemoryError:

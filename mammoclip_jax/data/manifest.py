@@ -219,6 +219,14 @@ def breast_keys(rows: pd.DataFrame) -> pd.Series:
     return study + "/" + rows["laterality"].where(rows["laterality"] != "", rows["image"])
 
 
+def other_views(rows: pd.DataFrame) -> list[tuple[int, ...]]:
+    """For each row the places of the other rows of its breast, but those of other views than CC and MLO."""
+    places = pd.Series(range(len(rows)), rows.index)[rows["view"].isin(["CC", "MLO", ""])]
+    breasts = breast_keys(rows)
+    members = places.groupby(breasts[places.index]).apply(tuple).to_dict()
+    return [tuple(place for place in members.get(key, ()) if place != own) for own, key in enumerate(breasts)]
+
+
 def split_of(patient: str, val: float = 0.1, test: float = 0.2) -> str:
     """The split of a patient by a hash of the identifier.
 

@@ -23,7 +23,7 @@ from mammoclip_jax.data.build import fingerprint
 from mammoclip_jax.data.counts import content
 from mammoclip_jax.data.make import MADE_COLUMNS
 from mammoclip_jax.data.manifest import COLUMNS, LATERALITIES, LIST_COLUMNS, MEMORY_COLUMNS, SPLITS
-from mammoclip_jax.data.pixels.geometry import Transform
+from mammoclip_jax.data.pixels.geometry import Transform, frame
 from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes
 from mammoclip_jax.data.store import storage
 from mammoclip_jax.data.store.codecs import decode, header
@@ -270,7 +270,8 @@ def _transform(values: NamedTuple) -> str:
     if transform.canvas != (values.height, values.width):
         return f"canvas of the transform is {transform.canvas}, the image {(values.height, values.width)}"
     y0, x0, y1, x1 = transform.crop
-    if not (0 <= y0 < y1 <= transform.original[0] and 0 <= x0 < x1 <= transform.original[1]):
+    top, left, bottom, right = frame(transform.original, transform.rotation)
+    if not (top <= y0 < y1 <= bottom and left <= x0 < x1 <= right):
         return f"crop {transform.crop} is not in the image {transform.original}"
     corners = np.array([[x0, y0], [x1, y0], [x0, y1], [x1, y1], [(x0 + x1) / 3, (y0 + y1) / 3]], float)
     error = np.abs(transform.points_inverse(transform.points(corners)) - corners).max()

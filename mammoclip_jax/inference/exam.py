@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mammoclip_jax.data.batches.units import SCREENING, UNITS, View, standing
-from mammoclip_jax.data.exams import grouped, left_out, read
+from mammoclip_jax.data.exams import grouped, left_out, other_views, read
 from mammoclip_jax.data.image_files import Found
 from mammoclip_jax.data.manifest import Problem
 from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.fields import Fields
-from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise, render
+from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, Source, quantise, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.explain.maps import peak_of
 from mammoclip_jax.inference.overlay import detections, picture
@@ -149,10 +149,13 @@ def _found(root: Path) -> Found:
 
 def _render_all(root: Path, images: Mapping[str, Fields], preprocessing: Preprocessing):
     """([(file, Rendered)], problems) of an exam's files."""
+    sources = {file: Source(root / file, fields.laterality, fields.view) for file, fields in images.items()}
+    others = other_views(images)
     rendered, problems = [], []
-    for file, fields in images.items():
+    for file, (path, laterality, view) in sources.items():
         try:
-            rendered.append((root / file, render(root / file, preprocessing, fields.laterality, fields.view)))
+            beside = [sources[other] for other in others[file]]
+            rendered.append((path, render(path, preprocessing, laterality, view, beside)))
         except dicom.Unreadable as error:
             problems.append(_problem(file, error))
     return rendered, problems

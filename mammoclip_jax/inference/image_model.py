@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from mammoclip_jax.config import complete
-from mammoclip_jax.data.pixels.render import Preprocessing, render
+from mammoclip_jax.data.exams import of_files, other_views
+from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import exam
 from mammoclip_jax.inference.maps import SaliencyMixin
@@ -99,7 +100,7 @@ class ImageModel(SaliencyMixin):
         return jnp.concatenate([stages[name].astype(jnp.float32).mean(axis=(1, 2)) for name in self.stages], axis=-1)
 
     def read_images(self, files: Sequence[str | Path]) -> Shaped[np.ndarray, "N H W"]:
-        """Files (DICOM, PNG, ...) as this model wants its images.
+        """Files (DICOM, PNG, ...) as this model wants its images. Those of a breast share a scale where it learnt so.
 
         Raises:
             data.pixels.dicom.Unreadable: a file cannot be read; the error says what to do.
@@ -108,7 +109,17 @@ class ImageModel(SaliencyMixin):
         if not len(files):
             raise UserError("there is nothing to read: the list of files is empty.")
         preprocessing = Preprocessing.from_dict(self.preprocessing)
-        return np.stack([render(Path(file), preprocessing).image for file in files])
+        if not preprocessing.upright and preprocessing.scale == "image":
+            return np.stack([render(Path(file), preprocessing).image for file in files])
+        known = of_files(files)
+        sources = {name: Source(name, fields.laterality, fields.view) for name, fields in known.items()}
+        beside = {name: [sources[other] for other in others] for name, others in other_views(known).items()}
+        return np.stack(
+            [
+                render(path, preprocessing, laterality, view, beside[path]).image
+                for path, laterality, view in (sources[str(file)] for file in files)
+            ]
+        )
 
     def predict(self, folder: str | Path, out: str | Path | None = None, **options) -> dict[str, Any]:
         """Scores of the views, breasts and exams in a folder of image files: see `inference.exam.predict`."""

@@ -33,6 +33,8 @@ _STEPS = {
     ("geometry", "fit"): "The crop is resized with its aspect kept.",
     ("geometry", "stretch"): "The crop is stretched to the canvas; its aspect is not kept.",
     ("chest_wall", "left"): "The chest wall is brought to the left.",
+    ("upright", True): "MLO views are turned until the edge of the pectoral muscle is vertical.",
+    ("scale", "breast"): "The CC and MLO views of a breast have one scale.",
 }
 _INTENSITIES = {"minmax": "stretched to [0, 1] one by one", "range": "divided by the largest value of their type"}
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

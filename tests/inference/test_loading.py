@@ -1,5 +1,7 @@
 """A model in use: batches and padding change nothing, and the maps are what their formulas say."""
 
+import json
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import test_opening as published
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.pixels import dicom
-from mammoclip_jax.data.pixels.render import Preprocessing, render
+from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import loading
@@ -283,6 +285,29 @@ def test_an_exam_by_prompts(model, tmp_path):
     scores = [view["scores"]["mass"] for view in found["exams"][0]["views"]]
     np.testing.assert_allclose(scores, cosines[:, 0] - cosines[:, 1], atol=1e-6)
     assert (found["step"], found["problems"]) == (7, [])
+
+
+def test_views_of_a_breast_share_a_scale_where_the_model_learnt_so(model, tmp_path, monkeypatch):
+    """Files by themselves, and an exam's."""
+    shared = model.preprocessing | {"scale": "breast", "upright": True}
+    files = []
+    for name, radius in (("p1_L_CC", 60), ("p1_L_MLO", 90), ("p1_R_CC", 60)):
+        picture = np.zeros((220, 160), np.uint8)
+        cv2.circle(picture, (0 if "L" in name[:4] else 159, 110), radius, 200, -1)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+        files.append(tmp_path / f"{name}.png")
+    apart = model.read_images(files)
+    monkeypatch.setattr(model, "preprocessing", shared)
+    images = model.read_images(files)
+    assert (images[0] != apart[0]).any() and np.array_equal(images[1:], apart[1:])
+    prompts = {"mass": {"positive": "a mass", "negative": "no mass"}}
+    views = model.predict(tmp_path, prompts=prompts)["exams"][0]["views"]
+    scales = [view["transform"]["scale"][1] for view in views]
+    assert scales[0] == pytest.approx(scales[1], rel=0.05) and scales[2] > 1.2 * scales[0]
+    assert "scale_alone" in views[2]["notes"] and "no_pectoral_line" in views[1]["notes"]
+    assert views[0]["transform"] == json.loads(
+        render(files[0], Preprocessing.from_dict(shared), "L", "CC", [Source(files[1], "L", "MLO")]).transform.to_json()
+    )
 
 
 def test_an_exam_by_labels(classifier, tmp_path):

@@ -54,6 +54,14 @@ class Outline:
         inside = np.flatnonzero(self.edge > x)
         return (int(inside[0]), int(inside[-1])) if len(inside) else (int(self.nipple[1]),) * 2
 
+    def muscle(self) -> tuple[float, float]:
+        """The straight line fitted to the muscle's edge in MLO, x cos(angle) + y sin(angle) = distance: its angle to the
+        vertical in degrees, and its distance from the upper chest-wall corner in pixels."""
+        rows = np.flatnonzero(self.pectoral > 0)
+        slope, top = np.polyfit(rows + 0.5, self.pectoral[rows].astype(np.float64), 1)
+        angle = np.arctan(-slope)
+        return float(np.degrees(angle)), float(top * np.cos(angle))
+
 
 def draw_habitus(rng: np.random.Generator, aspect: float) -> Habitus:
     """A random patient; `aspect` is image width / height and bounds the depth."""

@@ -29,10 +29,15 @@ class Parameters:
     contrast: float = 1.0  # of the lesions; 0 makes them invisible
     mass_prevalence: float = 0.4  # per breast
     calcification_prevalence: float = 0.4  # per breast, independent of masses
+    perpendicular: bool = False  # depth in MLO: at right angles to the muscle, as CC sees it; else along image rows
 
     def as_json(self) -> dict:
-        """The fields by name, each in its declared type, so that 1 and 1.0 name the same set."""
-        return {field.name: field.type(getattr(self, field.name)) for field in fields(self)}
+        """The fields by name, each in its declared type, so that 1 and 1.0 name the same set.
+
+        `perpendicular` is there only where it is set: identifiers hash this, and those of older sets must not change.
+        """
+        values = {field.name: field.type(getattr(self, field.name)) for field in fields(self)}
+        return {name: value for name, value in values.items() if name != "perpendicular" or value}
 
 
 @dataclass(frozen=True)
@@ -108,12 +113,12 @@ def _draw_breast(parameters: Parameters, number: int, habitus, laterality: str) 
     wanted = [draw(rng) for draw, wish in zip((lesions.draw_mass, lesions.draw_calcifications), present) if wish]
     placed = []
     for facts in wanted:
-        place = _place(rng, outlines, facts["radius"], placed)
+        place = _place(rng, outlines, facts["radius"], placed, parameters.perpendicular)
         placed.append(Lesion(**(facts | place), seed=int(rng.integers(2**31))))
     return Breast(laterality, tuple(placed), max([lesion.birads for lesion in placed], default=1))
 
 
-def _place(rng: np.random.Generator, outlines: dict, radius: float, placed: list[Lesion]) -> dict:
+def _place(rng: np.random.Generator, outlines: dict, radius: float, placed: list[Lesion], perpendicular: bool) -> dict:
     """Place and size of a lesion: inside the breast in both views, clear of the muscle and of other lesions.
 
     A breast too small for `radius` gets a smaller lesion; the last resort is the middle of the breast.
@@ -126,7 +131,7 @@ def _place(rng: np.random.Generator, outlines: dict, radius: float, placed: list
             "radius": radius * 0.94 ** (attempt // 40),
         }
         apart = all(_distance(place, other) > 0.30 for other in placed)
-        if apart and all(_fits(borders, place) for borders in outlines.values()):
+        if apart and all(_fits(borders, place, perpendicular) for borders in outlines.values()):
             return place
     return place | {"outer": 0.0, "upper": 0.0, "depth": 0.5}
 
@@ -137,9 +142,9 @@ def _distance(place: dict, other: Lesion) -> float:
     )
 
 
-def _fits(borders: anatomy.Outline, place: dict) -> bool:
+def _fits(borders: anatomy.Outline, place: dict, perpendicular: bool) -> bool:
     view = "MLO" if borders.pectoral.any() else "CC"
-    x, y = centre(borders, view, place["outer"], place["upper"], place["depth"])
+    x, y = centre(borders, view, place["outer"], place["upper"], place["depth"], perpendicular)
     reach = 1.25 * place["radius"] * borders.height
     rows = np.arange(int(y - reach), int(y + reach) + 1)
     if x - reach < 0 or rows[0] < 0 or rows[-1] >= borders.height:
@@ -148,16 +153,38 @@ def _fits(borders: anatomy.Outline, place: dict) -> bool:
     return bool((borders.edge[rows] > x + half).all() and (borders.pectoral[rows] < x - 0.6 * half).all())
 
 
-def centre(borders: anatomy.Outline, view: str, outer: float, upper: float, depth: float) -> tuple[float, float]:
+def centre(
+    borders: anatomy.Outline, view: str, outer: float, upper: float, depth: float, perpendicular: bool = False
+) -> tuple[float, float]:
     """A place in the breast → (x, y) in pixels, in the frame of a left breast.
 
-    Both views keep the depth. CC shows outer at the top of the image; MLO shows upper there.
+    Both views keep the depth, of the nipple's. CC shows outer at the top of the image; MLO shows upper there. In MLO the
+    depth counts along image rows, or `perpendicular` to the muscle, as between the views of a real breast.
     """
+    if perpendicular and view == "MLO":
+        return _beside_the_muscle(borders, upper, depth)
     x = depth * borders.depth
     first, last = borders.rows_at(x)
     upward = outer if view == "CC" else upper
     reach = borders.nipple[1] - first if upward > 0 else last - borders.nipple[1]
     return x, borders.nipple[1] - upward * reach
+
+
+def _beside_the_muscle(borders: anatomy.Outline, upper: float, depth: float) -> tuple[float, float]:
+    """`centre` in the axes of the muscle: across it, and along it from above to below."""
+    angle, distance = borders.muscle()
+    across = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
+    along = np.array([-across[1], across[0]])
+    nipple = np.array(borders.nipple)
+    foot = (distance + depth * (nipple @ across - distance)) * across
+    steps = np.arange(-borders.width, borders.height + borders.width)
+    x, y = foot[:, None] + along[:, None] * steps
+    rows = np.clip(y.astype(int), 0, borders.height - 1)
+    inside = steps[(x >= 0) & (y >= 0) & (y < borders.height) & (x < borders.edge[rows])]
+    level = nipple @ along
+    reach = level - inside[0] if upper > 0 else inside[-1] - level
+    x, y = foot + (level - upper * reach) * along
+    return float(x), float(y)
 
 
 def render(exam: Exam, laterality: str, view: str) -> Picture:
@@ -170,7 +197,7 @@ def render(exam: Exam, laterality: str, view: str) -> Picture:
     mask = np.zeros(density.shape, np.uint8)
     boxes = []
     for lesion in breast.lesions:
-        x, y = centre(borders, view, lesion.outer, lesion.upper, lesion.depth)
+        x, y = centre(borders, view, lesion.outer, lesion.upper, lesion.depth, parameters.perpendicular)
         to_nipple = float(np.arctan2(borders.nipple[1] - y, borders.nipple[0] - x))
         added = lesions.patch(lesion, parameters.height, to_nipple, view)
         box = _add(

@@ -2,6 +2,8 @@
 
 phantom.json                 parameters, version, what the files are
 images.parquet               one row an image: file, exam, boxes, texts, labels
+pectoral.csv                 one row an MLO image: angle to the vertical (degrees) and distance from the upper
+                             chest-wall corner (pixels) of the straight line fitted to the muscle's edge
 exams/phantom-0-000012/      L_CC.dcm ... R_MLO.dcm, report.txt, exam.json,
                              L_CC.mask.png ...: only for views with a lesion; pixel = sum of the bits of its lesions
 """
@@ -24,6 +26,7 @@ from mammoclip_jax.files import whole, write_text
 
 DESCRIPTION = "phantom.json"
 TABLE = "images.parquet"
+PECTORAL = "pectoral.csv"
 FOLDER = "exams"
 LIMITS = {
     "seed": (0, 2**32 - 1),
@@ -32,6 +35,7 @@ LIMITS = {
     "contrast": (0, 3),
     "mass_prevalence": (0, 1),
     "calcification_prevalence": (0, 1),
+    "perpendicular": (False, True),
 }
 
 
@@ -106,7 +110,7 @@ def _write_view(exam, folder: Path, laterality: str, view: str) -> dict:
     return {
         "patient": exam.patient,
         "study": str(ds.StudyInstanceUID),
-        "image": f"{exam.patient}-{laterality}{view}",
+        "image": _image(exam, laterality, view),
         "file": f"{FOLDER}/{exam.patient}/{name}.dcm",
         "laterality": laterality,
         "view": view,
@@ -116,6 +120,10 @@ def _write_view(exam, folder: Path, laterality: str, view: str) -> dict:
         "labels": json.dumps(labels | {"density": exam.habitus.density, "birads": breast.birads}),
         "boxes": json.dumps(list(picture.boxes)),
     }
+
+
+def _image(exam, laterality: str, view: str) -> str:
+    return f"{exam.patient}-{laterality}{view}"
 
 
 def _facts(exam) -> dict:
@@ -150,8 +158,9 @@ def _claim(out: Path, parameters: Parameters) -> None:
         _write_json(path, wanted)
         return
     description = read_description(out)
-    for name, value in {"version": exams.VERSION, **wanted["parameters"]}.items():
-        old = description["parameters"].get(name) if name != "version" else description["version"]
+    there = asdict(Parameters()) | description["parameters"] | {"version": description["version"]}
+    for name, value in {"version": exams.VERSION, **asdict(parameters)}.items():
+        old = there[name]
         if old != value:
             raise UserError(f"{out} was made with {name}={old}, not {value}: choose another folder, or remove it.")
 
@@ -198,6 +207,10 @@ def _write_table(out: Path, count: int, parameters: Parameters) -> None:
             raise UserError(f"{path} is absent or damaged: remove the folder {path.parent} and run again.") from None
     with whole(out / TABLE) as partial:
         pd.DataFrame(rows).to_parquet(partial, index=False)
+    drawn = [exams.draw(parameters, number) for number in range(count)]
+    lines = [(_image(exam, side, "MLO"), *exam.outline(side, "MLO").muscle()) for exam in drawn for side in "RL"]
+    muscles = pd.DataFrame(lines, columns=["image", "angle", "distance"])
+    write_text(out / PECTORAL, muscles.to_csv(index=False, float_format="%.3f"))
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mammoclip_jax.data.pixels import breast, dicom, geometry, intensity, orientation, outside
+from mammoclip_jax.data.batches import units
+from mammoclip_jax.data.pixels import breast, dicom, geometry, intensity, orientation, outside, upright
 from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
@@ -18,6 +20,7 @@ GEOMETRIES = ("fit", "stretch")
 OUTSIDES = ("masked", "kept", "")
 CHEST_WALLS = ("left", "as_is")
 FRAMES = ("refuse", "middle")
+SCALES = ("image", "breast")
 SIDES = {"L": "left", "R": "right", "": ""}  # of the chest wall, as mammograms are displayed
 CHOICES = {
     "geometry": GEOMETRIES,
@@ -27,7 +30,10 @@ CHOICES = {
     "outside": OUTSIDES,
     "chest_wall": CHEST_WALLS,
     "frames": FRAMES,
+    "upright": (False, True),
+    "scale": SCALES,
 }
+LATER = {"upright": False, "scale": "image"}  # written only where they are chosen: older folders and runs lack them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +51,14 @@ class Preprocessing:
     chest_wall: str = "left"  # with geometry "fit"; "as_is": only what was stored mirrored is mirrored
     frames: str = "refuse"  # multi-frame files (tomosynthesis), or their "middle" frame
     voi_item: int = 0  # which of several VOI LUTs and windows
+    upright: bool = False  # MLO views are turned until the pectoral muscle's edge is the chest wall's side
+    scale: str = "image"  # with geometry "fit": as large as fits, or the "breast"'s CC and MLO views alike
 
     def __post_init__(self):
         for name, known in CHOICES.items():
             _choice(name, getattr(self, name), known)
+        if self.scale == "breast" and self.geometry != "fit":
+            raise UserError(f"geometry {self.geometry!r} keeps no scale: use scale 'image', or geometry 'fit'")
         if self.voi_item < 0:
             raise UserError(f"there is no voi_item {self.voi_item}; use 0 for the first VOI LUT or window")
         if not (1 <= self.height <= 65535 and 1 <= self.width <= 65535):
@@ -60,6 +70,12 @@ class Preprocessing:
     def masks(self) -> bool:
         """Whether what lies outside the breast becomes background."""
         return self.outside == "masked" or (not self.outside and self.intensity != "published")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as dataset.json and checkpoints hold them."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in LATER or value != LATER[name]
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -87,6 +103,14 @@ def _choice(field: str, value, known: tuple) -> None:
         raise UserError(f"there is no {field} {value!r}.{hint} Known: {names}.")
 
 
+class Source(NamedTuple):
+    """A file, and what the caller knows of it ("" unknown)."""
+
+    path: Path | str
+    laterality: str = ""
+    view: str = ""
+
+
 class Rendered(NamedTuple):
     """A file on its canvas."""
 
@@ -98,42 +122,106 @@ class Rendered(NamedTuple):
     flags: tuple[str, ...]
 
 
-def render(path: Path | str, preprocessing: Preprocessing, laterality: str = "", view: str = "") -> Rendered:
+def render(
+    path: Path | str, preprocessing: Preprocessing, laterality: str = "", view: str = "", others: Sequence[Source] = ()
+) -> Rendered:
     """Decodes, crops, masks, resizes and quantises a file. What the caller knows of laterality and view goes first.
 
     What the header says is stored mirrored or upside down is turned; where the pixels show the chest wall at the other
-    side than it says, it is not believed.
+    side than it says, it is not believed. `others` are the other files of the breast, for scale "breast".
 
     Flags beside those of decoding: laterality_differs, view_differs (table against file), stored_mirrored,
     stored_upside_down, orientation_contradictory (the pixels against the header), chest_wall_unexpected (the pixels
-    against laterality), outside_masked (something bright outside the breast went).
+    against laterality), upright, no_pectoral_line (an MLO view that was turned, or was not), scale_alone (the breast
+    has no other view to share a scale with), outside_masked (something bright outside the breast went).
 
     Raises:
         dicom.Unreadable: the file cannot become an image.
     """
-    decoded = dicom.read(path, preprocessing.frames)
+    laid, alone = _lay(Source(path, laterality, view), preprocessing), ()
+    largest = math.inf
+    if preprocessing.scale == "breast":
+        largest = _shared_scale(laid, others, preprocessing)
+        alone = ("scale_alone",) if math.isinf(largest) else ()
+    transform = make_transform(laid.grey.shape, laid.crop, preprocessing, laid.side, laid.flags, laid.rotation, largest)
+    part, masked = _part(laid, transform, preprocessing)
+    image = quantise(transform.place(part), preprocessing.bits)
+    flags = laid.flags + alone + ("outside_masked",) * masked
+    return Rendered(image, transform, laid.fields, laid.laterality, laid.view, flags)
+
+
+class _Laid(NamedTuple):
+    """What is found in a file before there is a canvas."""
+
+    grey: intensity.Grey
+    fields: dicom.Fields
+    laterality: str
+    view: str
+    flags: tuple[str, ...]
+    searched: np.ndarray  # uint8 [h, w], before the window, which may hide the skin
+    seen: breast.Found
+    side: str  # of the chest wall, "" unknown
+    cut: breast.Crop  # of the original
+    rotation: float
+    crop: breast.Crop  # of the rotated original
+
+
+def _lay(source: Source, preprocessing: Preprocessing) -> _Laid:
+    decoded = dicom.read(source.path, preprocessing.frames)
     try:
         grey = intensity.grey(decoded, preprocessing.intensity, preprocessing.voi_item)
     except intensity.FlatImage:
-        raise dicom.Unreadable(path, "pixels", "constant image", "export the image again") from None
+        raise dicom.Unreadable(source.path, "pixels", "constant image", "export the image again") from None
     fields = decoded.fields
     flags = list(grey.flags)
-    for name, told, stored in (("laterality", laterality, fields.laterality), ("view", view, fields.view)):
+    for name, told, stored in (
+        ("laterality", source.laterality, fields.laterality),
+        ("view", source.view, fields.view),
+    ):
         if told and stored and told != stored:
             flags.append(f"{name}_differs")
-    laterality, view = laterality or fields.laterality, view or fields.view
-    searched = grey.search()  # before the window, which may hide the skin
+    laterality, view = source.laterality or fields.laterality, source.view or fields.view
+    searched = grey.search()
     seen = breast.find(inner(searched, grey.inside))
-    crop = find_crop(searched, grey.inside, seen, preprocessing.crop)
+    cut = find_crop(searched, grey.inside, seen, preprocessing.crop)
     side, told = breast.side_of(seen.mask), orientation.stored(decoded.header, laterality, view)
     flags += (turns := orientation_flags(side, told, laterality))
-    transform = make_transform(grey.shape, crop, preprocessing, side or told.chest_wall or SIDES[laterality], turns)
+    side = side or told.chest_wall or SIDES[laterality]
+    turn = None
+    if preprocessing.upright and view == "MLO":
+        turn = upright.find(searched, grey.inside, seen, cut, side, "stored_upside_down" in turns)
+        flags.append("upright" if turn else "no_pectoral_line")
+    return _Laid(grey, fields, laterality, view, tuple(flags), searched, seen, side, cut, *(turn or (0.0, cut)))
+
+
+def _shared_scale(laid: _Laid, others: Sequence[Source], preprocessing: Preprocessing) -> float:
+    """The scale at which the other screening views of the breast fit as well; infinite where there is none."""
+    canvas, found = (preprocessing.height, preprocessing.width), [(_view(laid), 0.0)]
+    for other in others:
+        try:
+            seen = _lay(other, preprocessing)
+        except dicom.Unreadable:  # it will not stand beside this one
+            continue
+        found.append((_view(seen), geometry.fitting(seen.crop, canvas)))
+    named = [
+        not reason and view.view for (view, _), reason in zip(found, units.not_screening([view for view, _ in found]))
+    ]
+    return min((scale for (_, scale), one in zip(found[1:], named[1:]) if one and named[0]), default=math.inf)
+
+
+def _view(laid: _Laid) -> units.View:
+    return units.View(laid.laterality, laid.view, laid.flags)
+
+
+def _part(laid: _Laid, transform: Transform, preprocessing: Preprocessing) -> tuple[np.ndarray, bool]:
+    """The crop at the size that it has on the canvas, masked; and whether something bright went."""
     top, left, bottom, right = transform.content
-    part = geometry.resize(grey.region(*crop), (bottom - top, right - left))
-    if preprocessing.masks and mask_outside(part, searched, grey.inside, seen, crop):
-        flags.append("outside_masked")
-    image = quantise(transform.place(part), preprocessing.bits)
-    return Rendered(image, transform, fields, laterality, view, tuple(flags))
+    size, cut = (bottom - top, right - left), laid.grey.region(*laid.cut)
+    part = cut if laid.rotation else geometry.resize(cut, size)  # a mask follows the original's rows
+    masked = preprocessing.masks and mask_outside(part, laid.searched, laid.grey.inside, laid.seen, laid.cut)
+    if laid.rotation:
+        part = geometry.resize(transform.cut(part, laid.cut[:2]), size)
+    return part, masked
 
 
 def inner(image: np.ndarray, inside: breast.Crop) -> np.ndarray:
@@ -179,11 +267,17 @@ def orientation_flags(side: str, told: orientation.Stored, laterality: str) -> l
 
 
 def make_transform(
-    original: tuple[int, int], crop: breast.Crop, preprocessing: Preprocessing, side: str, turns: Sequence[str] = ()
+    original: tuple[int, int],
+    crop: breast.Crop,
+    preprocessing: Preprocessing,
+    side: str,
+    turns: Sequence[str] = (),
+    rotation: float = 0.0,
+    largest: float = math.inf,
 ) -> Transform:
     """The transform of a crop whose chest wall is at `side` ("left", "right", "" unknown; `fit` only).
 
-    `turns` may hold the flags stored_mirrored and stored_upside_down, which then is undone.
+    `turns` may hold the flags stored_mirrored and stored_upside_down, which then is undone. `largest` bounds the scale.
     """
     canvas, mirrored = (preprocessing.height, preprocessing.width), "stored_mirrored" in turns
     if preprocessing.geometry == "stretch":
@@ -191,8 +285,8 @@ def make_transform(
     else:
         wanted = "left" if preprocessing.chest_wall == "left" or (side == "right") == mirrored else "right"
         lies_like = {"left": "L", "right": "R", "": ""}[side]
-        made = geometry.fit(original, crop, canvas, chest_wall=wanted, laterality=lies_like)
-    return dataclasses.replace(made, flip_vertical="stored_upside_down" in turns)
+        made = geometry.fit(original, crop, canvas, chest_wall=wanted, laterality=lies_like, largest=largest)
+    return dataclasses.replace(made, flip_vertical="stored_upside_down" in turns, rotation=rotation)
 
 
 def quantise(image: np.ndarray, bits: int) -> np.ndarray:

@@ -28,6 +28,7 @@ FLAGS = {
     "laterality_differs": "laterality differs between table and file",
     "magnification": "magnification view",
     "middle_frame": "middle one of several frames",
+    "no_pectoral_line": "no pectoral muscle was found: not turned upright",
     "orientation_contradictory": "PatientOrientation says another chest wall than the pixels show",
     "other_modality": "no mammogram by its modality",
     "outside_masked": "something bright outside the breast was masked",
@@ -35,6 +36,7 @@ FLAGS = {
     "polarity_contradictory": "header contradicts itself about polarity",
     "recombined": "made of two energies after contrast medium, or the upper one",
     "rescale_invalid": "rescale or modality LUT could not be used",
+    "scale_alone": "no other view of the breast to share a scale with",
     "secondary_capture": "secondary capture without side and view",
     "specimen": "specimen",
     "spot": "spot compression view",
@@ -43,6 +45,7 @@ FLAGS = {
     "stored_upside_down": "stored upside down: turned",
     "synthetic_2d": "2D image made from tomosynthesis",
     "tomosynthesis": "tomosynthesis",
+    "upright": "turned until the pectoral muscle is upright",
     "view_differs": "view differs between table and file",
     "voi_bits_wrong": "VOI LUT declares other bits than it uses",
     "voi_flat": "window lies far from the values: min-max used",
@@ -167,12 +170,18 @@ def _colours(boxes: list[dict]) -> dict[str, str]:
 def _original(whole: np.ndarray, transform: Transform, unknown: bool) -> tuple[str, str]:
     """The original with the crop drawn; what lies outside the crop is grey where it is `unknown`."""
     small, factor = _thumbnail(whole)
-    y0, x0, y1, x1 = (round(value * factor) for value in transform.crop)
+    (x0, y0), _, (x1, y1), _ = corners = np.rint(transform.outline * factor).astype(np.int32)
     if unknown:
-        inside = small[y0:y1, x0:x1].copy()
-        small[:] = _NOT_THERE
-        small[y0:y1, x0:x1] = inside
-    _rectangle(small, (x0, y0, x1, y1), _CROP)
+        inside = np.zeros(small.shape[:2], np.uint8)
+        if transform.rotation:
+            cv2.fillConvexPoly(inside, corners, 1)
+        else:
+            inside[y0:y1, x0:x1] = 1
+        small[inside == 0] = _NOT_THERE
+    if transform.rotation:
+        cv2.polylines(small, [corners], True, _bgr(_CROP), 1)
+    else:
+        _rectangle(small, (x0, y0, x1, y1), _CROP)
     where = "the original image" if not unknown else "the final image put back into the original frame"
     return _jpeg(small), f"{where}, with the crop as a green rectangle"
 
@@ -195,8 +204,11 @@ def _thumbnail(image: np.ndarray) -> tuple[np.ndarray, float]:
 
 def _rectangle(image: np.ndarray, box, colour: str) -> None:
     x0, y0, x1, y1 = box
-    bgr = tuple(int(colour[start : start + 2], 16) for start in (5, 3, 1))
-    cv2.rectangle(image, (x0, y0), (max(x0, x1 - 1), max(y0, y1 - 1)), bgr, 1)
+    cv2.rectangle(image, (x0, y0), (max(x0, x1 - 1), max(y0, y1 - 1)), _bgr(colour), 1)
+
+
+def _bgr(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[start : start + 2], 16) for start in (5, 3, 1))
 
 
 def _jpeg(image: np.ndarray) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mammoclip_jax.data import increment
 from mammoclip_jax.data.identity import line
-from mammoclip_jax.data.make import Failed, Task, make
+from mammoclip_jax.data.make import Failed, make, tasks
 from mammoclip_jax.data.manifest import Problem, SourceTable
 from mammoclip_jax.data.pixels import breast, dicom, intensity, outside
 from mammoclip_jax.data.pixels.geometry import Transform
@@ -101,20 +101,18 @@ def preview_source(
     table, _ = increment.present(settled(table, root).table, root)
     rows = table.rows.assign(boxed=table.rows["boxes"] != "[]")
     cards, made, looked_at = [], [], []
+    todo = tasks(rows, root, preprocessing, "raw")
     for number, position in enumerate(spread(rows, (*_KINDS, "boxed"), count, seed), 1):
         row = rows.iloc[position].to_dict()
         name = row["image"] if table.public_ids else line(row["row"]) or f"image {number} of the sample"
-        task = Task(
-            str(root / row["file"]), row["laterality"], row["view"], row["vendor"], row["boxes"], preprocessing, "raw"
-        )
-        result = make(task)
+        result = make(todo[position])
         if isinstance(result, Failed):
             reason = result.reason if table.public_ids else result.reason.split(":", 1)[0]
             cards.append(Card(name, facts(row), problem=f"{reason}; {result.remedy}"))
             continue
         row |= result.columns
         canvas = decode(result.record)
-        cards.append(card(name, row, canvas, _source(task.path, preprocessing, masked)))
+        cards.append(card(name, row, canvas, _source(todo[position].path, preprocessing, masked)))
         made.append(row)
         looked_at.append(_look(row, canvas))
     return _write(

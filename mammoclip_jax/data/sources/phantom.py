@@ -7,6 +7,7 @@ Example, 300 exams (1200 images) in about a minute:
 The same parameters give the same bytes. Run again to complete an interrupted set, or with more --exams to grow it.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -26,8 +27,12 @@ LICENCE = "CC0-1.0"
 CITATION = "Computer phantoms made by mammoclip_jax.data.phantom; no patients."
 
 
-def read(root: str | Path, test_fraction: float = 0.25, val_fraction: float = 0.0) -> SourceTable:
+def read(
+    root: str | Path, test_fraction: float = 0.25, val_fraction: float = 0.0, pectoral_angle: bool = False
+) -> SourceTable:
     """The phantom set in `root` as a manifest; texts are those of the image's breast, splits are by patient.
+
+    With `pectoral_angle` the labels of an MLO image have the true angle of its muscle, in degrees to the vertical.
 
     Raises:
         UserError: `root` holds no complete phantom set, or the fractions are not fractions.
@@ -41,10 +46,32 @@ def read(root: str | Path, test_fraction: float = 0.25, val_fraction: float = 0.
     table = _table(root)
     rows = table.assign(dataset="phantom", real=False)
     rows["row"] = [f"{phantom.TABLE}:{number}" for number in range(len(rows))]
+    if pectoral_angle:
+        angles = dict(read_muscles(root)[["image", "angle"]].itertuples(index=False))
+        rows["labels"] = [
+            labels if image not in angles else json.dumps(json.loads(labels) | {"pectoral_angle": angles[image]})
+            for image, labels in zip(rows["image"], rows["labels"])
+        ]
     rows["split"] = [manifest.split_of(patient, val_fraction, test_fraction) for patient in rows["patient"]]
     return SourceTable(
         manifest.frame(rows.to_dict("records")), [], LICENCE, CITATION, public_ids=True, table_rows=len(rows)
     )
+
+
+def read_muscles(root: str | Path) -> pd.DataFrame:
+    """image, angle (degrees to the vertical) and distance (pixels from the upper chest-wall corner) of each MLO image.
+
+    Raises:
+        UserError: the set is of an older version, or damaged.
+    """
+    path = Path(root) / phantom.PECTORAL
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): run the command that made the set again; it "
+            "keeps the exams and writes this table."
+        ) from None
 
 
 def _table(root: Path) -> pd.DataFrame:
@@ -65,13 +92,20 @@ def _define_flags() -> None:
     flags.DEFINE_integer("width", default.width, "Columns of an image, up to 2800.")
     flags.DEFINE_integer("seed", default.seed, "Everything random follows from it.")
     flags.DEFINE_float("contrast", default.contrast, "Contrast of the lesions: 1 is conspicuous, 0 invisible.")
+    flags.DEFINE_bool(
+        "perpendicular",
+        default.perpendicular,
+        "Depth in MLO at right angles to the pectoral muscle, as CC sees it, not along image rows.",
+    )
     flags.DEFINE_integer("workers", 2, "Processes; the result does not depend on it.")
 
 
 def main(argv) -> int:
     """The command; see --help."""
     values = flags.FLAGS
-    parameters = Parameters(values.seed, values.height, values.width, values.contrast)
+    parameters = Parameters(
+        values.seed, values.height, values.width, values.contrast, perpendicular=values.perpendicular
+    )
     start = time.monotonic()
     try:
         made = phantom.generate(values.out, values.exams, parameters, values.workers, _progress)

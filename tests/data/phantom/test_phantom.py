@@ -19,6 +19,7 @@ from mammoclip_jax.data.phantom import anatomy, generate, lesions, report_text, 
 from mammoclip_jax.data.phantom import exam as exams
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.sources import reader
+from mammoclip_jax.data.sources.phantom import read_muscles
 from mammoclip_jax.errors import UserError
 
 SMALL = Parameters(height=160, width=128)
@@ -213,7 +214,63 @@ def test_outline_is_the_same_at_every_size():
     np.testing.assert_allclose(large.edge.reshape(160, 4).mean(1) / 4, small.edge, atol=1.0)
 
 
+def test_the_true_line_of_the_muscle_is_written(folder):
+    muscles = read_muscles(folder)
+    assert set(muscles["image"]) == {f"phantom-0-{number:06d}-{side}MLO" for number in range(8) for side in "LR"}
+    for row in muscles.itertuples():
+        borders = exams.draw(SMALL, int(row.image[10:16])).outline(row.image[17], "MLO")
+        rows = np.flatnonzero(borders.pectoral > 0)
+        turn = np.radians(row.angle)
+        off = borders.pectoral[rows] * np.cos(turn) + (rows + 0.5) * np.sin(turn) - row.distance
+        assert abs(off.mean()) < 0.1 and np.abs(off).max() < 0.02 * SMALL.height
+        assert 10 < row.angle < 40
+
+
+def test_an_older_set_lacks_the_line_and_gets_it(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / generate.PECTORAL).unlink()
+    with pytest.raises(UserError, match="run the command that made the set again"):
+        reader("phantom")(tmp_path / "old", pectoral_angle=True)
+    assert generate.generate(tmp_path / "old", 8, SMALL) == 0
+    assert contents(tmp_path / "old") == contents(folder)
+    labels = [
+        json.loads(text).get("pectoral_angle") for text in reader("phantom")(folder, pectoral_angle=True).rows["labels"]
+    ]
+    assert sum(angle is not None for angle in labels) == 16
+
+
 # Lesions
+
+
+def test_perpendicular_depth_is_the_distance_from_the_muscle():
+    """Of the nipple's: in CC from the chest wall, in MLO from the muscle; without the option along image rows."""
+    upright = replace(FULL, perpendicular=True)
+    for number in range(12):
+        exam = exams.draw(upright, number)
+        for side, breast in exam.breasts.items():
+            borders = exam.outline(side, "MLO")
+            angle, distance = borders.muscle()
+            across = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
+            for lesion in breast.lesions:
+                place = (lesion.outer, lesion.upper, lesion.depth)
+                x, y = exams.centre(borders, "MLO", *place, perpendicular=True)
+                deep = (np.array([x, y]) @ across - distance) / (np.array(borders.nipple) @ across - distance)
+                assert abs(deep - lesion.depth) < 1e-9
+                assert 0 <= x < borders.edge[int(y)] and (y < borders.nipple[1] + 20) >= (lesion.upper > 0.5)
+                cc = exam.outline(side, "CC")
+                assert exams.centre(cc, "CC", *place, perpendicular=True)[0] == lesion.depth * cc.depth
+                assert exams.centre(borders, "MLO", *place)[0] == lesion.depth * borders.depth
+
+
+def test_the_option_changes_nothing_where_it_is_not_set(folder, tmp_path):
+    assert "perpendicular" not in SMALL.as_json() and replace(SMALL, perpendicular=True).as_json()["perpendicular"]
+    uid = writer.make_uid(exams.draw(Parameters(), 0), "L", "MLO")
+    assert uid == "2.25.316388817625835413331153379921854869348"
+    with pytest.raises(UserError, match="perpendicular=False, not True"):
+        generate.generate(folder, 8, replace(SMALL, perpendicular=True))
+    generate.generate(tmp_path / "set", 1, replace(SMALL, perpendicular=True))
+    with pytest.raises(UserError, match="perpendicular=True, not False"):
+        generate.generate(tmp_path / "set", 1, SMALL)
 
 
 def test_nothing_but_the_lesion_tells_of_it():

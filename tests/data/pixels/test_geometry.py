@@ -200,3 +200,74 @@ def test_a_crop_is_placed_as_the_image_is(transform):
     array = np.random.default_rng(0).uniform(0, 1, transform.original).astype(np.float32)
     y0, x0, y1, x1 = transform.crop
     np.testing.assert_array_equal(transform.place(array[y0:y1, x0:x1]), transform.image(array))
+
+
+def rotated_transforms(count: int) -> list[Transform]:
+    """Of every kind, with a crop anywhere in the frame of the rotated original."""
+    generator, made = np.random.default_rng(5), []
+    for transform in random_transforms(count, seed=5):
+        rotation = float(generator.uniform(-60, 60))
+        top, left, bottom, right = geometry.frame(transform.original, rotation)
+        crop = (top + 3, left + 2, bottom - 1, right - 4)
+        sides = (crop[2] - crop[0], crop[3] - crop[1])
+        size = [round(side * generator.uniform(0.3, 2)) for side in sides]
+        scale = (size[0] / sides[0], size[1] / sides[1])
+        made.append(
+            dataclasses.replace(
+                transform, rotation=rotation, crop=crop, scale=scale, canvas=(size[0] + 7, size[1] + 5), offset=(4, 3)
+            )
+        )
+    return made
+
+
+def turned(transform: Transform, xy: tuple[float, float]) -> tuple[float, float]:
+    """One point by the definition of a rotation about the centre, clockwise as seen with y down."""
+    height, width = transform.original
+    reach, angle = np.hypot(xy[0] - width / 2, xy[1] - height / 2), np.arctan2(xy[1] - height / 2, xy[0] - width / 2)
+    angle += transform.rotation * np.pi / 180
+    return width / 2 + reach * np.cos(angle), height / 2 + reach * np.sin(angle)
+
+
+@pytest.mark.parametrize("transform", rotated_transforms(12))
+def test_a_rotation_there_and_back(transform):
+    height, width = transform.original
+    points = np.random.default_rng(1).uniform(0, [width, height], (30, 2))
+    there = transform.points(points)
+    np.testing.assert_allclose(there, [step(transform, turned(transform, point)) for point in points], atol=1e-9)
+    np.testing.assert_allclose(transform.points_inverse(there), points, atol=1e-9)
+    assert Transform.from_json(transform.to_json()) == transform
+    box = np.array([[0.2 * width, 0.3 * height, 0.5 * width, 0.8 * height]])
+    corners = transform.points([[box[0, x], box[0, y]] for x in (0, 2) for y in (1, 3)])
+    np.testing.assert_allclose(transform.boxes(box)[0], [*corners.min(axis=0), *corners.max(axis=0)], atol=1e-9)
+    back = transform.boxes_inverse(transform.boxes(box))[0]
+    assert (back[:2] <= box[0, :2] + 1e-9).all() and (back[2:] >= box[0, 2:] - 1e-9).all()
+
+
+@pytest.mark.parametrize("transform", rotated_transforms(6))
+def test_pixels_follow_a_rotation_as_points_do(transform):
+    array = np.zeros(transform.original, np.float32)
+    y, x = (side // 2 - 2 for side in array.shape)
+    array[y : y + 5, x : x + 7] = 1
+    canvas = transform.image(array)
+    pixel = max(1.0, *transform.scale, *(1 / value for value in transform.scale))
+    np.testing.assert_allclose(centroid(canvas), transform.points([centroid(array)])[0], atol=0.1 * pixel)
+    np.testing.assert_allclose(centroid(transform.map_inverse(canvas)), centroid(array), atol=0.5 * pixel)
+    part = transform.cut(array[2:, 3:], at=(2, 3))
+    np.testing.assert_allclose(part, transform.cut(array), atol=1e-4)
+
+
+def test_the_frame_and_the_outline_of_a_rotated_image():
+    assert geometry.frame((40, 60), 0) == (0, 0, 40, 60)
+    assert geometry.frame((40, 60), 90) == (-10, 10, 50, 50)
+    transform = dataclasses.replace(geometry.fit((40, 60), (-10, 10, 50, 50), (60, 40)), rotation=90.0)
+    np.testing.assert_allclose(transform.outline, [[0, 40], [0, 0], [60, 0], [60, 40]], atol=1e-9)
+    assert (
+        "rotation" in transform.to_json() and "rotation" not in dataclasses.replace(transform, rotation=0.0).to_json()
+    )
+
+
+def test_a_bounded_scale():
+    free = geometry.fit((100, 80), (0, 0, 100, 80), (50, 50))
+    assert free.scale == (0.5, 0.5) and geometry.fitting((0, 0, 100, 80), (50, 50)) == 0.5
+    assert geometry.fit((100, 80), (0, 0, 100, 80), (50, 50), largest=0.25).scale == (0.25, 0.25)
+    assert geometry.fit((100, 80), (0, 0, 100, 80), (50, 50), largest=3.0) == free

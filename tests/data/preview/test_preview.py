@@ -207,6 +207,31 @@ def test_boxes_and_crop_are_drawn_where_they_are():
     assert card.facts == "right · view unknown · vendor unknown · val"
 
 
+def test_the_crop_of_an_upright_view_is_oblique():
+    transform = Transform((100, 200), (10, 30, 90, 170), False, (1.0, 1.0), (0, 0), (80, 140), rotation=-20.0)
+    row = {
+        "transform": transform.to_json(),
+        "boxes_canvas": "[]",
+        "flags": "upright",
+        "laterality": "L",
+        "view": "MLO",
+        "vendor": "",
+        "split": "val",
+    }
+    card = cards.card("x", row, np.full((80, 140), 200, np.uint8))
+    (original, _) = (
+        cv2.imdecode(np.frombuffer(base64.b64decode(picture.uri.partition(",")[2]), np.uint8), 1)
+        for picture in card.pictures
+    )
+    factor = original.shape[0] / 100
+    for x, y in transform.outline * factor:
+        around = original[max(0, int(y) - 3) : int(y) + 4, max(0, int(x) - 3) : int(x) + 4].astype(int)
+        assert not around.size or (around[..., 1] - around[..., 2] > 60).any()
+    assert np.allclose(original[:8, :8], cards._NOT_THERE, atol=12)
+    assert abs(int(original[original.shape[0] // 2, original.shape[1] // 2, 0]) - 200) < 12
+    assert card.flags == (cards.FLAGS["upright"],)
+
+
 def test_same_seed_same_bytes(tmp_path):
     folder = built(tmp_path)
     pages = [
