@@ -116,8 +116,8 @@ class ImageModel(SaliencyMixin):
         beside = {name: [sources[other] for other in others] for name, others in other_views(known).items()}
         return np.stack(
             [
-                render(path, preprocessing, laterality, view, beside[path]).image
-                for path, laterality, view in (sources[str(file)] for file in files)
+                render(source.path, preprocessing, source.laterality, source.view, beside[name]).image
+                for name, source in ((str(file), sources[str(file)]) for file in files)
             ]
         )
 

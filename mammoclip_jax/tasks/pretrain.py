@@ -169,7 +169,8 @@ def head_starts(model, terms) -> dict[str, int]:
     Raises:
         UserError: a term needs a head that is not there, or no term needs one that is.
     """
-    known, starts = tuple(model.heads.makers) if model.heads else (), {}
+    known = tuple(model.heads.makers) if model.heads else ()
+    starts: dict[str, int] = {}
     for term in terms:
         for head in dict.fromkeys(need.split("/")[0] for need in term.needs):
             if head in known:

@@ -74,20 +74,6 @@ class Transform:
         """Boxes [N, 4] in the canvas -> in the original, float64, not clipped; of a rotated one the box around it."""
         return _hulls(self.points_inverse(_corners(xyxy)))
 
-    def circles(self, xyr: np.ndarray) -> np.ndarray:
-        """Circles [N, 3] (x, y, radius) in the original -> ellipses [N, 4] (x, y, radius along x, along y), float64.
-
-        A stretch makes ellipses of circles; with the geometry `fit` the two radii differ by rounding only.
-        """
-        xyr = np.asarray(xyr, np.float64).reshape(-1, 3)
-        return np.concatenate([self.points(xyr[:, :2]), xyr[:, 2:] * np.array(self.scale[::-1])], axis=1)
-
-    def circles_inverse(self, ellipses: np.ndarray) -> np.ndarray:
-        """Ellipses [N, 4] (x, y, radius along x, along y) in the canvas -> in the original; of a circle, alike."""
-        ellipses = np.asarray(ellipses, np.float64).reshape(-1, 4)
-        radii = ellipses[:, 2:] / np.array(self.scale[::-1])
-        return np.concatenate([self.points_inverse(ellipses[:, :2]), radii], axis=1)
-
     def image(self, array: np.ndarray) -> np.ndarray:
         """The canvas [H, W] of an original image [h, w], in its dtype; padding is 0."""
         return self.place(self.cut(array))
@@ -123,14 +109,6 @@ class Transform:
     def _turned(self, part: np.ndarray) -> np.ndarray:
         """A view [h, w] mirrored and turned as the image is; a second time undoes it."""
         return part[:: -1 if self.flip_vertical else 1, :: -1 if self.flip_horizontal else 1]
-
-    def mask(self, mask: np.ndarray) -> np.ndarray:
-        """A mask [h, w] in the original -> on the canvas [H, W] bool: pixels of which more than half is covered."""
-        return self.image(np.asarray(mask, np.float32)) > 0.5
-
-    def mask_inverse(self, mask: np.ndarray) -> np.ndarray:
-        """A mask [H, W] on the canvas -> on the original [h, w] bool."""
-        return self.map_inverse(np.asarray(mask, np.float32)) > 0.5
 
     def map_inverse(self, values: np.ndarray) -> np.ndarray:
         """A map on the canvas [H, W] (saliency) -> on the original [h, w]; 0 outside the crop."""

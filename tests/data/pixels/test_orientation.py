@@ -56,8 +56,8 @@ def test_the_image_and_its_boxes_are_turned(tmp_path, form, laterality, view, wa
     box = [round(value) for value in json.loads(placed.canvas)[0]["box"]]
     canvas = np.zeros(got.image.shape, bool)
     canvas[box[1] : box[3], box[0] : box[2]] = True
-    np.testing.assert_array_equal(transform.mask(marked), canvas)
-    np.testing.assert_array_equal(transform.mask_inverse(canvas), marked)
+    np.testing.assert_array_equal(transform.image(marked.astype(np.float32)) > 0.5, canvas)
+    np.testing.assert_array_equal(transform.map_inverse(canvas.astype(np.float32)) > 0.5, marked)
 
 
 def test_a_header_that_the_pixels_contradict_is_not_believed(tmp_path):
