@@ -46,6 +46,7 @@ def peer_specification(config, work: str, *, setting: str, vocab_size: int, chec
     _require(config.model.dtype == "float32", "config.model.dtype float32", config.model.dtype)
     _require(not config.train.clip_norm and not config.train.no_decay and not config.train.frozen
              and not config.model.frozen, "no clip_norm, no_decay or frozen parts", config.train.to_dict())
+    _require(config.train.optimizer == "adamw", "adamw as config.train.optimizer", config.train.optimizer)
     theirs = {"width": "width_coefficient", "depth": "depth_coefficient", "drop_rate": "dropout_rate",
               "drop_connect_rate": "drop_connect_rate"}
     specification = {
