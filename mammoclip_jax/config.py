@@ -149,7 +149,7 @@ def defaults() -> ConfigDict:
             # What a new run starts from instead of random numbers, in the order of the names. A resumed run goes on from
             # its checkpoint.
             "warm_start": {},  # name -> weights (a run, folder, file, hub name), load, skip, override
-            "losses": {},  # name -> weight, start_step and the term's options
+            "losses": {},  # name -> kind (where it is not the name), weight, start_step, options
             "train": {
                 "steps": 1000,
                 "batch_size": 8,  # breasts, over all devices

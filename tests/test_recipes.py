@@ -75,6 +75,25 @@ def test_a_loss(add):
     assert (term.weight, term.needs, float(value), float(metrics["power"])) == (0.5, ("image/head",), 8.0, 3.0)
 
 
+def test_a_head(add):
+    class Foo(nn.Module):
+        scale: float
+        dtype: object
+        needs = ("image/pooled",)
+
+        @nn.compact
+        def __call__(self, inputs, train):
+            return {"vectors": self.scale * nn.Dense(3)(inputs["image/pooled"])}
+
+    add("models", models.HEADS, "foo.Foo", Foo=Foo)
+    heads = models.heads_of({"foo": {"scale": 2.0}, "other": {"kind": "foo", "scale": 0.0}})
+    inputs = {"image/pooled": jnp.ones((1, 2, 4))}
+    made, variables = heads.init_with_output(jax.random.key(0), "foo", inputs, False)
+    assert made["foo/vectors"].shape == (1, 2, 3) and set(variables["params"]) == {"foo"}
+    with pytest.raises(UserError, match="config.model.heads.foo has no scale"):
+        models.heads_of({"foo": {}})
+
+
 def test_a_data_set(add, tmp_path):
     def foo(root, side="L"):
         row = {

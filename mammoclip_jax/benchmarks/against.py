@@ -69,6 +69,7 @@ def peer_specification(config, work: str, *, setting: str, vocab_size: int, chec
         "no clip_norm, no_decay or frozen parts",
         config.train.to_dict(),
     )
+    _require(config.train.optimizer == "adamw", "adamw as config.train.optimizer", config.train.optimizer)
     theirs = {
         "width": "width_coefficient",
         "depth": "depth_coefficient",

@@ -1,7 +1,5 @@
 """Symmetric local alignment of sentences and image patches (SLA; MaMA, Du et al. 2024, arXiv:2409.18119)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -67,10 +65,9 @@ def local_scores(
     def on_device(patches, patch_mask, sentences, sentence_mask):
         captions = chunks((unit(sentences), sentence_mask), CAPTIONS)
 
-        @functools.partial(jax.checkpoint, prevent_cse=False)  # a loop's passes are not merged
-        def of_image(image):
-            found = jax.lax.map(lambda part: _of_image(*image, *part), captions)
-            return whole(found, len(sentences))
+        def of_image(image):  # its cosines are computed again in the backward pass; a loop's passes are not merged
+            compared = jax.checkpoint(lambda part: _of_image(*image, *part), prevent_cse=False)
+            return whole(jax.lax.map(compared, captions), len(sentences))
 
         return jax.lax.map(of_image, (patches, patch_mask))
 

@@ -60,7 +60,7 @@ def heads_of(table, dtype=jnp.float32):
     Without a kind the name is the kind.
 
     Raises:
-        UserError: a kind or an option is unknown, or a head has the name of a tower or no plain name.
+        UserError: a kind or an option is unknown, one is missing, or a head has the name of a tower or no plain name.
     """
     from mammoclip_jax.models.vectors import Heads
 
@@ -75,11 +75,11 @@ def heads_of(table, dtype=jnp.float32):
             field.name
             for field in dataclasses.fields(head)
             if field.default is field.default_factory is dataclasses.MISSING
-        } - {*options, "parent", "name"}
+        } - {*options, "dtype", "parent", "name"}
         if missing:
             raise UserError(f"config.model.heads.{name} has no {', '.join(sorted(missing))}.")
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        makers[name] = functools.partial(head, dtype=dtype, **options)
+        makers[name] = functools.partial(head, **{"dtype": dtype, **options})
     return Heads(makers) if makers else None
 
 

@@ -82,6 +82,7 @@ def test_both_sides_get_the_malloc_setting():
         ({"model.dtype": "bfloat16"}, "float32"),
         ({"train.clip_norm": 1.0}, "clip_norm"),
         ({"model.frozen": ("text",)}, "frozen"),
+        ({"train.optimizer": "sgd"}, "adamw"),
         ({"data.views": 1}, "2 views"),
     ],
 )

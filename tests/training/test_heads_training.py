@@ -10,10 +10,12 @@ import tiny
 from flax.traverse_util import flatten_dict
 
 from mammoclip_jax import models
-from mammoclip_jax.config import defaults
+from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks.pretrain import make_trainer
+from mammoclip_jax.training import continuation
 from mammoclip_jax.training import mesh as meshes
+from mammoclip_jax.training.step import init_variables
 
 PREPROCESSING = {"height": 32, "width": 32, "bits": 8}
 HEADS = {
@@ -186,6 +188,14 @@ def test_wrong_heads_are_refused_at_the_start(change, message):
         jax.eval_shape(trainer.gradient, trainer.state, trainer.batch)
 
 
+def test_heads_compute_in_the_type_of_the_model():
+    config = config_of(start=1)
+    config.model.dtype = "bfloat16"
+    trainer = trainer_of(config)
+    loss, _, stats, gradients = jax.eval_shape(trainer.gradient, trainer.state, trainer.batch)
+    assert {x.dtype for x in jax.tree.leaves((loss, stats, gradients))} == {np.dtype("float32")}
+
+
 def test_heads_beside_adapters():
     """Of a text tower with LoRA, whose dropout is at work only inside the tower."""
     config = config_of()
@@ -193,6 +203,16 @@ def test_heads_beside_adapters():
     trainer = trainer_of(config)
     *_, gradients = jax.eval_shape(trainer.gradient, trainer.state, trainer.batch)
     assert set(gradients["heads"]) == set(HEADS) and "lora" in gradients
+
+
+def test_heads_come_back_with_the_config_of_a_checkpoint():
+    kept = complete(continuation.plain(config_of()))
+    whole, again = (models.build(config.model, tiny.VOCABULARY) for config in (config_of(), kept))
+    shapes = [
+        jax.eval_shape(lambda model=model: init_variables(model, jax.random.key(0), (32, 32, 1), tiny.LENGTH))
+        for model in (whole, again)
+    ]
+    assert shapes[0] == shapes[1] and set(shapes[0]["params"]["heads"]) == set(HEADS)
 
 
 def test_a_model_without_heads_has_no_place_for_them():
