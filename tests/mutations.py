@@ -576,10 +576,10 @@ MUTATIONS = (
         ("data/pixels/test_geometry.py",),
     ),
     Mutation(
-        "geometry: radii along x and y exchanged",
+        "geometry: scales along x and y exchanged",
         "data/pixels/geometry.py",
-        "xyr[:, 2:] * np.array(self.scale[::-1])",
-        "xyr[:, 2:] * np.array(self.scale)",
+        "np.stack([x * self.scale[1] + self.offset[1], y * self.scale[0] + self.offset[0]], axis=1)",
+        "np.stack([x * self.scale[0] + self.offset[1], y * self.scale[1] + self.offset[0]], axis=1)",
         ("data/pixels/test_geometry.py",),
     ),
     Mutation(
