@@ -30,14 +30,14 @@ class MetricWriter:
         self._board = SummaryWriter(str(Path(workdir, "tensorboard")), purge_step=resumed_step + 1)
 
     def write(self, step: int, metrics) -> None:
-        """Numbers that are not finite are written as null, since JSON has no NaN."""
+        """Numbers that are not finite, as of a term that has not started, are null in JSON and left out of TensorBoard."""
         if not self.active:
             return
         values = {name: float(value) for name, value in metrics.items()}
         row = {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in ((name, value) for name, value in values.items() if math.isfinite(value)):
             self._board.add_scalar(re.sub(r"[^-/\w.]", "_", name), value, step)  # what TensorBoard takes as a name
 
     def close(self) -> None:

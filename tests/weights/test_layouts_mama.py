@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights import layouts, names, naming
+from mammoclip_jax.weights.names import heads
 
 WIDTH, RANK = 128, 4
 TEXT = {
@@ -55,12 +57,49 @@ def checkpoint(text="gpt2"):
             f"{name}.global_embed.weight": random.normal(size=(512, inputs)).astype(np.float32),
             f"{name}.global_embed.bias": random.normal(size=512).astype(np.float32),
         }
-    return state | {
-        "logit_scale": np.float32(2.6),
-        "local_scale": np.float32(2.0),
-        "img_encoder_q.local_embed.head.0.weight": np.zeros((2, 2), np.float32),
-        "simclr_proj.layers.0.weight": np.zeros((2, 2), np.float32),
-    }, words
+    return state | {"logit_scale": np.float32(2.6), "confmat.confmat": np.zeros((2, 2), np.float32)}, words
+
+
+def mlp(prefix, inputs, hidden, dim, *, conv, affine):
+    """A head of two linear layers and two batch norms, as PyTorch saves it."""
+    random = np.random.default_rng(inputs)
+    draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+    kernel = (1,) if conv else ()
+    state = {f"{prefix}0.weight": draw(hidden, inputs, *kernel), f"{prefix}3.weight": draw(dim, hidden, *kernel)}
+    if conv:
+        state |= {f"{prefix}0.bias": draw(hidden), f"{prefix}3.bias": draw(dim)}
+    for layer, width, scaled in ((1, hidden, True), (4, dim, affine)):
+        state |= {f"{prefix}{layer}.weight": draw(width), f"{prefix}{layer}.bias": draw(width)} if scaled else {}
+        state |= {f"{prefix}{layer}.running_mean": draw(width), f"{prefix}{layer}.running_var": draw(width) ** 2}
+        state[f"{prefix}{layer}.num_batches_tracked"] = np.zeros((), np.int64)
+    return state
+
+
+def mama_heads():
+    return (
+        mlp("img_encoder_q.local_embed.head.", 384, 10, 6, conv=True, affine=False)
+        | mlp("text_encoder_q.local_embed.head.", WIDTH, 10, 6, conv=True, affine=False)
+        | mlp("simclr_proj.layers.", 384, 8, 5, conv=False, affine=True)
+        | {"local_scale": np.array(2.0, np.float32)}
+    )
+
+
+def glam_heads(pooler):
+    random = np.random.default_rng(3)
+    draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+    attention = lambda prefix: {
+        f"{prefix}in_proj_weight": draw(3 * 384, 384),
+        f"{prefix}in_proj_bias": draw(3 * 384),
+        f"{prefix}out_proj.weight": draw(384, 384),
+        f"{prefix}out_proj.bias": draw(384),
+    }
+    norm = lambda prefix: {f"{prefix}weight": draw(384), f"{prefix}bias": draw(384)}
+    state = attention("view_attn1.") | attention("view_attn2.") | norm("patch_ln.")
+    for name in ("merge_patch1.", "merge_patch2.") if pooler else ():
+        state |= (
+            {f"{name}query": draw(1, 384)} | attention(f"{name}attn.") | norm(f"{name}ln_q.") | norm(f"{name}ln_k.")
+        )
+    return state | {"patch_scale": np.array(2.5, np.float32)}
 
 
 @pytest.mark.parametrize("text", TEXT)
@@ -79,9 +118,80 @@ def test_towers_projections_and_scale(text):
     for key, value in words.items():
         if ".c_attn.weight" not in key and not key.startswith("pooler"):
             np.testing.assert_array_equal(found[key], value, err_msg=key)
-    assert {"img_encoder_q.local_embed.head.0.weight", "simclr_proj.layers.0.weight", "local_scale"} <= set(
-        model.unused
-    )
+    assert "confmat.confmat" in model.unused and "heads" not in model.model
+
+
+def built(model, image):
+    """The dual encoder of what was read, and its outputs for two views and their texts in evaluation mode."""
+    module = models.build(model.model, TEXT["bert"]["vocab_size"])
+    ids = np.arange(2 * 12).reshape(1, 2, 12) % 60
+    inputs = {"sentence": np.repeat(np.arange(3), 4).reshape(1, 1, 12).repeat(2, axis=1), "token_mask": ids >= 0}
+    mask = np.ones((1, 2), bool)
+    given = module.apply(model.variables, image, ids, ids >= 0, train=False).named
+    inputs |= given | {"mask": mask[:, 0], "view_mask": mask}
+    apply = lambda name: module.apply(model.variables, name, inputs, train=False, method="apply_head")
+    made = {name: apply(name) for name in model.model["heads"]}
+    return given, {path: value for parts in made.values() for path, value in parts.items()}
+
+
+def normalised(state, prefix, layer, x):
+    scaled = (x - state[f"{prefix}{layer}.running_mean"]) / np.sqrt(state[f"{prefix}{layer}.running_var"] + 1e-5)
+    if f"{prefix}{layer}.weight" not in state:
+        return scaled
+    return scaled * state[f"{prefix}{layer}.weight"] + state[f"{prefix}{layer}.bias"]
+
+
+def by_hand(state, prefix, x):
+    """A head of MaMA in evaluation mode, in float64."""
+    state = {key: np.asarray(value, np.float64) for key, value in state.items() if key.startswith(prefix)}
+    for at in (0, 3):
+        kernel = state[f"{prefix}{at}.weight"].reshape(state[f"{prefix}{at}.weight"].shape[:2])
+        x = normalised(state, prefix, at + 1, x @ kernel.T + state.get(f"{prefix}{at}.bias", 0))
+        x = np.maximum(x, 0) if at == 0 else x
+    return x
+
+
+def test_heads_are_read_compute_the_same_and_go_back_bit_for_bit():
+    towers, _ = checkpoint("bert")
+    state = towers | mama_heads()
+    model = layouts.layout("mama").read(state, {}, None)
+    assert [key for key in model.unused if "embed.head" in key or "simclr" in key or "scale" in key] == []
+    assert model.model["heads"]["local"] == {"stage": "last", "hidden": 10, "dim": 6}
+    image = np.random.default_rng(1).normal(size=(1, 2, 56, 56, 3)).astype(np.float32)
+    given, found = built(model, image)
+    patches = np.asarray(given["image/last"], np.float64)[:, :1].reshape(1, 1, -1, 384)
+    expected = by_hand(state, "img_encoder_q.local_embed.head.", patches)
+    np.testing.assert_allclose(found["local/patches"], expected, rtol=1e-3, atol=1e-3)
+    expected = by_hand(state, "simclr_proj.layers.", np.asarray(given["image/pooled"], np.float64))
+    np.testing.assert_allclose(found["simclr/vectors"], expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found["local/logit_scale"], np.exp(2.0), rtol=1e-6)
+    again = heads.write(naming.flatten_dict(model.variables, sep="/"), state)
+    assert {key for key in mama_heads() if not key.endswith("num_batches_tracked")} == set(again)
+    for key, value in again.items():
+        np.testing.assert_array_equal(value, state[key], err_msg=key)
+
+
+@pytest.mark.parametrize("pooler", [False, True])
+def test_glams_head_is_read_and_goes_back(pooler):
+    towers, _ = checkpoint("bert")
+    state = towers | glam_heads(pooler)
+    model = layouts.layout("mama").read(state, {}, None)
+    assert model.model["heads"]["cross_view"]["pooling"] == ("attention" if pooler else "average")
+    # 4 x 4 patches make one mega-patch.
+    _, found = built(model, np.random.default_rng(1).normal(size=(1, 2, 56, 56, 3)).astype(np.float32))
+    assert found["cross_view/cells"].shape == (1, 2, 1, 384)
+    again = heads.write(naming.flatten_dict(model.variables, sep="/"), state)
+    assert set(again) == set(glam_heads(pooler))
+    for key, value in again.items():
+        np.testing.assert_array_equal(value, state[key], err_msg=key)
+
+
+def test_a_head_in_part_is_refused():
+    towers, _ = checkpoint("bert")
+    state = towers | mama_heads()
+    del state["text_encoder_q.local_embed.head.4.running_mean"]
+    with pytest.raises(UserError, match="has no text_encoder_q.local_embed.head.4.running_mean"):
+        layouts.layout("mama").read(state, {}, None)
 
 
 def test_adapters_are_merged_as_peft_does():

@@ -1,10 +1,11 @@
-"""MaMA checkpoints (Du et al. 2024, arXiv:2409.18119): DINOv2 with registers beside BioMedLM with LoRA, or BERT.
+"""MaMA checkpoints (Du et al. 2024, arXiv:2409.18119): DINOv2 with registers beside BioMedLM with LoRA, or BERT; and
+those of its successor GLAM (arXiv:2509.10344).
 
     img_encoder_q.model.*                       DINOv2 as its authors name it
-    img_encoder_q.global_embed.*                projection; local_embed.* and simclr_proj.* serve its other losses
+    img_encoder_q.global_embed.*                projection
     text_encoder_q.model.*                      GPT-2, as PEFT wraps it: base_model.model.transformer.h.N...; or BERT
     text_encoder_q.global_embed.*               projection
-    logit_scale  local_scale                    before exp
+    logit_scale                                 before exp; the heads and their scales: weights/names/heads.py
 
 The file is PyTorch Lightning's: {"state_dict", "hyper_parameters", ...}.
 """
@@ -14,14 +15,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.weights.layouts.parts import Layout, Model, below, dual_encoder, leftover, linear, tower
+from mammoclip_jax.weights.names import heads
 from mammoclip_jax.weights.naming import State
 
 _IMAGE, _TEXT = "img_encoder_q.model.", "text_encoder_q.model."
 _HEADS = {"image_projection": "img_encoder_q.global_embed.", "text_projection": "text_encoder_q.global_embed."}
-_OTHER_LOSSES = ("img_encoder_q.local_embed.", "text_encoder_q.local_embed.", "simclr_proj.", "local_scale", "confmat.")
 _ALPHA = 32  # of its LoRA; the rank is the adapters' own
 
 
@@ -56,7 +58,9 @@ def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | Non
     head = [key for key in merged if not key.startswith(prefix)]
     text = tower(merged, prefix, "gpt2" if gpt2 else "bert")
     modules = {name: {"dense": linear(state, prefix)} for name, prefix in _HEADS.items()}
-    unused = leftover(state, (_IMAGE, _TEXT, *_HEADS.values(), "logit_scale"), _OTHER_LOSSES)
+    arrays, options, used = heads.read(state)
+    others = {key: value for key, value in state.items() if key not in used}
+    unused = leftover(others, (_IMAGE, _TEXT, *_HEADS.values(), "logit_scale"), ("confmat.",))
     size = image.options.get("size", 518)
     return Model(
         "dual_encoder",
@@ -72,7 +76,9 @@ def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | Non
             "The original crops by Otsu's threshold and stretches to a square; here the aspect is kept.",
         ],
         unused=unused + image.unused + text.unused + head,
-        **dual_encoder(
+        **_with_heads(
+            arrays,
+            options,
             image._replace(options=image.options | {"pooling": "all"}),
             text,
             modules,
@@ -81,6 +87,12 @@ def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | Non
             pooling="mean",
         ),
     )
+
+
+def _with_heads(arrays: Mapping[str, np.ndarray], options: dict, *towers, **more) -> dict:
+    """`parts.dual_encoder` with the heads that the file has."""
+    made = dual_encoder(*towers, **more, **({"heads": options} if options else {}))
+    return made | {"variables": unflatten_dict(flatten_dict(made["variables"], sep="/") | dict(arrays), sep="/")}
 
 
 MAMA = Layout("MaMA checkpoint", "mama", _fits, _read)
