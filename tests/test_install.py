@@ -155,7 +155,7 @@ def test_the_quick_tests_of_ci_change_their_python(folder, tmp_path, commit, cho
     for version in here.split():
         python(folder / f"python{version}", version)
     command(folder / "git", f"#!/bin/bash\n[ '{commit}' ] && echo {commit}1234\n")
-    for name in ("ruff", "sleep"):
+    for name in ("mypy", "ruff", "sleep"):
         command(folder / name, "#!/bin/bash\n")
     root = tmp_path / "checkout"
     command(root / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
