@@ -69,7 +69,7 @@ def benchmark(
     Raises:
         UserError: unknown mode, or no image in `data`.
     """
-    module = load(benchmarks.__name__, MODES, mode, "mode of the benchmark for image files")
+    module = load(benchmarks.__name__, MODES, mode, "mode")
     with tempfile.TemporaryDirectory() as scratch:
         files = sample.find(data, limit, Path(scratch))
         rows = module.run(files, height=height, width=width, repeats=repeats)
