@@ -244,7 +244,7 @@ class EfficientNet(nn.Module):
             )
         blocks = len(self._specs())
         if absent := [tap for tap in self.taps if not 0 <= tap < blocks]:
-            raise UserError(f"EfficientNet {self.variant} has no block {absent[0]} to tap: its {blocks} count from 0.")
+            raise UserError(f"EfficientNet {self.variant} has no block {absent[0]} to tap: {blocks} blocks from 0.")
 
     @property
     def stage_names(self) -> tuple[str, ...]:
