@@ -78,7 +78,7 @@ def test_a_plugin_that_finds_nothing(tmp_path, monkeypatch):
 
 def test_a_cpu_that_was_chosen_is_no_fault(monkeypatch, caplog):
     installed(monkeypatch, jax_cuda13_plugin="99.0")
-    assert jax.config.jax_platforms == "cpu"        # tests/conftest.py
+    assert jax.config.jax_platforms == "cpu"  # tests/conftest.py
     warn_if_idle()
     assert not caplog.records
 

@@ -19,8 +19,14 @@ CHANNELS = 8
 
 def convolution(x, kernel, stride=1):
     """Dense, grouped or depthwise, by the kernel's shape."""
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                        feature_group_count=CHANNELS // kernel.shape[2])
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=CHANNELS // kernel.shape[2],
+    )
 
 
 @functools.cache
