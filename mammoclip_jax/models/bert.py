@@ -192,8 +192,9 @@ class SelfAttention(nn.Module):
             return y.reshape(*x.shape[:2], heads, width).transpose(0, 2, 1, 3)
 
         query, key, value = project("query"), project("key"), project("value")
-        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) / width**0.5
-        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / width**0.5
+        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(c.attention_probs_dropout_prob, deterministic=not train)(weights)
         return jnp.einsum("nhqk,nhkd->nhqd", weights, value).transpose(0, 2, 1, 3).reshape(x.shape)

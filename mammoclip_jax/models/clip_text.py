@@ -171,9 +171,10 @@ class Attention(nn.Module):
             return y.reshape(*x.shape[:2], heads, width).transpose(0, 2, 1, 3)
 
         query, key, value = project("q_proj"), project("k_proj"), project("v_proj")
-        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) / width**0.5
+        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / width**0.5
         visible = jnp.tri(x.shape[1], dtype=bool) & mask[:, None, None, :]
-        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(c.attention_dropout, deterministic=not train)(weights)
         context = jnp.einsum("nhqk,nhkd->nhqd", weights, value).transpose(0, 2, 1, 3).reshape(x.shape)

@@ -71,7 +71,7 @@ class Gpt2(nn.Module):
     """Token ids to token states, behind the final LayerNorm.
 
     Parameters are float32; `dtype` is that of the matrix products and of the result, while the residual stream,
-    LayerNorm and softmax work in float32.
+    LayerNorm and softmax work in at least float32.
 
     A real token sees itself and the real ones before it, and its position counts real tokens only, so that padding on
     either side, however much, leaves its state as it is. transformers' GPT2Model counts padding unless it is given
@@ -148,8 +148,9 @@ class Attention(nn.Module):
         fused = _dense(3 * c.n_embd, self.dtype, "c_attn", c.initializer_range)(x)
         # Heads before tokens, as in bert.py.
         query, key, value = fused.reshape(*x.shape[:2], 3, c.n_head, width).transpose(2, 0, 3, 1, 4)
-        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key).astype(jnp.float32) * scale
-        scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.einsum("nhqd,nhkd->nhqk", query, key)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) * scale
+        scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = Dropout(c.attn_pdrop, deterministic=not self.train)(weights)
         context = jnp.einsum("nhqk,nhkd->nhqd", weights, value).transpose(0, 2, 1, 3).reshape(x.shape)

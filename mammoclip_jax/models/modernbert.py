@@ -251,8 +251,9 @@ def attention(
 
     A query that sees no key at all gets the mean of all values, so that nothing turns into NaN.
     """
-    scores = jnp.einsum("...qd,...kd->...qk", query, key).astype(jnp.float32) / query.shape[-1] ** 0.5
-    scores = jnp.where(visible, scores, jnp.finfo(jnp.float32).min)
+    scores = jnp.einsum("...qd,...kd->...qk", query, key)
+    scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32)) / query.shape[-1] ** 0.5
+    scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype))
     return jnp.einsum("...qk,...kd->...qd", weights, value)
 

@@ -47,8 +47,8 @@ def warn_if_idle() -> None:
     for kind in KINDS:
         if problem := idle(kind, jax.__version__):
             logging.warning(
-                "WARNING: jax %s computes on the CPU, which is much slower. %s. To compute on the CPU on "
-                "purpose, set JAX_PLATFORMS=cpu.",
+                "WARNING: jax %s computes on the CPU, which is much slower: %s. To compute on the CPU on purpose, set "
+                "JAX_PLATFORMS=cpu.",
                 jax.__version__,
                 problem,
             )

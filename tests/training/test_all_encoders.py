@@ -19,7 +19,7 @@ from mammoclip_jax.training.optimizer import slash_name
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 IMAGE = {
-    "convnext": dict(width=8, depths=(1, 1, 1, 1), depthwise="native"),
+    "convnext": dict(width=8, depths=(1, 1), depthwise="native"),
     "dinov2": dict(variant="small", width=16, depth=2, heads=2, size=56, registers=2),
     "efficientnet": dict(variant="b0", width=0.25, depth=0.3, depthwise="native"),
     "resnet": dict(variant="18", width=8, depths=(1, 1, 1, 1)),
