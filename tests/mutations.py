@@ -128,7 +128,7 @@ MUTATIONS = (
     Mutation(
         "BERT: padded keys are seen",
         "models/bert.py",
-        "        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)\n",
+        "        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(scores.dtype).min)\n",
         "",
         ("models/test_bert.py", TEXTS),
     ),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mammoclip_jax.data import sources
 from mammoclip_jax.data.build import build
-from mammoclip_jax.data.leave_out import checked
+from mammoclip_jax.data.leave_out import flags_of
 from mammoclip_jax.data.manifest import SourceTable
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.codecs import DEFAULT_CODEC
@@ -85,7 +85,7 @@ def read(source: str, root, options: dict | None = None, leave_out: Sequence[str
     Raises:
         UserError: an unknown source, option or flag.
     """
-    flags_out = None if leave_out is None else checked(leave_out)
+    flags_out = None if leave_out is None else flags_of(leave_out)
     reader = sources.reader(source)
     check_options(reader, options or {}, f"data source {source!r}")
     table = reader(root, **(options or {}))

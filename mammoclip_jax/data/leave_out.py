@@ -55,7 +55,7 @@ STAGE = "left out"  # of those that are not in it, in quarantine.csv
 REMEDY = "none; --leave_out says which flags"
 
 
-def checked(flags: Iterable[str]) -> tuple[str, ...]:
+def flags_of(flags: Iterable[str]) -> tuple[str, ...]:
     """The names, each once. Raises UserError for one that is no flag."""
     names = tuple(dict.fromkeys(flags))
     for name in names:
@@ -77,7 +77,7 @@ def unused(dataset: Dataset, leave_out: Sequence[str]) -> Dataset:
     Raises:
         UserError: one that is no flag.
     """
-    names = checked(leave_out)
+    names = flags_of(leave_out)
     if not names:
         return dataset
     reasons = [reason(flags.split(","), names) for flags in dataset.index["flags"]]
