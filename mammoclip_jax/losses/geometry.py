@@ -67,8 +67,9 @@ def across_images(
     size, positions = queries.shape[:2]
     form = choose(form, math.ceil(size * math.sqrt(positions)), mesh)  # as of one comparison with as many logits
 
-    def at(queries, keys):
+    def at(queries, keys, mask):
         contrast = info_nce(queries, keys, scale, mask=mask, form=form, mesh=mesh)
         return (contrast.forward + contrast.backward) / 2
 
-    return jax.vmap(at, in_axes=1)(queries, keys).mean()
+    # The mask goes along with the positions: under vmap, jax 0.12 differentiates a ring only if all of its outputs do.
+    return jax.vmap(at, in_axes=(1, 1, 0))(queries, keys, jnp.broadcast_to(mask, (positions, size))).mean()

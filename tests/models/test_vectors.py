@@ -65,12 +65,14 @@ def inputs(texts, length=L, mask=True):
 
 @pytest.mark.parametrize("sentence", ["separator", "mean"])
 def test_padding_changes_nothing(texts, sentence):
-    """Vectors, statistics, and the gradients of parameters and states."""
-    head = Local("last", hidden=5, dim=4, sentences=5, sentence=sentence)
-    variables = head.init(jax.random.key(0), inputs(texts), False)
+    """Vectors, statistics, and the gradients of parameters and states, in float64: a bias before a norm has none."""
+    head = Local("last", hidden=5, dim=4, sentences=5, sentence=sentence, dtype=jnp.float64)
+    wide = lambda tree: jax.tree.map(lambda x: np.float64(x) if np.asarray(x).dtype == np.float32 else x, tree)
+    with jax.enable_x64(True):
+        variables = wide(jax.device_get(head.init(jax.random.key(0), inputs(texts), False)))
 
     def run(length):
-        given = inputs(texts, length)
+        given = wide(inputs(texts, length))
 
         def loss(params, states):
             found, updated = head.apply(
@@ -84,9 +86,10 @@ def test_padding_changes_nothing(texts, sentence):
         assert not gradients[1][:, :, L:].any()
         return found, gradients[0], gradients[1][:, :, :L]
 
-    expected = run(L)
-    for length in LENGTHS:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), run(length), expected)
+    with jax.enable_x64(True):
+        expected = run(L)
+        for length in LENGTHS:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10), run(length), expected)
 
 
 def test_masked_statistics_are_those_of_the_positions_that_exist():
