@@ -140,34 +140,36 @@ def test_a_failed_installation_is_none(folder):
 
 
 @pytest.mark.parametrize(
-    "commit, chosen, here, quick",
+    "changed, chosen, here, quick",
     [
-        ("000000", "", "3.11 3.12 3.13", "3.11"),
-        ("000002", "", "3.11 3.12 3.13", "3.13"),
-        ("000001", "", "3.11 3.12 3.13", "3.12"),
-        ("000002", "", "3.11 3.12", "3.11"),
-        ("000000", "3.13", "3.11 3.13", "3.13"),
-        ("000000", "3.13", "3.11", ""),
-        ("", "", "3.11 3.12", "3.11"),
+        (False, "", "3.11 3.12 3.13", "3.11"),
+        (True, "", "3.11 3.12 3.13", "3.13"),
+        (False, "3.12", "3.11 3.12", "3.12"),
+        (True, "3.12", "3.11 3.12", "3.12"),
+        (True, "", "3.11", ""),
+        (False, "3.13", "3.11", ""),
     ],
 )
-def test_the_quick_tests_of_ci_change_their_python(folder, tmp_path, commit, chosen, here, quick):
+def test_the_quick_tests_of_ci_change_their_python_with_the_pins(folder, tmp_path, changed, chosen, here, quick):
     for version in here.split():
         python(folder / f"python{version}", version)
-    command(folder / "git", f"#!/bin/bash\n[ '{commit}' ] && echo {commit}1234\n")
     for name in ("mypy", "ruff", "sleep"):
         command(folder / name, "#!/bin/bash\n")
+    for name in ("basename", "sha256sum"):
+        (folder / name).symlink_to(shutil.which(name))
     root = tmp_path / "checkout"
     command(root / ".ci" / "run", (ROOT / ".ci" / "run").read_text())
     command(root / "launch" / "python.sh", (ROOT / "launch" / "python.sh").read_text())
     command(root / "launch" / "install.sh", "")
     command(root / "launch" / "test.sh", 'echo "$(basename "$PYTHON") $(basename "$MAMMOCLIP_VENV") $*"\n')
-    (folder / "basename").symlink_to(shutil.which("basename"))
+    command(root / "requirements.txt", (ROOT / "requirements.txt").read_text() + "another==1\n" * changed)
+    command(root / "tests" / "pins.txt", (ROOT / "tests" / "pins.txt").read_text())
     done = run(folder, "bash", str(root / ".ci" / "run"), CI_PYTHON=chosen)
     if not quick:
         assert done.returncode == 1 and "Python 3.13 is not here" in done.stderr
         return
     assert done.returncode == 0, done.stderr
+    assert ("requirements.txt has changed" in done.stdout) == (changed and not chosen)
     assert done.stdout.splitlines()[-2:] == [
         f"python{quick} .venv-quick-{quick} ",
         "python3.11 .venv --parity --slow --no-quick",
