@@ -154,9 +154,7 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
             more["box_classes"] = (data.views, data.boxes), np.int32
         if config.model.cached_text:  # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
-        if heads:
-            more |= {"view_mask": ((config.data.views,), bool), "sentence": ((texts, length), np.int32)}
-        return abstract_batch(config, preprocessing, mesh, config.data.views, more)
+        return abstract_batch(config, preprocessing, mesh, data.views, more)
 
     return assemble(
         config, mesh, model, fresh, batch, gradient, {f"heads/{name}": start for name, start in heads.items()}

@@ -39,6 +39,7 @@ def config_of(start=0, parts=1):
         attention_probs_dropout_prob=0.0,
     )
     config.model.dim, config.model.heads = 8, HEADS
+    config.data.sentences, config.data.slots = 3, ("CC", "MLO")
     config.image.channels = 1
     config.losses = {
         "view_text": {},
