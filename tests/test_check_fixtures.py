@@ -12,7 +12,7 @@ from mammoclip_jax.errors import UserError
 @pytest.mark.parametrize("name", FILES)
 def test_every_array_in_both_precisions_on_1_and_8_devices(name, fixtures):
     found = check_fixtures.check(fixtures / name)
-    assert len(found) > 40 and not [str(one) for one in found if one.beyond]
+    assert len(found) > 30 and not [str(one) for one in found if one.beyond]
 
 
 def test_differences_are_found_and_defective_forms_must_differ(tmp_path):

@@ -19,11 +19,14 @@ from mammoclip_jax.names import check_options, load
 
 LOSSES = {
     "clip": "contrastive.clip",
+    "distillation": "regions.distillation",
     "geometry": "geometry.geometry",
     "local_alignment": "local_alignment.local_alignment",
     "mammo_clip": "multiview.mammo_clip",
     "nt_xent": "views.nt_xent",
+    "region_concept": "regions.region_concept",
     "sigmoid": "contrastive.sigmoid",
+    "soft_targets": "soft_targets.soft_targets",
     "view_text": "views.view_text",
 }
 

@@ -4,6 +4,7 @@ The pairs of a global batch are compared in one of three forms (losses/forms.py)
 on any number of devices.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses import objectives
 from mammoclip_jax.losses.forms import compare
 from mammoclip_jax.losses.objectives import Vectors
-from mammoclip_jax.losses.pairs import Rows, text_ids
+from mammoclip_jax.losses.pairs import Rows, pair_mask, text_ids
 from mammoclip_jax.types import Batch, Embeddings
 
 
@@ -64,8 +65,8 @@ def info_nce(
         objectives.softmax(label_smoothing),
         Vectors(queries, keys, logit_scale),
         rows,
+        functools.partial(pair_mask, duplicates=duplicates),
         labels,
-        duplicates,
         form=form,
         mesh=mesh,
         **layout,
@@ -75,6 +76,36 @@ def info_nce(
         objectives.cross_entropy(of_columns, label_smoothing),
         objectives.accuracy(of_rows),
     )
+
+
+def mil_nce(
+    queries: Float[Array, "B D"],
+    keys: Float[Array, "B D"],
+    logit_scale: Float[Array, ""],
+    ids: Int[Array, " B"] | Int[Array, "B K"],
+    *,
+    mask: Bool[Array, " B"] | None = None,
+    form: str = "auto",
+    mesh=None,
+    **layout,
+) -> Contrast:
+    """-log of the sum over the positives of softmax: the mean of the rows, and of the columns, in fp32.
+
+    -1/B sum_i log sum_{p in P(i)} softmax_p(logit_scale q_i k_p) over the rows p that have an id in common with row i,
+    itself among them. The sum stands inside the logarithm (MIL-NCE, Miech et al. 2020, arXiv:1912.06430, eq. 1;
+    RegionCLIP's MILCrossEntropy): one near positive is enough, where `info_nce` asks for all. Both are the same where
+    all ids differ. The arguments are those of `info_nce`.
+    """
+    of_rows, of_columns = compare(
+        objectives.MARGINAL,
+        Vectors(queries, keys, logit_scale),
+        Rows.of_batch(len(queries), mask, ids, "positive"),
+        functools.partial(pair_mask, duplicates="positive"),
+        form=form,
+        mesh=mesh,
+        **layout,
+    )
+    return Contrast(*map(objectives.marginal_cross_entropy, (of_rows, of_columns)), objectives.accuracy(of_rows))
 
 
 def sigmoid_loss(
@@ -103,8 +134,8 @@ def sigmoid_loss(
         objectives.sigmoid(label_smoothing),
         Vectors(queries, keys, logit_scale, logit_bias),
         rows,
+        functools.partial(pair_mask, duplicates=duplicates),
         labels,
-        duplicates,
         form=form,
         mesh=mesh,
         **layout,

@@ -9,6 +9,7 @@ ring      keys go from device to device in `shard_map`, and logits exist for one
 All give the summaries (losses/objectives.py) of every row and every column of the logits, equal up to rounding.
 """
 
+from collections.abc import Callable
 from math import prod
 
 import jax
@@ -16,7 +17,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.objectives import Objective, Vectors, summarise
-from mammoclip_jax.losses.pairs import Rows, pair_mask
 from mammoclip_jax.losses.ring import ring
 from mammoclip_jax.names import check_name
 
@@ -27,9 +27,9 @@ PLAIN_BYTES = 2**26  # of a device's fp32 logits; above, "auto" takes the ring
 def compare(
     objective: Objective,
     vectors: Vectors,
-    rows: Rows,
-    labels,
-    duplicates: str,
+    rows,
+    pairs: Callable,
+    labels=None,
     *,
     form: str,
     mesh,
@@ -39,7 +39,10 @@ def compare(
     """Summaries `(of the rows [B], of the columns [B])` of all logits.
 
     Args:
-        labels: [B B] (see `pairs.pair_mask`), its rows split like the queries, or None.
+        rows: what is known of the rows beside their vectors: a NamedTuple of arrays [B ...], `index` among them, that
+            goes where queries and keys go. A row of zeros must count neither as a query nor as a key.
+        pairs: `(rows [n], rows [m], labels [n m]) -> (counts [n m], weights of the objective)`: `pairs.pair_mask`.
+        labels: [B B], its rows split like the queries, or None.
         form: one of `FORMS`.
         mesh: of the devices; with None the form is plain, on one device.
         axes: of the mesh, over which rows are split; None: `row_axes`.
@@ -52,11 +55,11 @@ def compare(
     form = choose(form, size, mesh)
     labels = None if labels is None else jax.lax.stop_gradient(labels)
     if form == "plain":
-        return summarise(objective, _with_all_keys(vectors, mesh), *pair_mask(rows, rows, labels, duplicates))
+        return summarise(objective, _with_all_keys(vectors, mesh), *pairs(rows, rows, labels))
     axes = row_axes(size, mesh) if axes is None else axes
     if form == "gathered":
-        return gathered(objective, vectors, rows, labels, duplicates, mesh, axes)
-    return ring(objective, vectors, rows, labels, duplicates, mesh, axes, chunk)
+        return gathered(objective, vectors, rows, pairs, labels, mesh, axes)
+    return ring(objective, vectors, rows, pairs, labels, mesh, axes, chunk)
 
 
 def choose(form: str, size: int, mesh) -> str:
@@ -99,15 +102,13 @@ def _with_all_keys(vectors: Vectors, mesh) -> Vectors:
     return vectors._replace(keys=jax.lax.with_sharding_constraint(vectors.keys, everywhere))
 
 
-def gathered(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates, mesh, axes):
+def gathered(objective: Objective, vectors: Vectors, rows, pairs: Callable, labels, mesh, axes):
     """Every device gathers all keys, computes its rows of logits, and sends what it saw of a column to its owner."""
     split, everywhere = PartitionSpec(axes), PartitionSpec()
 
     def on_device(vectors, rows, labels):
         keys, all_rows = jax.lax.all_gather((vectors.keys, rows), axes, tiled=True)
-        of_rows, of_columns = summarise(
-            objective, vectors._replace(keys=keys), *pair_mask(rows, all_rows, labels, duplicates)
-        )
+        of_rows, of_columns = summarise(objective, vectors._replace(keys=keys), *pairs(rows, all_rows, labels))
         parts = jax.tree.map(lambda x: x.reshape(jax.lax.axis_size(axes), -1), of_columns)
         return of_rows, objective.merge(jax.lax.all_to_all(parts, axes, split_axis=0, concat_axis=0))
 

@@ -1,8 +1,9 @@
-"""InfoNCE and the sigmoid loss as sums that may be taken block by block over the pairs of queries and keys.
+"""InfoNCE, its kin and the sigmoid loss as sums that may be taken block by block over the pairs of queries and keys.
 
-Logits come in blocks [n m] with `counts` (bool) and `weights`, as `pairs.pair_mask` gives them. A summary holds, for each
-row (axis 1) or column (axis 0) of a block, what the loss needs of it; summaries of blocks that share their rows merge
-into one, so no device must see all logits of a row at once (Milakov & Gimelshein 2018, arXiv:1805.02867).
+Logits come in blocks [n m] with `counts` (bool) and `weights`, as `pairs.pair_mask` gives them; `SOFT` has a `Target` for
+weights. A summary holds, for each row (axis 1) or column (axis 0) of a block, what the loss needs of it; summaries of
+blocks that share their rows merge into one, so no device must see all logits of a row at once (Milakov & Gimelshein
+2018, arXiv:1805.02867).
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def summarise(objective: Objective, vectors: Vectors, counts, weights, seen=(Non
     logits = vectors.scale * jnp.matmul(queries, keys.T, precision="highest")
     if vectors.bias is not None:
         logits += vectors.bias
-    weights = weights.astype(dtype)
+    weights = jax.tree.map(lambda x: x.astype(dtype), weights)
     return tuple(objective.summarise(logits, counts, weights, axis, s) for axis, s in zip((1, 0), seen))
 
 
@@ -83,6 +84,29 @@ class SoftmaxSummary(NamedTuple):
     count: Any  # number of pairs that count
 
 
+class MarginalSummary(NamedTuple):
+    highest: Highest
+    exponentials: Any  # sum of exp(logit - max(*highest))
+    positives: Any  # sum of exp(logit - highest.positive) over the positive pairs
+
+
+class Target(NamedTuple):
+    """Of a block of pairs: what the targets of soft cross-entropy are made of."""
+
+    own: Any  # 1 for the pair of a row with itself, else 0
+    logits: Any  # whose softmax is the soft target
+
+
+class SoftSummary(NamedTuple):
+    highest: Highest  # positive: of the pair itself
+    exponentials: Any  # sum of exp(logit - max(*highest))
+    own: Any  # logit of the pair itself
+    owns: Any  # 1, or 0 where it does not count
+    nearest: Any  # the highest logit of the target. Without a gradient
+    shares: Any  # sum of exp(target logit - nearest)
+    shared: Any  # sum of exp(target logit - nearest) * logit
+
+
 class SigmoidSummary(NamedTuple):
     highest: Highest
     loss: Any  # sum over the pairs that count
@@ -101,6 +125,28 @@ def _merge_softmax(parts):
     highest = Highest(*(x.max(0) for x in parts.highest))
     rescale = jnp.exp(jnp.maximum(*parts.highest) - jnp.maximum(*highest))
     return SoftmaxSummary(highest, (parts.exponentials * rescale).sum(0), *(x.sum(0) for x in parts[2:]))
+
+
+def _merge_marginal(parts):
+    highest = Highest(*(x.max(0) for x in parts.highest))
+    rescale = jnp.exp(jnp.maximum(*parts.highest) - jnp.maximum(*highest))
+    rescale_positives = jnp.exp(parts.highest.positive - highest.positive)
+    return MarginalSummary(highest, (parts.exponentials * rescale).sum(0), (parts.positives * rescale_positives).sum(0))
+
+
+def _merge_soft(parts):
+    highest, nearest = Highest(*(x.max(0) for x in parts.highest)), parts.nearest.max(0)
+    rescale = jnp.exp(jnp.maximum(*parts.highest) - jnp.maximum(*highest))
+    rescale_target = jnp.exp(parts.nearest - nearest)
+    return SoftSummary(
+        highest,
+        (parts.exponentials * rescale).sum(0),
+        parts.own.sum(0),
+        parts.owns.sum(0),
+        nearest,
+        (parts.shares * rescale_target).sum(0),
+        (parts.shared * rescale_target).sum(0),
+    )
 
 
 def _merge_sigmoid(parts):
@@ -145,6 +191,78 @@ def sigmoid(label_smoothing: float) -> Objective:
         return SigmoidSummary(highest, loss.sum(axis), counts.sum(axis, dtype=logits.dtype))
 
     return Objective(summarise, _merge_sigmoid, _empty(SigmoidSummary))
+
+
+def _marginal(logits, counts, weights, axis, seen=None):
+    highest = _highest(logits, counts, weights, axis) if seen is None else seen.highest
+    sums = [
+        jnp.exp(jnp.where(pairs, logits - jnp.expand_dims(reference, axis), -jnp.inf)).sum(axis)
+        for pairs, reference in ((counts, jnp.maximum(*highest)), (counts & (weights > 0), highest.positive))
+    ]
+    return MarginalSummary(highest, *sums)
+
+
+def _soft(logits, counts, target, axis, seen=None):
+    if seen is None:
+        highest = _highest(logits, counts, target.own, axis)
+        nearest = jnp.where(counts, target.logits, LOWEST).max(axis, initial=LOWEST)
+    else:
+        highest, nearest = seen.highest, seen.nearest
+    reference, target_reference = (jnp.expand_dims(x, axis) for x in (jnp.maximum(*highest), nearest))
+    own = jnp.where(counts, target.own, 0)
+    shares = jnp.exp(jnp.where(counts, target.logits - target_reference, -jnp.inf))
+    return SoftSummary(
+        highest,
+        exponentials=jnp.exp(jnp.where(counts, logits - reference, -jnp.inf)).sum(axis),
+        own=(own * logits).sum(axis),
+        owns=own.sum(axis),
+        nearest=nearest,
+        shares=shares.sum(axis),
+        shared=(shares * logits).sum(axis),
+    )
+
+
+def _empty_soft(n, dtype):
+    return _empty(SoftSummary)(n, dtype)._replace(nearest=jnp.full(n, LOWEST, dtype))
+
+
+MARGINAL = Objective(_marginal, _merge_marginal, _empty(MarginalSummary))  # what `marginal_cross_entropy` needs
+SOFT = Objective(_soft, _merge_soft, _empty_soft)  # what `soft_cross_entropy` needs; weights are a `Target`
+
+
+def marginal_cross_entropy(summary: MarginalSummary) -> Float[Array, ""]:
+    """Mean over the rows that have a positive of -log sum_{p positive} softmax_p, 0 where there is no such row."""
+    has_positive = summary.highest.positive > LOWEST
+    positive, negative, exponentials, positives = (
+        jnp.where(has_positive, x, 1) for x in (*summary.highest, summary.exponentials, summary.positives)
+    )
+    gap = jax.lax.stop_gradient(jnp.maximum(positive, negative) - positive)
+    loss = jnp.where(has_positive, gap + jnp.log(exponentials) - jnp.log(positives), 0)
+    return loss.sum() / jnp.maximum(has_positive.sum(), 1)
+
+
+def soft_cross_entropy(summary: SoftSummary, share: Float[Array, " n"]) -> Float[Array, ""]:
+    """Mean over the rows that have a target of -sum_j t_ij log softmax_j, 0 where there is no such row.
+
+    t_ij is `share` on the pair itself, and the rest by the softmax of the target's logits; without the pair, all by that.
+    A row whose share is 1 and that lacks its pair has no target.
+    """
+    has_pair = summary.owns > 0
+    counts = (summary.shares > 0) & (has_pair | (share < 1))
+    share = jnp.where(has_pair, share, 0)
+    own, shares, shared, exponentials, highest = (
+        jnp.where(counts, x, 1)
+        for x in (
+            summary.own,
+            summary.shares,
+            summary.shared,
+            summary.exponentials,
+            jax.lax.stop_gradient(jnp.maximum(*summary.highest)),
+        )
+    )
+    gap = share * (highest - own) + (1 - share) * (highest - shared / shares)
+    loss = jnp.where(counts, gap + jnp.log(exponentials), 0)
+    return loss.sum() / jnp.maximum(counts.sum(), 1)
 
 
 def cross_entropy(summary: SoftmaxSummary, label_smoothing: float) -> Float[Array, ""]:

@@ -8,20 +8,20 @@ arXiv:2310.01889.)
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mammoclip_jax.losses.objectives import Objective, Vectors, logits_dtype, summarise
-from mammoclip_jax.losses.pairs import Rows, pair_mask
 
 
-def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates, mesh, axes, chunk: int):
+def ring(objective: Objective, vectors: Vectors, rows, pairs: Callable, labels, mesh, axes, chunk: int):
     """Summaries `(of the rows [B], of the columns [B])` of all logits; gradients go to the vectors.
 
     Args:
-        labels: [B B] (see `pairs.pair_mask`), or None.
+        rows, pairs, labels: as of `forms.compare`.
         axes: of the mesh, over which rows are split, in the order of the ring.
         chunk: keys in a block, at most; the last block of a device's keys may hold fewer.
     """
@@ -30,7 +30,7 @@ def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates,
 
     def masks_of(rows, columns, labels):
         block = None if labels is None else jnp.take(labels, columns.index, axis=1, mode="clip")
-        return pair_mask(rows, columns, block, duplicates)
+        return pairs(rows, columns, block)
 
     def look(vectors, rows, labels):
         """The summaries, on one device."""
@@ -59,9 +59,9 @@ def ring(objective: Objective, vectors: Vectors, rows: Rows, labels, duplicates,
 
         def meet(gradients, block):
             (keys, columns, chunk_seen, chunk_pull), keys_gradient = block
-            pairs = masks_of(rows, columns, labels)
+            masks = masks_of(rows, columns, labels)
             _, pull = jax.vjp(
-                lambda vectors: summarise(objective, vectors, *pairs, seen=(rows_seen, chunk_seen)),
+                lambda vectors: summarise(objective, vectors, *masks, seen=(rows_seen, chunk_seen)),
                 vectors._replace(keys=keys),
             )
             (new,) = pull((rows_pull, chunk_pull))
