@@ -14,6 +14,7 @@ from mammoclip_jax.types import Embeddings
 B, D = 16, 8
 # Those that need nothing beside the global vectors.
 GLOBAL = [name for name in losses.LOSSES if not losses.build({name: {}})[0].needs]
+OPTIONS = {name: {"duplicates": "positive"} for name in GLOBAL} | {"soft_targets": {}}
 
 
 def unit(x):
@@ -29,9 +30,12 @@ def embeddings():
 
 @pytest.fixture
 def batch():
-    """Few different texts; two rows that only fill up."""
-    token_ids = np.random.default_rng(1).integers(0, 5, size=(B, 2, 1), dtype=np.int32).repeat(3, axis=2)
-    return {"token_ids": token_ids, "mask": np.arange(B) < B - 2}
+    """Few different texts; labels, some unknown; two rows that only fill up."""
+    rng = np.random.default_rng(1)
+    token_ids = rng.integers(0, 5, size=(B, 2, 1), dtype=np.int32).repeat(3, axis=2)
+    known = rng.random((B, 3)) < 0.8
+    target = np.where(known, rng.integers(0, 2, (B, 3)), 0).astype(np.float32)
+    return {"token_ids": token_ids, "target": target, "known": known, "mask": np.arange(B) < B - 2}
 
 
 def naive_cross_entropy(queries, keys, scale, smoothing=0.0):
@@ -119,7 +123,7 @@ def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, batch, nam
         mesh = make_mesh({"data": -1}, devices)
         rows, everywhere = batch_sharding(mesh), replicated(mesh)
         placed = jax.device_put(embeddings, Embeddings(rows, rows, everywhere, everywhere))
-        (term,) = losses.build({name: {"form": form, "duplicates": "positive"}})
+        (term,) = losses.build({name: {"form": form, **OPTIONS[name]}})
 
         def loss(embeddings, batch, term=term, mesh=mesh):
             return term.function(embeddings, batch, mesh)[0]
@@ -129,8 +133,8 @@ def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, batch, nam
     jax.tree.map(lambda one, eight: np.testing.assert_allclose(one, eight, rtol=2e-5, atol=1e-6), *values)
 
 
-def test_a_batch_of_filling_rows_alone_costs_nothing(embeddings):
-    nothing = {"mask": np.zeros(B, bool)}
+def test_a_batch_of_filling_rows_alone_costs_nothing(embeddings, batch):
+    nothing = batch | {"mask": np.zeros(B, bool)}
     for name in GLOBAL:
         (term,) = losses.build({name: {}})
         gradient_fn = jax.value_and_grad(lambda e, term=term: term.function(e, nothing, None)[0])
