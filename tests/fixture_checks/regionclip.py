@@ -1,4 +1,4 @@
-"""regionclip.npz: distillation, region-concept contrast and the image-text loss, at two temperatures."""
+"""regionclip.npz: distillation, region-concept contrast and the image-text loss, at two temperatures; the pool of a region."""
 
 import functools
 
@@ -11,6 +11,7 @@ from mammoclip_jax import losses
 from mammoclip_jax.losses.contrastive import info_nce
 from mammoclip_jax.losses.objectives import unit
 from mammoclip_jax.losses.regions import distil, pseudo_labels
+from mammoclip_jax.models.attention_pool import AttentionPool
 from mammoclip_jax.types import Embeddings
 
 TOLERANCES = [
@@ -22,11 +23,12 @@ TOLERANCES = [
     (r"t01_L\w+_d(region|concept)", 1e-7, 1e-5),
     (r"\w+", 1e-9, 1e-5),
 ]
+HEADS = 2  # of the attention pool
 TEMPERATURES = {"t001": 0.01, "t01": 0.1}
 
 
 def values(fx, mesh):
-    found = {}
+    found = {"attnpool_out": pooled(fx)} if mesh.size == 1 else {}
     for name, temperature in TEMPERATURES.items():
         found |= of_regions(fx, mesh, name, temperature) | {f"L_it_{name}": image_text(fx, mesh, temperature)}
     return found | (equal_distributions(fx) if mesh.size == 1 and fx.dtype == np.float32 else {})
@@ -119,6 +121,16 @@ def image_text(fx, mesh, temperature):
         return (contrast.forward + contrast.backward) / 2
 
     return run(images, captions, rows)
+
+
+def pooled(fx):
+    """Kernels are [in, out] here, [out, in] in torch."""
+    given = fx.below("attnpool_")
+    params = {"positional_embedding": given["positional_embedding"]}
+    for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+        params[name] = {"kernel": given[f"{name}_weight"].T, "bias": given[f"{name}_bias"]}
+    pool = AttentionPool(HEADS, given["out"].shape[1], fx.dtype)
+    return pool.apply({"params": params}, given["x"].transpose(0, 2, 3, 1))
 
 
 def equal_distributions(fx):
