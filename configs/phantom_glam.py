@@ -26,4 +26,5 @@ def get_config():
         other_view_text=dict(kind="view_text", view=1, weight=1.0),
         geometry=dict(weight=1.0, start_step=config.train.steps // 5),
     )
+    config.evaluate.evaluators.correspondence = dict(folders=("phantom",))
     return config
