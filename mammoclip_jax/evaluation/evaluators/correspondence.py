@@ -70,15 +70,17 @@ def correspondence(
 
     Metrics: "mass/hit_rate" by the largest cosine of the query with a mega-patch of the column;
     "mass/hit_rate_rebuilt" by its cosine with what the head's attention makes of it from the column (what training
-    compares it with, in its own column). Beside them "mass/chance" (one of the columns at random),
+    compares it with, in its own column). Beside them "mass/column_chance" (one of the columns at random),
     "mass/same_column" (the query's own column), "mass/shuffled", "mass/shuffled_rebuilt" (columns permuted); ratios
-    "mass/ratio_to_chance", "mass/ratio_to_same_column" and "mass/ratio_to_shuffled", also "…_rebuilt"; and
+    "mass/ratio_to_column_chance", "mass/ratio_to_same_column" and "mass/ratio_to_shuffled", also "…_rebuilt"; and
     "mass/scored", the share of the breasts with a box of the label that are scored.
 
     Raises:
-        UserError: the model has no such head, or one whose mega-patches have no place in the image.
+        UserError: the model has no such head, or one whose mega-patches have no place in the image; no shuffles.
     """
     options = _options_of(model, head)
+    if shuffles < 1:
+        raise UserError(f"shuffles={shuffles} of the evaluator correspondence must be 1 or more.")
     positions = select(dataset.index, split, patients, seed)
     lesions, states = _lesions(dataset.index.iloc[positions], positions, labels)
     found: dict[str, list[dict]] = {label: [] for label in labels}
@@ -236,9 +238,12 @@ def hit(values: np.ndarray, right: int) -> float:
 
 def _summary(rows: list[dict], options: Mapping[str, Any]) -> dict[str, dict]:
     """Metrics of a label from the rows of its lesions."""
-    means = {f"{name}{way}": f"{of}{way}" for way in WAYS for name, of in (("hit_rate", "hit"), ("shuffled",) * 2)}
-    means |= {name: name for name in ("chance", "same_column")}
-    below = {way: {"chance": "chance", "same_column": "same_column", "shuffled": f"shuffled{way}"} for way in WAYS}
+    means = {"column_chance": "chance", "same_column": "same_column"}
+    for way in WAYS:
+        means |= {f"hit_rate{way}": f"hit{way}", f"shuffled{way}": f"shuffled{way}"}
+    below = {
+        way: {"column_chance": "chance", "same_column": "same_column", "shuffled": f"shuffled{way}"} for way in WAYS
+    }
     ratios = {f"ratio_to_{name}{way}": (f"hit{way}", of) for way in WAYS for name, of in below[way].items()}
     if not rows:
         nothing = statistics.entry(None, n=0, reason="no breast has one box of this label in each of CC and MLO")
@@ -259,7 +264,7 @@ def _protocol(model, split: str, head: str, options: Mapping[str, Any], shuffles
         f"of {high} x {wide} patches of {options['stage']}, head {head}. The mega-patch with the box's centre in one view "
         "looks for its column in the other, among those with breast in them, from CC and from MLO. hit_rate: the column "
         "with the largest cosine to one of its mega-patches; hit_rate_rebuilt: the column from which the head's attention "
-        "makes what is most like the query; a hit holds the centre of the other view's box, ties are shared. chance: a "
+        "makes what is most like the query; a hit holds the centre of the other view's box, ties are shared. column_chance: a "
         f"random one of these columns; same_column: the query's own; shuffled: the columns permuted, {shuffles} times a "
         f"query. Intervals: {statistics.INTERVAL}."
     )
