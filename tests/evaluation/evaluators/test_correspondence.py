@@ -56,9 +56,12 @@ def dataset_of(seed, patients=40):
         elif kind == 1:
             boxes += [{"label": "mass", "box": [20, 30, 24, 34]}, {"label": "calcification", "box": [2, 30, 4, 33]}]
         elif kind == 2 or (i // 2) % 9 == 0:
-            boxes = [{"label": "calcification", "box": [3, 20, 9, 26]}] if (i // 2) % 9 == 0 else boxes
+            left = 42 if i % 4 == 2 else 3  # 42: small, in a column where there is no breast
+            boxes = [{"label": "calcification", "box": [left, 20, left + 4, 24]}] if (i // 2) % 9 == 0 else boxes
             drop += [i] if kind == 2 else []
         dataset.images[i] = np.where(dataset.images[i] > 200, 90, dataset.images[i])
+        if i % 2:  # MLO reaches further, into the last column
+            dataset.images[i][18:46, 30:46] = 90
         dataset.images[i][y : y + 8, x : x + 8] = 240
         dataset.index.loc[i, "boxes_canvas"] = json.dumps(boxes)
     keep = [i for i in range(len(dataset)) if i not in drop]
@@ -113,7 +116,7 @@ def plainly(model, dataset, label, breast_columns):
 
 
 def lit_columns(image):
-    """The half ellipse reaches to x = 34, two of the eight pixels of column 4; a lesion's box may reach to x = 27."""
+    """Where a column has breast in more than a twentieth of its pixels."""
     return [k for k in range(COLUMNS) if (image[:, STRIDE * k : STRIDE * (k + 1)] > 0).mean() > 0.05]
 
 
