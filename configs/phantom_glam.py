@@ -21,4 +21,5 @@ def get_config():
         other_view_text=dict(kind="view_text", view=1, weight=0.5),
         geometry=dict(weight=0.5, start_step=config.train.steps // 5),
     )
+    config.evaluate.evaluators.correspondence = dict(folders=("phantom",))
     return config

@@ -2,6 +2,7 @@
 
 EVALUATORS = {
     "classification": "classification.classification",
+    "correspondence": "correspondence.correspondence",
     "detection": "detection.detection",
     "linear_probe": "probe.linear_probe",
     "zero_shot": "zero_shot.zero_shot",
@@ -12,6 +13,7 @@ EVALUATORS = {
 # The kinds of model (`inference.loading.KINDS`) that an evaluator takes, where it does not take all.
 MODELS = {
     "classification": ("classifier",),
+    "correspondence": ("dual_encoder",),
     "detection": ("detector",),
     "retrieval": ("dual_encoder",),
     "saliency": ("dual_encoder", "classifier", "detector"),

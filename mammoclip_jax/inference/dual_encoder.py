@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
@@ -11,6 +12,7 @@ from mammoclip_jax import models
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.image_model import ImageModel
+from mammoclip_jax.names import check_name
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables
 
@@ -53,6 +55,21 @@ class DualEncoder(ImageModel):
         length = min(length, ids.shape[1])
         return self._batched(self._embed_text, ids[:, :length], mask[:, :length])
 
+    def head_outputs(self, name: str, images: Shaped[np.ndarray, "N V H W"]) -> dict[str, np.ndarray]:
+        """What the head `name` of config.model.heads makes of N times V views of one breast, in evaluation mode.
+
+        Args:
+            images: preprocessed, uint8 or uint16, in the order of the slots that the head has learnt with.
+
+        Returns:
+            {part: [N ...]} of its class in `models`; a part that is no array of the N, as a temperature, is left out.
+
+        Raises:
+            UserError: there is no such head, it reads texts, or another number of views.
+        """
+        check_name(name, self._module.heads.makers if self._module.heads else (), "head in config.model.heads")
+        return self._batched(functools.partial(self._head_outputs, name), np.asarray(images))
+
     @property
     def logit_scale(self) -> float:
         """The factor on cosines that was learnt: one over the temperature."""
@@ -72,6 +89,16 @@ class DualEncoder(ImageModel):
     @functools.partial(jax.jit, static_argnums=0)
     def _embed_image(self, variables, images):
         return self._encode(variables, augment.eval_images(images, self._options))[0]
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _head_outputs(self, name, variables, images):
+        n, views = images.shape[:2]
+        pixels = augment.eval_images(images.reshape(-1, *images.shape[2:]), self._options)
+        _, outputs = self._module.apply(variables, pixels, method="image_outputs")
+        inputs = {f"image/{key}": x.reshape(n, views, *x.shape[1:]) for key, x in outputs.items()}
+        inputs |= {"mask": jnp.ones(n, bool), "view_mask": jnp.ones((n, views), bool)}
+        found = self._module.apply(variables, name, inputs, method="apply_head")
+        return {key.removeprefix(f"{name}/"): x for key, x in found.items() if x.ndim}
 
     @functools.partial(jax.jit, static_argnums=0)
     def _embed_text(self, variables, ids, mask):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mammoclip_jax.data.batches.units import SCREENING, UNITS, View, standing
+from mammoclip_jax.data.batches.units import UNITS, View, missing, standing
 from mammoclip_jax.data.exams import grouped, left_out, other_views, read
 from mammoclip_jax.data.image_files import Found
 from mammoclip_jax.data.manifest import Problem
@@ -104,7 +104,7 @@ def predict(
                 "exam": name,
                 "views": views,
                 **scorer.together(views, rendered),
-                "missing": _missing(views),
+                "missing": missing([View(view["laterality"], view["view"]) for view in views]),
                 "left_out": [{"file": file, "reason": reason} for file, reason in reasons.items()],
             }
         )
@@ -163,11 +163,6 @@ def _render_all(root: Path, images: Mapping[str, Fields], preprocessing: Preproc
 
 def _problem(file: str, problem: Problem | dicom.Unreadable) -> dict[str, str]:
     return {"file": file, "stage": problem.stage, "reason": problem.reason, "remedy": problem.remedy}
-
-
-def _missing(views: list[dict[str, Any]]) -> list[str]:
-    known = {(view["laterality"], view["view"]) for view in views}
-    return [" ".join(view) for view in SCREENING if view not in known]
 
 
 class _Scorer(NamedTuple):

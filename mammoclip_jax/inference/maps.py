@@ -16,7 +16,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.explain import deletion, randomise
 from mammoclip_jax.explain.maps import Grid, Subject, saliency_map
 from mammoclip_jax.models import attention
-from mammoclip_jax.names import check_name
+from mammoclip_jax.names import check_name, lookup
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, replicated
 
@@ -75,6 +75,16 @@ class SaliencyMixin:
             UserError: there is no such method or stage, or the method does not fit the encoder or the stage.
         """
         return explain.stage_of(method, stage, self._module.image_encoder, self.stages)
+
+    def stage_grid(self, stage: str) -> Grid:
+        """Where the cells of a stage of the image encoder lie on the preprocessed image.
+
+        Raises:
+            UserError: there is no such stage.
+        """
+        grids = self._module.image_encoder.stage_grids(self.preprocessing["height"], self.preprocessing["width"])
+        stride, centre = lookup(grids, stage, "stage of the image encoder")
+        return Grid(stride, *centre)
 
     def deletion_curves(
         self,
@@ -140,9 +150,7 @@ class SaliencyMixin:
     def _saliency(self, method, stage, raw, options, variables, images, directions):
         grid = None
         if explain.METHODS[method].over != "image":
-            grids = self._module.image_encoder.stage_grids(*self._blank().shape[1:3])
-            stride, centre = grids[stage or self.stages[-1]]  # a transformer's have one grid
-            grid = Grid(stride, *centre)
+            grid = self.stage_grid(stage or self.stages[-1])  # a transformer's have one grid
 
         def one(variables, image, direction):
             return saliency_map(

@@ -90,7 +90,8 @@ class CrossView(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Mapping[str, Array], train: bool) -> dict[str, Array]:
-        """cells and rebuilt [B 2 J C], there [B]: breasts with both views, and logit_scale."""
+        """cells and rebuilt [B 2 J C], there [B]: breasts with both views, and logit_scale; in evaluation also
+        column_cosines [B 2 J columns]: of a mega-patch and what it becomes from each column of the other view."""
         maps = inputs[f"image/{self.stage}"]
         check_name(self.pooling, POOLINGS, "pooling of the cross-view head")
         if maps.shape[1] != 2:
@@ -126,13 +127,30 @@ class CrossView(nn.Module):
             return x.reshape(b, columns, rows, c).swapaxes(1, 2) if self.columns else x
 
         views = [together(cells[:, i]) for i in range(2)]
-        rebuilt = [
-            CrossAttention(self.heads, self.dtype, name=f"attention{i + 1}")(views[i], views[1 - i]) for i in range(2)
-        ]
+        attentions = [CrossAttention(self.heads, self.dtype, name=f"attention{i + 1}") for i in range(2)]
+        rebuilt = [attend(views[i], views[1 - i]) for i, attend in enumerate(attentions)]
         rebuilt = jnp.stack([apart(x).reshape(b, rows * columns, c) for x in rebuilt], axis=1)
-        return {
+        found = {
             "cells": cells.reshape(b, 2, rows * columns, c),
             "rebuilt": rebuilt,
             "there": inputs["mask"] & inputs["view_mask"].all(axis=1),
             "logit_scale": exp_scale(self, self.logit_scale),
         }
+        if not train:
+            found["column_cosines"] = jnp.stack(
+                [_of_columns(attend, found["cells"][:, i], cells[:, 1 - i]) for i, attend in enumerate(attentions)],
+                axis=1,
+            )
+        return found
+
+
+def _of_columns(
+    attend: CrossAttention, cells: Float[Array, "B J C"], other: Float[Array, "B rows columns C"]
+) -> Float[Array, "B J columns"]:
+    """Cosine of each mega-patch with what the other view's column makes of it, for every column."""
+    b, rows, columns, c = other.shape
+    rebuilt = attend(jnp.repeat(cells, columns, axis=0), other.swapaxes(1, 2).reshape(b * columns, rows, c))
+    rebuilt = rebuilt.reshape(b, columns, -1, c).astype(cells.dtype)
+    norms = jnp.linalg.norm(cells, axis=-1)[:, None] * jnp.linalg.norm(rebuilt, axis=-1)
+    products = jnp.einsum("bjc,bkjc->bkj", cells, rebuilt, precision="highest")
+    return (products / jnp.maximum(norms, 1e-12)).swapaxes(1, 2)

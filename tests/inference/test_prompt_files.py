@@ -35,6 +35,9 @@ def test_the_classes_of_density_and_birads():
         classes = load(name).classes
         assert list(classes["density"]) == list("ABCD")
         assert list(classes["birads"]) == list("1236045")  # as data/text/captions.CONCERN
+    vindr = load("mama_vindr").classes
+    assert list(vindr["birads"]) == list("12345") and vindr["density"] == load("mama").classes["density"]
+    assert all(texts == load("mama").classes["birads"][name] for name, texts in vindr["birads"].items())
     assert load("mama").classes["birads"]["4"] == (templating.render("mama", {"birads": 4}),)
 
 

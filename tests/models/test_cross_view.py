@@ -53,6 +53,12 @@ def test_cells_and_what_the_other_view_makes_of_them(maps, columns):
         other = cells[b, 1 - v, :, j] if columns else cells[b, 1 - v].reshape(9, C)
         expected = naive_attention(cells[b, v, i, j][None], other, params[f"attention{v + 1}"], 2)[0]
         np.testing.assert_allclose(found["rebuilt"][b, v, 3 * i + j], expected, rtol=1e-4, atol=1e-5)
+    found = {part: np.asarray(x) for part, x in found.items()}
+    for b, v, i, j, k in np.ndindex(B, 2, 3, 3, 3):
+        mine = cells[b, v, i, j]
+        made_of = naive_attention(mine[None], cells[b, 1 - v, :, k], params[f"attention{v + 1}"], 2)[0]
+        cosine = mine @ made_of / np.linalg.norm(mine) / np.linalg.norm(made_of)
+        assert abs(found["column_cosines"][b, v, 3 * i + j, k] - cosine) < 1e-4
 
 
 def loss(head, variables, maps):

@@ -1,7 +1,7 @@
 """What a breast and an exam are, and which images stand for one: the same in training, evaluation and prediction."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,6 +83,12 @@ def _reason(image: View) -> str:
 
 def _rank(image: View) -> int:
     return max((STAND_INS.index(flag) for flag in image.flags if flag in STAND_INS), default=0)
+
+
+def missing(images: Iterable[View]) -> list[str]:
+    """Those of the four screening views that none of an exam's images is known to be, such as "R MLO"."""
+    known = {image[:2] for image in images}
+    return [" ".join(view) for view in SCREENING if view not in known]
 
 
 def standing(

@@ -4,11 +4,9 @@ and, if asked, against maps of the same model with random weights."""
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.pixels import breast
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
@@ -159,7 +157,7 @@ def _maps(
     """(position, canvas, breast, {name of the weights: Shown}) of each row at `positions`; "" are the model's own."""
     for chunk in chunks(positions):
         images = read(dataset, chunk)
-        tissue = np.stack([breast_mask(image) for image in images])
+        tissue = np.stack([regions.breast_mask(image) for image in images])
         towards = np.stack([direction] * len(chunk))
         maps = {"": _explanations(model, images, tissue, towards, settings)}
         for name, variables in others.items():
@@ -195,12 +193,6 @@ def _scores(
     if trained is not None:
         row |= {name: getattr(map_similarity, name)(trained, heat, tissue) for name in ("rank_correlation", "ssim")}
     return row
-
-
-def breast_mask(canvas: np.ndarray) -> np.ndarray:
-    """bool [H, W]: the breast on a canvas, as the crop finds it, at the canvas's own resolution."""
-    small, _ = breast.breast_mask(canvas)
-    return cv2.resize(small.astype(np.uint8), canvas.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
 def _towards(

@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.special import expit, softmax
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation import four_views, statistics
 from mammoclip_jax.evaluation.features import LEVELS, Features, label_texts, label_values, select
 from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation.predictions import IDENTITY, class_numbers
@@ -18,7 +18,11 @@ from mammoclip_jax.inference.prompts import class_bank, score, text_bank
 from mammoclip_jax.names import check_name, suggestion
 
 # "published": Mammo-CLIP's evaluation (breastclip/evaluator.py, lines 146 to 194).
-PROTOCOLS = {"default": LEVELS, "published": tuple(level for level in LEVELS if level.unit == "image")}
+PROTOCOLS = {
+    "default": LEVELS,
+    "published": tuple(level for level in LEVELS if level.unit == "image"),
+    "four_views": tuple(level for level in LEVELS if level.unit == "exam"),
+}
 
 
 def zero_shot(
@@ -39,7 +43,8 @@ def zero_shot(
 
     Args:
         labels: of the prompt file; None: all of them.
-        protocol: "default", or "published": single images, softmax of raw cosines.
+        protocol: "default"; "published": single images, softmax of raw cosines; "four_views": exams by their screening
+            views, where one that lacks any of the four has no prediction.
         temperature: that cosines are divided by before the softmax over classes: a number, "none" (1), "learned" (the
             model's own), or None: learned where the model has one, else none. AUROCs of pairs and accuracies are the
             same for any.
@@ -47,8 +52,10 @@ def zero_shot(
 
     Metrics of pairs: "mass/auroc" (breast, mean over views), "mass/auroc_max" (breast, maximum), "mass/auroc_image",
     "mass/auroc_exam" (mean of breasts), "mass/auroc_exam_max"; of classes: "density/accuracy", "…/majority",
-    "…/balanced_accuracy", "…/macro_auroc" at the same levels. The first level has all of `classification` besides. A
-    breast or exam is positive when any of its images is; images whose label is unknown are left out.
+    "…/balanced_accuracy", "…/balanced_chance" (of always saying one class), "…/macro_auroc" at the same levels. The
+    first level has all of `classification` besides. A breast or exam is positive when any of its images is; images
+    whose label is unknown are left out. With "four_views" these are of the exams that have all views, beside
+    "birads/no_prediction_exam" and, of classes, "birads/answered_right_exam" of all exams, and the table exams.
 
     Raises:
         UserError: bad prompts, a label that they do not have, or one whose values are of another kind; an unknown
@@ -60,29 +67,41 @@ def zero_shot(
     if protocol == "published" and scale != 1:
         raise UserError(f"temperature={temperature!r} does not go with protocol='published', which takes raw cosines.")
     positions = select(dataset.index, split, patients, seed)
-    rows = dataset.index.iloc[positions].reset_index(drop=True)
+    levels, rows = PROTOCOLS[protocol], dataset.index.iloc[positions].reset_index(drop=True)
+    rows["missing"] = ""
+    if protocol == "four_views":
+        kept, rows["missing"] = four_views.views(rows)
+        positions, rows = positions[kept], rows[kept].reset_index(drop=True)
+    whole = (rows["missing"] == "").to_numpy()
     features = features or Features(model, dataset)
     images = features.images(positions)
     options = {"resamples": resamples, "seed": seed}
-    metrics, counts, predictions, tables = {}, [], [], {}
+    metrics, counts, predictions, tables, answers = {}, [], [], {}, {}
     scores = score(images, text_bank(features.texts, asked.pairs))
     for label, values in scores.items():
         truth = label_values(rows, label)
-        entries, row = _pair(rows, truth, values, scale, PROTOCOLS[protocol], options)
+        entries, row = _pair(rows, np.where(whole, truth, np.nan), values, scale, levels, options)
         metrics |= {f"{label}/{name}": entry for name, entry in entries.items()}
+        answers[label] = truth, values, ()
         counts.append({"label": label} | row)
         predictions.append(rows[list(IDENTITY)].assign(label=label, truth=truth, score=values))
     for label, (names, directions) in class_bank(features.texts, asked.classes).items():
         value = label_texts(rows, label)
         truth, other = np.where(np.isin(value, names), value, ""), sorted(set(value) - {*names, ""})
         cosines = images @ directions.T
-        entries, row, confusion = _classes(rows, truth, other, cosines, names, scale, PROTOCOLS[protocol], options)
+        entries, row, confusion = _classes(
+            rows, np.where(whole, truth, ""), other, cosines, names, scale, levels, options
+        )
         metrics |= {f"{label}/{name}": entry for name, entry in entries.items()}
+        answers[label] = class_numbers(truth, names), cosines, tuple(names)
         counts.append({"label": label} | row)
         tables[f"confusion_{label}"] = confusion
         chances = dict(zip([f"p_{name}" for name in names], softmax(scale * cosines, axis=1).T))
         tables[f"predictions_{label}"] = rows[list(IDENTITY)].assign(label=label, truth=truth, **chances)
     tables = {"labels": pd.DataFrame(counts), "prompts": _texts(asked), **tables}
+    if protocol == "four_views":
+        entries, tables["exams"] = four_views.outcomes(rows, answers, levels, **options)
+        metrics |= entries
     if scores:
         tables |= {
             "predictions": pd.concat(predictions, ignore_index=True),
@@ -126,7 +145,7 @@ def _pair(rows, truth, values, scale, levels, options) -> tuple[dict[str, dict],
     All of `classification.binary` at the first level, AUROC at the others.
     """
     if np.isnan(truth).all():
-        nothing = statistics.entry(None, n=0, reason="no image has this label")
+        nothing = statistics.entry(None, n=0, reason=_absent(levels))
         return {f"auroc{level.suffix}": nothing for level in levels}, {"images": 0}
     metrics = {}
     for level in levels:
@@ -153,7 +172,7 @@ def _classes(rows, truth, other, cosines, names, scale, levels, options):
         reason = (
             f"no image has one of the classes {', '.join(names)}, but {', '.join(other[:3])}"
             if other
-            else "no image has this label"
+            else _absent(levels)
         )
         return (
             {f"accuracy{level.suffix}": statistics.entry(None, n=0, reason=reason) for level in levels},
@@ -171,11 +190,17 @@ def _classes(rows, truth, other, cosines, names, scale, levels, options):
             asked = {name: asked[name] for name in ("accuracy", "balanced_accuracy", "macro_auroc")}
         entries = statistics.estimate(asked, right, chances, patients, **options)
         entries["majority"] = statistics.entry(np.bincount(right).max() / len(right), n=len(right))
+        entries["balanced_chance"] = statistics.entry(1 / len(set(right)), n=len(right))
         metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     table = pd.DataFrame(confusion, columns=[f"said_{name}" for name in names])
     table.insert(0, "truth", names)
     counts = _counts(rows, number, lambda known: {name: int((known == i).sum()) for i, name in enumerate(names)})
     return metrics, counts | {"left_out_values": ", ".join(other)}, table
+
+
+def _absent(levels) -> str:
+    """Why a label cannot be scored that nothing has."""
+    return f"no {'exam of four views' if levels is PROTOCOLS['four_views'] else 'image'} has this label"
 
 
 def _counts(rows: pd.DataFrame, truth: np.ndarray, kinds) -> dict[str, Any]:
@@ -215,13 +240,21 @@ def _protocol(split: str, prompts, protocol: str, scale: float, asked: Prompts) 
         said += [
             f"Classes: softmax of {scale:.4g} times the cosines to the normalised mean of each class's texts; "
             "accuracy is of the highest, majority that of always answering the commonest class; macro_auroc (one "
-            "against the rest) and balanced_accuracy are means over the classes that occur. A breast or exam has "
-            "the last of its images' classes in the order of the prompt file."
+            "against the rest) and balanced_accuracy are means over the classes that occur, balanced_chance is that of "
+            "always answering one of these. A breast or exam has the last of its images' classes in the order of the "
+            "prompt file."
         ]
     if asked.pairs:
         said += ["A breast or exam is positive when any of its images is."]
     if protocol == "published":
         said += ["_image: single images."]
+    elif protocol == "four_views":
+        said += [
+            "Exams by their screening views (L CC, L MLO, R CC, R MLO). One that lacks any has no prediction: "
+            "no_prediction is the share of these, answered_right the accuracy over all exams, where they count as "
+            "wrong; all else is of the exams with four views. _exam: mean of the breasts; _exam_max: maximum over an "
+            "exam's images; of scores, for classes of cosines."
+        ]
     else:
         said += [
             "No ending: mean over the views of a breast; _max: maximum over them; _image: single images; _exam: "

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from mammoclip_jax.boxes import iou
+from mammoclip_jax.data.pixels import breast
 
 OVERLAPS = (0.25, 0.5)  # IoU from which a box counts as found, as for Mammo-FActOR (arXiv:2405.12255, table 4)
 
@@ -27,6 +28,12 @@ def boxes_mask(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     within_rows = (rows >= boxes[:, 1:2]) & (rows < boxes[:, 3:4])
     within_columns = (columns >= boxes[:, 0:1]) & (columns < boxes[:, 2:3])
     return (within_rows[:, :, None] & within_columns[:, None, :]).any(axis=0)
+
+
+def breast_mask(canvas: np.ndarray) -> np.ndarray:
+    """bool [H, W]: the breast on a canvas, as the crop finds it, at the canvas's own resolution."""
+    small, _ = breast.breast_mask(canvas)
+    return cv2.resize(small.astype(np.uint8), canvas.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
 
 
 def hottest(heat: np.ndarray, tissue: np.ndarray, quantile: float) -> np.ndarray:

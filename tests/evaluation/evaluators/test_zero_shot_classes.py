@@ -127,6 +127,7 @@ def test_classes_agree_with_scikit_learn_also_where_one_is_absent(seed, densitie
             "accuracy": accuracy_score(truth, said),
             "majority": np.bincount(truth).max() / len(truth),
             "balanced_accuracy": np.mean([(said[truth == k] == k).mean() for k in set(truth)]),
+            "balanced_chance": 1 / len(set(truth)),
             "macro_auroc": np.mean([roc_auc_score(truth == k, chances[:, k]) for k in set(truth)]),
         }
         if set(said) <= set(truth):
