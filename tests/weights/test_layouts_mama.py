@@ -213,6 +213,11 @@ def test_glams_head_is_read(pooler):
     state = towers | glam_heads(pooler)
     model = layouts.layout("mama").read(state, {}, None)
     assert model.model["heads"]["cross_view"]["pooling"] == ("attention" if pooler else "average")
+    attention = model.variables["params"]["heads"]["cross_view"]["attention2"]
+    for i, part in enumerate(("query", "key", "value")):  # of torch's fused array
+        rows = slice(384 * i, 384 * (i + 1))
+        np.testing.assert_array_equal(attention[part]["kernel"], state["view_attn2.in_proj_weight"][rows].T)
+        np.testing.assert_array_equal(attention[part]["bias"], state["view_attn2.in_proj_bias"][rows])
     # 4 x 4 patches make one mega-patch.
     _, found = built(model, np.random.default_rng(1).normal(size=(1, 2, 56, 56, 3)).astype(np.float32))
     assert found["cross_view/cells"].shape == (1, 2, 1, 384)

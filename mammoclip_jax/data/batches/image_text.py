@@ -70,8 +70,7 @@ def check(options: Options) -> None:
         )
     if options.augment.each_view and not (named and options.texts == options.views):
         raise UserError(
-            "config.data.flip_each_view needs a text for each view: name config.data.slots or config.data.partner, with "
-            f"config.data.texts={options.views}."
+            f"config.data.flip_each_view needs slots or partner of config.data, and config.data.texts={options.views}."
         )
     for name in ("sentences", "boxes"):
         if getattr(options, name) < 0:

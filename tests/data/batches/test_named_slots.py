@@ -54,7 +54,9 @@ MANY = _rows(250, ["L CC", "L MLO", "R CC", "R MLO"])  # Grain shuffles few item
 
 
 def _train(rows, tokenizer=None, flip=0.0, batch_size=8, seed=3, own_rows=None, **options):
-    usual = dict(text=TextOptions(captions="mama", captions_dropout=0.0), augment=Augment(flip, 0.0, 0.0), text_length=4)
+    usual = dict(
+        text=TextOptions(captions="mama", captions_dropout=0.0), augment=Augment(flip, 0.0, 0.0), text_length=4
+    )
     options = usual | options
     return image_text.train_iterator(
         [FakeDataset(rows)],
@@ -255,8 +257,8 @@ def _config(**data):
         (dict(slots=("CC", "MLO"), texts=3), "config.data.texts=3 must be 1"),
         (dict(views=3, partner=dict(exam=1.0)), "config.data.views=3"),
         (dict(slots=("CC", "MLO"), other_views=True), "other_views is not read"),
-        (dict(flip_each_view=True), "flip_each_view needs a text for each view"),
-        (dict(flip_each_view=True, slots=("CC", "MLO"), texts=1), "with config.data.texts=2"),
+        (dict(flip_each_view=True), "flip_each_view needs slots or partner"),
+        (dict(flip_each_view=True, slots=("CC", "MLO"), texts=1), "and config.data.texts=2"),
         (dict(sentences=-1), "config.data.sentences=-1"),
         (dict(boxes=-1), "config.data.boxes=-1"),
     ],
