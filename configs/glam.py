@@ -25,6 +25,7 @@ def get_config():
     config.data.slots = ("CC", "MLO")
     config.data.sentences = config.data.boxes = 0
     config.data.flip_horizontal = config.data.flip_vertical = 0.0
+    config.data.flip_each_view = False
     config.augment.crop = (1.0, 1.0)
     config.model.heads = dict(cross_view=dict(stage="last", cell=(4, 4)))
     config.losses = dict(

@@ -12,7 +12,8 @@ half of the parameters of the largest baseline (docs/losses.md has the table).
 What differs from the released code, because that is wrong there: negatives are those of the whole batch and not of one
 device; the partner has its own caption, which names its side and view, in place of the first image's; flips are told to
 the captions; texts are pooled over their real tokens; a crop keeps the boxes that are known; the heads' statistics are of
-the batch and not of one caption. The contrast always varies, there with probability .8.
+the batch and not of one caption. Of its colour jitter the gain is here: hue and saturation do nothing to grey images, and a
+contrast about the mean would lift the air.
 """
 
 from mammoclip_jax.config import defaults
@@ -33,8 +34,9 @@ def get_config(variant=""):
     data.views = data.texts = 2
     data.partner.update(same_view=0.5, exam=0.5)
     data.flip_horizontal = data.flip_vertical = 0.5
+    data.flip_each_view = True
     data.boxes = 4
-    config.augment.update(crop=(0.1, 1.0), contrast=0.8, blur=0.4)
+    config.augment.update(crop=(0.1, 1.0), contrast=0.8, jitter_probability=0.8, blur=0.4)
     config.image.update(mean=0.5, std=0.5, intensity="range")
 
     config.model.image.update(name="dinov2", variant="base", registers=4, pooling="all", remat="block")

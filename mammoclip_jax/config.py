@@ -87,6 +87,7 @@ def defaults() -> ConfigDict:
                 "pairing": "any",  # of two texts; "sections": findings, then impression, where both exist
                 "own_side": False,  # leave out the sentences about the other breast
                 "augmented": 0.0,  # probability of a text's variant made by data/text/augment_text.py
+                "flip_each_view": False,  # flips of each view, told to its own text; else one for the row
                 "read_threads": 4,
             },
             "image": {"mean": 0.3089279, "std": 0.25053555408335154, "channels": 3, "intensity": "minmax"},
@@ -98,6 +99,7 @@ def defaults() -> ConfigDict:
                 "shear": 0.0,
                 "contrast": 0.0,
                 "brightness": 0.0,
+                "jitter_probability": 1.0,  # that an image's contrast and brightness vary
                 "crop": (1.0, 1.0),  # share of the image's area that a random crop keeps, enlarged to its size
                 "crop_ratio": (3 / 4, 4 / 3),  # of the crop's shape (width to height) to the image's
                 "blur": 0.0,  # probability of a Gaussian blur

@@ -18,7 +18,7 @@ class Batch(TypedDict, total=False):
 
     `sentence` is -1 for tokens of no sentence: special tokens at the ends, padding. The last token of a sentence is its
     separator, where the tokenizer has one. With as many texts as views, a text goes with the view of its slot; a single
-    one with all.
+    one with all. Flips are one a row, or, with config.data.flip_each_view, one a view.
     """
 
     image: Shaped[Array, "B V H W"]  # uint8 or uint16, one channel, as stored in the shards
@@ -28,8 +28,8 @@ class Batch(TypedDict, total=False):
     token_mask: Bool[Array, "B T L"]  # True for real tokens, special ones included
     sentence: Int[Array, "B T L"]  # int32 number of the token's sentence; see below
     text_features: Float[Array, "B T C"]  # float32, pooled states; only with config.model.cached_text
-    flip_horizontal: Bool[Array, " B"]  # to do on the device; the texts' laterality words are already swapped
-    flip_vertical: Bool[Array, " B"]  # to do on the device; only set where no text names a position
+    flip_horizontal: Bool[Array, "B ..."]  # to do on the device; the texts' laterality words are already swapped
+    flip_vertical: Bool[Array, "B ..."]  # to do on the device; only set where no text names a position
     view_mask: Bool[Array, "B V"]  # False for a slot that holds no view of its own; absent: all do
     target: Float[Array, "B K"]  # 1, 0, one-hot for classes; 0 where unknown
     known: Bool[Array, "B K"]

@@ -571,8 +571,8 @@ MUTATIONS = (
     Mutation(
         "data: a mirrored breast keeps its side in the text",
         "data/batches/texts.py",
-        "texts = [reports.swap_laterality(text) for text in texts]",
-        "texts = list(texts)",
+        "[reports.swap_laterality(text) if swap else text for text, swap in",
+        "[text for text, swap in",
         ("data/batches/test_image_text.py",),
     ),
     Mutation(

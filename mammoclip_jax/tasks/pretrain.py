@@ -101,7 +101,7 @@ def _options(config) -> image_text.Options:
         data.views,
         data.texts,
         data.other_views,
-        texts.Augment(data.flip_horizontal, data.flip_vertical, data.shuffle_sentences),
+        texts.Augment(data.flip_horizontal, data.flip_vertical, data.shuffle_sentences, data.flip_each_view),
         texts.text_options(data),
         tuple(data.slots),
         units.partner(data.partner),
@@ -149,6 +149,8 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
             more["sentence"] = (texts, length), np.int32
         if data.slots:
             more["view_mask"] = (data.views,), bool
+        if data.flip_each_view:
+            more |= {f"flip_{axis}": ((data.views,), bool) for axis in ("horizontal", "vertical")}
         if data.boxes:
             more["boxes"] = (data.views, data.boxes, 4), np.float32
             more["box_classes"] = (data.views, data.boxes), np.int32

@@ -17,7 +17,8 @@ class Preprocess(NamedTuple):
 
     Ranges are half-widths: rotate in degrees, translate as a share of height and width, shear in degrees;
     scale is (low, high); contrast and brightness vary the picture by up to that share of its range.
-    MaMA (Du et al., arXiv 2409.18119) crops to .1 to 1 of the area and blurs with probability .4, sigma .1 to 2 pixels.
+    MaMA (Du et al., arXiv 2409.18119) crops to .1 to 1 of the area, varies the contrast by .8 with probability .8, and
+    blurs with probability .4, sigma .1 to 2 pixels.
     Mammo-CLIP's elastic warp (displacements below half a pixel) has no effect and is left out.
     """
 
@@ -32,6 +33,7 @@ class Preprocess(NamedTuple):
     shear: float = 0.0
     contrast: float = 0.0
     brightness: float = 0.0
+    jitter_probability: float = 1.0  # of contrast and brightness, together
     crop: tuple[float, float] = (1.0, 1.0)  # share of the area that is kept: (low, high)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # of its shape to the image's, which it is stretched to
     blur: float = 0.0  # probability
@@ -57,8 +59,9 @@ def preprocess_options(config) -> Preprocess:
                 f"config.augment.{name}={ranges[name]} must be (low, high), above 0"
                 f"{' and at most 1' if highest == 1 else ''}."
             )
-    if not 0 <= fields["blur"] <= 1:
-        raise UserError(f"config.augment.blur={fields['blur']} is a probability: 0 to 1.")
+    for name in ("affine_probability", "jitter_probability", "blur"):
+        if not 0 <= fields[name] <= 1:
+            raise UserError(f"config.augment.{name}={fields[name]} is a probability: 0 to 1.")
     return Preprocess(**fields | ranges)
 
 
@@ -84,18 +87,22 @@ def draw(batch, key, options: Preprocess) -> Draws:
     n = breasts * views
     affine_key, intensity_key = jax.random.split(key)
     gain, lift = jax.random.uniform(intensity_key, (2, n), minval=-1.0)
-    flips = (jnp.repeat(batch[f"flip_{axis}"], views) for axis in ("horizontal", "vertical"))
+    flips = [batch[f"flip_{axis}"] for axis in ("horizontal", "vertical")]
+    flips = [flip.ravel() if flip.ndim == 2 else jnp.repeat(flip, views) for flip in flips]
     draws = Draws(
         *flips,
         random_affine(affine_key, (n, height, width), options),
         options.contrast * gain,
         options.brightness * lift,
     )
-    # Keys of their own: what was drawn before there were crops and blur stays as it was.
+    # Keys of their own: what was drawn before there were these stays as it was.
     if options.crops:
         held = around(with_moved_boxes(batch, draws, options)) if "boxes" in batch else None
         crop, moved = random_crop(jax.random.fold_in(key, 2), (n, height, width), options, held)
         draws = draws._replace(crop=crop, moved=moved)
+    if options.jitter_probability < 1:
+        jittered = jax.random.bernoulli(jax.random.fold_in(key, 4), options.jitter_probability, (n,))
+        draws = draws._replace(gain=draws.gain * jittered, lift=draws.lift * jittered)
     if options.blur > 0:
         draws = draws._replace(blur=random_blur(jax.random.fold_in(key, 3), n, options))
     return draws

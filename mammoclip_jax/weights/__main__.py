@@ -28,7 +28,7 @@ def define_flags() -> None:
         "folder",
         list(actions.FORMATS),
         "export: an open model folder, a PyTorch state dict "
-        "for the original Mammo-CLIP code, or StableHLO programs of the image tower.",
+        "for the original code of Mammo-CLIP or MaMA, or StableHLO programs of the image tower.",
     )
     flags.DEFINE_string("layout", "", "import: layout of the file, where it is not to be found from the keys.")
     flags.DEFINE_string("licence", "", "import: licence of the weights, a known one or any text.")

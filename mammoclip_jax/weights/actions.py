@@ -62,7 +62,8 @@ def export(values) -> dict:
     if not values.workdir:
         raise UserError("export needs --workdir: the folder of a run, one of its checkpoints, or a model folder.")
     variables, meta = opening.open_weights(values.workdir)
-    variables, meta = merged(variables, meta)
+    if not (values.format == "torch" and _keeps_adapters(meta)):
+        variables, meta = merged(variables, meta)
     record = licences.check("export", meta["provenance"], values.override_licence)
     if record:
         meta["provenance"]["overrides"] = [*meta["provenance"].get("overrides", []), record]
@@ -93,16 +94,25 @@ def _export_folder(values, variables, meta):
     write_folder(values.out, variables, meta, values.workdir)
 
 
+def _torch_layout(meta: Mapping[str, Any]) -> str:
+    """Of the published code that has such a model; "" where there is none."""
+    if meta["kind"] == "dual_encoder" and meta["config"]["model"]["image"]["name"] == "dinov2":
+        return "mama"
+    return {"dual_encoder": "mammo_clip", "classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(
+        meta["kind"], ""
+    )
+
+
+def _keeps_adapters(meta: Mapping[str, Any]) -> bool:
+    return bool(layout := _torch_layout(meta)) and layouts.layout(layout).adapters
+
+
 def _export_torch(values, variables, meta):
-    layout = {
-        "dual_encoder": "mammo_clip",
-        "classifier": "mammo_clip_classifier",
-        "detector": "mammo_clip_detector",
-    }.get(meta["kind"])
-    if layout is None:
+    layout = _torch_layout(meta)
+    if not layout:
         raise UserError(
-            f"the original Mammo-CLIP code has no file for a single encoder ({meta['kind']}): export it "
-            "with --format=folder."
+            f"the original code of Mammo-CLIP and MaMA has no file for a single encoder ({meta['kind']}): export "
+            "it with --format=folder."
         )
     if Path(values.out).is_dir():
         raise UserError(f"{values.out} is a folder: --format=torch writes one file, such as --out=mine.tar.")

@@ -21,11 +21,18 @@ from mammoclip_jax.errors import UserError
 State = Mapping[str, np.ndarray]
 
 # Axes of PyTorch's array in the order of ours. Depthwise and 1 x 1 kernels lose their axes of length one as well.
-_AXES = {"same": None, "dense": (1, 0), "conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1), "pointwise": (1, 0, 2, 3)}
-_DROPPED = {"depthwise": (3,), "pointwise": (2, 3)}
+_AXES = {
+    "same": None,
+    "dense": (1, 0),
+    "conv": (2, 3, 1, 0),
+    "depthwise": (2, 3, 0, 1),
+    "pointwise": (1, 0, 2, 3),
+    "pointwise1d": (1, 0, 2),
+}
+_DROPPED = {"depthwise": (3,), "pointwise": (2, 3), "pointwise1d": (2,)}
 # What PyTorch calls our arrays of convolutions and of batch norm.
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_TRACKED = "num_batches_tracked"  # beside every running mean of PyTorch: a count that nothing here needs
+TRACKED = "num_batches_tracked"  # beside every running mean of PyTorch: a count that nothing here needs
 
 
 class Leaf(NamedTuple):
@@ -33,7 +40,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         kind: "same"; "dense": ours [in, out], theirs [out, in]; "conv": [k, k, in, out] and [out, in, k, k];
-            "depthwise": [k, k, C] and [C, 1, k, k]; "pointwise": [in, out] and [out, in, 1, 1].
+            "depthwise": [k, k, C] and [C, 1, k, k]; "pointwise": [in, out] and [out, in, 1, 1]; "pointwise1d" [out, in, 1].
         part: (i, n) where ours is the i-th of n equal parts of theirs along its first axis (a fused qkv).
     """
 
@@ -89,7 +96,7 @@ def read(naming: Naming, state: State, config: Mapping[str, Any] | None = None) 
     missing = sorted({leaf.key for leaf in leaves.values()} - set(state))
     used = {leaf.key for leaf in leaves.values()}
     unused = [key for key in state if key not in used]
-    unknown = [key for key in unused if not key.endswith(_TRACKED) and not re.fullmatch(naming.unused, key)]
+    unknown = [key for key in unused if not key.endswith(TRACKED) and not re.fullmatch(naming.unused, key)]
     what = f"the {naming.encoder} with {options}"
     if missing or unknown:
         raise UserError(
@@ -110,19 +117,23 @@ def read(naming: Naming, state: State, config: Mapping[str, Any] | None = None) 
 
 def write(naming: Naming, variables: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The state dict of an encoder's variables, {collection: nested arrays}; the way back from `read`."""
+    flat = flatten_dict(variables, sep="/")
+    return to_state(_leaves(naming, flat, options), flat) | naming.filled(options)
+
+
+def to_state(leaves: Mapping[str, Leaf], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """PyTorch's arrays of ours at the paths of `leaves`, with the count, 0, that it has beside every running mean."""
     parts: dict[str, dict[int, np.ndarray]] = {}
     counts = {}
-    flat = flatten_dict(variables, sep="/")
-    for path, leaf in _leaves(naming, flat, options).items():
-        value = flat[path]
-        parts.setdefault(leaf.key, {})[leaf.part[0]] = to_torch(leaf, np.asarray(value))
+    for path, leaf in leaves.items():
+        parts.setdefault(leaf.key, {})[leaf.part[0]] = to_torch(leaf, np.asarray(arrays[path]))
         if path.endswith("/mean") and path.startswith("batch_stats/"):
-            counts[leaf.key.rpartition(".")[0] + "." + _TRACKED] = np.zeros((), np.int64)
-    state = {
+            counts[leaf.key.rpartition(".")[0] + "." + TRACKED] = np.zeros((), np.int64)
+    joined = {
         key: np.concatenate([values[i] for i in sorted(values)]) if len(values) > 1 else values[0]
         for key, values in parts.items()
     }
-    return state | counts | naming.filled(options)
+    return joined | counts
 
 
 def abstract(naming: Naming, options: Mapping[str, Any], channels: int) -> Mapping[str, jax.ShapeDtypeStruct]:

@@ -26,6 +26,7 @@ NAMED = {"sentence", "boxes", "box_classes"}
     [
         (dict(), set()),
         (dict(slots=("CC", "MLO"), sentences=4, boxes=2, separator="[SEP]"), NAMED | {"view_mask"}),
+        (dict(slots=("CC", "MLO"), flip_each_view=True), {"view_mask"}),
         (dict(partner=dict(same_view=0.5, exam=0.5), texts=1, sentences=4, boxes=1), NAMED),
     ],
 )

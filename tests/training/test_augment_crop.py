@@ -217,6 +217,40 @@ def test_what_was_drawn_before_stays_as_it_was():
         np.testing.assert_array_equal(one, other)
 
 
+def test_contrast_and_brightness_vary_with_a_probability():
+    """Of 10,000 images four fifths, as before; the others not at all, and no flip or crop is another one."""
+    batch = _batch(DRAWS, (24, 16))
+    always = CROP._replace(contrast=0.8, brightness=0.2)
+    before, after = (draw(batch, jax.random.key(0), o) for o in (always, always._replace(jitter_probability=0.8)))
+    gain, lift = np.asarray(after.gain), np.asarray(after.lift)
+    varied = gain != 0
+    np.testing.assert_array_equal(varied, lift != 0)
+    np.testing.assert_array_equal(gain, np.where(varied, before.gain, 0))
+    np.testing.assert_array_equal(lift, np.where(varied, before.lift, 0))
+    assert abs(varied.mean() - 0.8) < 3 * np.sqrt(0.8 * 0.2 / DRAWS)
+    for one, other in zip(before._replace(gain=0, lift=0), after._replace(gain=0, lift=0)):
+        np.testing.assert_array_equal(one, other)
+    image = np.random.default_rng(0).integers(1, 255, (DRAWS // 100, 9, 8)).astype(np.uint8)
+    some = jax.tree.map(lambda x: x[: len(image)], after._replace(crop=None, moved=None))
+    some = some._replace(flip_horizontal=np.zeros(len(image), bool), flip_vertical=np.zeros(len(image), bool))
+    shown = np.asarray(augment.train_images(image, some, always))[..., 0]
+    for found, original, one, other in zip(shown, image / 255, gain, lift):
+        np.testing.assert_allclose(found, np.clip(original * (1 + one) + other, 0, 1), atol=1e-6)
+
+
+def test_each_view_may_have_flips_of_its_own():
+    """As two rows of one view each: images, boxes and what crops hold."""
+    n, rng = 12, np.random.default_rng(4)
+    rows = _batch(2 * n, (24, 16))
+    rows["image"] = rng.integers(0, 255, rows["image"].shape).astype(np.uint8)
+    pairs = {name: x.reshape(n, 2, *x.shape[2:]) for name, x in rows.items() if name not in ("mask",)}
+    draws = [draw(batch, jax.random.key(0), CROP) for batch in (rows, pairs)]
+    for one, other in zip(*draws):
+        np.testing.assert_array_equal(one, other)
+    boxes = [augment.with_moved_boxes(batch, draws[0], CROP)["boxes"] for batch in (rows, pairs)]
+    np.testing.assert_array_equal(boxes[0].reshape(boxes[1].shape), boxes[1])
+
+
 def test_the_log_says_what_becomes_of_the_boxes():
     """Those that an affine map loses count, and nothing is said where there are no crops."""
     batch = _batch(64, (24, 16))
@@ -245,6 +279,7 @@ def test_the_log_says_what_becomes_of_the_boxes():
         (dict(crop_ratio=(2.0, 0.5)), "config.augment.crop_ratio="),
         (dict(blur_sigma=(0.0, 1.0)), "config.augment.blur_sigma="),
         (dict(blur=1.5), "config.augment.blur=1.5"),
+        (dict(jitter_probability=-0.1), "config.augment.jitter_probability=-0.1"),
     ],
 )
 def test_ranges_that_cannot_be_are_errors(fields, message):

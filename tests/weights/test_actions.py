@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import test_layouts_mama as mama_file
 from absl import flags
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_opening import (
@@ -281,6 +282,29 @@ def test_adapters_are_merged(command, place, tmp_path):
             np.testing.assert_array_equal(value, base[path], err_msg=path)
     ids = random.integers(0, ROWS, (2, 16))
     whole, plain = (loading.load(path, batch_size=8) for path in (start, tmp_path / "out"))
+    np.testing.assert_allclose(plain.embed_tokens(ids, ids >= 0), whole.embed_tokens(ids, ids >= 0), atol=1e-5)
+
+
+def test_a_mama_file_comes_back_with_its_adapters(command, place, tmp_path, monkeypatch):
+    """File, folder, file: not a bit of the weights has changed; a folder for others has the adapters merged."""
+    monkeypatch.setitem(mama_file.TEXT, "gpt2", mama_file.TEXT["gpt2"] | {"vocab_size": ROWS})
+    state = mama_file.checkpoint("gpt2")[0] | mama_file.mama_heads()
+    torch_writer.write(tmp_path / "mama.ckpt", {"state_dict": state, "epoch": 3})
+    assert command("import", tmp_path / "mama.ckpt", f"--out={tmp_path}/m", f"--tokenizer={place}/tokenizer.json") == 0
+    allowed = f"--override_licence={PERMISSION}"
+    start = f"--workdir={tmp_path}/m"
+    assert command("export", start, f"--out={tmp_path}/back.ckpt", "--format=torch", allowed) == 0
+    again = weight_files.read(tmp_path / "back.ckpt").state
+    assert set(again) == set(state) - {"confmat.confmat"}
+    for key, value in again.items():
+        assert value.tobytes() == np.asarray(state[key]).tobytes(), key
+    back = opening.import_weights(tmp_path / "back.ckpt", tokenizer=str(place / "tokenizer.json"))
+    assert back.layout == "mama" and back.meta["provenance"]["overrides"][0]["override"] == PERMISSION
+    assert_same(back.variables, opening.open_weights(tmp_path / "m")[0])
+    assert command("export", start, f"--out={tmp_path}/plain", allowed) == 0
+    assert lora.ADAPTERS not in opening.open_weights(tmp_path / "plain")[0]["params"]
+    ids = np.arange(2 * 16).reshape(2, 16)
+    whole, plain = (loading.load(tmp_path / name, batch_size=8) for name in ("m", "plain"))
     np.testing.assert_allclose(plain.embed_tokens(ids, ids >= 0), whole.embed_tokens(ids, ids >= 0), atol=1e-5)
 
 

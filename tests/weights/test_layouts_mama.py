@@ -1,12 +1,15 @@
 """MaMA checkpoints by the keys of its repository: DINOv2 by its authors' names, GPT-2 wrapped by PEFT, or BERT."""
 
+import functools
+import operator
+
 import numpy as np
 import pytest
 
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import lora
 from mammoclip_jax.weights import layouts, names, naming
-from mammoclip_jax.weights.names import heads
 
 WIDTH, RANK = 128, 4
 TEXT = {
@@ -27,17 +30,17 @@ def arrays(who, options, channels):
     return naming.write(table, naming.unflatten_dict(variables, sep="/"), options)
 
 
-def wrapped(state):
-    """GPT-2 as PEFT saves it: base layers, and adapters of every c_attn."""
+def wrapped(state, prefix="transformer.", adapted=".c_attn."):
+    """A text encoder as PEFT saves it: base layers, and adapters of every layer of that name."""
     random = np.random.default_rng(5)
     result = {}
     for key, value in state.items():
-        path = f"base_model.model.transformer.{key}"
-        if ".c_attn." in key:
+        path = f"base_model.model.{prefix}{key}"
+        if adapted in key:
             module, _, last = path.rpartition(".")
             result[f"{module}.base_layer.{last}"] = value
             if last == "weight":
-                inputs, outputs = value.shape
+                inputs, outputs = value.shape if prefix else value.shape[::-1]
                 result[f"{module}.lora_A.default.weight"] = random.normal(size=(RANK, inputs)).astype(np.float32)
                 result[f"{module}.lora_B.default.weight"] = random.normal(size=(outputs, RANK)).astype(np.float32)
         else:
@@ -114,10 +117,6 @@ def test_towers_projections_and_scale(text):
     np.testing.assert_array_equal(
         params["image_projection"]["dense"]["kernel"], state["img_encoder_q.global_embed.weight"].T
     )
-    found = naming.write(names.naming(text), {"params": params["text_encoder"]}, model.model["text"])
-    for key, value in words.items():
-        if ".c_attn.weight" not in key and not key.startswith("pooler"):
-            np.testing.assert_array_equal(found[key], value, err_msg=key)
     assert "confmat.confmat" in model.unused and "heads" not in model.model
 
 
@@ -151,7 +150,7 @@ def by_hand(state, prefix, x):
     return x
 
 
-def test_heads_are_read_compute_the_same_and_go_back_bit_for_bit():
+def test_heads_are_read_and_compute_the_same():
     towers, _ = checkpoint("bert")
     state = towers | mama_heads()
     model = layouts.layout("mama").read(state, {}, None)
@@ -165,25 +164,63 @@ def test_heads_are_read_compute_the_same_and_go_back_bit_for_bit():
     expected = by_hand(state, "simclr_proj.layers.", np.asarray(given["image/pooled"], np.float64))
     np.testing.assert_allclose(found["simclr/vectors"], expected, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found["local/logit_scale"], np.exp(2.0), rtol=1e-6)
-    again = heads.write(naming.flatten_dict(model.variables, sep="/"), state)
-    assert {key for key in mama_heads() if not key.endswith("num_batches_tracked")} == set(again)
-    for key, value in again.items():
-        np.testing.assert_array_equal(value, state[key], err_msg=key)
+
+
+@pytest.mark.parametrize("text", TEXT)
+@pytest.mark.parametrize("head", ["", "mama", "glam", "glam with pooler"])
+def test_a_file_goes_back_bit_for_bit(text, head):
+    """All keys, shapes, dtypes and bits but those of the confusion matrix; adapters are adapters, and no kernel of theirs
+    has changed."""
+    towers, _ = checkpoint(text)
+    more = {"": {}, "mama": mama_heads(), "glam": glam_heads(False), "glam with pooler": glam_heads(True)}[head]
+    state = towers | more
+    layout = layouts.layout("mama")
+    model = layout.read(state, {}, None)
+    found = layout.write(model.variables, {"config": {"model": model.model, "image": model.image}})["state_dict"]
+    assert set(found) == set(state) - {"confmat.confmat"}
+    for key, value in found.items():
+        original = np.asarray(state[key])
+        assert (value.shape, value.dtype) == (original.shape, original.dtype), key
+        assert value.tobytes() == original.tobytes(), key
+    again = layout.read(found, {}, None)
+    assert again.model == model.model
+    one, other = (naming.flatten_dict(each.variables, sep="/") for each in (model, again))
+    assert one.keys() == other.keys()
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, other[path], err_msg=path)
+
+
+def test_what_its_code_would_compute_otherwise_is_not_written():
+    towers, _ = checkpoint("gpt2")
+    model = layouts.layout("mama").read(towers | mama_heads(), {}, None)
+    for part, change, said in (
+        ("model", {"pooling": "eos"}, "'mean' for config.model.pooling, this model 'eos'"),
+        ("model", {"lora": model.model["lora"] | {"alpha": 16.0}}, "config.model.lora.alpha, this model 16.0"),
+        ("model", {"image": model.model["image"] | {"pooling": "cls"}}, "config.model.image.pooling"),
+        ("model", {"heads": {"mine": {"kind": "local"}}}, "config.model.heads.mine"),
+        ("model", {"text": {"name": "modernbert"}}, "text encoder of the original code"),
+        ("image", {"mean": 0.3}, "config.image.mean"),
+    ):
+        config = {"model": model.model, "image": model.image}
+        config[part] = config[part] | change
+        with pytest.raises(UserError, match=said):
+            layouts.layout("mama").write(model.variables, {"config": config})
 
 
 @pytest.mark.parametrize("pooler", [False, True])
-def test_glams_head_is_read_and_goes_back(pooler):
+def test_glams_head_is_read(pooler):
     towers, _ = checkpoint("bert")
     state = towers | glam_heads(pooler)
     model = layouts.layout("mama").read(state, {}, None)
     assert model.model["heads"]["cross_view"]["pooling"] == ("attention" if pooler else "average")
+    attention = model.variables["params"]["heads"]["cross_view"]["attention2"]
+    for i, part in enumerate(("query", "key", "value")):  # of torch's fused array
+        rows = slice(384 * i, 384 * (i + 1))
+        np.testing.assert_array_equal(attention[part]["kernel"], state["view_attn2.in_proj_weight"][rows].T)
+        np.testing.assert_array_equal(attention[part]["bias"], state["view_attn2.in_proj_bias"][rows])
     # 4 x 4 patches make one mega-patch.
     _, found = built(model, np.random.default_rng(1).normal(size=(1, 2, 56, 56, 3)).astype(np.float32))
     assert found["cross_view/cells"].shape == (1, 2, 1, 384)
-    again = heads.write(naming.flatten_dict(model.variables, sep="/"), state)
-    assert set(again) == set(glam_heads(pooler))
-    for key, value in again.items():
-        np.testing.assert_array_equal(value, state[key], err_msg=key)
 
 
 def test_a_head_in_part_is_refused():
@@ -194,17 +231,27 @@ def test_a_head_in_part_is_refused():
         layouts.layout("mama").read(state, {}, None)
 
 
-def test_adapters_are_merged_as_peft_does():
-    """W x + alpha / rank * B A x with alpha 32, in float64: GPT-2's kernels are [in, out]."""
-    state, words = checkpoint()
+@pytest.mark.parametrize("text", TEXT)
+def test_adapters_stay_and_compute_as_peft_does(text):
+    """W x + alpha / rank * B A x with alpha 32, in float64: GPT-2's kernels are [in, out], BERT's [out, in]."""
+    state, words = checkpoint(text)
+    if text == "bert":
+        state = {key: value for key, value in state.items() if not key.startswith("text_encoder_q.model.")}
+        state |= {f"text_encoder_q.model.{key}": value for key, value in wrapped(words, "", ".query.").items()}
     model = layouts.layout("mama").read(state, {}, None)
+    merged, plain = lora.merged(model.variables, model.model)
+    assert model.model["lora"]["rank"] == RANK and not plain["lora"]
     x = np.random.default_rng(3).normal(size=WIDTH)
     for layer in range(2):
-        prefix = f"text_encoder_q.model.base_model.model.transformer.h.{layer}.attn.c_attn."
+        name = f"h.{layer}.attn.c_attn" if text == "gpt2" else f"encoder.layer.{layer}.attention.self.query"
+        prefix = f"text_encoder_q.model.base_model.model.{'transformer.' * (text == 'gpt2')}{name}."
         down, up = (state[f"{prefix}lora_{which}.default.weight"].astype(np.float64) for which in "AB")
-        expected = words[f"h.{layer}.attn.c_attn.weight"].T @ x + 32 / RANK * (up @ (down @ x))
-        kernel = model.variables["params"]["text_encoder"][f"h_{layer}"]["attn"]["c_attn"]["kernel"]
-        np.testing.assert_allclose(kernel.T @ x, expected, rtol=1e-5, atol=1e-4 * abs(expected).max())
+        base = words[f"{name}.weight"].astype(np.float64)
+        expected = (base.T if text == "gpt2" else base) @ x + 32 / RANK * (up @ (down @ x))
+        path = name.replace(f".{layer}.", f"_{layer}.").split(".")
+        of = lambda variables: functools.reduce(operator.getitem, path, variables["params"]["text_encoder"])["kernel"]
+        np.testing.assert_array_equal(of(model.variables), base if text == "gpt2" else base.T)
+        np.testing.assert_allclose(of(merged).T @ x, expected, rtol=1e-5, atol=1e-4 * abs(expected).max())
     assert any("2 LoRA adapters" in note for note in model.notes)
 
 
@@ -213,5 +260,12 @@ def test_what_would_be_lost_is_refused():
     with pytest.raises(UserError, match="other_module.weight"):
         layouts.layout("mama").read(state | {"other_module.weight": np.zeros(1)}, {}, None)
     key = "text_encoder_q.model.base_model.model.transformer.h.0.attn.c_attn.base_layer.weight"
-    with pytest.raises(UserError, match="has no kernel"):
-        layouts.layout("mama").read({name: value for name, value in state.items() if name != key}, {}, None)
+    module = key.removesuffix("base_layer.weight")
+    others = {name: value for name, value in state.items() if not name.startswith(f"{module}lora_")}
+    for found, said in (
+        ({name: value for name, value in state.items() if name != key}, "has no kernel"),
+        ({name: value for name, value in state.items() if name != f"{module}lora_B.default.weight"}, "no other half"),
+        (others, "1 of 2 layers"),
+    ):
+        with pytest.raises(UserError, match=said):
+            layouts.layout("mama").read(found, {}, None)

@@ -68,6 +68,10 @@ def check(options: Options) -> None:
         raise UserError(
             f"config.data.texts={options.texts} must be 1, the first view's, or {options.views}, one a view."
         )
+    if options.augment.each_view and not (named and options.texts == options.views):
+        raise UserError(
+            f"config.data.flip_each_view needs slots or partner of config.data, and config.data.texts={options.views}."
+        )
     for name in ("sentences", "boxes"):
         if getattr(options, name) < 0:
             raise UserError(f"config.data.{name}={getattr(options, name)} must be 0 (none) or more.")
@@ -272,8 +276,8 @@ class _Sample:
             "source": np.int32(unit.source),
             "token_ids": ids,
             "token_mask": mask,
-            "flip_horizontal": np.bool_(horizontal),
-            "flip_vertical": np.bool_(vertical),
+            "flip_horizontal": np.asarray(horizontal),
+            "flip_vertical": np.asarray(vertical),
             "mask": np.bool_(True),
         }
 

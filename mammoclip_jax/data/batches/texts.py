@@ -16,6 +16,7 @@ class Augment(NamedTuple):
     flip_horizontal: float  # laterality words in the texts change with it
     flip_vertical: float  # only for breasts whose drawn texts name no position
     shuffle_sentences: float  # of each text
+    each_view: bool = False  # flips of each view, told to its own text; else one for all of a row
 
 
 class TextOptions(NamedTuple):
@@ -118,15 +119,20 @@ def _variant(text: str, variants: Mapping[str, tuple[str, ...]], chance: float, 
     return others[int(rng.integers(len(others)))] if others and rng.random() < chance else text
 
 
-def augment_texts(texts: list[str], augment: Augment, rng: np.random.Generator) -> tuple[list[str], bool, bool]:
+def augment_texts(
+    texts: list[str], augment: Augment, rng: np.random.Generator
+) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Shuffle sentences, decide the flips, and make the texts fit them.
 
-    Returns the texts, and whether the device shall flip horizontally and vertically.
+    Returns the texts, and whether the device shall flip horizontally and vertically: one answer for the row, or with
+    `augment.each_view` one a text, whose view alone it is for.
     """
-    horizontal, vertical = rng.random(2) < (augment.flip_horizontal, augment.flip_vertical)
-    vertical = vertical and not any(reports.names_position(text) for text in texts)
-    if horizontal:
-        texts = [reports.swap_laterality(text) for text in texts]
+    drawn = rng.random((2, len(texts)) if augment.each_view else 2).T
+    horizontal, vertical = (drawn < (augment.flip_horizontal, augment.flip_vertical)).T
+    fixed = np.array([reports.names_position(text) for text in texts])
+    vertical = vertical & ~(fixed if augment.each_view else fixed.any())
+    swapped = np.broadcast_to(horizontal, len(texts))
+    texts = [reports.swap_laterality(text) if swap else text for text, swap in zip(texts, swapped, strict=True)]
     return [_shuffled(t, rng) if rng.random() < augment.shuffle_sentences else t for t in texts], horizontal, vertical
 
 

@@ -17,6 +17,8 @@ from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
 
+NO_YES = ("0", "1")  # classes that are scored as the yes/no label that they are
+
 
 def classification(
     model,
@@ -31,6 +33,8 @@ def classification(
     seed: int = 0,
 ) -> Result:
     """Metrics of every label of a classifier, or of its classes, and a table of all predictions.
+
+    The two classes "0" and "1" are scored as one yes/no label, by the probability of "1".
 
     Args:
         label: whose values the model's labels are; "": each is a yes/no label. None: what the model was trained on.
@@ -48,6 +52,7 @@ def classification(
     label, unit = (task.label if label is None else label), unit or task.unit
     check_name(unit, UNITS, "unit")
     wanted = Target(tuple(model.labels), label)
+    classes = bool(label) and wanted.labels != NO_YES
     # Of whole breasts there are no scores of images, of whole exams none of breasts.
     levels = tuple(level for level in LEVELS if UNITS[level.unit] >= UNITS[unit])
     means = tuple(level for level in levels if level.how == "mean")
@@ -59,7 +64,7 @@ def classification(
     )
     metrics, tables = {}, []
     for name, (truth, prediction) in known.items():
-        if label:
+        if classes:
             entries = scores_of.multiclass(rows, truth, prediction, wanted.labels, levels=means, **options)
             names = np.array([None if np.isnan(k) else wanted.labels[int(k)] for k in truth], dtype=object)
             columns = {"truth": names} | {f"p_{name}": p for name, p in zip(wanted.labels, prediction.T)}
@@ -79,7 +84,7 @@ def classification(
         f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
         f"{unit} at a time."
     ]
-    if label:
+    if classes:
         protocol += [scores_of.OVER_CLASSES]
     if missing:
         protocol += [f"No threshold and no recalibration: {missing}"]
@@ -131,5 +136,5 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
 def _by_label(wanted: Target, targets: np.ndarray, probabilities: np.ndarray) -> dict[str, tuple]:
     if wanted.values_of:
         number = np.where(np.isnan(targets).any(axis=1), np.nan, targets.argmax(axis=1))
-        return {wanted.values_of: (number, probabilities)}
+        return {wanted.values_of: (number, probabilities[:, 1] if wanted.labels == NO_YES else probabilities)}
     return dict(zip(wanted.labels, zip(targets.T, probabilities.T)))

@@ -47,6 +47,7 @@ class Layout(NamedTuple):
         fits: (state) -> bool, from the keys alone.
         read: (state, rest of the file, config.json or None) -> Model; UserError where the keys do not fit.
         write: (variables, meta) -> object for `torch_writer.write`, or None where there is no way back.
+        adapters: whether its files keep LoRA's adapters beside the kernels; else `write` gets them merged.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Layout(NamedTuple):
     fits: Callable[[State], bool]
     read: Callable[[State, Mapping[str, Any], Mapping[str, Any] | None], Model]
     write: Callable[[Mapping[str, Any], Mapping[str, Any]], dict] | None = None
+    adapters: bool = False
 
 
 def below(state: State, prefix: str) -> dict[str, np.ndarray]:

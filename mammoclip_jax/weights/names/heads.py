@@ -11,9 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.weights.naming import Leaf, State, from_torch, to_torch
+from mammoclip_jax.weights.naming import TRACKED, Leaf, State, from_torch, to_state
 
-TRACKED = "num_batches_tracked"  # beside every running mean of PyTorch: a count that nothing here needs
 # An array that a head always has.
 SIGNS = {
     "local": "img_encoder_q.local_embed.head.0.weight",
@@ -23,21 +22,21 @@ SIGNS = {
 POOLER = "merge_patch1.query"  # of the cross-view head with free queries
 
 
-def leaves(state: State) -> dict[str, Leaf]:
-    """Our path, "params/heads/local/patches/hidden/kernel", and theirs, of the heads that the file has."""
-    there = {name for name, sign in SIGNS.items() if sign in state}
+def leaves(options: Mapping[str, Mapping]) -> dict[str, Leaf]:
+    """Our path, "params/heads/local/patches/hidden/kernel", and theirs, of the heads of config.model.heads."""
     table: dict[str, Leaf] = {}
-    if "local" in there:
-        table |= _mlp("local/patches", "img_encoder_q.local_embed.head.", bias=True, affine=False)
-        table |= _mlp("local/sentences", "text_encoder_q.local_embed.head.", bias=True, affine=False)
+    if "local" in options:
+        table |= _mlp("local/patches", "img_encoder_q.local_embed.head.", "pointwise1d", bias=True, affine=False)
+        table |= _mlp("local/sentences", "text_encoder_q.local_embed.head.", "pointwise1d", bias=True, affine=False)
         table["params/heads/local/logit_scale"] = Leaf("local_scale")
-    if "simclr" in there:
-        table |= _mlp("simclr/projection", "simclr_proj.layers.", bias=False, affine=True)
-    if "cross_view" in there:
+    if "simclr" in options:
+        table |= _mlp("simclr/projection", "simclr_proj.layers.", "dense", bias=False, affine=True)
+    if "cross_view" in options:
         table |= _attention("cross_view/attention1", "view_attn1.") | _attention("cross_view/attention2", "view_attn2.")
         table |= _norm("cross_view/norm", "patch_ln.")
         table["params/heads/cross_view/logit_scale"] = Leaf("patch_scale")
-        for ours, theirs in (("pooler1", "merge_patch1."), ("pooler2", "merge_patch2.")) if POOLER in state else ():
+        poolers = (("pooler1", "merge_patch1."), ("pooler2", "merge_patch2."))
+        for ours, theirs in poolers if options["cross_view"].get("pooling") == "attention" else ():
             table[f"params/heads/cross_view/{ours}/query"] = Leaf(f"{theirs}query")
             table |= _attention(f"cross_view/{ours}/attention", f"{theirs}attn.")
             table |= _norm(f"cross_view/{ours}/query_norm", f"{theirs}ln_q.")
@@ -51,47 +50,34 @@ def read(state: State) -> tuple[dict[str, np.ndarray], dict[str, dict], set[str]
     Raises:
         UserError: a head is there in part.
     """
-    table = leaves(state)
+    options: dict[str, dict] = {name: {} for name, sign in SIGNS.items() if sign in state}
+    if "cross_view" in options:
+        options["cross_view"] = {"stage": "last", "pooling": "attention" if POOLER in state else "average"}
+    table = leaves(options)
     if missing := sorted({leaf.key for leaf in table.values()} - set(state)):
         raise UserError(f"the file has no {missing[0]} beside the rest of that head: is it a whole checkpoint?")
-    arrays = {path: from_torch(leaf, _flat(state[leaf.key])) for path, leaf in table.items()}
+    arrays = {path: from_torch(leaf, state[leaf.key]) for path, leaf in table.items()}
     arrays |= {path: array.reshape(()) for path, array in arrays.items() if path.endswith("/logit_scale")}
-    options: dict[str, dict] = {}
     for name, path in (("local", "local/patches"), ("simclr", "simclr/projection")):
-        if (kernel := arrays.get(f"params/heads/{path}/out/kernel")) is not None:
-            options[name] = {"hidden": kernel.shape[0], "dim": kernel.shape[1]}
+        if name in options:
+            options[name]["hidden"], options[name]["dim"] = arrays[f"params/heads/{path}/out/kernel"].shape
     if "local" in options:
         options["local"]["stage"] = "last"
-    if SIGNS["cross_view"] in state:
-        options["cross_view"] = {"stage": "last", "pooling": "attention" if POOLER in state else "average"}
     used = {leaf.key for leaf in table.values()}
     counts = {f"{key.removesuffix('running_mean')}{TRACKED}" for key in used if key.endswith("running_mean")}
     return arrays, options, used | counts & set(state)
 
 
-def write(arrays: Mapping[str, np.ndarray], state: State) -> dict[str, np.ndarray]:
-    """The way back from `read`: the arrays under the names, and in the shapes, that they have in `state`."""
-    parts: dict[str, dict[int, np.ndarray]] = {}
-    for path, leaf in leaves(state).items():
-        parts.setdefault(leaf.key, {})[leaf.part[0]] = to_torch(leaf, np.asarray(arrays[path]))
-    return {
-        key: np.concatenate([values[i] for i in sorted(values)]).reshape(state[key].shape)
-        if len(values) > 1
-        else values[0].reshape(np.shape(state[key]))
-        for key, values in parts.items()
-    }
+def write(arrays: Mapping[str, np.ndarray], options: Mapping[str, Mapping]) -> dict[str, np.ndarray]:
+    """The way back from `read`: the state dict of the heads of config.model.heads."""
+    return to_state(leaves(options), arrays)
 
 
-def _flat(value: np.ndarray) -> np.ndarray:
-    """A kernel of a 1 x 1 convolution along one axis, [out, in, 1], as the linear map it is."""
-    return value[..., 0] if np.ndim(value) == 3 else value
-
-
-def _mlp(path: str, prefix: str, bias: bool, affine: bool) -> dict[str, Leaf]:
+def _mlp(path: str, prefix: str, kernel: str, bias: bool, affine: bool) -> dict[str, Leaf]:
     """`vectors.NormalisedMLP`: their layers 0 and 3 are linear, 1 and 4 batch norms."""
     table = {}
     for layer, at, scaled in (("hidden", 0, True), ("out", 3, affine)):
-        table[f"params/heads/{path}/{layer}/kernel"] = Leaf(f"{prefix}{at}.weight", "dense")
+        table[f"params/heads/{path}/{layer}/kernel"] = Leaf(f"{prefix}{at}.weight", kernel)
         if bias:
             table[f"params/heads/{path}/{layer}/bias"] = Leaf(f"{prefix}{at}.bias")
         if scaled:

@@ -153,8 +153,11 @@ def test_flips_never_contradict_the_text():
     texts, horizontal, vertical = augment_texts(["Left breast mass at 2 o'clock."], both, rng)
     assert (texts, horizontal, vertical) == (["Right breast mass at 10 o'clock."], True, False)
     assert augment_texts(["left mass"], both, rng) == (["right mass"], True, True)
-    assert augment_texts(["left mass", "upper outer quadrant"], both, rng)[2] is False
+    assert not augment_texts(["left mass", "upper outer quadrant"], both, rng)[2]
     assert augment_texts(["left mass"], OFF, rng) == (["left mass"], False, False)
+    texts, horizontal, vertical = augment_texts(["left", "upper", "mass"], both._replace(each_view=True), rng)
+    assert texts == ["right", "upper", "mass"]
+    assert horizontal.tolist() == [True] * 3 and vertical.tolist() == [True, False, True]
     half = [augment_texts(["mass"], Augment(0.5, 0.25, 0), rng)[1:] for _ in range(800)]
     np.testing.assert_allclose(np.mean(half, axis=0), (0.5, 0.25), atol=0.06)
 

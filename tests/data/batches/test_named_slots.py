@@ -54,11 +54,14 @@ MANY = _rows(250, ["L CC", "L MLO", "R CC", "R MLO"])  # Grain shuffles few item
 
 
 def _train(rows, tokenizer=None, flip=0.0, batch_size=8, seed=3, own_rows=None, **options):
-    options = dict(text=TextOptions(captions="mama", captions_dropout=0.0), text_length=4) | options
+    usual = dict(
+        text=TextOptions(captions="mama", captions_dropout=0.0), augment=Augment(flip, 0.0, 0.0), text_length=4
+    )
+    options = usual | options
     return image_text.train_iterator(
         [FakeDataset(rows)],
         tokenizer or Spy(),
-        image_text.Options(augment=Augment(flip, 0.0, 0.0), **options),
+        image_text.Options(**options),
         batch_size=batch_size,
         rows=own_rows,
         seed=seed,
@@ -129,6 +132,26 @@ def test_ten_thousand_pairs_of_batches_stay_in_exam_and_split_and_have_their_own
     for kind, chance in (("same view", 1 / 2), ("same side", 1 / 6), ("other side", 1 / 3)):
         assert _within_3_sigma(kinds[kind], DRAWS, chance), kinds
     assert _within_3_sigma(flipped, DRAWS, 1 / 2)
+
+
+def test_flips_of_each_view_are_told_to_its_own_text_alone(tmp_path):
+    template = tmp_path / "short.json"
+    template.write_text(json.dumps(SHORT))
+    augment = Augment(0.5, 0.25, 0.0, each_view=True)
+    iterator = _train(
+        MANY, spy := Spy(), partner=Partner(exam=1.0), text=TextOptions(captions=str(template)), augment=augment
+    )
+    batches = [next(iterator) for _ in range(100)]
+    records, mirrored = (np.concatenate([batch[key] for batch in batches]) for key in ("record", "flip_horizontal"))
+    turned = np.concatenate([batch["flip_vertical"] for batch in batches])
+    assert mirrored.shape == turned.shape == (800, 2)
+    for record, flips, said in zip(records, mirrored, spy.texts, strict=True):
+        for row, flip, text in zip(record, flips, said, strict=True):
+            own = MANY[row]["laterality"]
+            assert f"The {SIDES[{'L': 'R', 'R': 'L'}[own] if flip else own]} breast" in text
+    for flips, chance in ((mirrored, 1 / 2), (turned, 1 / 4)):
+        both = flips.all(axis=1).sum()
+        assert _within_3_sigma(both, 800, chance**2) and _within_3_sigma(flips.sum(), 1600, chance)
 
 
 def test_report_texts_are_of_the_breast_of_their_image():
@@ -234,6 +257,8 @@ def _config(**data):
         (dict(slots=("CC", "MLO"), texts=3), "config.data.texts=3 must be 1"),
         (dict(views=3, partner=dict(exam=1.0)), "config.data.views=3"),
         (dict(slots=("CC", "MLO"), other_views=True), "other_views is not read"),
+        (dict(flip_each_view=True), "flip_each_view needs slots or partner"),
+        (dict(flip_each_view=True, slots=("CC", "MLO"), texts=1), "and config.data.texts=2"),
         (dict(sentences=-1), "config.data.sentences=-1"),
         (dict(boxes=-1), "config.data.boxes=-1"),
     ],

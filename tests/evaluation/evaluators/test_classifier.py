@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from fakes import FakeDataset
 from sklearn.metrics import roc_auc_score
@@ -96,6 +97,24 @@ def test_classes_of_a_label():
     table = found.tables["predictions"]
     right = np.where(table["p_D"] >= table["p_A"], "D", "A") == table["truth"]
     assert found.metrics["density/accuracy_image"]["value"] == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize("choose_on", ["", "val"])
+def test_two_classes_0_and_1_are_scored_as_a_yes_no_label(choose_on):
+    dataset = FakeDataset(12, seed=1)
+    patients = dataset.index["patient"].unique()
+    dataset.index["split"] = np.where(dataset.index["patient"].isin(patients[:6]), "val", "test")
+
+    class Two(FakeClassifier):
+        labels = ("0", "1")
+
+        def classify(self, images):
+            return super().classify(images)[:, ::-1]
+
+    options = dict(choose_on=choose_on, resamples=0)
+    yes, two = (classification(model, dataset, **options) for model in (FakeClassifier(), Two(label="mass")))
+    assert two.metrics == yes.metrics and two.protocol == yes.protocol
+    pd.testing.assert_frame_equal(two.tables["predictions"], yes.tables["predictions"], check_dtype=False)
 
 
 def test_a_label_that_is_not_the_models_is_named():
