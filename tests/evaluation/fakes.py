@@ -106,6 +106,9 @@ class FakeModel:
         angle = np.array([0.0 if text.lower().startswith("no ") else np.pi / 2 for text in texts])
         return np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
 
+    def text_directions(self, texts, method="grad_cam", stage=None):
+        return self.embed_text(texts)
+
     def similarity(self, a, b):
         return a @ b.T
 

@@ -103,7 +103,7 @@ def saliency(
     `cascade` "mass/rank_correlation_randomised", "mass/ssim_above_stage5".
 
     Raises:
-        UserError: a label that there is not, or a method or stage that does not fit the model.
+        UserError: a label that there is not, or a method or stage that does not fit the model or `deletion_steps`.
     """
     settings = Settings(
         method,
@@ -114,8 +114,13 @@ def saliency(
         deletion_steps,
         deletion_fill,
     )
+    if deletion_steps and METHODS[method].over == "head":
+        raise UserError(
+            f"deletion_steps={deletion_steps} scores the whole image's vector, which is not what {method} explains: "
+            "leave it out."
+        )
     positions = select(dataset.index, split, patients, seed)
-    towards = _towards(model, prompts, labels, explain)
+    towards = _towards(model, prompts, labels, explain, settings)
     others = _other_weights(model, sanity, cascade, seed)
     metrics, figures, rows_of_all, shown = {}, {}, [], []
     for label, direction in towards.items():
@@ -204,7 +209,7 @@ def breast_mask(canvas: np.ndarray) -> np.ndarray:
 
 
 def _towards(
-    model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None, explain: str
+    model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None, explain: str, settings: Settings
 ) -> dict[str, np.ndarray]:
     """`directions` of the labels that are asked about; of a classifier or detector those of their logits."""
     known = {name: None for name in model.labels} or load_prompts(prompts)
@@ -218,7 +223,7 @@ def _towards(
         )
     if model.labels:
         return dict(zip(wanted, np.eye(len(known), dtype=np.float32)[[model.labels.index(label) for label in wanted]]))
-    return directions(model, {label: known[label] for label in wanted}, explain)
+    return directions(model, {label: known[label] for label in wanted}, explain, settings.method, settings.stage)
 
 
 def inside(xy: np.ndarray, boxes: np.ndarray, tolerance: float = 0.0) -> np.ndarray:
