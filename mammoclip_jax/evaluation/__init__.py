@@ -3,6 +3,7 @@
 EVALUATORS = {
     "classification": "classification.classification",
     "detection": "detection.detection",
+    "grounding": "grounding.grounding",
     "linear_probe": "probe.linear_probe",
     "zero_shot": "zero_shot.zero_shot",
     "retrieval": "retrieval.retrieval",
@@ -13,6 +14,7 @@ EVALUATORS = {
 MODELS = {
     "classification": ("classifier",),
     "detection": ("detector",),
+    "grounding": ("dual_encoder",),
     "retrieval": ("dual_encoder",),
     "saliency": ("dual_encoder", "classifier", "detector"),
     "zero_shot": ("dual_encoder",),

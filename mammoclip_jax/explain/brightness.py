@@ -1,6 +1,5 @@
 """Brightness: the cheapest guess of where a finding is, to be held against every other map."""
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mammoclip_jax.explain.deletion import blurred_image

@@ -66,7 +66,9 @@ class DualEncoder(ImageModel):
         head = head or known[0]
         check_name(head, known, "head of kind local")
         count = self._module.heads.makers[head](parent=None).sentences
-        ids, mask, sentence = self._needed_tokenizer().encode_sentences(list(texts), self.config.data.text_length, count)
+        ids, mask, sentence = self._needed_tokenizer().encode_sentences(
+            list(texts), self.config.data.text_length, count
+        )
         ids, mask, sentence = _without_padding(ids, mask, sentence)
         return self._batched(functools.partial(self._embed_sentences, head), ids, mask, sentence)
 

@@ -22,7 +22,7 @@ from mammoclip_jax.inference.prompts import directions
 from mammoclip_jax.names import check_name
 
 LABELS = ("mass", "calcification")
-_CARRIED = ("image", "patient", "laterality", "view", "real")
+CARRIED = ("image", "patient", "laterality", "view", "real")  # columns of the index that the tables have
 _GALLERY_SIDE = 480  # pixels of a gallery picture's longer side
 
 
@@ -130,7 +130,7 @@ def saliency(
         for position, image, tissue, maps in _maps(
             model, dataset, sorted({*boxes, *chosen}), direction, settings, others
         ):
-            row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(_CARRIED)].to_dict()
+            row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(CARRIED)].to_dict()
             heat = maps[""].heat
             for name in rows if position in boxes else ():
                 rows[name].append(
@@ -140,7 +140,7 @@ def saliency(
                 )
             if position in chosen:
                 name = f"{label}_{len(shown):03d}"
-                figures[name] = side_by_side(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
+                figures[name] = shown_beside(image, heat, boxes.get(position, ()))
                 shown.append({"figure": name} | (rows[""][-1] if position in boxes else row))
         for name in rows:
             entries = _summary(
@@ -150,6 +150,11 @@ def saliency(
             rows_of_all += rows[name]
     tables = {"images": pd.DataFrame(rows_of_all), "gallery": pd.DataFrame(shown)}
     return Result("saliency", _protocol(model, split, prompts, explain, settings, others), metrics, tables, figures)
+
+
+def shown_beside(image: np.ndarray, heat: np.ndarray, boxes: np.ndarray) -> bytes:
+    """A picture of the gallery: the image with its boxes, and beside it the same under the map with its peak."""
+    return side_by_side(image, heat, boxes, peak_of(heat), _GALLERY_SIDE)
 
 
 def _other_weights(model, sanity: bool, cascade: tuple[str, ...], seed: int) -> dict[str, Any]:
