@@ -11,6 +11,7 @@ from tiny_subject import HEADED, RESNET, meta_of, variables_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.evaluators.grounding import grounding, nearness
 from mammoclip_jax.evaluation.evaluators.saliency import saliency
+from mammoclip_jax.evaluation.page.report import _caption
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.training.mesh import make_mesh
 
@@ -18,8 +19,7 @@ SIDES = {"L": "left", "R": "right"}
 
 
 class Dataset(FakeDataset):
-    """A mass has its sentence, behind one about the other breast; where it touches the chest wall it is told of in no
-    text."""
+    """A mass has its sentence, behind one about the other breast; where it lies near the chest wall it is denied."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -33,7 +33,7 @@ class Dataset(FakeDataset):
                     f"Mass in the {other} breast. Dense. There is a mass in the {SIDES[side]} breast; it is {row} mm."
                 ]
                 if json.loads(boxes)[0]["box"][0] < 6:
-                    texts, self.silent = ["Dense."], self.silent + 1
+                    texts, self.silent = [f"No mass in the {SIDES[side]} breast."], self.silent + 1
             self.index.at[self.index.index[row], "texts"] = texts
 
 
@@ -95,13 +95,17 @@ def test_the_sentence_is_the_own_breasts_and_stands_below_the_picture(dataset):
     assert set(model.asked) == {"There is a mass in the left breast;", "There is a mass in the right breast;"}
     assert all(SIDES[row.laterality] in row.sentence for row in rows.itertuples())
     assert len(shown) == 3 == len(result.figures) and set(shown["map"]) == {"hires_cam"}
+    captions = [_caption(row) for row in shown.to_dict("records")]
+    assert [(c["hit"], c["note"].strip("\u201c\u201d")) for c in captions] == [
+        (True, text) for text in shown["sentence"]
+    ]
     assert shown["sentence"].str.startswith("There is a mass").all() and set(shown["figure"]) == set(result.figures)
 
 
 def test_a_map_scores_as_the_evaluator_saliency_scores_it(dataset):
     """On the images that both take."""
     told = Dataset(8)
-    keep = told.index["texts"].map(lambda texts: texts != ["Dense."]).to_numpy()
+    keep = told.index["texts"].map(lambda texts: not texts[0].startswith("No")).to_numpy()
     told.index = told.index[keep].reset_index(drop=True)
     told.images = [image for image, kept in zip(told.images, keep) if kept]
     mine = grounding(FakeModel(), told, methods=("grad_cam",), labels=("mass",), resamples=50, gallery=0).metrics
