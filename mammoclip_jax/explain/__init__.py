@@ -5,7 +5,7 @@ To add a method: write `(subject, pixels, direction, stage, **options) -> map` i
 asked about. The map is signed, and larger where more speaks for the direction.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mammoclip_jax.errors import UserError
@@ -14,7 +14,8 @@ from mammoclip_jax.names import check_name, load, suggestion
 
 class Method(NamedTuple):
     """`over` is what the map is over: "stage", a stage map of the encoder; "pooled", the one that is pooled and
-    projected; "tokens", a transformer's patches; "image", the pixels."""
+    projected; "head", the one that a head of kind local sees, in whose space the direction lies; "tokens", a
+    transformer's patches; "image", the pixels."""
 
     title: str
     function: str
@@ -26,9 +27,11 @@ METHODS = {
     "grad_cam_pp": Method("Grad-CAM++", "cam.grad_cam_pp", "stage"),
     "hires_cam": Method("HiResCAM", "cam.hires_cam", "stage"),
     "similarity": Method("similarity to the text at each place", "similarity.similarity", "pooled"),
+    "local_alignment": Method("similarity of sentence and patch", "local_alignment.local_alignment", "head"),
     "attention_rollout": Method("attention rollout", "rollout.attention_rollout", "tokens"),
     "integrated_gradients": Method("integrated gradients", "integrated_gradients.integrated_gradients", "image"),
     "occlusion": Method("occlusion", "occlusion.occlusion", "image"),
+    "brightness": Method("brightness", "brightness.brightness", "image"),
 }
 
 
@@ -48,12 +51,12 @@ def function_of(method: str, options: Mapping[str, Any] = {}) -> Callable:
     return function
 
 
-def stage_of(method: str, stage: str | None, encoder, stages: Iterable[str]) -> str:
+def stage_of(method: str, stage: str | None, encoder, stages: Iterable[str], local: Sequence[str] = ()) -> str:
     """The stage of the image encoder that the method looks at; "" where it looks at none.
 
     Args:
         stage: the one that is asked for; None or "" leaves the choice to the method: the last one that has a gradient.
-        encoder: the encoder's module; stages: names of its maps.
+        encoder: the encoder's module; stages: names of its maps; local: those that a head of kind local sees.
 
     Raises:
         UserError: there is no such method or stage, or the method cannot look at it, or not into this encoder.
@@ -67,6 +70,14 @@ def stage_of(method: str, stage: str | None, encoder, stages: Iterable[str]) -> 
     over = METHODS[method].over
     if over == "stage":
         return stage or getattr(encoder, "grad_cam_stage", stages[-1])
+    if over == "head":
+        if not local:
+            raise UserError(
+                f"{method} needs a dual encoder with a head of kind local (config.model.heads), and this model has "
+                "none: use similarity or hires_cam."
+            )
+        check_name(stage or local[0], local, "local head at the stage")
+        return stage or local[0]
     if over == "pooled":
         pooled = getattr(encoder, "pooled_stage", None)
         if pooled not in stages:

@@ -16,6 +16,7 @@ class Subject(NamedTuple):
 
     encode: Callable  # (pixels [N H W C], offsets {stage: [N h w c]}) -> (vectors [N D], {stage: [N h w c]})
     project: Callable  # features [... c] of the pooled stage -> vectors [... D]
+    patches: Callable  # (pixels, stage) -> (unit vectors [N h w D] by the local head there, which count [N h w])
     attention: Callable  # pixels -> [(queries, keys)], each [N heads L d], of every layer
     tokens: Callable | None  # number of patches -> the share [L] of each token in the pooled vector
     grey: Callable  # grey value from 0 to 1 -> the value that stands for it in `pixels`

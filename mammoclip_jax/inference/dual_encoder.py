@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from mammoclip_jax import models
+from mammoclip_jax import explain, models
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.image_model import ImageModel
@@ -27,7 +27,9 @@ class DualEncoder(ImageModel):
 
     def _build(self, meta):
         self._tokenize = Tokenize.from_json(meta["tokenizer"]) if meta["tokenizer"] else None
-        return models.build(self.config.model, self._tokenize.vocab_size if self._tokenize else 0)
+        module = models.build(self.config.model, self._tokenize.vocab_size if self._tokenize else 0)
+        self.local_heads = module.heads.local() if module.heads else {}
+        return module
 
     def embed_image(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of preprocessed images, uint8 or uint16."""
@@ -39,21 +41,47 @@ class DualEncoder(ImageModel):
         Raises:
             UserError: the weights were imported without their tokenizer.
         """
-        if self._tokenize is None:
-            raise UserError(
-                "these weights came without their tokenizer: import them again with --tokenizer=FOLDER, "
-                "or give token ids to embed_tokens."
-            )
-        return self.embed_tokens(*self._tokenize.encode(list(texts), self.config.data.text_length))
+        return self.embed_tokens(*self._needed_tokenizer().encode(list(texts), self.config.data.text_length))
 
     def embed_tokens(self, ids: Int[np.ndarray, "N L"], mask: Bool[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of token ids; mask is True for real tokens, which come first. Padding changes nothing."""
-        ids, mask = np.asarray(ids, np.int32), np.asarray(mask, bool)
-        longest, length = int(mask.sum(axis=1).max(initial=1)), SHORTEST_TEXT
-        while length < longest:
-            length *= 2  # few lengths, so that few programs are compiled
-        length = min(length, ids.shape[1])
-        return self._batched(self._embed_text, ids[:, :length], mask[:, :length])
+        return self._batched(self._embed_text, *_without_padding(np.asarray(ids, np.int32), np.asarray(mask, bool)))
+
+    def embed_sentences(
+        self, texts: Sequence[str], head: str | None = None
+    ) -> tuple[Float[np.ndarray, "N S D"], Bool[np.ndarray, "N S"]]:
+        """Unit vectors of each text's sentences in the space of a head of kind local, and which there are.
+
+        Sentences are marked and pooled as in training, each with what the text tower has read around it. One that does
+        not fit whole into config.data.text_length is none, nor are those behind the head's `sentences`.
+
+        Args:
+            head: name in config.model.heads; None: the first of that kind.
+
+        Raises:
+            UserError: there is no such head, or the weights were imported without their tokenizer.
+        """
+        known = tuple(self.local_heads.values())
+        if not known:
+            raise UserError("embed_sentences needs a head of kind local (config.model.heads), and this model has none.")
+        head = head or known[0]
+        check_name(head, known, "head of kind local")
+        count = self._module.heads.makers[head](parent=None).sentences
+        ids, mask, sentence = self._needed_tokenizer().encode_sentences(
+            list(texts), self.config.data.text_length, count
+        )
+        ids, mask, sentence = _without_padding(ids, mask, sentence)
+        return self._batched(functools.partial(self._embed_sentences, head), ids, mask, sentence)
+
+    def text_directions(
+        self, texts: Sequence[str], method: str = "grad_cam", stage: str | None = None
+    ) -> Float[np.ndarray, "N D"]:
+        """What `saliency` multiplies with to explain texts by a method: their unit vectors, or of local_alignment the mean
+        of those of a text's sentences (0 without any), in the space of the head."""
+        if explain.METHODS[method].over != "head":
+            return self.embed_text(texts)
+        vectors, there = self.embed_sentences(texts, self.local_heads[self.map_stage(method, stage)])
+        return vectors.sum(axis=1) / np.maximum(there.sum(axis=1, keepdims=True), 1)
 
     def head_outputs(self, name: str, images: Shaped[np.ndarray, "N V H W"]) -> dict[str, np.ndarray]:
         """What the head `name` of config.model.heads makes of N times V views of one breast, in evaluation mode.
@@ -79,9 +107,17 @@ class DualEncoder(ImageModel):
         """Cosines [N, M] of unit vectors."""
         return np.asarray(images) @ np.asarray(texts).T
 
-    def _directions(self, towards):
+    def _directions(self, towards, method="grad_cam", stage=None):
         texts = len(towards) and isinstance(towards[0], str)
-        return self.embed_text(towards) if texts else super()._directions(towards)
+        return self.text_directions(towards, method, stage) if texts else super()._directions(towards)
+
+    def _needed_tokenizer(self) -> Tokenize:
+        if self._tokenize is None:
+            raise UserError(
+                "these weights came without their tokenizer: import them again with --tokenizer=FOLDER, "
+                "or give token ids to embed_tokens."
+            )
+        return self._tokenize
 
     def _fresh(self, key):
         return init_variables(self._module, key, self._blank().shape[1:], self.config.data.text_length)
@@ -103,3 +139,15 @@ class DualEncoder(ImageModel):
     @functools.partial(jax.jit, static_argnums=0)
     def _embed_text(self, variables, ids, mask):
         return self._module.apply(variables, ids, mask, train=False, method="encode_text")[0]
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _embed_sentences(self, head, variables, ids, mask, sentence):
+        return self._module.apply(variables, head, ids, mask, sentence, train=False, method="embed_sentences")
+
+
+def _without_padding(ids, mask, *more):
+    """Arrays [N L] of tokens cut to the longest text, or a little behind it, so that few programs are compiled."""
+    longest, length = int(mask.sum(axis=1).max(initial=1)), SHORTEST_TEXT
+    while length < longest:
+        length *= 2
+    return tuple(x[:, :length] for x in (ids, mask, *more))

@@ -308,7 +308,7 @@ def _by_prompts(model, *, pairs, explain: str, stage: str, method: str) -> _Scor
     return _Scorer(
         model,
         lambda images: score(model.embed_image(images), bank),
-        directions(model, pairs, explain),
+        directions(model, pairs, explain, method, stage),
         COSINES,
         stage,
         method,

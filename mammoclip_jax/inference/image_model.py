@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ class ImageModel(SaliencyMixin):
         trained_on: the patients they were trained on (`provenance.patients_in`); None where that is not on record.
         stages: names of the image encoder's stages, first to last, for `saliency`.
         labels: of a classifier or detector.
+        local_heads: {stage: name of the head of kind local that sees it} of a dual encoder.
     """
 
     labels: tuple[str, ...] = ()
+    local_heads: Mapping[str, str] = {}
     _encoding: str | None = None  # the module's method that `_encode` calls; None: the module itself
 
     def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):
@@ -137,8 +139,9 @@ class ImageModel(SaliencyMixin):
         """Variables as before training."""
         return self._module.init(key, self._blank())
 
-    def _directions(self, towards) -> Float[np.ndarray, "N D"]:
-        """Of labels, those that pick them out among the vectors; directions as they are."""
+    def _directions(self, towards, method: str = "", stage: str = "") -> Float[np.ndarray, "N D"]:
+        """Of labels, those that pick them out among the vectors; directions as they are. A method and its stage may have
+        a space of their own."""
         if len(towards) and isinstance(towards[0], str):
             rows = dict(zip(self.labels, np.eye(len(self.labels)), strict=True))
             towards = [lookup(rows, label, "label") for label in towards]

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ class SaliencyMixin:
     """
 
     stages: tuple[str, ...]
+    local_heads: Mapping[str, str]
     preprocessing: dict[str, Any]
     _module: Any  # has an `image_encoder` and a method `project_image`
     _variables: Any
@@ -54,7 +55,8 @@ class SaliencyMixin:
 
         Args:
             towards: N texts (of a classifier: labels), or N directions: vectors that the image's vector is multiplied
-                with, such as the difference of two text embeddings (of a classifier: weights on all logits).
+                with, such as the difference of two text embeddings (of a classifier: weights on all logits). Of
+                local_alignment they lie in the space of the head: see `text_directions`.
             method: one of `explain.METHODS`; its file there says what it is.
             stage: of the image encoder, for the methods that look at one; None leaves the choice to the method.
             raw: the signed map itself, neither cut at 0 nor scaled.
@@ -66,7 +68,7 @@ class SaliencyMixin:
         stage = self.map_stage(method, stage)
         explain.function_of(method, options)
         program = functools.partial(self._saliency, method, stage, raw, tuple(sorted(options.items())))
-        return self._batched(program, np.asarray(images), self._directions(towards))
+        return self._batched(program, np.asarray(images), self._directions(towards, method, stage))
 
     def map_stage(self, method: str, stage: str | None = None) -> str:
         """The stage that a method looks at, "" for those that look at none; see `explain.stage_of`.
@@ -74,7 +76,7 @@ class SaliencyMixin:
         Raises:
             UserError: there is no such method or stage, or the method does not fit the encoder or the stage.
         """
-        return explain.stage_of(method, stage, self._module.image_encoder, self.stages)
+        return explain.stage_of(method, stage, self._module.image_encoder, self.stages, tuple(self.local_heads))
 
     def stage_grid(self, stage: str) -> Grid:
         """Where the cells of a stage of the image encoder lie on the preprocessed image.
@@ -177,9 +179,16 @@ class SaliencyMixin:
         def queries_and_keys(pixels):
             return attention.recorded(self._encode(variables, pixels, mutable=["intermediates"])[1])
 
+        def patches(pixels, stage):
+            features = self._encode(variables, pixels)[1][stage]
+            return self._module.apply(
+                variables, self.local_heads[stage], features, augment.lit(pixels), method="embed_patches"
+            )
+
         return Subject(
             encode=functools.partial(self._encode, variables),
             project=functools.partial(self._module.apply, variables, train=False, method="project_image"),
+            patches=patches,
             attention=queries_and_keys,
             tokens=getattr(encoder, "pooled_tokens", None),
             grey=lambda value: (value - options.mean) / options.std,

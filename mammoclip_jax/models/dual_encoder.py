@@ -105,6 +105,35 @@ class DualEncoder(nn.Module):
         """What the head of that name makes of the towers' outputs and the batch; see `vectors.Heads`."""
         return self.heads(name, inputs, train)
 
+    def embed_patches(
+        self, head: str, maps: Float[Array, "N h w c"], lit: Bool[Array, "N H W"], *, train: bool = False
+    ) -> tuple[Float[Array, "N h w D"], Bool[Array, "N h w"]]:
+        """Unit vectors that a head of kind local makes of the patches of its stage, and which of them count.
+
+        Args:
+            maps: of the head's stage; lit: the pixels that are brighter than the background.
+        """
+        vectors, there = self.heads.by_name[head].of_patches(maps, lit, jnp.ones(len(maps), bool), train)
+        return _unit(vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))), there
+
+    def embed_sentences(
+        self,
+        head: str,
+        ids: Int[Array, "N L"],
+        mask: Bool[Array, "N L"],
+        sentence: Int[Array, "N L"],
+        *,
+        train: bool = False,
+    ) -> tuple[Float[Array, "N S D"], Bool[Array, "N S"]]:
+        """Unit vectors that a head of kind local makes of the sentences of texts, and which there are.
+
+        Args:
+            sentence: number of the sentence that each token belongs to, -1 for tokens of none.
+        """
+        _, states = self.pool_text(ids, mask, train=train)
+        vectors, there = self.heads.by_name[head].of_sentences(states, sentence, mask, jnp.ones(len(ids), bool), train)
+        return _unit(vectors.astype(jnp.promote_types(vectors.dtype, jnp.float32))), there
+
     def project_image(self, pooled: Float[Array, "... c"], *, train: bool = False) -> Float[Array, "... D"]:
         """Unit vectors of pooled features, or of the features of places of the stage that is pooled."""
         wide = jnp.promote_types(pooled.dtype, jnp.float32)

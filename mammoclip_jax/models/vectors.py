@@ -27,11 +27,13 @@ class Heads(nn.Module):
 
     makers: Mapping[str, Callable[..., nn.Module]]
 
-    @nn.compact
+    def setup(self):
+        self.by_name = {name: make(name=name) for name, make in self.makers.items()}
+
     def __call__(self, name: str, inputs: Mapping[str, Array], train: bool) -> dict[str, Array]:
         """What the head `name` makes of the outputs of the towers and the `mask`, `view_mask`, `token_mask` and
         `sentence` of a `Batch`, by the names that terms know it by: `name`/patches and so on."""
-        head = self.makers[name](name=name)
+        head = self.by_name[name]
         for need in head.needs:
             check_name(need, inputs, f"output of the towers, which config.model.heads.{name} reads,")
         return {f"{name}/{part}": value for part, value in head(inputs, train).items()}
@@ -39,6 +41,15 @@ class Heads(nn.Module):
     def needs(self, name: str) -> tuple[str, ...]:
         """The inputs of that head."""
         return self.makers[name](parent=None).needs
+
+    def local(self) -> dict[str, str]:
+        """{stage of the image encoder: the first head of kind local that sees it}, in the order of the heads."""
+        stages: dict[str, str] = {}
+        for name, make in self.makers.items():
+            head = make(parent=None)
+            if isinstance(head, Local):
+                stages.setdefault(head.stage, name)
+        return stages
 
 
 class MaskedBatchNorm(nn.Module):
@@ -131,7 +142,12 @@ class Local(nn.Module):
     def needs(self) -> tuple[str, ...]:
         return (f"image/{self.stage}", "text/states", *(("image/lit",) if self.lit else ()))
 
-    @nn.compact
+    def setup(self):
+        options = {"hidden": self.hidden, "dim": self.dim, "dtype": self.dtype}
+        self.patch_head = NormalisedMLP(name="patches", **options)
+        self.sentence_head = NormalisedMLP(name="sentences", **options)
+        self.factor = exp_scale(self, self.logit_scale)
+
     def __call__(self, inputs: Mapping[str, Array], train: bool) -> dict[str, Array]:
         """patches [B slots P dim], patch_mask, sentences [B slots S dim], sentence_mask and logit_scale."""
         views, texts = list(self.slots), inputs["text/states"].shape[1]
@@ -142,29 +158,44 @@ class Local(nn.Module):
             )
         _check_slots("local", views, maps.shape[1])
         maps, there = maps[:, views], (inputs["view_mask"] & inputs["mask"][:, None])[:, views]
-        b, v, h, w, c = maps.shape
-        patch_mask = jnp.broadcast_to(there[:, :, None], (b, v, h * w))
-        if self.lit:
-            patch_mask &= _shares(inputs["image/lit"][:, views], h, w).reshape(b, v, -1) >= self.lit
+        b, v, h, w, _ = maps.shape
+        patches, patch_mask = self.of_patches(maps, inputs["image/lit"][:, views] if self.lit else None, there, train)
         mine = [min(view, texts - 1) for view in views]
         states, sentence, token_mask = (
             inputs[name][:, mine].reshape(b * v, *inputs[name].shape[2:])
             for name in ("text/states", "sentence", "token_mask")
         )
-        vectors, found = sentence_vectors(states, sentence, token_mask, self.sentences, self.sentence)
-        sentence_mask = found.reshape(b, v, -1) & there[:, :, None]
-        head = {"hidden": self.hidden, "dim": self.dim, "dtype": self.dtype}
-        patches = NormalisedMLP(name="patches", **head)(maps.reshape(b, v, h * w, c), patch_mask, train)
-        vectors = NormalisedMLP(name="sentences", **head)(
-            vectors.reshape(b, v, self.sentences, -1), sentence_mask, train
-        )
+        vectors, found = self.of_sentences(states, sentence, token_mask, there.reshape(-1), train)
         return {
-            "patches": patches,
-            "patch_mask": patch_mask,
-            "sentences": vectors,
-            "sentence_mask": sentence_mask,
-            "logit_scale": exp_scale(self, self.logit_scale),
+            "patches": patches.reshape(b, v, h * w, -1),
+            "patch_mask": patch_mask.reshape(b, v, -1),
+            "sentences": vectors.reshape(b, v, self.sentences, -1),
+            "sentence_mask": found.reshape(b, v, -1),
+            "logit_scale": self.factor,
         }
+
+    def of_patches(
+        self, maps: Float[Array, "*n h w c"], lit: Bool[Array, "*n H W"] | None, there: Bool[Array, "*n"], train: bool
+    ) -> tuple[Float[Array, "*n h w dim"], Bool[Array, "*n h w"]]:
+        """Vectors of the patches of the images that are there, and which of them count; the others are 0."""
+        h, w = maps.shape[-3:-1]
+        mask = jnp.broadcast_to(there[..., None, None], maps.shape[:-1])
+        if self.lit:
+            mask &= _shares(lit, h, w) >= self.lit
+        return self.patch_head(maps, mask, train), mask
+
+    def of_sentences(
+        self,
+        states: Float[Array, "N L C"],
+        sentence: Int[Array, "N L"],
+        token_mask: Bool[Array, "N L"],
+        there: Bool[Array, " N"],
+        train: bool,
+    ) -> tuple[Float[Array, "N S dim"], Bool[Array, "N S"]]:
+        """Vectors of the sentences of the texts that are there, and which sentences there are; the others are 0."""
+        vectors, found = sentence_vectors(states, sentence, token_mask, self.sentences, self.sentence)
+        found &= there[:, None]
+        return self.sentence_head(vectors, found, train), found
 
 
 class SimCLR(nn.Module):
@@ -234,9 +265,9 @@ def _check_slots(head: str, slots, views: int) -> None:
         )
 
 
-def _shares(lit: Bool[Array, "B V H W"], h: int, w: int) -> Float[Array, "B V h w"]:
+def _shares(lit: Bool[Array, "*n H W"], h: int, w: int) -> Float[Array, "*n h w"]:
     """The share of the pixels that are lit, in each cell of a grid over the image."""
-    b, v, height, width = lit.shape
+    *n, height, width = lit.shape
     rows, columns = -(-height // h), -(-width // w)
-    lit = jnp.pad(lit, ((0, 0), (0, 0), (0, h * rows - height), (0, w * columns - width)))
-    return lit.reshape(b, v, h, rows, w, columns).mean(axis=(3, 5), dtype=jnp.float32)
+    lit = jnp.pad(lit, [(0, 0)] * len(n) + [(0, h * rows - height), (0, w * columns - width)])
+    return lit.reshape(*n, h, rows, w, columns).mean(axis=(-3, -1), dtype=jnp.float32)

@@ -197,6 +197,11 @@ def eval_images(image: Shaped[Array, "N H W"], options: Preprocess) -> Float[Arr
     return normalise(to_unit(image), options)
 
 
+def lit(image: Float[Array, "N H W C"]) -> Bool[Array, "N H W"]:
+    """The pixels of the encoder's input that are brighter than the background."""
+    return image[..., 0] > image[..., 0].min(axis=(1, 2), keepdims=True)
+
+
 def resized(image: Float[Array, "N H W C"], size: tuple[int, int]) -> Float[Array, "N h w C"]:
     """Stretched to (height, width), with antialiasing; the image itself where that is its size."""
     if image.shape[1:3] == tuple(size):

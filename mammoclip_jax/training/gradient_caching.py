@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mammoclip_jax.names import check_name
+from mammoclip_jax.training.augment import lit
 from mammoclip_jax.types import Embeddings
 
 
@@ -57,8 +58,8 @@ def embed(
         image, drawn = inputs
         image = augment(image, drawn)
         (vectors, outputs), stats = apply(stats, key, image, method="image_outputs")
-        if "image/lit" in towers:  # pixels brighter than the background
-            outputs = outputs | {"lit": image[..., 0] > image[..., 0].min(axis=(1, 2), keepdims=True)}
+        if "image/lit" in towers:
+            outputs = outputs | {"lit": lit(image)}
         return {"": vectors} | _needed(towers, "image", outputs), stats
 
     def encode_text(stats, inputs, key):

@@ -86,7 +86,7 @@ class FakeModel:
 
     kind = "dual_encoder"
     stages = ("stage_3", "head")
-    labels = ()
+    labels, local_heads = (), {}
     step = 7
     config = defaults()
     provenance, trained_on = {"datasets": ["phantom"]}, None
@@ -105,6 +105,9 @@ class FakeModel:
     def embed_text(self, texts):
         angle = np.array([0.0 if text.lower().startswith("no ") else np.pi / 2 for text in texts])
         return np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+
+    def text_directions(self, texts, method="grad_cam", stage=None):
+        return self.embed_text(texts)
 
     def similarity(self, a, b):
         return a @ b.T

@@ -13,12 +13,15 @@ from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.explain.maps import Subject
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.models import attention
+from mammoclip_jax.training.augment import lit
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables
 
 HEIGHT, WIDTH, DIM = 48, 32, 6
 MEAN, STD = 0.3, 0.25
 RESNET = {"name": "resnet", "variant": "18", "width": 4, "depths": (1, 1)}
+LOCAL = {"stage": "stage2", "hidden": 5, "dim": DIM, "sentences": 3, "sentence": "mean", "lit": 0.5}
+HEADED = RESNET | {"heads": {"near": {"kind": "local"} | LOCAL}}  # with a local head
 VIT = {
     "name": "vit",
     "variant": "tiny",
@@ -40,7 +43,9 @@ def meta_of(image):
     config = defaults()
     config.image.update(channels=1, mean=MEAN, std=STD)
     config.data.text_length = 16
-    config.model.image = dict(image)
+    image = dict(image)
+    config.model.heads = image.pop("heads", {})
+    config.model.image = image
     config.model.text.update(
         name="bert", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
@@ -104,6 +109,9 @@ def subject_of(image):
     subject = Subject(
         encode=encode,
         project=functools.partial(module.apply, wide, train=False, method="project_image"),
+        patches=lambda pixels, stage: module.apply(
+            wide, "near", encode(pixels)[1][stage], lit(pixels), method="embed_patches"
+        ),
         attention=lambda pixels: attention.recorded(encode(pixels, mutable=["intermediates"])[1]),
         tokens=getattr(module.image_encoder, "pooled_tokens", None),
         grey=lambda value: (value - MEAN) / STD,

@@ -1,10 +1,11 @@
 """The texts of an image at three levels, for region-phrase training: labels, phrases, the whole report."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mammoclip_jax.data.text import label_values, reports
+from mammoclip_jax.data.text import label_values, marks, reports
 
 LEVELS = ("label", "phrase", "report")
 
@@ -26,25 +27,66 @@ def units(row: Any) -> list[Unit]:
     the box of which it names the label or the phrase: only where one box alone fits. A box item's own "phrase" is a
     unit too.
     """
-    row = row if isinstance(row, Mapping) else row.to_dict() if hasattr(row, "to_dict") else row._asdict()
+    row = _fields(row)
     labels, boxes = (json.loads(row[key]) if isinstance(row[key], str) else row[key] for key in ("labels", "boxes"))
     items = _labels(labels, boxes)
     texts = [text.strip() for text in row["texts"] if text.strip()]
-    sections = list(row.get("sections", ()))
-    spoken = [t for t, name in zip(row["texts"], sections, strict=False) if name == "findings" and t.strip()] or texts
     own = [
         Unit("phrase", item["phrase"].strip(), tuple(item["box"]), reports.negated(item["phrase"]))
         for item in boxes
         if str(item.get("phrase") or "").strip()
     ]
-    for text in spoken:
-        text = reports.for_view(reports.for_side(text, row.get("laterality", "")), row.get("view", ""))
+    for text in _of_view(row):
         own += [
             Unit("phrase", sentence, _box(sentence, boxes), reports.negated(sentence))
             for sentence in reports.sentences(text)
         ]
     items += dict.fromkeys(own)
     return items + ([Unit("report", " ".join(dict.fromkeys(texts)), None)] if texts else [])
+
+
+class Sentence(NamedTuple):
+    """A sentence, and where it stands: the `number`-th of `marks.spans(context)`."""
+
+    text: str
+    context: str
+    number: int
+
+
+def affirming(row: Any, label: str) -> list[Sentence]:
+    """The sentences of a row's texts that affirm a finding, a key of `label_values.PRESENT`, of its own side and view.
+
+    Of the findings, where a section is named so. A sentence ends at a semicolon too, as those of `marks`.
+    """
+    return [
+        Sentence(" ".join(text[start:end].split()), text, number)
+        for text in _of_view(_fields(row))
+        for number, (start, end) in enumerate(marks.spans(text))
+        if affirms(text[start:end], label)
+    ]
+
+
+def affirms(sentence: str, label: str) -> bool:
+    """Does a sentence name a finding without denying it? "Microcalcifications" are calcifications of any kind."""
+    term = label_values.ABSENT.get(label, label.replace("_", " "))
+    term = "calcification" if "calcification" in term else term.replace("asymmetry", "asymmetr")
+    words = [term, f"micro{term}", f"macro{term}"] if term == "calcification" else [term]
+    named = [word for word in words if re.search(rf"\b{re.escape(word)}", sentence, re.IGNORECASE)]
+    return any(not reports.negated(sentence, word) for word in named)
+
+
+def _fields(row: Any) -> Mapping[str, Any]:
+    return row if isinstance(row, Mapping) else row.to_dict() if hasattr(row, "to_dict") else row._asdict()
+
+
+def _of_view(row: Mapping[str, Any]) -> list[str]:
+    """What the texts say of this side and view: the findings, where a section is named so."""
+    texts, sections = row["texts"], list(row.get("sections", ()))
+    findings = [t for t, name in zip(texts, sections, strict=False) if name == "findings" and t.strip()]
+    return [
+        reports.for_view(reports.for_side(text, row.get("laterality", "")), row.get("view", ""))
+        for text in findings or [text.strip() for text in texts if text.strip()]
+    ]
 
 
 def _labels(labels: Mapping[str, Any], boxes: list[Mapping[str, Any]]) -> list[Unit]:
@@ -67,9 +109,4 @@ def _names(sentence: str, item: Mapping[str, Any]) -> bool:
     phrase = str(item.get("phrase") or "").strip(" .").lower()
     if phrase and phrase in sentence.lower():
         return not reports.negated(sentence)
-    for key in map(label_values.key_of, label_values.names_of(item)):
-        term = label_values.ABSENT.get(key, key.replace("_", " "))
-        term = "calcification" if "calcification" in term else term.replace("asymmetry", "asymmetr")
-        if term in sentence.lower() and not reports.negated(sentence, term):
-            return True
-    return False
+    return any(affirms(sentence, label_values.key_of(name)) for name in label_values.names_of(item))

@@ -20,7 +20,7 @@ from mammoclip_jax.inference.prompts import directions
 from mammoclip_jax.names import check_name
 
 LABELS = ("mass", "calcification")
-_CARRIED = ("image", "patient", "laterality", "view", "real")
+CARRIED = ("image", "patient", "laterality", "view", "real")  # columns of the index that the tables have
 _GALLERY_SIDE = 480  # pixels of a gallery picture's longer side
 
 
@@ -101,7 +101,7 @@ def saliency(
     `cascade` "mass/rank_correlation_randomised", "mass/ssim_above_stage5".
 
     Raises:
-        UserError: a label that there is not, or a method or stage that does not fit the model.
+        UserError: a label that there is not, or a method or stage that does not fit the model or `deletion_steps`.
     """
     settings = Settings(
         method,
@@ -112,8 +112,13 @@ def saliency(
         deletion_steps,
         deletion_fill,
     )
+    if deletion_steps and METHODS[method].over == "head":
+        raise UserError(
+            f"deletion_steps={deletion_steps} scores the whole image's vector, which is not what {method} explains: "
+            "leave it out."
+        )
     positions = select(dataset.index, split, patients, seed)
-    towards = _towards(model, prompts, labels, explain)
+    towards = _towards(model, prompts, labels, explain, settings)
     others = _other_weights(model, sanity, cascade, seed)
     metrics, figures, rows_of_all, shown = {}, {}, [], []
     for label, direction in towards.items():
@@ -123,7 +128,7 @@ def saliency(
         for position, image, tissue, maps in _maps(
             model, dataset, sorted({*boxes, *chosen}), direction, settings, others
         ):
-            row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(_CARRIED)].to_dict()
+            row = {"label": label} | dataset.index.loc[dataset.index.index[position], list(CARRIED)].to_dict()
             heat = maps[""].heat
             for name in rows if position in boxes else ():
                 rows[name].append(
@@ -133,7 +138,7 @@ def saliency(
                 )
             if position in chosen:
                 name = f"{label}_{len(shown):03d}"
-                figures[name] = side_by_side(image, heat, boxes.get(position, ()), peak_of(heat), _GALLERY_SIDE)
+                figures[name] = shown_beside(image, heat, boxes.get(position, ()))
                 shown.append({"figure": name} | (rows[""][-1] if position in boxes else row))
         for name in rows:
             entries = _summary(
@@ -143,6 +148,11 @@ def saliency(
             rows_of_all += rows[name]
     tables = {"images": pd.DataFrame(rows_of_all), "gallery": pd.DataFrame(shown)}
     return Result("saliency", _protocol(model, split, prompts, explain, settings, others), metrics, tables, figures)
+
+
+def shown_beside(image: np.ndarray, heat: np.ndarray, boxes: np.ndarray) -> bytes:
+    """A picture of the gallery: the image with its boxes, and beside it the same under the map with its peak."""
+    return side_by_side(image, heat, boxes, peak_of(heat), _GALLERY_SIDE)
 
 
 def _other_weights(model, sanity: bool, cascade: tuple[str, ...], seed: int) -> dict[str, Any]:
@@ -196,7 +206,7 @@ def _scores(
 
 
 def _towards(
-    model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None, explain: str
+    model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None, explain: str, settings: Settings
 ) -> dict[str, np.ndarray]:
     """`directions` of the labels that are asked about; of a classifier or detector those of their logits."""
     known = {name: None for name in model.labels} or load_prompts(prompts)
@@ -210,7 +220,7 @@ def _towards(
         )
     if model.labels:
         return dict(zip(wanted, np.eye(len(known), dtype=np.float32)[[model.labels.index(label) for label in wanted]]))
-    return directions(model, {label: known[label] for label in wanted}, explain)
+    return directions(model, {label: known[label] for label in wanted}, explain, settings.method, settings.stage)
 
 
 def inside(xy: np.ndarray, boxes: np.ndarray, tolerance: float = 0.0) -> np.ndarray:

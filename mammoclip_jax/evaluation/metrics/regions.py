@@ -18,7 +18,7 @@ class Overlap(NamedTuple):
     iou: float  # of the part and the union of the boxes, in pixels
     dice: float
     boxes: int
-    found: tuple[int, ...]  # boxes that the bounding box of a connected region overlaps by each of OVERLAPS
+    found: tuple[int, ...]  # boxes that the bounding box of a connected region overlaps by each of the `overlaps`
     regions: int  # connected regions
 
 
@@ -45,7 +45,7 @@ def hottest(heat: np.ndarray, tissue: np.ndarray, quantile: float) -> np.ndarray
     return tissue & (heat >= np.quantile(inside, quantile)) & (heat > inside.min())
 
 
-def overlap(part: np.ndarray, boxes: np.ndarray) -> Overlap:
+def overlap(part: np.ndarray, boxes: np.ndarray, overlaps: Sequence[float] = OVERLAPS) -> Overlap:
     """Of `part` bool [H, W] with `boxes` [k, 4] in its pixels. Regions are connected over corners too."""
     wanted = boxes_mask(boxes, part.shape)
     both, either = (part & wanted).sum(), (part | wanted).sum()
@@ -57,16 +57,22 @@ def overlap(part: np.ndarray, boxes: np.ndarray) -> Overlap:
         iou=float(both / max(either, 1)),
         dice=float(2 * both / max(part.sum() + wanted.sum(), 1)),
         boxes=len(boxes),
-        found=tuple(int((best >= least).sum()) for least in OVERLAPS),
+        found=tuple(int((best >= least).sum()) for least in overlaps),
         regions=len(stats) - 1,
     )
 
 
-def columns(heat: np.ndarray, tissue: np.ndarray, boxes: np.ndarray, quantiles: Sequence[float]) -> dict[str, float]:
+def columns(
+    heat: np.ndarray,
+    tissue: np.ndarray,
+    boxes: np.ndarray,
+    quantiles: Sequence[float],
+    overlaps: Sequence[float] = OVERLAPS,
+) -> dict[str, float]:
     """Columns of an image's row: those of `Overlap` at each quantile, as "iou_0.95" and "found_0.95_0.25"."""
     row = {}
     for quantile in quantiles:
-        measures = overlap(hottest(heat, tissue, quantile), boxes)
+        measures = overlap(hottest(heat, tissue, quantile), boxes, overlaps)
         row |= {f"{name}_{quantile:g}": getattr(measures, name) for name in ("iou", "dice", "regions")}
-        row |= {f"found_{quantile:g}_{least:g}": count for least, count in zip(OVERLAPS, measures.found, strict=True)}
+        row |= {f"found_{quantile:g}_{least:g}": count for least, count in zip(overlaps, measures.found, strict=True)}
     return row | {"boxes": len(boxes)}

@@ -46,6 +46,14 @@ _HEADINGS = (
     (r"sensitivity@([\d.]+)_fp", r"Sensitivity at \1 FP/image", "percent"),
     (r"mean_sensitivity", "mean of these", "percent"),
     (r"pointing_game", "Pointing game hits", "percent"),
+    (r"pointing_game_minus_brightness", "Hits less those of brightness", "percent"),
+    (r"localised_([\d.]+)_iou_([\d.]+)", r"Boxes found, quantile \1, IoU \2", "percent"),
+    (
+        r"localised_([\d.]+)_iou_([\d.]+)_minus_brightness",
+        r"Found less those of brightness, quantile \1, IoU \2",
+        "percent",
+    ),
+    (r"without_sentence", "Images without a sentence", "count"),
     (r"centre_guess", "centre guess", "percent"),
     (r"chance", "random pixel", "percent"),
     (r"ratio_to_centre", "Hits ÷ centre guess", "times"),
@@ -86,7 +94,7 @@ _HEADLINES = (
     (r"(?P<what>[^@]+)/ap@0\.5", "Boxes of {what}: AP at IoU 0.5", None, ""),
     (r"image_to_text/recall@(?P<what>5)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
     (r"text_to_image/recall@(?P<what>5)", "Report to image, R@{what}", "text_to_image/chance@{what}", "chance"),
-    (r"(?P<what>.+)/pointing_game", "Map points at the {what}", "{what}/centre_guess", "centre guess"),
+    (r"(?P<what>[^/]+)/pointing_game", "Map points at the {what}", "{what}/centre_guess", "centre guess"),
 )
 
 

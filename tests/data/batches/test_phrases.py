@@ -2,7 +2,9 @@
 
 import json
 
-from mammoclip_jax.data.batches.phrases import Unit, units
+import pytest
+
+from mammoclip_jax.data.batches.phrases import Sentence, Unit, affirming, affirms, units
 
 BOX, OTHER = [1, 2, 30, 40], [50, 60, 70, 80]
 ROW = {
@@ -50,3 +52,30 @@ def test_a_denied_finding_gets_no_box():
 
 def test_nothing_known():
     assert units({"labels": "{}", "boxes": "[]", "texts": []}) == []
+
+
+def test_the_sentences_that_affirm_a_finding_of_the_side_and_view():
+    text = "Dense. Mass on the right. There is\nan oval mass; no calcification. A mass on MLO. Masses: none."
+    row = ROW | {"texts": [text, "A mass."]}
+    own = "Dense. There is\nan oval mass; no calcification. Masses: none."
+    (found,) = affirming(row, "mass")
+    assert found == Sentence("There is an oval mass;", found.context, 1)
+    assert " ".join(found.context.split()) == " ".join(own.split())
+    assert affirming(row, "calcification") == []
+    assert [s.text for s in affirming(row | {"sections": []}, "mass")] == ["There is an oval mass;", "A mass."]
+
+
+@pytest.mark.parametrize(
+    "sentence, label, expected",
+    [
+        ("Grouped microcalcifications are seen.", "calcification", True),
+        ("No suspicious microcalcifications are seen.", "calcification", False),
+        ("Coarse calcifications, no microcalcifications.", "calcification", True),
+        ("A mass without calcifications.", "mass", True),
+        ("A mass without calcifications.", "calcification", False),
+        ("An asymmetric density and focal asymmetries.", "focal_asymmetry", True),
+        ("Biomass.", "mass", False),
+    ],
+)
+def test_what_affirms(sentence, label, expected):
+    assert affirms(sentence, label) == expected
