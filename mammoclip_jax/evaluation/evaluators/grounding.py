@@ -13,7 +13,7 @@ from mammoclip_jax.data.batches import phrases
 from mammoclip_jax.data.text.label_values import PRESENT
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.evaluators.saliency import CARRIED, LABELS, breast_mask, pointing_game, shown_beside
+from mammoclip_jax.evaluation.evaluators.saliency import CARRIED, LABELS, pointing_game, shown_beside
 from mammoclip_jax.evaluation.features import boxes_of, chunks, read, select
 from mammoclip_jax.evaluation.metrics import regions
 from mammoclip_jax.evaluation.result import Result
@@ -147,7 +147,7 @@ def _heats(
                 with model.using(random):
                     heats[m.name + RANDOMISED] = model.saliency(*given, method=m.method, stage=m.stage, **m.options)
         for i, position in enumerate(chunk):
-            tissue = breast_mask(images[i])
+            tissue = regions.breast_mask(images[i])
             yield (
                 position,
                 images[i],
