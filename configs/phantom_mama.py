@@ -46,4 +46,7 @@ def get_config(losses="mama"):
         nt_xent=dict(weight=0.5, start_step=late),
         local_alignment=dict(weight=0.25, start_step=late),
     )
+    config.evaluate.evaluators.grounding = dict(
+        folders=("phantom",), methods=("local_alignment", dict(method="hires_cam", stage="stage2")), sanity=True
+    )
     return config
