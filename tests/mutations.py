@@ -64,7 +64,7 @@ MUTATIONS = (
     Mutation(
         "contrastive loss: mean over rows that do not count too",
         "losses/objectives.py",
-        "return loss.sum() / jnp.maximum(has_positive.sum(), 1)",
+        "return loss.sum() / jnp.maximum(rows.sum(), 1)",
         "return loss.mean()",
         ("losses/test_losses.py", "losses/test_forms.py"),
     ),
@@ -106,7 +106,7 @@ MUTATIONS = (
     Mutation(
         "region contrast: blocks of positives merged without their own maximum",
         "losses/objectives.py",
-        "(parts.positives * rescale_positives).sum(0)",
+        "(parts.positives * rescale).sum(0)",
         "(parts.positives * rescale).sum(0)",
         ("losses/test_regions_loss.py",),
     ),

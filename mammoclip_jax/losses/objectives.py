@@ -121,26 +121,28 @@ def _highest(logits, counts, weights, axis) -> Highest:
     )
 
 
-def _merge_softmax(parts):
+def _common(parts):
+    """The highest logits of all parts, and the sum of their exponentials below the highest."""
     highest = Highest(*(x.max(0) for x in parts.highest))
     rescale = jnp.exp(jnp.maximum(*parts.highest) - jnp.maximum(*highest))
-    return SoftmaxSummary(highest, (parts.exponentials * rescale).sum(0), *(x.sum(0) for x in parts[2:]))
+    return highest, (parts.exponentials * rescale).sum(0)
+
+
+def _merge_softmax(parts):
+    return SoftmaxSummary(*_common(parts), *(x.sum(0) for x in parts[2:]))
 
 
 def _merge_marginal(parts):
-    highest = Highest(*(x.max(0) for x in parts.highest))
-    rescale = jnp.exp(jnp.maximum(*parts.highest) - jnp.maximum(*highest))
-    rescale_positives = jnp.exp(parts.highest.positive - highest.positive)
-    return MarginalSummary(highest, (parts.exponentials * rescale).sum(0), (parts.positives * rescale_positives).sum(0))
+    highest, exponentials = _common(parts)
+    rescale = jnp.exp(parts.highest.positive - highest.positive)
+    return MarginalSummary(highest, exponentials, (parts.positives * rescale).sum(0))
 
 
 def _merge_soft(parts):
-    highest, nearest = Highest(*(x.max(0) for x in parts.highest)), parts.nearest.max(0)
-    rescale = jnp.exp(jnp.maximum(*parts.highest) - jnp.maximum(*highest))
+    nearest = parts.nearest.max(0)
     rescale_target = jnp.exp(parts.nearest - nearest)
     return SoftSummary(
-        highest,
-        (parts.exponentials * rescale).sum(0),
+        *_common(parts),
         parts.own.sum(0),
         parts.owns.sum(0),
         nearest,
@@ -238,7 +240,7 @@ def marginal_cross_entropy(summary: MarginalSummary) -> Float[Array, ""]:
     )
     gap = jax.lax.stop_gradient(jnp.maximum(positive, negative) - positive)
     loss = jnp.where(has_positive, gap + jnp.log(exponentials) - jnp.log(positives), 0)
-    return loss.sum() / jnp.maximum(has_positive.sum(), 1)
+    return _mean(loss, has_positive)
 
 
 def soft_cross_entropy(summary: SoftSummary, share: Float[Array, " n"]) -> Float[Array, ""]:
@@ -262,7 +264,7 @@ def soft_cross_entropy(summary: SoftSummary, share: Float[Array, " n"]) -> Float
     )
     gap = share * (highest - own) + (1 - share) * (highest - shared / shares)
     loss = jnp.where(counts, gap + jnp.log(exponentials), 0)
-    return loss.sum() / jnp.maximum(counts.sum(), 1)
+    return _mean(loss, counts)
 
 
 def cross_entropy(summary: SoftmaxSummary, label_smoothing: float) -> Float[Array, ""]:
@@ -281,7 +283,12 @@ def cross_entropy(summary: SoftmaxSummary, label_smoothing: float) -> Float[Arra
     if label_smoothing:
         gap += label_smoothing * (highest - logits / count)
     loss = jnp.where(has_positive, gap + jnp.log(exponentials), 0)
-    return loss.sum() / jnp.maximum(has_positive.sum(), 1)
+    return _mean(loss, has_positive)
+
+
+def _mean(loss, rows):
+    """Of a loss that is 0 outside of the rows."""
+    return loss.sum() / jnp.maximum(rows.sum(), 1)
 
 
 def accuracy(summary) -> Float[Array, ""]:
