@@ -30,6 +30,7 @@ def test_a_linear_score_has_the_products_of_its_weights():
         None,
         None,
         None,
+        None,
         lambda value: value - 0.25,
     )
     pixels, direction = weights[1:] * 3 + 1, np.array([2.0, -1.0], np.float32)

@@ -21,7 +21,7 @@ HEIGHT, WIDTH, DIM = 48, 32, 6
 MEAN, STD = 0.3, 0.25
 RESNET = {"name": "resnet", "variant": "18", "width": 4, "depths": (1, 1)}
 LOCAL = {"stage": "stage2", "hidden": 5, "dim": DIM, "sentences": 3, "sentence": "mean", "lit": 0.5}
-HEADED = RESNET | {"heads": {"near": {"kind": "local"} | LOCAL}}  # with a local head
+HEADED = RESNET | {"local": {"near": {"kind": "local"} | LOCAL}}  # with a local head
 VIT = {
     "name": "vit",
     "variant": "tiny",
@@ -44,7 +44,7 @@ def meta_of(image):
     config.image.update(channels=1, mean=MEAN, std=STD)
     config.data.text_length = 16
     image = dict(image)
-    config.model.heads = image.pop("heads", {})
+    config.model.heads = image.pop("local", {})
     config.model.image = image
     config.model.text.update(
         name="bert", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
