@@ -47,6 +47,12 @@ def get_config(losses="mama"):
         local_alignment=dict(weight=0.25, start_step=late),
     )
     config.evaluate.evaluators.grounding = dict(
-        folders=("phantom",), methods=("local_alignment", dict(method="hires_cam", stage="stage2")), sanity=True
+        folders=("phantom",),
+        methods=(
+            "local_alignment",
+            dict(method="hires_cam", stage="stage2"),
+            dict(method="brightness", options=dict(sigma=1.0), name="brightness_sharp"),
+        ),
+        sanity=True,
     )
     return config
