@@ -77,6 +77,9 @@ def defaults() -> ConfigDict:
                 "separator": "",  # a token in place of each sentence's stop, or behind it
                 "special_tokens": (),  # added to the tokenizer, in this order, where it lacks them
                 "frame": (),  # first and last token of a text, of a tokenizer that sets none
+                # Labels of each view's breast, for soft targets: "labels" of the data set or read from the "text" drawn, and
+                # which, such as ("mass", "calcification", "density", "birads").
+                "targets": {"source": "", "fields": ()},
                 "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
                 "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
                 "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it

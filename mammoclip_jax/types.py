@@ -31,8 +31,9 @@ class Batch(TypedDict, total=False):
     flip_horizontal: Bool[Array, "B ..."]  # to do on the device; the texts' laterality words are already swapped
     flip_vertical: Bool[Array, "B ..."]  # to do on the device; only set where no text names a position
     view_mask: Bool[Array, "B V"]  # False for a slot that holds no view of its own; absent: all do
-    target: Float[Array, "B K"]  # 1, 0, one-hot for classes; 0 where unknown
-    known: Bool[Array, "B K"]
+    # 1, 0, one-hot for classes; 0 where unknown. Of images with texts those of each view's breast (data/batches/targets.py).
+    target: Float[Array, "B *V K"]
+    known: Bool[Array, "B *V K"]
     boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
     box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
     mask: Bool[Array, " B"]  # False for rows that only fill up the batch: they never count

@@ -139,6 +139,27 @@ MUTATIONS = (
         ("losses/test_soft_targets.py",),
     ),
     Mutation(
+        "soft targets: a text has the labels of the view, not of its own breast",
+        "losses/soft_targets.py",
+        "Labels(target[:, text], known[:, text])",
+        "Labels(target[:, view], known[:, view])",
+        ("losses/test_soft_targets.py",),
+    ),
+    Mutation(
+        "labels from texts: the sentences of both breasts",
+        "data/batches/targets.py",
+        "reports.for_side(text, side)",
+        "text",
+        ("data/batches/test_targets.py",),
+    ),
+    Mutation(
+        "labels from texts: what dense tissue may obscure is there",
+        "data/text/findings.py",
+        '_NOT_SEEN.sub("", sentence)',
+        "sentence",
+        ("data/text/test_findings.py", "data/batches/test_targets.py"),
+    ),
+    Mutation(
         "multi-view loss: duplicates by the text of the view's number",
         "losses/multiview.py",
         "ids=of_text[t]",

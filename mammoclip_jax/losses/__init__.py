@@ -8,6 +8,8 @@ more than the global vectors says so in its attribute `needs`, names for `Embedd
 or "HEAD/PART" of a head of `config.model.heads`; an option of the term in braces stands for its value:
 
     local.needs = ("{head}/patches", "{head}/sentences")
+
+A term that reads keys of the batch that only some configs ask for has them in its attribute `reads`.
 """
 
 import inspect
@@ -39,17 +41,23 @@ class Term(NamedTuple):
     weight: float
     start_step: int  # it is not computed before
     needs: tuple[str, ...]
+    reads: tuple[str, ...] = ()
 
 
-def build(terms) -> list[Term]:
-    """Of a config `{name: {"kind": k, "weight": w, "start_step": s, **options}}`; without a kind the name is the kind."""
+def build(terms, **of_data) -> list[Term]:
+    """Of a config `{name: {"kind": k, "weight": w, "start_step": s, **options}}`; without a kind the name is the kind.
+
+    `of_data` are options that follow from the data: for the terms that have them and do not set them.
+    """
     built = []
     for name, options in terms.items():
         options = dict(options)
         weight, start_step = options.pop("weight", 1.0), options.pop("start_step", 0)
         term = load(__name__, LOSSES, options.pop("kind", name), "loss")
         check_options(term, options, f"config.losses.{name}")
-        values = {key: field.default for key, field in inspect.signature(term).parameters.items()} | options
+        defaults = {key: field.default for key, field in inspect.signature(term).parameters.items()}
+        options = {key: value for key, value in of_data.items() if key in defaults} | options
+        values = defaults | options
         needs = tuple(need.format(**values) for need in getattr(term, "needs", ()))
-        built.append(Term(name, partial(term, **options), weight, start_step, needs))
+        built.append(Term(name, partial(term, **options), weight, start_step, needs, getattr(term, "reads", ())))
     return built

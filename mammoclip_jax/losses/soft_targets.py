@@ -169,12 +169,12 @@ def soft_targets(
 ):
     """MedCLIP's loss between the view in one slot and its text: the mean of both directions of `soft_info_nce`.
 
-    Both have the labels `target` of the batch, where they are `known`.
+    The labels are `target`, where `known`: [B V K] of each view's breast, the text having those of its own view's; or [B K].
 
     Args:
         view: the slot, as of `views.view_text`.
         similarity: "fields", "cosine" or "dot".
-        weights, ranges: of `fields`.
+        weights, ranges: of `fields`. A config has the ranges from `config.data.targets.fields` where it sets none.
         temperature, pair: see `soft_info_nce`.
         form: losses/forms.py.
 
@@ -188,17 +188,20 @@ def soft_targets(
         alike = functools.partial(alike, weights=tuple(weights), ranges=tuple(ranges))
     elif weights or ranges:
         raise UserError(
-            f'config.losses: soft_targets reads weights and ranges with similarity="fields" alone, not {similarity!r}.'
+            f'config.losses: soft_targets reads weights and ranges with similarity="fields" alone, not {similarity!r}; '
+            "density and birads of config.data.targets have ranges."
         )
-    labels = Labels(batch["target"], batch["known"])
     text = slot_text(view, embeddings.image.shape[1], embeddings.text.shape[1], "soft_targets")
+    target, known = (
+        x if x.ndim == 3 else x[:, None].repeat(view + 1, axis=1) for x in (batch["target"], batch["known"])
+    )
     mask = there(batch, (view,))
     contrast = soft_info_nce(
         embeddings.image[:, view],
         embeddings.text[:, text],
         embeddings.logit_scale,
-        labels,
-        labels,
+        Labels(target[:, view], known[:, view]),
+        Labels(target[:, text], known[:, text]),
         similarity=alike,
         temperature=temperature,
         pair=pair,
@@ -209,6 +212,9 @@ def soft_targets(
     )
     metrics = {"image_to_text": contrast.forward, "text_to_image": contrast.backward, "accuracy": contrast.accuracy}
     return (contrast.forward + contrast.backward) / 2, metrics
+
+
+soft_targets.reads = ("target", "known")
 
 
 def _known(labels: Labels):

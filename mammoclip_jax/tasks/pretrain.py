@@ -7,7 +7,7 @@ import numpy as np
 
 from mammoclip_jax import losses, models
 from mammoclip_jax.config import OF_LABELS
-from mammoclip_jax.data.batches import image_text, texts, units
+from mammoclip_jax.data.batches import image_text, targets, texts, units
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import cached_text
@@ -31,8 +31,27 @@ def check(config) -> None:
             "apart, 2 at the least. To save memory raise config.train.micro_batches instead."
         )
     image_text.check(_options(config))
+    _check_targets(config)
     if config.model.cached_text:
         cached_text.check(config)
+
+
+def _check_targets(config) -> None:
+    asked = config.data.targets.source
+    reading = [term.name for term in _terms(config) if "target" in term.reads]
+    if reading and not asked:
+        raise UserError(
+            f"config.losses.{reading[0]} compares labels, and config.data.targets asks for none: set its source "
+            '("labels" or "text") and its fields, such as ("mass", "calcification").'
+        )
+    if asked and not reading:
+        raise UserError(
+            f"no term of config.losses reads config.data.targets.source={asked!r}: take it out, or add soft_targets."
+        )
+
+
+def _terms(config) -> list[losses.Term]:
+    return losses.build(config.losses, ranges=targets.ranges(config.data.targets.fields))
 
 
 def split(config, datasets):
@@ -107,6 +126,7 @@ def _options(config) -> image_text.Options:
         units.partner(data.partner),
         data.sentences,
         data.boxes,
+        targets.targets(data.targets),
     )
 
 
@@ -128,7 +148,7 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         UserError: an unknown part or option, a batch that does not split over the mesh, a rule without parameters.
     """
     model = models.build(config.model, vocab_size)
-    terms = losses.build(config.losses)
+    terms = _terms(config)
     heads = head_starts(model, terms)
     check_rows(config, model.image_encoder, preprocessing, mesh)
     preprocess = augment.preprocess_options(config)
@@ -154,6 +174,9 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         if data.boxes:
             more["boxes"] = (data.views, data.boxes, 4), np.float32
             more["box_classes"] = (data.views, data.boxes), np.int32
+        if data.targets.source:
+            labels = data.views, len(data.targets.fields)
+            more |= {"target": (labels, np.float32), "known": (labels, bool)}
         if config.model.cached_text:  # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
         return abstract_batch(config, preprocessing, mesh, data.views, more)

@@ -102,7 +102,7 @@ def total_loss(terms, embeddings, batch, mesh, step):
     NaN until then.
     """
     total, metrics = jnp.float32(0), {}
-    for name, function, weight, start_step, _ in terms:
+    for name, function, weight, start_step, *_ in terms:
 
         def value_of(embeddings, function=function):
             return function(embeddings, batch, mesh)

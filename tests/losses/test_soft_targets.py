@@ -206,19 +206,45 @@ def test_exact_copies_and_sharp_targets_are_finite_in_float32(data, form):
             assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
+def term_on(data, labels, **options):
+    """Value of the term over (images [B V D], texts [B T D], scale); the last two rows are not there."""
+    image, text, scale = map(np.float32, data)
+    batch = {"target": np.float32(np.where(labels.known, labels.values, 0)), "known": labels.known}
+    batch["mask"] = np.arange(B) < B - 2
+    given = {"weights": WEIGHTS, "temperature": 0.3, "pair": 0.4} | options
+    (term,) = losses.build({"soft_targets": given}, ranges=RANGES)
+    return jax.jit(lambda embeddings, batch: term.function(embeddings, batch, None)[0])(
+        Embeddings(image, text, scale), batch
+    )
+
+
+def naive_term(vectors, labels):
+    return np.mean(naive_loss(vectors, labels, (np.arange(B) < B - 2,) * 2, "fields", 0.3, 0.4, True))
+
+
 def test_the_term_reads_the_labels_of_the_batch(data):
     (image, text, scale), (labels, _), _ = data
-    embeddings = Embeddings(np.float32(image[:, None]), np.float32(text[:, None]), np.float32(scale))
-    batch = {
-        "target": np.float32(np.where(labels.known, labels.values, 0)),
-        "known": labels.known,
-        "mask": np.arange(B) < B - 2,
-    }
-    (term,) = losses.build({"soft_targets": {"weights": WEIGHTS, "ranges": RANGES, "temperature": 0.3, "pair": 0.4}})
-    loss, _ = jax.jit(lambda embeddings, batch: term.function(embeddings, batch, None))(embeddings, batch)
-    masks = (batch["mask"],) * 2
-    expected = naive_loss((image, text, scale), (labels, labels), masks, "fields", 0.3, 0.4, True)
-    np.testing.assert_allclose(loss, np.mean(expected), rtol=1e-5)
+    found = term_on((image[:, None], text[:, None], scale), labels)
+    np.testing.assert_allclose(found, naive_term((image, text, scale), (labels, labels)), rtol=1e-5)
+
+
+def test_views_of_different_breasts_have_labels_of_their_own(data):
+    """The text of each view those of its breast; where there is but one text, it is of the first view's."""
+    (image, text, scale), (first, second), _ = data
+    labels = Labels(*(np.stack(x, axis=1) for x in zip(first, second)))
+    images = np.stack([np.roll(image, 1, axis=0), image], axis=1)
+    both, single = np.stack([np.roll(text, 1, axis=0), text], axis=1), text[:, None]
+    for texts, of_text in ((both, second), (single, first)):
+        found = term_on((images, texts, scale), labels, view=1)
+        np.testing.assert_allclose(found, naive_term((image, text, scale), (second, of_text)), rtol=1e-5)
+
+
+def test_ranges_of_the_data_are_for_terms_that_have_and_lack_them():
+    own, given, other = losses.build(
+        {"soft_targets": {"ranges": (1.0,)}, "given": {"kind": "soft_targets"}, "clip": {}}, ranges=(2.0,)
+    )
+    assert [term.function.keywords for term in (own, given, other)] == [{"ranges": (1.0,)}, {"ranges": (2.0,)}, {}]
+    assert own.reads == ("target", "known") and other.reads == ()
 
 
 def test_what_cannot_be_done_is_explained(data):

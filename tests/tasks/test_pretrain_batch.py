@@ -13,12 +13,39 @@ from mammoclip_jax.training import mesh as meshes
 
 BOXES = json.dumps([{"label": "mass", "box": [0, 0, 2, 2]}])
 ROWS = [
-    dict(study=f"s{exam}", laterality=side, view=view, texts=[f"A mass. Exam {exam}; {side} side."], boxes_canvas=BOXES)
+    dict(
+        study=f"s{exam}",
+        laterality=side,
+        view=view,
+        texts=[f"A mass. Exam {exam}; {side} side."],
+        boxes=BOXES,
+        boxes_canvas=BOXES,
+        labels=json.dumps({"density": "ABCD"[exam], "calcification": int(side == "L")}),
+    )
     for exam in range(4)
     for side in "LR"
     for view in ("CC", "MLO")
 ]
 NAMED = {"sentence", "boxes", "box_classes"}
+LABELS = dict(source="labels", fields=("mass", "calcification", "density"))
+
+
+def _config(data):
+    config = defaults()
+    config.data.update(text_length=16, vocab_size=200, read_threads=0)
+    config.data.update(data)
+    config.train.batch_size, config.model.dim = 4, 16
+    config.model.image.update(name="vit", variant="tiny", width=16, depth=1, heads=2, patch=2)
+    config.model.text.update(
+        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    config.losses.term = dict(kind="soft_targets" if "targets" in data else "mammo_clip")
+    return config
+
+
+def _trainer(config, tokens, devices):
+    mesh = meshes.make_mesh({"data": -1}, jax.devices()[:devices])
+    return pretrain.make_trainer(config, tokens.vocab_size, {"height": H, "width": W, "bits": 8}, mesh)
 
 
 @pytest.mark.parametrize(
@@ -28,25 +55,18 @@ NAMED = {"sentence", "boxes", "box_classes"}
         (dict(slots=("CC", "MLO"), sentences=4, boxes=2, separator="[SEP]"), NAMED | {"view_mask"}),
         (dict(slots=("CC", "MLO"), flip_each_view=True), {"view_mask"}),
         (dict(partner=dict(same_view=0.5, exam=0.5), texts=1, sentences=4, boxes=1), NAMED),
+        (dict(slots=("CC", "MLO"), targets=LABELS), {"target", "known", "view_mask"}),
+        (dict(targets=dict(source="text", fields=("mass",))), {"target", "known"}),
     ],
 )
 def test_a_program_expects_what_the_batches_hold(data, more, tmp_path):
-    config = defaults()
-    config.data.update(text_length=16, vocab_size=200, read_threads=0)
-    config.data.update(data)
-    config.train.batch_size = 4
-    config.model.image.update(name="vit", variant="tiny", width=16, depth=1, heads=2, patch=2)
-    config.model.text.update(
-        name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    config.losses.mammo_clip = dict(weight=1.0)
+    config = _config(data)
     pretrain.check(config)
     datasets = {"fake": FakeDataset(ROWS)}
     tokens = pretrain.load_tokenizer(config, tmp_path, datasets)
     assert isinstance(tokens, tokenizer.Tokenize)
-    mesh = meshes.make_mesh({}, jax.devices()[:1])
-    trainer = pretrain.make_trainer(config, tokens.vocab_size, {"height": H, "width": W, "bits": 8}, mesh)
-    batch = next(pretrain.train_iterator(config, datasets, tokens, mesh, tmp_path))
+    trainer = _trainer(config, tokens, 1)
+    batch = next(pretrain.train_iterator(config, datasets, tokens, trainer.mesh, tmp_path))
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in trainer.batch.items()
     }
@@ -54,3 +74,21 @@ def test_a_program_expects_what_the_batches_hold(data, more, tmp_path):
     assert set(batch) == usual | more
     if "sentence" in more:
         assert batch["sentence"].max() == 2
+
+
+def test_a_step_with_soft_targets_is_the_same_on_one_and_eight_devices(tmp_path):
+    config = _config(dict(targets=LABELS))
+    config.train.batch_size = 8
+    assert pretrain._terms(config)[0].function.keywords == {"ranges": (0.0, 0.0, 3.0)}
+    datasets, found, state = {"fake": FakeDataset(ROWS)}, [], None
+    tokens = pretrain.load_tokenizer(config, tmp_path, datasets)
+    for devices in (1, 8):
+        trainer = _trainer(config, tokens, devices)
+        state = jax.device_get(state or trainer.init())
+        batch = next(pretrain.train_iterator(config, datasets, tokens, trainer.mesh, tmp_path))
+        placed = jax.device_put((state, batch), jax.tree.map(lambda x: x.sharding, (trainer.state, trainer.batch)))
+        loss = jax.jit(lambda state, batch, trainer=trainer: trainer.gradient(state, batch)[:2])
+        found.append(jax.device_get(loss(*placed)))
+    (one, metrics), (eight, _) = found
+    assert one == pytest.approx(eight, rel=1e-5)
+    assert one == pytest.approx((metrics["term/image_to_text"] + metrics["term/text_to_image"]) / 2)

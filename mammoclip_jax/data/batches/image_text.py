@@ -14,8 +14,9 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from mammoclip_jax.data.batches import texts, units
-from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
+from mammoclip_jax.data.batches import targets, texts, units
+from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed
+from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.batches.units import Partner
 from mammoclip_jax.data.store.shards import Dataset
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     partner: Partner | None = None  # any image of an exam, and a second one chosen by this policy
     sentences: int = 0  # of a text that are marked, at most
     boxes: int = 0  # places for boxes in a view; 0: no boxes in the batch
+    targets: Targets = Targets()  # labels of each view's breast
 
 
 def check(options: Options) -> None:
@@ -247,6 +249,7 @@ class _Sample:
     variants: tuple[Mapping[str, tuple[str, ...]], ...] = ()  # by data set: text to its augmented texts
     features: Arrays | None = None
     boxes: tuple[Mapping[int, list], ...] = ()  # of `canvas_boxes`
+    labels: targets.OfLabels | targets.OfTexts | None = None
 
     def __call__(self, unit: Breast | Exam, rng: np.random.Generator) -> dict[str, np.ndarray]:
         options, dataset = self.options, self.datasets[unit.source]
@@ -260,6 +263,8 @@ class _Sample:
             else:
                 records = units.draw_views(unit.views, options.views, rng)
             drawn = self._texts(unit, records, options.texts, rng)
+        if self.labels:
+            more |= self.labels(unit.source, records, drawn)
         drawn, horizontal, vertical = texts.augment_texts(drawn, options.augment, rng)
         if options.sentences:
             ids, mask, more["sentence"] = self.tokenizer.encode_sentences(drawn, options.text_length, options.sentences)
@@ -349,10 +354,11 @@ def train_dataset(
             )
         stream = stream.repeat()
     else:
-        stream = _mixed(items, datasets, weights, seed)
+        stream = mixed(items, datasets, weights, seed)
     variants = tuple(alternatives(dataset.path) for dataset in datasets) if options.text.augmented else ()
     boxes = canvas_boxes(datasets, split, options.boxes) if options.boxes else ()
-    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes)
+    labels = targets.reader(datasets, split, options.targets)
+    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels)
     rows = range(batch_size) if rows is None else rows
     # The random numbers belong to the place in the whole stream, so they precede the split by process.
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
@@ -384,16 +390,3 @@ def _units(datasets: Sequence[Dataset], split: str, options: Options) -> list[Br
     if options.slots or options.partner:
         found = with_own_captions(found)
     return exams(found, datasets, options.partner) if options.partner else found
-
-
-def _mixed(
-    items: list[Breast] | list[Exam], datasets: Sequence[Dataset], weights: Sequence[float], seed: int
-) -> grain.MapDataset:
-    if len(weights) != len(datasets) or min(weights) <= 0:
-        raise UserError(f"weights={tuple(weights)} must be positive, one for each of the {len(datasets)} data sets")
-    groups = [[item for item in items if item.source == source] for source in range(len(datasets))]
-    for dataset, group in zip(datasets, groups, strict=True):
-        if not group:
-            raise UserError(f"{dataset.path} has a weight but no breast with images and text in this split: remove it")
-    streams = [grain.MapDataset.source(group).seed(seed + i).shuffle().repeat() for i, group in enumerate(groups)]
-    return grain.MapDataset.mix(streams, weights=list(weights)).seed(seed)

@@ -59,3 +59,20 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
                 f"images of one batch must be alike, but {datasets[0].path} has {form(datasets[0])} and "
                 f"{other.path} has {form(other)}: prepare one of them again"
             )
+
+
+def mixed(items: Sequence, datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> grain.MapDataset:
+    """An endless stream of items, each `source` of them (position of the data set) shuffled by itself, in the proportions
+    of the weights.
+
+    Raises:
+        UserError: a weight is not positive, there are not as many as data sets, or one has no items.
+    """
+    if len(weights) != len(datasets) or min(weights) <= 0:
+        raise UserError(f"weights={tuple(weights)} must be positive, one for each of the {len(datasets)} data sets")
+    groups = [[item for item in items if item.source == source] for source in range(len(datasets))]
+    for dataset, group in zip(datasets, groups, strict=True):
+        if not group:
+            raise UserError(f"{dataset.path} has a weight but no breast with images and text in this split: remove it")
+    streams = [grain.MapDataset.source(group).seed(seed + i).shuffle().repeat() for i, group in enumerate(groups)]
+    return grain.MapDataset.mix(streams, weights=list(weights)).seed(seed)
