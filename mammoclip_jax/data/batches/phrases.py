@@ -1,11 +1,10 @@
 """The texts of an image at three levels, for region-phrase training: labels, phrases, the whole report."""
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mammoclip_jax.data.text import label_values, marks, reports
+from mammoclip_jax.data.text import findings, label_values, marks, reports
 
 LEVELS = ("label", "phrase", "report")
 
@@ -67,12 +66,8 @@ def affirming(row: Any, label: str) -> list[Sentence]:
 
 
 def affirms(sentence: str, label: str) -> bool:
-    """Does a sentence name a finding without denying it? "Microcalcifications" are calcifications of any kind."""
-    term = label_values.ABSENT.get(label, label.replace("_", " "))
-    term = "calcification" if "calcification" in term else term.replace("asymmetry", "asymmetr")
-    words = [term, f"micro{term}", f"macro{term}"] if term == "calcification" else [term]
-    named = [word for word in words if re.search(rf"\b{re.escape(word)}", sentence, re.IGNORECASE)]
-    return any(not reports.negated(sentence, word) for word in named)
+    """Does a sentence name a finding without denying it? Calcifications of any kind are the same here."""
+    return findings.said((sentence,), "calcification" if "calcification" in label else label) == 1
 
 
 def _fields(row: Any) -> Mapping[str, Any]:
@@ -82,10 +77,10 @@ def _fields(row: Any) -> Mapping[str, Any]:
 def _of_view(row: Mapping[str, Any]) -> list[str]:
     """What the texts say of this side and view: the findings, where a section is named so."""
     texts, sections = row["texts"], list(row.get("sections", ()))
-    findings = [t for t, name in zip(texts, sections, strict=False) if name == "findings" and t.strip()]
+    own = [t for t, name in zip(texts, sections, strict=False) if name == "findings" and t.strip()]
     return [
         reports.for_view(reports.for_side(text, row.get("laterality", "")), row.get("view", ""))
-        for text in findings or [text.strip() for text in texts if text.strip()]
+        for text in own or [text.strip() for text in texts if text.strip()]
     ]
 
 

@@ -29,7 +29,7 @@ def said(sentences: Sequence[str], finding: str) -> int | None:
     kinds are, as no asymmetry is no focal asymmetry.
 
     Args:
-        finding: one of FINDINGS.
+        finding: one of FINDINGS, or another name, which is looked for as it is.
     """
     found = {_said(_NOT_SEEN.sub("", sentence), finding) for sentence in sentences}
     for state in (1, 0):
@@ -39,5 +39,6 @@ def said(sentences: Sequence[str], finding: str) -> int | None:
 
 
 def _said(sentence: str, finding: str) -> int | None:
-    named = [word for word in _WORDS[finding] if re.search(rf"\b{re.escape(word)}", sentence, re.IGNORECASE)]
+    words = _WORDS.get(finding, (finding.replace("_", " "),))
+    named = [word for word in words if re.search(rf"\b{re.escape(word)}", sentence, re.IGNORECASE)]
     return int(not all(reports.negated(sentence, word) for word in named)) if named else None
