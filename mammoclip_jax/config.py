@@ -179,8 +179,8 @@ def defaults() -> ConfigDict:
                 "frozen": (),  # the same: no gradient, no update, no decay
                 "logit_scale_max": 100.0,  # clamp of the factor on cosines, as CLIP; 0: none, as Mammo-CLIP
                 "ema_decay": 0.0,  # 0: no average
-                "log_every": 10,
-                "eval_every": 0,  # steps; 0: only at the end
+                "log_every": 10,  # steps, as the two below; 0: only at the end
+                "eval_every": 0,
                 "checkpoint_every": 500,
                 "keep_checkpoints": 2,
                 "watchdog_seconds": 1800.0,  # without a step done, after which the run ends itself; 0: never

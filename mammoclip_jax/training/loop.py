@@ -113,8 +113,8 @@ def fit(
             pending = (step, metrics, host_batch)
             profiler.after(step, metrics)
             stopping = stop.agreed() and step < train.steps
-            save_due = step % train.checkpoint_every == 0 or step == train.steps or stopping
-            evaluation_due = bool(evaluate and train.eval_every and step % train.eval_every == 0)
+            save_due = due(step, train.checkpoint_every) or step == train.steps or stopping
+            evaluation_due = bool(evaluate) and due(step, train.eval_every)
             if save_due or evaluation_due:
                 last, pending = _finish(pending, progress, writer, train, workdir), None
                 if not finite(state._asdict()):
@@ -138,6 +138,11 @@ def fit(
         if int(state.step) < train.steps and not (best and best.over):
             raise Stopped(f"saved step {step} and stopped; the same command with the same --workdir goes on")
         return Outcome(best.restore(state, iterator) if best else state, last)
+
+
+def due(step: int, every: int) -> bool:
+    """Is the step one of those that come `every` so many? None is where that is 0."""
+    return every > 0 and step % every == 0
 
 
 def _not_finite(what: str, step, metrics, batch, workdir) -> UserError:
@@ -177,7 +182,7 @@ def _finish(pending, progress, writer, train, workdir) -> dict:
             raise _not_finite(f"the {name} of step {step} is {metrics[name]}", step, metrics, batch, workdir)
     figures = progress.figures(step)
     figures.pop("seconds_left")
-    if step % train.log_every == 0 or step == train.steps:
+    if due(step, train.log_every) or step == train.steps:
         writer.write(step, metrics | figures)
     progress.show(step, metrics["loss"])
     return metrics | figures

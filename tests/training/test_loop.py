@@ -216,6 +216,12 @@ def test_evaluations_are_logged_at_their_steps(tmp_path):
     assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6]
 
 
+def test_no_interval_is_only_at_the_end(tmp_path):
+    fit(tmp_path, 3, log_every=0, eval_every=0, checkpoint_every=0)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3]
+    assert checkpoint.load(tmp_path)[0] == 3
+
+
 def test_no_checkpoint_is_explained(tmp_path):
     with pytest.raises(UserError, match="no such run"):
         checkpoint.load(tmp_path / "nothing")
