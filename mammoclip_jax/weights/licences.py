@@ -17,6 +17,7 @@ from mammoclip_jax.names import lookup
 ACTIONS = {
     "export": ("allows_export", "exporting", "--override_licence"),
     "initialise": ("allows_initialising", "starting another model from", "config.warm_start.NAME.override"),
+    "label": ("allows_initialising", "finding what another model learns from with", "--override_licence"),
 }
 
 
@@ -273,7 +274,7 @@ def terms(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check(action: str, provenance: Mapping[str, Any], override: str = "") -> dict[str, Any] | None:
-    """Whether the terms of a model, its parents and its data allow an action: "export" or "initialise".
+    """Whether the terms of a model, its parents and its data allow an action: "export", "initialise" or "label".
 
     Args:
         override: why it is allowed all the same, such as "written permission of A. Author, 3 May 2026".

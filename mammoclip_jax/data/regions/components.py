@@ -6,6 +6,30 @@ import cv2
 import numpy as np
 
 from mammoclip_jax.data.regions.found import Found, by_size
+from mammoclip_jax.data.text.label_values import PRESENT
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import check_name
+
+LEAST, MOST = 0.005, 0.5  # of the canvas' longer side: smaller parts are specks, larger ones no lesion
+LIMIT = 64
+
+
+def of_findings(known: Sequence[str], wanted: Sequence[str] | str, of: str) -> tuple[str, ...]:
+    """The `wanted` of the `known` names of masks, a list or with commas; without any those that are findings (`label_values.PRESENT`).
+
+    Raises:
+        UserError: there is no such name, or none is a finding; `of` says whose they are.
+    """
+    wanted = wanted.split(",") if isinstance(wanted, str) else wanted
+    for name in wanted:
+        check_name(name, known, f"channel of the {of}")
+    chosen = tuple(wanted) or tuple(name for name in known if name in PRESENT)
+    if not chosen:
+        raise UserError(
+            f"no channel of the {of} is a finding: name those that are regions with --option=channels, of "
+            f"{', '.join(known)}."
+        )
+    return chosen
 
 
 def components(
@@ -13,9 +37,9 @@ def components(
     names: Sequence[str],
     *,
     scores: np.ndarray | None = None,
-    least: float = 0.005,
-    most: float = 0.5,
-    limit: int = 64,
+    least: float = LEAST,
+    most: float = MOST,
+    limit: int = LIMIT,
 ) -> Found:
     """A region for each connected part of each mask: the box around it. Parts that meet at a corner are one.
 

@@ -1,5 +1,6 @@
 """What a method says of an image's regions, and what methods share: boxes on the canvas, none twice."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ class Found(NamedTuple):
     boxes: np.ndarray  # float32 [n, 4] left, top, right, bottom in canvas pixels
     scores: np.ndarray  # float32 [n], 0 to 1
     labels: Sequence[str]  # n; "" where none is known; several names are parted by ", "
-    cosines: np.ndarray | None = None  # float32 [n, C] with each concept
+    cosines: Sequence[np.ndarray | None] | None = None  # of each float32 [C] with each concept, None where none may be
     dropped: Mapping[str, int] = {}  # {why: regions}
     unlabelled: Mapping[str, int] = {}  # {why: regions that are kept without a label}
 
@@ -34,13 +35,12 @@ def on_canvas(found: Found, height: int, width: int) -> Found:
     keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     if keep.all():
         return found._replace(boxes=boxes)
-    return Found(
-        boxes[keep],
-        np.asarray(found.scores)[keep],
-        [label for label, kept in zip(found.labels, keep, strict=True) if kept],
-        None if found.cosines is None else found.cosines[keep],
-        {**found.dropped, "outside the canvas": int((~keep).sum())},
-        found.unlabelled,
+    return found._replace(
+        boxes=boxes[keep],
+        scores=np.asarray(found.scores)[keep],
+        labels=list(itertools.compress(found.labels, keep)),
+        cosines=None if found.cosines is None else list(itertools.compress(found.cosines, keep)),
+        dropped={**found.dropped, "outside the canvas": int((~keep).sum())},
     )
 
 

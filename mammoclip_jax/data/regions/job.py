@@ -126,7 +126,7 @@ def _frame(rows: Sequence[int], found: Sequence[Found]) -> pd.DataFrame:
             columns[side] += values.tolist()
         columns["score"] += np.asarray(each.scores).tolist()
         columns["label"] += list(each.labels)
-        columns["cosines"] += [[]] * len(each.boxes) if each.cosines is None else each.cosines.tolist()
+        columns["cosines"] += [[] if x is None else x.tolist() for x in each.cosines or [None] * len(each.boxes)]
     return pd.DataFrame(columns)
 
 
