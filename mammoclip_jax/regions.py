@@ -75,21 +75,21 @@ def _given(values: flags.FlagValues, method, options: dict) -> dict:
     """The flags that the method takes, by its arguments. Raises UserError where one lacks, or is of no use to it."""
     parameters = inspect.signature(method).parameters
     for argument, flag in FLAGS.items():
-        if argument in parameters and not values[flag].value:
+        if argument in parameters and not getattr(values, flag):
             raise UserError(f"--method={values.method} needs --{flag}.")
-        if argument not in parameters and values[flag].value:
+        if argument not in parameters and getattr(values, flag):
             raise UserError(f"--method={values.method} has no use for --{flag}: leave it out.")
         if argument in options:
             raise UserError(f"write --{flag}=..., not --option={argument}=...")
     for flag in ("override_licence", "batch_size"):
-        if values[flag].value and "model" not in parameters:
+        if getattr(values, flag) and "model" not in parameters:
             raise UserError(f"--method={values.method} has no weights, and no use for --{flag}: leave it out.")
     check_options(method, options, f"--method={values.method}")
     for key, value in options.items():
         number = isinstance(parameters[key].default, (int, float))
         if number != isinstance(value, (int, float)):
             raise UserError(f"--option={key}={value} must be {'a number' if number else 'a list, or text'}.")
-    return {argument: values[flag].value for argument, flag in FLAGS.items() if argument in parameters}
+    return {argument: getattr(values, flag) for argument, flag in FLAGS.items() if argument in parameters}
 
 
 def _opened(dataset, method, arguments: dict, values: flags.FlagValues):

@@ -316,6 +316,16 @@ def inherit_overrides(parents: Iterable[Mapping[str, Any]]) -> list[dict[str, An
     return _once(dict(record) for parent in parents for record in parent.get("overrides") or ())
 
 
+def joined(provenance: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`provenance` with what is in `more`; parents, terms and overrides are those of both, once each."""
+    lists = {
+        key: _once([*provenance.get(key, ()), *more.get(key, ())])
+        for key in ("parents", "licences", "overrides")
+        if key in provenance or key in more
+    }
+    return {**provenance, **more, **lists}
+
+
 def _once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     kept = []
     for entry in entries:
