@@ -110,6 +110,9 @@ def _summary(folder: str, name: str, info: dict) -> str:
     lines += [f"  {label or 'no label'}: {number}" for label, number in counts["by_label"].items()]
     for key, what in (("dropped", "left out"), ("unlabelled", "kept without a label")):
         lines += [f"  {what}, {why}: {number}" for why, number in counts[key].items()]
+    for label, boxes in counts["annotated"].items():
+        covered = [f"{counts[f'covered_{least}'].get(label, 0)} by IoU {least}" for least in job.OVERLAPS]
+        lines += [f"  of {boxes} annotated boxes ({label or 'no label'}) covered: {', '.join(covered)}"]
     return "\n".join(lines)
 
 

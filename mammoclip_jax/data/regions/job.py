@@ -18,14 +18,17 @@ import pandas as pd
 from tqdm import tqdm
 
 from mammoclip_jax import provenance
+from mammoclip_jax.boxes import iou
 from mammoclip_jax.data.regions.found import Found, Method, on_canvas
 from mammoclip_jax.data.store import regions, side_tables
 from mammoclip_jax.data.store.shards import Dataset, read
+from mammoclip_jax.data.text.label_values import names_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.locks import locked
 
 PART = 64  # images
+OVERLAPS = (0.25, 0.5)  # IoU from which a region covers an annotated box
 PARAMETERS = "parameters.json"
 
 
@@ -39,7 +42,8 @@ def find(dataset: Dataset, name: str, make: Callable[[], Method]) -> dict[str, A
 
     Returns:
         What the table says of itself (`regions.write`), its `counts` among it: images, without_region (images), regions,
-        by_label {label: regions}, dropped {why: regions}, unlabelled {why: regions}; and up_to_date.
+        by_label {label: regions}, dropped {why: regions}, unlabelled {why: regions}, and how many of the annotated
+        boxes a region covers (`_covered`); and up_to_date.
 
     Raises:
         UserError: the data set is elsewhere, there are such regions that were found otherwise, another process is at
@@ -105,7 +109,8 @@ def _find_parts(dataset: Dataset, folder: Path, method: Method, name: str) -> No
             images = read(dataset, rows) if method.pixels else None
             found = [on_canvas(each, *size) for each in method.find(rows, images)]
             side_tables.write_frame(folder, str(part), _frame(rows, found), schema=regions.COLUMNS, index=False)
-            write_text(folder / f"{part}.json", json.dumps(_counts(found)))
+            counts = _counts(found) | _covered(dataset.index["boxes_canvas"].iloc[rows], found)
+            write_text(folder / f"{part}.json", json.dumps(counts))
             bar.update(len(rows))
 
 
@@ -140,6 +145,19 @@ def _counts(found: Sequence[Found]) -> dict[str, Any]:
         "dropped": _added(each.dropped for each in found),
         "unlabelled": _added(each.unlabelled for each in found),
     }
+
+
+def _covered(annotated: Sequence[str], found: Sequence[Found]) -> dict[str, dict[str, int]]:
+    """{"annotated": {label: boxes of the data set}, "covered_0.25": {label: those that a region overlaps so}, ...}."""
+    covered: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for text, each in zip(annotated, found, strict=True):
+        for item in json.loads(text):
+            best = iou(each.boxes, np.array(item["box"], np.float32)).max(initial=0)
+            label = ", ".join(names_of(item))
+            covered["annotated"][label] += 1
+            for least in OVERLAPS:
+                covered[f"covered_{least}"][label] += int(best >= least)
+    return {key: dict(covered[key]) for key in ("annotated", *(f"covered_{least}" for least in OVERLAPS))}
 
 
 def _added(parts) -> dict[str, int]:

@@ -18,6 +18,11 @@ def dataset(tmp_path, monkeypatch):
     """Seven images, in parts of three."""
     monkeypatch.setattr(job, "PART", 3)
     rows = [{"boxes_canvas": "[]", "transform": "{}", "flags": "", "vendor": ""} for _ in range(7)]
+    rows[0]["boxes_canvas"] = json.dumps([{"label": "mass", "box": [0, 0, 2, 3]}])  # where there is no region
+    rows[5]["boxes_canvas"] = json.dumps(
+        [{"labels": ["mass", "b"], "box": [0, 1, 2, 5]}, {"label": "c", "box": [2, 0, 4, 3]}]
+    )
+    rows[4]["boxes_canvas"] = rows[0]["boxes_canvas"]
     dataset = FakeDataset(rows, path=tmp_path)
     dataset.info["fingerprint"] = "first"
     (tmp_path / "dataset.json").write_text(json.dumps(dataset.info))
@@ -54,6 +59,9 @@ COUNTS = {
     "by_label": {"": 3, "mass": 3},
     "dropped": {"far": 21, "outside the canvas": 7},
     "unlabelled": {"unsure": 6},
+    "annotated": {"c": 1, "mass": 2, "mass, b": 1},
+    "covered_0.25": {"mass": 1, "mass, b": 1},
+    "covered_0.5": {"mass": 1},
 }
 
 
