@@ -119,7 +119,7 @@ def pseudo_labels(
     known = allowed.any(axis=1)
     scaled = np.where(allowed, cosines.astype(np.float64) / temperature, -np.inf)
     scaled -= np.where(known, scaled.max(axis=1, initial=-np.inf), 0)[:, None]
-    likely = np.where(allowed, np.exp(scaled), 0)
+    likely = np.exp(scaled)
     likely /= np.maximum(likely.sum(axis=1, keepdims=True), 1e-300)
     score = likely.max(axis=1, initial=0)
     return Labelled(np.where(known & (score > threshold), likely.argmax(axis=1), -1), score.astype(np.float32))
