@@ -10,6 +10,7 @@ EVALUATORS = {
     "zero_shot": "zero_shot.zero_shot",
     "retrieval": "retrieval.retrieval",
     "saliency": "saliency.saliency",
+    "zero_shot_detection": "zero_shot_detection.zero_shot_detection",
 }
 
 # The kinds of model (`inference.loading.KINDS`) that an evaluator takes, where it does not take all.
@@ -22,4 +23,5 @@ MODELS = {
     "retrieval": ("dual_encoder",),
     "saliency": ("dual_encoder", "classifier", "detector"),
     "zero_shot": ("dual_encoder",),
+    "zero_shot_detection": ("dual_encoder",),
 }

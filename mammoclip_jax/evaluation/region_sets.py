@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.boxes import iou
+from mammoclip_jax.data.regions import sliding
+from mammoclip_jax.data.store import regions as store
 from mammoclip_jax.data.text import concepts as lexicons
 from mammoclip_jax.data.text.label_values import key_of, names_of
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read
+from mammoclip_jax.evaluation.features import chunks, known_where, read
 from mammoclip_jax.evaluation.metrics.regions import boxes_mask, breast_mask
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.names import check_name
@@ -23,7 +25,9 @@ from mammoclip_jax.names import check_name
 NORMAL = "normal_tissue"  # the class of regions, and of the concepts, without a finding
 BOX = ["left", "top", "right", "bottom"]
 COLUMNS = ("position", *IDENTITY, "real", "label", *BOX)  # position: the row of the data set's index
+SLIDING = "sliding"  # boxes all over the breast, made when they are asked for; else regions are a side table's name
 PLACES = 32  # regions of an image that are computed at a time, at most
+NOTHING = np.zeros((0, 4)), np.zeros(0, int)  # of an image without regions, as `by_position` has others
 TRIES = 40  # places that are looked at for a region of normal tissue
 TISSUE = 0.75  # share of such a region that is breast, at least
 
@@ -57,11 +61,7 @@ def boxed(index: pd.DataFrame, positions: Sequence[int], labels: Sequence[str]) 
 
 def whole_known(rows: pd.DataFrame, labels: Sequence[str]) -> np.ndarray:
     """bool [n]: images of which it is known for each label that they lack it, or where it is."""
-    known = np.ones(len(rows), bool)
-    for label in labels:
-        with_box = np.array([len(boxes_of(row, label)) > 0 for _, row in rows.iterrows()], bool)
-        known &= with_box | (label_values(rows, label) == 0)
-    return known
+    return np.all([known_where(rows, label) for label in labels], axis=0)
 
 
 def normal(dataset, positions: Sequence[int], labels: Sequence[str], sizes: np.ndarray, seed: int) -> pd.DataFrame:
@@ -175,3 +175,32 @@ def texts_of(concepts: str | Mapping[str, Sequence[str]], labels: Sequence[str])
                 f"name another lexicon, or give prompts as {{label: [texts]}} with {', '.join((*labels, NORMAL))}."
             )
     return {label: said[label] for label in (*labels, NORMAL)}
+
+
+def candidates(dataset, positions: Sequence[int], regions: str, seed: int = 0) -> pd.DataFrame:
+    """Regions of the images at `positions` that no label was asked for: columns position, BOX, and score, that of the
+    method that found them.
+
+    Args:
+        regions: SLIDING, or a side table of the data set.
+
+    Raises:
+        UserError: the data set has no such table.
+    """
+    wanted = np.unique(np.asarray(positions, int))
+    if regions != SLIDING:
+        frame = store.read(dataset.path, regions).frame.rename(columns={"row": "position"})
+        return frame.loc[frame["position"].isin(wanted), ["position", *BOX, "score"]].reset_index(drop=True)
+    parts = []
+    for chunk in chunks(wanted):
+        for position, image in zip(chunk, read(dataset, chunk)):
+            found = sliding.propose(image, seed=(seed, position))
+            parts.append(pd.DataFrame(found.boxes, columns=BOX).assign(position=position, score=found.scores))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*BOX, "position", "score"])
+    return table[["position", *BOX, "score"]]
+
+
+def by_position(regions: pd.DataFrame) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """{position: (its boxes float64 [k, 4], their places in the table [k])}."""
+    boxes = regions[BOX].to_numpy(np.float64)
+    return {int(p): (boxes[places], places) for p, places in regions.groupby("position").indices.items()}
