@@ -15,7 +15,6 @@ from mammoclip_jax.boxes import iou
 from mammoclip_jax.data.regions import sliding
 from mammoclip_jax.data.store import regions as store
 from mammoclip_jax.data.text import concepts as lexicons
-from mammoclip_jax.data.text.label_values import key_of, names_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.features import chunks, known_where, read
 from mammoclip_jax.evaluation.metrics.regions import boxes_mask, breast_mask
@@ -42,8 +41,7 @@ IN_TEXT_SPACE = ("head", "crops")
 
 def kind_of(model) -> str:
     """The kind of vectors beside which a model's texts lie: of its head of regions, else of what is cut out."""
-    heads = model.config.model.get("heads", {})
-    return "head" if "regions" in [options.get("kind", name) for name, options in heads.items()] else "crops"
+    return "head" if getattr(model, "region_heads", ()) else "crops"
 
 
 def boxed(index: pd.DataFrame, positions: Sequence[int], labels: Sequence[str]) -> tuple[pd.DataFrame, int]:
@@ -52,7 +50,7 @@ def boxed(index: pd.DataFrame, positions: Sequence[int], labels: Sequence[str]) 
     for position in map(int, positions):
         row = index.iloc[position]
         for item in json.loads(row["boxes_canvas"]):
-            named = set(map(key_of, names_of(item))) & set(labels)
+            named = lexicons.findings_of(item) & set(labels)
             several += len(named) > 1
             if len(named) == 1:
                 rows.append(_row(position, row, named.pop(), item["box"]))
