@@ -31,6 +31,7 @@ class RegionDataset(FakeDataset):
                 found = [{"label": "mass", "box": [x, y, x + 8, y + 8]}]
             elif kind == 1:
                 image[y + 2, x + 2] = 255
+                image[18:26, 6:14] = 130  # brighter, as a whole, than what is around the pixel
                 found = [{"label": "calcification", "box": [x, y, x + 6, y + 6]}]
             self.images[row] = image
             at = self.index.index[row]
