@@ -59,6 +59,12 @@ def boxes_of(row: pd.Series, label: str) -> np.ndarray:
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
+def known_where(rows: pd.DataFrame, label: str) -> np.ndarray:
+    """bool [n]: images that have a box of the label, or are known to lack it."""
+    with_box = np.array([len(boxes_of(row, label)) > 0 for _, row in rows.iterrows()], bool)
+    return with_box | (label_values(rows, label) == 0)
+
+
 def label_texts(rows: pd.DataFrame, label: str) -> np.ndarray:
     """str [n]: the value of a label for each row as the name of a class, "" where it is unknown.
 
