@@ -132,7 +132,7 @@ def _frame(rows: Sequence[int], found: Sequence[Found]) -> pd.DataFrame:
         columns["score"] += np.asarray(each.scores).tolist()
         columns["label"] += list(each.labels)
         columns["cosines"] += [[] if x is None else x.tolist() for x in each.cosines or [None] * len(each.boxes)]
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns).astype({"label": object, "cosines": object})  # of no region, they would be numbers
 
 
 def _counts(found: Sequence[Found]) -> dict[str, Any]:

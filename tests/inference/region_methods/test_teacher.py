@@ -73,12 +73,12 @@ def test_no_concept_that_a_label_denies(dataset):
 
 def test_the_label_is_that_of_training_with_the_same_cosines(dataset):
     """`losses.regions.pseudo_labels` says the same of what the table holds."""
-    method, each = found(dataset, threshold=0.6)
+    method, each = found(dataset, threshold=0.95)
     assert method.made_by["options"]["temperature"] == 1 / 20
     sure = 0
     for labels, image in zip(LABELS[1:-2], each[1:-2]):
         allowed = np.tile(concepts.allowed(LEXICON, labels), (10, 1))
-        wanted = pseudo_labels(jnp.asarray(np.array(image.cosines)), allowed, temperature=1 / 20, threshold=0.6)
+        wanted = pseudo_labels(jnp.asarray(np.array(image.cosines)), allowed, temperature=1 / 20, threshold=0.95)
         assert list(image.labels) == [NAMES[place] if place >= 0 else "" for place in wanted.labels]
         np.testing.assert_allclose(image.scores, np.exp(wanted.log_probabilities.max(axis=1)), rtol=1e-4)
         assert image.unlabelled[teacher.BELOW] == image.labels.count("")
