@@ -80,7 +80,7 @@ def pool(datasets: Sequence[Dataset], split: str, wanted: Unpaired, text: TextOp
         return ()
     if wanted.texts != REPORTS:
         made = concepts.load(wanted.texts)
-        return tuple(Alone(concept.prompts, json.dumps(dict(concept.values))) for concept in made)
+        return tuple(Alone(concept.prompts, json.dumps(dict(concept.values))) for concept in made if concept.values)
     found = []
     for dataset in datasets:
         remedy = (
