@@ -80,6 +80,9 @@ def defaults() -> ConfigDict:
                 # Labels of each view's breast, for soft targets: "labels" of the data set or read from the "text" drawn, and
                 # which, such as ("mass", "calcification", "density", "birads").
                 "targets": {"source": "", "fields": ()},
+                # Beside pairs: breasts without texts, and texts without image in place of those that breasts lack ("reports"
+                # of the data sets, or a lexicon such as "mammo") or, with the probability share, have.
+                "unpaired": {"images": False, "texts": "", "share": 0.0},
                 "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
                 "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
                 "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it

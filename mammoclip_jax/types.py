@@ -34,6 +34,11 @@ class Batch(TypedDict, total=False):
     # 1, 0, one-hot for classes; 0 where unknown. Of images with texts those of each view's breast (data/batches/targets.py).
     target: Float[Array, "B *V K"]
     known: Bool[Array, "B *V K"]
+    # Only with config.data.unpaired (data/batches/unpaired.py).
+    paired: Bool[Array, " B"]  # the texts are those of the row's breast
+    has_text: Bool[Array, " B"]  # False: its texts are empty
+    text_target: Float[Array, "B T K"]  # labels of the texts, as target and known are those of the images
+    text_known: Bool[Array, "B T K"]
     boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
     box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
     mask: Bool[Array, " B"]  # False for rows that only fill up the batch: they never count

@@ -205,6 +205,9 @@ def sigmoid(
     return loss, {"accuracy": accuracy, "logit_bias": embeddings.logit_bias}
 
 
+clip.pairs_alone = sigmoid.pairs_alone = True
+
+
 def duplicate_ids(batch: Batch, duplicates: str, texts: int | None = None) -> Int[Array, "B K"] | None:
     """Ids of the (first) texts, by which duplicates are known; None where they count as any other pair."""
     return None if duplicates == "negative" else text_ids(batch["token_ids"][:, :texts])

@@ -46,6 +46,7 @@ def local_alignment(
 
 PARTS = ("patches", "patch_mask", "sentences", "sentence_mask", "logit_scale")
 local_alignment.needs = tuple(f"{{head}}/{part}" for part in PARTS)
+local_alignment.pairs_alone = True
 
 
 def local_scores(

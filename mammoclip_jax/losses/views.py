@@ -45,6 +45,9 @@ def view_text(
     return contrast.forward + contrast.backward, metrics
 
 
+view_text.pairs_alone = True
+
+
 def nt_xent(
     embeddings: Embeddings, batch: Batch, mesh, *, head: str = "simclr", temperature: float = 0.5, form: str = "auto"
 ):

@@ -7,7 +7,7 @@ import numpy as np
 
 from mammoclip_jax import losses, models
 from mammoclip_jax.config import OF_LABELS
-from mammoclip_jax.data.batches import image_text, targets, texts, units
+from mammoclip_jax.data.batches import image_text, targets, texts, units, unpaired
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import cached_text
@@ -32,6 +32,7 @@ def check(config) -> None:
         )
     image_text.check(_options(config))
     _check_targets(config)
+    _check_unpaired(config)
     if config.model.cached_text:
         cached_text.check(config)
 
@@ -47,6 +48,20 @@ def _check_targets(config) -> None:
     if asked and not reading:
         raise UserError(
             f"no term of config.losses reads config.data.targets.source={asked!r}: take it out, or add soft_targets."
+        )
+
+
+def _check_unpaired(config) -> None:
+    asked, terms = unpaired.unpaired(config.data.unpaired), _terms(config)
+    if asked.asked and all(term.pairs_alone for term in terms):
+        raise UserError(
+            f"no term of config.losses sees the rows that config.data.unpaired asks for: {', '.join(t.name for t in terms)} "
+            "leave out what is no pair. Add soft_targets, or take config.data.unpaired out."
+        )
+    if asked.texts and not any("target" in term.reads for term in terms):
+        raise UserError(
+            f"no term of config.losses compares texts with other images than their own, which config.data.unpaired.texts="
+            f"{asked.texts!r} have none of: add soft_targets, or take it out."
         )
 
 
@@ -127,6 +142,7 @@ def _options(config) -> image_text.Options:
         data.sentences,
         data.boxes,
         targets.targets(data.targets),
+        unpaired.unpaired(data.unpaired),
     )
 
 
@@ -177,6 +193,11 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh) -> Trainer:
         if data.targets.source:
             labels = data.views, len(data.targets.fields)
             more |= {"target": (labels, np.float32), "known": (labels, bool)}
+        if unpaired.unpaired(data.unpaired).asked:
+            more |= {"paired": ((), bool), "has_text": ((), bool)}
+            if data.targets.source:
+                labels = texts, len(data.targets.fields)
+                more |= {"text_target": (labels, np.float32), "text_known": (labels, bool)}
         if config.model.cached_text:  # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
         return abstract_batch(config, preprocessing, mesh, data.views, more)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mammoclip_jax.data.batches import texts, units
+from mammoclip_jax.data.batches import texts, units, unpaired
 from mammoclip_jax.data.batches.texts import TextOptions
 from mammoclip_jax.data.batches.units import Partner
+from mammoclip_jax.data.batches.unpaired import Unpaired
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text import reports
 from mammoclip_jax.data.text.augment_text import alternatives
@@ -143,13 +144,14 @@ def drawable_texts(
     text: TextOptions,
     mirrored: bool,
     slots: Sequence[str] = (),
+    wanted: Unpaired = Unpaired(),
 ) -> set[str]:
     """Every text that may be drawn where no captions are rendered and no sentences shuffled; with `mirrored`, what the
-    horizontal flip makes of it as well."""
-    items = breasts(datasets, split, other_views=other_views, text=text, slots=slots).items
+    horizontal flip makes of it as well. `wanted` says which texts there are beside those of the breasts."""
+    items = breasts(datasets, split, other_views=other_views, text=text, slots=slots, textless=wanted.images).items
     pairs = {(breast.source, words) for breast in items for words in breast.texts}
     if text.augmented:
         variants = [alternatives(dataset.path) for dataset in datasets]
         pairs |= {(source, other) for source, words in pairs for other in variants[source].get(words, ())}
-    drawn = {words for _, words in pairs}
+    drawn = {words for _, words in pairs} | unpaired.drawable(datasets, split, wanted, text)
     return drawn | {reports.swap_laterality(words) for words in drawn} if mirrored else drawn

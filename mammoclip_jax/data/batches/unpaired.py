@@ -102,6 +102,12 @@ def pool(datasets: Sequence[Dataset], split: str, wanted: Unpaired, text: TextOp
     return tuple(found)
 
 
+def drawable(datasets: Sequence[Dataset], split: str, wanted: Unpaired, text: TextOptions) -> set[str]:
+    """Every text that may take the place of a breast's own; "" where a breast may have none."""
+    made = {words for alone in pool(datasets, split, wanted, text) for words in alone.texts}
+    return made | ({""} if wanted.images and not made else set())
+
+
 def check_read(wanted: Unpaired, without_text: int) -> None:
     """Raises UserError where nothing reads the texts without image, since no breast lacks one."""
     if wanted.texts and not wanted.share and not without_text:
