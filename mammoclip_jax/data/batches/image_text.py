@@ -13,8 +13,9 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from mammoclip_jax.data.batches import targets, texts, units, unpaired
+from mammoclip_jax.data.batches import regions, targets, texts, units, unpaired
 from mammoclip_jax.data.batches.breasts import Breast, Exam, breasts, exams, with_own_captions
+from mammoclip_jax.data.batches.regions import OfImages, Regions
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed
 from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     sentences: int = 0  # of a text that are marked, at most
     boxes: int = 0  # places for boxes in a view; 0: no boxes in the batch
     targets: Targets = Targets()  # labels of each view's breast
+    regions: Regions = Regions()  # of each view
     unpaired: Unpaired = Unpaired()  # images and texts that are no pairs
 
 
@@ -82,6 +84,11 @@ def check(options: Options) -> None:
         raise UserError(
             'config.data.targets.source="text" reads the labels of images in their texts, and config.data.unpaired.images '
             'takes images that have none: take source="labels", or leave the images out.'
+        )
+    if options.boxes and options.regions.places:
+        raise UserError(
+            f"config.data.boxes={options.boxes} and config.data.regions.places={options.regions.places} fill the same "
+            "places: leave config.data.boxes at 0."
         )
     for name in ("sentences", "boxes"):
         if getattr(options, name) < 0:
@@ -124,6 +131,7 @@ class _Sample:
     features: Arrays | None = None
     boxes: tuple[Mapping[int, list], ...] = ()  # of `canvas_boxes`
     labels: targets.OfLabels | targets.OfTexts | None = None
+    regions: OfImages | None = None
     decoupled: Decoupled | None = None
 
     def __call__(self, unit: Breast | Exam, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -153,6 +161,8 @@ class _Sample:
             more["text_features"] = self.features.of(drawn)
         if options.boxes:
             more |= self._boxes(unit.source, records)
+        if self.regions:
+            more |= self.regions(unit.source, records, rng)
         return more | {
             "image": np.stack([images[record] for record in records]),
             "record": np.array(records, np.int32),
@@ -237,7 +247,8 @@ def train_dataset(
     boxes = canvas_boxes(datasets, split, options.boxes) if options.boxes else ()
     labels = targets.reader(datasets, split, options.targets)
     decoupled = unpaired.decoupled(datasets, split, options.unpaired, options.text, labels)
-    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels, decoupled)
+    found = regions.reader(datasets, split, options.regions)
+    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels, found, decoupled)
     rows = range(batch_size) if rows is None else rows
     # The random numbers belong to the place in the whole stream, so they precede the split by process.
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))

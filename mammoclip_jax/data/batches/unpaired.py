@@ -30,7 +30,7 @@ class Unpaired(NamedTuple):
     """What is drawn beside pairs."""
 
     images: bool = False  # breasts without texts
-    texts: str = ""  # "reports", or a lexicon of data/text/concepts, whose prompts are texts; "": none
+    texts: str = ""  # "reports", or a lexicon of data/text/lexicons, whose prompts are texts; "": none
     share: float = 0.0  # probability that a breast with texts of its own is given others all the same
 
     @property

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from mammoclip_jax.data.text import label_values, templating
 from mammoclip_jax.data.text.templating import Part, Template
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
 
-FOLDER = Path(__file__).parent / "concepts"
+FOLDER = Path(__file__).with_name("lexicons")
+LEXICONS = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 BACKGROUND = "background"
 LEVELS = {
     "findings": ("findings",),
@@ -52,7 +54,7 @@ class Concept(NamedTuple):
 
 @functools.cache
 def load(name: str) -> tuple[Concept, ...]:
-    """The concepts of a lexicon in data/text/concepts, or of a JSON file given by its path; "NAME" or "NAME:LEVEL".
+    """The concepts of a lexicon in data/text/lexicons, or of a JSON file given by its path; "NAME" or "NAME:LEVEL".
 
     Raises:
         UserError: there is no such lexicon or level, or a mistake in it; names the lexicon and the place.
@@ -66,7 +68,9 @@ def load(name: str) -> tuple[Concept, ...]:
             if section.name == BACKGROUND:
                 made.append(Concept(BACKGROUND, "", (), part.texts))
             elif not part.when:
-                raise UserError(f"lexicon {lexicon!r}: section {section.name!r} has a part without `when`: name a finding")
+                raise UserError(
+                    f"lexicon {lexicon!r}: section {section.name!r} has a part without `when`: name a finding"
+                )
             elif _level(part) in LEVELS[level]:
                 made += _of_part(template, part)
     _check(made, name)
@@ -112,13 +116,17 @@ def _check(made: Sequence[Concept], name: str) -> None:
         if again is not None:
             raise UserError(f"lexicon {name!r} has the {what} {again!r} twice: take one of them out.")
     if sum(not concept.finding for concept in made) != 1:
-        raise UserError(f'lexicon {name!r} needs one section {BACKGROUND!r}, with one part: {{"texts": ["normal tissue"]}}.')
+        raise UserError(
+            f'lexicon {name!r} needs one section {BACKGROUND!r}, with one part: {{"texts": ["normal tissue"]}}.'
+        )
 
 
 # --- what is known of images and boxes -------------------------------------------------------------------------------
 
 
-def allowed(concepts: Sequence[Concept], labels: Mapping[str, Any]) -> np.ndarray:
+def allowed(
+    concepts: Sequence[Concept], labels: Mapping[str, Any], boxes: Sequence[Mapping[str, Any]] = ()
+) -> Bool[np.ndarray, " C"]:
     """Bool [C]: the concepts that the labels of an image do not deny; none where no label of theirs is known.
 
     A finding that is there denies its absence and the other way round, the general finding's absence that of its kinds,
@@ -127,20 +135,22 @@ def allowed(concepts: Sequence[Concept], labels: Mapping[str, Any]) -> np.ndarra
 
     Args:
         labels: of a manifest row; with "laterality" that of the image as it is shown.
+        boxes: annotated ones; a finding that has one is there.
     """
+    labels = dict(labels) | {finding: 1 for item in boxes for finding in findings_of(item)}
     known = {key: _known(key, value, labels) for key, value in _values(concepts)}
     if not any(states for key, states in known.items() if key != SIDE):
         return np.zeros(len(concepts), bool)
     return np.array([all(not known[key] or str(value) in known[key] for key, value in c.values) for c in concepts])
 
 
-def of_box(concepts: Sequence[Concept], item: Mapping[str, Any], labels: Mapping[str, Any]) -> np.ndarray:
+def of_box(concepts: Sequence[Concept], item: Mapping[str, Any], labels: Mapping[str, Any]) -> Bool[np.ndarray, " C"]:
     """Bool [C]: the concepts that a box of the manifest may show: of its findings, and not denied.
 
     What the box says counts before what the image's labels say. A kind of which the lexicon knows no concept is the general
     finding. A box without label is `allowed` what the image is.
     """
-    named = {label_values.key_of(name) for name in label_values.names_of(item)} - {""}
+    named = findings_of(item)
     if not named:
         return allowed(concepts, labels)
     findings = {concept.finding for concept in concepts}
@@ -149,6 +159,11 @@ def of_box(concepts: Sequence[Concept], item: Mapping[str, Any], labels: Mapping
     own = {key: item[key] for key, _ in _values(concepts) if key in item}
     here = allowed(concepts, dict(labels) | own | dict.fromkeys(named, 1))
     return here & np.array([c.finding in named and dict(c.values)[c.finding] == 1 for c in concepts])
+
+
+def findings_of(item: Mapping[str, Any]) -> set[str]:
+    """Keys of the labels that a box of the manifest is of."""
+    return {label_values.key_of(name) for name in label_values.names_of(item)} - {""}
 
 
 def _values(concepts: Sequence[Concept]) -> dict[tuple[str, Any], None]:

@@ -96,7 +96,7 @@ def test_prompts_have_the_words_of_their_labels():
     ],
 )
 def test_what_labels_deny(name, labels, expected):
-    assert names(load(name), allowed(load(name), labels)) == expected
+    assert set(names(load(name), allowed(load(name), labels))) == set(expected)
 
 
 def test_no_finding_leaves_devices_and_general_findings_their_kinds():
