@@ -88,6 +88,9 @@ def defaults() -> ConfigDict:
                 # mammoclip_jax.regions` made; of which concepts (a lexicon of data/text/lexicons, or a .json file); and
                 # whether a table's regions beside all annotated boxes show the background.
                 "regions": {"places": 0, "sources": ("boxes",), "concepts": "", "background": False},
+                # Labels, phrases and reports with the annotated region that each speaks of, of config.data.regions: how many of
+                # a row, of how many tokens, and which levels.
+                "phrases": {"count": 0, "length": 32, "levels": ("label", "phrase")},
                 "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
                 "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it
                 "flip_vertical": 0.0,  # probability, only where no text names a position

@@ -28,6 +28,7 @@ LOSSES = {
     "mammo_clip": "multiview.mammo_clip",
     "nt_xent": "views.nt_xent",
     "region_concept": "regions.region_concept",
+    "region_phrase": "region_phrase.region_phrase",
     "sigmoid": "contrastive.sigmoid",
     "soft_targets": "soft_targets.soft_targets",
     "view_text": "views.view_text",

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from mammoclip_jax.data.batches import regions, targets, texts, units, unpaired
+from mammoclip_jax.data.batches import region_phrases, regions, targets, texts, units, unpaired
 from mammoclip_jax.data.batches.breasts import Breast, Exam, breasts, exams, with_own_captions
-from mammoclip_jax.data.batches.regions import OfImages, Regions
+from mammoclip_jax.data.batches.region_phrases import OfRegions, Phrases
+from mammoclip_jax.data.batches.regions import ANNOTATED, OfImages, Regions
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed
 from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     targets: Targets = Targets()  # labels of each view's breast
     regions: Regions = Regions()  # of each view
     unpaired: Unpaired = Unpaired()  # images and texts that are no pairs
+    phrases: Phrases = Phrases()  # about the annotated regions
 
 
 def check(options: Options) -> None:
@@ -90,6 +92,11 @@ def check(options: Options) -> None:
             f"config.data.boxes={options.boxes} and config.data.regions.places={options.regions.places} fill the same "
             "places: leave config.data.boxes at 0."
         )
+    if options.phrases.count and not (options.regions.places and ANNOTATED in options.regions.sources):
+        raise UserError(
+            f"config.data.phrases.count={options.phrases.count}: phrases speak of annotated regions. Set config.data.regions."
+            f'places, and name "{ANNOTATED}" in its sources.'
+        )
     for name in ("sentences", "boxes"):
         if getattr(options, name) < 0:
             raise UserError(f"config.data.{name}={getattr(options, name)} must be 0 (none) or more.")
@@ -133,6 +140,7 @@ class _Sample:
     labels: targets.OfLabels | targets.OfTexts | None = None
     regions: OfImages | None = None
     decoupled: Decoupled | None = None
+    phrases: OfRegions | None = None
 
     def __call__(self, unit: Breast | Exam, rng: np.random.Generator) -> dict[str, np.ndarray]:
         options, dataset = self.options, self.datasets[unit.source]
@@ -151,7 +159,9 @@ class _Sample:
         if self.decoupled:
             drawn, of_texts = self.decoupled(drawn, more, rng)
             more |= of_texts
-        drawn, horizontal, vertical = texts.augment_texts(drawn, options.augment, rng)
+        spoken = self.phrases.spoken(dataset, unit.source, records) if self.phrases else []
+        fixed = [region_phrases.name_position(own) for own in spoken]
+        drawn, horizontal, vertical = texts.augment_texts(drawn, options.augment, rng, fixed)
         if options.sentences:
             ids, mask, more["sentence"] = self.tokenizer.encode_sentences(drawn, options.text_length, options.sentences)
         else:
@@ -163,6 +173,8 @@ class _Sample:
             more |= self._boxes(unit.source, records)
         if self.regions:
             more |= self.regions(unit.source, records, rng)
+        if self.phrases:
+            more |= self.phrases(spoken, more, np.asarray(horizontal), rng)
         return more | {
             "image": np.stack([images[record] for record in records]),
             "record": np.array(records, np.int32),
@@ -248,7 +260,8 @@ def train_dataset(
     labels = targets.reader(datasets, split, options.targets)
     decoupled = unpaired.decoupled(datasets, split, options.unpaired, options.text, labels)
     found = regions.reader(datasets, split, options.regions)
-    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels, found, decoupled)
+    spoken = OfRegions(options.phrases, tokenizer) if options.phrases.count else None
+    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels, found, decoupled, spoken)
     rows = range(batch_size) if rows is None else rows
     # The random numbers belong to the place in the whole stream, so they precede the split by process.
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))

@@ -127,11 +127,7 @@ def test_reports_without_image_are_those_of_the_split_with_their_labels(tmp_path
         assert not row["paired"] and row["has_text"]
         for text, target, known in zip(texts, row["text_target"].tolist(), row["text_known"]):
             found[text] = [value if k else None for value, k in zip(target, known)]
-    assert found == {
-        "Coarse calcifications. No mass.": [0, 1, 0],
-        "B one.": [1, None, None],
-        "B two.": [1, None, None],
-    }
+    assert found == {"Coarse calcifications. No mass.": [0, 1, 0], "B one.": [1, None, None], "B two.": [1, None, None]}
     assert unpaired.drawable([dataset], "train", wanted, TextOptions()) == set(found)
     assert unpaired.drawable([dataset], "train", Unpaired(images=True), TextOptions()) == {""}
     with pytest.raises(UserError, match="no report without image in split 'val'"):
