@@ -10,11 +10,11 @@ Heads (config.model.heads) come behind: they see the outputs of the towers for t
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mammoclip_jax.names import check_name
 from mammoclip_jax.training.augment import lit
@@ -24,9 +24,9 @@ from mammoclip_jax.types import Embeddings
 class Concepts(NamedTuple):
     """Texts whose vectors are wanted at every step, the same ones: M of C concepts."""
 
-    ids: Int[Array, "M L"]
-    mask: Bool[Array, "M L"]
-    share: Float[Array, "C M"]  # of each text in the mean that is its concept's vector
+    ids: Int[Any, "M L"]
+    mask: Bool[Any, "M L"]
+    share: Float[Any, "C M"]  # of each text in the mean that is its concept's vector
 
 
 def embed(
