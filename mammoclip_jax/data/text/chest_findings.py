@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from mammoclip_jax.data.text import reports
 
+_HEART = ("heart", "heart size", "cardiac silhouette", "cardiomediastinal silhouette")
+_DEGREES = ("", *(f"{word} " for word in ("mildly", "slightly", "moderately", "markedly", "severely", "greatly", "grossly")))
 # Key of the manifest's labels -> how words that name it begin.
 WORDS = {
     "enlarged_cardiomediastinum": (
@@ -29,15 +31,7 @@ WORDS = {
         "cardiac enlargement",
         "enlargement of the cardiac",
         "enlargement of the heart",
-        "heart is enlarged",
-        "heart is mildly enlarged",
-        "heart is moderately enlarged",
-        "heart is severely enlarged",
-        "heart size is enlarged",
-        "silhouette is enlarged",
-        "silhouette is mildly enlarged",
-        "silhouette is moderately enlarged",
-        "silhouette is severely enlarged",
+        *(f"{subject} {verb} {degree}enlarged" for subject in _HEART for verb in ("is", "remains") for degree in _DEGREES),
     ),
     "lung_opacity": ("opacit", "opacification", "infiltrate", "airspace disease", "air-space disease"),
     "lung_lesion": (
@@ -105,7 +99,7 @@ FINDINGS = (NO_FINDING, *WORDS)
 _NORMAL = r"\b[^.;:]*\b(?:normal|unremarkable|not\s+enlarged|within\s+(?:the\s+)?(?:normal\s+)?limits)\b"
 _CLEAR = r"\blungs?\b[^.;:,]*\b(?:is|are|remains?)\s+(?:otherwise\s+|grossly\s+|essentially\s+)?clear\b"
 _DENIES = {
-    "cardiomegaly": re.compile(rf"\b(?:heart|cardiac|cardiomediastinal)\s+(?:size|silhouette|contour){_NORMAL}", re.I),
+    "cardiomegaly": re.compile(rf"\b(?:heart|cardiac|cardiomediastinal)(?:\s+(?:size|silhouette|contour))?{_NORMAL}", re.I),
     "enlarged_cardiomediastinum": re.compile(
         rf"\b(?:mediastinal|cardiomediastinal|hilar\s+and\s+mediastinal)\s+(?:silhouette|contour){_NORMAL}", re.I
     ),
