@@ -92,10 +92,10 @@ def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels
 
     The rows' breasts (`units.breasts`) have the labels. Text t is of the breast of row t, modulo V.
 
-    Values: 1 and 0 of findings and other yes/no labels (-1: uncertain, `data/sources/chest_labels.py`), density and BI-RADS as numbers, words by their place among all
-    that occur. From labels a breast has the highest that its images have; a box says that its finding is there; BI-RADS
-    0 (incomplete) is no assessment, so it is not known. From texts: `findings.said` of the sentences about the breast's
-    side, as they were before a flip renames the side.
+    Values: 1 and 0 of findings and other yes/no labels (-1: uncertain, `data/sources/chest_labels.py`), density and
+    BI-RADS as numbers, words by their place among all that occur. From labels a breast has the highest that its images
+    have; a box says that its finding is there; BI-RADS 0 (incomplete) is no assessment, so it is not known. From texts:
+    `findings.said` of the sentences about the breast's side, as they were before a flip renames the side.
 
     Raises:
         UserError: no image of the split has a value of a field.

@@ -195,7 +195,8 @@ def fit(
     """The largest size that keeps the aspect ratio, the chest wall at one side of the canvas or "centre", centred vertically.
 
     A left breast is displayed with its chest wall at the left, a right one at the right; the image is mirrored where
-    that is not the side asked for. An unknown laterality is not mirrored, nor is what stands in the centre. `largest` bounds the scale.
+    that is not the side asked for. An unknown laterality is not mirrored, nor is what stands in the centre.
+    `largest` bounds the scale.
     """
     y0, x0, y1, x1 = crop
     height, width = y1 - y0, x1 - x0

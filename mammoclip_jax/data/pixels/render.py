@@ -48,7 +48,9 @@ class Preprocessing:
     crop: str = "robust"
     outside: str = ""  # "masked": outside the breast all becomes background, burned-in text too; "kept";
     # "" is "kept" with intensity "published", else "masked"
-    chest_wall: str = "left"  # with geometry "fit"; "as_is": only what was stored mirrored is mirrored; "centre": the same,
+    chest_wall: str = (
+        "left"  # with geometry "fit"; "as_is": only what was stored mirrored is mirrored; "centre": the same,
+    )
     # and the image stands in the middle of the canvas, as of a chest
     frames: str = "refuse"  # multi-frame files (tomosynthesis), or their "middle" frame
     voi_item: int = 0  # which of several VOI LUTs and windows

@@ -144,7 +144,9 @@ def _listed(rows: Sequence[dict], path: Path) -> dict[int, str]:
         if place is not None and len(there) == 1:
             chosen[place] = there[0]
     if not chosen:
-        raise UserError(f"{path} lists no image of this data set with one of the five: give GLoRIA's chexpert_5x200.csv.")
+        raise UserError(
+            f"{path} lists no image of this data set with one of the five: give GLoRIA's chexpert_5x200.csv."
+        )
     return chosen
 
 

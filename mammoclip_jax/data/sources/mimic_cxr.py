@@ -70,7 +70,9 @@ def read(
     )
     splits, problems = _by(_path(root, "split"), ["dicom_id", "split"], "dicom_id")
     labelled = _path(root, labeller)
-    labels, repeated = _by(labelled, ["study_id", *chest_labels.FINDINGS], "study_id") if labelled.is_file() else ({}, [])
+    labels, repeated = (
+        _by(labelled, ["study_id", *chest_labels.FINDINGS], "study_id") if labelled.is_file() else ({}, [])
+    )
     problems += repeated
     table_rows = len(metadata) + len(splits) + len(labels) + len(problems)
     stems = [_stem(line) for line in metadata.to_dict("records")]

@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from mammoclip_jax.data.text import reports
 
 _HEART = ("heart", "heart size", "cardiac silhouette", "cardiomediastinal silhouette")
-_DEGREES = ("", *(f"{word} " for word in ("mildly", "slightly", "moderately", "markedly", "severely", "greatly", "grossly")))
+_DEGREES = (
+    "",
+    *(f"{word} " for word in ("mildly", "slightly", "moderately", "markedly", "severely", "greatly", "grossly")),
+)
 # Key of the manifest's labels -> how words that name it begin.
 WORDS = {
     "enlarged_cardiomediastinum": (
         "enlarged cardiomediastin",
         "cardiomediastinal enlargement",
+        "enlargement of the cardiomediastin",
         "enlarged mediastin",
         "mediastinal enlargement",
         "mediastinal widening",
@@ -31,7 +35,12 @@ WORDS = {
         "cardiac enlargement",
         "enlargement of the cardiac",
         "enlargement of the heart",
-        *(f"{subject} {verb} {degree}enlarged" for subject in _HEART for verb in ("is", "remains") for degree in _DEGREES),
+        *(
+            f"{subject} {verb} {degree}enlarged"
+            for subject in _HEART
+            for verb in ("is", "remains")
+            for degree in _DEGREES
+        ),
     ),
     "lung_opacity": ("opacit", "opacification", "infiltrate", "airspace disease", "air-space disease"),
     "lung_lesion": (
@@ -61,7 +70,13 @@ WORDS = {
     "atelectasis": ("atelecta", "lobar collapse", "lobe collapse"),
     "pneumothorax": ("pneumothora", "hydropneumothora"),
     "pleural_effusion": ("effusion", "pleural fluid", "hydrothora"),
-    "pleural_other": ("pleural thickening", "pleural plaque", "pleural scarring", "fibrothorax", "pleural calcification"),
+    "pleural_other": (
+        "pleural thickening",
+        "pleural plaque",
+        "pleural scarring",
+        "fibrothorax",
+        "pleural calcification",
+    ),
     "fracture": ("fracture", "broken rib"),
     "support_devices": (
         "endotracheal",
@@ -99,7 +114,9 @@ FINDINGS = (NO_FINDING, *WORDS)
 _NORMAL = r"\b[^.;:]*\b(?:normal|unremarkable|not\s+enlarged|within\s+(?:the\s+)?(?:normal\s+)?limits)\b"
 _CLEAR = r"\blungs?\b[^.;:,]*\b(?:is|are|remains?)\s+(?:otherwise\s+|grossly\s+|essentially\s+)?clear\b"
 _DENIES = {
-    "cardiomegaly": re.compile(rf"\b(?:heart|cardiac|cardiomediastinal)(?:\s+(?:size|silhouette|contour))?{_NORMAL}", re.I),
+    "cardiomegaly": re.compile(
+        rf"\b(?:heart|cardiac|cardiomediastinal)(?:\s+(?:size|silhouette|contour))?{_NORMAL}", re.I
+    ),
     "enlarged_cardiomediastinum": re.compile(
         rf"\b(?:mediastinal|cardiomediastinal|hilar\s+and\s+mediastinal)\s+(?:silhouette|contour){_NORMAL}", re.I
     ),
@@ -117,7 +134,9 @@ _UNCERTAIN = re.compile(
     re.I,
 )
 # "Evaluate for pneumonia", "history of lung cancer", "prior fracture": neither seen nor denied.
-_NOT_SEEN = re.compile(r"\b(?:history|risk|status\s+post|s/p|evaluat\w+|assess\w*|rule)\s+(?:of|for|out)\b[^.;:]*", re.I)
+_NOT_SEEN = re.compile(
+    r"\b(?:history|risk|status\s+post|s/p|evaluat\w+|assess\w*|rule)\s+(?:of|for|out)\b[^.;:]*", re.I
+)
 _CLAUSES = re.compile(r"[;:]|\b(?:but|however|although|though|while|whereas)\b|,\s*(?=(?:which|there)\b)", re.I)
 
 

@@ -1,10 +1,11 @@
 """What reports of chest radiographs say of CheXpert's observations: affirmed, denied, uncertain or not named."""
 
+import numpy as np
 import pytest
 
 from mammoclip_jax.data.batches import targets
 from mammoclip_jax.data.sources import chest_labels
-from mammoclip_jax.data.text import chest_findings, findings, reports
+from mammoclip_jax.data.text import chest_findings, findings, reports, templating
 from mammoclip_jax.inference.prompt_files import load
 
 # Text -> what it says; a finding that is not named here is not asked.
@@ -65,3 +66,16 @@ def test_every_prompt_of_a_class_affirms_that_class_alone():
             assert [other for other in classes if findings.said([text], other) == 1] == [name], text
         assert set(prompts.pairs[name].positive) == set(texts)
         assert {findings.said([text], name) for text in prompts.pairs[name].negative} == {0}
+
+
+def test_captions_of_the_labels_say_what_they_are():
+    """There, not there, uncertain or unknown; a device that is not there is not spoken of."""
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        cells = {name: str(rng.choice(["", "", "1.0", "0.0", "-1.0"])) for name in chest_labels.FINDINGS}
+        labels = chest_labels.labels(cells | {"No Finding": ""})
+        sentences = reports.sentences(templating.render("chest", labels | {"view": "PA"}, rng))
+        said = {name: findings.said(sentences, name) for name in chest_findings.WORDS}
+        wanted = {name: labels.get(name) for name in chest_findings.WORDS}
+        assert said == wanted | ({} if wanted["support_devices"] else {"support_devices": None})
+    assert "cardiopulmonary" in templating.render("chest", dict(no_finding=1, support_devices=1))
