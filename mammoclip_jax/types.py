@@ -36,6 +36,9 @@ class Batch(TypedDict, total=False):
     known: Bool[Array, "B *V K"]
     boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
     box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
+    # Of boxes that are regions: which of C concepts nothing known of them denies, and a teacher's cosines with these.
+    region_allowed: Bool[Array, "B V M C"]
+    region_cosines: Float[Array, "B V M C"]  # float32, 0 where no teacher compared
     mask: Bool[Array, " B"]  # False for rows that only fill up the batch: they never count
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from mammoclip_jax.data.batches import targets, texts, units
+from mammoclip_jax.data.batches import regions, targets, texts, units
+from mammoclip_jax.data.batches.regions import OfImages, Regions
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed
 from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
@@ -45,6 +46,7 @@ class Options(NamedTuple):
     sentences: int = 0  # of a text that are marked, at most
     boxes: int = 0  # places for boxes in a view; 0: no boxes in the batch
     targets: Targets = Targets()  # labels of each view's breast
+    regions: Regions = Regions()  # of each view
 
 
 def check(options: Options) -> None:
@@ -73,6 +75,11 @@ def check(options: Options) -> None:
     if options.augment.each_view and not (named and options.texts == options.views):
         raise UserError(
             f"config.data.flip_each_view needs slots or partner of config.data, and config.data.texts={options.views}."
+        )
+    if options.boxes and options.regions.places:
+        raise UserError(
+            f"config.data.boxes={options.boxes} and config.data.regions.places={options.regions.places} fill the same "
+            "places: leave config.data.boxes at 0."
         )
     for name in ("sentences", "boxes"):
         if getattr(options, name) < 0:
@@ -250,6 +257,7 @@ class _Sample:
     features: Arrays | None = None
     boxes: tuple[Mapping[int, list], ...] = ()  # of `canvas_boxes`
     labels: targets.OfLabels | targets.OfTexts | None = None
+    regions: OfImages | None = None
 
     def __call__(self, unit: Breast | Exam, rng: np.random.Generator) -> dict[str, np.ndarray]:
         options, dataset = self.options, self.datasets[unit.source]
@@ -275,6 +283,8 @@ class _Sample:
             more["text_features"] = self.features.of(drawn)
         if options.boxes:
             more |= self._boxes(unit.source, records)
+        if self.regions:
+            more |= self.regions(unit.source, records, rng)
         return more | {
             "image": np.stack([images[record] for record in records]),
             "record": np.array(records, np.int32),
@@ -358,7 +368,8 @@ def train_dataset(
     variants = tuple(alternatives(dataset.path) for dataset in datasets) if options.text.augmented else ()
     boxes = canvas_boxes(datasets, split, options.boxes) if options.boxes else ()
     labels = targets.reader(datasets, split, options.targets)
-    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels)
+    found = regions.reader(datasets, split, options.regions)
+    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels, found)
     rows = range(batch_size) if rows is None else rows
     # The random numbers belong to the place in the whole stream, so they precede the split by process.
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
