@@ -62,7 +62,7 @@ def export(values) -> dict:
     if not values.workdir:
         raise UserError("export needs --workdir: the folder of a run, one of its checkpoints, or a model folder.")
     variables, meta = opening.open_weights(values.workdir)
-    if not (values.format == "torch" and _keeps_adapters(meta)):
+    if not (values.format == "torch" and _keeps_adapters(meta, values.layout)):
         variables, meta = merged(variables, meta)
     record = licences.check("export", meta["provenance"], values.override_licence)
     if record:
@@ -94,24 +94,30 @@ def _export_folder(values, variables, meta):
     write_folder(values.out, variables, meta, values.workdir)
 
 
-def _torch_layout(meta: Mapping[str, Any]) -> str:
-    """Of the published code that has such a model; "" where there is none."""
-    if meta["kind"] == "dual_encoder" and meta["config"]["model"]["image"]["name"] == "dinov2":
-        return "mama"
-    return {"dual_encoder": "mammo_clip", "classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(
-        meta["kind"], ""
-    )
+def _torch_layout(meta: Mapping[str, Any], wanted: str) -> str:
+    """Of the published code that has such a model, `wanted` where one is; "" where there is none.
+
+    Raises:
+        UserError: nothing is written in the layout that is wanted.
+    """
+    if wanted:
+        written = [name for name in layouts.LAYOUTS if layouts.layout(name).write]
+        return lookup({name: name for name in written}, wanted, "layout that is written")
+    if meta["kind"] == "dual_encoder":
+        image = meta["config"]["model"]["image"]["name"]
+        return {"dinov2": "mama", "clip_vit": "clip", "clip_resnet": "clip"}.get(image, "mammo_clip")
+    return {"classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(meta["kind"], "")
 
 
-def _keeps_adapters(meta: Mapping[str, Any]) -> bool:
-    return bool(layout := _torch_layout(meta)) and layouts.layout(layout).adapters
+def _keeps_adapters(meta: Mapping[str, Any], wanted: str) -> bool:
+    return bool(layout := _torch_layout(meta, wanted)) and layouts.layout(layout).adapters
 
 
 def _export_torch(values, variables, meta):
-    layout = _torch_layout(meta)
+    layout = _torch_layout(meta, values.layout)
     if not layout:
         raise UserError(
-            f"the original code of Mammo-CLIP and MaMA has no file for a single encoder ({meta['kind']}): export "
+            f"the original code of Mammo-CLIP, MaMA and CLIP has no file for a single encoder ({meta['kind']}): export "
             "it with --format=folder."
         )
     if Path(values.out).is_dir():
