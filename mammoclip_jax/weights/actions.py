@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
 from mammoclip_jax.names import lookup
-from mammoclip_jax.weights import card, folder, layouts, licences, opening, stablehlo, torch_writer
+from mammoclip_jax.weights import card, folder, layouts, licences, opening, stablehlo, torch_writer, weight_files
 
 
 def import_file(file: str, values) -> dict:
@@ -42,6 +44,8 @@ def import_file(file: str, values) -> dict:
 
 def inspect(file: str, values) -> dict:
     """What FILE, a folder or a run holds, without writing anything."""
+    if (array := weight_files.bare_array(file)) is not None:
+        return _inspect_array(array)
     if opening.is_ours(file):
         variables, meta = opening.open_weights(file)
         more = {"notes": meta["provenance"].get("notes", [])}
@@ -50,6 +54,22 @@ def inspect(file: str, values) -> dict:
         more = {"layout": layout, "unused": unused, "missing": [], "notes": notes}
     figures = summary(variables, meta) | more
     _print(figures)
+    return figures
+
+
+def _inspect_array(array: np.ndarray) -> dict:
+    """Shape, dtype and the shortest and longest row of vectors without names."""
+    lengths = np.linalg.norm(array.astype(np.float64), axis=-1) if array.ndim and array.size else np.zeros(1)
+    figures = {
+        "kind": "array",
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "lengths": [round(float(lengths.min()), 6), round(float(lengths.max()), 6)],
+    }
+    sizes = " x ".join(map(str, array.shape))
+    print(
+        f"one array without a name: {sizes} of {array.dtype}, rows of length {lengths.min():.4g} to {lengths.max():.4g}"
+    )
     return figures
 
 
