@@ -7,6 +7,7 @@ the same images and texts, from a TorchScript archive as OpenAI publishes it, an
 import functools
 import json
 import math
+import warnings
 
 import jax
 import numpy as np
@@ -164,6 +165,17 @@ def test_what_is_particular_to_each():
     assert resnet.model["projected"] == ("image",) and "image_projection" not in resnet.variables["params"]
     assert "projected" not in vit.model and scale(vit) == np.float32(2.5)
     np.testing.assert_array_equal(vit.variables["params"]["image_projection"]["dense"]["kernel"], drawn(64, DIM))
+    # Of a fused kernel's rows the first third are queries', then keys', then values'.
+    for state, found in (
+        (arrays("clip_vit/openai", ""), vit.variables["params"]["image_encoder"]["encoder"]["layer_0"]["attention"]),
+        (arrays("clip_text/openai", ""), vit.variables["params"]["text_encoder"]["encoder"]["layers_0"]["self_attn"]),
+    ):
+        kernel, bias = (state[f"transformer.resblocks.0.attn.in_proj_{kind}"] for kind in ("weight", "bias"))
+        found = found.get("attention", found)
+        for i, names_ in enumerate((("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))):
+            dense = next(found[name] for name in names_ if name in found)
+            np.testing.assert_array_equal(dense["kernel"], kernel[64 * i : 64 * (i + 1)].T)
+            np.testing.assert_array_equal(dense["bias"], bias[64 * i : 64 * (i + 1)])
     # Half precision, as OpenAI's kernels are, gives the same as the numbers in float32.
     half = {key: value.astype(np.float16) if value.ndim > 1 else value for key, value in openai("clip_vit").items()}
     np.testing.assert_array_equal(
@@ -329,8 +341,8 @@ def test_embeddings_equal_torch(image, tmp_path):
     state = {key: value.numpy() for key, value in theirs.state_dict().items()}
     whole = {key for key in openai(image) if key not in ("input_resolution", "context_length", "vocab_size")}
     assert {key for key in state if not key.endswith(naming.TRACKED)} == whole
-    module = torch.jit.trace(theirs, torch.tensor(ids), check_trace=False)
-    torch.jit.save(module, tmp_path / "clip.pt")
+    with warnings.catch_warnings(action="ignore"):  # that it is deprecated, and what a trace loses
+        torch.jit.save(torch.jit.trace(theirs, torch.tensor(ids), check_trace=False), tmp_path / "clip.pt")
     read = torch_file.read(tmp_path / "clip.pt")
     assert read.keys() >= whole and all(np.array_equal(read[key], state[key]) for key in read)
     model = layouts.layout("clip").read(read, {}, None)
