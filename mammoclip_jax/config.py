@@ -123,6 +123,7 @@ def defaults() -> ConfigDict:
                 "text": {},
                 "dim": 512,
                 "projection": {"kind": "linear", "dropout": 0.0, "bias": True},
+                "projected": (),  # towers (image, text) whose encoder ends in the shared space: they have no projection
                 "pooling": "eos",  # of the token states, a name in models.pooling.POOLINGS
                 "pooling_token": placeholder(int),  # id of the token that the poolings "eot" and "sep" look for
                 "frozen": (),  # towers (image, text) that stay as they are; their projections are trained
