@@ -16,8 +16,8 @@ cosine, gradients clipped at 1, targets by the cosine of the 14 labels. What dif
 - no mirroring: a mirrored chest has its heart at the wrong side (theirs mirrors half of the images, and not the texts);
 - texts are pooled over their own tokens (theirs counts padding), and a text is a section of the report, not one sentence.
 
-The list 5x200 is the test of CheXpert, and the official test part that of MIMIC-CXR. `--config.data.targets.source=text` reads the
-labels from the drawn texts instead. docs/chest.md has the memory of each variant and the options that fit it to 4 to 6 GB.
+The list 5x200 is the test of CheXpert, and the official test part that of MIMIC-CXR. `--config.data.targets.source=text` reads
+the labels from the drawn texts instead. docs/chest.md has the memory of each variant and the options that fit it to 4 to 6 GB.
 """
 
 from mammoclip_jax.config import defaults
