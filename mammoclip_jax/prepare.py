@@ -42,7 +42,7 @@ def define_flags() -> None:
         "crop": "How the breast is cut out.",
         "bits": "Bits of a stored pixel.",
         "outside": "What lies outside the breast: masked hides burned-in text.",
-        "chest_wall": "left mirrors right breasts.",
+        "chest_wall": "left mirrors right breasts; centre puts the image in the middle, as of a chest.",
         "frames": "What becomes of a file with several frames.",
         "upright": "Turn MLO views until the edge of the pectoral muscle is vertical.",
         "scale": "image: each as large as fits; breast: its CC and MLO views alike.",

@@ -16,21 +16,12 @@ from absl import flags
 
 from mammoclip_jax import command
 from mammoclip_jax.data.preview.regions import lines, preview
-from mammoclip_jax.data.regions import annotated, job, sliding
+from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.region_methods import detector, teacher, unet, weights
+from mammoclip_jax.inference.region_methods import METHODS, opened
 from mammoclip_jax.names import check_options
 
-METHODS = {
-    "boxes": annotated.boxes,
-    "masks": annotated.masks,
-    "sliding": sliding.sliding,
-    "detector": detector.detector,
-    "unet": unet.unet,
-    "teacher": teacher.teacher,
-}
 FLAGS = {
     "model": "weights",
     "regions": "regions",
@@ -61,7 +52,8 @@ def main(argv) -> int:
     given = _given(values, method, options)
     dataset = Dataset.open(values.data)
     name = values.name or values.method
-    info = job.find(dataset, name, functools.partial(_opened, dataset, method, given | options, values))
+    about = {"batch_size": values.batch_size, "override_licence": values.override_licence}
+    info = job.find(dataset, name, functools.partial(opened, dataset, values.method, given | options, **about))
     print(_summary(values.data, name, info))
     figures = {"data": values.data} | info
     if values.preview:
@@ -90,15 +82,6 @@ def _given(values: flags.FlagValues, method, options: dict) -> dict:
         if number != isinstance(value, (int, float)):
             raise UserError(f"--option={key}={value} must be {'a number' if number else 'a list, or text'}.")
     return {argument: getattr(values, flag) for argument, flag in FLAGS.items() if argument in parameters}
-
-
-def _opened(dataset, method, arguments: dict, values: flags.FlagValues):
-    """The method, and its weights with what they ask of those who use its regions."""
-    if "model" not in arguments:
-        return method(dataset, **arguments)
-    model = loading.load(arguments["model"], batch_size=values.batch_size)
-    about = weights.about(model, arguments["model"], values.override_licence)
-    return method(dataset, **arguments | {"model": model})._replace(about=about)
 
 
 def _summary(folder: str, name: str, info: dict) -> str:

@@ -6,6 +6,7 @@ others wait. Evaluation on the way should therefore be cheap; the `evaluate` com
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
+from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.errors import UserError
@@ -31,7 +33,7 @@ from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
-from mammoclip_jax.inference import loading
+from mammoclip_jax.inference import loading, region_methods
 from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.names import lookup
 from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
@@ -120,7 +122,8 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
 
 
 def open_datasets(config, workdir) -> dict[str, Dataset]:
-    """The dataset folders of `config.data.folders`, made first where the config says how (phantom, prepare).
+    """The dataset folders of `config.data.folders`, made first where the config says how (phantom, prepare), with the
+    tables of `config.data.regions.make`.
 
     Only process 0 makes them, and has to come first (`distributed.main_first`). `{workdir}` in a path stands for the run's
     folder.
@@ -141,8 +144,19 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
             source, root = options.pop("source"), options.pop("root")
             counts = prepare(source, root, folder, **options)
             logging.info("%s", prepared(folder, counts, time.monotonic() - started))
-        datasets[name] = leave_out.unused(Dataset.open(folder), config.data.leave_out)
+        dataset = Dataset.open(folder)
+        if distributed.is_main():
+            for table, options in config.data.regions.make.items():
+                make_regions(dataset, table, placed(options))
+        datasets[name] = leave_out.unused(dataset, config.data.leave_out)
     return datasets
+
+
+def make_regions(dataset: Dataset, name: str, options: dict) -> None:
+    """The table of regions of that name, by `method` and its options; one that is there already is kept."""
+    method = options.pop("method", name)
+    counts = job.find(dataset, name, functools.partial(region_methods.opened, dataset, method, options))["counts"]
+    logging.info("%s: %d regions %r of %d images", dataset.path, counts["regions"], name, counts["images"])
 
 
 def make_phantom(out: str, exams: int, **parameters) -> None:

@@ -690,8 +690,8 @@ MUTATIONS = (
     Mutation(
         "geometry: the wrong breast is mirrored",
         "data/pixels/geometry.py",
-        'flip = laterality == ("R" if chest_wall == "left" else "L")',
-        'flip = laterality == ("L" if chest_wall == "left" else "R")',
+        'laterality == ("R" if chest_wall == "left" else "L")',
+        'laterality == ("L" if chest_wall == "left" else "R")',
         ("data/pixels/test_geometry.py", "data/pixels/test_render.py"),
     ),
     Mutation(

@@ -112,6 +112,24 @@ LICENCES = {
             "dinov2", "Apache-2.0 (DINOv2)", "https://github.com/facebookresearch/dinov2", _NOTICE, hub="apache-2.0"
         ),
         Licence(
+            "clip",
+            "MIT (OpenAI CLIP)",
+            "https://github.com/openai/CLIP",
+            _NOTICE
+            + " Its model card calls any deployed use out of scope, and says that it was trained on public images "
+            "and texts of the internet, which are not named.",
+            hub="mit",
+        ),
+        Licence(
+            "region_clip",
+            "Apache-2.0 (RegionCLIP)",
+            "https://github.com/microsoft/RegionCLIP",
+            _NOTICE
+            + " Of the code; the weights start from OpenAI's CLIP (MIT) and were trained on Conceptual Captions, "
+            "whose images keep their owners' terms.",
+            hub="apache-2.0",
+        ),
+        Licence(
             "modernbert",
             "Apache-2.0 (ModernBERT)",
             "https://huggingface.co/answerdotai/ModernBERT-base",
