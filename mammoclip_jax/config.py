@@ -38,7 +38,7 @@ READ_BY = {
     "schedule": {"step": ("decay_steps", "decay_factor")},
 }
 OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection|heads)\..* |
-    model\.(dim|projected|pooling|pooling_token|cached_text|logit_scale|logit_bias) | train\.logit_scale_max |
+    model\.(dim|projected|pooling|pooling_token|cached_text|image_head|logit_scale|logit_bias) | train\.logit_scale_max |
     data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.*"""
 
 
@@ -80,7 +80,17 @@ def defaults() -> ConfigDict:
                 # Labels of each view's breast, for soft targets: "labels" of the data set or read from the "text" drawn, and
                 # which, such as ("mass", "calcification", "density", "birads").
                 "targets": {"source": "", "fields": ()},
+                # Beside pairs: breasts without texts, and texts without image in place of those that breasts lack ("reports"
+                # of the data sets, or a lexicon such as "mammo") or, with the probability share, have.
+                "unpaired": {"images": False, "texts": "", "share": 0.0},
                 "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
+                # Regions of each view, in so many places: annotated "boxes" and tables that `python -m
+                # mammoclip_jax.regions` made; of which concepts (a lexicon of data/text/lexicons, or a .json file); and
+                # whether a table's regions beside all annotated boxes show the background.
+                "regions": {"places": 0, "sources": ("boxes",), "concepts": "", "background": False},
+                # Labels, phrases and reports with the annotated region that each speaks of, of config.data.regions: how many of
+                # a row, of how many tokens, and which levels.
+                "phrases": {"count": 0, "length": 32, "levels": ("label", "phrase")},
                 "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
                 "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it
                 "flip_vertical": 0.0,  # probability, only where no text names a position
@@ -120,6 +130,7 @@ def defaults() -> ConfigDict:
                 "cached_text": False,  # run a frozen text tower once, before training, over all training texts
                 "lora": {},  # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
                 "heads": {},  # name -> kind (models.HEADS) and options: vectors for terms beside the global ones
+                "image_head": "",  # one of kind regions that makes the images' vectors too, of the region that is all of it
                 "logit_scale": 1 / 0.07,
                 "logit_bias": placeholder(float),  # initial, of the sigmoid loss (SigLIP: -10, with logit_scale=10)
                 # Of a classifier or detector (config.task.kind) alone, which have no text, dim, projection, ...

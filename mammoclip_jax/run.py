@@ -38,7 +38,7 @@ from mammoclip_jax.training import checkpoint, continuation, distributed, goodpu
 from mammoclip_jax.training.mesh import make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
-from mammoclip_jax.weights import warm_start
+from mammoclip_jax.weights import licences, regions, warm_start
 from mammoclip_jax.weights.opening import open_weights
 
 
@@ -95,6 +95,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
         "provenance": provenance.collect(datasets),
         "trained_on": provenance.trained_on(datasets.values()),
     }
+    regions.note(meta, config, datasets)
     continuation.check_content(meta, workdir)
     trainer, iterator = task.prepare(config, datasets, meta["preprocessing"], mesh, tokenize=tokenize, workdir=workdir)
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
@@ -195,7 +196,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         noted = json.loads(note.read_text()) if note.exists() else {"config": options, "provenance": {}}
         if noted["config"] != options:
             logging.warning("config.warm_start is not what this run began with; it goes on from its checkpoint")
-        meta["provenance"] |= noted["provenance"]
+        meta["provenance"] = licences.joined(meta["provenance"], noted["provenance"])
         _, newest = checkpoint.newest_meta(workdir)
         meta["trained_on"] = provenance.trained_on((), meta.get("trained_on"), (newest or {}).get("trained_on"))
         return fresh
@@ -205,7 +206,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         variables, started = warm_start.start(fresh, options, open_weights)
     for line in started.differences(meta):
         logging.warning("%s", line)
-    meta["provenance"] |= started.provenance
+    meta["provenance"] = licences.joined(meta["provenance"], started.provenance)
     meta["trained_on"] = provenance.trained_on(
         (), *(one.get("trained_on") for one in (meta, *started.sources.values()))
     )

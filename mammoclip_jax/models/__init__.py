@@ -30,7 +30,12 @@ TEXT_ENCODERS = {
     "gpt2": "gpt2.from_options",
     "modernbert": "modernbert.from_options",
 }
-HEADS = {"cross_view": "cross_view.CrossView", "local": "vectors.Local", "simclr": "vectors.SimCLR"}
+HEADS = {
+    "cross_view": "cross_view.CrossView",
+    "local": "vectors.Local",
+    "regions": "regions.Regions",
+    "simclr": "vectors.SimCLR",
+}
 TOWERS = ("image", "text")  # names of outputs that are no head's
 
 

@@ -17,6 +17,7 @@ from mammoclip_jax.names import lookup
 ACTIONS = {
     "export": ("allows_export", "exporting", "--override_licence"),
     "initialise": ("allows_initialising", "starting another model from", "config.warm_start.NAME.override"),
+    "label": ("allows_initialising", "finding what another model learns from with", "--override_licence"),
 }
 
 
@@ -291,7 +292,7 @@ def terms(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check(action: str, provenance: Mapping[str, Any], override: str = "") -> dict[str, Any] | None:
-    """Whether the terms of a model, its parents and its data allow an action: "export" or "initialise".
+    """Whether the terms of a model, its parents and its data allow an action: "export", "initialise" or "label".
 
     Args:
         override: why it is allowed all the same, such as "written permission of A. Author, 3 May 2026".
@@ -331,6 +332,16 @@ def inherit(parents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def inherit_overrides(parents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """provenance["overrides"] of a model that starts from others: what was overridden on the way to them."""
     return _once(dict(record) for parent in parents for record in parent.get("overrides") or ())
+
+
+def joined(provenance: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`provenance` with what is in `more`; parents, terms and overrides are those of both, once each."""
+    lists = {
+        key: _once([*provenance.get(key, ()), *more.get(key, ())])
+        for key in ("parents", "licences", "overrides")
+        if key in provenance or key in more
+    }
+    return {**provenance, **more, **lists}
 
 
 def _once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
