@@ -273,6 +273,20 @@ MUTATIONS = (
         ("models/test_vit.py", IMAGES),
     ),
     Mutation(
+        "CLIP's ResNet: stages half a cell off",
+        "models/clip_resnet.py",
+        "(stride / 2 - 0.5,)",
+        "(stride / 2,)",
+        ("models/test_clip_resnet.py",),
+    ),
+    Mutation(
+        "CLIP's attention pool: places of rows and columns exchanged",
+        "models/attention_pool.py",
+        '"hg,wk,gkc->hwc"',
+        '"wg,hk,gkc->hwc"',
+        ("models/test_attention_pool.py", IMAGES),
+    ),
+    Mutation(
         "ConvNeXt: layer scale left out",
         "models/convnext.py",
         "y = y * scale.astype(y.dtype)",
@@ -927,6 +941,13 @@ MUTATIONS = (
         "np.split(value, count)[index]",
         "np.split(value, count)[count - 1 - index]",
         ("weights/test_names_vit.py",),
+    ),
+    Mutation(
+        "weights: queries and keys of CLIP's text tower exchanged",
+        "weights/names/clip.py",
+        '_QKV = ("q_proj", "k_proj", "v_proj")',
+        '_QKV = ("k_proj", "q_proj", "v_proj")',
+        ("weights/test_layouts_clip.py",),
     ),
     Mutation(
         "weights: a safetensors file with too much data is read",
