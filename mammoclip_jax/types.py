@@ -36,6 +36,7 @@ class Batch(TypedDict, total=False):
     known: Bool[Array, "B *V K"]
     boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
     box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
+    masks: Shaped[Array, "B V H W"]  # uint8 or uint16: bit k of a pixel is channel k of `target`, where that is known
     mask: Bool[Array, " B"]  # False for rows that only fill up the batch: they never count
 
 

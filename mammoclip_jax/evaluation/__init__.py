@@ -9,6 +9,7 @@ EVALUATORS = {
     "zero_shot": "zero_shot.zero_shot",
     "retrieval": "retrieval.retrieval",
     "saliency": "saliency.saliency",
+    "segmentation": "segmentation.segmentation",
 }
 
 # The kinds of model (`inference.loading.KINDS`) that an evaluator takes, where it does not take all.
@@ -19,5 +20,6 @@ MODELS = {
     "grounding": ("dual_encoder",),
     "retrieval": ("dual_encoder",),
     "saliency": ("dual_encoder", "classifier", "detector"),
+    "segmentation": ("segmenter",),
     "zero_shot": ("dual_encoder",),
 }

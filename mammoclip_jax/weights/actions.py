@@ -98,9 +98,12 @@ def _torch_layout(meta: Mapping[str, Any]) -> str:
     """Of the published code that has such a model; "" where there is none."""
     if meta["kind"] == "dual_encoder" and meta["config"]["model"]["image"]["name"] == "dinov2":
         return "mama"
-    return {"dual_encoder": "mammo_clip", "classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(
-        meta["kind"], ""
-    )
+    return {
+        "dual_encoder": "mammo_clip",
+        "classifier": "mammo_clip_classifier",
+        "detector": "mammo_clip_detector",
+        "segmenter": "unet",
+    }.get(meta["kind"], "")
 
 
 def _keeps_adapters(meta: Mapping[str, Any]) -> bool:
