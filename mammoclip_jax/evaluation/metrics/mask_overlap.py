@@ -97,11 +97,9 @@ class Place(NamedTuple):
 def fit_brightness(images: Shaped[np.ndarray, "N H W"], true: Bool[np.ndarray, "N H W"]) -> Brightness:
     """The blur and threshold of the highest mean Dice over the images that show it, at least one."""
     shows = true.any(axis=(1, 2))
-    best = (-1.0, BLURS[0], 0.0)
-    for blur in BLURS:
-        dice, level = _best(lightness(images[shows], blur), true[shows])
-        best = max(best, (dice, blur, level))
-    return Brightness(*best[1:])
+    best = {blur: _best(lightness(images[shows], blur), true[shows]) for blur in BLURS}
+    blur = max(best, key=lambda blur: best[blur][0])  # the least of equals
+    return Brightness(blur, best[blur][1])
 
 
 def fit_place(true: Bool[np.ndarray, "N H W"]) -> Place:
