@@ -1,6 +1,7 @@
 """Overlap of found and true masks, and the cheapest masks that a model must beat: by brightness, and by place."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -97,7 +98,7 @@ class Place(NamedTuple):
 def fit_brightness(images: Shaped[np.ndarray, "N H W"], true: Bool[np.ndarray, "N H W"]) -> Brightness:
     """The blur and threshold of the highest mean Dice over the images that show it, at least one."""
     shows = true.any(axis=(1, 2))
-    best = {blur: _best(lightness(images[shows], blur), true[shows]) for blur in BLURS}
+    best = {blur: _best((lightness(image[None], blur)[0] for image in images[shows]), true[shows]) for blur in BLURS}
     blur = max(best, key=lambda blur: best[blur][0])  # the least of equals
     return Brightness(blur, best[blur][1])
 
@@ -107,14 +108,14 @@ def fit_place(true: Bool[np.ndarray, "N H W"]) -> Place:
     shown = true[true.any(axis=(1, 2))]
     share = shown.mean(axis=0)
     scaled = share / max(share.max(), 1e-6)
-    return Place(scaled, _best(np.broadcast_to(scaled, shown.shape), shown)[1])
+    return Place(scaled, _best(itertools.repeat(scaled), shown)[1])
 
 
-def _best(values: Float[np.ndarray, "N H W"], true: Bool[np.ndarray, "N H W"]) -> tuple[float, float]:
-    """(mean Dice, threshold) of the best of `LEVELS` thresholds on values in [0, 1]."""
-    steps = np.clip((values * LEVELS).astype(int), 0, LEVELS - 1)
+def _best(values: Iterable[Float[np.ndarray, "H W"]], true: Bool[np.ndarray, "N H W"]) -> tuple[float, float]:
+    """(mean Dice, threshold) of the best of `LEVELS` thresholds on values in [0, 1], image by image."""
     total = np.zeros(LEVELS)
-    for step, mask in zip(steps, true, strict=True):
+    for value, mask in zip(values, true):
+        step = np.clip((value * LEVELS).astype(int), 0, LEVELS - 1)
         # How many pixels are at a level or above: histograms, summed from the top.
         found, both = (
             np.cumsum(np.bincount(part.ravel(), minlength=LEVELS)[::-1])[::-1] for part in (step, step[mask])
