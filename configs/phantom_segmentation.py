@@ -47,5 +47,5 @@ def get_config(variant=""):
     train.lr, train.weight_decay, train.clip_norm = 4e-3, 0.01, 1.0
     train.no_decay = (r".*(bias|scale)$",)
     train.checkpoint_every = 100
-    config.evaluate.evaluators.segmentation = {}
+    config.evaluate.evaluators.segmentation = dict(gallery=20)
     return config
