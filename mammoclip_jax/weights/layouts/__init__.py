@@ -17,6 +17,9 @@ LAYOUTS = {
     "medclip": "medclip.MEDCLIP",
     "mama": "mama.MAMA",
     "unet": "unet.UNET",
+    "clip": "clip.CLIP",
+    "clip_transformers": "clip.CLIP_TRANSFORMERS",
+    "region_clip": "clip.REGION_CLIP",
     "encoder": "encoder.ENCODER",
 }
 
