@@ -105,7 +105,7 @@ def remove(folder: Path, name: str) -> None:
 
 def info(folder, name: str = ANNOTATED) -> dict[str, Any]:
     """The JSON file of a store in a data set folder; {} where there is none."""
-    path = storage.located(folder) / f"masks-{name}.json" if isinstance(folder, str) else folder / f"masks-{name}.json"
+    path = (storage.located(folder) if isinstance(folder, str) else folder) / f"masks-{name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 

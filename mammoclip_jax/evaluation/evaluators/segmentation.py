@@ -86,6 +86,7 @@ def _look(model, dataset, positions, truth, labels, rivals, threshold) -> Looked
         images = read(dataset, chunk)
         found = model.segment(images, threshold)
         component = np.stack([breast_mask(image) for image in images]) if BREAST in labels else None
+        every = np.stack([truth.read(row) for row in chunk]) > 0 if truth else None
         for label in labels:
             own = found[..., model.labels.index(label)]
             if truth is None:
@@ -95,7 +96,7 @@ def _look(model, dataset, positions, truth, labels, rivals, threshold) -> Looked
             if label not in truth.channels:
                 continue
             channel = truth.channels.index(label)
-            true = np.stack([truth.read(row)[..., channel] for row in chunk]) > 0
+            true = every[..., channel]
             known[label] += [bool(truth.known(row)[channel]) for row in chunk]
             guesses = {"": own} | {name: guess(images) for name, guess in rivals.get(label, {}).items()}
             if label == BREAST:
