@@ -956,6 +956,28 @@ MUTATIONS = (
         "end - begin < count * kind.itemsize",
         ("weights/test_weight_files.py",),
     ),
+    # --- masks ---
+    Mutation(
+        "masks: not mirrored with their image",
+        "training/augment.py",
+        "planes = jnp.where(draws.flip_horizontal[:, None, None], planes[..., ::-1], planes)",
+        "planes = jnp.where(draws.flip_horizontal[:, None, None], planes, planes)",
+        ("training/test_augment_masks.py",),
+    ),
+    Mutation(
+        "segmentation: what is not known is taken for empty",
+        "losses/segmentation.py",
+        "probability = jnp.where(known[:, None, None], jax.nn.sigmoid(logits), 0)",
+        "probability = jax.nn.sigmoid(logits)",
+        ("losses/test_segmentation_loss.py",),
+    ),
+    Mutation(
+        "masks of a source: any touched pixel is inside",
+        "data/masks.py",
+        "_HALF = 128  # of 255",
+        "_HALF = 1  # of 255",
+        ("data/test_source_masks.py",),
+    ),
     # --- top level ---
     Mutation(
         "a run goes on with another rate",
