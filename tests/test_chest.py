@@ -1,0 +1,113 @@
+"""Chest radiographs by the commands of docs/chest.md: synthetic trees of MIMIC-CXR and CheXpert to the page of a run."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from chest_trees import chexpert_tree, mimic_tree
+
+from mammoclip_jax.data.sources.chest_labels import FIVE, FIVE_X
+from mammoclip_jax.data.store.shards import Dataset
+
+ROOT = Path(__file__).parent.parent
+# In place of published sizes and weights: what the commands do is the same.
+TINY = """
+import runpy
+
+
+def get_config(variant):
+    config = runpy.run_path({path!r})["get_config"](variant)
+    config.data.update(tokenizer="", text_length=32)
+    config.model.image = dict(name="vit", variant="tiny", width=32, depth=2, heads=2)
+    config.model.text.update(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, average_layers=(1, -1)
+    )
+    config.model.dim = 16
+    config.warm_start = {{}}
+    config.train.update(steps=2, warmup_steps=1, batch_size=4)
+    config.train.micro_batches.image = 2
+    for options in config.evaluate.evaluators.values():
+        options.resamples = 10
+    return config
+"""
+
+
+def commands():
+    """Each command of the first block of the page, as words."""
+    block = re.search(r"```bash\n(.*?)```", (ROOT / "docs" / "chest.md").read_text(), re.DOTALL)[1]
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The folder in which all commands ran, and what the last printed."""
+    place = tmp_path_factory.mktemp("chest")
+    path = ROOT / "configs" / "region_medclip_cxr.py"
+    (place / path.name).write_text(TINY.format(path=str(path)))
+    roots = {"MIMIC": mimic_tree(place / "mimic", patients=50), "CHEXPERT": chexpert_tree(place / "cx", patients=40)}
+    for python, dash, module, *words in commands():
+        words = [word for word in words if "warm_start" not in word]
+        words = [re.sub(r"=(MIMIC|CHEXPERT)$", lambda m: f"={roots[m[1]]}", word) for word in words]
+        words = [word.replace("=configs/", f"={place}/") for word in words]
+        words = [re.sub(r"five_x=200", "five_x=2", word).replace("=224", "=64") for word in words]
+        words += ["--workers=0"] * module.endswith("prepare")
+        ran = subprocess.run(
+            [sys.executable, dash, module, *words],
+            cwd=place,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert ran.returncode == 0, (words, ran.stdout[-2000:], ran.stderr[-3000:])
+    return place, ran.stdout
+
+
+@pytest.mark.slow
+def test_every_line_of_the_tables_is_accounted_for(done):
+    place, _ = done
+    for name, images, lateral in (("mimic_cxr", 50, 50), ("chexpert", 85, 40)):
+        dataset = Dataset.open(place / "data" / name)
+        counts, left_out = dataset.info["counts"], pd.read_csv(place / "data" / name / "quarantine.csv")
+        assert counts["images_in"] == images + lateral == counts["images"] + counts["quarantined"]
+        assert len(dataset.index) == images and len(left_out) == lateral == counts["left_out"]
+        assert left_out["reason"].str.startswith("left out, no frontal view").all()
+        index = dataset.index
+        assert (index.groupby("patient")["split"].nunique() == 1).all() and set(index["laterality"]) == {""}
+        assert set(index["split"]) == {"train", "val", "test"} and set(index["view"]) <= {"PA", "AP"}
+        five = index["labels"].map(lambda labels: json.loads(labels).get(FIVE_X)).dropna()
+        assert sorted(five) == sorted(FIVE * 2) and set(index.loc[five.index, "split"]) == {"test"}
+        texts = index["texts"].map(len)
+        assert (texts == 2).all() if name == "mimic_cxr" else (texts == 0).all()
+
+
+@pytest.mark.slow
+def test_a_radiograph_stands_whole_in_the_middle_of_the_canvas(done):
+    dataset = Dataset.open(done[0] / "data" / "mimic_cxr")
+    image = dataset.read(0)
+    side = (64 - round(64 * 60 / 72)) // 2
+    assert image.shape == (64, 64) and not image[:, : side - 1].any() and not image[:, -side + 1 :].any()
+    assert image[:, side:-side].any(axis=0).all()
+
+
+@pytest.mark.slow
+def test_the_page_has_the_figures_with_chance_and_intervals(done):
+    place, printed = done
+    page = Path(re.search(r"report: (.*)", printed)[1])
+    results = place / "runs" / "cxr_vit" / "evaluation" / "results"
+    assert (place / page).is_file() and "class_retrieval" in printed
+    metrics = pd.read_csv(results / "metrics.csv").set_index(["result", "metric"])
+    for name in ("chexpert", "mimic_cxr"):
+        for k in (1, 2, 5, 10):
+            assert 0 <= metrics.loc[(f"{name}/class_retrieval", f"five_x/precision@{k}"), "value"] <= 1
+        five = metrics.loc[(f"{name}/five_x", "five_x/accuracy_image")]
+        assert five["n"] == 10 and five["low"] <= five["value"] <= five["high"]
+        assert metrics.loc[(f"{name}/five_x", "five_x/majority_image"), "value"] == pytest.approx(0.2)
+        assert metrics.loc[(f"{name}/five", "five/macro_auroc_image"), "n"] > 10
+    assert ("mimic_cxr/retrieval", "image_to_text/recall@1") in metrics.index
