@@ -61,7 +61,7 @@ def get_config(variant="regions"):
     data.tokenizer = "hf://emilyalsentzer/Bio_ClinicalBERT"
     data.text_length = 77
     data.update(views=1, texts=1, other_views=True)
-    data.captions, data.captions_share = "chest", 0.0  # where there is no report, as of CheXpert
+    data.unpaired.images = True  # those of CheXpert, without reports: by their labels any text of the batch is theirs
     data.targets.update(source="labels", fields=LABELS)
     config.image.update(mean=0.5862785803043838, std=0.27950088968644304, intensity="range")
     config.augment.update(

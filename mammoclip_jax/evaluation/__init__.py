@@ -6,10 +6,14 @@ EVALUATORS = {
     "correspondence": "correspondence.correspondence",
     "detection": "detection.detection",
     "grounding": "grounding.grounding",
+    "region_classification": "region_classification.region_classification",
+    "region_grounding": "region_grounding.region_grounding",
+    "region_retrieval": "region_retrieval.region_retrieval",
     "linear_probe": "probe.linear_probe",
     "zero_shot": "zero_shot.zero_shot",
     "retrieval": "retrieval.retrieval",
     "saliency": "saliency.saliency",
+    "zero_shot_detection": "zero_shot_detection.zero_shot_detection",
 }
 
 # The kinds of model (`inference.loading.KINDS`) that an evaluator takes, where it does not take all.
@@ -19,7 +23,11 @@ MODELS = {
     "correspondence": ("dual_encoder",),
     "detection": ("detector",),
     "grounding": ("dual_encoder",),
+    "region_classification": ("dual_encoder",),
+    "region_grounding": ("dual_encoder",),
+    "region_retrieval": ("dual_encoder",),
     "retrieval": ("dual_encoder",),
     "saliency": ("dual_encoder", "classifier", "detector"),
     "zero_shot": ("dual_encoder",),
+    "zero_shot_detection": ("dual_encoder",),
 }

@@ -10,11 +10,11 @@ Heads (config.model.heads) come behind: they see the outputs of the towers for t
 
 import functools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mammoclip_jax.names import check_name
 from mammoclip_jax.training.augment import lit
@@ -24,9 +24,9 @@ from mammoclip_jax.types import Embeddings
 class Concepts(NamedTuple):
     """Texts whose vectors are wanted at every step, the same ones: M of C concepts."""
 
-    ids: Int[Array, "M L"]
-    mask: Bool[Array, "M L"]
-    share: Float[Array, "C M"]  # of each text in the mean that is its concept's vector
+    ids: Int[Any, "M L"]
+    mask: Bool[Any, "M L"]
+    share: Float[Any, "C M"]  # of each text in the mean that is its concept's vector
 
 
 def embed(
@@ -56,6 +56,8 @@ def embed(
             `Embeddings.named` is zero, and neither a gradient nor a batch reaches it.
         step: the number of this step.
         concepts: of `concept/vectors` [C D] in `Embeddings.named`: the mean of the unit vectors of each one's texts.
+
+    The phrases of a batch go through the text tower too: `phrase/vectors` [B P D].
 
     Raises:
         UserError: the model does not give what is needed.
@@ -106,6 +108,10 @@ def embed(
     )
     vectors = image.pop(""), text.pop("")
     named, stats = _with_heads(model, params, stats, image | text, batch, heads, step)
+    if "phrase_ids" in batch:
+        texts = _flat(batch["phrase_ids"]), _flat(batch["phrase_mask"])
+        made, stats = _in_parts(encode_text, stats, texts, jax.random.fold_in(text_key, 2), micro_batches["text"])
+        named["phrase/vectors"] = made[""].reshape(*batch["phrase_ids"].shape[:2], -1)
     if concepts:
         texts = jnp.asarray(concepts.ids), jnp.asarray(concepts.mask)
         made, stats = _in_parts(encode_text, stats, texts, jax.random.fold_in(text_key, 1), micro_batches["text"])

@@ -91,10 +91,10 @@ class OfImages:
 def reader(datasets: Sequence[Dataset], split: str, wanted: Regions) -> OfImages | None:
     """(position of the data set, V drawn rows of its index, generator) -> the regions of a Batch; None without places.
 
-    An annotated box allows the concepts of its finding. A table's region that has a label does as well, one without
-    those that the image's labels do not deny, where a teacher compared it with them; with `background` the background
-    alone where it touches no annotated box and each finding of its image has a box.
-    A region with more than one concept that no teacher compared with them may be none: nothing says which.
+    An annotated box allows the concepts of its finding. A table's region that has a label does as well, unless the image's
+    labels deny it; one without allows all that they do not deny, where a teacher compared it with them. With `background`
+    a table's region allows the background alone where it touches no annotated box, and each finding of its image has one.
+    A region with more than one concept that no teacher compared with them allows none: nothing says which it shows.
 
     Raises:
         UserError: a table is missing, is of another data set, or was compared with other concepts.
@@ -153,9 +153,14 @@ def _of_table(frame: pd.DataFrame, items, labels, lexicon, background: bool) -> 
     if background and _all_boxed(items, labels, lexicon):
         corners = np.array([item["box"] for item in items], np.float32).reshape(-1, 4)
         beside = (iou(boxes[:, None], corners) == 0).all(axis=1)
+    # A label beside cosines is the teacher's own, which they say better.
     allowed = [
-        plain & image if apart else concepts.of_box(lexicon, {"label": label}, labels) if label else image
-        for apart, label in zip(beside, frame["label"])
+        plain & image
+        if apart
+        else concepts.of_box(lexicon, {"labels": label.split(", ")}, labels) & image
+        if label and not len(near)
+        else image
+        for apart, label, near in zip(beside, frame["label"], frame["cosines"])
     ]
     return _found(boxes, allowed, [x if len(x) else None for x in frame["cosines"]], len(lexicon))
 

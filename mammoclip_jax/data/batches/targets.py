@@ -64,9 +64,23 @@ class OfLabels:
     """The labels of drawn images. Can be pickled."""
 
     values: tuple[np.ndarray, ...]  # by data set: float32 [rows K] of each row's breast, NaN where unknown
+    fields: tuple[str, ...]
+    words: Mapping[str, Mapping[str, int]]  # field of WORDS to the number of each of its words
 
     def __call__(self, source: int, records: Sequence[int], texts: Sequence[str]) -> dict[str, np.ndarray]:
         return _batched(self.values[source][list(records)])
+
+    def of_texts(self, texts: Sequence[str], labels: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """Labels of texts without image: those that are known of each, else what it says."""
+        values = np.full((len(texts), len(self.fields)), np.nan, np.float32)
+        for row, (text, given) in enumerate(zip(texts, labels, strict=True)):
+            for place, field in enumerate(self.fields):
+                value = _value(field, [(given, [])])
+                value = self.words[field].get(value) if field in WORDS else value
+                if value is None and field in findings.FINDINGS:
+                    value = findings.said(reports.sentences(text), field)
+                values[row, place] = np.nan if value is None else value
+        return _batched(values, "text_")
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,10 @@ class OfTexts:
             for row in records
         ]
         return _batched(np.array(said, np.float32))
+
+    def of_texts(self, texts: Sequence[str], labels: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """What texts without image say; labels that are known of them are not used."""
+        return _batched(np.array([_said(frozenset([text]), "", self.fields) for text in texts], np.float32), "text_")
 
 
 def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels | OfTexts | None:
@@ -108,6 +126,7 @@ def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels
         return OfTexts(wanted.fields, breasts, tuple(index["laterality"].to_numpy() for index in indexes))
     tables = [_table(index, own, split, wanted.fields) for index, own in zip(indexes, breasts)]
     values = tuple(np.full((len(table), len(wanted.fields)), np.nan, np.float32) for table in tables)
+    words: dict[str, dict[str, int]] = {}
     for place, field in enumerate(wanted.fields):
         occurring = sorted({row[place] for table in tables for row in table if row[place] is not None})
         if not occurring:
@@ -117,9 +136,11 @@ def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels
                 "it: take it out."
             )
         numbers = {value: number if field in WORDS else value for number, value in enumerate(occurring)}
+        if field in WORDS:
+            words[field] = numbers
         for table, column in zip(tables, values):
             column[:, place] = [numbers.get(row[place], np.nan) for row in table]
-    return OfLabels(values)
+    return OfLabels(values, wanted.fields, words)
 
 
 def _table(index, breasts: np.ndarray, split: str, fields: Sequence[str]) -> list[list]:
@@ -163,5 +184,5 @@ def _said(texts: frozenset[str], side: str, fields: tuple[str, ...]) -> tuple[fl
     return tuple(np.nan if state is None else float(state) for state in states)
 
 
-def _batched(values: np.ndarray) -> dict[str, np.ndarray]:
-    return {"target": np.nan_to_num(values), "known": ~np.isnan(values)}
+def _batched(values: np.ndarray, of: str = "") -> dict[str, np.ndarray]:
+    return {f"{of}target": np.nan_to_num(values), f"{of}known": ~np.isnan(values)}

@@ -319,7 +319,6 @@ def place_boxes(boxes: str, transform: Transform) -> Boxes:
         ValueError: a box lies outside the image: table and file do not belong together.
     """
     height, width = transform.original
-    top, left, bottom, right = transform.content
     kept, placed, flags = [], [], []
     for item in json.loads(boxes):
         box = _clip(item["box"], (0, 0, width, height))
@@ -328,15 +327,31 @@ def place_boxes(boxes: str, transform: Transform) -> Boxes:
         if box != [float(value) for value in item["box"]]:
             flags.append("box_clipped_to_image")
         kept.append(item | {"box": box})
-        whole = transform.boxes([box])[0]
-        inside = _clip(whole, (left, top, right, bottom))
+        whole, inside = _on_canvas(box, transform)
         if inside is None:
             flags.append("box_outside_crop")
             continue
         if not np.allclose(inside, whole, atol=1e-6):
             flags.append("box_cut_by_crop")
-        placed.append(item | {"box": [round(value, 3) for value in inside]})
+        placed.append(item | {"box": _rounded(inside)})
     return Boxes(json.dumps(kept), json.dumps(placed), tuple(dict.fromkeys(flags)))
+
+
+def canvas_box(box: Sequence[float], transform: Transform) -> list[float] | None:
+    """Where `place_boxes` puts a box of the image; None outside the crop."""
+    _, inside = _on_canvas(box, transform)
+    return None if inside is None else _rounded(inside)
+
+
+def _on_canvas(box: Sequence[float], transform: Transform) -> tuple[np.ndarray, list[float] | None]:
+    """The whole box in canvas pixels, and the part of it within the crop."""
+    top, left, bottom, right = transform.content
+    whole = transform.boxes([box])[0]
+    return whole, _clip(whole, (left, top, right, bottom))
+
+
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [round(value, 3) for value in box]
 
 
 def _clip(box, bounds: tuple[int, int, int, int]) -> list[float] | None:

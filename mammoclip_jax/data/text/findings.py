@@ -40,6 +40,11 @@ def said(sentences: Sequence[str], finding: str) -> int | None:
     return 0 if finding in _GENERAL and said(sentences, _GENERAL[finding]) == 0 else None
 
 
+def named(sentence: str) -> bool:
+    """Does a sentence speak of one of FINDINGS, whatever it says?"""
+    return any(_said(sentence, finding) is not None for finding in FINDINGS)
+
+
 def _said(sentence: str, finding: str) -> int | None:
     words = _WORDS.get(finding, (finding.replace("_", " "),))
     named = [word for word in words if re.search(rf"\b{re.escape(word)}", sentence, re.IGNORECASE)]

@@ -68,7 +68,7 @@ def zero_shot(
     """
     check_name(protocol, PROTOCOLS, "protocol of zero_shot")
     asked = _only(load(prompts), labels)
-    scale = _scale(model, "none" if protocol == "published" and temperature is None else temperature)
+    scale = scale_of(model, "none" if protocol == "published" and temperature is None else temperature)
     if protocol == "published" and scale != 1:
         raise UserError(f"temperature={temperature!r} does not go with protocol='published', which takes raw cosines.")
     positions = select(dataset.index, split, patients, seed)
@@ -132,7 +132,7 @@ def _only(asked: Prompts, labels: tuple[str, ...] | None) -> Prompts:
     )
 
 
-def _scale(model, temperature: str | float | None) -> float:
+def scale_of(model, temperature: str | float | None) -> float:
     """The factor on cosines, 1 / temperature."""
     learned = getattr(model, "logit_scale", None)
     if temperature is None:
