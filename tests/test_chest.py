@@ -3,17 +3,22 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pandas as pd
 import pytest
 from chest_trees import chexpert_tree, mimic_tree
 
+from mammoclip_jax import models, tasks
 from mammoclip_jax.data.sources.chest_labels import FIVE, FIVE_X
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.training.optimizer import make_optimizer
+from mammoclip_jax.training.step import init_variables
 
 ROOT = Path(__file__).parent.parent
 # In place of published sizes and weights: what the commands do is the same.
@@ -36,6 +41,26 @@ def get_config(variant):
         options.resamples = 10
     return config
 """
+
+
+# Of each variant the parameters that its tower of images and its projections have; MedCLIP's are 24,556,608 and 27,912,570.
+SIZES = {
+    "regions": dict(image_encoder=85_799_424, heads=393_728, text_projection=768 * 512),
+    "vit": dict(image_encoder=85_799_424, image_projection=768 * 512, text_projection=768 * 512),
+    "resnet50": dict(image_encoder=24_556_608 - 2048 * 512, image_projection=2048 * 512, text_projection=768 * 512),
+    "swin": dict(image_encoder=27_912_570 - 768 * 512, image_projection=768 * 512, text_projection=768 * 512),
+}
+
+
+@pytest.mark.parametrize("variant", SIZES)
+def test_the_variants_have_the_published_sizes(variant):
+    config = runpy.run_path(str(ROOT / "configs" / "region_medclip_cxr.py"))["get_config"](variant)
+    tasks.check(config)
+    model = models.build(config.model, 28_996)
+    shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (224, 224, 3), 77)["params"])
+    make_optimizer(config.train, shapes)
+    found = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in shapes.items()}
+    assert found == SIZES[variant] | {"text_encoder": 107_719_680, "logit_scale": 1}
 
 
 def commands():
