@@ -60,6 +60,21 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # --- chest radiographs ---
+    Mutation(
+        "5x200: a second finding that is uncertain does not matter",
+        "data/sources/chest_labels.py",
+        "return there[0] if len(there) == 1 and not doubtful else",
+        "return there[0] if len(there) == 1 else",
+        ("data/sources/test_chest_labels.py",),
+    ),
+    Mutation(
+        "chest reports: what is possible is there",
+        "data/text/chest_findings.py",
+        "states |= {None if _UNCERTAIN.search(clause) else 1 for",
+        "states |= {1 for",
+        ("data/text/test_chest_findings.py",),
+    ),
     # --- losses ---
     Mutation(
         "contrastive loss: mean over rows that do not count too",
