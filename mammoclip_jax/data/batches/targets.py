@@ -10,16 +10,17 @@ import numpy as np
 
 from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.store.shards import Dataset
-from mammoclip_jax.data.text import findings, label_values, reports
+from mammoclip_jax.data.text import chest_findings, findings, label_values, reports
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
 
-FLAGS = (*label_values.PRESENT, "abnormal", "cancer", "biopsy", "invasive")  # 1 or 0
+FLAGS = (*label_values.PRESENT, "abnormal", "cancer", "biopsy", "invasive", *chest_findings.FINDINGS)  # 1 or 0
 WORDS = ("mass_shape", "mass_margins", "mass_density", "calcification_type", "calcification_distribution")
+UNCERTAIN = -1  # of a finding that the data set calls so (NAME_uncertain) and nothing else: MedCLIP's value of it
 # Ordinal fields with their greatest difference: density A to D is 1 to 4, BI-RADS 1 to 6.
 RANGES = {"density": 3.0, "birads": 5.0}
 # By source: the fields that it may be asked for.
-FIELDS = {"labels": (*FLAGS, *WORDS, *RANGES), "text": findings.FINDINGS}
+FIELDS = {"labels": (*FLAGS, *WORDS, *RANGES), "text": (*findings.FINDINGS, *chest_findings.FINDINGS)}
 
 
 class Targets(NamedTuple):
@@ -109,10 +110,10 @@ def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels
 
     The rows' breasts (`units.breasts`) have the labels. Text t is of the breast of row t, modulo V.
 
-    Values: 1 and 0 of findings and other yes/no labels, density and BI-RADS as numbers, words by their place among all
-    that occur. From labels a breast has the highest that its images have; a box says that its finding is there; BI-RADS
-    0 (incomplete) is no assessment, so it is not known. From texts: `findings.said` of the sentences about the breast's
-    side, as they were before a flip renames the side.
+    Values: 1 and 0 of findings and other yes/no labels (-1: uncertain, `data/sources/chest_labels.py`), density and
+    BI-RADS as numbers, words by their place among all that occur. From labels a breast has the highest that its images
+    have; a box says that its finding is there; BI-RADS 0 (incomplete) is no assessment, so it is not known. From texts:
+    `findings.said` of the sentences about the breast's side, as they were before a flip renames the side.
 
     Raises:
         UserError: no image of the split has a value of a field.
@@ -172,7 +173,8 @@ def _number(field: str, labels: Mapping, boxes: list) -> int | None:
     if field == "birads":
         return label_values.birads_number(labels.get(field)) or None
     states = label_values.flags(labels, boxes)
-    return states[field] if field in states else label_values.flag(labels.get(field))
+    known = states[field] if field in states else label_values.flag(labels.get(field))
+    return UNCERTAIN if known is None and label_values.flag(labels.get(f"{field}_uncertain")) else known
 
 
 @functools.lru_cache(maxsize=2**16)

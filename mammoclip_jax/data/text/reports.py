@@ -45,7 +45,7 @@ _PSEUDO = re.compile(
     re.IGNORECASE,
 )
 _BEFORE = re.compile(
-    r"\b(?:no|not|without|negative\s+for|free\s+of|absence\s+of|lack\s+of|lacks|neither|nor|never|"
+    r"\b(?:no|not|without|negative\s+for|(?:free|clear)\s+of|absence\s+of|lack\s+of|lacks|neither|nor|never|"
     r"denies|rules?\s+out|ruled\s+out|r/o|resolution\s+of)\b",
     re.IGNORECASE,
 )

@@ -257,7 +257,8 @@ def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
     """{"hit": whether a map's maximum is in a box, None where that is not asked; "note": the rest of the caption}."""
     if "found" in row:
         true, found = int(row["boxes"]), int(row["found"])
-        return {"hit": None, "note": f"{true} true box{'es' * (true != 1)}, {found} found"}
+        phrase = f"\u201c{row['phrase']}\u201d: " if row.get("phrase") else ""
+        return {"hit": None, "note": f"{phrase}{true} true box{'es' * (true != 1)}, {found} found"}
     if row.get("sentence"):
         return {"hit": row["hit"] >= 0.5, "note": f"\u201c{row['sentence']}\u201d"}
     if row.get("hit") is None or pd.isna(row["hit"]):
