@@ -182,6 +182,27 @@ MUTATIONS = (
         ("losses/test_soft_targets.py",),
     ),
     Mutation(
+        "soft targets: a text that is not its image's own is its pair",
+        "losses/soft_targets.py",
+        "(queries.index[:, None] == keys.index) & keys.paired",
+        "queries.index[:, None] == keys.index",
+        ("losses/test_soft_targets.py",),
+    ),
+    Mutation(
+        "regions and phrases: a denial counts for every region",
+        "losses/region_phrase.py",
+        "(keys.spoken | (keys.denies & shared))",
+        "(keys.spoken | keys.denies)",
+        ("losses/test_region_phrase.py",),
+    ),
+    Mutation(
+        "concepts: what denies the general finding leaves its kinds",
+        "data/text/concepts.py",
+        'for name in (*general, "abnormal")',
+        'for name in ("abnormal",)',
+        ("data/text/test_concepts.py",),
+    ),
+    Mutation(
         "labels from texts: the sentences of both breasts",
         "data/batches/targets.py",
         "reports.for_side(text, side)",
