@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float
 from mammoclip_jax.data.regions.found import Found, Method
 from mammoclip_jax.data.store import regions as tables
 from mammoclip_jax.data.text import concepts as lexicons
-from mammoclip_jax.data.text import label_values
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import prompts
 from mammoclip_jax.inference.dual_encoder import DualEncoder
@@ -127,8 +126,7 @@ def pseudo_labels(
 def _allowed(lexicon, row: pd.Series, labels) -> Bool[np.ndarray, "n C"]:
     """Concepts that neither the labels and boxes of an image nor the label that a region has deny."""
     given = json.loads(row["labels"])
-    given |= {key: 1 for key, state in label_values.flags({}, json.loads(row["boxes_canvas"])).items() if state}
-    image = lexicons.allowed(lexicon, given)
+    image = lexicons.allowed(lexicon, given, json.loads(row["boxes_canvas"]))
     rows = [
         image & lexicons.of_box(lexicon, {"labels": label.split(", ")}, given) if label else image for label in labels
     ]

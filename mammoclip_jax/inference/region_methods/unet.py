@@ -6,12 +6,13 @@ from typing import Any
 from mammoclip_jax.data.regions.components import LEAST, LIMIT, MOST, components, of_findings
 from mammoclip_jax.data.regions.found import Method
 from mammoclip_jax.inference.region_methods import weights
+from mammoclip_jax.inference.segmenter import Segmenter
 
 
 def unet(
     dataset,
     *,
-    model: Any,
+    model: Segmenter,
     threshold: float = 0.5,
     channels: Sequence[str] = (),
     least: float = LEAST,
