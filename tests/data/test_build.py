@@ -484,17 +484,19 @@ def dies_at(monkeypatch, change: int):
 )
 def test_death_at_any_change_of_the_file_system(tmp_path, monkeypatch, start):
     """From an empty folder, while a finished one is brought up to date, and after a run over other tables."""
-    root, out = mias_like(tmp_path / "in", pairs=6), tmp_path / "out"
+    root, out, begun = mias_like(tmp_path / "in", pairs=3), tmp_path / "out", tmp_path / "begun"
     run = functools.partial(prepare, "mias", root, workers=0, shards=3, max_quarantined=0.9, **SMALL)
     table = (root / "Info.txt").read_text()
     run(tmp_path / "clean")
+    if start != "nothing":
+        (root / "Info.txt").write_text(table.replace("mdb002", "mdb052").replace("mdb005", "mdb055"))
+        with contextlib.suppress(Killed), dies_at(monkeypatch, 7 if start == "stopped" else -1):
+            run(begun)
+        (root / "Info.txt").write_text(table)
     for change in itertools.count(1):
         shutil.rmtree(out, ignore_errors=True)
         if start != "nothing":
-            (root / "Info.txt").write_text(table.replace("mdb002 F NORM\n", "").replace("mdb005", "mdb055"))
-            with contextlib.suppress(Killed), dies_at(monkeypatch, 7 if start == "stopped" else -1):
-                run(out)
-            (root / "Info.txt").write_text(table)
+            shutil.copytree(begun, out)
         try:
             with dies_at(monkeypatch, change):
                 run(out)
