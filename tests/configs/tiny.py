@@ -1,8 +1,8 @@
 """The demo's whole job in a minute: sixteen small phantom exams, a very small model.
 
-    tests/configs/tiny.py                 with all evaluations
-    tests/configs/tiny.py:training        without those at the end, of which nothing comes back into the training
-    tests/configs/tiny.py:efficientnet    with the image encoder of the published models, which takes longer to compile
+tests/configs/tiny.py                 with all evaluations
+tests/configs/tiny.py:training        without those at the end, of which nothing comes back into the training
+tests/configs/tiny.py:efficientnet    with the image encoder of the published models, which takes longer to compile
 """
 
 from mammoclip_jax.config import defaults
