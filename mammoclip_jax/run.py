@@ -144,9 +144,9 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
     return datasets
 
 
-def make_phantom(out: str, exams: int, **parameters) -> None:
-    """The phantom set in `out`; exams that are there already are kept."""
-    workers = len(os.sched_getaffinity(0))
+def make_phantom(out: str, exams: int, workers: int | None = None, **parameters) -> None:
+    """The phantom set in `out`, by so many processes, or one a core; exams that are there already are kept."""
+    workers = workers or len(os.sched_getaffinity(0))
     with tqdm(total=exams, desc="phantom exams", unit="exam", disable=None) as bar:
         made = phantom.generate(
             out, exams, phantom.Parameters(**parameters), workers, lambda done, _: bar.update(done - bar.n)

@@ -13,7 +13,7 @@ def get_config(which="all"):
     config.name = "tiny"
     data = config.data
     data.folders.phantom = "{workdir}/data"
-    data.phantom.phantom = dict(out="{workdir}/exams", exams=16, height=128, width=96, seed=3)
+    data.phantom.phantom = dict(out="{workdir}/exams", exams=16, height=128, width=96, seed=3, workers=1)
     data.prepare.phantom = dict(
         source="phantom",
         root="{workdir}/exams",
@@ -21,7 +21,7 @@ def get_config(which="all"):
         height=64,
         width=48,
         options=dict(test_fraction=0.3, val_fraction=0.2),
-        workers=1,
+        workers=0,  # one that is started imports all that the program does
     )
     data.text_length, data.vocab_size, data.shuffle_sentences, data.flip_horizontal = 64, 600, 0.5, 0.5
     config.image.channels = 1
