@@ -18,6 +18,7 @@ NAMED_PARTS = (
     "data.weights",
     "data.prepare",
     "data.phantom",
+    "data.regions.make",
     "model.image",
     "model.text",
     "model.lora",
@@ -38,7 +39,7 @@ READ_BY = {
     "schedule": {"step": ("decay_steps", "decay_factor")},
 }
 OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection|heads)\..* |
-    model\.(dim|pooling|pooling_token|cached_text|logit_scale|logit_bias) | train\.logit_scale_max |
+    model\.(dim|projected|pooling|pooling_token|cached_text|image_head|logit_scale|logit_bias) | train\.logit_scale_max |
     data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.*"""
 
 
@@ -80,7 +81,18 @@ def defaults() -> ConfigDict:
                 # Labels of each view's breast, for soft targets: "labels" of the data set or read from the "text" drawn, and
                 # which, such as ("mass", "calcification", "density", "birads").
                 "targets": {"source": "", "fields": ()},
+                # Beside pairs: breasts without texts, and texts without image in place of those that breasts lack ("reports"
+                # of the data sets, or a lexicon such as "mammo") or, with the probability share, have.
+                "unpaired": {"images": False, "texts": "", "share": 0.0},
                 "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
+                # Regions of each view, in so many places: annotated "boxes" and tables that `python -m
+                # mammoclip_jax.regions` made; of which concepts (a lexicon of data/text/lexicons, or a .json file); and
+                # whether a table's regions beside all annotated boxes show the background. "make": name of a table -> method
+                # and options, of those that are made first where they are missing.
+                "regions": {"places": 0, "sources": ("boxes",), "concepts": "", "background": False, "make": {}},
+                # Labels, phrases and reports with the annotated region that each speaks of, of config.data.regions: how many of
+                # a row, of how many tokens, and which levels.
+                "phrases": {"count": 0, "length": 32, "levels": ("label", "phrase")},
                 "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
                 "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it
                 "flip_vertical": 0.0,  # probability, only where no text names a position
@@ -113,26 +125,28 @@ def defaults() -> ConfigDict:
                 "text": {},
                 "dim": 512,
                 "projection": {"kind": "linear", "dropout": 0.0, "bias": True},
+                "projected": (),  # towers (image, text) whose encoder ends in the shared space: they have no projection
                 "pooling": "eos",  # of the token states, a name in models.pooling.POOLINGS
                 "pooling_token": placeholder(int),  # id of the token that the poolings "eot" and "sep" look for
                 "frozen": (),  # towers (image, text) that stay as they are; their projections are trained
                 "cached_text": False,  # run a frozen text tower once, before training, over all training texts
                 "lora": {},  # pattern of the adapted kernels, rank, alpha, dropout; their towers are frozen
                 "heads": {},  # name -> kind (models.HEADS) and options: vectors for terms beside the global ones
+                "image_head": "",  # one of kind regions that makes the images' vectors too, of the region that is all of it
                 "logit_scale": 1 / 0.07,
                 "logit_bias": placeholder(float),  # initial, of the sigmoid loss (SigLIP: -10, with logit_scale=10)
                 # Of a classifier or detector (config.task.kind) alone, which have no text, dim, projection, ...
                 "labels": (),  # names of the outputs
                 "activation": "sigmoid",  # softmax: the labels are classes
                 "combine": "mean",  # or max, attention: of the features of a breast's or exam's views
-                "features": 256,  # channels of a detector's pyramid and subnets
+                "features": 256,  # channels of that pyramid, and of a detector's subnets
                 "input_size": (),  # height and width that a detector stretches images to; (): as they are
-                "stages": (),  # of the image encoder, three: the detector's C3, C4 and C5
+                "stages": (),  # of the image encoder, three: C3, C4 and C5 of the pyramid of a detector or segmentation
                 "dtype": "float32",  # of computation; parameters, statistics and the loss stay float32
             },
             # What is learnt from the data: texts and images together, or labels.
             "task": {
-                "kind": "pretrain",  # classifier, detector: config.model.labels from the data sets' labels
+                "kind": "pretrain",  # classifier, detector, segmentation: config.model.labels from the data sets' labels
                 "label": "",  # of a classifier: whose values its labels are, as density of A, B, C, D
                 "unit": "image",  # breast, exam: with as many views (classifier)
                 "encoder": "train",  # eval: without dropout, and with the batch statistics that it came with
@@ -147,6 +161,7 @@ def defaults() -> ConfigDict:
                 # Images without boxes teach a detector what background is; "zero": nothing; "leave_out": it sees none, as
                 # published.
                 "without_boxes": "count",
+                "dice_weight": 1.0,  # of a segmentation: of the soft Dice beside the cross-entropy of the pixels
                 "monitor": "",  # name in metrics.jsonl, eval/DATASET/EVALUATOR/METRIC: keeps the best state
                 "better": "higher",  # or lower, as of a Brier score: which figure of the monitor is the best
                 "patience": 0,  # evaluations without a better one, after which training ends; 0: never

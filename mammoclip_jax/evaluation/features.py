@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,13 @@ import pandas as pd
 
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.batches.units import GROUPS, breasts
+from mammoclip_jax.data.store.shards import read
 from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name
 
 CHUNK = 64  # images in memory at a time; no result depends on it
-_READERS = 4  # threads
 _SAVE_EVERY = 300  # seconds, of vectors that are kept on disk while more are computed
 
 
@@ -58,6 +57,12 @@ def boxes_of(row: pd.Series, label: str) -> np.ndarray:
     """float [k, 4]: the boxes (x0, y0, x1, y1) in canvas pixels that are labelled `label`, alone or among others."""
     boxes = [item["box"] for item in json.loads(row["boxes_canvas"]) if label in names_of(item)]
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def known_where(rows: pd.DataFrame, label: str) -> np.ndarray:
+    """bool [n]: images that have a box of the label, or are known to lack it."""
+    with_box = np.array([len(boxes_of(row, label)) > 0 for _, row in rows.iterrows()], bool)
+    return with_box | (label_values(rows, label) == 0)
 
 
 def label_texts(rows: pd.DataFrame, label: str) -> np.ndarray:
@@ -197,9 +202,3 @@ def chunks(positions: Sequence[int]) -> Iterator[list[int]]:
     """`positions` in runs of at most CHUNK."""
     for start in range(0, len(positions), CHUNK):
         yield [int(p) for p in positions[start : start + CHUNK]]
-
-
-def read(dataset, positions: Sequence[int]) -> np.ndarray:
-    """Canvases [n, H, W] uint8 or uint16 of the rows at `positions`."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return np.stack(list(pool.map(dataset.read, map(int, positions))))

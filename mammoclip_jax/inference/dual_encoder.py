@@ -12,6 +12,7 @@ from mammoclip_jax import explain, models
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.image_model import ImageModel
+from mammoclip_jax.models.dual_encoder import OWN_HEAD
 from mammoclip_jax.names import check_name
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables
@@ -29,11 +30,34 @@ class DualEncoder(ImageModel):
         self._tokenize = Tokenize.from_json(meta["tokenizer"]) if meta["tokenizer"] else None
         module = models.build(self.config.model, self._tokenize.vocab_size if self._tokenize else 0)
         self.local_heads = module.heads.local() if module.heads else {}
+        self.region_heads = module.heads.of_regions() if module.heads else ()
+        if hasattr(module.image_encoder, "of_boxes"):
+            self.region_heads = (*self.region_heads, OWN_HEAD)
         return module
 
     def embed_image(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of preprocessed images, uint8 or uint16."""
         return self._batched(self._embed_image, np.asarray(images))
+
+    def embed_regions(
+        self, images: Shaped[np.ndarray, "N H W"], boxes: Float[np.ndarray, "N R 4"], head: str | None = None
+    ) -> Float[np.ndarray, "N R D"]:
+        """Unit vectors of regions of preprocessed images, in the space of the texts.
+
+        Args:
+            boxes: left, top, right, bottom in pixels of the images.
+            head: name in config.model.heads, or "image_encoder" where that is one of CLIP's ResNets, whose last stage
+                and pool make vectors of regions too; None: the first of kind regions, before the encoder.
+
+        Raises:
+            UserError: there is no such head.
+        """
+        if not self.region_heads:
+            raise UserError("embed_regions needs a head of kind regions (config.model.heads): this model has none.")
+        head = head or self.region_heads[0]
+        check_name(head, self.region_heads, "head of kind regions")
+        embed = functools.partial(self._embed_regions, head)
+        return self._batched(embed, np.asarray(images), np.asarray(boxes, np.float32))
 
     def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of texts; what is longer than config.data.text_length is cut.
@@ -125,6 +149,11 @@ class DualEncoder(ImageModel):
     @functools.partial(jax.jit, static_argnums=0)
     def _embed_image(self, variables, images):
         return self._encode(variables, augment.eval_images(images, self._options))[0]
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def _embed_regions(self, head, variables, images, boxes):
+        pixels = augment.eval_images(images, self._options)
+        return self._module.apply(variables, head, pixels, boxes, method="embed_regions")
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _head_outputs(self, name, variables, images):

@@ -18,6 +18,7 @@ from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import exam
 from mammoclip_jax.inference.maps import SaliencyMixin
+from mammoclip_jax.inference.region_vectors import RegionMixin
 from mammoclip_jax.names import check_name, lookup
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
@@ -26,7 +27,7 @@ PIXELS = 2**23  # of the images that are computed at a time by default: six of 1
 FEATURES = ("pooled", "stages")
 
 
-class ImageModel(SaliencyMixin):
+class ImageModel(SaliencyMixin, RegionMixin):
     """A module with an image encoder, its variables and the preprocessing of its images.
 
     Attributes:
@@ -36,7 +37,7 @@ class ImageModel(SaliencyMixin):
         provenance: data sets, licences and versions behind the weights.
         trained_on: the patients they were trained on (`provenance.patients_in`); None where that is not on record.
         stages: names of the image encoder's stages, first to last, for `saliency`.
-        labels: of a classifier or detector.
+        labels: of a classifier, detector or segmentation.
         local_heads: {stage: name of the head of kind local that sees it} of a dual encoder.
     """
 
@@ -93,13 +94,17 @@ class ImageModel(SaliencyMixin):
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _image_features(self, of, variables, images):
-        pixels = augment.eval_images(images, self._options)
-        pooled, stages = self._module.apply(
-            variables, pixels, train=False, method=lambda module, x, train: module.image_encoder(x, train=train)
-        )
+        pooled, stages = self._stage_maps(variables, images)
         if of == "pooled":
             return pooled.astype(jnp.float32)
         return jnp.concatenate([stages[name].astype(jnp.float32).mean(axis=(1, 2)) for name in self.stages], axis=-1)
+
+    def _stage_maps(self, variables, images):
+        """(pooled features [N, c], named stage maps) of the image encoder."""
+        pixels = augment.eval_images(images, self._options)
+        return self._module.apply(
+            variables, pixels, train=False, method=lambda module, x, train: module.image_encoder(x, train=train)
+        )
 
     def read_images(self, files: Sequence[str | Path]) -> Shaped[np.ndarray, "N H W"]:
         """Files (DICOM, PNG, ...) as this model wants its images. Those of a breast share a scale where it learnt so.

@@ -14,7 +14,7 @@ from mammoclip_jax.losses.contrastive import Contrast, mil_nce
 from mammoclip_jax.losses.objectives import LOWEST, unit
 from mammoclip_jax.types import Batch, Embeddings
 
-PARTS = ("{regions}/vectors", "{regions}/mask", "{concepts}/vectors", "{teacher}/cosines", "{teacher}/allowed")
+NEEDS, READS = ("{regions}/vectors", "{regions}/mask", "concept/vectors"), ("region_allowed", "region_cosines")
 
 
 class Pseudo(NamedTuple):
@@ -85,9 +85,7 @@ def distillation(
     batch: Batch,
     mesh,
     *,
-    regions: str = "region",
-    concepts: str = "concept",
-    teacher: str = "teacher",
+    regions: str = "regions",
     temperature: float = 0.01,
     teacher_temperature: float = 0.01,
     threshold: float = 0.1,
@@ -95,16 +93,14 @@ def distillation(
     """L_dist of `distil` over the regions of the global batch that the teacher is sure of (`pseudo_labels`).
 
     Args:
-        regions: name of what makes the vectors [B R D] and the mask [B R] of the regions.
-        concepts: of what makes the vectors [C D] of the concepts.
-        teacher: of what makes its cosines [B R C], and the concepts that are allowed [B R C].
+        regions: the head that makes the vectors [B V R D] and the mask [B V R] of the regions.
         temperature: of the student.
         teacher_temperature, threshold: see `pseudo_labels`.
     """
-    vectors, mask, concept_vectors, cosines, allowed = _parts(embeddings, regions, concepts, teacher)
+    vectors, mask, concepts, cosines, allowed = _parts(embeddings, batch, regions)
     seen = pseudo_labels(cosines, allowed, temperature=teacher_temperature, threshold=threshold)
     sure = mask & (seen.labels >= 0)
-    loss = distil(vectors, concept_vectors, seen.log_probabilities, sure, temperature=temperature)
+    loss = distil(vectors, concepts, seen.log_probabilities, sure, temperature=temperature)
     return loss, {"regions": sure.sum(dtype=loss.dtype)}
 
 
@@ -113,9 +109,7 @@ def region_concept(
     batch: Batch,
     mesh,
     *,
-    regions: str = "region",
-    concepts: str = "concept",
-    teacher: str = "teacher",
+    regions: str = "regions",
     temperature: float = 0.01,
     teacher_temperature: float = 0.01,
     threshold: float = 0.1,
@@ -127,12 +121,12 @@ def region_concept(
     Args:
         symmetric: the mean of both directions; else that of the regions alone, as released.
         form: losses/forms.py.
-        regions, concepts, teacher, temperature, teacher_temperature, threshold: see `distillation`.
+        regions, temperature, teacher_temperature, threshold: see `distillation`.
     """
-    vectors, mask, concept_vectors, cosines, allowed = _parts(embeddings, regions, concepts, teacher)
+    vectors, mask, concepts, cosines, allowed = _parts(embeddings, batch, regions)
     seen = pseudo_labels(cosines, allowed, temperature=teacher_temperature, threshold=threshold)
     labels = jnp.where(mask, seen.labels, -1)
-    contrast = region_contrast(vectors, concept_vectors, labels, temperature=temperature, form=form, mesh=mesh)
+    contrast = region_contrast(vectors, concepts, labels, temperature=temperature, form=form, mesh=mesh)
     metrics = {
         "region_to_concept": contrast.forward,
         "concept_to_region": contrast.backward,
@@ -142,12 +136,13 @@ def region_concept(
     return (contrast.forward + contrast.backward) / 2 if symmetric else contrast.forward, metrics
 
 
-distillation.needs = region_concept.needs = PARTS
+distillation.needs = region_concept.needs = NEEDS
+distillation.reads = region_concept.reads = READS
 
 
-def _parts(embeddings: Embeddings, regions: str, concepts: str, teacher: str):
-    """The parts of the terms; images and regions are one axis."""
-    names = (part.format(regions=regions, concepts=concepts, teacher=teacher) for part in PARTS)
-    vectors, mask, concept_vectors, cosines, allowed = (embeddings.named[name] for name in names)
-    vectors, mask, cosines, allowed = (x.reshape(-1, *x.shape[2:]) for x in (vectors, mask, cosines, allowed))
-    return vectors, mask, concept_vectors, cosines, allowed
+def _parts(embeddings: Embeddings, batch: Batch, regions: str):
+    """What the terms compare; breasts, views and regions are one axis. A row that only fills up a batch has no regions."""
+    vectors, mask, concepts = (embeddings.named[name.format(regions=regions)] for name in NEEDS)
+    cosines, allowed, axes = batch["region_cosines"], batch["region_allowed"], mask.ndim
+    vectors, mask, cosines, allowed = (x.reshape(-1, *x.shape[axes:]) for x in (vectors, mask, cosines, allowed))
+    return vectors, mask, concepts, cosines, allowed

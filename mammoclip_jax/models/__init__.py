@@ -15,6 +15,8 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options, load
 
 IMAGE_ENCODERS = {
+    "clip_resnet": "clip_resnet.ClipResNet",
+    "clip_vit": "vit.clip",
     "convnext": "convnext.ConvNext",
     "dinov2": "vit.dinov2",
     "efficientnet": "efficientnet.EfficientNet",
@@ -28,7 +30,12 @@ TEXT_ENCODERS = {
     "gpt2": "gpt2.from_options",
     "modernbert": "modernbert.from_options",
 }
-HEADS = {"cross_view": "cross_view.CrossView", "local": "vectors.Local", "simclr": "vectors.SimCLR"}
+HEADS = {
+    "cross_view": "cross_view.CrossView",
+    "local": "vectors.Local",
+    "regions": "regions.Regions",
+    "simclr": "vectors.SimCLR",
+}
 TOWERS = ("image", "text")  # names of outputs that are no head's
 
 
@@ -95,6 +102,13 @@ def detector(config):
     from mammoclip_jax.models import retinanet
 
     return retinanet.from_options(_plain(config), image_encoder)
+
+
+def segmenter(config):
+    """The network of `config.model` whose outputs are masks: a `unet.UNet`, or an image encoder and a feature pyramid."""
+    from mammoclip_jax.models import segmentation
+
+    return segmentation.from_options(_plain(config), image_encoder)
 
 
 def bare_image_encoder(config):

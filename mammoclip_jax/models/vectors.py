@@ -42,6 +42,10 @@ class Heads(nn.Module):
         """The inputs of that head."""
         return self.makers[name](parent=None).needs
 
+    def of_regions(self) -> tuple[str, ...]:
+        """The heads of kind regions."""
+        return tuple(name for name in self.makers if "regions" in self.needs(name))
+
     def local(self) -> dict[str, str]:
         """{stage of the image encoder: the first head of kind local that sees it}, in the order of the heads."""
         stages: dict[str, str] = {}

@@ -10,17 +10,37 @@ Heads (config.model.heads) come behind: they see the outputs of the towers for t
 
 import functools
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from mammoclip_jax.names import check_name
 from mammoclip_jax.training.augment import lit
 from mammoclip_jax.types import Embeddings
 
 
+class Concepts(NamedTuple):
+    """Texts whose vectors are wanted at every step, the same ones: M of C concepts."""
+
+    ids: Int[Any, "M L"]
+    mask: Bool[Any, "M L"]
+    share: Float[Any, "C M"]  # of each text in the mean that is its concept's vector
+
+
 def embed(
-    model, variables, batch, augment, draws, key, micro_batches, needs=(), heads: Mapping[str, int] = {}, step=0
+    model,
+    variables,
+    batch,
+    augment,
+    draws,
+    key,
+    micro_batches,
+    needs=(),
+    heads: Mapping[str, int] = {},
+    step=0,
+    concepts: Concepts | None = None,
 ) -> tuple[Embeddings, dict]:
     """`Embeddings` of a training batch, and the new batch statistics.
 
@@ -35,6 +55,9 @@ def embed(
         heads: name of each head that is to run, with the first step at which it does; before, its part of
             `Embeddings.named` is zero, and neither a gradient nor a batch reaches it.
         step: the number of this step.
+        concepts: of `concept/vectors` [C D] in `Embeddings.named`: the mean of the unit vectors of each one's texts.
+
+    The phrases of a batch go through the text tower too: `phrase/vectors` [B P D].
 
     Raises:
         UserError: the model does not give what is needed.
@@ -85,6 +108,14 @@ def embed(
     )
     vectors = image.pop(""), text.pop("")
     named, stats = _with_heads(model, params, stats, image | text, batch, heads, step)
+    if "phrase_ids" in batch:
+        texts = _flat(batch["phrase_ids"]), _flat(batch["phrase_mask"])
+        made, stats = _in_parts(encode_text, stats, texts, jax.random.fold_in(text_key, 2), micro_batches["text"])
+        named["phrase/vectors"] = made[""].reshape(*batch["phrase_ids"].shape[:2], -1)
+    if concepts:
+        texts = jnp.asarray(concepts.ids), jnp.asarray(concepts.mask)
+        made, stats = _in_parts(encode_text, stats, texts, jax.random.fold_in(text_key, 1), micro_batches["text"])
+        named["concept/vectors"] = jnp.matmul(concepts.share, made[""], precision="highest")
     return Embeddings(*vectors, jnp.exp(params["logit_scale"]), params.get("logit_bias"), named), stats
 
 
@@ -92,7 +123,9 @@ def _with_heads(model, params, stats, named: Mapping, batch, heads: Mapping[str,
     """`named` and what the heads that have started make of it, zeros of the others; and the new batch statistics."""
     rows, views = batch["image"].shape[:2]
     inputs = {"mask": jnp.ones(rows, bool), "view_mask": jnp.ones((rows, views), bool)} | dict(named)
-    inputs |= {name: batch[name] for name in ("mask", "view_mask", "token_mask", "sentence") if name in batch}
+    inputs |= {name: batch[name] for name in ("mask", "view_mask", "token_mask", "sentence", "boxes") if name in batch}
+    if "boxes" in batch:
+        inputs["regions"] = batch["box_classes"] >= 0
     found = dict(named)
     for name, start in heads.items():
 
@@ -104,6 +137,7 @@ def _with_heads(model, params, stats, named: Mapping, batch, heads: Mapping[str,
                 train=True,
                 mutable=["batch_stats"],
                 method="apply_head",
+                size=batch["image"].shape[-2:],
             )
             return made, updated.get("batch_stats", stats)
 

@@ -19,6 +19,7 @@ TASKS = {
     ),
     "classifier": ("image-classification", "An image classifier for mammograms."),
     "detector": ("object-detection", "A detector of findings in mammograms."),
+    "segmenter": ("image-segmentation", "A segmentation of mammograms: masks of the breast, its muscle, findings."),
     "image_encoder": ("image-feature-extraction", "An image encoder alone, to start a training from."),
     "text_encoder": ("feature-extraction", "A text encoder alone, to start a training from."),
 }
@@ -33,6 +34,7 @@ _STEPS = {
     ("geometry", "fit"): "The crop is resized with its aspect kept.",
     ("geometry", "stretch"): "The crop is stretched to the canvas; its aspect is not kept.",
     ("chest_wall", "left"): "The chest wall is brought to the left.",
+    ("chest_wall", "centre"): "The image stands in the middle of the canvas.",
     ("upright", True): "MLO views are turned until the edge of the pectoral muscle is vertical.",
     ("scale", "breast"): "The CC and MLO views of a breast have one scale.",
 }

@@ -117,8 +117,10 @@ def _tower(variables, meta) -> Callable[[jax.Array], jax.Array]:
     options = {"projection": {"kind": "linear"}, "dtype": "float32"} | dict(meta["config"]["model"])
     module = models.build(options, 0)  # the text encoder is never called
     pixels = augment.Preprocess(**meta["config"]["image"])
+    head = ("heads",) if module.image_head else ()
     used = {
-        collection: {name: tree[name] for name in _MODULES if name in tree} for collection, tree in variables.items()
+        collection: {name: tree[name] for name in (*_MODULES, *head) if name in tree}
+        for collection, tree in variables.items()
     }
 
     def embed_one(image):

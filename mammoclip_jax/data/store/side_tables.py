@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.store import storage
 from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import whole, write_text
@@ -75,15 +76,16 @@ class Arrays:
         return {key: row for row, key in enumerate(json.loads(self.index.read_text())["keys"])}
 
 
-def write_frame(folder: str | Path, name: str, frame: pd.DataFrame) -> None:
-    """Stores a table as folder/NAME.parquet."""
+def write_frame(folder: str | Path, name: str, frame: pd.DataFrame, **options) -> None:
+    """Stores a table as folder/NAME.parquet; `options` are those of `DataFrame.to_parquet`."""
     with whole(Path(folder, f"{name}.parquet")) as partial:
-        frame.to_parquet(partial)
+        frame.to_parquet(partial, **options)
 
 
-def read_frame(folder: str | Path, name: str, remedy: str) -> pd.DataFrame:
+def read_frame(folder: str | Path | storage.Remote, name: str, remedy: str) -> pd.DataFrame:
     """The table folder/NAME.parquet. Raises UserError where there is none: `remedy` says what to do."""
-    path = Path(folder, f"{name}.parquet")
+    place = folder if isinstance(folder, storage.Remote) else storage.located(folder)
+    path = place / f"{name}.parquet"
     if not path.is_file():
         raise UserError(f"{path} is missing: {remedy}")
-    return read_table(path)
+    return read_table(storage.local(path))

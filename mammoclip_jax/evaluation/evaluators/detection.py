@@ -10,7 +10,7 @@ from mammoclip_jax.boxes import iou as overlap
 from mammoclip_jax.data.batches.units import breasts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
-from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
+from mammoclip_jax.evaluation.features import boxes_of, chunks, known_where, read, select
 from mammoclip_jax.evaluation.metrics import average_precision, froc
 from mammoclip_jax.evaluation.metrics.average_precision import Case, Found, matches
 from mammoclip_jax.evaluation.result import Result
@@ -87,7 +87,8 @@ def detection(
     images = look(model, dataset, positions, **looking)
     everyone = np.unique(images.rows["patient"].astype(str)) if len(images.rows) else np.array(["nobody"])
     known = {
-        label: np.arange(len(positions)) if protocol == "published" else _known(images.rows, label) for label in labels
+        label: np.arange(len(positions)) if protocol == "published" else np.flatnonzero(known_where(images.rows, label))
+        for label in labels
     }
     cases = _cases(images, known, model.labels)
     options = {"resamples": resamples, "seed": seed}
@@ -97,18 +98,20 @@ def detection(
             guesses = _cases(look(model, dataset, positions, **looking), known, model.labels)
         entries = average_precision.entries(guesses, iou, everyone, **options)
         metrics |= {f"{name}_randomised": entry for name, entry in entries.items()}
-    tables = {"detections": _detections(images, known, cases, iou[-1]), "images": _counts(images, cases)}
+    tables = {"detections": table_of(images.rows, known, cases, iou[-1]), "images": _counts(images, cases)}
     figures: dict[str, bytes] = {}
     if protocol == "default":
         breast = breasts(images.rows) if len(images.rows) else np.zeros(0, int)
         for label in labels:
-            entries, curves = _froc(cases[label], breast[known[label]], images.pixels, iou, sizes, everyone, options)
+            entries, curves = froc_entries(
+                cases[label], breast[known[label]], images.pixels, iou, sizes, everyone, options
+            )
             metrics |= {f"{label}{name}": entry for name, entry in entries.items()}
             if curves:
                 figures[f"froc_{label}"] = froc.plot(curves, label)
     shown = []
     for label in labels:
-        for number, i in enumerate(_chosen(cases[label], gallery, seed)):
+        for number, i in enumerate(chosen(cases[label], gallery, seed)):
             name, place = f"{label}_{number:03d}", int(known[label][i])
             truth, (boxes, scores) = cases[label][i].truth, cases[label][i].found
             figures[name] = overlay.detections(images.read(place), truth, boxes[:_SHOWN], scores[:_SHOWN], _SIDE)
@@ -146,14 +149,6 @@ def _labels(model, labels: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(labels or model.labels)
 
 
-def _known(rows: pd.DataFrame, label: str) -> np.ndarray:
-    """Places of the rows that have a box of the label, or are known to lack it."""
-    if not len(rows):
-        return np.zeros(0, int)
-    with_box = np.array([len(boxes_of(row, label)) > 0 for _, row in rows.iterrows()])
-    return np.flatnonzero(with_box | (label_values(rows, label) == 0))
-
-
 def _cases(images: Images, known: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, list[Case]]:
     return {label: [_case(images, i, label, labels.index(label)) for i in places] for label, places in known.items()}
 
@@ -164,7 +159,7 @@ def _case(images: Images, i: int, label: str, number: int) -> Case:
     return Case(str(row["patient"]), boxes_of(row, label), Found(images.boxes[i][own], images.scores[i][own]))
 
 
-def _froc(cases, breast, pixels, iou, sizes, patients, options) -> tuple[dict[str, Any], dict[str, list]]:
+def froc_entries(cases, breast, pixels, iou, sizes, patients, options) -> tuple[dict[str, Any], dict[str, list]]:
     """({"@0.5/lesion/sensitivity@1_fp": entry, ...}, {name of a curve: its entries})."""
     entries, curves = {}, {}
     for least in iou:
@@ -178,19 +173,20 @@ def _froc(cases, breast, pixels, iou, sizes, patients, options) -> tuple[dict[st
     return entries, curves
 
 
-def _detections(images: Images, known, cases, least: float) -> pd.DataFrame:
-    """One row a detection: `matched` where it finds a box as average precision counts; `iou` with the nearest box."""
-    rows = []
+def table_of(rows: pd.DataFrame, known, cases, least: float) -> pd.DataFrame:
+    """One row a detection in the images at the places `known` of `rows`: `matched` where it finds a box as average
+    precision counts; `iou` with the nearest box."""
+    lines = []
     for label, places in known.items():
         for i, case in zip(places, cases[label], strict=True):
             hit = matches(case.truth, case.found.boxes, least, "voc") >= 0
             nearest = overlap(case.found.boxes[:, None], case.truth).max(axis=1, initial=0.0)
-            image = images.rows["image"].iloc[i]
-            rows += [
+            image = rows["image"].iloc[i]
+            lines += [
                 (image, label, score, *box, bool(matched), best)
                 for box, score, matched, best in zip(case.found.boxes, case.found.scores, hit, nearest, strict=True)
             ]
-    return pd.DataFrame(rows, columns=["image", "label", "score", "x0", "y0", "x1", "y1", "matched", "iou"])
+    return pd.DataFrame(lines, columns=["image", "label", "score", "x0", "y0", "x1", "y1", "matched", "iou"])
 
 
 def _counts(images: Images, cases) -> pd.DataFrame:
@@ -210,7 +206,7 @@ def _counts(images: Images, cases) -> pd.DataFrame:
     )
 
 
-def _chosen(cases: Sequence[Case], count: int, seed: int) -> list[int]:
+def chosen(cases: Sequence[Case], count: int, seed: int) -> list[int]:
     """Images for the pictures: half with boxes and half without, as far as there are."""
     order = np.random.default_rng(seed).permutation(len(cases))
     with_box = [int(i) for i in order if len(cases[i].truth)]

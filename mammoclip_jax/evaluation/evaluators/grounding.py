@@ -79,9 +79,7 @@ def grounding(
     positions = select(dataset.index, split, patients, seed)
     metrics, figures, rows, shown, left_out = {}, {}, [], [], []
     for label in labels:
-        boxes = {int(p): b for p in positions if len(b := boxes_of(dataset.index.iloc[p], label))}
-        said = {p: phrases.affirming(dataset.index.iloc[p], label) for p in boxes}
-        sentences = {p: found[0] for p, found in said.items() if found}
+        boxes, sentences = asked(dataset.index, positions, label)
         chosen = [int(p) for p in np.random.default_rng(seed).permutation(sorted(sentences))[:gallery]]
         scores: dict[str, list[dict]] = {name: [] for name in (*names, "centre")}
         for position, image, tissue, heats in _heats(model, dataset, sentences, maps, context, random):
@@ -96,19 +94,31 @@ def grounding(
                 figure = f"{label}_{len(shown):03d}"
                 figures[figure] = shown_beside(image, heats[maps[0].name], boxes[position])
                 shown.append({"figure": figure} | scores[maps[0].name][-1])
-        entries = _summary(scores, quantiles, resamples=resamples, seed=seed)
-        without = statistics.entry(len(boxes) - len(sentences), n=len(boxes))
-        metrics |= {f"{label}/{name}": entry for name, entry in (entries | {"without_sentence": without}).items()}
+        options = {"resamples": resamples, "seed": seed}
+        entries = summary(scores, _measures(quantiles), **options)
+        entries["chance/pointing_game"] = _entry(scores[BASELINE], None, "chance", "image", options)
+        entries["without_sentence"] = statistics.entry(len(boxes) - len(sentences), n=len(boxes))
+        metrics |= {f"{label}/{name}": entry for name, entry in entries.items()}
         rows += [row for table in scores.values() for row in table]
-        left_out += [
-            {"label": label} | dataset.index.loc[dataset.index.index[p], list(CARRIED)].to_dict()
-            for p in boxes
-            if p not in sentences
-        ]
+        left_out += without(dataset.index, label, boxes, sentences)
     tables = {"images": pd.DataFrame(rows), "gallery": pd.DataFrame(shown), "without_sentence": pd.DataFrame(left_out)}
     return Result(
         "grounding", _protocol(split, maps, metrics, labels, tolerance, context, sanity), metrics, tables, figures
     )
+
+
+def asked(
+    index: pd.DataFrame, positions: Sequence[int], label: str
+) -> tuple[dict[int, np.ndarray], dict[int, phrases.Sentence]]:
+    """By position the boxes [k, 4] of a label, and of those that have one the first sentence that affirms it."""
+    boxes = {int(p): b for p in positions if len(b := boxes_of(index.iloc[p], label))}
+    said = {p: phrases.affirming(index.iloc[p], label) for p in boxes}
+    return boxes, {p: found[0] for p, found in said.items() if found}
+
+
+def without(index: pd.DataFrame, label: str, boxes, sentences) -> list[dict[str, Any]]:
+    """A row of each image with boxes that has no sentence."""
+    return [{"label": label} | index.loc[index.index[p], list(CARRIED)].to_dict() for p in boxes if p not in sentences]
 
 
 def _maps_of(model, methods: Sequence[str | Mapping[str, Any]]) -> list[Map]:
@@ -176,19 +186,28 @@ def nearness(tissue: np.ndarray) -> np.ndarray:
     return (1 - distance / distance.max()).astype(np.float32)
 
 
-def _summary(scores: Mapping[str, list[dict]], quantiles, **options) -> dict[str, dict]:
-    """Metrics of one label from the rows of its images, which are the same for all maps."""
-    measures = {"pointing_game": ("hit", "image")}  # what is counted, and out of what
-    measures |= {
+def _measures(quantiles) -> dict[str, tuple[str, str]]:
+    """{metric: what is counted, and out of what}, columns of an image's row."""
+    return {"pointing_game": ("hit", "image")} | {
         f"localised_{q:g}_iou_{least:g}": (f"found_{q:g}_{least:g}", "boxes") for q in quantiles for least in OVERLAPS
     }
+
+
+def summary(
+    scores: Mapping[str, list[dict]],
+    measures: Mapping[str, tuple[str, str]],
+    beside: Sequence[str] = (BASELINE, "centre"),
+    **options,
+) -> dict[str, dict]:
+    """Metrics of one label from the rows of its images, which are the same for all of `scores`: of each the measures, and
+    of those that are not `beside` the others what they are above brightness."""
     entries = {}
     for name, table in scores.items():
-        for measure in measures:
-            beside = {} if name in (BASELINE, "centre") else {f"{name}/{measure}_minus_{BASELINE}": scores[BASELINE]}
-            for metric, base in ({f"{name}/{measure}": None} | beside).items():
-                entries[metric] = _entry(table, base, *measures[measure], options)
-    entries["chance/pointing_game"] = _entry(scores[BASELINE], None, "chance", "image", options)
+        for measure, columns in measures.items():
+            bases = {f"{name}/{measure}": None}
+            if name not in beside:
+                bases[f"{name}/{measure}_minus_{BASELINE}"] = scores[BASELINE]
+            entries |= {metric: _entry(table, base, *columns, options) for metric, base in bases.items()}
     return entries
 
 

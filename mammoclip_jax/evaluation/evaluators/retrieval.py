@@ -101,16 +101,22 @@ def directed(queries, gallery, query_group, gallery_group, patients, ks, **optio
     queries [Q, D], gallery [G, D] unit norm; an item is right where its group (int [G]) is the query's (int [Q]), and
     each query has one; patients [Q], to be resampled.
     """
-    above, tied_wrong, tied_right, right = ranking.standing(queries, gallery, query_group, gallery_group)
-    items, metrics = len(gallery), {}
+    stands = ranking.standing(queries, gallery, query_group, gallery_group)
+    return ranks(stands, len(gallery), patients, ks, **options)
+
+
+def ranks(stands, items: int, patients, ks, **options) -> dict[str, dict[str, Any]]:
+    """Metrics of Q queries over so many items; `stands` as of `ranking.standing`, patients [Q]."""
+    above, tied_wrong, tied_right, right = stands
+    metrics = {}
     for k in ks:
         metrics[f"recall@{k}"] = statistics.mean(ranking.hit(k, above, tied_wrong, tied_right), patients, **options)
         chance = ranking.hit(k, np.zeros_like(right), items - right, right)
-        metrics[f"chance@{k}"] = statistics.entry(chance.mean(), n=len(queries))
+        metrics[f"chance@{k}"] = statistics.entry(chance.mean(), n=len(right))
     rank = ranking.first_rank(above, tied_wrong, tied_right)
     metrics["median_rank"] = statistics.median(rank, patients, **options)
     metrics["mean_rank"] = statistics.mean(rank, patients, **options)
-    metrics["chance_rank"] = statistics.entry(((items + 1) / (right + 1)).mean(), n=len(queries))
+    metrics["chance_rank"] = statistics.entry(((items + 1) / (right + 1)).mean(), n=len(right))
     return metrics
 
 

@@ -5,7 +5,7 @@ all items the same similarity scores what chance scores. Cosines are compared in
 similarity matrix is never whole in memory: a block of queries at a time, and no result depends on the block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.special import gammaln
@@ -32,13 +32,21 @@ def standing(queries, gallery, query_group, gallery_group) -> tuple[np.ndarray, 
 
     An item is right where its group (int [G]) is the query's (int [Q]); each query has a right item at least.
     """
+    of_queries, of_gallery = np.asarray(query_group), np.asarray(gallery_group)
+    return standing_of(queries, gallery, lambda rows: of_queries[rows, None] == of_gallery)
+
+
+def standing_of(
+    queries, gallery, relevant: Callable[[slice], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """As `standing`, where `relevant(rows)` says which items are right, bool [rows, G], of some of the queries."""
     above, tied_wrong, tied_right, right = (np.zeros(len(queries), dtype=np.int64) for _ in range(4))
     for rows, similarity in blocks(queries, gallery):
-        relevant = np.asarray(query_group)[rows, None] == np.asarray(gallery_group)
-        best = similarity.max(axis=1, keepdims=True, where=relevant, initial=-np.inf)
+        wanted = relevant(rows)
+        best = similarity.max(axis=1, keepdims=True, where=wanted, initial=-np.inf)
         above[rows] = np.count_nonzero(similarity > best, axis=1)
         tied = similarity == best
-        tied_right[rows], right[rows] = _counts(tied & relevant, relevant)
+        tied_right[rows], right[rows] = _counts(tied & wanted, wanted)
         tied_wrong[rows] = np.count_nonzero(tied, axis=1) - tied_right[rows]
     return above, tied_wrong, tied_right, right
 

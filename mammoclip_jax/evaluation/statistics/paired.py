@@ -17,7 +17,15 @@ import numpy as np
 from scipy.stats import false_discovery_control, norm, rankdata
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.statistics.bootstrap import LEVEL, RESAMPLES, Metric, bootstrap, entry, not_finite
+from mammoclip_jax.evaluation.statistics.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    Metric,
+    bootstrap,
+    entry,
+    estimate,
+    not_finite,
+)
 from mammoclip_jax.evaluation.statistics.discrimination import AUROC, MACRO_AUROC
 from mammoclip_jax.evaluation.statistics.few import FEW, count
 
@@ -133,23 +141,37 @@ def permutation_test(
     return float((1 + (np.abs(drawn) >= abs(observed) - 1e-12).sum()) / (1 + len(drawn)))
 
 
-def difference(metric: Metric, truth, a, b, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """The entry of metric(a) - metric(b), both on the same resamples of patients; without interval of few."""
-    truth, a, b = (np.asarray(x) for x in (truth, a, b))
-    reason = lacking(metric, truth, a, b)
+def mean_of_draws(
+    metric: Metric, truth, draws, patients, *, base=None, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """The entry of a metric's mean over several predictions of the same items, each [n] or [n, K], all on the same
+    resamples of patients; or of what it is above the mean over the predictions `base`. "sd" is over the draws.
+
+    One prediction without a base has the interval that `estimate` gives.
+    """
+    truth, draws, others = np.asarray(truth), [np.asarray(x) for x in draws], [np.asarray(x) for x in base or ()]
+    if len(draws) == 1 and not others:
+        return estimate({"": metric}, truth, draws[0], patients, resamples=resamples, seed=seed)[""]
+    reason = lacking(metric, truth, *draws, *others)
     if reason:
         return entry(None, n=len(truth), reason=reason)
-    first, second = (metric.summary(truth, side) for side in (a, b))
     patients = np.asarray(patients, dtype=str)
-    few = metric.few(truth, a, patients) or metric.few(truth, b, patients)
-    return bootstrap(
-        metric.point(truth, a) - metric.point(truth, b),
-        lambda weights: metric.of(first(weights)) - metric.of(second(weights)),
-        patients,
-        few=few,
-        resamples=resamples,
-        seed=seed,
-    )
+    summaries, bases = ([metric.summary(truth, side) for side in sides] for sides in (draws, others))
+    values, below = ([metric.point(truth, side) for side in sides] for sides in (draws, others))
+
+    def of(weights):
+        above = np.mean([metric.of(summary(weights)) for summary in summaries], axis=0)
+        return above - np.mean([metric.of(summary(weights)) for summary in bases], axis=0) if bases else above
+
+    few = next(filter(None, (metric.few(truth, side, patients) for side in (*draws, *others))), "")
+    value = np.mean(values) - (np.mean(below) if below else 0)
+    found = bootstrap(value, of, patients, few=few, resamples=resamples, seed=seed) | {"n": len(truth)}
+    return found | {"sd": float(np.std(values, ddof=1))} if len(values) > 1 else found
+
+
+def difference(metric: Metric, truth, a, b, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """The entry of metric(a) - metric(b), both on the same resamples of patients; without interval of few."""
+    return mean_of_draws(metric, truth, [a], patients, base=[b], resamples=resamples, seed=seed)
 
 
 def lacking(metric: Metric, truth, *predictions) -> str:

@@ -18,7 +18,7 @@ class Model(NamedTuple):
     """A checkpoint that was read.
 
     Attributes:
-        kind: "dual_encoder", "image_encoder", "text_encoder", "classifier" or "detector".
+        kind: "dual_encoder", "image_encoder", "text_encoder", "classifier", "detector" or "segmenter".
         model: `config.model`, or what of it a single encoder has.
         variables: {"params": ..., "batch_stats": ...}, nested, NumPy float32.
         image: `config.image`: what is done to pixels before they enter the network.
@@ -91,7 +91,7 @@ def dual_encoder(image: Tower, text: Tower, modules: Mapping[str, Any], logit_sc
 
     `options` are further fields of `config.model`: projection, pooling, ...
     """
-    dim = modules["image_projection"]["dense"]["kernel"].shape[1]
+    dim = modules["text_projection"]["dense"]["kernel"].shape[1]
     variables = {"params/logit_scale": np.asarray(logit_scale, np.float32).reshape(())}
     variables |= flatten_dict({"params": dict(modules)}, sep="/")
     for name, encoder in (("image_encoder", image), ("text_encoder", text)):

@@ -172,3 +172,21 @@ def test_benjamini_and_hochbergs_step_up():
     order = [0.01 * 4 / 1, 0.04 * 4 / 3, 0.04 * 4 / 3, 0.5]  # of 0.01, 0.03, 0.04, 0.5; never falling
     np.testing.assert_allclose(paired.benjamini_hochberg(p), [order[0], np.nan, order[2], order[1], order[3]])
     assert np.isnan(paired.benjamini_hochberg([np.nan])).all()
+
+
+def test_the_mean_of_draws_is_that_of_their_values_and_draws_alike_are_one():
+    rng = np.random.default_rng(3)
+    truth, patients = np.repeat([0, 1], 60), np.arange(120) // 2
+    draws = [truth + rng.normal(0, scale, 120) for scale in (0.5, 1, 2)]
+    found = paired.mean_of_draws(discrimination.AUROC, truth, draws, patients, resamples=200)
+    areas = [roc_auc_score(truth, each) for each in draws]
+    assert found["value"] == pytest.approx(np.mean(areas)) and found["sd"] == pytest.approx(np.std(areas, ddof=1))
+    assert found["low"] < found["value"] < found["high"]
+    one = statistics.estimate({"": discrimination.AUROC}, truth, draws[1], patients, resamples=200)[""]
+    assert paired.mean_of_draws(discrimination.AUROC, truth, draws[1:2], patients, resamples=200) == one
+    twice = paired.mean_of_draws(discrimination.AUROC, truth, [draws[1]] * 2, patients, resamples=200)
+    assert {key: twice[key] for key in one} == pytest.approx(one) and twice["sd"] == 0
+    above = paired.mean_of_draws(discrimination.AUROC, truth, draws[:2], patients, base=draws[2:], resamples=200)
+    assert above["value"] == pytest.approx(np.mean(areas[:2]) - areas[2])
+    bad = paired.mean_of_draws(discrimination.AUROC, truth, [draws[0], draws[1] * np.nan], patients, resamples=200)
+    assert bad["value"] is None and "not finite" in bad["reason"]
