@@ -45,7 +45,7 @@ def region_grounding(
     Args:
         labels: findings of `label_values.PRESENT`.
         regions: "sliding", or a side table of the data set (`python -m mammoclip_jax.regions`).
-        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of what is cut out.
+        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of places.
         gallery: pictures of each label, drawn by `seed`, with their sentence.
 
     Metrics: "mass/regions/pointing_game", the centre of the best region lies in a box of the label, and
@@ -128,7 +128,6 @@ def _protocol(split, labels, regions, kind, metrics: Mapping[str, dict[str, Any]
     where = (
         "sliding boxes on the breast" if regions == region_sets.SLIDING else f"the regions {regions} of the data set"
     )
-    what = "the head of regions" if kind == "head" else "what is cut out around the box, enlarged to an image"
     counts = ", ".join(
         f"{metrics[f'{label}/without_sentence']['value']:.0f} of {metrics[f'{label}/without_sentence']['n']} with boxes of "
         f"{label}"
@@ -137,7 +136,7 @@ def _protocol(split, labels, regions, kind, metrics: Mapping[str, dict[str, Any]
     return (
         f"Split {split}, images with boxes of the label, each with the first sentence of its own texts that affirms the label "
         f"for its side and view; images without such a sentence are left out: {counts}. Regions: {where}, {many:.0f} an "
-        f"image. regions: the region whose vector, that of {what}, has the largest cosine to the sentence; brightness: that "
+        f"image. regions: the region whose vector, that of {region_sets.IN_TEXT_SPACE[kind]}, has the largest cosine to the sentence; brightness: that "
         "of the highest mean grey value; centre: the nearest to the breast's centroid; chance: any of them. pointing_game: "
         "the region's centre lies in a box of the label; best_region_iou: it overlaps one by that IoU. minus_brightness: the "
         f"difference on the same images and resamples. Intervals: {statistics.INTERVAL}."

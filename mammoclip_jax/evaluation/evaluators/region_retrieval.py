@@ -52,7 +52,7 @@ def region_retrieval(
     Args:
         levels: of `data.batches.phrases.units`: "phrase", sentences of the texts that name the finding of one box alone;
             "label", the findings' names.
-        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of what is cut out.
+        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of places.
         gallery: pictures of phrases, drawn by `seed`, with the region that comes first.
 
     Metrics: "phrase_to_region/recall@1", "…/median_rank", "…/mean_rank", "region_to_phrase/…", beside "…/chance@1",
@@ -146,7 +146,6 @@ def _pictures(dataset, pairs: Pairs, similarity: np.ndarray, gallery: int, seed:
 
 
 def _protocol(split: str, levels: Sequence[str], kind: str, pairs: Pairs) -> str:
-    what = "the head of regions" if kind == "head" else "what is cut out around the box, enlarged to an image"
     of_level = {
         "phrase": "sentences of an image's texts that affirm the finding of one box alone",
         "label": "names of findings",
@@ -154,7 +153,7 @@ def _protocol(split: str, levels: Sequence[str], kind: str, pairs: Pairs) -> str
     return (
         f"Split {split}: boxes that a phrase speaks of ({len(pairs.regions)}), and the phrases "
         f"({', '.join(of_level[level] for level in levels)}; {len(pairs.texts)} that differ in more than case, white space and "
-        f"stops). Regions by the vectors of {what}. Any region that a phrase speaks of is right for it, and any such phrase "
+        f"stops). Regions by the vectors of {region_sets.IN_TEXT_SPACE[kind]}. Any region that a phrase speaks of is right for it, and any such phrase "
         "for the region. finding/precision@k: share of the k nearest, none of the query's own patient, that are of the "
         "findings of the query's box; precision_chance: share of all such. Ties are broken at random, in expectation. chance: "
         f"random order. Intervals: {statistics.INTERVAL} of the queries, with the gallery as it is."
