@@ -2,9 +2,10 @@
 
     python -m mammoclip_jax.pretrain --config=configs/phantom_region.py --workdir=runs/region
 
-The demo's towers, data and steps. Beside the image-text loss, the annotated boxes and places on the breast beside them are
-told apart by the concepts mass, calcification and background; the image is one more region of the same head. Variants, on
-the same data for the same steps: `:global` the image-text loss alone, `:clip` CLIP's objective, `:medclip` MedCLIP's.
+The demo's towers, data and steps. Beside Mammo-CLIP's loss the annotated boxes, and places on the breast that touch none, are
+told apart by the concepts mass, calcification and background. Other objectives on the same data for the same steps: `:global`
+is Mammo-CLIP's loss alone, `:clip` CLIP's, `:medclip` MedCLIP's (configs/phantom_soft_targets.py). `:teacher` learns of a table
+of regions, by name `pseudo`, that the command `regions` made with an earlier run: see docs/regions.md.
 """
 
 import runpy
@@ -12,18 +13,28 @@ from pathlib import Path
 
 from mammoclip_jax.names import check_name
 
-VARIANTS = ("regions", "global", "clip", "medclip")
+VARIANTS = ("regions", "global", "clip", "medclip", "teacher")
 
 
 def get_config(variant="regions"):
     check_name(variant, VARIANTS, "variant of phantom_region")
-    config = runpy.run_path(str(Path(__file__).with_name("demo.py")))["get_config"]()
+    base = "phantom_soft_targets" if variant in ("clip", "medclip") else "demo"
+    config = runpy.run_path(str(Path(__file__).with_name(f"{base}.py")))["get_config"]()
     config.name = f"Regions on phantoms: {variant}"
     data, model, losses = config.data, config.model, config.losses
-    del data.folders.cbis_ddsm, data.prepare.cbis_ddsm
-    del config.evaluate.evaluators.films
-    if variant == "regions":
-        data.regions.update(places=4, sources=("boxes", "sliding"), concepts="phantom", background=True)
+    if base == "demo":
+        del data.folders.cbis_ddsm, data.prepare.cbis_ddsm
+        del config.evaluate.evaluators.films
+    if variant == "clip":  # hard pairs
+        losses.soft_targets.pair = losses.other.pair = 1.0
+    if variant in ("regions", "teacher"):
+        data.regions.update(places=4, concepts="phantom")
         model.heads.regions = dict(stages=("stage3", "stage5"), pool="max", hidden=256, dim=128)
         losses.region_concept = dict(weight=0.5, temperature=0.1)
+    if variant == "regions":
+        data.regions.update(sources=("boxes", "sliding"), background=True)
+        data.regions.make.sliding = dict(method="sliding")
+    if variant == "teacher":
+        data.regions.sources = ("pseudo",)
+        losses.distillation = dict(weight=0.5, temperature=0.1)
     return config

@@ -7,6 +7,7 @@ COMMANDS = (
     "prepare",
     "pretrain",
     "finetune",
+    "regions",
     "evaluate",
     "predict",
     "compare",

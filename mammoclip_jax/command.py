@@ -1,4 +1,4 @@
-"""What the commands share: errors that are the user's, logs, the JSON file."""
+"""What the commands share: errors that are the user's, logs, options, the JSON file."""
 
 import json
 import logging
@@ -67,6 +67,20 @@ def _unknown_field(argv) -> str:
                 )
             holder = holder[part]
     return ""
+
+
+def parse_options(pairs: list[str]) -> dict:
+    """["key=value", ...] -> {key: value} of --option; numbers, true and false as such, anything else as text."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--option={pair} has no value. Write --option=key=value.")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
 
 
 def write_json(path: str, figures: dict) -> None:

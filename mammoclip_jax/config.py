@@ -18,6 +18,7 @@ NAMED_PARTS = (
     "data.weights",
     "data.prepare",
     "data.phantom",
+    "data.regions.make",
     "model.image",
     "model.text",
     "model.lora",
@@ -80,11 +81,18 @@ def defaults() -> ConfigDict:
                 # Labels of each view's breast, for soft targets: "labels" of the data set or read from the "text" drawn, and
                 # which, such as ("mass", "calcification", "density", "birads").
                 "targets": {"source": "", "fields": ()},
+                # Beside pairs: breasts without texts, and texts without image in place of those that breasts lack ("reports"
+                # of the data sets, or a lexicon such as "mammo") or, with the probability share, have.
+                "unpaired": {"images": False, "texts": "", "share": 0.0},
                 "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
                 # Regions of each view, in so many places: annotated "boxes" and tables that `python -m
                 # mammoclip_jax.regions` made; of which concepts (a lexicon of data/text/lexicons, or a .json file); and
-                # whether a table's regions beside all annotated boxes show the background.
-                "regions": {"places": 0, "sources": ("boxes",), "concepts": "", "background": False},
+                # whether a table's regions beside all annotated boxes show the background. "make": name of a table -> method
+                # and options, of those that are made first where they are missing.
+                "regions": {"places": 0, "sources": ("boxes",), "concepts": "", "background": False, "make": {}},
+                # Labels, phrases and reports with the annotated region that each speaks of, of config.data.regions: how many of
+                # a row, of how many tokens, and which levels.
+                "phrases": {"count": 0, "length": 32, "levels": ("label", "phrase")},
                 "shuffle_sentences": 0.0,  # probability that a drawn text has its sentences in another order
                 "flip_horizontal": 0.0,  # probability; laterality words in the texts are swapped with it
                 "flip_vertical": 0.0,  # probability, only where no text names a position
@@ -117,6 +125,7 @@ def defaults() -> ConfigDict:
                 "text": {},
                 "dim": 512,
                 "projection": {"kind": "linear", "dropout": 0.0, "bias": True},
+                "projected": (),  # towers (image, text) whose encoder ends in the shared space: they have no projection
                 "pooling": "eos",  # of the token states, a name in models.pooling.POOLINGS
                 "pooling_token": placeholder(int),  # id of the token that the poolings "eot" and "sep" look for
                 "frozen": (),  # towers (image, text) that stay as they are; their projections are trained

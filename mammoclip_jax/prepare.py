@@ -10,7 +10,6 @@ Run again, it goes on where it stopped, or takes over what is new, changed or me
 """
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -43,7 +42,7 @@ def define_flags() -> None:
         "crop": "How the breast is cut out.",
         "bits": "Bits of a stored pixel.",
         "outside": "What lies outside the breast: masked hides burned-in text.",
-        "chest_wall": "left mirrors right breasts.",
+        "chest_wall": "left mirrors right breasts; centre puts the image in the middle, as of a chest.",
         "frames": "What becomes of a file with several frames.",
         "upright": "Turn MLO views until the edge of the pectoral muscle is vertical.",
         "scale": "image: each as large as fits; breast: its CC and MLO views alike.",
@@ -76,20 +75,6 @@ def define_flags() -> None:
     flags.DEFINE_string("json", "", "File for the figures.")
 
 
-def parse_options(pairs: list[str]) -> dict:
-    """["key=value", ...] -> {key: value}; numbers, true and false as such, anything else as text."""
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--option={pair} has no value. Write --option=key=value.")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
-
-
 def main(argv) -> int:
     """The command; see --help."""
     del argv
@@ -115,7 +100,7 @@ def main(argv) -> int:
 
 def _source(values: flags.FlagValues, figures: dict) -> None:
     """What --source asks for: the dry run, the names of quarantined files, or the data set."""
-    options = parse_options(values.option)
+    options = command.parse_options(values.option)
     preprocessing = {field.name: values[field.name].value for field in dataclasses.fields(Preprocessing)}
     preprocessing["bits"] = int(preprocessing["bits"])
     if values.check:

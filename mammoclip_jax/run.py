@@ -6,6 +6,7 @@ others wait. Evaluation on the way should therefore be cheap; the `evaluate` com
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.pixels.render import Preprocessing
+from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.errors import UserError
@@ -31,14 +33,14 @@ from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
-from mammoclip_jax.inference import loading, text_classifier
+from mammoclip_jax.inference import loading, region_methods, text_classifier
 from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.names import lookup
 from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
 from mammoclip_jax.training.mesh import make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
-from mammoclip_jax.weights import warm_start
+from mammoclip_jax.weights import licences, regions, warm_start
 from mammoclip_jax.weights.opening import open_weights
 
 
@@ -95,6 +97,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
         "provenance": provenance.collect(datasets),
         "trained_on": provenance.trained_on(datasets.values()),
     }
+    regions.note(meta, config, datasets)
     continuation.check_content(meta, workdir)
     trainer, iterator = task.prepare(config, datasets, meta["preprocessing"], mesh, tokenize=tokenize, workdir=workdir)
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))
@@ -119,7 +122,8 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
 
 
 def open_datasets(config, workdir) -> dict[str, Dataset]:
-    """The dataset folders of `config.data.folders`, made first where the config says how (phantom, prepare).
+    """The dataset folders of `config.data.folders`, made first where the config says how (phantom, prepare), with the
+    tables of `config.data.regions.make`.
 
     Only process 0 makes them, and has to come first (`distributed.main_first`). `{workdir}` in a path stands for the run's
     folder.
@@ -140,8 +144,19 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
             source, root = options.pop("source"), options.pop("root")
             counts = prepare(source, root, folder, **options)
             logging.info("%s", prepared(folder, counts, time.monotonic() - started))
-        datasets[name] = leave_out.unused(Dataset.open(folder), config.data.leave_out)
+        dataset = Dataset.open(folder)
+        if distributed.is_main():
+            for table, options in config.data.regions.make.items():
+                make_regions(dataset, table, placed(options))
+        datasets[name] = leave_out.unused(dataset, config.data.leave_out)
     return datasets
+
+
+def make_regions(dataset: Dataset, name: str, options: dict) -> None:
+    """The table of regions of that name, by `method` and its options; one that is there already is kept."""
+    method = options.pop("method", name)
+    counts = job.find(dataset, name, functools.partial(region_methods.opened, dataset, method, options))["counts"]
+    logging.info("%s: %d regions %r of %d images", dataset.path, counts["regions"], name, counts["images"])
 
 
 def make_phantom(out: str, exams: int, **parameters) -> None:
@@ -195,7 +210,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         noted = json.loads(note.read_text()) if note.exists() else {"config": options, "provenance": {}}
         if noted["config"] != options:
             logging.warning("config.warm_start is not what this run began with; it goes on from its checkpoint")
-        meta["provenance"] |= noted["provenance"]
+        meta["provenance"] = licences.joined(meta["provenance"], noted["provenance"])
         _, newest = checkpoint.newest_meta(workdir)
         meta["trained_on"] = provenance.trained_on((), meta.get("trained_on"), (newest or {}).get("trained_on"))
         return fresh
@@ -208,7 +223,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         variables, started = warm_start.start(fresh, options, open_weights)
     for line in started.differences(meta):
         logging.warning("%s", line)
-    meta["provenance"] |= started.provenance
+    meta["provenance"] = licences.joined(meta["provenance"], started.provenance)
     meta["trained_on"] = provenance.trained_on(
         (), *(one.get("trained_on") for one in (meta, *started.sources.values()))
     )

@@ -34,11 +34,23 @@ class Batch(TypedDict, total=False):
     # 1, 0, one-hot for classes; 0 where unknown. Of images with texts those of each view's breast (data/batches/targets.py).
     target: Float[Array, "B *V K"]
     known: Bool[Array, "B *V K"]
+    # Only with config.data.unpaired (data/batches/unpaired.py).
+    paired: Bool[Array, " B"]  # the texts are those of the row's breast
+    has_text: Bool[Array, " B"]  # False: its texts are empty
+    text_target: Float[Array, "B T K"]  # labels of the texts, as target and known are those of the images
+    text_known: Bool[Array, "B T K"]
     boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
     box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
     # Of boxes that are regions: which of C concepts nothing known of them denies, and a teacher's cosines with these.
     region_allowed: Bool[Array, "B V M C"]
     region_cosines: Float[Array, "B V M C"]  # float32, 0 where no teacher compared
+    # Texts about regions, P of a row (data/batches/region_phrases.py); a place that is not filled has the level -1.
+    phrase_ids: Int[Array, "B P L"]
+    phrase_mask: Bool[Array, "B P L"]
+    phrase_region: Int[Array, "B P 2"]  # int32 view and place in its boxes; -1, -1: none
+    phrase_negated: Bool[Array, "B P"]  # it denies what it names
+    phrase_level: Int[Array, "B P"]  # int32 0 a finding's name, 1 a sentence, 2 a report
+    phrase_findings: Int[Array, "B P"]  # int32, a bit for each finding that it affirms, or denies
     mask: Bool[Array, " B"]  # False for rows that only fill up the batch: they never count
 
 

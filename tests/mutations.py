@@ -118,6 +118,27 @@ MUTATIONS = (
         ("losses/test_regions_loss.py",),
     ),
     Mutation(
+        "pseudo-labels: concepts that the image's labels deny take part",
+        "inference/region_methods/teacher.py",
+        "np.where(allowed, cosines.astype(np.float64) / temperature, -np.inf)",
+        "cosines.astype(np.float64) / temperature",
+        ("inference/region_methods/test_teacher.py",),
+    ),
+    Mutation(
+        "regions found in parts: a stopped run begins anew",
+        "data/regions/job.py",
+        'if not (folder / f"{part}.json").is_file()]',
+        "]",
+        ("data/regions/test_region_job.py",),
+    ),
+    Mutation(
+        "sliding boxes: specks are not looked for",
+        "data/regions/sliding.py",
+        "for part in (image, _specks(image))",
+        "for part in (image, image)",
+        ("data/regions/test_sliding.py",),
+    ),
+    Mutation(
         "soft targets: blocks of targets merged without their common maximum",
         "losses/objectives.py",
         "(parts.shared * rescale_target).sum(0)",
@@ -669,8 +690,8 @@ MUTATIONS = (
     Mutation(
         "geometry: the wrong breast is mirrored",
         "data/pixels/geometry.py",
-        'flip = laterality == ("R" if chest_wall == "left" else "L")',
-        'flip = laterality == ("L" if chest_wall == "left" else "R")',
+        'laterality == ("R" if chest_wall == "left" else "L")',
+        'laterality == ("L" if chest_wall == "left" else "R")',
         ("data/pixels/test_geometry.py", "data/pixels/test_render.py"),
     ),
     Mutation(

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from mammoclip_jax.data import increment, leave_out, reported
+from mammoclip_jax.data import increment, leave_out, masks, reported
 from mammoclip_jax.data.counts import counted, kinds, listed, quarantine_text
 from mammoclip_jax.data.identity import Identity
 from mammoclip_jax.data.make import Failed, Job, Task, make, tasks, work, write, write_alone
@@ -93,6 +93,7 @@ def build(
     hashed = (lambda text: identity.hash("key", text)) if identity else increment.plain_hash
     compared = other_views(table.rows) if preprocessing.scale == "breast" else None
     keys = increment.keys(table.rows, stamps, hashed, compared)
+    wanted = _masks(table, root, keys)
     bounds = _bounds(len(table.rows), shards)
     parameters = {
         **_shown(provenance or {}, identity),
@@ -117,10 +118,14 @@ def build(
         raise UserError(f"no image to prepare: {listed(table.problems) or 'the source is empty'}")
     todo = tasks(table.rows, root, preprocessing, codec, table.leave_out)
     if there.get("manifest") == parameters["manifest"] and not _mended(todo, keys, increment.of_dataset(out), workers):
-        if any((out / name).exists() for name in (BUILDING, STOPPED, _LOCK)):  # of a run that died when it was done
+        dataset = Dataset.open(out)
+        done = masks.settled(out, wanted, dataset.info["fingerprint"])
+        # Of a run that died when it was done, or that knew of no masks.
+        if not done or any((out / name).exists() for name in (BUILDING, STOPPED, _LOCK)):
             with _locked(out):
+                masks.settle(out, wanted, dataset.index, dataset.info["fingerprint"], workers)
                 _clean(out)
-        counts = Dataset.open(out).info["counts"]
+        counts = dataset.info["counts"]
         return counts | {
             "passed_over": kinds(table.passed_over),
             "up_to_date": True,
@@ -143,7 +148,7 @@ def build(
         (out / PASSED_OVER).unlink(missing_ok=True)
         if others:
             write_text(out / PASSED_OVER, quarantine_text(others))
-        _write_folder(out, building, table, index, problems, counts, parameters, ran)
+        _write_folder(out, building, table, index, problems, counts, parameters, ran, wanted, workers)
     reused = int(index["key"].isin(set(stored)).sum())
     return counts | {
         "up_to_date": False,
@@ -325,7 +330,16 @@ def _check_counts(counts: dict, problems: list[Problem], max_quarantined: float,
         )
 
 
-def _write_folder(out, building, table, index, problems, counts, parameters, ran) -> None:
+def _masks(table: SourceTable, root: Path, keys: list[str]) -> masks.Wanted | None:
+    """The masks that the source has of the rows, by their keys."""
+    source = table.masks
+    of = (
+        {key: source.of[image] for key, image in zip(keys, table.rows["image"]) if image in source.of} if source else {}
+    )
+    return masks.Wanted(source, root, of) if source and of else None
+
+
+def _write_folder(out, building, table, index, problems, counts, parameters, ran, wanted, workers) -> None:
     """Moves the shards into the folder; then the tables and, last, dataset.json. Can be repeated at any point."""
     (out / "dataset.json").unlink(missing_ok=True)
     names = [shard_name(shard, parameters["shard_count"]) for shard in range(parameters["shard_count"])]
@@ -342,6 +356,7 @@ def _write_folder(out, building, table, index, problems, counts, parameters, ran
     if texts:
         with whole(out / "tokenizer.json") as partial:
             tokenizer.train_wordpiece(texts, parameters["vocab_size"]).save(str(partial))
+    masks.settle(out, wanted, index, fingerprint(index), workers)
     info = {
         "schema_version": SCHEMA_VERSION,
         "name": index["dataset"].iloc[0],

@@ -51,9 +51,9 @@ A breast is (patient, study, laterality); where laterality is unknown each image
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -90,6 +90,19 @@ class Problem(NamedTuple):
         return self.reason.split(":", 1)[0]
 
 
+class MaskSource(NamedTuple):
+    """Masks that a source has of its images: true ones, drawn by people or known of phantoms, never a method's.
+
+    `read(root, what, (height, width))` gives {channel: bool [h w]} in pixels of the original image; a channel that is
+    not among them is unknown of that image. It runs in other processes, so it is a function of a module, and may raise
+    `dicom.Unreadable` and OSError.
+    """
+
+    channels: tuple[str, ...]  # such as breast, pectoral_muscle, mass, calcification, lungs
+    of: Mapping[str, Any]  # image -> what `read` takes, JSON
+    read: Callable[[Path, Any, tuple[int, int]], Mapping[str, np.ndarray]]
+
+
 class SourceTable(NamedTuple):
     """What an adapter's `read(root, **options)` returns."""
 
@@ -105,6 +118,7 @@ class SourceTable(NamedTuple):
     leave_out: tuple[str, ...] = ()  # flags of images that `prepare` leaves out unless told otherwise
     passed_over: list[Problem] = []  # stage "other": files that are no images of the set, counted by kind and named
     private_texts: bool = False  # texts are de-identified although the identifiers are public
+    masks: MaskSource | None = None
 
     @property
     def public_texts(self) -> bool:

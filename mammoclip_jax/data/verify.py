@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from mammoclip_jax.data import reported
+from mammoclip_jax.data import masks, reported
 from mammoclip_jax.data.build import fingerprint
 from mammoclip_jax.data.counts import content
 from mammoclip_jax.data.make import MADE_COLUMNS
@@ -103,6 +103,8 @@ def verify(path: Path | str) -> dict:
             for name in ("record checksum", "record decodes", "image as described", "image not constant"):
                 fault = bad.get(name)
                 report.check(name, fault is None, _where(row), *(fault[1:] if fault else ("",)))
+    for name, where, problem in masks.checks(dataset):
+        report.check(name, not problem, where, problem, "copy it again, or remove the masks and run prepare again")
     return report.result()
 
 

@@ -1,6 +1,7 @@
 """Evaluators: functions `(model, dataset, **options) -> Result`. To add one: a file in evaluators/ and its line here."""
 
 EVALUATORS = {
+    "class_retrieval": "class_retrieval.class_retrieval",
     "classification": "classification.classification",
     "correspondence": "correspondence.correspondence",
     "detection": "detection.detection",
@@ -17,6 +18,7 @@ EVALUATORS = {
 
 # The kinds of model (`inference.loading.KINDS`) that an evaluator takes, where it does not take all.
 MODELS = {
+    "class_retrieval": ("dual_encoder",),
     "classification": ("classifier",),
     "correspondence": ("dual_encoder",),
     "detection": ("detector",),

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +11,13 @@ import pandas as pd
 
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.batches.units import GROUPS, breasts
+from mammoclip_jax.data.store.shards import read
 from mammoclip_jax.data.text.label_values import birads_number, density_number, names_of, text_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name
 
 CHUNK = 64  # images in memory at a time; no result depends on it
-_READERS = 4  # threads
 _SAVE_EVERY = 300  # seconds, of vectors that are kept on disk while more are computed
 
 
@@ -203,9 +202,3 @@ def chunks(positions: Sequence[int]) -> Iterator[list[int]]:
     """`positions` in runs of at most CHUNK."""
     for start in range(0, len(positions), CHUNK):
         yield [int(p) for p in positions[start : start + CHUNK]]
-
-
-def read(dataset, positions: Sequence[int]) -> np.ndarray:
-    """Canvases [n, H, W] uint8 or uint16 of the rows at `positions`."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return np.stack(list(pool.map(dataset.read, map(int, positions))))

@@ -9,7 +9,8 @@ or "HEAD/PART" of a head of `config.model.heads`; an option of the term in brace
 
     local.needs = ("{head}/patches", "{head}/sentences")
 
-A term that reads keys of the batch that only some configs ask for has them in its attribute `reads`.
+A term that reads keys of the batch that only some configs ask for has them in its attribute `reads`; one in which only rows
+count whose text is their image's own (`pairs.there`) has the attribute `pairs_alone`.
 """
 
 import inspect
@@ -27,6 +28,7 @@ LOSSES = {
     "mammo_clip": "multiview.mammo_clip",
     "nt_xent": "views.nt_xent",
     "region_concept": "regions.region_concept",
+    "region_phrase": "region_phrase.region_phrase",
     "sigmoid": "contrastive.sigmoid",
     "soft_targets": "soft_targets.soft_targets",
     "view_text": "views.view_text",
@@ -42,6 +44,7 @@ class Term(NamedTuple):
     start_step: int  # it is not computed before
     needs: tuple[str, ...]
     reads: tuple[str, ...] = ()
+    pairs_alone: bool = False
 
 
 def build(terms, **of_data) -> list[Term]:
@@ -59,5 +62,6 @@ def build(terms, **of_data) -> list[Term]:
         options = {key: value for key, value in of_data.items() if key in defaults} | options
         values = defaults | options
         needs = tuple(need.format(**values) for need in getattr(term, "needs", ()))
-        built.append(Term(name, partial(term, **options), weight, start_step, needs, getattr(term, "reads", ())))
+        more = getattr(term, "reads", ()), getattr(term, "pairs_alone", False)
+        built.append(Term(name, partial(term, **options), weight, start_step, needs, *more))
     return built

@@ -14,7 +14,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses import objectives
 from mammoclip_jax.losses.forms import compare
 from mammoclip_jax.losses.objectives import Vectors
-from mammoclip_jax.losses.pairs import Rows, pair_mask, text_ids
+from mammoclip_jax.losses.pairs import Rows, pair_mask, text_ids, there
 from mammoclip_jax.types import Batch, Embeddings
 
 
@@ -160,7 +160,7 @@ def clip(
         embeddings.image[:, 0],
         embeddings.text[:, 0],
         embeddings.logit_scale,
-        mask=batch.get("mask"),
+        mask=there(batch, more=("paired",)),
         ids=duplicate_ids(batch, duplicates, texts=1),
         duplicates=duplicates,
         label_smoothing=label_smoothing,
@@ -195,7 +195,7 @@ def sigmoid(
         embeddings.text[:, 0],
         embeddings.logit_scale,
         embeddings.logit_bias,
-        mask=batch.get("mask"),
+        mask=there(batch, more=("paired",)),
         ids=duplicate_ids(batch, duplicates, texts=1),
         duplicates=duplicates,
         label_smoothing=label_smoothing,
@@ -203,6 +203,9 @@ def sigmoid(
         mesh=mesh,
     )
     return loss, {"accuracy": accuracy, "logit_bias": embeddings.logit_bias}
+
+
+clip.pairs_alone = sigmoid.pairs_alone = True
 
 
 def duplicate_ids(batch: Batch, duplicates: str, texts: int | None = None) -> Int[Array, "B K"] | None:

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 from mammoclip_jax.losses import objectives
 from mammoclip_jax.losses.forms import row_axes
 from mammoclip_jax.losses.objectives import unit
+from mammoclip_jax.losses.pairs import there
 from mammoclip_jax.losses.ring import chunks, whole
 from mammoclip_jax.types import Batch, Embeddings
 
@@ -21,7 +22,8 @@ def local_alignment(
     """L_SLA of each slot that the head sees, their mean; the text of one caption against the images of the batch.
 
     CE(l A, I) + CE(l A^T, I) + CE(l B, I) + CE(l B^T, I), with A and B of `local_scores` and l the head's own factor. A
-    caption without sentences, an image without patches and a row that only fills up are neither query nor key.
+    caption without sentences, an image without patches, a row whose text is not its own and one that
+    only fills up are neither query nor key.
 
     Args:
         head: name of the head in config.model.heads that makes the vectors, of the kind local.
@@ -29,10 +31,11 @@ def local_alignment(
             --symmetric_local).
     """
     patches, patch_mask, sentences, sentence_mask, scale = (embeddings.named[f"{head}/{part}"] for part in PARTS)
+    own = there(batch, more=("paired",))
     losses = []
     for slot in range(patches.shape[1]):
         mine = [x[:, slot] for x in (patches, patch_mask, sentences, sentence_mask)]
-        valid = mine[1].any(axis=1) & mine[3].any(axis=1)
+        valid = mine[1].any(axis=1) & mine[3].any(axis=1) & (True if own is None else own)
         scores = local_scores(*mine, mesh=mesh)
         losses.append([objectives.contrast(scale * x, valid) for x in scores[: 1 + patches_to_sentences]])
     # [slots A-or-B direction], rows are captions
@@ -43,6 +46,7 @@ def local_alignment(
 
 PARTS = ("patches", "patch_mask", "sentences", "sentence_mask", "logit_scale")
 local_alignment.needs = tuple(f"{{head}}/{part}" for part in PARTS)
+local_alignment.pairs_alone = True
 
 
 def local_scores(

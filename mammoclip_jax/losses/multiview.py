@@ -4,6 +4,7 @@ import functools
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.contrastive import duplicate_ids, info_nce
+from mammoclip_jax.losses.pairs import there
 from mammoclip_jax.types import Batch, Embeddings
 
 
@@ -23,7 +24,7 @@ def mammo_clip(
 
     i2t and t2i are means over the four pairs of a view and a text, ICL and TCL over the two directions between the
     views and between the texts. Label smoothing touches i2t and t2i only, as in the published code.
-    The default weights are the published ones.
+    The default weights are the published ones. Rows whose texts are not their images' own count in ICL alone.
 
     Args:
         duplicates: how pairs of breasts with equal texts count ("negative", as published, "positive" or "ignore"; see
@@ -40,21 +41,20 @@ def mammo_clip(
             f"mammo_clip needs 2 views and 2 texts a breast, got {views} and {texts}: "
             "set config.data.views and config.data.texts to 2."
         )
-    contrast = functools.partial(
-        info_nce, logit_scale=embeddings.logit_scale, mask=batch.get("mask"), form=form, mesh=mesh
-    )
+    contrast = functools.partial(info_nce, logit_scale=embeddings.logit_scale, form=form, mesh=mesh)
+    paired = functools.partial(contrast, mask=there(batch, more=("paired",)))
     image = [embeddings.image[:, v] for v in range(2)]
     text = [embeddings.text[:, t] for t in range(2)]
     ids = duplicate_ids(batch, duplicates)
     of_text = [None, None] if ids is None else [ids[:, 0], ids[:, 1]]
 
     pairs = [
-        contrast(image[v], text[t], ids=of_text[t], duplicates=duplicates, label_smoothing=label_smoothing)
+        paired(image[v], text[t], ids=of_text[t], duplicates=duplicates, label_smoothing=label_smoothing)
         for v in range(2)
         for t in range(2)
     ]
-    images = contrast(image[0], image[1])
-    between_texts = contrast(text[0], text[1], ids=ids, duplicates=duplicates)
+    images = contrast(image[0], image[1], mask=there(batch))
+    between_texts = paired(text[0], text[1], ids=ids, duplicates=duplicates)
     metrics = {
         "image_to_text": sum(pair.forward for pair in pairs) / 4,
         "text_to_image": sum(pair.backward for pair in pairs) / 4,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mammoclip_jax.names import check_name
+from mammoclip_jax.types import Batch
 
 DUPLICATES = ("negative", "positive", "ignore", "partner")
 
@@ -57,6 +58,14 @@ def pair_mask(
         else:
             counts &= positive | ~duplicate
     return counts, positive
+
+
+def there(batch: Batch, views: tuple[int, ...] = (), more: tuple[str, ...] = ()) -> Bool[Array, " B"] | None:
+    """The rows that hold a view of their own in each of these slots, and that other masks of the batch (`more`) let
+    count: "paired" for an image that meets its own text, "has_text" for a text. None: all."""
+    masks = [batch[name] for name in ("mask", *more) if batch.get(name) is not None]
+    masks += [batch["view_mask"][:, view] for view in views] if "view_mask" in batch else []
+    return jnp.stack(masks).all(axis=0) if masks else None
 
 
 def text_ids(token_ids: Int[Array, "B T L"]) -> Int[Array, "B T"]:

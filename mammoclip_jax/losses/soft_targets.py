@@ -16,7 +16,8 @@ from mammoclip_jax.losses import objectives
 from mammoclip_jax.losses.contrastive import Contrast
 from mammoclip_jax.losses.forms import compare
 from mammoclip_jax.losses.objectives import Target, Vectors, unit
-from mammoclip_jax.losses.views import slot_text, there
+from mammoclip_jax.losses.pairs import there
+from mammoclip_jax.losses.views import slot_text
 from mammoclip_jax.names import lookup
 from mammoclip_jax.types import Batch, Embeddings
 
@@ -29,11 +30,12 @@ class Labels(NamedTuple):
 
 
 class LabelledRows(NamedTuple):
-    """Of n rows of the batch: where they stand, whether each side counts, and its labels."""
+    """Of n rows of the batch: where they stand, whether each side counts and both are a pair, and the labels."""
 
     index: Int[Array, " n"]
     query_valid: Bool[Array, " n"]
     key_valid: Bool[Array, " n"]
+    paired: Bool[Array, " n"]
     query_labels: Labels
     key_labels: Labels
 
@@ -94,6 +96,7 @@ def soft_info_nce(
     unlabelled_pair: bool = True,
     query_mask: Bool[Array, " B"] | None = None,
     key_mask: Bool[Array, " B"] | None = None,
+    paired: Bool[Array, " B"] | None = None,
     form: str = "auto",
     mesh=None,
     **layout,
@@ -113,6 +116,8 @@ def soft_info_nce(
             uniform.
         query_mask, key_mask: rows that are False do not count there: an image without a text, or a text without an image,
             finds the others by their labels alone. A row with neither labels nor its pair is in no mean.
+        paired: False where the text of the row is not the image's own: both find the others by their labels alone, and
+            one another as any two.
         form, mesh, layout: see `forms.compare`.
 
     Raises:
@@ -128,13 +133,14 @@ def soft_info_nce(
         jnp.arange(size),
         everywhere if query_mask is None else query_mask,
         everywhere if key_mask is None else key_mask,
+        everywhere if paired is None else paired,
         *(jax.tree.map(jax.lax.stop_gradient, Labels(*labels)) for labels in (query_labels, key_labels)),
     )
 
     def pairs(queries: LabelledRows, keys: LabelledRows, _):
         alike = similarity(queries.query_labels, keys.key_labels)
         return queries.query_valid[:, None] & keys.key_valid, Target(
-            queries.index[:, None] == keys.index, alike / temperature
+            (queries.index[:, None] == keys.index) & keys.paired, alike / temperature
         )
 
     summaries = compare(
@@ -169,7 +175,9 @@ def soft_targets(
 ):
     """MedCLIP's loss between the view in one slot and its text: the mean of both directions of `soft_info_nce`.
 
-    The labels are `target`, where `known`: [B V K] of each view's breast, the text having those of its own view's; or [B K].
+    The labels are `target`, where `known`: [B V K] of each view's breast, the text having those of its own view's; or [B K]. With
+    `text_target` where `text_known`, [B T K], texts have labels of their own; a text that is not its row's own (`paired`)
+    is found by them alone, and a row without a text (`has_text`) has an image alone.
 
     Args:
         view: the slot, as of `views.view_text`.
@@ -195,18 +203,21 @@ def soft_targets(
     target, known = (
         x if x.ndim == 3 else x[:, None].repeat(view + 1, axis=1) for x in (batch["target"], batch["known"])
     )
-    mask = there(batch, (view,))
+    of_text = Labels(target[:, text], known[:, text])
+    if "text_target" in batch:
+        of_text = Labels(batch["text_target"][:, text], batch["text_known"][:, text])
     contrast = soft_info_nce(
         embeddings.image[:, view],
         embeddings.text[:, text],
         embeddings.logit_scale,
         Labels(target[:, view], known[:, view]),
-        Labels(target[:, text], known[:, text]),
+        of_text,
         similarity=alike,
         temperature=temperature,
         pair=pair,
-        query_mask=mask,
-        key_mask=mask,
+        query_mask=there(batch, (view,)),
+        key_mask=there(batch, (view,), ("has_text",)),
+        paired=batch.get("paired"),
         form=form,
         mesh=mesh,
     )

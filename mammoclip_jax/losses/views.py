@@ -1,11 +1,11 @@
 """MaMA's terms of whole views (Du et al. 2024, arXiv:2409.18119): each view with its text, and the views with one another."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.contrastive import duplicate_ids, info_nce
 from mammoclip_jax.losses.objectives import unit
+from mammoclip_jax.losses.pairs import there
 from mammoclip_jax.types import Batch, Embeddings
 
 
@@ -22,7 +22,7 @@ def view_text(
     """L_VT of the view in one slot and its text: InfoNCE in both directions, their sum as published (model.py:243-250).
 
     Over the global batch, where the original contrasts the rows of one device alone. Rows whose slot holds no view of its
-    own are left out.
+    own, or whose text is not its own, are left out.
 
     Args:
         view: the slot. The text is that of the same slot, or the only one.
@@ -34,7 +34,7 @@ def view_text(
         embeddings.image[:, view],
         embeddings.text[:, text],
         embeddings.logit_scale,
-        mask=there(batch, (view,)),
+        mask=there(batch, (view,), ("paired",)),
         ids=None if ids is None else ids[:, text],
         duplicates=duplicates,
         label_smoothing=label_smoothing,
@@ -43,6 +43,9 @@ def view_text(
     )
     metrics = {"image_to_text": contrast.forward, "text_to_image": contrast.backward, "accuracy": contrast.accuracy}
     return contrast.forward + contrast.backward, metrics
+
+
+view_text.pairs_alone = True
 
 
 def nt_xent(
@@ -90,10 +93,3 @@ def slot_text(view: int, views: int, texts: int, term: str) -> int:
             "config.data.texts."
         )
     return view if texts > 1 else 0
-
-
-def there(batch: Batch, views: tuple[int, ...]) -> Bool[Array, " B"] | None:
-    """The rows that hold a view of their own in each of these slots; None: all."""
-    masks = [batch["mask"]] if "mask" in batch else []
-    masks += [batch["view_mask"][:, view] for view in views] if "view_mask" in batch else []
-    return jnp.stack(masks).all(axis=0) if masks else None

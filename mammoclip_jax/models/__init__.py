@@ -15,6 +15,8 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_options, load
 
 IMAGE_ENCODERS = {
+    "clip_resnet": "clip_resnet.ClipResNet",
+    "clip_vit": "vit.clip",
     "convnext": "convnext.ConvNext",
     "dinov2": "vit.dinov2",
     "efficientnet": "efficientnet.EfficientNet",

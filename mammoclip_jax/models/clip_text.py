@@ -21,10 +21,10 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.bert import ACTIVATIONS as BERT_ACTIVATIONS
 from mammoclip_jax.models.bert import REMAT
 from mammoclip_jax.models.elementwise import Dropout
-from mammoclip_jax.models.layers import sigmoid
+from mammoclip_jax.models.layers import quick_gelu
 from mammoclip_jax.names import check_choices, check_options
 
-ACTIVATIONS = {**BERT_ACTIVATIONS, "quick_gelu": lambda x: x * sigmoid(1.702 * x)}
+ACTIVATIONS = {**BERT_ACTIVATIONS, "quick_gelu": quick_gelu}
 
 
 @dataclass(frozen=True)

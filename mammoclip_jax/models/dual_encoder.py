@@ -65,6 +65,7 @@ class DualEncoder(nn.Module):
     pooling: str = "eos"
     pooling_token: int | None = None
     frozen: tuple[str, ...] = ()
+    projected: tuple[str, ...] = ()
     logit_scale: float = 1 / 0.07
     logit_bias: float | None = None
     heads: Heads | None = None
@@ -77,12 +78,15 @@ class DualEncoder(nn.Module):
                 f"config.model.image_head is {self.image_head!r}: it names one of config.model.heads of kind regions, "
                 f"here {', '.join(of_regions) or 'none'}."
             )
-        for tower in self.frozen:
-            if tower not in TOWERS:
-                raise UserError(f"config.model.frozen names {tower!r}; it may name {' and '.join(TOWERS)}.")
+        for field in ("frozen", "projected"):
+            for tower in getattr(self, field):
+                if tower not in TOWERS:
+                    raise UserError(f"config.model.{field} names {tower!r}; it may name {' and '.join(TOWERS)}.")
         options = dict(self.projection or {"kind": "linear"})
-        self.image_projection = Projection(dim=self.dim, **options)
-        self.text_projection = Projection(dim=self.dim, **options)
+        if "image" not in self.projected:
+            self.image_projection = Projection(dim=self.dim, **options)
+        if "text" not in self.projected:
+            self.text_projection = Projection(dim=self.dim, **options)
         self.log_scale = self.param("logit_scale", lambda _: jnp.float32(math.log(self.logit_scale)))
         self.bias = None
         if self.logit_bias is not None:
@@ -198,7 +202,7 @@ class DualEncoder(nn.Module):
                 "projection of single places. Take another method, such as grad_cam, or embed_regions."
             )
         wide = jnp.promote_types(pooled.dtype, jnp.float32)
-        return _unit(self.image_projection(pooled.astype(wide), train))
+        return self._project("image", pooled.astype(wide), train)
 
     def encode_text(
         self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool = False
@@ -219,7 +223,17 @@ class DualEncoder(nn.Module):
 
     def project_text(self, pooled: Float[Array, "N c"], *, train: bool = False) -> Float[Array, "N D"]:
         """Unit vectors of what `pool_text` gave, now or long ago (config.model.cached_text)."""
-        return _unit(self.text_projection(pooled, train))
+        return self._project("text", pooled, train)
+
+    def _project(self, tower, pooled, train):
+        if tower not in self.projected:
+            return _unit(getattr(self, f"{tower}_projection")(pooled, train))
+        if pooled.shape[-1] != self.dim:
+            raise UserError(
+                f"config.model.projected names {tower}, whose encoder gives {pooled.shape[-1]} numbers, and "
+                f"config.model.dim is {self.dim}: leave {tower} out, or make them the same."
+            )
+        return _unit(pooled)
 
     def __call__(
         self, image: Float[Array, "B V H W C"], ids: Int[Array, "B T L"], mask: Bool[Array, "B T L"], *, train: bool

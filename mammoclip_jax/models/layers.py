@@ -36,6 +36,11 @@ def swish(x):
     return x * sigmoid(x)
 
 
+def quick_gelu(x):
+    """x * sigmoid(1.702 x): what CLIP has for GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415, sec. 2)."""
+    return x * sigmoid(1.702 * x)
+
+
 def relu6(x):
     """x between 0 and 6."""
     return jnp.clip(x, 0, 6)

@@ -33,8 +33,8 @@ VARIANTS = {
 }
 REMAT = ("none", "block")
 
-_EPS = 1e-5  # of every batch norm
-_EXPANSION = 4
+EPS = 1e-5  # of every batch norm
+EXPANSION = 4
 
 
 class Block(nn.Module):
@@ -42,6 +42,7 @@ class Block(nn.Module):
 
     Attributes:
         width: channels of the 3 x 3 convolutions.
+        smoothed: the stride is that of a mean over cells before the last convolution and the shortcut's, as in CLIP.
     """
 
     width: int
@@ -49,22 +50,32 @@ class Block(nn.Module):
     bottleneck: bool
     dtype: Any
     momentum: float
+    smoothed: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W in"], train: bool) -> Float[Array, "N h w out"]:
-        norm = functools.partial(BatchNorm, eps=_EPS, momentum=self.momentum)
-        layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
+        norm = functools.partial(BatchNorm, eps=EPS, momentum=self.momentum)
+        stride = 1 if self.smoothed else self.stride
+        layers = [(self.width, 3, stride), (self.width, 3, 1)]
         if self.bottleneck:
-            layers = [(self.width, 1, 1), (self.width, 3, self.stride), (self.width * _EXPANSION, 1, 1)]
+            layers = [(self.width, 1, 1), (self.width, 3, stride), (self.width * EXPANSION, 1, 1)]
         y = x
-        for i, (features, size, stride) in enumerate(layers, start=1):
-            y = _conv(y, features, size, stride, self.dtype, f"conv{i}")
+        for i, (features, size, step) in enumerate(layers, start=1):
+            if i == len(layers) and self.smoothed:
+                y = mean_of_cells(y, self.stride)
+            y = _conv(y, features, size, step, self.dtype, f"conv{i}")
             y = norm(name=f"bn{i}")(y, train)
             y = nn.relu(y) if i < len(layers) else y
         if self.stride != 1 or x.shape[-1] != y.shape[-1]:
-            x = _conv(x, y.shape[-1], 1, self.stride, self.dtype, "downsample_0")
+            x = mean_of_cells(x, self.stride) if self.smoothed else x
+            x = _conv(x, y.shape[-1], 1, stride, self.dtype, "downsample_0")
             x = norm(name="downsample_1")(x, train)
         return nn.relu(x + y)
+
+
+def mean_of_cells(x: Float[Array, "N H W C"], size: int) -> Float[Array, "N h w C"]:
+    """Of each size x size cells; rows and columns that are left over are left out."""
+    return x if size == 1 else nn.avg_pool(x, (size, size), (size, size))
 
 
 def _conv(x, features, size, stride, dtype, name):
@@ -134,7 +145,7 @@ class ResNet(nn.Module):
 
         momentum = self.batch_norm_momentum
         x = _conv(x, self.width, 7, 2, self.dtype, "conv1")
-        x = nn.relu(BatchNorm(eps=_EPS, momentum=momentum, name="bn1")(x, train))
+        x = nn.relu(BatchNorm(eps=EPS, momentum=momentum, name="bn1")(x, train))
         x = stages.keep("stem", nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
         block = nn.remat(Block, static_argnums=2) if self.remat == "block" else Block
         bottleneck = VARIANTS[self.variant].bottleneck

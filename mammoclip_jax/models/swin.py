@@ -18,7 +18,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.convnext import Patches
 from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import GlobalPool, Stages, drop_path
-from mammoclip_jax.models.vit import Output
+from mammoclip_jax.models.vit_blocks import Output
 from mammoclip_jax.names import check_choices
 
 

@@ -1,12 +1,12 @@
-"""Vision transformers: ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), DINOv2 (Oquab et al. 2023, arXiv:2304.07193)
-and DINOv2 with registers (Darcet et al. 2023, arXiv:2309.16588).
+"""Vision transformers: ViT (Dosovitskiy et al. 2021, arXiv:2010.11929), DINOv2 (Oquab et al. 2023, arXiv:2304.07193),
+DINOv2 with registers (Darcet et al. 2023, arXiv:2309.16588) and CLIP's (Radford et al. 2021, arXiv:2103.00020).
 
 Parameters are named as in the DINOv2 checkpoints on the Hugging Face hub, dots turned into slashes and list numbers
 joined to the name: `encoder.layer.0.attention.attention.query.weight` is `encoder/layer_0/attention/attention/query/
-kernel`, transposed; ViT has the same names here. Mask token and pooler of those checkpoints have no counterpart.
+kernel`, transposed; the others have the same names here. Mask token and pooler of those checkpoints have no counterpart.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,16 +16,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models.attention import ATTENTIONS, attention, record
+from mammoclip_jax.models.attention import ATTENTIONS
 from mammoclip_jax.models.cubic import cubic_matrix
-from mammoclip_jax.models.elementwise import gelu
-from mammoclip_jax.models.layers import Stages, drop_path
+from mammoclip_jax.models.layers import Stages
+from mammoclip_jax.models.vit_blocks import ACTIVATIONS, Encoder, init, layer_norm
 from mammoclip_jax.names import check_choices, check_options, suggestion
 
 POOLING = ("cls", "mean", "all", "cls+mean")
 REMAT = ("none", "block")
 FEED_FORWARD = ("mlp", "swiglu")
-_init = nn.initializers.truncated_normal(0.02)
 
 
 class Variant(NamedTuple):
@@ -44,6 +43,7 @@ VIT = {
     "huge": Variant(1280, 32, 16),
 }
 DINOV2 = {name: VIT[name] for name in ("small", "base", "large")} | {"giant": Variant(1536, 40, 24)}
+CLIP = {name: VIT[name] for name in ("base", "large")}
 
 
 def vit(variant: str = "base", dtype: Any = jnp.float32, **options: Any) -> "VisionTransformer":
@@ -75,6 +75,25 @@ def dinov2(variant: str = "base", dtype: Any = jnp.float32, **options: Any) -> "
     return _from_options("dinov2", DINOV2, variant, dtype, published, options)
 
 
+def clip(variant: str = "base", dtype: Any = jnp.float32, **options: Any) -> "VisionTransformer":
+    """OpenAI's ViT-B/16 and ViT-L/14 at a nominal 224, and with patch=32 ViT-B/32; `options` as of `vit`.
+
+    A LayerNorm before the blocks, patches without bias, and QuickGELU. Its last linear map is the dual encoder's.
+
+    Raises:
+        UserError: there is no such variant, option or value.
+    """
+    published = {
+        "patch": 14 if variant == "large" else 16,
+        "size": 224,
+        "eps": 1e-5,
+        "act": "quick_gelu",
+        "pre_norm": True,
+        "patch_bias": False,
+    }
+    return _from_options("clip_vit", CLIP, variant, dtype, published, options)
+
+
 def _from_options(kind, variants, variant, dtype, published, options):
     check_options(VisionTransformer, options, f"image encoder {kind}")
     if variant not in variants:
@@ -86,129 +105,19 @@ def _from_options(kind, variants, variant, dtype, published, options):
     return VisionTransformer(dtype=dtype, **variants[variant]._asdict() | published | options)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention with its output projection."""
-
-    heads: int
-    how: str
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
-        context = SelfAttention(self.heads, self.how, self.dtype, name="attention")(x)
-        return Output(x.shape[-1], self.dtype, name="output")(context)
-
-
-class SelfAttention(nn.Module):
-    """Queries, keys and values of every head, and what the attention makes of them."""
-
-    heads: int
-    how: str
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
-        def project(name: str) -> Float[Array, "N heads L d"]:
-            y = _dense(x.shape[-1], self.dtype, name)(x)
-            return y.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
-
-        query, key = project("query"), project("key")
-        record(self, query, key)
-        context = attention(query, key, project("value"), self.how)
-        return context.transpose(0, 2, 1, 3).reshape(x.shape)
-
-
-class Output(nn.Module):
-    """One linear map, at the place that checkpoints have it."""
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
-        return _dense(self.features, self.dtype, "dense")(x)
-
-
-class FeedForward(nn.Module):
-    """As "mlp" linear, GELU, linear; as "swiglu": silu(gate) * value, two thirds as wide (up to a multiple of 8)."""
-
-    kind: str
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
-        width = x.shape[-1]
-        if self.kind == "mlp":
-            hidden = gelu(_dense(4 * width, self.dtype, "fc1")(x))
-            return _dense(width, self.dtype, "fc2")(hidden)
-        hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
-        gate, value = jnp.split(_dense(2 * hidden, self.dtype, "weights_in")(x), 2, axis=-1)
-        return _dense(width, self.dtype, "weights_out")(nn.silu(gate) * value)
-
-
-class LayerScale(nn.Module):
-    """A factor for each channel (Touvron et al. 2021, arXiv:2103.17239)."""
-
-    value: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N L C"]) -> Float[Array, "N L C"]:
-        return x * self.param("lambda1", nn.initializers.constant(self.value), (x.shape[-1],)).astype(x.dtype)
-
-
-class Layer(nn.Module):
-    """Attention and feed-forward, each behind its LayerNorm and with a residual (pre-norm)."""
-
-    heads: int
-    feed_forward: str
-    layer_scale: float | None
-    drop_rate: float
-    attention: str
-    eps: float
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], train: bool) -> Float[Array, "N L C"]:
-        def branch(x, i, module):
-            y = module(_norm(self.eps, self.dtype, f"norm{i}")(x))
-            if self.layer_scale is not None:
-                y = LayerScale(self.layer_scale, name=f"layer_scale{i}")(y)
-            if train and self.drop_rate > 0:
-                y = drop_path(y[:, None], self.drop_rate, self.make_rng("dropout"))[:, 0]
-            return x + y
-
-        x = branch(x, 1, Attention(self.heads, self.attention, self.dtype, name="attention"))
-        return branch(x, 2, FeedForward(self.feed_forward, self.dtype, name="mlp"))
-
-
-class Encoder(nn.Module):
-    """The stack of blocks; `stage(name, x)` sees, and may change, what each leaves."""
-
-    depth: int
-    drop_rate: float
-    remat: str
-    layer: Mapping[str, Any]
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "N L C"], train: bool, stage: Callable) -> Float[Array, "N L C"]:
-        block = nn.remat(Layer, static_argnums=(2,)) if self.remat == "block" else Layer
-        for i in range(self.depth):
-            rate = self.drop_rate * i / max(self.depth - 1, 1)
-            x = stage(f"block{i + 1}", block(drop_rate=rate, name=f"layer_{i}", **self.layer)(x, train))
-        return x
-
-
 class PatchEmbeddings(nn.Module):
     """Patches to tokens, row by row; parameters kernel [patch, patch, channels, C] and bias under "projection"."""
 
     patch: int
     features: int
+    bias: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N h w C"]:
         size = (self.patch, self.patch)
-        return nn.Conv(self.features, size, size, "VALID", dtype=self.dtype, kernel_init=_init, name="projection")(x)
+        options = {"use_bias": self.bias, "dtype": self.dtype, "kernel_init": init}
+        return nn.Conv(self.features, size, size, "VALID", name="projection", **options)(x)
 
 
 class Embeddings(nn.Module):
@@ -219,14 +128,15 @@ class Embeddings(nn.Module):
     features: int
     registers: int
     antialias: bool
+    patch_bias: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W channels"]) -> Float[Array, "N L C"]:
         side, c = self.size // self.patch, self.features
-        cls = self.param("cls_token", _init, (1, 1, c))
-        positions = self.param("position_embeddings", _init, (1, 1 + side * side, c))
-        x = PatchEmbeddings(self.patch, c, self.dtype, name="patch_embeddings")(x)
+        cls = self.param("cls_token", init, (1, 1, c))
+        positions = self.param("position_embeddings", init, (1, 1 + side * side, c))
+        x = PatchEmbeddings(self.patch, c, self.patch_bias, self.dtype, name="patch_embeddings")(x)
         n, height, width, _ = x.shape
         grid = positions[0, 1:].reshape(side, side, c)
         if (height, width) != (side, side):
@@ -255,6 +165,9 @@ class VisionTransformer(nn.Module):
         size: side of the square image that the positions are learned for.
         registers: number of further tokens that belong to no patch.
         feed_forward: "mlp" or "swiglu".
+        act: "gelu" or "quick_gelu", of the feed-forward "mlp".
+        pre_norm: whether a LayerNorm stands before the blocks too.
+        patch_bias: whether the patches have a bias.
         layer_scale: initial factor on each branch; None for none.
         antialias: whether positions are resampled as transformers does for DINOv2 with registers.
         pooling: "cls" (post-norm class token), "mean" (of post-norm patches), "all" (mean of all tokens before the
@@ -274,6 +187,9 @@ class VisionTransformer(nn.Module):
     size: int = 224
     registers: int = 0
     feed_forward: str = "mlp"
+    act: str = "gelu"
+    pre_norm: bool = False
+    patch_bias: bool = True
     layer_scale: float | None = None
     antialias: bool = False
     pooling: str = "cls"
@@ -289,7 +205,13 @@ class VisionTransformer(nn.Module):
         check_choices(
             "the vision transformer",
             self,
-            {"feed_forward": FEED_FORWARD, "pooling": POOLING, "attention": ATTENTIONS, "remat": REMAT},
+            {
+                "feed_forward": FEED_FORWARD,
+                "act": ACTIVATIONS,
+                "pooling": POOLING,
+                "attention": ATTENTIONS,
+                "remat": REMAT,
+            },
         )
         if self.width % self.heads:
             raise UserError(f"the vision transformer's width={self.width} must be a multiple of heads={self.heads}")
@@ -361,19 +283,21 @@ class VisionTransformer(nn.Module):
             stages.maps[name] = x[:, first:].reshape(len(x), *grid, self.width)
             return x
 
-        x = Embeddings(
-            self.patch, self.size, self.width, self.registers, self.antialias, self.dtype, name="embeddings"
-        )(x)
+        embeddings = (self.patch, self.size, self.width, self.registers, self.antialias, self.patch_bias, self.dtype)
+        x = Embeddings(*embeddings, name="embeddings")(x)
+        if self.pre_norm:
+            x = layer_norm(self.eps, self.dtype, "pre_layernorm")(x)
         layer = dict(
             heads=self.heads,
             feed_forward=self.feed_forward,
+            act=self.act,
             layer_scale=self.layer_scale,
             attention=self.attention,
             eps=self.eps,
             dtype=self.dtype,
         )
         before = Encoder(self.depth, self.drop_path, self.remat, layer, name="encoder")(x, train, stage)
-        after = stage("last", _norm(self.eps, self.dtype, "layernorm")(before))
+        after = stage("last", layer_norm(self.eps, self.dtype, "layernorm")(before))
         return self._pool(_wide(before), _wide(after), first), stages.maps
 
     def _pool(self, before, after, first):
@@ -381,15 +305,6 @@ class VisionTransformer(nn.Module):
             return before.mean(axis=1)
         cls, mean = after[:, 0], after[:, first:].mean(axis=1)
         return {"cls": cls, "mean": mean, "cls+mean": jnp.concatenate([cls, mean], axis=-1)}[self.pooling]
-
-
-def _dense(features, dtype, name):
-    return nn.Dense(features, dtype=dtype, kernel_init=_init, name=name)
-
-
-def _norm(eps, dtype, name):
-    """Statistics in float32, result in `dtype`."""
-    return nn.LayerNorm(eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def _wide(x):

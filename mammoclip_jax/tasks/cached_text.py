@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mammoclip_jax.data.batches import image_text
+from mammoclip_jax.data.batches import breasts, unpaired
 from mammoclip_jax.data.batches.texts import text_options
 from mammoclip_jax.data.store.side_tables import Arrays
 from mammoclip_jax.errors import UserError
@@ -49,13 +49,14 @@ def prepare(config, trainer, state, datasets, tokenize, workdir) -> None:
     if checkpoint.steps(workdir / "checkpoints"):
         params = _text_part(checkpoint.load(workdir)[1]["params"])
     if distributed.is_main():
-        drawable = image_text.drawable_texts(
+        drawable = breasts.drawable_texts(
             list(datasets.values()),
             "train",
             other_views=config.data.other_views,
             text=text_options(config.data),
             mirrored=config.data.flip_horizontal > 0,
             slots=config.data.slots,
+            wanted=unpaired.unpaired(config.data.unpaired),
         )
         made_by = fingerprint(config, tokenize, params)
         if not table(workdir).serves(made_by, drawable):

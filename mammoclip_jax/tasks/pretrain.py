@@ -7,7 +7,7 @@ import numpy as np
 
 from mammoclip_jax import losses, models
 from mammoclip_jax.config import OF_LABELS
-from mammoclip_jax.data.batches import image_text, regions, targets, texts, units
+from mammoclip_jax.data.batches import image_text, region_phrases, regions, targets, texts, units, unpaired
 from mammoclip_jax.data.text import concepts, tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import cached_text
@@ -32,7 +32,9 @@ def check(config) -> None:
         )
     image_text.check(_options(config))
     _check_targets(config)
+    _check_unpaired(config)
     _check_regions(config)
+    _check_phrases(config)
     if config.model.cached_text:
         cached_text.check(config)
 
@@ -51,10 +53,24 @@ def _check_targets(config) -> None:
         )
 
 
+def _check_unpaired(config) -> None:
+    asked, terms = unpaired.unpaired(config.data.unpaired), _terms(config)
+    if asked.asked and all(term.pairs_alone for term in terms):
+        raise UserError(
+            f"no term of config.losses sees the rows that config.data.unpaired asks for: {', '.join(t.name for t in terms)} "
+            "leave out what is no pair. Add soft_targets, or take config.data.unpaired out."
+        )
+    if asked.texts and not any("target" in term.reads for term in terms):
+        raise UserError(
+            f"no term of config.losses compares texts with other images than their own, which config.data.unpaired.texts="
+            f"{asked.texts!r} have none of: add soft_targets, or take it out."
+        )
+
+
 def _check_regions(config) -> None:
     places, reading = (
         config.data.regions.places,
-        [term.name for term in _terms(config) if "region_allowed" in term.reads],
+        [term.name for term in _terms(config) if {"region_allowed", "phrase_region"} & {*term.reads}],
     )
     if reading and not places:
         raise UserError(
@@ -67,6 +83,19 @@ def _check_regions(config) -> None:
         )
     if places and min(config.augment.crop) < 1:
         raise UserError("config.augment.crop keeps all boxes, and regions lie all over: leave it at (1.0, 1.0).")
+
+
+def _check_phrases(config) -> None:
+    count = config.data.phrases.count
+    reading = [term.name for term in _terms(config) if "phrase_region" in term.reads]
+    if reading and not count:
+        raise UserError(
+            f"config.losses.{reading[0]} compares regions with phrases, and config.data.phrases.count is 0: set it."
+        )
+    if count and not reading:
+        raise UserError(
+            f"no term of config.losses reads config.data.phrases (count={count}): take it out, or add region_phrase."
+        )
 
 
 def _terms(config) -> list[losses.Term]:
@@ -147,6 +176,8 @@ def _options(config) -> image_text.Options:
         data.boxes,
         targets.targets(data.targets),
         regions.regions(data.regions),
+        unpaired.unpaired(data.unpaired),
+        region_phrases.wanted(data.phrases),
     )
 
 
@@ -199,9 +230,19 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh, tokenize=No
             of_concepts = data.views, places, len(concepts.load(data.regions.concepts))
             more |= {"boxes": ((data.views, places, 4), np.float32), "box_classes": ((data.views, places), np.int32)}
             more |= {"region_allowed": (of_concepts, bool), "region_cosines": (of_concepts, np.float32)}
+        if count := data.phrases.count:
+            tokens = count, data.phrases.length
+            more |= {"phrase_ids": (tokens, np.int32), "phrase_mask": (tokens, bool)}
+            more |= {"phrase_region": ((count, 2), np.int32), "phrase_negated": ((count,), bool)}
+            more |= {"phrase_level": ((count,), np.int32), "phrase_findings": ((count,), np.int32)}
         if data.targets.source:
             labels = data.views, len(data.targets.fields)
             more |= {"target": (labels, np.float32), "known": (labels, bool)}
+        if unpaired.unpaired(data.unpaired).asked:
+            more |= {"paired": ((), bool), "has_text": ((), bool)}
+            if data.targets.source:
+                labels = texts, len(data.targets.fields)
+                more |= {"text_target": (labels, np.float32), "text_known": (labels, bool)}
         if config.model.cached_text:  # pooled to as many numbers as the projection takes
             more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
         return abstract_batch(config, preprocessing, mesh, data.views, more)
@@ -243,7 +284,7 @@ def head_starts(model, terms) -> dict[str, int]:
         for head in dict.fromkeys(need.split("/")[0] for need in term.needs):
             if head in known:
                 starts[head] = min(term.start_step, starts.get(head, term.start_step))
-            elif head not in (*models.TOWERS, "concept"):
+            elif head not in (*models.TOWERS, "concept", "phrase"):
                 raise UserError(
                     f"config.losses.{term.name} needs the head {head!r}, and config.model.heads has "
                     f"{', '.join(known) or 'none'}: add it there, or set the term's option `head`."

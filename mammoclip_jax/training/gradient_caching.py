@@ -57,6 +57,8 @@ def embed(
         step: the number of this step.
         concepts: of `concept/vectors` [C D] in `Embeddings.named`: the mean of the unit vectors of each one's texts.
 
+    The phrases of a batch go through the text tower too: `phrase/vectors` [B P D].
+
     Raises:
         UserError: the model does not give what is needed.
     """
@@ -106,6 +108,10 @@ def embed(
     )
     vectors = image.pop(""), text.pop("")
     named, stats = _with_heads(model, params, stats, image | text, batch, heads, step)
+    if "phrase_ids" in batch:
+        texts = _flat(batch["phrase_ids"]), _flat(batch["phrase_mask"])
+        made, stats = _in_parts(encode_text, stats, texts, jax.random.fold_in(text_key, 2), micro_batches["text"])
+        named["phrase/vectors"] = made[""].reshape(*batch["phrase_ids"].shape[:2], -1)
     if concepts:
         texts = jnp.asarray(concepts.ids), jnp.asarray(concepts.mask)
         made, stats = _in_parts(encode_text, stats, texts, jax.random.fold_in(text_key, 1), micro_batches["text"])

@@ -28,9 +28,14 @@ def define_flags() -> None:
         "folder",
         list(actions.FORMATS),
         "export: an open model folder, a PyTorch state dict "
-        "for the original code of Mammo-CLIP or MaMA, or StableHLO programs of the image tower.",
+        "for the original code of Mammo-CLIP, MaMA or CLIP, or StableHLO programs of the image tower.",
     )
-    flags.DEFINE_string("layout", "", "import: layout of the file, where it is not to be found from the keys.")
+    flags.DEFINE_string(
+        "layout",
+        "",
+        "import: layout of the file, where it is not to be found from the "
+        "keys; export --format=torch: of the file, where the model is of several (region_clip).",
+    )
     flags.DEFINE_string("licence", "", "import: licence of the weights, a known one or any text.")
     flags.DEFINE_string("origin", "", "import: where the weights come from.")
     flags.DEFINE_string("tokenizer", "", "import: folder, tokenizer.json or hub name of the text encoder's tokenizer.")

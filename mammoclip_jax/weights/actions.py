@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
 from mammoclip_jax.names import lookup
-from mammoclip_jax.weights import card, folder, layouts, licences, opening, stablehlo, torch_writer
+from mammoclip_jax.weights import card, folder, layouts, licences, opening, stablehlo, torch_writer, weight_files
 
 
 def import_file(file: str, values) -> dict:
@@ -42,6 +44,8 @@ def import_file(file: str, values) -> dict:
 
 def inspect(file: str, values) -> dict:
     """What FILE, a folder or a run holds, without writing anything."""
+    if (array := weight_files.bare_array(file)) is not None:
+        return _inspect_array(array)
     if opening.is_ours(file):
         variables, meta = opening.open_weights(file)
         more = {"notes": meta["provenance"].get("notes", [])}
@@ -50,6 +54,22 @@ def inspect(file: str, values) -> dict:
         more = {"layout": layout, "unused": unused, "missing": [], "notes": notes}
     figures = summary(variables, meta) | more
     _print(figures)
+    return figures
+
+
+def _inspect_array(array: np.ndarray) -> dict:
+    """Shape, dtype and the shortest and longest row of vectors without names."""
+    lengths = np.linalg.norm(array.astype(np.float64), axis=-1) if array.ndim and array.size else np.zeros(1)
+    figures = {
+        "kind": "array",
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "lengths": [round(float(lengths.min()), 6), round(float(lengths.max()), 6)],
+    }
+    sizes = " x ".join(map(str, array.shape))
+    print(
+        f"one array without a name: {sizes} of {array.dtype}, rows of length {lengths.min():.4g} to {lengths.max():.4g}"
+    )
     return figures
 
 
@@ -62,7 +82,7 @@ def export(values) -> dict:
     if not values.workdir:
         raise UserError("export needs --workdir: the folder of a run, one of its checkpoints, or a model folder.")
     variables, meta = opening.open_weights(values.workdir)
-    if not (values.format == "torch" and _keeps_adapters(meta)):
+    if not (values.format == "torch" and _keeps_adapters(meta, values.layout)):
         variables, meta = merged(variables, meta)
     record = licences.check("export", meta["provenance"], values.override_licence)
     if record:
@@ -94,24 +114,30 @@ def _export_folder(values, variables, meta):
     write_folder(values.out, variables, meta, values.workdir)
 
 
-def _torch_layout(meta: Mapping[str, Any]) -> str:
-    """Of the published code that has such a model; "" where there is none."""
-    if meta["kind"] == "dual_encoder" and meta["config"]["model"]["image"]["name"] == "dinov2":
-        return "mama"
-    return {"dual_encoder": "mammo_clip", "classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(
-        meta["kind"], ""
-    )
+def _torch_layout(meta: Mapping[str, Any], wanted: str) -> str:
+    """Of the published code that has such a model, `wanted` where one is; "" where there is none.
+
+    Raises:
+        UserError: nothing is written in the layout that is wanted.
+    """
+    if wanted:
+        written = [name for name in layouts.LAYOUTS if layouts.layout(name).write]
+        return lookup({name: name for name in written}, wanted, "layout that is written")
+    if meta["kind"] == "dual_encoder":
+        image = meta["config"]["model"]["image"]["name"]
+        return {"dinov2": "mama", "clip_vit": "clip", "clip_resnet": "clip"}.get(image, "mammo_clip")
+    return {"classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(meta["kind"], "")
 
 
-def _keeps_adapters(meta: Mapping[str, Any]) -> bool:
-    return bool(layout := _torch_layout(meta)) and layouts.layout(layout).adapters
+def _keeps_adapters(meta: Mapping[str, Any], wanted: str) -> bool:
+    return bool(layout := _torch_layout(meta, wanted)) and layouts.layout(layout).adapters
 
 
 def _export_torch(values, variables, meta):
-    layout = _torch_layout(meta)
+    layout = _torch_layout(meta, values.layout)
     if not layout:
         raise UserError(
-            f"the original code of Mammo-CLIP and MaMA has no file for a single encoder ({meta['kind']}): export "
+            f"the original code of Mammo-CLIP, MaMA and CLIP has no file for a single encoder ({meta['kind']}): export "
             "it with --format=folder."
         )
     if Path(values.out).is_dir():

@@ -33,6 +33,7 @@ _STEPS = {
     ("geometry", "fit"): "The crop is resized with its aspect kept.",
     ("geometry", "stretch"): "The crop is stretched to the canvas; its aspect is not kept.",
     ("chest_wall", "left"): "The chest wall is brought to the left.",
+    ("chest_wall", "centre"): "The image stands in the middle of the canvas.",
     ("upright", True): "MLO views are turned until the edge of the pectoral muscle is vertical.",
     ("scale", "breast"): "The CC and MLO views of a breast have one scale.",
 }

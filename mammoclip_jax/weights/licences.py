@@ -17,6 +17,7 @@ from mammoclip_jax.names import lookup
 ACTIONS = {
     "export": ("allows_export", "exporting", "--override_licence"),
     "initialise": ("allows_initialising", "starting another model from", "config.warm_start.NAME.override"),
+    "label": ("allows_initialising", "finding what another model learns from with", "--override_licence"),
 }
 
 
@@ -109,6 +110,24 @@ LICENCES = {
         ),
         Licence(
             "dinov2", "Apache-2.0 (DINOv2)", "https://github.com/facebookresearch/dinov2", _NOTICE, hub="apache-2.0"
+        ),
+        Licence(
+            "clip",
+            "MIT (OpenAI CLIP)",
+            "https://github.com/openai/CLIP",
+            _NOTICE
+            + " Its model card calls any deployed use out of scope, and says that it was trained on public images "
+            "and texts of the internet, which are not named.",
+            hub="mit",
+        ),
+        Licence(
+            "region_clip",
+            "Apache-2.0 (RegionCLIP)",
+            "https://github.com/microsoft/RegionCLIP",
+            _NOTICE
+            + " Of the code; the weights start from OpenAI's CLIP (MIT) and were trained on Conceptual Captions, "
+            "whose images keep their owners' terms.",
+            hub="apache-2.0",
         ),
         Licence(
             "modernbert",
@@ -273,7 +292,7 @@ def terms(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check(action: str, provenance: Mapping[str, Any], override: str = "") -> dict[str, Any] | None:
-    """Whether the terms of a model, its parents and its data allow an action: "export" or "initialise".
+    """Whether the terms of a model, its parents and its data allow an action: "export", "initialise" or "label".
 
     Args:
         override: why it is allowed all the same, such as "written permission of A. Author, 3 May 2026".
@@ -313,6 +332,16 @@ def inherit(parents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def inherit_overrides(parents: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """provenance["overrides"] of a model that starts from others: what was overridden on the way to them."""
     return _once(dict(record) for parent in parents for record in parent.get("overrides") or ())
+
+
+def joined(provenance: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """`provenance` with what is in `more`; parents, terms and overrides are those of both, once each."""
+    lists = {
+        key: _once([*provenance.get(key, ()), *more.get(key, ())])
+        for key in ("parents", "licences", "overrides")
+        if key in provenance or key in more
+    }
+    return {**provenance, **more, **lists}
 
 
 def _once(entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -28,7 +28,10 @@ _AXES = {
     "depthwise": (2, 3, 0, 1),
     "pointwise": (1, 0, 2, 3),
     "pointwise1d": (1, 0, 2),
+    "row": None,
+    "table": None,
 }
+_ADDED = {"row": (0, 1), "table": (0,)}  # axes of length one that ours have and theirs have not
 _DROPPED = {"depthwise": (3,), "pointwise": (2, 3), "pointwise1d": (2,)}
 # What PyTorch calls our arrays of convolutions and of batch norm.
 KINDS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -40,7 +43,8 @@ class Leaf(NamedTuple):
 
     Attributes:
         kind: "same"; "dense": ours [in, out], theirs [out, in]; "conv": [k, k, in, out] and [out, in, k, k];
-            "depthwise": [k, k, C] and [C, 1, k, k]; "pointwise": [in, out] and [out, in, 1, 1]; "pointwise1d" [out, in, 1].
+            "depthwise": [k, k, C] and [C, 1, k, k]; "pointwise": [in, out] and [out, in, 1, 1]; "pointwise1d" [out, in, 1];
+            "row": [1, 1, C] and [C]; "table": [1, L, C] and [L, C].
         part: (i, n) where ours is the i-th of n equal parts of theirs along its first axis (a fused qkv).
     """
 
@@ -170,6 +174,7 @@ def from_torch(leaf: Leaf, value: np.ndarray) -> np.ndarray:
     if count > 1:
         value = np.split(value, count)[index]
     axes = _AXES[leaf.kind]
+    value = np.expand_dims(value, _ADDED.get(leaf.kind, ()))
     if axes is not None:
         if value.ndim != len(axes):
             raise UserError(f"{leaf.key} has {value.ndim} axes, {value.shape}; a {leaf.kind} kernel has {len(axes)}.")
@@ -185,7 +190,7 @@ def to_torch(leaf: Leaf, value: np.ndarray) -> np.ndarray:
     """PyTorch's array of ours; the inverse of `from_torch`, up to the part."""
     axes = _AXES[leaf.kind]
     if axes is None:
-        return value
+        return value.squeeze(_ADDED[leaf.kind]) if leaf.kind in _ADDED else value
     value = np.expand_dims(value, _DROPPED.get(leaf.kind, ()))
     return np.ascontiguousarray(value.transpose(np.argsort(axes)))
 

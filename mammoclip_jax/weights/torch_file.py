@@ -1,4 +1,4 @@
-"""Files of torch.save read without PyTorch: arrays for tensors, plain values for the rest, and no code run.
+"""Files of torch.save and torch.jit.save read without PyTorch: arrays for tensors, plain values for the rest, no code run.
 
 Two formats exist, by what PyTorch's own `torch/serialization.py` writes. Since 1.6 a zip archive: `X/data.pkl` is a
 pickle that names storages, whose bytes are the uncompressed records `X/data/0`, `X/data/1`, ... Before, a stream: three
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.weights import torch_script
 from mammoclip_jax.weights.torch_globals import KNOWN, Storage
-from mammoclip_jax.weights.unpickle import load
+from mammoclip_jax.weights.unpickle import HARMLESS, load
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _VERSION = 1001
@@ -29,7 +30,7 @@ _AGAIN = "Copy or download it again."
 
 
 def read(path: str | Path) -> Any:
-    """The object in a file of torch.save.
+    """The object in a file of torch.save; of torch.jit.save the state dict of the module (torch_script.py).
 
     Tensors and Parameters are read-only NumPy arrays of their shape and dtype (bfloat16 and float8 by ml_dtypes), views
     of the mapped file where they can be; a storage that two share is one. OrderedDict, Namespace and omegaconf's
@@ -94,9 +95,11 @@ def _check_kind(path: Path, data: mmap.mmap) -> None:
         raise UserError(f"{path}: this is {kind}.")
 
 
-def _load(path: Path, data: mmap.mmap, storage: Callable[[Any], Any], stream=None) -> Any:
+def _load(
+    path: Path, data: mmap.mmap, storage: Callable[[Any], Any], stream=None, harmless: tuple[str, ...] = HARMLESS
+) -> Any:
     """The object of the pickle that the stream, by default the file, stands at."""
-    return load(stream or data, KNOWN, storage, str(path), _SPARE + 4 * len(data))
+    return load(stream or data, KNOWN, storage, str(path), _SPARE + 4 * len(data), harmless)
 
 
 def _no_storage(_: Any) -> None:
@@ -126,17 +129,16 @@ class _Archive:
                 "If it holds a checkpoint, unpack it and give that."
             )
         self.prefix = inside[: -len("data.pkl")]
-        if self.prefix + "constants.pkl" in self.records:
-            raise UserError(
-                f"{path}: a TorchScript archive (torch.jit.save), which holds code. Where you have PyTorch: "
-                "torch.save(torch.jit.load(FILE).state_dict(), OTHER), and give that."
-            )
+        self.is_script = self.prefix + "constants.pkl" in self.records
         order = self.prefix + "byteorder"
         self.swapped = order in self.records and bytes(self.record(order)) == b"big"
         self.storages: dict[str, memoryview | np.ndarray] = {}
 
     def read(self) -> Any:
-        return _load(self.path, self.data, self.storage, BytesIO(self.record(self.prefix + "data.pkl")))
+        stream = BytesIO(self.record(self.prefix + "data.pkl"))
+        if self.is_script:
+            return torch_script.state_dict(_load(self.path, self.data, self.storage, stream, torch_script.CLASSES))
+        return _load(self.path, self.data, self.storage, stream)
 
     def record(self, name: str) -> memoryview:
         """The bytes of a record, a view of the file; checked by their CRC where the writer computed one."""

@@ -217,7 +217,10 @@ def _known() -> dict[tuple[str, str], Any]:
         ("argparse", "Namespace"): None,
         ("_codecs", "encode"): _encode,
         ("numpy", "dtype"): _Dtype,
+        ("torch.jit._pickle", "restore_type_tag"): lambda value, kind: value,  # TorchScript's, of a typed container
     }
+    for kind in ("int", "double", "bool", "tensor"):
+        calls["torch.jit._pickle", f"build_{kind}list"] = _items(list)
     for module in ("numpy.core", "numpy._core"):
         calls[f"{module}.multiarray", "_reconstruct"] = _Array
         calls[f"{module}.multiarray", "scalar"] = _scalar

@@ -69,7 +69,12 @@ class Pending:
 
 
 def load(
-    stream, known: Mapping[tuple[str, str], Any], persistent: Callable[[Any], Any], file: str, room: int = 1 << 24
+    stream,
+    known: Mapping[tuple[str, str], Any],
+    persistent: Callable[[Any], Any],
+    file: str,
+    room: int = 1 << 24,
+    harmless: tuple[str, ...] = HARMLESS,
 ) -> Any:
     """The object of the pickle that starts at the stream's position; the stream then stands behind it.
 
@@ -79,13 +84,14 @@ def load(
         persistent: gives the object of a persistent id.
         file: named in errors.
         room: bytes that calls may make anew out of what the stream holds once, and a few bytes of it ask for again.
+        harmless: packages whose classes become an `Opaque`.
 
     Raises:
-        UserError: a name is neither known nor a class of `HARMLESS`; the opcode is one that no checkpoint needs; or
+        UserError: a name is neither known nor a class of `harmless`; the opcode is one that no checkpoint needs; or
             there are more than STEPS, or more than `room`.
         Exception: of other kinds if the stream is damaged, or nested deeper than DEPTH.
     """
-    machine = _Machine(known, persistent, file, room)
+    machine = _Machine(known, persistent, file, room, harmless)
     for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if number == STEPS:
             raise UserError(f"{file}: refused: a pickle of more than {STEPS:,} steps. {_LESS}")
@@ -165,8 +171,8 @@ def _plain(value: Opaque, seen: dict, depth: int) -> Any:
 class _Machine:
     """The stack and memo of a pickle, and what each opcode does to them."""
 
-    def __init__(self, known, persistent, file, room):
-        self.known, self.persistent, self.file, self.room = known, persistent, file, room
+    def __init__(self, known, persistent, file, room, harmless):
+        self.known, self.persistent, self.file, self.room, self.harmless = known, persistent, file, room, harmless
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
 
@@ -212,7 +218,7 @@ class _Machine:
         if (
             name.isidentifier()
             and name.lstrip("_")[:1].isupper()
-            and any(module == package or module.startswith(package + ".") for package in HARMLESS)
+            and any(module == package or module.startswith(package + ".") for package in self.harmless)
         ):
             return Known(full, lambda *args: Opaque(full, args))
         raise UserError(

@@ -56,6 +56,15 @@ def read(path: str | Path) -> File:
     return File(_unwrapped(state), rest, _json(config) if path.is_dir() and config.is_file() else None, path)
 
 
+def bare_array(path: str | Path) -> np.ndarray | None:
+    """The array that a torch file holds and nothing else, as RegionCLIP's vectors of concepts; None of other files."""
+    path = Path(path)
+    if not path.is_file() or path.suffix == ".safetensors":
+        return None
+    value = torch_file.read(path)
+    return value if isinstance(value, np.ndarray) else None
+
+
 def in_folder(folder: str | Path) -> list[Path]:
     """The files that hold a folder's weights: a hub folder's (safetensors before PyTorch's), or the only one in it.
 

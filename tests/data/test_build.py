@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from tiny_dicom import breast, write
 
+from mammoclip_jax.command import parse_options
 from mammoclip_jax.data import build as build_module
 from mammoclip_jax.data import increment, summary
 from mammoclip_jax.data.build import build
@@ -33,7 +34,6 @@ from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.prepare import parse_options
 
 SMALL = dict(height=32, width=24)
 REPO = Path(__file__).parents[2]

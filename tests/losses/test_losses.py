@@ -118,6 +118,7 @@ def test_terms_leave_out_filling_rows_and_treat_equal_texts_as_told(embeddings, 
 @pytest.mark.parametrize("name", GLOBAL)
 def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, batch, name, form):
     assert len(jax.devices()) == 8
+    batch |= {"paired": np.arange(B) % 5 > 0, "has_text": np.arange(B) % 10 > 0}
     values = []
     for devices, form in ((jax.devices()[:1], "plain"), (jax.devices(), form)):
         mesh = make_mesh({"data": -1}, devices)
@@ -131,6 +132,23 @@ def test_same_value_and_gradient_on_one_and_eight_devices(embeddings, batch, nam
         gradient = jax.jit(jax.value_and_grad(loss))
         values.append(jax.device_get(gradient(placed, jax.device_put(batch, rows))))
     jax.tree.map(lambda one, eight: np.testing.assert_allclose(one, eight, rtol=2e-5, atol=1e-6), *values)
+
+
+def test_rows_whose_text_is_not_their_own_are_no_pairs_and_no_negatives(embeddings, batch):
+    """As if they only filled up; the two views of such a row are a pair all the same."""
+    paired = np.arange(B) % 5 > 0
+    less, whole = batch | {"mask": batch["mask"] & paired}, batch | {"paired": paired}
+    for name in ("clip", "sigmoid", "view_text", "mammo_clip"):
+        (term,) = losses.build({name: {}})
+        (expected, of_less), (found, of_whole) = (term.function(embeddings, b, None) for b in (less, whole))
+        if name == "mammo_clip":
+            np.testing.assert_allclose(
+                of_whole["image_to_image"], term.function(embeddings, batch, None)[1]["image_to_image"]
+            )
+            assert of_whole["text_to_text"] == of_less["text_to_text"]
+            found -= of_whole["image_to_image"] - of_less["image_to_image"]
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert abs(expected - term.function(embeddings, batch, None)[0]) > 0.01
 
 
 def test_a_batch_of_filling_rows_alone_costs_nothing(embeddings, batch):

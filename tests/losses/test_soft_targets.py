@@ -26,12 +26,13 @@ def unit(x):
 
 @pytest.fixture(scope="module")
 def data():
-    """Vectors; labels of both sides, of which image 3 and text 5 have none; images 1, 3 and texts 2, 6 are not there."""
+    """Vectors; labels of both sides, of which image 3 and text 5 have none; images 1, 3 and texts 2, 6 are not there;
+    text 4 and texts 5 (no labels) and 8 are not their rows' own."""
     rng = np.random.default_rng(0)
     vectors = *unit(rng.normal(size=(2, B, D))), np.float64(7.3)
     labels = [Labels(rng.integers(0, 4, (B, F)).astype(float), rng.random((B, F)) < 0.6) for _ in range(2)]
     labels[0].known[3] = labels[1].known[5] = False
-    masks = ~np.isin(np.arange(B), (1, 3)), ~np.isin(np.arange(B), (2, 6))
+    masks = tuple(~np.isin(np.arange(B), rows) for rows in ((1, 3), (2, 6), (4, 5, 8)))
     return vectors, labels, masks
 
 
@@ -47,7 +48,7 @@ def naive_similarity(kind, a, b):
 
 
 def naive_loss(vectors, labels, masks, kind, temperature, pair, unlabelled_pair):
-    """(rows, columns)."""
+    """(rows, columns). Masks are of images, of texts, and of rows whose text is their own."""
     queries, keys, scale = vectors
     of_query, of_key = (list(zip(*x)) for x in labels)
 
@@ -68,7 +69,7 @@ def naive_loss(vectors, labels, masks, kind, temperature, pair, unlabelled_pair)
                 alike = {j: naive_similarity(kind, of_query[j], of_key[i]) / temperature for j in there}
                 nothing = not naive_similarity(kind, of_key[i], of_key[i])
             share = 1.0 if nothing and unlabelled_pair else pair
-            if i not in there:
+            if i not in there or not masks[2][i]:
                 if share == 1:
                     continue
                 share = 0.0
@@ -95,6 +96,7 @@ def program(kind, temperature, pair, unlabelled_pair, form, mesh, chunk=3):
             unlabelled_pair=unlabelled_pair,
             query_mask=masks[0],
             key_mask=masks[1],
+            paired=masks[2],
             form=form,
             mesh=mesh,
             chunk=chunk,
@@ -219,7 +221,7 @@ def term_on(data, labels, **options):
 
 
 def naive_term(vectors, labels):
-    return np.mean(naive_loss(vectors, labels, (np.arange(B) < B - 2,) * 2, "fields", 0.3, 0.4, True))
+    return np.mean(naive_loss(vectors, labels, (np.arange(B) < B - 2,) * 3, "fields", 0.3, 0.4, True))
 
 
 def test_the_term_reads_the_labels_of_the_batch(data):
@@ -237,6 +239,20 @@ def test_views_of_different_breasts_have_labels_of_their_own(data):
     for texts, of_text in ((both, second), (single, first)):
         found = term_on((images, texts, scale), labels, view=1)
         np.testing.assert_allclose(found, naive_term((image, text, scale), (second, of_text)), rtol=1e-5)
+
+
+def test_a_text_of_its_own_has_its_own_labels_and_no_pair(data):
+    (image, text, scale), (of_image, of_text), (_, has_text, paired) = data
+    batch = {"target": of_image.values, "known": of_image.known, "mask": np.arange(B) < B - 2}
+    batch |= {"text_target": of_text.values[:, None], "text_known": of_text.known[:, None]}
+    batch |= {"paired": paired & has_text, "has_text": has_text}
+    (term,) = losses.build({"soft_targets": dict(weights=WEIGHTS, temperature=0.3, pair=0.4)}, ranges=RANGES)
+    with jax.enable_x64(True):
+        found, metrics = term.function(Embeddings(image[:, None], text[:, None], scale), batch, None)
+    there = batch["mask"], batch["mask"] & has_text, paired
+    expected = naive_loss((image, text, scale), (of_image, of_text), there, "fields", 0.3, 0.4, True)
+    np.testing.assert_allclose((metrics["image_to_text"], metrics["text_to_image"]), expected, rtol=1e-9)
+    np.testing.assert_allclose(found, np.mean(expected), rtol=1e-9)
 
 
 def test_ranges_of_the_data_are_for_terms_that_have_and_lack_them():

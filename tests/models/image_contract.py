@@ -13,11 +13,12 @@ import numpy as np
 import torch_images
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mammoclip_jax.models.clip_resnet import ClipResNet
 from mammoclip_jax.models.convnext import ConvNext
 from mammoclip_jax.models.efficientnet import EfficientNet
 from mammoclip_jax.models.resnet import ResNet
 from mammoclip_jax.models.swin import Swin
-from mammoclip_jax.models.vit import dinov2, vit
+from mammoclip_jax.models.vit import clip, dinov2, vit
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -111,8 +112,17 @@ FORMS = {
     ),
     "resnet_basic": resnets({"variant": "18", "width": 8, "depths": (1, 2, 1, 1)}, golden=("resnet", "basic/")),
     "resnet": resnets({"variant": "50", "width": 8, "depths": (2, 1, 1, 1)}, golden=("resnet", "bottleneck/")),
+    "clip_resnet": Form(
+        ClipResNet,
+        {"width": 8, "depths": (2, 1, 1, 1), "dim": 6, "size": 64},
+        theirs=torch_images.CLIP_RESNET,
+        size=(2, 70, 101, 3),
+        even=(2, 64, 64, 3),
+        golden=("clip_resnet", ""),
+    ),
     "swin": swins({"width": 8, "depths": (2, 2), "heads": (2, 4), "drop_path_rate": 0.0}, golden=("swin", "")),
     "convnext": convnexts({"width": 8, "depths": (1, 2), "drop_path_rate": 0.0}, golden=("convnext", "")),
+    "clip_vit": transformers(clip, {"variant": "base"} | TINY, theirs=torch_images.CLIP_VIT, golden=("clip_vit", "")),
     "vit": transformers(vit, {"variant": "tiny"} | TINY, theirs=torch_images.VIT),
     "dinov2_plain": transformers(dinov2, {"variant": "small"} | TINY),
     "dinov2_swiglu": transformers(dinov2, {"variant": "giant"} | TINY),

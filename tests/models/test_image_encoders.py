@@ -118,6 +118,21 @@ FAMILIES = {
         mean="stage4",
         statistic="bn1",
     ),
+    "clip_resnet": Family(
+        "clip_resnet",  # OpenAI's visual encoders with their attention pool, counted by hand
+        {"RN50": 38_316_896, "RN101": 56_259_936, "RN50x4": 87_137_080, "RN50x16": 167_328_912, "RN50x64": 420_380_352},
+        {
+            "conv3/kernel",
+            "bn3/scale",
+            "layer1_0/downsample_0/kernel",
+            "layer4_2/conv2/kernel",
+            "attnpool/positional_embedding",
+            "attnpool/c_proj/bias",
+        },
+        "conv1/kernel",
+        "stage2",
+        statistic="bn1",
+    ),
     "swin": Family(
         "swin",  # timm's and the authors' without head
         {"tiny": 27_519_354, "small": 48_837_258, "base": 86_743_224, "large": 194_995_476},
@@ -163,6 +178,16 @@ FAMILIES = {
         drop=({"drop_path": 0.9}, "block1", "block2"),
         correlation=0.999,
     ),
+    "clip_vit": Family(
+        "clip_vit",  # OpenAI's visual encoders without proj, which is the dual encoder's
+        {"base": 86_192_640 - 768 * 512, "large": 303_966_208 - 1024 * 768},
+        TOKENS | {"pre_layernorm/scale"},
+        PATCHES,
+        "block1",
+        mean="last",
+        remats=(),
+        correlation=0.999,
+    ),
     "dinov2": Family(
         "dinov2",
         {"small": 22_056_576, "base": 86_580_480, "large": 304_368_640, "giant": 1_136_480_768},
@@ -176,7 +201,21 @@ FAMILIES = {
 }
 families = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 VARIANTS = [(name, variant) for name, family in FAMILIES.items() for variant in family.published]
-MINOR = ("b1", "b3", "b4", "b6", "b7", "lite1", "lite2", "lite3", "lite4")  # in the slow run: they take long to trace
+MINOR = (
+    "RN101",
+    "RN50x4",
+    "RN50x16",
+    "RN50x64",
+    "b1",
+    "b3",
+    "b4",
+    "b6",
+    "b7",
+    "lite1",
+    "lite2",
+    "lite3",
+    "lite4",
+)  # in the slow run: they take long to trace
 
 
 def build(name, **options):
@@ -317,6 +356,8 @@ def test_parameter_counts_and_names(name, variant):
         ("efficientnet", {"variant": "b5"}, 2048, {"head": (48, 29, 2048)}),
         ("efficientnet", {"variant": "b2"}, 1408, {"head": (48, 29, 1408)}),
         ("resnet", {"variant": "50", "fc": 512}, 512, {"stage4": (48, 29, 2048)}),
+        ("clip_resnet", {}, 1024, {"stage3": (95, 57, 1024), "stage4": (47, 28, 2048)}),
+        ("clip_vit", {}, 768, {"last": (95, 57, 768)}),
         ("swin", {}, 768, {"stage1": (380, 228, 96), "stage4": (48, 29, 768)}),
         ("convnext", {}, 768, {"stage4": (47, 28, 768)}),
     ],
@@ -372,6 +413,7 @@ def test_any_number_of_channels(family):
         ("efficientnet", {"width": 0.24, "depthwise": "shifted"}, (8, 32, 24, 3)),
         ("efficientnet", {"width": 0.24, "depthwise": "native"}, (8, 32, 24, 3)),
         ("resnet", {}, (8, 40, 32, 3)),
+        ("clip_resnet", {"depths": (1, 1, 1, 1)}, (8, 64, 32, 3)),
         ("swin", {"depths": (2, 1)}, (8, 40, 72, 3)),
         ("convnext", {"depths": (1, 1), "depthwise": "shifted"}, (8, 16, 24, 3)),
         ("convnext", {"depths": (1, 1), "depthwise": "native"}, (8, 16, 24, 3)),
@@ -499,6 +541,10 @@ def test_low_precision_keeps_float32_parameters_and_pooled(family):
         ("efficientnet", {"output_stride": 4}, "no output_stride 4.* Known: 8, 16, 32"),
         ("resnet", {"variant": "51"}, "variant '51'.*Known: 18"),
         ("resnet", {"remat": "blok"}, "'block'"),
+        ("clip_resnet", {"variant": "RN5O"}, "Did you mean 'RN50'"),
+        ("clip_resnet", {"remat": "blok"}, "'block'"),
+        ("clip_vit", {"variant": "huge"}, "variant 'huge'.*large"),
+        ("clip_vit", {"act": "quick"}, "act 'quick'"),
         ("swin", {"variant": "tyny"}, "Did you mean 'tiny'"),
         ("swin", {"remat": "all"}, "remat 'all'"),
         ("swin", {"depths": (2, 1)}, "2 stages and heads=.* for 4"),

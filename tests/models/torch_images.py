@@ -113,6 +113,33 @@ def efficientnet_outputs(theirs, x):
     return {name: last(points[f"reduction_{i}"]) for i, name in enumerate(names, 1) if f"reduction_{i}" in points}
 
 
+# --- our own --------------------------------------------------------------------------------------------------------
+
+
+def clip_resnet(model):
+    pytest.importorskip("torch")
+    from torch_clip import ResNet
+
+    return ResNet(*model.sizes)
+
+
+def clip_resnet_state(flat):
+    state = {}
+    for name, value in flat.items():
+        _, *path, kind = name.split("/")
+        key = re.sub(r"(layer\d|downsample)_(\d+)", r"\1.\2", ".".join(path))
+        dense = "attnpool" in path
+        key = f"{key}.{KINDS[kind]}" if kind in KINDS else f"{key}.{kind}"
+        state[key] = layout(name, value, dense)
+    return state
+
+
+def clip_resnet_outputs(theirs, x):
+    maps = theirs.maps(x)
+    named = {f"stage{i}" if i else "stem": last(value) for i, value in enumerate(maps)}
+    return named | {"pooled": theirs.attnpool(maps[-1])}
+
+
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +297,53 @@ def dinov2_state(flat):
     return state
 
 
+def clip_vit(model):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(intermediate_size=4 * model.width, **vit_sizes(model))
+    return transformers.CLIPVisionModel(config)
+
+
+CLIP_MODULES = {
+    "embeddings.cls_token": "embeddings.class_embedding",
+    "embeddings.position_embeddings": "embeddings.position_embedding.weight",
+    "embeddings.patch_embeddings.projection": "embeddings.patch_embedding",
+    "pre_layernorm": "pre_layrnorm",
+    "encoder.layer.": "encoder.layers.",
+    "attention.o_proj": "self_attn.out_proj",
+    "attention.q_proj": "self_attn.q_proj",
+    "attention.k_proj": "self_attn.k_proj",
+    "attention.v_proj": "self_attn.v_proj",
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+}
+
+
+def clip_vit_state(flat):
+    state = {}
+    for key, value in dinov2_state(flat).items():
+        for ours, theirs in CLIP_MODULES.items():
+            key = key.replace(ours, theirs)
+        key = re.sub("^layernorm", "post_layernorm", key)
+        state[key] = (
+            value.reshape(value.shape[-1] if "class_embedding" in key else value.shape[-2:])
+            if value.ndim == 3
+            else value
+        )
+    return state
+
+
+def clip_vit_outputs(theirs, x):
+    """Of the pooling "cls+mean"; theirs has the last norm on the class token alone."""
+    import torch
+
+    out = theirs(x, output_hidden_states=True, interpolate_pos_encoding=True)
+    grid = [length // theirs.config.patch_size for length in x.shape[2:]]
+    final = theirs.post_layernorm(out.last_hidden_state)
+    maps = {f"block{i}": value for i, value in enumerate(out.hidden_states) if i} | {"last": final}
+    maps = {name: value[:, 1:].unflatten(1, grid) for name, value in maps.items()}
+    return maps | {"pooled": torch.cat([out.pooler_output, final[:, 1:].mean(1)], -1)}
+
+
 def vit_state(flat):
     return {
         key.replace("encoder.layer.", "layers.")
@@ -309,6 +383,8 @@ def resampled(outputs):
 
 EFFICIENTNET = Counterpart(efficientnet, efficientnet_state, efficientnet_outputs)
 RESNET = Counterpart(resnet, resnet_state, resnet_outputs)
+CLIP_RESNET = Counterpart(clip_resnet, clip_resnet_state, clip_resnet_outputs)
+CLIP_VIT = Counterpart(clip_vit, clip_vit_state, clip_vit_outputs)
 SWIN = Counterpart(swin, swin_state, swin_outputs)
 CONVNEXT = Counterpart(convnext, convnext_state, convnext_outputs)
 VIT = Counterpart(vit, vit_state, resampled(dinov2_outputs))

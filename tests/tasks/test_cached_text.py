@@ -11,7 +11,7 @@ import pytest
 
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
-from mammoclip_jax.data.batches import image_text
+from mammoclip_jax.data.batches import breasts, image_text
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
@@ -193,12 +193,12 @@ def test_augmented_and_mirrored_texts_are_counted(tmp_path):
         tmp_path / "texts_augmented.parquet"
     )
     dataset = FakeDataset(tmp_path, ["left one", "two"])
-    drawable = lambda mirrored, **options: image_text.drawable_texts(
+    drawable = lambda mirrored, **options: breasts.drawable_texts(
         [dataset], "train", text=TextOptions(**options), mirrored=mirrored
     )
     assert drawable(False) == {"left one", "two"}
     dataset.index["view"] = ["CC", "AT"]
-    assert image_text.drawable_texts([dataset], "train", text=TextOptions(), mirrored=False, slots=("AT", "MLO")) == {
+    assert breasts.drawable_texts([dataset], "train", text=TextOptions(), mirrored=False, slots=("AT", "MLO")) == {
         "two"
     }
     dataset.index["view"] = "CC"

@@ -8,6 +8,7 @@ from fake_sets import FakeDataset, H, W
 
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.text import tokenizer
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import pretrain
 from mammoclip_jax.training import mesh as meshes
 
@@ -27,6 +28,8 @@ ROWS = [
     for view in ("CC", "MLO")
 ]
 NAMED = {"sentence", "boxes", "box_classes"}
+ALONE = {"paired", "has_text", "text_target", "text_known"}
+UNPAIRED = dict(images=True, texts="phantom:presence", share=0.5)
 LABELS = dict(source="labels", fields=("mass", "calcification", "density"))
 
 
@@ -57,6 +60,8 @@ def _trainer(config, tokens, devices):
         (dict(partner=dict(same_view=0.5, exam=0.5), texts=1, sentences=4, boxes=1), NAMED),
         (dict(slots=("CC", "MLO"), targets=LABELS), {"target", "known", "view_mask"}),
         (dict(targets=dict(source="text", fields=("mass",))), {"target", "known"}),
+        (dict(targets=LABELS, unpaired=UNPAIRED), {"target", "known"} | ALONE),
+        (dict(unpaired=dict(images=True)), {"paired", "has_text"}),
     ],
 )
 def test_a_program_expects_what_the_batches_hold(data, more, tmp_path):
@@ -76,8 +81,9 @@ def test_a_program_expects_what_the_batches_hold(data, more, tmp_path):
         assert batch["sentence"].max() == 2
 
 
-def test_a_step_with_soft_targets_is_the_same_on_one_and_eight_devices(tmp_path):
-    config = _config(dict(targets=LABELS))
+@pytest.mark.parametrize("unpaired", [dict(), UNPAIRED])
+def test_a_step_with_soft_targets_is_the_same_on_one_and_eight_devices(tmp_path, unpaired):
+    config = _config(dict(targets=LABELS, unpaired=unpaired))
     config.train.batch_size = 8
     assert pretrain._terms(config)[0].function.keywords == {"ranges": (0.0, 0.0, 3.0)}
     datasets, found, state = {"fake": FakeDataset(ROWS)}, [], None
@@ -92,3 +98,25 @@ def test_a_step_with_soft_targets_is_the_same_on_one_and_eight_devices(tmp_path)
     (one, metrics), (eight, _) = found
     assert one == pytest.approx(eight, rel=1e-5)
     assert one == pytest.approx((metrics["term/image_to_text"] + metrics["term/text_to_image"]) / 2)
+
+
+@pytest.mark.parametrize(
+    "unpaired, terms, message",
+    [
+        (dict(images=True), dict(clip={}, view_text={}), "no term of config.losses sees .* clip, view_text leave out"),
+        (dict(share=0.5, texts="phantom"), dict(mammo_clip={}), "compares texts with other images than their own"),
+        (dict(texts="phantom"), dict(soft_targets={}), "nothing reads config.data.unpaired.texts='phantom'"),
+        (dict(share=0.5), dict(soft_targets={}), "share=0.5 is the part of the rows that get texts without image"),
+        (dict(images=True, share=2.0, texts="phantom"), dict(soft_targets={}), "share=2.0 is a probability"),
+        (dict(image=True), dict(soft_targets={}), "no field config.data.unpaired: 'image'. Did you mean 'images'"),
+    ],
+)
+def test_what_nothing_reads_is_refused(unpaired, terms, message):
+    config = _config(dict(targets=LABELS))
+    config.losses = terms
+    if "soft_targets" not in terms:
+        config.data.targets = dict(source="", fields=())
+    with config.data.unpaired.unlocked():
+        config.data.unpaired.update(unpaired)
+    with pytest.raises(UserError, match=message):
+        pretrain.check(config)

@@ -616,7 +616,7 @@ def test_other_files_are_named(tmp_path, content, wanted):
 def test_other_archives_are_named(tmp_path):
     with pytest.raises(UserError, match="no-such.pth: cannot be read: No such file"):
         torch_file.read(tmp_path / "no-such.pth")
-    with pytest.raises(UserError, match="TorchScript archive"):
+    with pytest.raises(UserError, match="TorchScript archive that holds no module"):
         torch_file.read(archive(tmp_path / "a", b"\x80\x02}.", {"constants.pkl": b"\x80\x02)."}))
     with pytest.raises(UserError, match="compressed"):
         torch_file.read(archive(tmp_path / "b", b"\x80\x02}.", compression=zipfile.ZIP_DEFLATED))
@@ -626,6 +626,52 @@ def test_other_archives_are_named(tmp_path):
         torch_file.read(tmp_path / "c")
     with pytest.raises(UserError, match="x/data/0 is not in the archive"):
         torch_file.read(archive(tmp_path / "d", b"\x80\x02" + tensor((6,), (1,)) + b"."))
+
+
+# TorchScript: modules are objects of classes that the archive's code defines.
+
+
+def module(**attributes):
+    """Opcodes of a module with these attributes, opcodes themselves."""
+    state = b"".join(text(name) + value for name, value in attributes.items())
+    return b"c__torch__.clip.model.___torch_mangle_7\nBlock\n)\x81}(" + state + b"ub"
+
+
+def script(path, opcodes):
+    records = {"constants.pkl": b"\x80\x02).", "code/__torch__/clip/model.py": b"import os", "data/0": bytes(24)}
+    return archive(path, b"\x80\x02" + opcodes + b".", records)
+
+
+def test_a_script_module_gives_its_state_dict(tmp_path):
+    """Arrays by their dotted names; other attributes and the code are left alone."""
+    six = tensor((6,), (1,))
+    ints = b"ctorch.jit._pickle\nbuild_intlist\n](" + int4(1, 2) + b"e\x85R"
+    inner = module(weight=six, training=b"\x89", sizes=ints)
+    found = torch_file.read(script(tmp_path / "a", module(visual=inner, logit_scale=six, name=text("clip"), hook=b"N")))
+    same(found, {"logit_scale": np.zeros(6, np.float32), "visual.weight": np.zeros(6, np.float32)})
+
+
+def test_a_script_module_that_is_no_network_is_refused(tmp_path):
+    """Without arrays; with names that could run code; of a million modules made of thirty; in a plain file."""
+    with pytest.raises(UserError, match="hold no arrays"):
+        torch_file.read(script(tmp_path / "a", module(training=b"\x89")))
+    with pytest.raises(UserError, match="refused: posix.system"):
+        torch_file.read(script(tmp_path / "b", module(x=b"cposix\nsystem\n(" + text("true") + b"tR")))
+    many = module(training=b"\x89") + b"q\x00"
+    for i in range(25):
+        many = (
+            b"c__torch__\nM\n)\x81}("
+            + text("a")
+            + many
+            + text("b")
+            + bytes([ord("h"), i])
+            + b"ub"
+            + bytes([ord("q"), i + 1])
+        )
+    with pytest.raises(UserError, match="refused: .*modules"):
+        torch_file.read(script(tmp_path / "c", many))
+    with pytest.raises(UserError, match="refused: __torch__"):
+        torch_file.read(archive(tmp_path / "d", b"\x80\x02" + module() + b"."))
 
 
 def test_every_cut_is_noticed(tmp_path):

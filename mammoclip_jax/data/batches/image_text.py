@@ -6,7 +6,6 @@ the text. What a step sees, row by row, depends on the seed alone: not on thread
 """
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,21 +13,21 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from mammoclip_jax.data.batches import regions, targets, texts, units
-from mammoclip_jax.data.batches.regions import OfImages, Regions
+from mammoclip_jax.data.batches import region_phrases, regions, targets, texts, units, unpaired
+from mammoclip_jax.data.batches.breasts import Breast, Exam, breasts, exams, with_own_captions
+from mammoclip_jax.data.batches.region_phrases import OfRegions, Phrases
+from mammoclip_jax.data.batches.regions import ANNOTATED, OfImages, Regions
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed
 from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.batches.units import Partner
+from mammoclip_jax.data.batches.unpaired import Decoupled, Unpaired
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.store.side_tables import Arrays
-from mammoclip_jax.data.text import reports
 from mammoclip_jax.data.text.augment_text import alternatives
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
-
-log = logging.getLogger(__name__)
 
 
 class Options(NamedTuple):
@@ -47,6 +46,8 @@ class Options(NamedTuple):
     boxes: int = 0  # places for boxes in a view; 0: no boxes in the batch
     targets: Targets = Targets()  # labels of each view's breast
     regions: Regions = Regions()  # of each view
+    unpaired: Unpaired = Unpaired()  # images and texts that are no pairs
+    phrases: Phrases = Phrases()  # about the annotated regions
 
 
 def check(options: Options) -> None:
@@ -76,149 +77,29 @@ def check(options: Options) -> None:
         raise UserError(
             f"config.data.flip_each_view needs slots or partner of config.data, and config.data.texts={options.views}."
         )
+    if options.unpaired.asked and options.partner:
+        raise UserError(
+            "config.data.unpaired does not go with config.data.partner, which pairs an image with its own text and another "
+            "one of the exam: take one of them out."
+        )
+    if options.unpaired.images and options.targets.source == "text":
+        raise UserError(
+            'config.data.targets.source="text" reads the labels of images in their texts, and config.data.unpaired.images '
+            'takes images that have none: take source="labels", or leave the images out.'
+        )
     if options.boxes and options.regions.places:
         raise UserError(
             f"config.data.boxes={options.boxes} and config.data.regions.places={options.regions.places} fill the same "
             "places: leave config.data.boxes at 0."
         )
+    if options.phrases.count and not (options.regions.places and ANNOTATED in options.regions.sources):
+        raise UserError(
+            f"config.data.phrases.count={options.phrases.count}: phrases speak of annotated regions. Set config.data.regions."
+            f'places, and name "{ANNOTATED}" in its sources.'
+        )
     for name in ("sentences", "boxes"):
         if getattr(options, name) < 0:
             raise UserError(f"config.data.{name}={getattr(options, name)} must be 0 (none) or more.")
-
-
-class Breast(NamedTuple):
-    """One training example before sampling."""
-
-    source: int  # position of the data set in the list given
-    views: tuple[tuple[int, ...], ...]  # rows of its index, by view: `units.VIEWS` first, others by name; or by slot
-    texts: tuple[str, ...]  # without blank and repeated ones
-    sections: tuple[str, ...] = ()  # of the texts, where they are paired by section
-    fields: tuple[tuple[int, str], ...] = ()  # row and, as JSON, what its caption is rendered from
-
-    @property
-    def rows(self) -> list[int]:
-        """Of all its views."""
-        return [row for rows in self.views for row in rows]
-
-
-class Exam(NamedTuple):
-    """One training example where images have partners: the breasts of an exam that may be drawn."""
-
-    source: int
-    breasts: tuple[Breast, ...]
-
-
-class Breasts(NamedTuple):
-    """The breasts of a split, and how many were left out and why."""
-
-    items: list[Breast]
-    without_text: int
-    without_view: int  # only views that were not asked for
-
-
-def breasts(
-    datasets: Sequence[Dataset],
-    split: str,
-    *,
-    other_views: bool = False,
-    text: TextOptions = TextOptions(),
-    slots: Sequence[str] = (),
-) -> Breasts:
-    """Group the images of a split into breasts (`units.breasts`), in the order of the indexes.
-
-    `other_views` takes views outside `units.VIEWS` (AT, LM, ...) as well; `slots` takes these views alone. Raises
-    UserError, naming the folders, where no breast is left.
-    """
-    items: list[Breast] = []
-    without_text = without_view = 0
-    for source, dataset in enumerate(datasets):
-        index = dataset.index.reset_index(drop=True)
-        index = index[index["split"] == split]
-        for _, group in index.groupby(units.breasts(index), sort=False):
-            views = units.by_slot(group, slots) if slots else units.by_view(group, other_views)
-            section_of = texts.of_breast(group, text)
-            fields = texts.caption_fields(group, text) if text.captions else ()
-            without_view += not views
-            without_text += bool(views) and not (section_of or fields)
-            if views and (section_of or fields):
-                items.append(
-                    Breast(
-                        source,
-                        views,
-                        tuple(section_of),
-                        tuple(section_of.values()) if text.pairing == "sections" else (),
-                        fields,
-                    )
-                )
-    folders = ", ".join(str(d.path) for d in datasets)
-    if not items:
-        raise UserError(
-            f"no breast to use in split {split!r} of {folders}: {without_text} have no text, "
-            f"{without_view} only views other than {' and '.join(slots or ('CC', 'MLO'))}; look at the "
-            "columns split, texts and view of index.parquet"
-        )
-    log.info(
-        "%s: %d breasts in split %s, left out %d without text and %d without a usable view",
-        folders,
-        len(items),
-        split,
-        without_text,
-        without_view,
-    )
-    return Breasts(items, without_text, without_view)
-
-
-def with_own_captions(found: Sequence[Breast]) -> list[Breast]:
-    """Without the images that no caption can be rendered of, where their breast has captions.
-
-    They would be given that of another view, and in a named slot a text is its own image's.
-    """
-    kept = []
-    for breast in found:
-        fields = tuple(own for own in breast.fields if own[0] in breast.rows)
-        able = {row for row, _ in fields}
-        views = tuple(tuple(row for row in rows if not able or row in able) for rows in breast.views)
-        kept += [breast._replace(views=views, fields=fields)] if breast.texts or fields else []
-    lost = sum(len(breast.rows) for breast in found) - sum(len(breast.rows) for breast in kept)
-    if lost:
-        log.info("left out %d images that no caption can be rendered of beside others of their breast", lost)
-    return kept
-
-
-def exams(found: Sequence[Breast], datasets: Sequence[Dataset], policy: Partner) -> list[Exam]:
-    """The breasts of each exam (`units.exams`) together; logs how often no image has the partner that is asked for."""
-    numbers = [units.exams(dataset.index) for dataset in datasets]
-    grouped: dict[tuple[int, int], list[Breast]] = {}
-    for breast in found:
-        grouped.setdefault((breast.source, numbers[breast.source][breast.rows[0]]), []).append(breast)
-    made = [Exam(source, tuple(own)) for (source, _), own in grouped.items()]
-    missing = np.mean([units.without_partner([breast.rows for breast in exam.breasts], policy) for exam in made])
-    log.info(
-        "%d exams; %.2f %% of the draws will pair an image with itself for want of another one",
-        len(made),
-        100 * missing,
-    )
-    return made
-
-
-def drawable_texts(
-    datasets: Sequence[Dataset],
-    split: str,
-    *,
-    other_views: bool = False,
-    text: TextOptions,
-    mirrored: bool,
-    slots: Sequence[str] = (),
-) -> set[str]:
-    """Every text that may be drawn where no captions are rendered and no sentences shuffled; with `mirrored`, what the
-    horizontal flip makes of it as well."""
-    items = breasts(datasets, split, other_views=other_views, text=text, slots=slots).items
-    pairs = {(breast.source, words) for breast in items for words in breast.texts}
-    if text.augmented:
-        variants = [alternatives(dataset.path) for dataset in datasets]
-        pairs |= {(source, other) for source, words in pairs for other in variants[source].get(words, ())}
-    drawn = {words for _, words in pairs}
-    return drawn | {reports.swap_laterality(words) for words in drawn} if mirrored else drawn
 
 
 def canvas_boxes(datasets: Sequence[Dataset], split: str, places: int) -> tuple[dict[int, list], ...]:
@@ -258,6 +139,8 @@ class _Sample:
     boxes: tuple[Mapping[int, list], ...] = ()  # of `canvas_boxes`
     labels: targets.OfLabels | targets.OfTexts | None = None
     regions: OfImages | None = None
+    decoupled: Decoupled | None = None
+    phrases: OfRegions | None = None
 
     def __call__(self, unit: Breast | Exam, rng: np.random.Generator) -> dict[str, np.ndarray]:
         options, dataset = self.options, self.datasets[unit.source]
@@ -273,7 +156,12 @@ class _Sample:
             drawn = self._texts(unit, records, options.texts, rng)
         if self.labels:
             more |= self.labels(unit.source, records, drawn)
-        drawn, horizontal, vertical = texts.augment_texts(drawn, options.augment, rng)
+        if self.decoupled:
+            drawn, of_texts = self.decoupled(drawn, more, rng)
+            more |= of_texts
+        spoken = self.phrases.spoken(dataset, unit.source, records) if self.phrases else []
+        fixed = [region_phrases.name_position(own) for own in spoken]
+        drawn, horizontal, vertical = texts.augment_texts(drawn, options.augment, rng, fixed)
         if options.sentences:
             ids, mask, more["sentence"] = self.tokenizer.encode_sentences(drawn, options.text_length, options.sentences)
         else:
@@ -285,6 +173,8 @@ class _Sample:
             more |= self._boxes(unit.source, records)
         if self.regions:
             more |= self.regions(unit.source, records, rng)
+        if self.phrases:
+            more |= self.phrases(spoken, more, np.asarray(horizontal), rng)
         return more | {
             "image": np.stack([images[record] for record in records]),
             "record": np.array(records, np.int32),
@@ -368,8 +258,10 @@ def train_dataset(
     variants = tuple(alternatives(dataset.path) for dataset in datasets) if options.text.augmented else ()
     boxes = canvas_boxes(datasets, split, options.boxes) if options.boxes else ()
     labels = targets.reader(datasets, split, options.targets)
+    decoupled = unpaired.decoupled(datasets, split, options.unpaired, options.text, labels)
     found = regions.reader(datasets, split, options.regions)
-    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels, found)
+    spoken = OfRegions(options.phrases, tokenizer) if options.phrases.count else None
+    sample = _Sample(tuple(datasets), tokenizer, options, variants, features, boxes, labels, found, decoupled, spoken)
     rows = range(batch_size) if rows is None else rows
     # The random numbers belong to the place in the whole stream, so they precede the split by process.
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
@@ -397,7 +289,11 @@ def _units(datasets: Sequence[Dataset], split: str, options: Options) -> list[Br
     known = {view for dataset in datasets for view in dataset.index["view"] if view}
     for view in options.slots:
         check_name(view, known, "image of the view in config.data.slots:")
-    found = breasts(datasets, split, other_views=options.other_views, text=options.text, slots=options.slots).items
+    textless, slots = options.unpaired.images, options.slots
+    found, without_text, _ = breasts(
+        datasets, split, other_views=options.other_views, text=options.text, slots=slots, textless=textless
+    )
+    unpaired.check_read(options.unpaired, without_text)
     if options.slots or options.partner:
         found = with_own_captions(found)
     return exams(found, datasets, options.partner) if options.partner else found

@@ -23,8 +23,8 @@ def units(row: Any) -> list[Unit]:
 
     A label is a finding's short name, with a unit for each of its boxes, or one without box; one labelled 0 is negated.
     A phrase is a sentence of the texts about this side and view (of the findings, where a section is named so), with
-    the box of which it names the label or the phrase: only where one box alone fits. A box item's own "phrase" is a
-    unit too.
+    the box of which it names the label or the phrase: only where one box alone fits. One that refers back ("It is oval.")
+    and names no finding has the box of the sentence before. A box item's own "phrase" is a unit too.
     """
     row = _fields(row)
     labels, boxes = (json.loads(row[key]) if isinstance(row[key], str) else row[key] for key in ("labels", "boxes"))
@@ -36,10 +36,11 @@ def units(row: Any) -> list[Unit]:
         if str(item.get("phrase") or "").strip()
     ]
     for text in _of_view(row):
-        own += [
-            Unit("phrase", sentence, _box(sentence, boxes), reports.negated(sentence))
-            for sentence in reports.sentences(text)
-        ]
+        box = None
+        for sentence in reports.sentences(text):
+            back = reports.REFERS_BACK.match(sentence) and not findings.named(sentence)
+            box = box if back and not reports.negated(sentence) else _box(sentence, boxes)
+            own.append(Unit("phrase", sentence, box, reports.negated(sentence)))
     items += dict.fromkeys(own)
     return items + ([Unit("report", " ".join(dict.fromkeys(texts)), None)] if texts else [])
 

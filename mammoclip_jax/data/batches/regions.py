@@ -153,9 +153,14 @@ def _of_table(frame: pd.DataFrame, items, labels, lexicon, background: bool) -> 
     if background and _all_boxed(items, labels, lexicon):
         corners = np.array([item["box"] for item in items], np.float32).reshape(-1, 4)
         beside = (iou(boxes[:, None], corners) == 0).all(axis=1)
+    # A label beside cosines is the teacher's own, which they say better.
     allowed = [
-        plain & image if apart else concepts.of_box(lexicon, {"label": label}, labels) & image if label else image
-        for apart, label in zip(beside, frame["label"])
+        plain & image
+        if apart
+        else concepts.of_box(lexicon, {"labels": label.split(", ")}, labels) & image
+        if label and not len(near)
+        else image
+        for apart, label, near in zip(beside, frame["label"], frame["cosines"])
     ]
     return _found(boxes, allowed, [x if len(x) else None for x in frame["cosines"]], len(lexicon))
 

@@ -10,16 +10,17 @@ import numpy as np
 
 from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.store.shards import Dataset
-from mammoclip_jax.data.text import findings, label_values, reports
+from mammoclip_jax.data.text import chest_findings, findings, label_values, reports
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
 
-FLAGS = (*label_values.PRESENT, "abnormal", "cancer", "biopsy", "invasive")  # 1 or 0
+FLAGS = (*label_values.PRESENT, "abnormal", "cancer", "biopsy", "invasive", *chest_findings.FINDINGS)  # 1 or 0
 WORDS = ("mass_shape", "mass_margins", "mass_density", "calcification_type", "calcification_distribution")
+UNCERTAIN = -1  # of a finding that the data set calls so (NAME_uncertain) and nothing else: MedCLIP's value of it
 # Ordinal fields with their greatest difference: density A to D is 1 to 4, BI-RADS 1 to 6.
 RANGES = {"density": 3.0, "birads": 5.0}
 # By source: the fields that it may be asked for.
-FIELDS = {"labels": (*FLAGS, *WORDS, *RANGES), "text": findings.FINDINGS}
+FIELDS = {"labels": (*FLAGS, *WORDS, *RANGES), "text": (*findings.FINDINGS, *chest_findings.FINDINGS)}
 
 
 class Targets(NamedTuple):
@@ -63,9 +64,23 @@ class OfLabels:
     """The labels of drawn images. Can be pickled."""
 
     values: tuple[np.ndarray, ...]  # by data set: float32 [rows K] of each row's breast, NaN where unknown
+    fields: tuple[str, ...]
+    words: Mapping[str, Mapping[str, int]]  # field of WORDS to the number of each of its words
 
     def __call__(self, source: int, records: Sequence[int], texts: Sequence[str]) -> dict[str, np.ndarray]:
         return _batched(self.values[source][list(records)])
+
+    def of_texts(self, texts: Sequence[str], labels: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """Labels of texts without image: those that are known of each, else what it says."""
+        values = np.full((len(texts), len(self.fields)), np.nan, np.float32)
+        for row, (text, given) in enumerate(zip(texts, labels, strict=True)):
+            for place, field in enumerate(self.fields):
+                value = _value(field, [(given, [])])
+                value = self.words[field].get(value) if field in WORDS else value
+                if value is None and field in findings.FINDINGS:
+                    value = findings.said(reports.sentences(text), field)
+                values[row, place] = np.nan if value is None else value
+        return _batched(values, "text_")
 
 
 @dataclass(frozen=True)
@@ -85,16 +100,20 @@ class OfTexts:
         ]
         return _batched(np.array(said, np.float32))
 
+    def of_texts(self, texts: Sequence[str], labels: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """What texts without image say; labels that are known of them are not used."""
+        return _batched(np.array([_said(frozenset([text]), "", self.fields) for text in texts], np.float32), "text_")
+
 
 def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels | OfTexts | None:
     """(position of the data set, V drawn rows of its index, T drawn texts) -> target [V K] and known [V K] of a Batch.
 
     The rows' breasts (`units.breasts`) have the labels. Text t is of the breast of row t, modulo V.
 
-    Values: 1 and 0 of findings and other yes/no labels, density and BI-RADS as numbers, words by their place among all
-    that occur. From labels a breast has the highest that its images have; a box says that its finding is there; BI-RADS
-    0 (incomplete) is no assessment, so it is not known. From texts: `findings.said` of the sentences about the breast's
-    side, as they were before a flip renames the side.
+    Values: 1 and 0 of findings and other yes/no labels (-1: uncertain, `data/sources/chest_labels.py`), density and
+    BI-RADS as numbers, words by their place among all that occur. From labels a breast has the highest that its images
+    have; a box says that its finding is there; BI-RADS 0 (incomplete) is no assessment, so it is not known. From texts:
+    `findings.said` of the sentences about the breast's side, as they were before a flip renames the side.
 
     Raises:
         UserError: no image of the split has a value of a field.
@@ -107,6 +126,7 @@ def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels
         return OfTexts(wanted.fields, breasts, tuple(index["laterality"].to_numpy() for index in indexes))
     tables = [_table(index, own, split, wanted.fields) for index, own in zip(indexes, breasts)]
     values = tuple(np.full((len(table), len(wanted.fields)), np.nan, np.float32) for table in tables)
+    words: dict[str, dict[str, int]] = {}
     for place, field in enumerate(wanted.fields):
         occurring = sorted({row[place] for table in tables for row in table if row[place] is not None})
         if not occurring:
@@ -116,9 +136,11 @@ def reader(datasets: Sequence[Dataset], split: str, wanted: Targets) -> OfLabels
                 "it: take it out."
             )
         numbers = {value: number if field in WORDS else value for number, value in enumerate(occurring)}
+        if field in WORDS:
+            words[field] = numbers
         for table, column in zip(tables, values):
             column[:, place] = [numbers.get(row[place], np.nan) for row in table]
-    return OfLabels(values)
+    return OfLabels(values, wanted.fields, words)
 
 
 def _table(index, breasts: np.ndarray, split: str, fields: Sequence[str]) -> list[list]:
@@ -151,7 +173,8 @@ def _number(field: str, labels: Mapping, boxes: list) -> int | None:
     if field == "birads":
         return label_values.birads_number(labels.get(field)) or None
     states = label_values.flags(labels, boxes)
-    return states[field] if field in states else label_values.flag(labels.get(field))
+    known = states[field] if field in states else label_values.flag(labels.get(field))
+    return UNCERTAIN if known is None and label_values.flag(labels.get(f"{field}_uncertain")) else known
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -161,5 +184,5 @@ def _said(texts: frozenset[str], side: str, fields: tuple[str, ...]) -> tuple[fl
     return tuple(np.nan if state is None else float(state) for state in states)
 
 
-def _batched(values: np.ndarray) -> dict[str, np.ndarray]:
-    return {"target": np.nan_to_num(values), "known": ~np.isnan(values)}
+def _batched(values: np.ndarray, of: str = "") -> dict[str, np.ndarray]:
+    return {f"{of}target": np.nan_to_num(values), f"{of}known": ~np.isnan(values)}

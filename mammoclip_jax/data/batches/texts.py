@@ -120,16 +120,18 @@ def _variant(text: str, variants: Mapping[str, tuple[str, ...]], chance: float, 
 
 
 def augment_texts(
-    texts: list[str], augment: Augment, rng: np.random.Generator
+    texts: list[str], augment: Augment, rng: np.random.Generator, beside: Sequence[bool] = ()
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Shuffle sentences, decide the flips, and make the texts fit them.
 
     Returns the texts, and whether the device shall flip horizontally and vertically: one answer for the row, or with
-    `augment.each_view` one a text, whose view alone it is for.
+    `augment.each_view` one a text, whose view alone it is for. `beside` says of each view whether anything else that is
+    said of it names a position.
     """
     drawn = rng.random((2, len(texts)) if augment.each_view else 2).T
     horizontal, vertical = (drawn < (augment.flip_horizontal, augment.flip_vertical)).T
     fixed = np.array([reports.names_position(text) for text in texts])
+    fixed = np.array(beside) | (fixed if augment.each_view else fixed.any()) if len(beside) else fixed
     vertical = vertical & ~(fixed if augment.each_view else fixed.any())
     swapped = np.broadcast_to(horizontal, len(texts))
     texts = [reports.swap_laterality(text) if swap else text for text, swap in zip(texts, swapped, strict=True)]

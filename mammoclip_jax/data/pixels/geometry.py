@@ -192,16 +192,18 @@ def fit(
     laterality: str = "",
     largest: float = math.inf,
 ) -> Transform:
-    """The largest size that keeps the aspect ratio, the chest wall at one side of the canvas, centred vertically.
+    """The largest size that keeps the aspect ratio, the chest wall at one side of the canvas or "centre", centred vertically.
 
     A left breast is displayed with its chest wall at the left, a right one at the right; the image is mirrored where
-    that is not the side asked for. An unknown laterality is not mirrored. `largest` bounds the scale.
+    that is not the side asked for. An unknown laterality is not mirrored, nor is what stands in the centre.
+    `largest` bounds the scale.
     """
     y0, x0, y1, x1 = crop
     height, width = y1 - y0, x1 - x0
     ratio = min(fitting(crop, canvas), largest)
     # Whole pixels; the scale is what the rounding made of it, so that points follow exactly.
     size = (max(1, round(height * ratio)), max(1, round(width * ratio)))
-    offset = ((canvas[0] - size[0]) // 2, 0 if chest_wall == "left" else canvas[1] - size[1])
-    flip = laterality == ("R" if chest_wall == "left" else "L")
+    spare = canvas[1] - size[1]
+    offset = ((canvas[0] - size[0]) // 2, {"left": 0, "centre": spare // 2}.get(chest_wall, spare))
+    flip = chest_wall != "centre" and laterality == ("R" if chest_wall == "left" else "L")
     return Transform(tuple(original), tuple(crop), flip, (size[0] / height, size[1] / width), offset, tuple(canvas))

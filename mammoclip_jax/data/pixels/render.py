@@ -18,7 +18,7 @@ from mammoclip_jax.names import suggestion
 CROPS = ("robust", "published", "none")
 GEOMETRIES = ("fit", "stretch")
 OUTSIDES = ("masked", "kept", "")
-CHEST_WALLS = ("left", "as_is")
+CHEST_WALLS = ("left", "as_is", "centre")
 FRAMES = ("refuse", "middle")
 SCALES = ("image", "breast")
 SIDES = {"L": "left", "R": "right", "": ""}  # of the chest wall, as mammograms are displayed
@@ -48,7 +48,10 @@ class Preprocessing:
     crop: str = "robust"
     outside: str = ""  # "masked": outside the breast all becomes background, burned-in text too; "kept";
     # "" is "kept" with intensity "published", else "masked"
-    chest_wall: str = "left"  # with geometry "fit"; "as_is": only what was stored mirrored is mirrored
+    chest_wall: str = (
+        "left"  # with geometry "fit"; "as_is": only what was stored mirrored is mirrored; "centre": the same,
+    )
+    # and the image stands in the middle of the canvas, as of a chest
     frames: str = "refuse"  # multi-frame files (tomosynthesis), or their "middle" frame
     voi_item: int = 0  # which of several VOI LUTs and windows
     upright: bool = False  # MLO views are turned until the pectoral muscle's edge is the chest wall's side
@@ -180,7 +183,8 @@ def _lay(source: Source, preprocessing: Preprocessing) -> _Laid:
     ):
         if told and stored and told != stored:
             flags.append(f"{name}_differs")
-    laterality, view = source.laterality or fields.laterality, source.view or fields.view
+    own = "" if preprocessing.chest_wall == "centre" else fields.laterality  # a breast's; a chest has both sides
+    laterality, view = source.laterality or own, source.view or fields.view
     searched = grey.search()
     seen = breast.find(inner(searched, grey.inside))
     cut = find_crop(searched, grey.inside, seen, preprocessing.crop)
@@ -282,6 +286,9 @@ def make_transform(
     canvas, mirrored = (preprocessing.height, preprocessing.width), "stored_mirrored" in turns
     if preprocessing.geometry == "stretch":
         made = dataclasses.replace(geometry.stretch(original, crop, canvas), flip_horizontal=mirrored)
+    elif preprocessing.chest_wall == "centre":
+        made = geometry.fit(original, crop, canvas, chest_wall="centre", largest=largest)
+        made = dataclasses.replace(made, flip_horizontal=mirrored)
     else:
         wanted = "left" if preprocessing.chest_wall == "left" or (side == "right") == mirrored else "right"
         lies_like = {"left": "L", "right": "R", "": ""}[side]
@@ -312,7 +319,6 @@ def place_boxes(boxes: str, transform: Transform) -> Boxes:
         ValueError: a box lies outside the image: table and file do not belong together.
     """
     height, width = transform.original
-    top, left, bottom, right = transform.content
     kept, placed, flags = [], [], []
     for item in json.loads(boxes):
         box = _clip(item["box"], (0, 0, width, height))
@@ -321,15 +327,31 @@ def place_boxes(boxes: str, transform: Transform) -> Boxes:
         if box != [float(value) for value in item["box"]]:
             flags.append("box_clipped_to_image")
         kept.append(item | {"box": box})
-        whole = transform.boxes([box])[0]
-        inside = _clip(whole, (left, top, right, bottom))
+        whole, inside = _on_canvas(box, transform)
         if inside is None:
             flags.append("box_outside_crop")
             continue
         if not np.allclose(inside, whole, atol=1e-6):
             flags.append("box_cut_by_crop")
-        placed.append(item | {"box": [round(value, 3) for value in inside]})
+        placed.append(item | {"box": _rounded(inside)})
     return Boxes(json.dumps(kept), json.dumps(placed), tuple(dict.fromkeys(flags)))
+
+
+def canvas_box(box: Sequence[float], transform: Transform) -> list[float] | None:
+    """Where `place_boxes` puts a box of the image; None outside the crop."""
+    _, inside = _on_canvas(box, transform)
+    return None if inside is None else _rounded(inside)
+
+
+def _on_canvas(box: Sequence[float], transform: Transform) -> tuple[np.ndarray, list[float] | None]:
+    """The whole box in canvas pixels, and the part of it within the crop."""
+    top, left, bottom, right = transform.content
+    whole = transform.boxes([box])[0]
+    return whole, _clip(whole, (left, top, right, bottom))
+
+
+def _rounded(box: Sequence[float]) -> list[float]:
+    return [round(value, 3) for value in box]
 
 
 def _clip(box, bounds: tuple[int, int, int, int]) -> list[float] | None:

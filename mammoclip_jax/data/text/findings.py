@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from mammoclip_jax.data.text import label_values, reports
+from mammoclip_jax.data.text import chest_findings, label_values, reports
 
 # How a word that names a finding begins. "Microcalcifications" are calcifications.
 _WORDS = {key: (name.replace("asymmetry", "asymmetr"),) for key, name in label_values.ABSENT.items()}
@@ -29,13 +29,20 @@ def said(sentences: Sequence[str], finding: str) -> int | None:
     kinds are, as no asymmetry is no focal asymmetry.
 
     Args:
-        finding: one of FINDINGS, or another name, which is looked for as it is.
+        finding: one of FINDINGS, one of `chest_findings`, or another name, which is looked for as it is.
     """
+    if finding in chest_findings.FINDINGS:
+        return chest_findings.said(sentences, finding)
     found = {_said(_NOT_SEEN.sub("", sentence), finding) for sentence in sentences}
     for state in (1, 0):
         if state in found:
             return state
     return 0 if finding in _GENERAL and said(sentences, _GENERAL[finding]) == 0 else None
+
+
+def named(sentence: str) -> bool:
+    """Does a sentence speak of one of FINDINGS, whatever it says?"""
+    return any(_said(sentence, finding) is not None for finding in FINDINGS)
 
 
 def _said(sentence: str, finding: str) -> int | None:

@@ -105,8 +105,8 @@ def flags(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = ()) ->
 def consistent(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = ()) -> dict[str, str]:
     """The known labels as text, for templates: "density" is A to D, "birads" 0 to 6, findings are "1" or "0".
 
-    Of a family only what `present` and `absent` name is left. "no_finding" is "1" where "abnormal" is 0, or every
-    finding of ABSENT is, and nothing is there.
+    Of a family only what `present` and `absent` name is left. "no_finding" is "1" where the labels say so (of a
+    chest), "abnormal" is 0, or every finding of ABSENT is, and nothing is there.
     """
     known = {key: text_of(value) for key, value in labels.items() if not isinstance(value, (list, tuple, dict))}
     known |= {key: ", ".join(map(text_of, value)) for key, value in labels.items() if isinstance(value, (list, tuple))}
@@ -116,5 +116,5 @@ def consistent(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = (
     known |= {"density": "ABCD"[density - 1] if density else "", "birads": "" if birads is None else str(birads)}
     known |= dict.fromkeys(states, "") | dict.fromkeys(there, "1") | dict.fromkeys(away, "0")
     nothing = states["abnormal"] == 0 or all(states[key] == 0 for key in ABSENT)
-    known["no_finding"] = "1" if nothing and not there else ""
+    known["no_finding"] = "1" if nothing and not there or flag(labels.get("no_finding")) else ""
     return {key: value for key, value in known.items() if value}

@@ -45,7 +45,7 @@ _PSEUDO = re.compile(
     re.IGNORECASE,
 )
 _BEFORE = re.compile(
-    r"\b(?:no|not|without|negative\s+for|free\s+of|absence\s+of|lack\s+of|lacks|neither|nor|never|"
+    r"\b(?:no|not|without|negative\s+for|(?:free|clear)\s+of|absence\s+of|lack\s+of|lacks|neither|nor|never|"
     r"denies|rules?\s+out|ruled\s+out|r/o|resolution\s+of)\b",
     re.IGNORECASE,
 )
@@ -226,7 +226,7 @@ _ANY_HEADING = re.compile(
 _BOTH_SIDES = re.compile(
     r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b", re.IGNORECASE
 )
-_REFERS_BACK = re.compile(r"^(?:it|its|this|these|they|their|the\s+latter|which)\b", re.IGNORECASE)
+REFERS_BACK = re.compile(r"^(?:it|its|this|these|they|their|the\s+latter|which)\b", re.IGNORECASE)
 _VIEW_WORDS = {
     "CC": r"(?<!\d )(?<!\d)\b[LR]?-?CC\b|\bcranio-?\s?caudal\b",
     "MLO": r"\b[LR]?-?MLO\b|\bmedio-?lateral[ -]oblique\b",
@@ -289,7 +289,7 @@ def _only(text: str, wanted: str, named: Callable[[str, set[str]], tuple[set[str
         kept = []
         for sentence in sentences(line):
             subjects, scope = named(sentence, scope)
-            about = subjects or (about if _REFERS_BACK.match(sentence) else set())
+            about = subjects or (about if REFERS_BACK.match(sentence) else set())
             kept += [sentence] if not about or wanted in about else []
             dropped |= bool(about) and wanted not in about
         lines += [" ".join(kept)] if kept else []

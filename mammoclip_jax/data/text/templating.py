@@ -70,17 +70,17 @@ class Template(NamedTuple):
 
 
 @functools.cache
-def load(name: str) -> Template:
-    """The template of this name in data/text/templates, or of a JSON file given by its path.
+def load(name: str, folder: Path = FOLDER, kind: str = "caption template") -> Template:
+    """The template of this name in a folder, by default data/text/templates, or of a JSON file given by its path.
 
     Raises:
         UserError: there is none, or it is malformed; names the file, the place in it, and what to do.
     """
-    path = Path(name) if name.endswith(".json") else FOLDER / f"{name}.json"
+    path = Path(name) if name.endswith(".json") else folder / f"{name}.json"
     if not path.is_file():
-        known = sorted(p.stem for p in FOLDER.glob("*.json"))
+        known = sorted(p.stem for p in folder.glob("*.json"))
         raise UserError(
-            f"there is no caption template {name!r}.{suggestion(name, known)} Known: {', '.join(known)}; "
+            f"there is no {kind} {name!r}.{suggestion(name, known)} Known: {', '.join(known)}; "
             "or give the path of a .json file."
         )
     try:
@@ -237,11 +237,16 @@ def fill(text: str, words: Mapping[str, str]) -> str:
     return text[:1].upper() + text[1:]
 
 
+def gaps(text: str) -> list[str]:
+    """The names of fields and slots in a text, in order."""
+    return list(dict.fromkeys(_GAP.findall(text)))
+
+
 def every(text: str, slots: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     """All fillings of a text whose gaps are slots, in the order of the slots' options."""
-    gaps = list(dict.fromkeys(_GAP.findall(text)))
-    for chosen in product(*(slots[gap] for gap in gaps)):
-        yield fill(text, dict(zip(gaps, chosen, strict=True)))
+    names = gaps(text)
+    for chosen in product(*(slots[name] for name in names)):
+        yield fill(text, dict(zip(names, chosen, strict=True)))
 
 
 # --- attribute prompts -----------------------------------------------------------------------------------------------

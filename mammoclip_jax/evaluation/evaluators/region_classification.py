@@ -193,10 +193,11 @@ def _answers(test: Part, answers: Mapping[str, list[np.ndarray]], classes) -> pd
 
 def _protocol(split, train_split, kind, concepts, draws, test: Part, boxes) -> str:
     lexicon = f"the lexicon {concepts}" if isinstance(concepts, str) else "the given prompts"
+    what = region_sets.IN_TEXT_SPACE[kind]
     said = [
         f"Split {split}: every true box of one of the labels alone ({test.several} of several are left out), and in each "
         "image of which all is known a region of normal tissue: of the size of one of these boxes, on the breast, over no "
-        f"box. zero_shot: softmax of the cosines of the vectors of {region_sets.IN_TEXT_SPACE[kind]} to the normalised mean of each class's "
+        f"box. zero_shot: softmax of the cosines of the vectors of {what} to the normalised mean of each class's "
         f"prompts in {lexicon}. macro_auroc: mean of one class against the rest over the classes that occur."
     ]
     if train_split:
@@ -207,7 +208,7 @@ def _protocol(split, train_split, kind, concepts, draws, test: Part, boxes) -> s
         )
         said.append(
             f"All others: logistic regression (scikit-learn, L2, balanced), learnt from the same regions of split {train_split}. "
-            "stages: RoIAlign's mean of the encoder's stage maps over the box; head, places, crops: vectors as those of zero_shot. "
+            "stages: RoIAlign's mean of the encoder's stage maps over the box; head, places, crops: vectors as zero_shot has. "
             f"size_and_brightness: width, height, mean and largest grey value of the box alone.{of_few}"
         )
     return " ".join([*said, f"Intervals: {statistics.INTERVAL}, with the fits as they are."])

@@ -133,10 +133,11 @@ def _protocol(split, labels, regions, kind, metrics: Mapping[str, dict[str, Any]
         f"{label}"
         for label in labels
     )
+    what = region_sets.IN_TEXT_SPACE[kind]
     return (
         f"Split {split}, images with boxes of the label, each with the first sentence of its own texts that affirms the label "
         f"for its side and view; images without such a sentence are left out: {counts}. Regions: {where}, {many:.0f} an "
-        f"image. regions: the region whose vector, that of {region_sets.IN_TEXT_SPACE[kind]}, has the largest cosine to the sentence; brightness: that "
+        f"image. regions: the region whose vector, that of {what}, has the largest cosine to the sentence; brightness: that "
         "of the highest mean grey value; centre: the nearest to the breast's centroid; chance: any of them. pointing_game: "
         "the region's centre lies in a box of the label; best_region_iou: it overlaps one by that IoU. minus_brightness: the "
         f"difference on the same images and resamples. Intervals: {statistics.INTERVAL}."

@@ -150,10 +150,11 @@ def _protocol(split: str, levels: Sequence[str], kind: str, pairs: Pairs) -> str
         "phrase": "sentences of an image's texts that affirm the finding of one box alone",
         "label": "names of findings",
     }
+    what = region_sets.IN_TEXT_SPACE[kind]
     return (
         f"Split {split}: boxes that a phrase speaks of ({len(pairs.regions)}), and the phrases "
         f"({', '.join(of_level[level] for level in levels)}; {len(pairs.texts)} that differ in more than case, white space and "
-        f"stops). Regions by the vectors of {region_sets.IN_TEXT_SPACE[kind]}. Any region that a phrase speaks of is right for it, and any such phrase "
+        f"stops). Regions by the vectors of {what}. Any region that a phrase speaks of is right for it, and any such phrase "
         "for the region. finding/precision@k: share of the k nearest, none of the query's own patient, that are of the "
         "findings of the query's box; precision_chance: share of all such. Ties are broken at random, in expectation. chance: "
         f"random order. Intervals: {statistics.INTERVAL} of the queries, with the gallery as it is."

@@ -13,6 +13,7 @@ from mammoclip_jax.evaluation.features import LEVELS, Features, label_texts, lab
 from mammoclip_jax.evaluation.metrics import classification
 from mammoclip_jax.evaluation.predictions import IDENTITY, class_numbers
 from mammoclip_jax.evaluation.result import Result
+from mammoclip_jax.evaluation.statistics.discrimination import MEAN_AUROC
 from mammoclip_jax.inference.prompt_files import Prompts, load, prompts_name
 from mammoclip_jax.inference.prompts import class_bank, score, text_bank
 from mammoclip_jax.names import check_name, suggestion
@@ -34,6 +35,7 @@ def zero_shot(
     labels: tuple[str, ...] | None = None,
     protocol: str = "default",
     temperature: str | float | None = None,
+    macro: str = "",
     patients: int | None = None,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
@@ -48,11 +50,14 @@ def zero_shot(
         temperature: that cosines are divided by before the softmax over classes: a number, "none" (1), "learned" (the
             model's own), or None: learned where the model has one, else none. AUROCs of pairs and accuracies are the
             same for any.
+        macro: what the mean of the AUROCs of all pairs is called, such as "five"; "": none. It is over the labels of which
+            both classes occur, and its interval resamples the patients of all of them together.
         patients: limits the work to so many, drawn by `seed`.
 
     Metrics of pairs: "mass/auroc" (breast, mean over views), "mass/auroc_max" (breast, maximum), "mass/auroc_image",
     "mass/auroc_exam" (mean of breasts), "mass/auroc_exam_max"; of classes: "density/accuracy", "…/majority",
-    "…/balanced_accuracy", "…/balanced_chance" (of always saying one class), "…/macro_auroc" at the same levels. The
+    "…/balanced_accuracy", "…/balanced_chance" (of always saying one class), "…/macro_auroc" at the same levels; of
+    `macro`, as "five/macro_auroc", the mean over the pairs. The
     first level has all of `classification` besides. A breast or exam is positive when any of its images is; images
     whose label is unknown are left out. With "four_views" these are of the exams that have all views, beside
     "birads/no_prediction_exam" and, of classes, "birads/answered_right_exam" of all exams, and the table exams.
@@ -85,6 +90,10 @@ def zero_shot(
         answers[label] = truth, values, ()
         counts.append({"label": label} | row)
         predictions.append(rows[list(IDENTITY)].assign(label=label, truth=truth, score=values))
+    if macro:
+        metrics |= {
+            f"{macro}/{name}": entry for name, entry in _macro(rows, scores, answers, whole, levels, options).items()
+        }
     for label, (names, directions) in class_bank(features.texts, asked.classes).items():
         value = label_texts(rows, label)
         truth, other = np.where(np.isin(value, names), value, ""), sorted(set(value) - {*names, ""})
@@ -159,6 +168,27 @@ def _pair(rows, truth, values, scale, levels, options) -> tuple[dict[str, dict],
             )
         metrics |= {name + level.suffix: entry for name, entry in entries.items()}
     return metrics, _counts(rows, truth, lambda known: {"positive": int(known.sum())})
+
+
+def _macro(rows, scores, answers, whole, levels, options) -> dict[str, dict]:
+    """{"macro_auroc" + level: entry}: the mean over the labels of which both classes are there."""
+    entries = {}
+    for level in levels:
+        truths, stacked, patients = [], [], []
+        for number, label in enumerate(scores):
+            truth = np.where(whole, answers[label][0], np.nan)
+            _, known, margins, owners = classification.scored(rows, truth, scores[label], level)
+            if len(set(known)) == 2:
+                truths.append(known)
+                stacked.append(np.stack([margins, np.full(len(known), float(number))], axis=1))
+                patients.append(owners)
+        name = f"macro_auroc{level.suffix}"
+        if not truths:
+            entries[name] = statistics.entry(None, n=0, reason="no label has both classes here")
+            continue
+        joined = (np.concatenate(part) for part in (truths, stacked, patients))
+        entries |= statistics.estimate({name: MEAN_AUROC}, *joined, **options)
+    return entries
 
 
 def _classes(rows, truth, other, cosines, names, scale, levels, options):

@@ -202,9 +202,10 @@ def _protocol(split, regions, kind, concepts, iou, overlap, limit, many) -> str:
     where = (
         "sliding boxes on the breast" if regions == region_sets.SLIDING else f"the regions {regions} of the data set"
     )
+    what = region_sets.IN_TEXT_SPACE[kind]
     return (
         f"Split {split}: images with a box of the label, or known to lack it. Regions: {where}, {many:.0f} an image. zero_shot: "
-        f"cosine of the vector of {region_sets.IN_TEXT_SPACE[kind]} to the normalised mean of the label's prompts in {lexicon}, less that to those of "
+        f"cosine of the vector of {what} to the normalised mean of the label's prompts in {lexicon}, less that to those of "
         "normal tissue. brightness: mean grey value inside; proposal: the score of the method that made the regions; random: "
         f"any order of them. A region is struck out that overlaps a better one by more than {overlap:g}; {limit} are left, at "
         f"most. ap: all points (VOC) and COCO's. sensitivity@R_fp: share of the boxes that a region finds, by IoU "

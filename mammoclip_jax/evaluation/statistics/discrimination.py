@@ -225,6 +225,37 @@ MACRO_AUROC = Metric(
 )
 
 
+# Of several yes/no labels, one below the other: truth [n] of 0 and 1, prediction [n, 2] (score, number of the label).
+
+
+def _of_each(truth, prediction):
+    """(rows, truth, score) of each label."""
+    rows = [np.flatnonzero(prediction[:, 1] == number) for number in np.unique(prediction[:, 1])]
+    return [(own, truth[own], prediction[own, 0]) for own in rows]
+
+
+def _curves_of_each(truth, prediction):
+    curves = [(rows, curve(own, score)) for rows, own, score in _of_each(truth, prediction)]
+    return lambda weights: [of(weights[:, rows]) for rows, of in curves]
+
+
+def _few_of_each(truth, prediction, patients) -> str:
+    short = (few.rarest_class(own, score, patients[rows]) for rows, own, score in _of_each(truth, prediction))
+    return next(filter(None, short), "")
+
+
+MEAN_AUROC = Metric(
+    _curves_of_each,
+    lambda curves: np.mean([_area(c) for c in curves], axis=0),
+    lambda truth, p: float(np.mean([roc_auc_score(own, score) for _, own, score in _of_each(truth, p)])),
+    lambda truth, p: next(filter(None, (one_class(own, score) for _, own, score in _of_each(truth, p))), ""),
+    few=_few_of_each,
+    bound=lambda truth, p, patients: few.mean_of(
+        [_area_of_few(own, score, patients[rows]) for rows, own, score in _of_each(truth, p)]
+    ),
+)
+
+
 def macro_auroc(truth, probabilities, patients, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
     """Mean over the classes that occur of the AUROC of one against all others; truth int [n], probabilities [n, K]."""
     return estimate(

@@ -16,6 +16,9 @@ LAYOUTS = {
     "mammo_clip_detector": "downstream.MAMMO_CLIP_DETECTOR",
     "medclip": "medclip.MEDCLIP",
     "mama": "mama.MAMA",
+    "clip": "clip.CLIP",
+    "clip_transformers": "clip.CLIP_TRANSFORMERS",
+    "region_clip": "clip.REGION_CLIP",
     "encoder": "encoder.ENCODER",
 }
 

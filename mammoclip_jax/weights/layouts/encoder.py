@@ -21,6 +21,7 @@ _PREFIXES = (
     "swin.",
     "efficientnet.",
     "backbone.",
+    "visual.",
     "vision_model.",
     "encoder.",
 )

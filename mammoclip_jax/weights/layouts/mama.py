@@ -183,6 +183,7 @@ def _check_original(model: Mapping[str, Any], image: Mapping[str, Any]) -> None:
         "model.image.pooling": (model["image"].get("pooling", "cls"), "all"),
         "model.pooling": (model["pooling"], "mean"),
         "model.projection": ((projection["kind"], projection.get("bias", True)), ("linear", True)),
+        "model.projected": (tuple(model.get("projected", ())), ()),
         "model.lora.alpha": (lora.get("alpha", _LORA["alpha"]), _LORA["alpha"]),
         **{f"image.{name}": (image[name], value) for name, value in _PIXELS.items()},
         **{f"model.heads.{name}": (options.get("kind", name), name) for name, options in others.items()},

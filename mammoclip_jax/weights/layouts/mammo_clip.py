@@ -148,9 +148,9 @@ def _check_original(model: Mapping[str, Any], image: Mapping[str, Any]) -> None:
             "the original code has BERT, and ModernBERT without its final norm (final_norm=False); "
             f"config.model.text is {dict(text)}."
         )
-    if not projection.get("bias", True) or model["pooling"] not in _POOLINGS:
+    if model.get("projected") or not projection.get("bias", True) or model["pooling"] not in _POOLINGS:
         raise UserError(
-            f"the original code has projections with bias and the poolings {', '.join(_POOLINGS)}; this "
+            f"the original code has projections with bias, of both towers, and the poolings {', '.join(_POOLINGS)}; this "
             f"model has the projection {dict(projection)} and the pooling {model['pooling']}."
         )
     if (image["channels"], image["intensity"]) != (3, "minmax"):

@@ -45,7 +45,16 @@ def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | Non
     unused = [key for key in image.unused + text.unused if not key.startswith(heads["image_projection"])]
     return Model(
         "dual_encoder",
-        preprocessing={"geometry": "fit", "height": 224, "width": 224, "intensity": "voi", "bits": 8},
+        preprocessing={
+            "geometry": "fit",
+            "height": 224,
+            "width": 224,
+            "intensity": "voi",
+            "bits": 8,
+            "crop": "none",
+            "outside": "kept",
+            "chest_wall": "centre",
+        },
         image={"mean": 0.5862785803043838, "std": 0.27950088968644304, "channels": 3, "intensity": "range"},
         text_length=77,
         tokenizer="emilyalsentzer/Bio_ClinicalBERT",
@@ -53,7 +62,7 @@ def _read(state: State, rest: Mapping[str, Any], config: Mapping[str, Any] | Non
         notes=[
             "Texts are pooled over their real tokens; the original also counts the padding of its batch, so that "
             "its vector of a text depends on the longest text beside it. A text alone gives the same here.",
-            "The original pads images to a square around their middle; here the breast stays at the chest wall.",
+            "Images are whole chest radiographs, padded to a square around their middle, as of the original (docs/chest.md).",
         ],
         **dual_encoder(
             image,

@@ -91,7 +91,7 @@ def dual_encoder(image: Tower, text: Tower, modules: Mapping[str, Any], logit_sc
 
     `options` are further fields of `config.model`: projection, pooling, ...
     """
-    dim = modules["image_projection"]["dense"]["kernel"].shape[1]
+    dim = modules["text_projection"]["dense"]["kernel"].shape[1]
     variables = {"params/logit_scale": np.asarray(logit_scale, np.float32).reshape(())}
     variables |= flatten_dict({"params": dict(modules)}, sep="/")
     for name, encoder in (("image_encoder", image), ("text_encoder", text)):

@@ -15,12 +15,15 @@ NAMINGS = {
     "efficientnet/lukemelas": "efficientnet.LUKEMELAS",
     "efficientnet/timm": "efficientnet_staged.TIMM",
     "efficientnet/torchvision": "efficientnet_staged.TORCHVISION",
+    "clip_resnet/openai": "clip.OPENAI_RESNET",
     "resnet": "resnet.HUGGINGFACE",
     "resnet/torchvision": "resnet.TORCHVISION",
     "convnext": "convnext.HUGGINGFACE",
     "convnext/authors": "convnext.AUTHORS",
     "convnext/timm": "convnext.TIMM",
     "swin": "swin.HUGGINGFACE",
+    "clip_vit": "clip.HUGGINGFACE_VIT",
+    "clip_vit/openai": "clip.OPENAI_VIT",
     "vit": "vit.HUGGINGFACE_VIT",
     "dinov2": "vit.HUGGINGFACE_DINOV2",
     "dinov2/authors": "vit.AUTHORS_DINOV2",
@@ -30,6 +33,7 @@ NAMINGS = {
     "modernbert/mammo_fm": "text.MODERNBERT_NO_FINAL_NORM",
     "gpt2": "text.GPT2",
     "clip_text": "text.CLIP_TEXT",
+    "clip_text/openai": "clip.OPENAI_TEXT",
 }
 
 

@@ -53,7 +53,7 @@ def _conv1d(path: str) -> Leaf:
     return _linear(path)._replace(kind="same")
 
 
-def _options(config: Any) -> dict:
+def fields_of(config: Any) -> dict:
     """The fields that differ from the defaults, and the vocabulary."""
     return {
         f.name: getattr(config, f.name)
@@ -62,20 +62,20 @@ def _options(config: Any) -> dict:
     }
 
 
-def _count(shapes: Iterable[str], prefix: str) -> int:
+def count(shapes: Iterable[str], prefix: str) -> int:
     """The layers `prefix`0., `prefix`1., ..."""
     return len({match[1] for key in shapes if (match := re.match(re.escape(prefix) + r"(\d+)\.", key))})
 
 
 def _bert_options(shapes: Shapes, config: HfConfig) -> dict:
     if config:
-        return _options(BertConfig.from_hf(config))
+        return fields_of(BertConfig.from_hf(config))
     vocabulary, width = _shape(shapes, "embeddings.word_embeddings.weight")
-    return _options(
+    return fields_of(
         BertConfig(
             vocab_size=vocabulary,
             hidden_size=width,
-            num_hidden_layers=_count(shapes, "encoder.layer."),
+            num_hidden_layers=count(shapes, "encoder.layer."),
             num_attention_heads=12 if width == _MINILM else max(width // 64, 1),
             intermediate_size=_shape(shapes, "encoder.layer.0.intermediate.dense.weight")[0],
             max_position_embeddings=_shape(shapes, "embeddings.position_embeddings.weight")[0],
@@ -94,13 +94,13 @@ def _bert_pooler(options: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _modernbert_options(shapes: Shapes, config: HfConfig) -> dict:
     if config:
-        return _options(ModernBertConfig.from_hf(config))
+        return fields_of(ModernBertConfig.from_hf(config))
     vocabulary, width = _shape(shapes, "embeddings.tok_embeddings.weight")
-    return _options(
+    return fields_of(
         ModernBertConfig(
             vocab_size=vocabulary,
             hidden_size=width,
-            num_hidden_layers=_count(shapes, "layers."),
+            num_hidden_layers=count(shapes, "layers."),
             num_attention_heads=max(width // 64, 1),
             intermediate_size=_shape(shapes, "layers.0.mlp.Wi.weight")[0] // 2,
             norm_bias="embeddings.norm.bias" in shapes,
@@ -112,15 +112,15 @@ def _modernbert_options(shapes: Shapes, config: HfConfig) -> dict:
 
 def _gpt2_options(shapes: Shapes, config: HfConfig) -> dict:
     if config:
-        return _options(Gpt2Config.from_hf(config))
+        return fields_of(Gpt2Config.from_hf(config))
     vocabulary, width = _shape(shapes, "wte.weight")
     inner = _shape(shapes, "h.0.mlp.c_fc.weight")[1]
-    return _options(
+    return fields_of(
         Gpt2Config(
             vocab_size=vocabulary,
             n_positions=_shape(shapes, "wpe.weight")[0],
             n_embd=width,
-            n_layer=_count(shapes, "h."),
+            n_layer=count(shapes, "h."),
             n_head=20 if width == _BIOMEDLM else max(width // 64, 1),
             n_inner=None if inner == 4 * width else inner,
             scale_attn_by_inverse_layer_idx=width == _BIOMEDLM,
@@ -130,13 +130,13 @@ def _gpt2_options(shapes: Shapes, config: HfConfig) -> dict:
 
 def _clip_options(shapes: Shapes, config: HfConfig) -> dict:
     if config:
-        return _options(ClipTextConfig.from_hf(config))
+        return fields_of(ClipTextConfig.from_hf(config))
     vocabulary, width = _shape(shapes, "embeddings.token_embedding.weight")
-    return _options(
+    return fields_of(
         ClipTextConfig(
             vocab_size=vocabulary,
             hidden_size=width,
-            num_hidden_layers=_count(shapes, "encoder.layers."),
+            num_hidden_layers=count(shapes, "encoder.layers."),
             num_attention_heads=max(width // 64, 1),
             intermediate_size=_shape(shapes, "encoder.layers.0.mlp.fc1.weight")[0],
             max_position_embeddings=_shape(shapes, "embeddings.position_embedding.weight")[0],

@@ -23,22 +23,26 @@ from mammoclip_jax.weights.names.shapes import Shapes, shape_of
 from mammoclip_jax.weights.naming import Leaf, Naming
 
 _shape = functools.partial(shape_of, what="vision transformer of this kind")
-_STEM, _POSITIONS, _REGISTERS = (
+STEM, POSITIONS, _REGISTERS = (
     f"embeddings/{name}" for name in ("patch_embeddings/projection", "position_embeddings", "register_tokens")
 )
-_FUSED = ("query", "key", "value")  # in the order of a fused kernel's rows
+FUSED = ("query", "key", "value")  # in the order of a fused kernel's rows
 _HEADS = {variant.width: variant.heads for variant in (*VIT.values(), *DINOV2.values())}
 
 
-class _Names(NamedTuple):
-    """Their names of our modules and bare arrays: those around the blocks, those in a block, the list of the blocks."""
+class Names(NamedTuple):
+    """Their names of our modules and bare arrays: those around the blocks, those in a block, the list of the blocks.
+
+    A name that ends with "_" is joined to "weight" and "bias" as it is. `kinds` are those of bare arrays with other axes.
+    """
 
     outer: Mapping[str, str]
     inner: Mapping[str, str]
     blocks: str
+    kinds: Mapping[str, str] = {}
 
 
-def _leaf(names: _Names, path: str) -> Leaf:
+def leaf_of(names: Names, path: str) -> Leaf:
     """Where our array is.
 
     Raises:
@@ -47,34 +51,36 @@ def _leaf(names: _Names, path: str) -> Leaf:
     block = re.fullmatch(r"encoder/layer_(\d+)/(.+)", path)
     table, rest, prefix = (names.inner, block[2], f"{names.blocks}.{block[1]}.") if block else (names.outer, path, "")
     if rest in table:
-        return Leaf(prefix + table[rest])
+        return Leaf(prefix + table[rest], names.kinds.get(rest, "same"))
     module, _, last = rest.rpartition("/")
     if module not in table:
         raise UserError(
-            f"state dicts of this naming ({names.outer[_POSITIONS]}, {names.blocks}.N, ...) have no place "
+            f"state dicts of this naming ({names.outer[POSITIONS]}, {names.blocks}.N, ...) have no place "
             f"for {path}; without it the network is another one."
         )
-    kind = "same" if last != "kernel" else "conv" if module == _STEM else "dense"
-    part = (_FUSED.index(module.rpartition("/")[2]), 3) if table[module] == "attn.qkv" else (0, 1)
-    return Leaf(f"{prefix}{table[module]}.{'bias' if last == 'bias' else 'weight'}", kind, part)
+    kind = "same" if last != "kernel" else "conv" if module == STEM else "dense"
+    name = table[module]
+    part = (FUSED.index(module.rpartition("/")[2]), 3) if list(table.values()).count(name) == len(FUSED) else (0, 1)
+    dot = "" if name.endswith("_") else "."
+    return Leaf(f"{prefix}{name}{dot}{'bias' if last == 'bias' else 'weight'}", kind, part)
 
 
-def _measured(names: _Names, shapes: Shapes, heads: int | None = None) -> dict:
+def measured(names: Names, shapes: Shapes, heads: int | None = None) -> dict:
     """Fields of `VisionTransformer` from the shapes; `heads`, which these do not tell, are by default those published.
 
     Raises:
         UserError: arrays are missing, there is no class token, patches or their grid are no squares, or `heads` is not
             given and no such width is published.
     """
-    stem = f"{names.outer[_STEM]}.weight"
+    stem = f"{names.outer[STEM]}.weight"
     width, *_, patch = _shape(shapes, stem)
     if shapes[stem][2:] != (patch, patch):
         raise UserError(f"{stem} has the shape {shapes[stem]}; here patches are square, [width, channels, side, side].")
-    positions = _shape(shapes, names.outer[_POSITIONS])[-2]
+    positions = _shape(shapes, names.outer[POSITIONS])[-2]
     side = math.isqrt(positions)
     if 1 + side**2 != positions:
         raise UserError(
-            f"{names.outer[_POSITIONS]} has {positions} positions; the vision transformer here has one for "
+            f"{names.outer[POSITIONS]} has {positions} positions; the vision transformer here has one for "
             "a class token and one for each patch of a square, as in 197 = 1 + 14 x 14."
         )
     if heads is None and width not in _HEADS:
@@ -103,7 +109,7 @@ def _is_gated(names, shapes, block):
     return rows in shapes and shapes[rows][0] == 2 * _shape(shapes, columns)[1]
 
 
-def _options(build: Callable[..., VisionTransformer], variants: Mapping[str, Variant], fields: Mapping) -> dict:
+def options_of(build: Callable[..., VisionTransformer], variants: Mapping[str, Variant], fields: Mapping) -> dict:
     """What `build` has to be told for `fields`: the variant of this width, the size, and what differs."""
     options = {"variant": name for name, variant in variants.items() if variant.width == fields["width"]}
     options |= {key: fields[key] for key in ("size", "registers") if fields[key]}
@@ -126,22 +132,22 @@ _FIXED = {"hidden_act": "gelu", "qkv_bias": True}
 
 
 def _huggingface(
-    names: _Names,
+    names: Names,
     build: Callable[..., VisionTransformer],
     variants: Mapping[str, Variant],
     shapes: Shapes,
     config: Mapping[str, Any] | None,
 ) -> dict:
     config = config or {}
-    fields = _measured(names, shapes, config.get("num_attention_heads"))
-    measured = {
+    fields = measured(names, shapes, config.get("num_attention_heads"))
+    of_arrays = {
         "hidden_size": fields["width"],
         "num_hidden_layers": fields["depth"],
         "patch_size": fields["patch"],
         "num_register_tokens": fields["registers"],
         "use_swiglu_ffn": fields["feed_forward"] == "swiglu",
     }
-    for who, values in (("the vision transformer here has", _FIXED), ("the arrays of the file are of", measured)):
+    for who, values in (("the vision transformer here has", _FIXED), ("the arrays of the file are of", of_arrays)):
         for key, value in values.items():
             if set(_sides(config.get(key, value))) != {value}:
                 raise UserError(f"config.json has {key} {config[key]}; {who} {value}.")
@@ -151,7 +157,9 @@ def _huggingface(
                 f"config.json has image_size {config['image_size']}; the positions in the file are for "
                 f"{fields['size']}, a square."
             )
-    return _options(build, variants, fields | ({"eps": config["layer_norm_eps"]} if "layer_norm_eps" in config else {}))
+    return options_of(
+        build, variants, fields | ({"eps": config["layer_norm_eps"]} if "layer_norm_eps" in config else {})
+    )
 
 
 def _sides(value):
@@ -167,9 +175,9 @@ def _pooler(options: Mapping[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-_OUTER = _dotted("embeddings/cls_token", _POSITIONS, _STEM, "layernorm")
-_ATTENTION = _dotted(*(f"attention/attention/{name}" for name in _FUSED), "attention/output/dense")
-_VIT = _Names(
+_OUTER = _dotted("embeddings/cls_token", POSITIONS, STEM, "layernorm")
+_ATTENTION = _dotted(*(f"attention/attention/{name}" for name in FUSED), "attention/output/dense")
+_VIT = Names(
     _OUTER,
     _ATTENTION
     | {
@@ -180,7 +188,7 @@ _VIT = _Names(
     },
     "encoder.layer",
 )
-_DINOV2 = _Names(
+_DINOV2 = Names(
     _OUTER | _dotted(_REGISTERS),
     _ATTENTION
     | _dotted(
@@ -198,7 +206,7 @@ _DINOV2 = _Names(
 
 HUGGINGFACE_VIT = Naming(
     encoder="vit",
-    leaf=functools.partial(_leaf, _VIT),
+    leaf=functools.partial(leaf_of, _VIT),
     options=functools.partial(_huggingface, _VIT, vit, VIT),
     signs=("embeddings.cls_token", "encoder.layer.0.layernorm_before.weight"),
     stem="embeddings.patch_embeddings.projection.weight",
@@ -207,7 +215,7 @@ HUGGINGFACE_VIT = Naming(
 )
 HUGGINGFACE_DINOV2 = Naming(
     encoder="dinov2",
-    leaf=functools.partial(_leaf, _DINOV2),
+    leaf=functools.partial(leaf_of, _DINOV2),
     options=functools.partial(_huggingface, _DINOV2, dinov2, DINOV2),
     signs=("embeddings.cls_token", "encoder.layer.0.norm1.weight", "encoder.layer.0.layer_scale1.lambda1"),
     stem="embeddings.patch_embeddings.projection.weight",
@@ -227,35 +235,35 @@ _REFUSED = {
 
 
 def _authors(shapes: Shapes, config: Any) -> dict:
-    return _options(dinov2, DINOV2, _measured(_AUTHORS, shapes))
+    return options_of(dinov2, DINOV2, measured(_AUTHORS, shapes))
 
 
 def _timm(shapes: Shapes, config: Any) -> dict:
     for key, why in _REFUSED.items():
         if key in shapes:
             raise UserError(f"the file has {key}: timm's network is not the one here, since {why}.")
-    return _options(vit, VIT, _measured(_TIMM, shapes) | {"eps": 1e-6, "antialias": True})
+    return options_of(vit, VIT, measured(_TIMM, shapes) | {"eps": 1e-6, "antialias": True})
 
 
-_FLAT = {"embeddings/cls_token": "cls_token", _POSITIONS: "pos_embed", _STEM: "patch_embed.proj", "layernorm": "norm"}
+_FLAT = {"embeddings/cls_token": "cls_token", POSITIONS: "pos_embed", STEM: "patch_embed.proj", "layernorm": "norm"}
 _BLOCK = {
-    **{f"attention/attention/{name}": "attn.qkv" for name in _FUSED},
+    **{f"attention/attention/{name}": "attn.qkv" for name in FUSED},
     "attention/output/dense": "attn.proj",
     **_dotted("norm1", "norm2", "mlp/fc1", "mlp/fc2"),
     "layer_scale1/lambda1": "ls1.gamma",
     "layer_scale2/lambda1": "ls2.gamma",
 }
-_AUTHORS = _Names(
+_AUTHORS = Names(
     _FLAT | {_REGISTERS: "register_tokens"},
     _BLOCK | {"mlp/weights_in": "mlp.w12", "mlp/weights_out": "mlp.w3"},
     "blocks",
 )
-_TIMM = _Names(_FLAT, _BLOCK | {"mlp/weights_in": "mlp.fc1", "mlp/weights_out": "mlp.fc2"}, "blocks")
+_TIMM = Names(_FLAT, _BLOCK | {"mlp/weights_in": "mlp.fc1", "mlp/weights_out": "mlp.fc2"}, "blocks")
 
 # Looked for before timm's, whose signs it has as well.
 AUTHORS_DINOV2 = Naming(
     encoder="dinov2",
-    leaf=functools.partial(_leaf, _AUTHORS),
+    leaf=functools.partial(leaf_of, _AUTHORS),
     options=_authors,
     signs=("mask_token", "pos_embed", "blocks.0.ls1.gamma", "blocks.0.attn.qkv.weight"),
     stem="patch_embed.proj.weight",
@@ -264,7 +272,7 @@ AUTHORS_DINOV2 = Naming(
 )
 TIMM = Naming(
     encoder="vit",
-    leaf=functools.partial(_leaf, _TIMM),
+    leaf=functools.partial(leaf_of, _TIMM),
     options=_timm,
     signs=("pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),
     stem="patch_embed.proj.weight",

@@ -98,8 +98,15 @@ def test_a_teacher_may_say_all_that_is_not_denied(dataset):
     allowed = [shown(found, view)[tuple(PLACES[0])] for view in range(5)]
     assert allowed == [[M, C, BACKGROUND], [BACKGROUND], [M, BACKGROUND], [], [M, BACKGROUND]]
     np.testing.assert_allclose(found["region_cosines"][:, :2], np.broadcast_to([0.1, 0.9, 0.2], (5, 2, 3)), rtol=1e-6)
+    # Its own label narrows nothing: the cosines say as much, and more.
+    table(dataset, labels=("specks", "nothing"), cosines=(0.1, 0.9, 0.2))
+    found = read(dataset, [0, 4], sources=("others",))
+    assert [shown(found, view)[tuple(place)] for view, place in enumerate(PLACES)] == [
+        [M, C, BACKGROUND],
+        [M, BACKGROUND],
+    ]
     # A label that a method gave is one concept, unless the image denies it.
-    table(dataset, labels=("calcification", ""))
+    table(dataset, labels=("Calcification, other", ""))
     found = read(dataset, [0, 4], sources=("others",))
     assert [shown(found, view)[tuple(PLACES[0])] for view in range(2)] == [[C], []]
 

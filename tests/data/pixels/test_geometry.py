@@ -128,6 +128,8 @@ def test_fit_keeps_aspect_and_puts_the_chest_wall_left():
     assert canvas[60, 0] == 200 and canvas[60, -1] == 0
     right = geometry.fit(array.shape, (100, 100, 300, 200), (120, 100), chest_wall="right", laterality="R").image(array)
     assert right[60, -1] == 200 and right[60, 0] == 0
+    centre = geometry.fit(array.shape, (0, 0, 400, 200), (120, 100), chest_wall="centre", laterality="R")
+    assert centre.content == (0, 20, 120, 80) and not centre.flip_horizontal
 
 
 @st.composite

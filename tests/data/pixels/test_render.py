@@ -119,6 +119,19 @@ def test_no_mirroring_where_images_stay_as_they_are(tmp_path):
     np.testing.assert_allclose(rendered.image[:, ::-1].astype(int), left.image, atol=1)
 
 
+def test_a_chest_stands_in_the_middle_and_has_no_side(tmp_path):
+    """PatientOrientation L\\F, as of any frontal chest radiograph, would tell the side of a breast."""
+    pixels = np.ascontiguousarray(breast()[:, ::-1])
+    path = write(tmp_path / "chest.dcm", pixels, Modality="DX", PatientOrientation=["L", "F"])
+    whole = dict(crop="none", outside="kept", height=64, width=96)
+    rendered = render(path, Preprocessing(**whole, chest_wall="centre"))
+    top, left, bottom, right = rendered.transform.content
+    assert rendered.laterality == "" and not rendered.transform.flip_horizontal
+    assert (top, bottom) == (0, 64) and left == 96 - right > 0
+    kept = render(path, Preprocessing(**whole))
+    np.testing.assert_array_equal(rendered.image[:, left:right], kept.image[:, : right - left][:, ::-1])
+
+
 def test_a_view_that_fills_the_frame_gives_no_verdict(tmp_path):
     pixels = np.ascontiguousarray(breast(400, 300)[150:250, 20:120])
     rendered = render(write(tmp_path / "m.dcm", pixels, ImageLaterality="R"), Preprocessing(**SMALL))

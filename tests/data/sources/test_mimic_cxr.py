@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mammoclip_jax.data.manifest import checked
-from mammoclip_jax.data.sources import chexpert, mimic_cxr
+from mammoclip_jax.data.sources import chest_labels, mimic_cxr
 from mammoclip_jax.errors import UserError
 
 METADATA = (
@@ -49,9 +49,9 @@ def make(root: Path) -> Path:
         "53189527": {"Edema": "-1.0", "Pleural Effusion": "1.0", "Pneumothorax": "0.0"},
     }
     cells = [
-        ["10000032", study, *(found.get(name, "") for name in chexpert.FINDINGS)] for study, found in labels.items()
+        ["10000032", study, *(found.get(name, "") for name in chest_labels.FINDINGS)] for study, found in labels.items()
     ]
-    text = "\n".join(",".join(line) for line in [["subject_id", "study_id", *chexpert.FINDINGS], *cells])
+    text = "\n".join(",".join(line) for line in [["subject_id", "study_id", *chest_labels.FINDINGS], *cells])
     (root / "mimic-cxr-2.0.0-chexpert.csv.gz").write_bytes(gzip.compress(text.encode()))
     return root
 

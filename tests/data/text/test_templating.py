@@ -156,7 +156,7 @@ def test_templates_by_path(tmp_path):
     path = tmp_path / "t.json"
     path.write_text(json.dumps(GOOD))
     assert captions.render(str(path), {"side": "left"}) == "Left a"
-    with pytest.raises(UserError, match="Known: findings, mama, mammo_clip"):
+    with pytest.raises(UserError, match="Known: chest, findings, mama, mammo_clip"):
         captions.render("mamma", {})
     path.with_name("bad.json").write_text("{")
     with pytest.raises(UserError, match="bad.json"):

@@ -96,3 +96,20 @@ def test_mistakes_are_explained():
     dataset.index["labels"] = json.dumps({"mass": "B"})
     with pytest.raises(UserError, match="not a yes/no label"):
         zero_shot(FakeModel(), dataset)
+
+
+def test_the_mean_over_labels_leaves_out_those_of_one_class_and_resamples_patients_together():
+    dataset = FakeDataset(20)
+    labels = [json.loads(own) for own in dataset.index["labels"]]
+    rng = np.random.default_rng(0)
+    labels = [own | {"cancer": int(rng.random() < 0.4), "calcification": 1} for own in labels]
+    labels[3].pop("cancer")
+    dataset.index["labels"] = [json.dumps(own) for own in labels]
+    prompts = {name: {"positive": name, "negative": f"no {name}"} for name in ("mass", "cancer", "calcification")}
+    result = zero_shot(NoisyModel(), dataset, prompts=prompts, macro="three", resamples=10)
+    for level in ("", "_image"):
+        entry = result.metrics[f"three/macro_auroc{level}"]
+        own = [result.metrics[f"{name}/auroc{level}"]["value"] for name in ("mass", "cancer")]
+        assert entry["value"] == pytest.approx(np.mean(own)) and entry["low"] < entry["value"] < entry["high"]
+    nothing = zero_shot(NoisyModel(), dataset, prompts=prompts, labels=("calcification",), macro="one", resamples=5)
+    assert nothing.metrics["one/macro_auroc"]["reason"] == "no label has both classes here"

@@ -128,6 +128,19 @@ def test_macro_auroc_is_scikit_learns_one_against_the_rest(distinct):
         assert value == pytest.approx(roc_auc_score(y, q, multi_class="ovr"))
 
 
+def test_the_mean_over_labels_equals_that_of_repeated_items():
+    """Labels one below the other: what is drawn again of a label stays with that label."""
+    rng = np.random.default_rng(3)
+    number, truth = np.repeat([0, 1, 2], 40), rng.integers(0, 2, 120)
+    p = np.stack([rng.normal(size=120) + truth * number, number], axis=1)
+    weights = rng.integers(0, 3, (4, 120))
+    drawn = discrimination.MEAN_AUROC.of(discrimination.MEAN_AUROC.summary(truth, p)(weights.astype(np.float32)))
+    for w, value in zip(weights, drawn):
+        y, q = np.repeat(truth, w), np.repeat(p, w, axis=0)
+        assert value == pytest.approx(np.mean([roc_auc_score(y[q[:, 1] == k], q[q[:, 1] == k, 0]) for k in range(3)]))
+    assert discrimination.MEAN_AUROC.point(truth, p) < discrimination.AUROC.point(truth[80:], p[80:, 0])
+
+
 def test_an_absent_class_is_left_out_of_macro_auroc():
     p = np.random.default_rng(0).dirichlet([1, 1, 1], 3)
     found = statistics.macro_auroc([0, 1, 0], p, [0, 1, 2], resamples=0)
