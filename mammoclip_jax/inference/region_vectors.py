@@ -27,6 +27,7 @@ class RegionMixin:
     stage_grid: Callable[[str], Grid]
     _options: augment.Preprocess
     _stage_maps: Any
+    _module: Any  # has a `project_image`
     _encode: Any
     _batched: Any
 
