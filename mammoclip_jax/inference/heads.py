@@ -78,7 +78,8 @@ class Detector(ImageModel):
         """The same weights with other classes, {label: text vector}; of one whose classes are texts."""
         config = self.config.copy_and_resolve_references()
         config.model.labels = tuple(vectors)
-        statistics = {**self._variables["batch_stats"], "texts": {"vectors": np.stack(list(vectors.values()))}}
+        prompts = {"vectors": np.stack(list(vectors.values()))}
+        statistics = {**self._variables["batch_stats"], "texts": {"prompts": prompts}}
         meta = {
             "config": config.to_dict(),
             "preprocessing": self.preprocessing,

@@ -13,15 +13,15 @@ from mammoclip_jax.inference.prompts import class_bank, texts_of
 
 
 def with_vectors(open_weights: Callable, labels: Sequence[str], concepts: str) -> Callable:
-    """`open_weights` whose dual encoders also hold texts/vectors [labels, D]: those of the prompts that `concepts` has for
-    each label, so that a detector starts from them as from any weights, with their terms and their patients."""
+    """`open_weights` whose dual encoders also hold texts/prompts: the vectors [labels, D] of the prompts that `concepts` has
+    for each label, so that a detector starts from them as from any weights, with their terms and their patients."""
 
     def opened(name):
         variables, meta = open_weights(name)
         if meta["kind"] != DualEncoder.kind:
             return variables, meta
         vectors = of_labels(DualEncoder(variables, meta, meta["step"]), concepts, labels)
-        statistics = {**variables.get("batch_stats", {}), "texts": {"vectors": vectors}}
+        statistics = {**variables.get("batch_stats", {}), "texts": {"prompts": {"vectors": vectors}}}
         return {**variables, "batch_stats": statistics}, meta
 
     return opened

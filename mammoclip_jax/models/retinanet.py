@@ -147,7 +147,7 @@ class Texts(nn.Module):
     share, which is the logit of what is like no text (RegionCLIP, arXiv:2112.09106, has a background of vector 0 instead,
     whose softmax a focal loss of independent classes does not have).
 
-    The text vectors are not learnt: they lie beside the batch statistics, as `texts/vectors`, and come from a dual encoder.
+    The text vectors are not learnt: they lie beside the batch statistics, as `texts/prompts`, and come from a dual encoder.
     Parameter: bias.
     """
 
@@ -157,11 +157,13 @@ class Texts(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N h w A*dim"]) -> Float[Array, "N h w A*classes"]:
-        vectors = self.variable("batch_stats", "vectors", jnp.zeros, (self.classes, self.dim)).value
+        prompts = self.variable("batch_stats", "prompts", lambda: {"vectors": jnp.zeros((self.classes, self.dim))})
         bias = self.param("bias", nn.initializers.constant(_RARE), ())
         x = x.reshape(*x.shape[:3], CELL_ANCHORS, self.dim).astype(jnp.float32)
         x = x * lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
-        logits = jnp.einsum("nhwad,kd->nhwak", x, vectors, precision="highest") / self.temperature + bias
+        logits = (
+            jnp.einsum("nhwad,kd->nhwak", x, prompts.value["vectors"], precision="highest") / self.temperature + bias
+        )
         return logits.reshape(*x.shape[:3], CELL_ANCHORS * self.classes)
 
 

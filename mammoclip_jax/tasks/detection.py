@@ -36,12 +36,12 @@ def _check_texts(config) -> None:
     loads = [
         pattern for entry in config.warm_start.values() if entry.get("weights") for pattern in entry.get("load", ())
     ]
-    loaded = any(re.match(pattern, "texts/vectors") for pattern in loads)
+    loaded = any(re.match(pattern, "texts/prompts") for pattern in loads)
     if classifier.dim and not (classifier.concepts and loaded):
         raise UserError(
             f"config.model.text_classifier.dim={classifier.dim} compares anchors with texts: name the lexicon of their prompts "
             "as config.model.text_classifier.concepts, and the dual encoder that reads them as "
-            'config.warm_start.texts=dict(weights=..., load=("texts/vectors",)).'
+            'config.warm_start.texts=dict(weights=..., load=("texts/prompts",)).'
         )
     if classifier.concepts and not classifier.dim:
         raise UserError(

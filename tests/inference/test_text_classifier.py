@@ -26,7 +26,7 @@ def config_of(dim=DIM):
     config.model.image.update(name="resnet", variant="18", width=4, depths=(1, 1, 1, 1))
     config.model.update(labels=("mass", "calcification"), stages=("stage2", "stage3", "stage4"), features=4)
     config.model.text_classifier.update(dim=dim, concepts="phantom" if dim else "")
-    config.warm_start.texts = dict(weights="towers" if dim else "", load=("texts/vectors",))
+    config.warm_start.texts = dict(weights="towers" if dim else "", load=("texts/prompts",))
     config.compilation_cache = ""
     return config
 
@@ -54,18 +54,13 @@ def detector(texts):
     rng = np.random.default_rng(5)
     output = variables["params"]["classification"]["output"]
     output["kernel"] = rng.normal(0, 0.5, output["kernel"].shape).astype(np.float32)
-    variables["batch_stats"]["texts"]["vectors"] = of_labels(texts, PROMPTS, config.model.labels)
+    variables["batch_stats"]["texts"]["prompts"]["vectors"] = of_labels(texts, PROMPTS, config.model.labels)
     return detector_of(config, variables)
 
 
-def test_a_detector_starts_from_the_vectors_of_its_prompts_with_their_terms_and_patients(texts, tmp_path):
+def test_a_detector_starts_from_the_vectors_of_its_prompts_and_says_whose_they_are(texts, tmp_path):
     config, fresh = config_of(), fresh_of(config_of())
-    source = meta_of(RESNET) | {
-        "kind": "dual_encoder",
-        "step": 5,
-        "provenance": {"licences": [{"title": "theirs"}]},
-        "trained_on": ["00" * 8],
-    }
+    source = meta_of(RESNET) | {"kind": "dual_encoder", "step": 5, "provenance": {}}
     meta = {"config": config.to_dict(), "preprocessing": {}, "provenance": {}, "trained_on": None}
     opened = []
 
@@ -76,12 +71,13 @@ def test_a_detector_starts_from_the_vectors_of_its_prompts_with_their_terms_and_
     variables = run.start_variables(fresh, config, tmp_path, meta, open_weights)
     assert opened == ["towers"]
     wanted = of_labels(texts, "phantom", ("mass", "calcification"))
-    np.testing.assert_allclose(variables["batch_stats"]["texts"]["vectors"], wanted, atol=1e-5)
+    np.testing.assert_allclose(variables["batch_stats"]["texts"]["prompts"]["vectors"], wanted, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(wanted, axis=1), 1, atol=1e-5)
     assert np.array_equal(
         variables["params"]["classification"]["output"]["kernel"], fresh["params"]["classification"]["output"]["kernel"]
     )
-    assert meta["provenance"]["parents"][0]["licences"] == ["theirs"]
+    parent = meta["provenance"]["parents"][0]
+    assert parent["what"] == "towers" and parent["kind"] == "dual_encoder" and parent["report"]["loaded"] == 1
 
 
 def test_a_class_is_found_alike_among_others_and_a_new_one_by_its_prompts(detector, texts):

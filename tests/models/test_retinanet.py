@@ -391,7 +391,7 @@ def test_classes_by_text_are_the_cosines_of_what_a_plain_head_gives():
     model = small(jnp.float32, LITTLE, LITTLE_STAGES, text_dim=dim, temperature=0.1)
     variables = random_variables(model)
     variables["params"]["texts"]["bias"] = np.float32(-2.0)
-    drawn = variables["batch_stats"]["texts"]["vectors"]
+    drawn = variables["batch_stats"]["texts"]["prompts"]["vectors"]
     logits, boxes = jax.jit(model.apply)(variables, x)
     plain = {kind: {name: v for name, v in tree.items() if name != "texts"} for kind, tree in variables.items()}
     features, plain_boxes = jax.jit(small(jnp.float32, LITTLE, LITTLE_STAGES, classes=dim).apply)(plain, x)
@@ -403,10 +403,10 @@ def test_classes_by_text_are_the_cosines_of_what_a_plain_head_gives():
 def test_text_vectors_are_not_learnt_and_a_class_more_leaves_the_others_alone():
     x = np.random.default_rng(1).normal(size=(1, 2, 2, 9 * 3)).astype(np.float32)
     variables = Texts(2, 3, 0.07).init(jax.random.key(0), x)
-    assert set(variables["params"]) == {"bias"} and set(variables["batch_stats"]) == {"vectors"}
+    assert set(variables["params"]) == {"bias"} and set(variables["batch_stats"]) == {"prompts"}
 
     def logits_of(vectors, x, bias=0.0):
-        values = {"params": {"bias": bias}, "batch_stats": {"vectors": np.asarray(vectors, np.float32)}}
+        values = {"params": {"bias": bias}, "batch_stats": {"prompts": {"vectors": np.asarray(vectors, np.float32)}}}
         return Texts(len(vectors), 3, 0.07).apply(values, x).reshape(1, 2, 2, 9, -1)
 
     hot = np.eye(3)[[2, 0]]
