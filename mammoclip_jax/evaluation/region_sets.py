@@ -43,9 +43,17 @@ IN_TEXT_SPACE = {
 }
 
 
-def kind_of(model) -> str:
-    """The kind of vectors beside which a model's texts lie: of its head of regions, else of places of the last stage."""
-    return "head" if getattr(model, "region_heads", ()) else "places"
+def kind_of(model, asked: str | None = None) -> str:
+    """The kind of vectors beside which a model's texts lie: as asked, else of its head of regions, else of places of the
+    last stage.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if asked is None:
+        return "head" if getattr(model, "region_heads", ()) else "places"
+    check_name(asked, IN_TEXT_SPACE, "kind of vectors beside texts")
+    return asked
 
 
 def boxed(index: pd.DataFrame, positions: Sequence[int], labels: Sequence[str]) -> tuple[pd.DataFrame, int]:

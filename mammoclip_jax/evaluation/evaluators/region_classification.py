@@ -19,7 +19,6 @@ from mammoclip_jax.evaluation.statistics.confusion import BALANCED_ACCURACY
 from mammoclip_jax.evaluation.statistics.discrimination import AUROC, MACRO_AUROC
 from mammoclip_jax.evaluation.statistics.paired import mean_of_draws
 from mammoclip_jax.inference.prompts import NORMAL, class_bank, texts_of
-from mammoclip_jax.names import check_name
 
 LABELS = ("mass", "calcification")
 BASELINE = "size_and_brightness"
@@ -81,8 +80,7 @@ def region_classification(
         UserError: an unknown kind of vectors, no prompts for a label, no region to test or to learn from.
     """
     classes = (*labels, NORMAL)
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     if train_split == split or split == "all":
         raise UserError(
             f"region_classification learns from split {train_split!r}: test on another than split={split!r}, or set "

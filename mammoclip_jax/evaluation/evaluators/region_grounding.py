@@ -58,8 +58,7 @@ def region_grounding(
     """
     for label in labels:
         check_name(label, PRESENT, "label of the evaluator region_grounding")
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     features = features or Features(model, dataset)
     positions = select(dataset.index, split, patients, seed)
     of_label = {label: asked(dataset.index, positions, label) for label in labels}

@@ -65,8 +65,7 @@ def region_retrieval(
         check_name(level, LEVELS, "level of phrases of a region")
     if min(ks) < 1:
         raise UserError(f"region_retrieval takes ks from 1 on, not ks={tuple(ks)}.")
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     positions = select(dataset.index, split, patients, seed)
     pairs = _pairs(dataset.index, positions, levels)
     protocol = _protocol(split, levels, kind, pairs)

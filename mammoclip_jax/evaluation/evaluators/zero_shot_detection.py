@@ -23,7 +23,6 @@ from mammoclip_jax.evaluation.statistics.bootstrap import bootstrap
 from mammoclip_jax.evaluation.statistics.few import too_few
 from mammoclip_jax.inference import overlay
 from mammoclip_jax.inference.prompts import NORMAL, class_bank, texts_of
-from mammoclip_jax.names import check_name
 
 LABELS = ("mass", "calcification")
 ASKED, BRIGHT = "zero_shot", "brightness"
@@ -71,8 +70,7 @@ def zero_shot_detection(
     Raises:
         UserError: an unknown kind of vectors or table, no prompts for a label, IoUs out of (0, 1].
     """
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     iou = tuple(sorted(map(float, iou)))
     if not iou or not 0 < iou[0] <= iou[-1] <= 1:
         raise UserError(f"zero_shot_detection got iou={iou}: IoUs must be above 0 and up to 1.")
