@@ -39,7 +39,7 @@ READ_BY = {
     "schedule": {"step": ("decay_steps", "decay_factor")},
 }
 OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection|heads)\..* |
-    model\.(dim|pooling|pooling_token|cached_text|image_head|logit_scale|logit_bias) | train\.logit_scale_max |
+    model\.(dim|projected|pooling|pooling_token|cached_text|image_head|logit_scale|logit_bias) | train\.logit_scale_max |
     data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.*"""
 
 
@@ -139,17 +139,17 @@ def defaults() -> ConfigDict:
                 "labels": (),  # names of the outputs
                 "activation": "sigmoid",  # softmax: the labels are classes
                 "combine": "mean",  # or max, attention: of the features of a breast's or exam's views
-                "features": 256,  # channels of a detector's pyramid and subnets
+                "features": 256,  # channels of that pyramid, and of a detector's subnets
                 # Of a detector with dim above 0: classes are the cosines to texts, whose vectors [labels, dim] a dual
                 # encoder makes of the prompts of a lexicon (data/text/lexicons); config.warm_start names its weights.
                 "text_classifier": {"dim": 0, "temperature": 0.07, "concepts": ""},
                 "input_size": (),  # height and width that a detector stretches images to; (): as they are
-                "stages": (),  # of the image encoder, three: the detector's C3, C4 and C5
+                "stages": (),  # of the image encoder, three: C3, C4 and C5 of the pyramid of a detector or segmentation
                 "dtype": "float32",  # of computation; parameters, statistics and the loss stay float32
             },
             # What is learnt from the data: texts and images together, or labels.
             "task": {
-                "kind": "pretrain",  # classifier, detector: config.model.labels from the data sets' labels
+                "kind": "pretrain",  # classifier, detector, segmentation: config.model.labels from the data sets' labels
                 "label": "",  # of a classifier: whose values its labels are, as density of A, B, C, D
                 "unit": "image",  # breast, exam: with as many views (classifier)
                 "encoder": "train",  # eval: without dropout, and with the batch statistics that it came with
@@ -164,6 +164,7 @@ def defaults() -> ConfigDict:
                 # Images without boxes teach a detector what background is; "zero": nothing; "leave_out": it sees none, as
                 # published.
                 "without_boxes": "count",
+                "dice_weight": 1.0,  # of a segmentation: of the soft Dice beside the cross-entropy of the pixels
                 "monitor": "",  # name in metrics.jsonl, eval/DATASET/EVALUATOR/METRIC: keeps the best state
                 "better": "higher",  # or lower, as of a Brier score: which figure of the monitor is the best
                 "patience": 0,  # evaluations without a better one, after which training ends; 0: never

@@ -1,4 +1,4 @@
-"""Train a classifier or a detector on labelled images, evaluate it on the way and at the end, and write the report.
+"""Train a classifier, detector or segmentation on labelled images, evaluate it on the way and at the end, write the report.
 
     python -m mammoclip_jax.finetune --config=configs/phantom_classifier.py --workdir=runs/classifier
     python -m mammoclip_jax.finetune --config=configs/phantom_detector.py --workdir=runs/detector \

@@ -41,6 +41,7 @@ class Batch(TypedDict, total=False):
     text_known: Bool[Array, "B T K"]
     boxes: Float[Array, "B V M 4"]  # left, top, right, bottom in canvas pixels
     box_classes: Int[Array, "B V M"]  # int32, -1 where there is no box
+    masks: Shaped[Array, "B V H W"]  # uint8 or uint16: bit k of a pixel is channel k of `target`, where that is known
     # Of boxes that are regions: which of C concepts nothing known of them denies, and a teacher's cosines with these.
     region_allowed: Bool[Array, "B V M C"]
     region_cosines: Float[Array, "B V M C"]  # float32, 0 where no teacher compared

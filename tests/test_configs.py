@@ -64,15 +64,18 @@ def test_config_builds(path):
 
 
 def check_labelled(config):
-    """A classifier's or detector's config builds, its evaluators are for it, and one of them gives what is monitored."""
-    wanted = tasks.task_of(config).target(config)
-    model = (models.classifier if config.task.kind == "classifier" else models.detector)(config.model)
+    """The config of a task with labels builds, its evaluators are for it, and one of them gives what is monitored."""
+    task = tasks.task_of(config)
+    wanted = task.target(config)
+    model = getattr(models, task.MODEL)(config.model)
     image = jax.ShapeDtypeStruct((1, 320, 224, config.image.channels), np.float32)
     params = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)["params"]
     make_optimizer(config.train, params, config.model.frozen)
     for evaluators in (config.evaluate.evaluators, config.evaluate.validation_evaluators):
         for name, options in evaluators.items():
-            _plan(SimpleNamespace(kind=config.task.kind), name, dict(options))
+            _plan(SimpleNamespace(kind=task.MODEL), name, dict(options))
+    if not config.task.monitor:
+        return
     start, folder, evaluator, label, _ = config.task.monitor.split("/")
     assert start == "eval" and folder in config.data.folders and evaluator in config.evaluate.validation_evaluators
     assert label in (wanted.values_of, *wanted.labels) and config.train.eval_every

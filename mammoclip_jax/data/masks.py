@@ -140,4 +140,4 @@ def _problem(masks: store.Masks, row: int, digest: str, rows: int) -> str:
         return "the record is not the one that was written"
     if found.sum(axis=(0, 1)).tolist() != masks.pixels(row).tolist():
         return "the masks have other numbers of pixels than their table says"
-    return "" if found.shape[:2] == masks._size else f"a mask of {found.shape[:2]} pixels, the canvas has {masks._size}"
+    return "" if found.shape[:2] == masks.size else f"a mask of {found.shape[:2]} pixels, the canvas has {masks.size}"

@@ -13,6 +13,7 @@ EVALUATORS = {
     "zero_shot": "zero_shot.zero_shot",
     "retrieval": "retrieval.retrieval",
     "saliency": "saliency.saliency",
+    "segmentation": "segmentation.segmentation",
     "zero_shot_detection": "zero_shot_detection.zero_shot_detection",
 }
 
@@ -28,6 +29,7 @@ MODELS = {
     "region_retrieval": ("dual_encoder",),
     "retrieval": ("dual_encoder",),
     "saliency": ("dual_encoder", "classifier", "detector"),
+    "segmentation": ("segmenter",),
     "zero_shot": ("dual_encoder",),
     "zero_shot_detection": ("dual_encoder",),
 }

@@ -37,7 +37,7 @@ class ImageModel(SaliencyMixin, RegionMixin):
         provenance: data sets, licences and versions behind the weights.
         trained_on: the patients they were trained on (`provenance.patients_in`); None where that is not on record.
         stages: names of the image encoder's stages, first to last, for `saliency`.
-        labels: of a classifier or detector.
+        labels: of a classifier, detector or segmentation.
         local_heads: {stage: name of the head of kind local that sees it} of a dual encoder.
     """
 

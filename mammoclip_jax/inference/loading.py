@@ -10,11 +10,12 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.inference.heads import Classifier, Detector, ImageEncoder
 from mammoclip_jax.inference.image_model import ImageModel
+from mammoclip_jax.inference.segmenter import Segmenter
 from mammoclip_jax.training import distributed
 from mammoclip_jax.training.accelerators import warn_if_idle
 from mammoclip_jax.weights.opening import open_weights
 
-KINDS = {model.kind: model for model in (DualEncoder, Classifier, Detector, ImageEncoder)}
+KINDS = {model.kind: model for model in (DualEncoder, Classifier, Detector, ImageEncoder, Segmenter)}
 
 
 def load(name, *, batch_size: int | None = None) -> ImageModel:

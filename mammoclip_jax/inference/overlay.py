@@ -1,6 +1,7 @@
-"""A heat map over a grey image with its boxes, as PNG bytes."""
+"""A heat map over a grey image with its boxes, or masks, as PNG bytes."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 # BGR. White on black shows on any tissue and any heat.
 _LINE, _EDGE = (255, 255, 255), (0, 0, 0)
 _FOUND = (0, 159, 230)  # Okabe and Ito's orange
+MASKS = ((115, 158, 0), (233, 180, 86), _FOUND, (66, 228, 240))  # their bluish green, sky blue, orange, yellow
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -95,3 +97,28 @@ def side_by_side(image: np.ndarray, heat: np.ndarray, boxes: Iterable, peak: tup
 def png(image: np.ndarray) -> bytes:
     """PNG bytes of a grey [h, w] or BGR [h, w, 3] uint8 image."""
     return cv2.imencode(".png", image)[1].tobytes()
+
+
+def masks(image: np.ndarray, found: Mapping[str, np.ndarray], true: Mapping[str, np.ndarray], side: int) -> np.ndarray:
+    """BGR uint8 of `image` [h, w] with the outlines of masks bool [h, w]: those found in a colour for each name, which
+    stands below, the true ones in white."""
+    scale = side / max(image.shape)
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    canvas = draw(image, side=side)
+    for outlined, colours in ((true, [_LINE] * len(true)), (found, MASKS)):
+        for mask, colour in zip(outlined.values(), itertools.cycle(colours)):
+            large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(canvas, outlines, -1, colour, 1 if colour == _LINE else _line(canvas))
+    legend = np.zeros((14 * len(found) + 4, canvas.shape[1], 3), np.uint8)
+    for number, (name, colour) in enumerate(zip(found, itertools.cycle(MASKS)), start=1):
+        cv2.putText(legend, name, (3, 14 * number - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+    return np.vstack([canvas, legend])
+
+
+def sheet(pictures: Sequence[np.ndarray], columns: int = 5) -> np.ndarray:
+    """BGR uint8: pictures [h, w, 3] of one size beside and below each other."""
+    empty = [np.zeros_like(pictures[0])] * (-len(pictures) % min(columns, len(pictures)))
+    cells = [np.pad(picture, ((0, 4), (0, 4), (0, 0))) for picture in [*pictures, *empty]]
+    columns = min(columns, len(pictures))
+    return np.vstack([np.hstack(cells[start : start + columns]) for start in range(0, len(cells), columns)])

@@ -105,6 +105,13 @@ def detector(config):
     return retinanet.from_options(_plain(config), image_encoder)
 
 
+def segmenter(config):
+    """The network of `config.model` whose outputs are masks: a `unet.UNet`, or an image encoder and a feature pyramid."""
+    from mammoclip_jax.models import segmentation
+
+    return segmentation.from_options(_plain(config), image_encoder)
+
+
 def bare_image_encoder(config):
     """The `image_only.ImageEncoder` of `config.model`: its image encoder, at the place where whole models have it."""
     from mammoclip_jax.models import image_only

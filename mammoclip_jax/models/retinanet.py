@@ -219,7 +219,7 @@ class RetinaNet(nn.Module):
 
     def _outputs(self, image, train, offsets):
         height, width = image.shape[1:3]
-        strides = self._strides(height, width)
+        strides = strides_of(self.image_encoder, self.stages, (height, width))
         _, maps = self.image_encoder(image, train=train, offsets=offsets)
         levels = self.fpn([maps[stage] for stage in self.stages], strides, grid_sizes(height, width))
         return (self._flat(self._classes, levels, self.classes), self._flat(self.regression, levels, 4), maps)
@@ -234,22 +234,38 @@ class RetinaNet(nn.Module):
         flat = jnp.concatenate([x.reshape(len(x), -1, values) for x in outputs], axis=1)
         return flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
 
-    def _strides(self, height, width):
-        grids = self.image_encoder.stage_grids(height, width)
-        strides = []
-        for stage, level in zip(self.stages, LEVELS):
-            if stage not in grids:
-                raise UserError(
-                    f"config.model.stages names {stage!r}, which the image encoder does not have."
-                    f"{suggestion(stage, grids)} Known: {', '.join(grids)}."
-                )
-            strides.append(grids[stage][0])
-            if strides[-1] % 2**level:
-                raise UserError(
-                    f"stage {stage!r} has a stride of {strides[-1]} pixels, which is no multiple of "
-                    f"{2**level}: it cannot be C{level} of config.model.stages."
-                )
-        return strides
+
+def strides_of(image_encoder, stages: Sequence[str], size: tuple[int, int]) -> list[int]:
+    """The strides of an encoder's stages that are to be C3, C4 and C5 of a pyramid, for images of `size`.
+
+    Raises:
+        UserError: the encoder has no such stages, or their strides do not fit.
+    """
+    grids = image_encoder.stage_grids(*size)
+    strides = []
+    for stage, level in zip(stages, LEVELS):
+        if stage not in grids:
+            raise UserError(
+                f"config.model.stages names {stage!r}, which the image encoder does not have."
+                f"{suggestion(stage, grids)} Known: {', '.join(grids)}."
+            )
+        strides.append(grids[stage][0])
+        if strides[-1] % 2**level:
+            raise UserError(
+                f"stage {stage!r} has a stride of {strides[-1]} pixels, which is no multiple of "
+                f"{2**level}: it cannot be C{level} of config.model.stages."
+            )
+    return strides
+
+
+def three(stages: Sequence[str]) -> tuple[str, ...]:
+    """The stages of a pyramid. UserError: they are not three."""
+    if len(stages) != 3:
+        raise UserError(
+            f"config.model.stages is {tuple(stages)}: it must name three stages of the image encoder, "
+            "of strides that are multiples of 8, 16 and 32."
+        )
+    return tuple(stages)
 
 
 def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Module]) -> RetinaNet:
@@ -264,12 +280,7 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
         UserError: a field is missing, or the stages are not three.
     """
     labels = labels_of(options, FIELDS, "a detector")
-    stages = tuple(options["stages"])
-    if len(stages) != 3:
-        raise UserError(
-            f"config.model.stages is {stages}: it must name three stages of the image encoder, "
-            "of strides that are multiples of 8, 16 and 32."
-        )
+    stages = three(options["stages"])
     dtype = jnp.dtype(options["dtype"])
     texts = options.get("text_classifier", {})
     return RetinaNet(

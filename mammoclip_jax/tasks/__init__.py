@@ -16,7 +16,12 @@ from types import ModuleType
 from mammoclip_jax.config import check_common
 from mammoclip_jax.names import load
 
-TASKS = {"pretrain": "pretrain", "classifier": "classification", "detector": "detection"}
+TASKS = {
+    "pretrain": "pretrain",
+    "classifier": "classification",
+    "detector": "detection",
+    "segmentation": "segmentation",
+}
 
 
 def task_of(config) -> ModuleType:

@@ -19,7 +19,7 @@ COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labe
 UNUSED = re.compile(
     OF_TEXTS
     + r"""| model\.(features|input_size|stages|text_classifier\.\w+) |
-    task\.(focal_alpha|focal_gamma|force_match|without_boxes)""",
+    task\.(focal_alpha|focal_gamma|force_match|without_boxes|dice_weight)""",
     re.VERBOSE,
 )
 

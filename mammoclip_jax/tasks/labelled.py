@@ -1,4 +1,4 @@
-"""What classifiers and detectors share: splits by the config, their Trainer, and the batches of labelled images."""
+"""What tasks with labels share: splits by the config, their Trainer, and the batches of labelled images."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -73,8 +73,9 @@ def _split(config, dataset: Dataset, target: labelled.Target) -> Dataset:
     return Dataset(dataset.path, dataset.info, index.assign(split=splits))
 
 
-def train_iterator(config, datasets, examples, mesh, boxes: int):
-    """This process's checkpointable iterator of its devices' parts of the batches of `examples`."""
+def train_iterator(config, datasets, examples, mesh, boxes: int, target: labelled.Target | None = None):
+    """This process's checkpointable iterator of its devices' parts of the batches of `examples`; with the masks that
+    `target` wants."""
     rows = tuple(meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows")))
     return labelled.train_iterator(
         datasets,
@@ -87,14 +88,15 @@ def train_iterator(config, datasets, examples, mesh, boxes: int):
         sampling=config.task.sampling,
         flip_horizontal=config.data.flip_horizontal,
         flip_vertical=config.data.flip_vertical,
+        channels=target.labels if target and target.masks else (),
         read_threads=config.data.read_threads,
     )
 
 
 def make_trainer(
-    config, model, loss: Callable, preprocessing: dict, mesh, *, input_size=None, boxes: int = 0
+    config, model, loss: Callable, preprocessing: dict, mesh, *, input_size=None, boxes: int = 0, masks: bool = False
 ) -> Trainer:
-    """The Trainer of a model with labels, whose images have up to `boxes` boxes.
+    """The Trainer of a model with labels, whose images have up to `boxes` boxes, or masks of the labels.
 
     Args:
         loss: (apply, image, batch) -> (loss, metrics, updated collections), where `apply` is the model's.
@@ -110,6 +112,9 @@ def make_trainer(
     more: dict = {"view_mask": ((views,), bool), "target": ((labels,), np.float32), "known": ((labels,), bool)}
     if boxes:
         more |= {"boxes": ((views, boxes, 4), np.float32), "box_classes": ((views, boxes), np.int32)}
+    if masks:
+        planes = (views, preprocessing["height"], preprocessing["width"])
+        more["masks"] = planes, labelled.plane_type(labels)
     batch = abstract_batch(config, preprocessing, mesh, views, more)
 
     def fresh(key):

@@ -1,5 +1,6 @@
 """Stored pixels -> what the image encoder sees, on the device: flips, affine, crop, intensity, blur, normalisation."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -177,6 +178,27 @@ def with_moved_boxes(batch, draws: Draws, options: Preprocess):
     return batch | {"boxes": moved.reshape(shape), "box_classes": classes}
 
 
+def with_moved_masks(batch, draws: Draws, options: Preprocess):
+    """The `Batch` with the bit planes of its masks where `train_images` moves them: of each pixel the nearest one's."""
+    planes = batch["masks"].reshape(-1, *batch["masks"].shape[2:])
+    planes = jnp.where(draws.flip_horizontal[:, None, None], planes[..., ::-1], planes)
+    planes = jnp.where(draws.flip_vertical[:, None, None], planes[:, ::-1], planes)
+    if options.affine_probability > 0:
+        planes = jax.vmap(functools.partial(warp, order=0))(planes, draws.matrix)
+    if draws.crop is not None:
+        planes = jax.vmap(_nearest_in)(planes, draws.crop)
+    return batch | {"masks": planes.reshape(batch["masks"].shape)}
+
+
+def _nearest_in(planes: Shaped[Array, "H W"], crop: Float[Array, "4"]) -> Shaped[Array, "H W"]:
+    """The part within `crop`, stretched to the size of the image, as `enlarged` stretches the image."""
+    places = [
+        jnp.clip(jnp.floor(start + (jnp.arange(n) + 0.5) * (end - start) / n).astype(int), 0, n - 1)
+        for start, end, n in zip(crop[1::-1], crop[:1:-1], planes.shape)
+    ]
+    return planes[places[0][:, None], places[1]]
+
+
 def around(batch) -> Float[Array, "N 4"]:
     """The box around all boxes of each image of a `Batch`; of one that has none (infinity, ..., -infinity)."""
     there = (batch["box_classes"] >= 0)[..., None]
@@ -242,14 +264,14 @@ def random_affine(key, shape, options: Preprocess) -> Float[Array, "N 2 3"]:
     return jnp.where(chosen[:, None, None], matrix, jnp.eye(2, 3))
 
 
-def warp(image: Float[Array, "H W"], matrix: Float[Array, "2 3"]) -> Float[Array, "H W"]:
-    """Bilinear resampling; what lies outside is 0, the air around a breast."""
+def warp(image: Shaped[Array, "H W"], matrix: Float[Array, "2 3"], order: int = 1) -> Shaped[Array, "H W"]:
+    """Bilinear resampling, or with `order` 0 the nearest pixel; what lies outside is 0, the air around a breast."""
     height, width = image.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
     rows, columns = jnp.meshgrid(jnp.arange(height) - centre[0], jnp.arange(width) - centre[1], indexing="ij")
     # By elements: as a product of matrices a TPU would take coordinates in bfloat16, four pixels apart at 1,000.
     source = [matrix[i, 0] * rows + matrix[i, 1] * columns + matrix[i, 2] + centre[i] for i in (0, 1)]
-    return map_coordinates(image, source, order=1, mode="constant", cval=0.0)
+    return map_coordinates(image, source, order=order, mode="constant", cval=0.0)
 
 
 def random_crop(

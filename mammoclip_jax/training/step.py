@@ -40,7 +40,7 @@ def make_gradient_fn(loss: Callable, preprocess, frozen=None):
 
     Args:
         loss: `(variables, batch, draws, dropout key, step) -> (loss, metrics, batch_stats)`, of a task. The batch's
-            images are as stored; its boxes lie already where the flips and affine maps of `draws` move them.
+            images are as stored; its boxes and masks lie already where the flips and affine maps of `draws` move them.
         preprocess: see `augment.preprocess_options`; it says what `draws` varies the images by.
         frozen: a tree like the parameters (`optimizer.frozen_parameters`): where it is True no gradient is computed, it
             is zero.
@@ -53,6 +53,8 @@ def make_gradient_fn(loss: Callable, preprocess, frozen=None):
         if "boxes" in batch:
             before, batch = batch, augment.with_moved_boxes(batch, draws, preprocess)
             cropped = augment.crop_metrics(before, batch, draws) if preprocess.crops else {}
+        if "masks" in batch:
+            batch = augment.with_moved_masks(batch, draws, preprocess)
 
         def loss_fn(params):
             variables = {"params": stopped(params, frozen), "batch_stats": state.batch_stats}

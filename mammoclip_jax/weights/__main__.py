@@ -39,7 +39,7 @@ def define_flags() -> None:
     flags.DEFINE_string("licence", "", "import: licence of the weights, a known one or any text.")
     flags.DEFINE_string("origin", "", "import: where the weights come from.")
     flags.DEFINE_string("tokenizer", "", "import: folder, tokenizer.json or hub name of the text encoder's tokenizer.")
-    flags.DEFINE_list("labels", [], "import: names of a classifier's or detector's outputs.")
+    flags.DEFINE_list("labels", [], "import: names of the outputs of a classifier, detector or segmentation.")
     flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "export --format=stablehlo: platforms of the programs.")
     flags.DEFINE_string(
         "override_licence",

@@ -126,7 +126,9 @@ def _torch_layout(meta: Mapping[str, Any], wanted: str) -> str:
     if meta["kind"] == "dual_encoder":
         image = meta["config"]["model"]["image"]["name"]
         return {"dinov2": "mama", "clip_vit": "clip", "clip_resnet": "clip"}.get(image, "mammo_clip")
-    return {"classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector"}.get(meta["kind"], "")
+    return {"classifier": "mammo_clip_classifier", "detector": "mammo_clip_detector", "segmenter": "unet"}.get(
+        meta["kind"], ""
+    )
 
 
 def _keeps_adapters(meta: Mapping[str, Any], wanted: str) -> bool:

@@ -19,6 +19,7 @@ TASKS = {
     ),
     "classifier": ("image-classification", "An image classifier for mammograms."),
     "detector": ("object-detection", "A detector of findings in mammograms."),
+    "segmenter": ("image-segmentation", "A segmentation of mammograms: masks of the breast, its muscle, findings."),
     "image_encoder": ("image-feature-extraction", "An image encoder alone, to start a training from."),
     "text_encoder": ("feature-extraction", "A text encoder alone, to start a training from."),
 }

@@ -30,7 +30,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import lookup
 
 FORMAT, VERSION = "mammoclip_jax", 1
-KINDS = ("dual_encoder", "image_encoder", "text_encoder", "classifier", "detector")
+KINDS = ("dual_encoder", "image_encoder", "text_encoder", "classifier", "detector", "segmenter")
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 PATIENTS = "trained_on.txt"
 

@@ -26,6 +26,7 @@ _AXES = {
     "dense": (1, 0),
     "conv": (2, 3, 1, 0),
     "depthwise": (2, 3, 0, 1),
+    "transposed": (2, 3, 0, 1),
     "pointwise": (1, 0, 2, 3),
     "pointwise1d": (1, 0, 2),
     "row": None,
@@ -43,8 +44,9 @@ class Leaf(NamedTuple):
 
     Attributes:
         kind: "same"; "dense": ours [in, out], theirs [out, in]; "conv": [k, k, in, out] and [out, in, k, k];
-            "depthwise": [k, k, C] and [C, 1, k, k]; "pointwise": [in, out] and [out, in, 1, 1]; "pointwise1d" [out, in, 1];
-            "row": [1, 1, C] and [C]; "table": [1, L, C] and [L, C].
+            "transposed": [k, k, in, out] and [in, out, k, k]; "depthwise": [k, k, C] and [C, 1, k, k];
+            "pointwise": [in, out] and [out, in, 1, 1]; "pointwise1d" [out, in, 1]; "row": [1, 1, C] and [C];
+            "table": [1, L, C] and [L, C].
         part: (i, n) where ours is the i-th of n equal parts of theirs along its first axis (a fused qkv).
     """
 

@@ -72,7 +72,7 @@ def import_weights(
         origin: where they come from, in words or as an address; by default the name on the hub.
         tokenizer: path or hub name; by default the one in the folder, else the one the layout's weights were trained
             with, where it is within reach.
-        labels: of a classifier's or detector's outputs.
+        labels: of the outputs of a classifier, detector or segmentation.
 
     Raises:
         UserError: there is nothing of that name; the file is damaged, not trusted, of no known layout, or does not

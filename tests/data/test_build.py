@@ -19,6 +19,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 from tiny_dicom import breast, write
 
@@ -345,6 +346,24 @@ def test_what_a_partial_copy_lacks_is_no_reason_to_stop(tmp_path, partial):
     with contextlib.nullcontext() if partial else pytest.raises(UserError, match="2 of 3 images were quarantined"):
         counts = build(table, tmp_path, tmp_path / "out", preprocessing=Preprocessing(**SMALL), max_quarantined=0.0)
         assert (counts["images"], counts["quarantined"], counts["absent"]) == (1, 2, 2)
+
+
+def test_reports_of_breasts_without_image_are_kept_as_texts_alone(tmp_path):
+    """Without identities; a breast one of whose images is there keeps its texts with it. An image that comes takes its own."""
+    own = {"report": "FINDINGS: Jane Doe has calcifications. IMPRESSION: Benign."}
+    lost = [{"image": "gone.dcm", "study": "ACC7", "patient": "SECRET7", **own}, {"image": "also.dcm", "study": "ACC0"}]
+    root, out = report_folder(tmp_path / "in", 2, tuple(lost)), tmp_path / "out"
+    run = functools.partial(prepare, "report_csv", root, out, workers=1, options={"labels": "cancer"}, **SMALL)
+    assert run(max_quarantined=0.6)["quarantined"] == 2
+    (row,) = pd.read_parquet(out / "texts.parquet").to_dict("records")
+    assert list(row["sections"]) == ["findings", "impression"] and row["texts"][1] == "Benign."
+    assert json.loads(row["labels"]) == {"cancer": 0} and row["split"] in ("train", "val", "test")
+    for path in out.rglob("*"):
+        for secret in (b"SECRET7", b"ACC7", b"Jane", b"Doe"):
+            assert path.is_dir() or secret not in path.read_bytes(), path
+    assert run(max_quarantined=0.6)["up_to_date"] and verify(out)["ok"]
+    shutil.copy(root / "Jane_Doe_0.dcm", root / "gone.dcm")
+    assert run(max_quarantined=0.6)["images"] == 3 and not (out / "texts.parquet").exists()
 
 
 def test_nothing_left_is_an_error(tmp_path):

@@ -1,6 +1,7 @@
-"""Data set folders to batches of labelled images: what classifiers and detectors are trained on.
+"""Data set folders to batches of labelled images: what classifiers, detectors and segmentations are trained on.
 
-An example is an image, a breast or an exam with the values of its labels, and, for a detector, its boxes. What a step
+An example is an image, a breast or an exam with the values of its labels, and, for a detector, its boxes; for a segmentation its
+masks. What a step
 sees depends on the seed alone, as in pipeline.py: not on threads, nor on the number of processes.
 """
 
@@ -17,6 +18,7 @@ import pandas as pd
 from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
 from mammoclip_jax.data.batches.units import GROUPS, UNITS, View
+from mammoclip_jax.data.store.masks import Masks
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text.label_values import names_of
 from mammoclip_jax.errors import UserError
@@ -33,11 +35,13 @@ class Target(NamedTuple):
         values_of: the label whose values `labels` are, such as "density" of A, B, C, D; "": each output is a yes/no
             label of its own.
         boxes: whether boxes with these labels are wanted too.
+        masks: whether the labels are channels of the data sets' masks (store/masks.py), and what is known of those counts.
     """
 
     labels: tuple[str, ...]
     values_of: str = ""
     boxes: bool = False
+    masks: bool = False
 
     def of(self, labels: Mapping) -> np.ndarray:
         """Float32 [K] of a manifest's labels: 1, 0, or NaN where unknown; a class is one-hot, all NaN where unknown.
@@ -91,8 +95,12 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
     for source, dataset in enumerate(datasets):
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
+        masks = Channels(Masks.open(dataset), target.labels) if target.masks else None
         for _, group in index.groupby(GROUPS[unit](index), sort=False):
-            values = np.stack([target.of(json.loads(labels)) for labels in group["labels"]])
+            if masks:
+                values = np.stack([masks.there(row) for row in group.index])
+            else:
+                values = np.stack([target.of(json.loads(labels)) for labels in group["labels"]])
             value = joined(values, classes=bool(target.values_of))
             boxes = _boxes(group, target) if target.boxes else ()
             with_box = np.isin(np.arange(len(value)), [kind for _, kind, *_ in boxes])
@@ -108,7 +116,7 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
         raise UserError(
             f"no {unit} to use in split {split!r} of {folders}: none has a value of "
             f"{target.values_of or ', '.join(target.labels)}; look at the columns split and labels of "
-            "index.parquet."
+            f"index.parquet{', and at masks-annotated.json' if target.masks else ''}."
         )
     if without.any():
         counts = ", ".join(f"{name} {count}" for name, count in zip(target.labels, without) if count)
@@ -145,6 +153,7 @@ class _Sample:
     boxes: int  # places for boxes in a view; 0: none are wanted
     flip_horizontal: float
     flip_vertical: float
+    masks: tuple["Channels", ...] = ()  # of each data set; (): none are wanted
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         places, there = units.standing([view for _, view in example.images], self.views, rng)
@@ -153,17 +162,22 @@ class _Sample:
         images = {record: dataset.read(record) for record in dict.fromkeys(records)}
         horizontal, vertical = rng.random(2) < (self.flip_horizontal, self.flip_vertical)
         target = np.array(example.target, np.float32)
-        return self._boxes(example, records) | {
-            "image": np.stack([images[record] for record in records]),
-            "record": np.array(records, np.int32),
-            "source": np.int32(example.source),
-            "view_mask": there,
-            "target": np.nan_to_num(target),
-            "known": ~np.isnan(target),
-            "flip_horizontal": np.bool_(horizontal),
-            "flip_vertical": np.bool_(vertical),
-            "mask": np.bool_(True),
-        }
+        planes = {"masks": np.stack([self.masks[example.source].planes(r) for r in records])} if self.masks else {}
+        return (
+            self._boxes(example, records)
+            | planes
+            | {
+                "image": np.stack([images[record] for record in records]),
+                "record": np.array(records, np.int32),
+                "source": np.int32(example.source),
+                "view_mask": there,
+                "target": np.nan_to_num(target),
+                "known": ~np.isnan(target),
+                "flip_horizontal": np.bool_(horizontal),
+                "flip_vertical": np.bool_(vertical),
+                "mask": np.bool_(True),
+            }
+        )
 
     def _boxes(self, example: Example, records: list[int]) -> dict[str, np.ndarray]:
         if not self.boxes:
@@ -175,6 +189,38 @@ class _Sample:
             for place, (_, kind, *corners) in enumerate(own):
                 boxes[view, place], classes[view, place] = corners, kind
         return {"boxes": boxes, "box_classes": classes}
+
+
+class Channels(NamedTuple):
+    """Some channels of a data set's masks, in an order of one's own."""
+
+    masks: Masks
+    names: tuple[str, ...]
+
+    def places(self) -> list[int]:
+        """Where they are in the store; UserError for a name that is not there."""
+        for name in self.names:
+            check_name(name, self.masks.channels, "channel of the masks")
+        return [self.masks.channels.index(name) for name in self.names]
+
+    def there(self, row: int) -> np.ndarray:
+        """Float32 [K]: 1 where an image has pixels in the mask, 0 where it has none, NaN where that is not known."""
+        places = self.places()
+        values = (self.masks.pixels(row)[places] > 0).astype(np.float32)
+        return np.where(self.masks.known(row)[places], values, np.nan)
+
+    def planes(self, row: int) -> np.ndarray:
+        """Bit planes [H W] of `plane_type`: bit k of the k-th name."""
+        stored, places = self.masks.planes(row), self.places()
+        planes = np.zeros(stored.shape, plane_type(len(places)))
+        for bit, place in enumerate(places):
+            planes |= (stored >> place & 1).astype(planes.dtype) << bit
+        return planes
+
+
+def plane_type(channels: int) -> type:
+    """Of the bit planes of so many channels."""
+    return np.uint8 if channels <= 8 else np.uint16
 
 
 def most_boxes(examples: Sequence[Example]) -> int:
@@ -197,6 +243,7 @@ def train_iterator(
     sampling: str = "uniform",
     flip_horizontal: float = 0.0,
     flip_vertical: float = 0.0,
+    channels: Sequence[str] = (),
     read_threads: int = 4,
 ) -> BatchIterator:
     """Endless shuffled batches of `examples`, whose state can be saved: the keys of Batch but the texts'.
@@ -208,6 +255,7 @@ def train_iterator(
         sampling: "uniform": every example once an epoch, but for those left over by its last batch; "balanced": of
             each class, or of those that have any of the labels and those that have none, equally many in the long run,
             each in its own order.
+        channels: of the data sets' masks that are wanted too.
 
     Raises:
         UserError: too few examples, images of different shapes, or only one class to balance.
@@ -226,7 +274,8 @@ def train_iterator(
                 "lower config.train.batch_size or add data sets."
             )
         stream = stream.repeat()
-    sample = _Sample(tuple(datasets), views, boxes, flip_horizontal, flip_vertical)
+    masks = tuple(Channels(Masks.open(dataset), tuple(channels)) for dataset in datasets) if channels else ()
+    sample = _Sample(tuple(datasets), views, boxes, flip_horizontal, flip_vertical, masks)
     rows = tuple(range(batch_size) if rows is None else map(int, rows))
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, rows))
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * len(rows) if read_threads else 0)

@@ -82,7 +82,9 @@ def _start(folder: Path, wanted: dict) -> None:
     if path.is_file():
         there = json.loads(path.read_text())
         if there["dataset"] == wanted["dataset"]:
-            _check_same(there, wanted, f"a run was stopped that had found regions in {folder.parent} which", folder.name)
+            _check_same(
+                there, wanted, f"a run was stopped that had found regions in {folder.parent} which", folder.name
+            )
             return
         logging.warning("the data set has changed since %s was begun: it is begun anew", folder)
         shutil.rmtree(folder)

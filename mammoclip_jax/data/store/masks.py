@@ -105,7 +105,7 @@ def remove(folder: Path, name: str) -> None:
 
 def info(folder, name: str = ANNOTATED) -> dict[str, Any]:
     """The JSON file of a store in a data set folder; {} where there is none."""
-    path = storage.located(folder) / f"masks-{name}.json" if isinstance(folder, str) else folder / f"masks-{name}.json"
+    path = (storage.located(folder) if isinstance(folder, str) else folder) / f"masks-{name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -115,7 +115,7 @@ def _files(folder, name: str) -> tuple:
 
 
 class Masks:
-    """The masks of a data set by the rows of its index: `channels`, `known(row)`, `pixels(row)`, `read(row)`.
+    """The masks of a data set by the rows of its index: `channels`, `size`, `known(row)`, `pixels(row)`, `read(row)`.
 
     Can be pickled and shared by threads; the records are opened in each process when first read.
     """
@@ -123,7 +123,7 @@ class Masks:
     def __init__(self, folder, name: str, info: Mapping[str, Any], table: pd.DataFrame, size: tuple[int, int]):
         self.channels: tuple[str, ...] = tuple(info["channels"])
         self.info, self.table = info, table
-        self._file, self._size = _files(folder, name)[0], size
+        self._file, self.size = _files(folder, name)[0], size
         self._place = {int(row): place for place, row in enumerate(table["row"])}
         self._none = np.zeros(len(self.channels), int)
         self._reset()
@@ -179,7 +179,7 @@ class Masks:
     def planes(self, row: int) -> Shaped[np.ndarray, "H W"]:
         """The same as bit planes, uint8 or uint16: bit k of channel k."""
         if row not in self._place:
-            return np.zeros(self._size, np.uint8 if len(self.channels) <= 8 else np.uint16)
+            return np.zeros(self.size, np.uint8 if len(self.channels) <= 8 else np.uint16)
         try:
             return decode(self.record(row))
         except ValueError as error:

@@ -51,6 +51,12 @@ _HEADINGS = (
     (r"best_region_iou_([\d.]+)", r"Best region over a box, IoU \1", "percent"),
     (r"best_region_iou_([\d.]+)_minus_brightness", r"Less those of the brightest region, IoU \1", "percent"),
     (r"without_region", "Images without a region", "count"),
+    (r"(?:dice|iou)_(brightness|place|component)", r"\1", "plain"),
+    (r"dice_over_(\w+)", r"Dice less that of \1", "plain"),
+    (r"dice_pooled", "Dice of all pixels", "plain"),
+    (r"dice", "Dice", "plain"),
+    (r"iou", "IoU", "plain"),
+    (r"clean", "Nothing found where nothing is", "percent"),
     (r"pointing_game", "Pointing game hits", "percent"),
     (r"pointing_game_minus_brightness", "Hits less those of brightness", "percent"),
     (r"localised_([\d.]+)_iou_([\d.]+)", r"Boxes found, quantile \1, IoU \2", "percent"),
@@ -90,6 +96,7 @@ _BASELINES = (
     (r"pointing_game", ("centre_guess", "chance")),
     (r"hit_rate(_rebuilt|)", ("column_chance", "same_column", r"shuffled\1")),
     (r"energy_in_box", ("box_share",)),
+    (r"(dice|iou)", (r"\1_brightness", r"\1_place", r"\1_component")),
 )
 _FEW = 20  # a figure over fewer cases says too little to stand on top
 # What the page puts first: pattern on the metric's name, heading, the baseline's metric or number or None, its name.
@@ -98,6 +105,7 @@ _HEADLINES = (
     (r"(?P<what>.+)/auroc", "AUROC, {what}", 0.5, "a coin"),
     (r"(?P<what>[^@]+)/accuracy", "Accuracy, {what}", "{what}/majority", "always the commonest"),
     (r"(?P<what>[^@]+)/ap@0\.5", "Boxes of {what}: AP at IoU 0.5", None, ""),
+    (r"(?P<what>[^/]+)/dice", "Masks of {what}: Dice", "{what}/dice_brightness", "brightness"),
     (r"image_to_text/recall@(?P<what>5)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
     (r"text_to_image/recall@(?P<what>5)", "Report to image, R@{what}", "text_to_image/chance@{what}", "chance"),
     (r"(?P<what>[^/]+)/pointing_game", "Map points at the {what}", "{what}/centre_guess", "centre guess"),

@@ -24,7 +24,7 @@ _COUNTS = ("images", "patients", "studies", "boxes", "texts", "quarantined")
 _PICTURE_SIDE = 900  # pixels; larger pictures are shrunk for the page
 PACKAGES = ("mammoclip_jax", *provenance.PACKAGES, "scikit-learn")
 TABLES = "results"  # folder beside the page
-_GALLERIES = ("gallery", "pictures")  # tables whose rows are pictures, of maps and of detections
+_GALLERIES = ("gallery", "pictures")  # tables whose rows are pictures, of maps, of detections and of masks
 _OTHER_LEVELS = re.compile(r".*_(max|image|exam|exam_max)")  # ends of metrics that stand below the others
 
 
@@ -255,6 +255,8 @@ def _gallery(outcome: Result) -> dict[str, Any] | None:
 
 def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
     """{"hit": whether a map's maximum is in a box, None where that is not asked; "note": the rest of the caption}."""
+    if row.get("note"):
+        return {"hit": None, "note": row["note"]}
     if "found" in row:
         true, found = int(row["boxes"]), int(row["found"])
         phrase = f"\u201c{row['phrase']}\u201d: " if row.get("phrase") else ""

@@ -16,6 +16,7 @@ LAYOUTS = {
     "mammo_clip_detector": "downstream.MAMMO_CLIP_DETECTOR",
     "medclip": "medclip.MEDCLIP",
     "mama": "mama.MAMA",
+    "unet": "unet.UNET",
     "clip": "clip.CLIP",
     "clip_transformers": "clip.CLIP_TRANSFORMERS",
     "region_clip": "clip.REGION_CLIP",

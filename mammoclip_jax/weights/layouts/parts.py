@@ -18,7 +18,7 @@ class Model(NamedTuple):
     """A checkpoint that was read.
 
     Attributes:
-        kind: "dual_encoder", "image_encoder", "text_encoder", "classifier" or "detector".
+        kind: "dual_encoder", "image_encoder", "text_encoder", "classifier", "detector" or "segmenter".
         model: `config.model`, or what of it a single encoder has.
         variables: {"params": ..., "batch_stats": ...}, nested, NumPy float32.
         image: `config.image`: what is done to pixels before they enter the network.

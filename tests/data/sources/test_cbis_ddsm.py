@@ -154,7 +154,15 @@ def test_boxes_of_masks(tmp_path):
         ("source", "no row in the tables"),
     ]
     assert table.table_rows == 7
-    assert all(cell == "[]" for cell in cbis_ddsm.read(tmp_path, masks=False).rows["boxes"])
+    # A mass has no mask that fits, and another has none at all: where the masses are is not known, calcifications are.
+    for film in ("Mass-Training_P_00001_LEFT_CC", "Calc-Training_P_00001_LEFT_CC"):
+        found = table.masks.read(table.root, table.masks.of[film], shape)
+        assert list(found) == ["calcification"] and np.array_equal(found["calcification"], mask(shape, 3, 4, 6, 8) > 0)
+    fitting = {"mass": [[f"Mass-Training_P_00001_LEFT_CC_{number}-{i}.dcm" for i in (0, 1)] for number in (1, 3)]}
+    both = cbis_ddsm.read_masks(tmp_path, fitting, shape)["mass"]
+    assert both[30, 10:31].all() and both[12:18, 10:14].any() and both.shape == shape
+    without = cbis_ddsm.read(tmp_path, masks=False)
+    assert all(cell == "[]" for cell in without.rows["boxes"]) and without.masks is None
 
 
 def test_a_wrong_table_is_named(tmp_path):

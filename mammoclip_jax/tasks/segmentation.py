@@ -1,0 +1,85 @@
+"""Masks of channels in images, each a yes or no of its own: the breast, its muscle, lesions; of a chest the lungs."""
+
+import logging
+import re
+
+import jax.numpy as jnp
+import numpy as np
+
+from mammoclip_jax import models
+from mammoclip_jax.config import OF_TEXTS
+from mammoclip_jax.data.batches import labelled as batches
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.losses.segmentation import cross_entropy_and_dice
+from mammoclip_jax.tasks import labelled
+
+MODEL = "segmenter"
+COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
+UNUSED = re.compile(
+    OF_TEXTS
+    + r"""| model\.(activation|combine|input_size|text_classifier\.\w+) |
+    task\.(label|pos_weight|focal_alpha|focal_gamma|force_match|without_boxes)""",
+    re.VERBOSE,
+)
+
+
+def check(config) -> None:
+    """Raises UserError where the config asks for classes, for other units than images, or for what no network reads."""
+    labelled.check(config)
+    if config.task.unit != "image":
+        raise UserError("masks are those of images: leave config.task.unit as it is.")
+    if config.model.image.get("name") == "unet" and (config.model.stages or config.model.features != 256):
+        raise UserError(
+            "nothing reads config.model.stages and config.model.features where config.model.image is a U-Net: take "
+            "them out, or use another image encoder, which gets a pyramid of these stages."
+        )
+
+
+def target(config) -> batches.Target:
+    """What the config learns."""
+    return batches.Target(tuple(config.model.labels), masks=True)
+
+
+def split(config, datasets):
+    """As `labelled.split`; its parts have alike many of each channel where the labels have their names."""
+    return labelled.split(config, datasets, batches.Target(tuple(config.model.labels)))
+
+
+def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workdir=None):
+    """(Trainer, this process's checkpointable iterator of its devices' parts of the training batches).
+
+    Raises:
+        UserError: the config or the data are wrong; see `labelled.make_trainer`.
+    """
+    check(config)
+    wanted, sets = target(config), list(datasets.values())
+    examples = batches.examples(sets, "train", wanted, config.task.unit)
+    logging.info("%s", describe(wanted, examples))
+    trainer = labelled.make_trainer(
+        config, models.segmenter(config.model), loss(config), preprocessing, mesh, masks=True
+    )
+    return trainer, labelled.train_iterator(config, sets, examples, mesh, 0, wanted)
+
+
+def loss(config):
+    """Cross-entropy of the pixels, and soft Dice."""
+
+    def loss_fn(apply, image, batch):
+        logits, updated = apply(image)
+        known = batch["known"] & batch["mask"][:, None]
+        masks = batch["masks"].reshape(-1, *batch["masks"].shape[2:])[..., None]
+        channels = masks >> jnp.arange(known.shape[1]).astype(masks.dtype) & 1
+        value, metrics = cross_entropy_and_dice(logits, channels, known, dice_weight=config.task.dice_weight)
+        return value, metrics, updated
+
+    return loss_fn
+
+
+def describe(wanted: batches.Target, examples) -> str:
+    """A line for the log: how many images, and of each channel those that show it and those of which it is known."""
+    targets = np.array([example.target for example in examples])
+    counts = ", ".join(
+        f"{name} {there} of {known}"
+        for name, there, known in zip(wanted.labels, (targets == 1).sum(axis=0), (~np.isnan(targets)).sum(axis=0))
+    )
+    return f"{len(examples)} training images; with a mask of: {counts}"
