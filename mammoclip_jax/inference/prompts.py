@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mammoclip_jax.data.text import concepts as lexicons
+from mammoclip_jax.data.text.label_values import flag
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.prompt_files import Pair
 
@@ -30,6 +31,8 @@ def texts_of(concepts: str | Mapping[str, Sequence[str]], labels: Sequence[str])
         said = {name: tuple(texts) for name, texts in concepts.items()}
     else:
         for concept in lexicons.load(concepts):
+            if flag(dict(concept.values).get(concept.finding)) == 0:
+                continue  # it says that the finding is not there
             name = concept.finding or NORMAL
             said[name] = said.get(name, ()) + tuple(concept.prompts)
     for label in labels:

@@ -95,5 +95,7 @@ def test_prompts_come_by_label_and_what_lacks_is_said():
     }
     named = texts_of("phantom", (*LABELS, NORMAL))
     assert list(named) == [*LABELS, NORMAL] and all(named.values())
+    told = texts_of("mammo:presence", LABELS)
+    assert told == texts_of("mammo", LABELS) and not any(text.lower().startswith("no ") for text in told["mass"])
     with pytest.raises(UserError, match="no prompt for 'asymmetry'"):
         texts_of(CONCEPTS, ("asymmetry",))
