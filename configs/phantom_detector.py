@@ -33,6 +33,7 @@ def get_config():
     )
     config.model.update(labels=("mass", "calcification"), stages=("stage3", "stage5", "head"), features=64)
     config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
+    config.warm_start.texts = dict(weights="", load=("texts/prompts",))  # of config.model.text_classifier
     config.task.kind = "detector"
     config.task.monitor = "eval/phantom/detection/mass/ap@0.5"
 

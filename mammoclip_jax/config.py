@@ -31,7 +31,7 @@ NAMED_PARTS = (
 
 
 # Fields that only tasks with labels read, and only those with texts.
-OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) |
+OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) | model\.text_classifier\..* |
     task\.(?!kind|monitor|better|patience)\w+"""
 # Fields of config.train that only one choice reads.
 READ_BY = {
@@ -140,6 +140,9 @@ def defaults() -> ConfigDict:
                 "activation": "sigmoid",  # softmax: the labels are classes
                 "combine": "mean",  # or max, attention: of the features of a breast's or exam's views
                 "features": 256,  # channels of that pyramid, and of a detector's subnets
+                # Of a detector with dim above 0: classes are the cosines to texts, whose vectors [labels, dim] a dual
+                # encoder makes of the prompts of a lexicon (data/text/lexicons); config.warm_start names its weights.
+                "text_classifier": {"dim": 0, "temperature": 0.07, "concepts": ""},
                 "input_size": (),  # height and width that a detector stretches images to; (): as they are
                 "stages": (),  # of the image encoder, three: C3, C4 and C5 of the pyramid of a detector or segmentation
                 "dtype": "float32",  # of computation; parameters, statistics and the loss stay float32

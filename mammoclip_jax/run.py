@@ -33,7 +33,7 @@ from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
-from mammoclip_jax.inference import loading, region_methods
+from mammoclip_jax.inference import loading, region_methods, text_classifier
 from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.names import lookup
 from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
@@ -216,6 +216,9 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
         return fresh
     if not options:
         return fresh
+    if config.model.text_classifier.dim:
+        labels, concepts = config.model.labels, config.model.text_classifier.concepts
+        open_weights = text_classifier.with_vectors(open_weights, labels, concepts)
     with distributed.main_first("warm start"):  # what comes from the hub is fetched once
         variables, started = warm_start.start(fresh, options, open_weights)
     for line in started.differences(meta):

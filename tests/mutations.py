@@ -858,6 +858,27 @@ MUTATIONS = (
     ),
     # --- evaluation ---
     Mutation(
+        "regions of normal tissue: over a finding too",
+        "evaluation/region_sets.py",
+        "if inside and not (iou(taken, box[None]) > 0).any():",
+        "if inside:",
+        ("evaluation/test_region_sets.py",),
+    ),
+    Mutation(
+        "zero-shot detection: regions that lie over a better one are kept",
+        "evaluation/evaluators/zero_shot_detection.py",
+        "suppressed(boxes, own, overlap, limit)",
+        "np.argsort(-own, kind='stable')[:limit]",
+        ("evaluation/evaluators/test_zero_shot_detection.py",),
+    ),
+    Mutation(
+        "classes by text: features that are not of unit length",
+        "models/retinanet.py",
+        "x = x * lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)",
+        "x = x * 1.0",
+        ("models/test_retinanet.py",),
+    ),
+    Mutation(
         "average precision: equal scores in the order of the images",
         "evaluation/metrics/average_precision.py",
         "np.lexsort((hit, -scores))",

@@ -5,8 +5,7 @@ A set of regions is a table, one row a region: COLUMNS, the box in canvas pixels
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,13 +14,12 @@ from mammoclip_jax.boxes import iou
 from mammoclip_jax.data.regions import sliding
 from mammoclip_jax.data.store import regions as store
 from mammoclip_jax.data.text import concepts as lexicons
-from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.features import chunks, known_where, read
 from mammoclip_jax.evaluation.metrics.regions import boxes_mask, breast_mask
 from mammoclip_jax.evaluation.predictions import IDENTITY
+from mammoclip_jax.inference.prompts import NORMAL
 from mammoclip_jax.names import check_name
 
-NORMAL = "normal_tissue"  # the class of regions, and of the concepts, without a finding
 BOX = ["left", "top", "right", "bottom"]
 COLUMNS = ("position", *IDENTITY, "real", "label", *BOX)  # position: the row of the data set's index
 SLIDING = "sliding"  # boxes all over the breast, made when they are asked for; else regions are a side table's name
@@ -33,15 +31,29 @@ TISSUE = 0.75  # share of such a region that is breast, at least
 # Kinds of vectors of regions, and how a model computes them: [n H W] images and [n R 4] boxes -> [n R D].
 KINDS: dict[str, Callable] = {
     "head": lambda model, images, boxes: model.embed_regions(images, boxes),
+    "places": lambda model, images, boxes: model.embed_places(images, boxes),
     "crops": lambda model, images, boxes: model.embed_crops(images, boxes),
     "stages": lambda model, images, boxes: model.region_means(images, boxes),
 }
-IN_TEXT_SPACE = ("head", "crops")
+# Those beside which a model's texts lie, and what makes them.
+IN_TEXT_SPACE = {
+    "head": "the head of regions",
+    "places": "the last stage's mean over the box, projected as an image's features are",
+    "crops": "what is cut out around the box, enlarged to an image",
+}
 
 
-def kind_of(model) -> str:
-    """The kind of vectors beside which a model's texts lie: of its head of regions, else of what is cut out."""
-    return "head" if getattr(model, "region_heads", ()) else "crops"
+def kind_of(model, asked: str | None = None) -> str:
+    """The kind of vectors beside which a model's texts lie: as asked, else of its head of regions, else of places of the
+    last stage.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    if asked is None:
+        return "head" if getattr(model, "region_heads", ()) else "places"
+    check_name(asked, IN_TEXT_SPACE, "kind of vectors beside texts")
+    return asked
 
 
 def boxed(index: pd.DataFrame, positions: Sequence[int], labels: Sequence[str]) -> tuple[pd.DataFrame, int]:
@@ -148,31 +160,6 @@ def cut(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
     x0, y0 = (int(np.clip(np.floor(low), 0, size - 1)) for low, size in zip(box[:2], (width, height)))
     x1, y1 = (int(np.clip(np.ceil(high), low + 1, size)) for high, low, size in zip(box[2:], (x0, y0), (width, height)))
     return image[y0:y1, x0:x1]
-
-
-def texts_of(concepts: str | Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """{label: prompts} of each of `labels` and of NORMAL.
-
-    Args:
-        concepts: a lexicon of `data.text.concepts`, all of whose concepts of a finding speak for it; or the prompts
-            themselves, by label.
-
-    Raises:
-        UserError: it has nothing to say of one of them.
-    """
-    if isinstance(concepts, Mapping):
-        said: dict[str, Any] = {name: tuple(texts) for name, texts in concepts.items()}
-    else:
-        said = {}
-        for concept in lexicons.load(concepts):
-            said[concept.finding or NORMAL] = said.get(concept.finding or NORMAL, ()) + tuple(concept.prompts)
-    for label in (*labels, NORMAL):
-        if not said.get(label):
-            raise UserError(
-                f"concepts={concepts if isinstance(concepts, str) else sorted(said)!r} has no prompt for {label!r}: "
-                f"name another lexicon, or give prompts as {{label: [texts]}} with {', '.join((*labels, NORMAL))}."
-            )
-    return {label: said[label] for label in (*labels, NORMAL)}
 
 
 def candidates(dataset, positions: Sequence[int], regions: str, seed: int = 0) -> pd.DataFrame:

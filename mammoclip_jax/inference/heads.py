@@ -1,6 +1,7 @@
 """Models without texts: a classifier, a detector, an image encoder alone."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,21 @@ class Detector(ImageModel):
         """
         check_options(nms, options, "detect")
         return self._batched(functools.partial(self._detect, tuple(sorted(options.items()))), np.asarray(images))
+
+    def with_classes(self, vectors: Mapping[str, Float[np.ndarray, " D"]]) -> "Detector":
+        """The same weights with other classes, {label: text vector}; of one whose classes are texts."""
+        config = self.config.copy_and_resolve_references()
+        config.model.labels = tuple(vectors)
+        prompts = {"vectors": np.stack(list(vectors.values()))}
+        statistics = {**self._variables["batch_stats"], "texts": {"prompts": prompts}}
+        meta = {
+            "config": config.to_dict(),
+            "preprocessing": self.preprocessing,
+            "provenance": self.provenance,
+            "trained_on": self.trained_on,
+        }
+        variables = {**self._variables, "batch_stats": statistics}
+        return Detector(variables, meta, self.step, batch_size=self._batch_size, mesh=self._mesh)
 
     def map_stage(self, method: str, stage: str | None = None) -> str:
         """As of all models.

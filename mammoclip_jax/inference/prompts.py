@@ -1,16 +1,47 @@
 """What a dual encoder is asked with prompts: the directions of labels in its space, and scores along them."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mammoclip_jax.data.text import concepts as lexicons
+from mammoclip_jax.data.text.label_values import flag
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.prompt_files import Pair
 
 # What a map explains: "score" the cosine to the positive texts minus that to the negative ones (the zero-shot score);
 # "positive" the cosine to the positive texts alone.
 EXPLAIN = ("score", "positive")
+NORMAL = "normal_tissue"  # the class without a finding, among regions and concepts
+
+
+def texts_of(concepts: str | Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """{label: prompts} of each of `labels`, of which NORMAL is tissue without a finding.
+
+    Args:
+        concepts: a lexicon of `data.text.concepts`, all of whose concepts of a finding speak for it; or the prompts
+            themselves, by label.
+
+    Raises:
+        UserError: it has nothing to say of one of them.
+    """
+    said: dict[str, tuple[str, ...]] = {}
+    if isinstance(concepts, Mapping):
+        said = {name: tuple(texts) for name, texts in concepts.items()}
+    else:
+        for concept in lexicons.load(concepts):
+            if flag(dict(concept.values).get(concept.finding)) == 0:
+                continue  # it says that the finding is not there
+            name = concept.finding or NORMAL
+            said[name] = said.get(name, ()) + tuple(concept.prompts)
+    for label in labels:
+        if not said.get(label):
+            raise UserError(
+                f"concepts={concepts if isinstance(concepts, str) else sorted(said)!r} has no prompt for {label!r}: "
+                f"name another lexicon, or give prompts as {{label: [texts]}} of {', '.join(labels)}."
+            )
+    return {label: said[label] for label in labels}
 
 
 def text_bank(texts, pairs: Mapping[str, Pair]) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ class RegionMixin:
     stage_grid: Callable[[str], Grid]
     _options: augment.Preprocess
     _stage_maps: Any
+    _module: Any  # has a `project_image`
     _encode: Any
     _batched: Any
 
@@ -48,11 +49,21 @@ class RegionMixin:
         program = functools.partial(self._region_means, tuple(stages) or self.stages)
         return self._batched(program, np.asarray(images), np.asarray(boxes, np.float32))
 
+    def embed_places(
+        self, images: Shaped[np.ndarray, "N H W"], boxes: Float[np.ndarray, "N R 4"]
+    ) -> Float[np.ndarray, "N R D"]:
+        """Unit vectors of what the last stage holds in each box, projected as the whole image's pooled features are: what
+        RegionCLIP (arXiv:2112.09106) calls CLIP's own vector of a region.
+
+        Raises:
+            UserError: the images' vectors are made by a head of regions.
+        """
+        return self._batched(self._embed_places, np.asarray(images), np.asarray(boxes, np.float32))
+
     def embed_crops(
         self, images: Shaped[np.ndarray, "N H W"], boxes: Float[np.ndarray, "N R 4"], context: float = CONTEXT
     ) -> Float[np.ndarray, "N R D"]:
-        """Unit vectors of what is cut out around each box, enlarged to a whole image: all that a model knows of regions
-        that has learnt from whole images alone.
+        """Unit vectors of what is cut out around each box, enlarged to a whole image.
 
         Args:
             context: sides of what is cut out, in those of the box; the shorter one grows to the image's shape.
@@ -62,6 +73,14 @@ class RegionMixin:
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _region_means(self, stages, variables, images, boxes):
+        return self._means(stages, variables, images, boxes)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _embed_places(self, variables, images, boxes):
+        means = self._means(self.stages[-1:], variables, images, boxes)
+        return self._module.apply(variables, means, train=False, method="project_image")
+
+    def _means(self, stages, variables, images, boxes):
         _, maps = self._stage_maps(variables, images)
         there, means = jnp.ones(boxes.shape[:2], bool), []
         for stage in stages:

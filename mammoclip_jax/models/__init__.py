@@ -54,7 +54,8 @@ def build(config, vocab_size: int):
     options["projection"] = dict(options["projection"])
     options["heads"] = heads_of(options.pop("heads", {}), dtype)
     adapters = options.pop("lora", None)
-    for other in ("cached_text", "labels", "activation", "combine", "stages", "features", "input_size"):
+    others = ("cached_text", "labels", "activation", "combine", "stages", "features", "input_size", "text_classifier")
+    for other in others:
         options.pop(other, None)  # how the model is trained, or what a classifier or detector has
     check_options(DualEncoder, options, "config.model")
     model = DualEncoder(image_encoder=image, text_encoder=text, **options)

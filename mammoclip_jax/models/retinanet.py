@@ -24,6 +24,7 @@ RATIOS = (0.5, 1.0, 2.0)  # height / width
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))  # of the level's size; the ratios keep the area
 CELL_ANCHORS = len(RATIOS) * len(SCALES)
 PRIOR = 0.01  # probability of every class at the start
+_RARE = -math.log((1 - PRIOR) / PRIOR)  # its logit
 FIELDS = ("image", "stages", "labels", "dtype")
 
 
@@ -119,13 +120,14 @@ def repeat_to(x: Float[Array, "N h w c"], times: int, grid: tuple[int, int]) -> 
 class Subnet(nn.Module):
     """Four 3 x 3 convolutions with ReLU and one for the output; the same parameters for all levels.
 
-    The output's weights start at zero and its bias at `bias`.
+    The output's weights start at zero, or as `output_init` says, and its bias at `bias`.
     """
 
     outputs: int
     bias: float = 0.0
     features: int = 256
     dtype: Any = jnp.float32
+    output_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, x: Float[Array, "N h w c"]) -> Float[Array, "N h w outputs"]:
@@ -134,16 +136,43 @@ class Subnet(nn.Module):
         return Conv(
             self.outputs,
             dtype=self.dtype,
-            kernel_init=nn.initializers.zeros,
+            kernel_init=self.output_init,
             bias_init=nn.initializers.constant(self.bias),
             name="output",
         )(x)
+
+
+class Texts(nn.Module):
+    """Class logits of anchors' features: their cosines with text vectors over a temperature, plus a bias that all classes
+    share, which is the logit of what is like no text (RegionCLIP, arXiv:2112.09106, has a background of vector 0 instead,
+    whose softmax a focal loss of independent classes does not have).
+
+    The text vectors are not learnt: they lie beside the batch statistics, as `texts/prompts`, and come from a dual encoder.
+    Parameter: bias.
+    """
+
+    classes: int
+    dim: int
+    temperature: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N h w A*dim"]) -> Float[Array, "N h w A*classes"]:
+        prompts = self.variable("batch_stats", "prompts", lambda: {"vectors": jnp.zeros((self.classes, self.dim))})
+        bias = self.param("bias", nn.initializers.constant(_RARE), ())
+        x = x.reshape(*x.shape[:3], CELL_ANCHORS, self.dim).astype(jnp.float32)
+        x = x * lax.rsqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
+        logits = (
+            jnp.einsum("nhwad,kd->nhwak", x, prompts.value["vectors"], precision="highest") / self.temperature + bias
+        )
+        return logits.reshape(*x.shape[:3], CELL_ANCHORS * self.classes)
 
 
 class RetinaNet(nn.Module):
     """Class logits and box regressions of every anchor.
 
     Attributes:
+        text_dim: of the vectors of an anchor that are compared with texts; 0: classes have weights of their own.
+        temperature: of those cosines.
         stages: names of the encoder's stage maps that are C3, C4 and C5. Their strides must be multiples of 8, 16, 32.
         features: channels of the pyramid and of the subnets.
         dtype: of products and activations; outputs and parameters are float32.
@@ -154,13 +183,18 @@ class RetinaNet(nn.Module):
     classes: int
     features: int = 256
     dtype: Any = jnp.float32
+    text_dim: int = 0
+    temperature: float = 0.07
 
     def setup(self):
         self.fpn = Pyramid(self.features, self.dtype)
         self.regression = Subnet(4 * CELL_ANCHORS, 0.0, self.features, self.dtype)
-        self.classification = Subnet(
-            self.classes * CELL_ANCHORS, -math.log((1 - PRIOR) / PRIOR), self.features, self.dtype
-        )
+        if self.text_dim:
+            init = nn.initializers.normal(0.01)  # a vector of zeros has no direction
+            self.classification = Subnet(self.text_dim * CELL_ANCHORS, 0.0, self.features, self.dtype, init)
+            self.texts = Texts(self.classes, self.text_dim, self.temperature)
+        else:
+            self.classification = Subnet(self.classes * CELL_ANCHORS, _RARE, self.features, self.dtype)
 
     def __call__(
         self, image: Float[Array, "N H W C"], *, train: bool = False
@@ -188,7 +222,11 @@ class RetinaNet(nn.Module):
         strides = strides_of(self.image_encoder, self.stages, (height, width))
         _, maps = self.image_encoder(image, train=train, offsets=offsets)
         levels = self.fpn([maps[stage] for stage in self.stages], strides, grid_sizes(height, width))
-        return (self._flat(self.classification, levels, self.classes), self._flat(self.regression, levels, 4), maps)
+        return (self._flat(self._classes, levels, self.classes), self._flat(self.regression, levels, 4), maps)
+
+    def _classes(self, level):
+        found = self.classification(level)
+        return self.texts(found) if self.text_dim else found
 
     @staticmethod
     def _flat(subnet, levels, values):
@@ -234,6 +272,7 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
     """The detector of {"image": options of an image encoder, "stages": three names, "labels": names, "dtype"}, and
     perhaps "features", the channels of the pyramid.
 
+    "text_classifier" of a "dim" above 0 makes classes the cosines to text vectors, over its "temperature".
     Other fields of `config.model` are those of a dual encoder, and are not looked at. `image_encoder` makes the encoder
     of options and a dtype (`models.image_encoder`).
 
@@ -243,4 +282,13 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
     labels = labels_of(options, FIELDS, "a detector")
     stages = three(options["stages"])
     dtype = jnp.dtype(options["dtype"])
-    return RetinaNet(image_encoder(options["image"], dtype), stages, len(labels), options.get("features", 256), dtype)
+    texts = options.get("text_classifier", {})
+    return RetinaNet(
+        image_encoder(options["image"], dtype),
+        stages,
+        len(labels),
+        options.get("features", 256),
+        dtype,
+        texts.get("dim", 0),
+        texts.get("temperature", RetinaNet.temperature),
+    )

@@ -28,6 +28,26 @@ def check(config) -> None:
             "a detector finds boxes of config.model.labels in images: leave config.task.label and "
             "config.task.unit as they are."
         )
+    _check_texts(config)
+
+
+def _check_texts(config) -> None:
+    classifier = config.model.text_classifier
+    loads = [
+        pattern for entry in config.warm_start.values() if entry.get("weights") for pattern in entry.get("load", ())
+    ]
+    loaded = any(re.match(pattern, "texts/prompts") for pattern in loads)
+    if classifier.dim and not (classifier.concepts and loaded):
+        raise UserError(
+            f"config.model.text_classifier.dim={classifier.dim} compares anchors with texts: name the lexicon of their prompts "
+            "as config.model.text_classifier.concepts, and the dual encoder that reads them as "
+            'config.warm_start.texts=dict(weights=..., load=("texts/prompts",)).'
+        )
+    if classifier.concepts and not classifier.dim:
+        raise UserError(
+            f"config.model.text_classifier.concepts={classifier.concepts!r} is read only with the dim of the dual encoder's "
+            "vectors beside it."
+        )
 
 
 def target(config) -> batches.Target:

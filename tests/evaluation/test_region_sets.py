@@ -10,6 +10,7 @@ from mammoclip_jax.boxes import iou
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import region_sets
 from mammoclip_jax.evaluation.metrics.regions import boxes_mask, breast_mask
+from mammoclip_jax.inference.prompts import NORMAL, texts_of
 
 LABELS = ("mass", "calcification")
 
@@ -32,7 +33,7 @@ def test_boxes_of_one_label_are_taken_and_those_of_several_counted(dataset):
 def test_normal_tissue_lies_on_the_breast_over_no_box(dataset):
     sizes = np.array([[8.0, 8.0], [6.0, 6.0]])
     found = region_sets.normal(dataset, np.arange(len(dataset)), LABELS, sizes, seed=0)
-    assert len(found) > 40 and found["position"].is_unique and set(found["label"]) == {region_sets.NORMAL}
+    assert len(found) > 40 and found["position"].is_unique and set(found["label"]) == {NORMAL}
     drawn = set()
     for row in found.itertuples():
         box, image = np.array([row.left, row.top, row.right, row.bottom]), dataset.images[row.position]
@@ -88,11 +89,13 @@ def test_size_and_brightness_are_those_of_the_pixels_touched(dataset):
 
 
 def test_prompts_come_by_label_and_what_lacks_is_said():
-    assert region_sets.texts_of(CONCEPTS, ("calcification",)) == {
+    assert texts_of(CONCEPTS, ("calcification", NORMAL)) == {
         "calcification": ("There are calcifications.",),
         "normal_tissue": ("Normal tissue.",),
     }
-    named = region_sets.texts_of("phantom", LABELS)
-    assert list(named) == [*LABELS, region_sets.NORMAL] and all(named.values())
+    named = texts_of("phantom", (*LABELS, NORMAL))
+    assert list(named) == [*LABELS, NORMAL] and all(named.values())
+    told = texts_of("mammo:presence", LABELS)
+    assert told == texts_of("mammo", LABELS) and not any(text.lower().startswith("no ") for text in told["mass"])
     with pytest.raises(UserError, match="no prompt for 'asymmetry'"):
-        region_sets.texts_of(CONCEPTS, ("asymmetry",))
+        texts_of(CONCEPTS, ("asymmetry",))

@@ -58,6 +58,19 @@ def test_a_crop_of_all_is_the_image_and_the_same_tissue_has_one_vector_wherever_
     assert np.abs(own[:, 1] - own[:, 2]).max() > 1e-2
 
 
+def test_a_place_is_projected_as_the_image_is():
+    """The mean over all cells of the last stage is what is pooled."""
+    model = model_of(RESNET, batch_size=2, devices=1)
+    images = tiny_subject.images(2)
+    grid = model.stage_grid(model.stages[-1])
+    rows, columns = jax.eval_shape(model._stage_maps, model._variables, images)[1][model.stages[-1]].shape[1:3]
+    left, top = grid.column - grid.stride / 2, grid.row - grid.stride / 2
+    cells = np.float32([left, top, left + columns * grid.stride, top + rows * grid.stride])
+    found = model.embed_places(images, np.tile(np.stack([cells, cells / 2]), (2, 1, 1)))
+    np.testing.assert_allclose(found[:, 0], embedded(model, images), atol=1e-4)
+    assert np.abs(found[:, 1] - found[:, 0]).max() > 1e-3
+
+
 def test_what_is_cut_out_has_the_images_shape_and_holds_the_box_with_its_context():
     boxes = np.float32([[10, 10, 14, 40], [0, 0, 30, 3], [7, 7, 7, 7]])
     found = np.asarray(around(boxes, (HEIGHT, WIDTH), 2.0))

@@ -21,7 +21,7 @@ from mammoclip_jax import models
 from mammoclip_jax.boxes import decode
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.efficientnet import EfficientNet
-from mammoclip_jax.models.retinanet import RetinaNet, anchors, grid_sizes, repeat_to
+from mammoclip_jax.models.retinanet import RetinaNet, Texts, anchors, grid_sizes, repeat_to
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "retinanet.npz"
 CLASSES = 2
@@ -381,3 +381,41 @@ def test_a_tap_is_a_stage_like_the_others():
 
 if __name__ == "__main__":
     write_golden()
+
+
+# --- classes by text --------------------------------------------------------------------------------------------------
+
+
+def test_classes_by_text_are_the_cosines_of_what_a_plain_head_gives():
+    """A plain head with as many classes as the vectors have numbers, of the same weights, gives the anchors' features."""
+    dim, x = 3, image((1, 32, 64, 3))
+    model = small(jnp.float32, LITTLE, LITTLE_STAGES, text_dim=dim, temperature=0.1)
+    variables = random_variables(model)
+    variables["params"]["texts"]["bias"] = np.float32(-2.0)
+    drawn = variables["batch_stats"]["texts"]["prompts"]["vectors"]
+    logits, boxes = jax.jit(model.apply)(variables, x)
+    plain = {kind: {name: v for name, v in tree.items() if name != "texts"} for kind, tree in variables.items()}
+    features, plain_boxes = jax.jit(small(jnp.float32, LITTLE, LITTLE_STAGES, classes=dim).apply)(plain, x)
+    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    np.testing.assert_allclose(logits, unit @ drawn.T / 0.1 - 2, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(boxes, plain_boxes, rtol=1e-3, atol=1e-4)
+
+
+def test_text_vectors_are_not_learnt_and_a_class_more_leaves_the_others_alone():
+    x = np.random.default_rng(1).normal(size=(1, 2, 2, 9 * 3)).astype(np.float32)
+    variables = Texts(2, 3, 0.07).init(jax.random.key(0), x)
+    assert set(variables["params"]) == {"bias"} and set(variables["batch_stats"]) == {"prompts"}
+
+    def logits_of(vectors, x, bias=0.0):
+        values = {"params": {"bias": bias}, "batch_stats": {"prompts": {"vectors": np.asarray(vectors, np.float32)}}}
+        return Texts(len(vectors), 3, 0.07).apply(values, x).reshape(1, 2, 2, 9, -1)
+
+    hot = np.eye(3)[[2, 0]]
+    wide = x.reshape(1, 2, 2, 9, 3)
+    unit = wide / np.linalg.norm(wide, axis=-1, keepdims=True)
+    np.testing.assert_allclose(logits_of(hot, x, 1.5), unit[..., [2, 0]] / 0.07 + 1.5, rtol=1e-4)
+    np.testing.assert_allclose(logits_of([*hot, [1, 1, 0]], x)[..., :2], logits_of(hot, x), rtol=1e-6)
+    np.testing.assert_allclose(logits_of(hot, 7 * x), logits_of(hot, x), rtol=1e-4)  # its length says nothing
+    gradient = jax.grad(lambda x: logits_of(hot, x).sum())(np.zeros_like(x))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(variables["params"]["bias"], -np.log(99), rtol=1e-6)

@@ -15,6 +15,8 @@ from mammoclip_jax.evaluation.metrics import average_precision, froc
 from mammoclip_jax.evaluation.metrics.average_precision import Case, Found, matches
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.inference import overlay
+from mammoclip_jax.inference.loading import load
+from mammoclip_jax.inference.text_classifier import renamed
 from mammoclip_jax.names import check_name
 
 # Name -> what of `Detector.detect` it fixes. "published": as Mammo-CLIP was scored (Detectors/experiments.py).
@@ -47,6 +49,8 @@ def detection(
     protocol: str = "default",
     sizes: tuple[float, float] = (0.003, 0.01),
     threshold: float = THRESHOLD,
+    texts: str = "",
+    concepts: str | Mapping[str, Sequence[str]] = "mammo",
     gallery: int = 6,
     sanity: bool = False,
     resamples: int = statistics.RESAMPLES,
@@ -61,6 +65,9 @@ def detection(
             images with a box of one of the labels, and average precision alone, with class-agnostic suppression.
         sizes: shares of the canvas at which a box is no longer small, and is large.
         threshold: only detections with a score above it count.
+        texts: of a detector whose classes are texts: the dual encoder's weights, which read the prompts of `labels`, any
+            labels, in `concepts`; "": it is asked for the labels that it was trained on.
+        concepts: a lexicon, or {label: prompts}; see `prompts.texts_of`.
         gallery: pictures of each label, drawn by `seed`, half of them of images without it.
         sanity: whether average precision is measured with random weights too, drawn by `seed`: "mass/ap@0.5_randomised".
 
@@ -72,6 +79,8 @@ def detection(
         UserError: the model finds no boxes or lacks a label, no such protocol, or thresholds out of order.
     """
     check_name(protocol, PROTOCOLS, "protocol of the evaluator detection")
+    if texts:
+        model = renamed(model, load(texts), concepts, tuple(labels or model.labels))
     labels = _labels(model, labels)
     iou = (0.5,) if protocol == "published" else tuple(sorted(map(float, iou)))
     if not iou or not 0 < iou[0] <= iou[-1] <= 1 or not 0 < sizes[0] < sizes[1]:

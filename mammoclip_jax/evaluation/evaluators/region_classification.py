@@ -14,13 +14,11 @@ from mammoclip_jax.evaluation.evaluators.zero_shot import scale_of
 from mammoclip_jax.evaluation.features import Features, select
 from mammoclip_jax.evaluation.metrics import logistic
 from mammoclip_jax.evaluation.metrics.logistic import Items, Options
-from mammoclip_jax.evaluation.region_sets import NORMAL
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics.confusion import BALANCED_ACCURACY
 from mammoclip_jax.evaluation.statistics.discrimination import AUROC, MACRO_AUROC
 from mammoclip_jax.evaluation.statistics.paired import mean_of_draws
-from mammoclip_jax.inference.prompts import class_bank
-from mammoclip_jax.names import check_name
+from mammoclip_jax.inference.prompts import NORMAL, class_bank, texts_of
 
 LABELS = ("mass", "calcification")
 BASELINE = "size_and_brightness"
@@ -66,8 +64,8 @@ def region_classification(
         train_split: whose regions the probes learn from; "": only the texts are asked.
         val_split: whose regions choose a probe's strength; where there are none of two classes, folds of the others do.
         labels: of boxes.
-        concepts: a lexicon, or {label or "normal_tissue": prompts}; see `region_sets.texts_of`.
-        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of what is cut out.
+        concepts: a lexicon, or {label or "normal_tissue": prompts}; see `prompts.texts_of`.
+        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of places.
         representations: keys of `region_sets.KINDS` that a probe is fitted on each.
         boxes: numbers of training regions of each class that it is fitted on besides, `draws` times.
         cs: strengths to choose from (scikit-learn's C).
@@ -82,8 +80,7 @@ def region_classification(
         UserError: an unknown kind of vectors, no prompts for a label, no region to test or to learn from.
     """
     classes = (*labels, NORMAL)
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     if train_split == split or split == "all":
         raise UserError(
             f"region_classification learns from split {train_split!r}: test on another than split={split!r}, or set "
@@ -96,7 +93,7 @@ def region_classification(
             f"split {split!r} of {dataset.path} has no box of {', '.join(labels)}: there is nothing to score."
         )
     of_kind = region_sets.vectors(model, dataset, test.rows, kind)
-    texts = class_bank(features.texts, {"region": region_sets.texts_of(concepts, labels)})["region"][1]
+    texts = class_bank(features.texts, {"region": texts_of(concepts, (*labels, NORMAL))})["region"][1]
     answers = {"zero_shot": [softmax(scale_of(model, None) * of_kind @ texts.T, axis=1)]}
     counts = [_counts(split, test, classes)]
     if train_split:
@@ -194,11 +191,11 @@ def _answers(test: Part, answers: Mapping[str, list[np.ndarray]], classes) -> pd
 
 def _protocol(split, train_split, kind, concepts, draws, test: Part, boxes) -> str:
     lexicon = f"the lexicon {concepts}" if isinstance(concepts, str) else "the given prompts"
-    of_vectors = "the head of regions" if kind == "head" else "what is cut out around the box, enlarged to an image"
+    what = region_sets.IN_TEXT_SPACE[kind]
     said = [
         f"Split {split}: every true box of one of the labels alone ({test.several} of several are left out), and in each "
         "image of which all is known a region of normal tissue: of the size of one of these boxes, on the breast, over no "
-        f"box. zero_shot: softmax of the cosines of the vectors of {of_vectors} to the normalised mean of each class's "
+        f"box. zero_shot: softmax of the cosines of the vectors of {what} to the normalised mean of each class's "
         f"prompts in {lexicon}. macro_auroc: mean of one class against the rest over the classes that occur."
     ]
     if train_split:
@@ -209,7 +206,7 @@ def _protocol(split, train_split, kind, concepts, draws, test: Part, boxes) -> s
         )
         said.append(
             f"All others: logistic regression (scikit-learn, L2, balanced), learnt from the same regions of split {train_split}. "
-            "stages: RoIAlign's mean of the encoder's stage maps over the box; head, crops: the vectors of zero_shot. "
+            "stages: RoIAlign's mean of the encoder's stage maps over the box; head, places, crops: vectors as zero_shot has. "
             f"size_and_brightness: width, height, mean and largest grey value of the box alone.{of_few}"
         )
     return " ".join([*said, f"Intervals: {statistics.INTERVAL}, with the fits as they are."])

@@ -45,7 +45,7 @@ def region_grounding(
     Args:
         labels: findings of `label_values.PRESENT`.
         regions: "sliding", or a side table of the data set (`python -m mammoclip_jax.regions`).
-        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of what is cut out.
+        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of places.
         gallery: pictures of each label, drawn by `seed`, with their sentence.
 
     Metrics: "mass/regions/pointing_game", the centre of the best region lies in a box of the label, and
@@ -58,8 +58,7 @@ def region_grounding(
     """
     for label in labels:
         check_name(label, PRESENT, "label of the evaluator region_grounding")
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     features = features or Features(model, dataset)
     positions = select(dataset.index, split, patients, seed)
     of_label = {label: asked(dataset.index, positions, label) for label in labels}
@@ -128,12 +127,12 @@ def _protocol(split, labels, regions, kind, metrics: Mapping[str, dict[str, Any]
     where = (
         "sliding boxes on the breast" if regions == region_sets.SLIDING else f"the regions {regions} of the data set"
     )
-    what = "the head of regions" if kind == "head" else "what is cut out around the box, enlarged to an image"
     counts = ", ".join(
         f"{metrics[f'{label}/without_sentence']['value']:.0f} of {metrics[f'{label}/without_sentence']['n']} with boxes of "
         f"{label}"
         for label in labels
     )
+    what = region_sets.IN_TEXT_SPACE[kind]
     return (
         f"Split {split}, images with boxes of the label, each with the first sentence of its own texts that affirms the label "
         f"for its side and view; images without such a sentence are left out: {counts}. Regions: {where}, {many:.0f} an "

@@ -52,7 +52,7 @@ def region_retrieval(
     Args:
         levels: of `data.batches.phrases.units`: "phrase", sentences of the texts that name the finding of one box alone;
             "label", the findings' names.
-        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of what is cut out.
+        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of places.
         gallery: pictures of phrases, drawn by `seed`, with the region that comes first.
 
     Metrics: "phrase_to_region/recall@1", "…/median_rank", "…/mean_rank", "region_to_phrase/…", beside "…/chance@1",
@@ -65,8 +65,7 @@ def region_retrieval(
         check_name(level, LEVELS, "level of phrases of a region")
     if min(ks) < 1:
         raise UserError(f"region_retrieval takes ks from 1 on, not ks={tuple(ks)}.")
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     positions = select(dataset.index, split, patients, seed)
     pairs = _pairs(dataset.index, positions, levels)
     protocol = _protocol(split, levels, kind, pairs)
@@ -146,11 +145,11 @@ def _pictures(dataset, pairs: Pairs, similarity: np.ndarray, gallery: int, seed:
 
 
 def _protocol(split: str, levels: Sequence[str], kind: str, pairs: Pairs) -> str:
-    what = "the head of regions" if kind == "head" else "what is cut out around the box, enlarged to an image"
     of_level = {
         "phrase": "sentences of an image's texts that affirm the finding of one box alone",
         "label": "names of findings",
     }
+    what = region_sets.IN_TEXT_SPACE[kind]
     return (
         f"Split {split}: boxes that a phrase speaks of ({len(pairs.regions)}), and the phrases "
         f"({', '.join(of_level[level] for level in levels)}; {len(pairs.texts)} that differ in more than case, white space and "

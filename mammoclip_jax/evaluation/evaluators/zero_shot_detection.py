@@ -17,13 +17,12 @@ from mammoclip_jax.evaluation.evaluators.detection import chosen, froc_entries, 
 from mammoclip_jax.evaluation.features import Features, boxes_of, known_where, select
 from mammoclip_jax.evaluation.metrics import average_precision, froc
 from mammoclip_jax.evaluation.metrics.average_precision import Case, Found
-from mammoclip_jax.evaluation.region_sets import NORMAL, NOTHING
+from mammoclip_jax.evaluation.region_sets import NOTHING
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics.bootstrap import bootstrap
 from mammoclip_jax.evaluation.statistics.few import too_few
 from mammoclip_jax.inference import overlay
-from mammoclip_jax.inference.prompts import class_bank
-from mammoclip_jax.names import check_name
+from mammoclip_jax.inference.prompts import NORMAL, class_bank, texts_of
 
 LABELS = ("mass", "calcification")
 ASKED, BRIGHT = "zero_shot", "brightness"
@@ -56,8 +55,8 @@ def zero_shot_detection(
     Args:
         labels: of boxes; an image counts for one where it has a box of it, or is known to lack it.
         regions: "sliding", or a side table of the data set (`python -m mammoclip_jax.regions`).
-        concepts: a lexicon, or {label or "normal_tissue": prompts}; see `region_sets.texts_of`.
-        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of what is cut out.
+        concepts: a lexicon, or {label or "normal_tissue": prompts}; see `prompts.texts_of`.
+        vectors: of `region_sets.IN_TEXT_SPACE`; None: those of the model's head of regions, without one of places.
         iou: from which a region finds a box.
         overlap: IoU above which the region of the lower score is struck out.
         limit: regions of an image that are left after it.
@@ -71,8 +70,7 @@ def zero_shot_detection(
     Raises:
         UserError: an unknown kind of vectors or table, no prompts for a label, IoUs out of (0, 1].
     """
-    kind = vectors or region_sets.kind_of(model)
-    check_name(kind, region_sets.IN_TEXT_SPACE, "kind of vectors beside texts")
+    kind = region_sets.kind_of(model, vectors)
     iou = tuple(sorted(map(float, iou)))
     if not iou or not 0 < iou[0] <= iou[-1] <= 1:
         raise UserError(f"zero_shot_detection got iou={iou}: IoUs must be above 0 and up to 1.")
@@ -83,7 +81,7 @@ def zero_shot_detection(
     pixels = model.preprocessing["height"] * model.preprocessing["width"]
     looked = np.unique(np.concatenate([np.zeros(0, int), *known.values()]))
     found = region_sets.candidates(dataset, positions[looked], regions, seed)
-    texts = region_sets.texts_of(concepts, labels)
+    texts = texts_of(concepts, (*labels, NORMAL))
     scores = _scores(model, dataset, found, kind, features or Features(model, dataset), texts, seed)
     boxes = region_sets.by_position(found)
     options = {"resamples": resamples, "seed": seed}
@@ -202,7 +200,7 @@ def _protocol(split, regions, kind, concepts, iou, overlap, limit, many) -> str:
     where = (
         "sliding boxes on the breast" if regions == region_sets.SLIDING else f"the regions {regions} of the data set"
     )
-    what = "the head of regions" if kind == "head" else "what is cut out around the box, enlarged to an image"
+    what = region_sets.IN_TEXT_SPACE[kind]
     return (
         f"Split {split}: images with a box of the label, or known to lack it. Regions: {where}, {many:.0f} an image. zero_shot: "
         f"cosine of the vector of {what} to the normalised mean of the label's prompts in {lexicon}, less that to those of "

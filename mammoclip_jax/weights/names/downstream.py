@@ -113,6 +113,8 @@ def write_detector(variables: Mapping[str, Any], meta: Mapping[str, Any]) -> dic
     model = meta["config"]["model"]
     image, stages = model["image"], tuple(model["stages"])
     check_published(image, "detector")
+    if model.get("text_classifier", {}).get("dim"):
+        raise UserError("the published detector has no classes by text: config.model.text_classifier.dim must be 0.")
     if stages != _STAGES[image["variant"]]:
         raise UserError(
             f"the published detector takes the maps {_STAGES[image['variant']]} of {image['variant']}; "

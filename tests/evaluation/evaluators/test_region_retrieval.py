@@ -35,7 +35,7 @@ def dataset():
     dataset.index["split"] = "test"
     for row in range(0, len(dataset), 4):
         if "mass" in dataset.index["boxes_canvas"][row]:
-            dataset.index.at[row, "texts"] = [f"There is a mass of {row} mm. It is seen well."]
+            dataset.index.at[row, "texts"] = [f"There is a mass of {row} mm."]
     both = [{"label": "mass", "box": [4, 14, 12, 22]}, {"label": "calcification", "box": [6, 34, 12, 40]}]
     dataset.index.at[4, "boxes_canvas"] = json.dumps(both)
     dataset.index.at[4, "texts"] = ["There is a mass of 4 mm. There are calcifications. No asymmetry."]
