@@ -1,23 +1,25 @@
 """Region-aware MedCLIP on chest radiographs: CLIP's ViT-B/16 beside Bio_ClinicalBERT, MIMIC-CXR and CheXpert (docs/chest.md).
 
-    python -m mammoclip_jax.pretrain --config=configs/region_medclip_cxr.py --workdir=runs/cxr \
+    python -m mammoclip_jax.pretrain --config=configs/region_medclip_cxr.py:vit --workdir=runs/cxr_vit \
         --config.warm_start.image.weights=ViT-B-16.pt --config.warm_start.text.weights=hf://emilyalsentzer/Bio_ClinicalBERT
-    python -m mammoclip_jax.pretrain --config=configs/region_medclip_cxr.py:resnet50 --workdir=runs/cxr_resnet50 \
-        --config.warm_start.image.weights=resnet50-0676ba61.pth --config.warm_start.text.weights=hf://emilyalsentzer/Bio_ClinicalBERT
-    python -m mammoclip_jax.pretrain --config=configs/region_medclip_cxr.py:swin --workdir=runs/cxr_swin \
-        --config.warm_start.image.weights=hf://microsoft/swin-tiny-patch4-window7-224 \
-        --config.warm_start.text.weights=hf://emilyalsentzer/Bio_ClinicalBERT
+    python -m mammoclip_jax.regions --data=data/mimic_cxr --method=sliding --option='scales=[0.15,0.3,0.5]'
+    python -m mammoclip_jax.regions --data=data/mimic_cxr --method=teacher --weights=runs/cxr_vit --regions=sliding \
+        --concepts=chest
+    python -m mammoclip_jax.pretrain --config=configs/region_medclip_cxr.py --workdir=runs/cxr_regions \
+        --config.warm_start.image.weights=runs/cxr_vit --config.warm_start.text.weights=runs/cxr_vit
 
-`resnet50` and `swin` are the two of MedCLIP (Wang et al. 2022, arXiv:2210.10163; run_medclip_pretrain.py): 224 pixels padded to
-a square, the mean of BERT's layers 1, 2 and last over the tokens, 512 dimensions, AdamW at 2e-5, batches of 100, 10 % warm-up,
-cosine, gradients clipped at 1, targets by the cosine of the 14 labels. What differs, and why:
+(the same for data/chexpert). `:vit` is the teacher, and what regions are compared with: the same towers, data and image-text
+loss without regions. `:resnet50` and `:swin` are the two of MedCLIP (Wang et al. 2022, arXiv:2210.10163;
+run_medclip_pretrain.py): 224 pixels padded to a square, the mean of BERT's layers 1, 2 and last over the tokens, 512 dimensions,
+AdamW at 2e-5, batches of 100, 10 % warm-up, cosine, gradients clipped at 1, targets by the cosine of the 14 labels. They start
+from resnet50-0676ba61.pth and hf://microsoft/swin-tiny-patch4-window7-224. What differs, and why:
 
 - a target temperature of .2: with the released 1 the targets of a batch are nearly uniform;
 - no mirroring: a mirrored chest has its heart at the wrong side (theirs mirrors half of the images, and not the texts);
 - texts are pooled over their own tokens (theirs counts padding), and a text is a section of the report, not one sentence.
 
-The list 5x200 is the test of CheXpert, and the official test part that of MIMIC-CXR. `--config.data.targets.source=text` reads
-the labels from the drawn texts instead. docs/chest.md has the memory of each variant and the options that fit it to 4 to 6 GB.
+The list 5x200 is the test of CheXpert, the official test part that of MIMIC-CXR. `--config.data.targets.source=text` reads the
+labels from the drawn texts instead. docs/chest.md has the memory of each variant and what fits it to 4 to 6 GB.
 """
 
 from mammoclip_jax.config import defaults
@@ -41,31 +43,33 @@ LABELS = (
     "support_devices",
 )
 FIVE = ("atelectasis", "cardiomegaly", "consolidation", "edema", "pleural_effusion")
+VIT = dict(name="clip_vit", variant="base", remat="none")
 ENCODERS = {
-    "vit": dict(name="clip_vit", variant="base", remat="none"),
+    "regions": VIT,
+    "vit": VIT,
     "resnet50": dict(name="resnet", variant="50"),
-    "swin": dict(name="swin", variant="tiny"),
+    "swin": dict(name="swin", variant="tiny", remat="none"),
 }
 
 
-def get_config(encoder="vit"):
-    check_name(encoder, ENCODERS, "variant of region_medclip_cxr")
+def get_config(variant="regions"):
+    check_name(variant, ENCODERS, "variant of region_medclip_cxr")
     config = defaults()
-    config.name = f"MedCLIP on chest radiographs, {encoder}"
-    data = config.data
+    config.name = f"MedCLIP on chest radiographs, {variant}"
+    data, model, losses = config.data, config.model, config.losses
     data.folders.update(mimic_cxr="data/mimic_cxr", chexpert="data/chexpert")
     data.tokenizer = "hf://emilyalsentzer/Bio_ClinicalBERT"
     data.text_length = 77
     data.update(views=1, texts=1, other_views=True)
-    data.captions, data.captions_share = "chest", 0.0  # where there is no report, as of CheXpert
+    data.unpaired.images = True  # those of CheXpert, without reports: by their labels any text of the batch is theirs
     data.targets.update(source="labels", fields=LABELS)
     config.image.update(mean=0.5862785803043838, std=0.27950088968644304, intensity="range")
     config.augment.update(
         affine_probability=1.0, rotate=10.0, translate=0.0625, scale=(0.8, 1.1), contrast=0.2, brightness=0.2
     )
 
-    config.model.image.update(ENCODERS[encoder])
-    config.model.text.update(
+    model.image.update(ENCODERS[variant])
+    model.text.update(
         name="bert",
         hidden_size=768,
         num_hidden_layers=12,
@@ -74,12 +78,20 @@ def get_config(encoder="vit"):
         average_layers=(1, 2, -1),
         remat="none",
     )
-    config.model.pooling = "mean"
-    config.model.projection.bias = False
+    model.pooling = "mean"
+    model.projection.bias = False
     config.warm_start.image = dict(weights="", load=("image_encoder/",))
-    config.warm_start.text = dict(weights="", load=("text_encoder/",))
+    config.warm_start.text = dict(
+        weights="", load=("text_encoder/", "text_projection/") if variant == "regions" else ("text_encoder/",)
+    )
 
-    config.losses.soft_targets = dict(weight=1.0, similarity="cosine", temperature=0.2, pair=0.0)
+    losses.soft_targets = dict(weight=1.0, similarity="cosine", temperature=0.2, pair=0.0)
+    if variant == "regions":  # RegionCLIP's two terms, all of weight 1 as published
+        data.regions.update(places=16, sources=("teacher",), concepts="chest")
+        model.heads.regions = dict(stages=("last",), size=4, dim=512)
+        model.image_head = "regions"  # the whole image is one more region
+        losses.region_concept = dict(weight=1.0)
+        losses.distillation = dict(weight=1.0)
     train = config.train
     train.batch_size = 100
     train.steps = EPOCHS * IMAGES // train.batch_size

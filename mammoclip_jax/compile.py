@@ -7,7 +7,12 @@ Examples:
         --search --remat=none --remat=expand --remat=block --micro_batches=1 --micro_batches=2
     python -m mammoclip_jax.compile --parameters=configs/mammoclip_b5.py=1520x912       # counts; compiles nothing
 
-It needs libtpu (pip install -e .[aot]) and no TPU. A whole B5 step takes the better part of an hour on two cores;
+    python -m mammoclip_jax.compile --config=configs/region_medclip_cxr.py:vit --topology=cpu:6 --height=224 --width=224
+
+TPUs need libtpu (pip install -e .[aot]) and no TPU. `cpu:6` is one device of 6 GiB as this CPU's compiler lays the step out:
+an estimate for a GPU of that size, too high for bfloat16, of which a CPU keeps copies in float32.
+
+A whole B5 step takes the better part of an hour on two cores;
 what was compiled once is kept in --cache. Exit status 3: it does not fit.
 """
 
@@ -30,7 +35,9 @@ def define_flags() -> None:
     """The flags of the command."""
     config_flags.DEFINE_config_file("config", None, "The experiment: a Python file with get_config().")
     flags.DEFINE_multi_string("parameters", [], "CONFIG=HEIGHTxWIDTH: count its parameters and FLOPs, compile nothing.")
-    flags.DEFINE_string("topology", "v5e:4x4", "TPU topology, as v5e:16x16, v6e:4x4, v5p:2x2x2 or v4:2x2x1.")
+    flags.DEFINE_string(
+        "topology", "v5e:4x4", "TPU topology, as v5e:16x16, v6e:4x4, v5p:2x2x2 or v4:2x2x1; or cpu:GIB."
+    )
     flags.DEFINE_float("images_per_chip", 0, "Sets config.train.batch_size; 0 leaves it.", lower_bound=0)
     flags.DEFINE_integer("height", 1520, "Rows of the prepared images.", lower_bound=1)
     flags.DEFINE_integer("width", 912, "Columns of the prepared images.", lower_bound=1)

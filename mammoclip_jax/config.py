@@ -39,7 +39,7 @@ READ_BY = {
     "schedule": {"step": ("decay_steps", "decay_factor")},
 }
 OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection|heads)\..* |
-    model\.(dim|pooling|pooling_token|cached_text|image_head|logit_scale|logit_bias) | train\.logit_scale_max |
+    model\.(dim|projected|pooling|pooling_token|cached_text|image_head|logit_scale|logit_bias) | train\.logit_scale_max |
     data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.*"""
 
 

@@ -15,7 +15,7 @@ import inspect
 from absl import flags
 
 from mammoclip_jax import command
-from mammoclip_jax.data.preview.regions import preview
+from mammoclip_jax.data.preview.regions import lines, preview
 from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
@@ -86,17 +86,11 @@ def _given(values: flags.FlagValues, method, options: dict) -> dict:
 
 def _summary(folder: str, name: str, info: dict) -> str:
     counts = info["counts"]
-    lines = [
+    head = (
         f"{folder}: {counts['regions']} regions {name!r} in {counts['images']} images, "
         f"{counts['without_region']} without any" + (" (as they were)" if info["up_to_date"] else "")
-    ]
-    lines += [f"  {label or 'no label'}: {number}" for label, number in counts["by_label"].items()]
-    for key, what in (("dropped", "left out"), ("unlabelled", "kept without a label")):
-        lines += [f"  {what}, {why}: {number}" for why, number in counts[key].items()]
-    for label, boxes in counts["annotated"].items():
-        covered = [f"{counts[f'covered_{least}'].get(label, 0)} by IoU {least}" for least in job.OVERLAPS]
-        lines += [f"  of {boxes} annotated boxes ({label or 'no label'}) covered: {', '.join(covered)}"]
-    return "\n".join(lines)
+    )
+    return "\n".join([head, *(f"  {what}: {number}" for what, number in lines(counts))])
 
 
 if __name__ == "__main__":

@@ -159,9 +159,9 @@ def make_regions(dataset: Dataset, name: str, options: dict) -> None:
     logging.info("%s: %d regions %r of %d images", dataset.path, counts["regions"], name, counts["images"])
 
 
-def make_phantom(out: str, exams: int, **parameters) -> None:
-    """The phantom set in `out`; exams that are there already are kept."""
-    workers = len(os.sched_getaffinity(0))
+def make_phantom(out: str, exams: int, workers: int | None = None, **parameters) -> None:
+    """The phantom set in `out`, by so many processes, or one a core; exams that are there already are kept."""
+    workers = workers or len(os.sched_getaffinity(0))
     with tqdm(total=exams, desc="phantom exams", unit="exam", disable=None) as bar:
         made = phantom.generate(
             out, exams, phantom.Parameters(**parameters), workers, lambda done, _: bar.update(done - bar.n)

@@ -35,6 +35,7 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 ROOT = Path(__file__).parent.parent
+MAPS = 15_000  # memory maps of a process from which on its compiled programs are let go
 
 
 def pytest_addoption(parser):
@@ -72,7 +73,12 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_are_let_go():
-    """After each file: together they would take more memory maps than a Linux process may have (65,530)."""
+    """After a file, when there are many: all together would take more memory maps than a Linux process may have (65,530).
+
+    What files have in common, as the small programs of single operations, is otherwise compiled once.
+    """
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()

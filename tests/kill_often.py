@@ -35,7 +35,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 import mammoclip_jax.models.bert  # noqa: E402, F401  else imported by each process
-import mammoclip_jax.models.efficientnet  # noqa: E402, F401
+import mammoclip_jax.models.resnet  # noqa: E402, F401
 from mammoclip_jax import run  # noqa: E402
 from mammoclip_jax.training import checkpoint, distributed, goodput  # noqa: E402
 from mammoclip_jax.training.writer import read_metrics  # noqa: E402

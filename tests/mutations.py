@@ -60,6 +60,21 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # --- chest radiographs ---
+    Mutation(
+        "5x200: a second finding that is uncertain does not matter",
+        "data/sources/chest_labels.py",
+        "return there[0] if len(there) == 1 and not doubtful else",
+        "return there[0] if len(there) == 1 else",
+        ("data/sources/test_chest_labels.py",),
+    ),
+    Mutation(
+        "chest reports: what is possible is there",
+        "data/text/chest_findings.py",
+        "states |= {None if _UNCERTAIN.search(clause) else 1 for",
+        "states |= {1 for",
+        ("data/text/test_chest_findings.py",),
+    ),
     # --- losses ---
     Mutation(
         "contrastive loss: mean over rows that do not count too",
@@ -167,6 +182,27 @@ MUTATIONS = (
         ("losses/test_soft_targets.py",),
     ),
     Mutation(
+        "soft targets: a text that is not its image's own is its pair",
+        "losses/soft_targets.py",
+        "(queries.index[:, None] == keys.index) & keys.paired",
+        "queries.index[:, None] == keys.index",
+        ("losses/test_soft_targets.py",),
+    ),
+    Mutation(
+        "regions and phrases: a denial counts for every region",
+        "losses/region_phrase.py",
+        "(keys.spoken | (keys.denies & shared))",
+        "(keys.spoken | keys.denies)",
+        ("losses/test_region_phrase.py",),
+    ),
+    Mutation(
+        "concepts: what denies the general finding leaves its kinds",
+        "data/text/concepts.py",
+        'for name in (*general, "abnormal")',
+        'for name in ("abnormal",)',
+        ("data/text/test_concepts.py",),
+    ),
+    Mutation(
         "labels from texts: the sentences of both breasts",
         "data/batches/targets.py",
         "reports.for_side(text, side)",
@@ -271,6 +307,20 @@ MUTATIONS = (
         "centre = (row + 0.5) * old / new",
         "centre = row * old / new + 0.5",
         ("models/test_vit.py", IMAGES),
+    ),
+    Mutation(
+        "CLIP's ResNet: stages half a cell off",
+        "models/clip_resnet.py",
+        "(stride / 2 - 0.5,)",
+        "(stride / 2,)",
+        ("models/test_clip_resnet.py",),
+    ),
+    Mutation(
+        "CLIP's attention pool: places of rows and columns exchanged",
+        "models/attention_pool.py",
+        '"hg,wk,gkc->hwc"',
+        '"wg,hk,gkc->hwc"',
+        ("models/test_attention_pool.py", IMAGES),
     ),
     Mutation(
         "ConvNeXt: layer scale left out",
@@ -927,6 +977,13 @@ MUTATIONS = (
         "np.split(value, count)[index]",
         "np.split(value, count)[count - 1 - index]",
         ("weights/test_names_vit.py",),
+    ),
+    Mutation(
+        "weights: queries and keys of CLIP's text tower exchanged",
+        "weights/names/clip.py",
+        '_QKV = ("q_proj", "k_proj", "v_proj")',
+        '_QKV = ("k_proj", "q_proj", "v_proj")',
+        ("weights/test_layouts_clip.py",),
     ),
     Mutation(
         "weights: a safetensors file with too much data is read",

@@ -92,10 +92,10 @@ def test_wrong_input_is_said(tmp_path):
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 
 
-def command(*arguments, **environment):
+def command(*arguments, which="training", **environment):
     """What the command prints for the tiny config."""
     done = subprocess.run(
-        [sys.executable, "-m", "mammoclip_jax.benchmark", f"--config={TINY}", *arguments],
+        [sys.executable, "-m", "mammoclip_jax.benchmark", f"--config={TINY}:{which}", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
@@ -171,6 +171,7 @@ def test_the_image_tower_is_compared_with_pytorch(tmp_path):
         "--config.image.channels=3",
         "--config.model.image.width=0.5",
         f"--json={tmp_path}/figures.json",
+        which="efficientnet",
         OMP_WAIT_POLICY="PASSIVE",
     )
     figures = json.loads((tmp_path / "figures.json").read_text())

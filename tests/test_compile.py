@@ -193,6 +193,20 @@ def command(tmp_path, *arguments, before=""):
     )
 
 
+def test_this_cpu_with_the_memory_of_another_device(config, job):
+    """Its compiler refuses nothing: what needs more than there is does not fit all the same."""
+    config.model.image.depth = 1
+    target = topology.load("cpu:0.001")
+    assert target.hbm == 2**30 // 1000 and len(target.devices) == 1
+    short = job._replace(target=target).compile(config).figures
+    assert not short["fits"] and short["memory"]["available"] == target.hbm < short["memory"]["needed"]
+    enough = job._replace(target=target._replace(hbm=short["memory"]["needed"])).compile(config).figures
+    assert enough["fits"] and enough["memory"]["total"] == short["memory"]["needed"] and enough["chips"] == 1
+    for name in ("cpu:", "cpu:six", "cpu:0"):
+        with pytest.raises(UserError, match="write the memory of the device in GiB, such as cpu:6"):
+            topology.prepare(name)
+
+
 def test_without_libtpu_the_command_says_how_to_get_it(tmp_path):
     done = command(tmp_path, before="sys.modules['libtpu'] = None")
     assert done.returncode == 2 and done.stderr.startswith("error: libtpu") and "pip install -e .[aot]" in done.stderr

@@ -56,7 +56,15 @@ def compile_step(trainer: Trainer, target: topology.Topology, cache: str | Path,
     known = provenance.versions(PACKAGES)
     facts = json.dumps([target.name, known, options, lowered.as_text()])
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]
-    return read(cache, key) or _write(cache, _compile(lowered, options, key, known))
+    return _within(target, read(cache, key) or _write(cache, _compile(lowered, options, key, known)))
+
+
+def _within(target: topology.Topology, compiled: Compiled) -> Compiled:
+    """Not fitting, where it needs more than there is and the compiler refuses nothing."""
+    needed = compiled.memory.get("total", 0)
+    if target.refuses or not compiled.fits or needed <= target.hbm:
+        return compiled
+    return compiled._replace(fits=False, memory={"needed": needed, "available": target.hbm}, cost={}, text="")
 
 
 def read(cache: str | Path, key: str) -> Compiled | None:

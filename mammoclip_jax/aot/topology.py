@@ -1,4 +1,4 @@
-"""Devices of a TPU topology without hardware, by libtpu's compiler."""
+"""Devices of a TPU topology without hardware, by libtpu's compiler; or this CPU with the memory of another device."""
 
 import importlib.util
 import math
@@ -11,6 +11,7 @@ from mammoclip_jax.names import lookup
 
 GIB = 2**30
 LARGEST = 256  # chips
+CPU = "cpu:"
 
 
 class Generation(NamedTuple):
@@ -37,6 +38,7 @@ class Topology(NamedTuple):
     name: str
     devices: list  # of jax.Device
     hbm: int  # bytes a chip that a program may use
+    refuses: bool = True  # whether its compiler refuses what needs more
 
 
 def prepare(name: str) -> None:
@@ -45,6 +47,10 @@ def prepare(name: str) -> None:
     Raises:
         UserError: libtpu is not installed, or `name` is no topology.
     """
+    if name.startswith(CPU):
+        _budget(name)
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        return
     generation, _ = parse(name)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -89,12 +95,28 @@ def parse(name: str) -> tuple[Generation, tuple[int, ...]]:
     return generation, shape
 
 
+def _budget(name: str) -> int:
+    """Bytes of `cpu:6`, in GiB.
+
+    Raises:
+        UserError: that is no number above 0.
+    """
+    gib = name.removeprefix(CPU)
+    if not re.fullmatch(r"\d+(\.\d+)?", gib) or not float(gib):
+        raise UserError(f"--topology={name}: write the memory of the device in GiB, such as {CPU}6.")
+    return int(float(gib) * GIB)
+
+
 def load(name: str) -> Topology:
-    """The topology of this name, after `prepare`.
+    """The topology of this name, after `prepare`; `cpu:6` is one device of 6 GiB, whose compiler is that of this CPU.
 
     Raises:
         UserError: the generation has no such topology.
     """
+    if name.startswith(CPU):
+        import jax
+
+        return Topology(name, jax.devices("cpu")[:1], _budget(name), refuses=False)
     from jax.experimental import topologies
 
     generation, shape = parse(name)

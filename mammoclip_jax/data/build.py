@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mammoclip_jax.data import increment, leave_out, masks, reported
 from mammoclip_jax.data.counts import counted, kinds, listed, quarantine_text
-from mammoclip_jax.data.identity import Identity
+from mammoclip_jax.data.identity import Identity, shown_options
 from mammoclip_jax.data.make import Failed, Job, Task, make, tasks, work, write, write_alone
 from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable, other_views
 from mammoclip_jax.data.pixels.render import LATER, Preprocessing
@@ -88,6 +88,7 @@ def build(
     images_in = len(table.rows) + len(table.problems)
     reports = reported.counts(table.rows)
     table, ran = settled(table, root, headers, recogniser)
+    told = table.rows
     table, stamps = increment.present(table, root)
     identity = None if table.public_ids else Identity(out, key)
     hashed = (lambda text: identity.hash("key", text)) if identity else increment.plain_hash
@@ -96,7 +97,7 @@ def build(
     wanted = _masks(table, root, keys)
     bounds = _bounds(len(table.rows), shards)
     parameters = {
-        **_shown(provenance or {}, identity),
+        **shown_options(provenance or {}, identity),
         **preprocessing.as_dict(),
         "shards": shards,
         "codec": codec,
@@ -110,6 +111,7 @@ def build(
             + table.rows.drop(columns=list(MEMORY_COLUMNS)).to_json(orient="split")
             + (json.dumps(ran) if identity else "")
             + " ".join(table.leave_out)
+            + reported.without_file(told, table.rows)
         ),
     }
     there = _finished(out, parameters)
@@ -148,6 +150,7 @@ def build(
         (out / PASSED_OVER).unlink(missing_ok=True)
         if others:
             write_text(out / PASSED_OVER, quarantine_text(others))
+        reported.write_alone(out, told if identity is None else identity.rows(told), index)
         _write_folder(out, building, table, index, problems, counts, parameters, ran, wanted, workers)
     reused = int(index["key"].isin(set(stored)).sum())
     return counts | {
@@ -156,15 +159,6 @@ def build(
         "reused": reused,
         "made": len(index) - reused,
         "deidentification": ran,
-    }
-
-
-def _shown(provenance: dict, identity: Identity | None) -> dict:
-    """The provenance as the data set may show it: an option's value may be a path that names somebody."""
-    if identity is None or "options" not in provenance:
-        return provenance
-    return provenance | {
-        "options": {name: identity.hash("option", value) for name, value in provenance["options"].items()}
     }
 
 

@@ -85,3 +85,12 @@ def _make_key(path: Path) -> None:
 def line(row: str) -> str:
     """From "table.csv:17" to "line 17": a table may be named after somebody."""
     return f"line {row.rpartition(':')[2]}" if row else ""
+
+
+def shown_options(provenance: dict, identity: Identity | None) -> dict:
+    """The provenance as the data set may show it: an option's value may be a path that names somebody."""
+    if identity is None or "options" not in provenance:
+        return provenance
+    return provenance | {
+        "options": {name: identity.hash("option", value) for name, value in provenance["options"].items()}
+    }

@@ -41,6 +41,9 @@ of `labels` with a common meaning:
 | birads, density                                            | 0 to 6 (of the breast); "A" to "D"                 |
 | mass_shape, mass_margins, mass_density,                    | words of the BI-RADS lexicon                       |
 | calcification_type, calcification_distribution             |                                                    |
+| of a chest: CheXpert's 14 (data/sources/chest_labels.py),  | 0 or 1; NAME_uncertain is 1 where the data set says so |
+| as cardiomegaly, pleural_effusion, no_finding              |                                                    |
+| five_x                                                     | class of an image on the list 5x200, in words      |
 | age, race, ethnicity, site, machine                        | of patient or device, for subgroups                |
 | procedure, image_type                                      | of the exam and the image, in words                |
 | study_day                                                  | days since the patient's first study in the set    |

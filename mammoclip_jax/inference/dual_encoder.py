@@ -12,6 +12,7 @@ from mammoclip_jax import explain, models
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.image_model import ImageModel
+from mammoclip_jax.models.dual_encoder import OWN_HEAD
 from mammoclip_jax.names import check_name
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables
@@ -30,6 +31,8 @@ class DualEncoder(ImageModel):
         module = models.build(self.config.model, self._tokenize.vocab_size if self._tokenize else 0)
         self.local_heads = module.heads.local() if module.heads else {}
         self.region_heads = module.heads.of_regions() if module.heads else ()
+        if hasattr(module.image_encoder, "of_boxes"):
+            self.region_heads = (*self.region_heads, OWN_HEAD)
         return module
 
     def embed_image(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N D"]:
@@ -43,7 +46,8 @@ class DualEncoder(ImageModel):
 
         Args:
             boxes: left, top, right, bottom in pixels of the images.
-            head: name in config.model.heads; None: the first of kind regions.
+            head: name in config.model.heads, or "image_encoder" where that is one of CLIP's ResNets, whose last stage
+                and pool make vectors of regions too; None: the first of kind regions, before the encoder.
 
         Raises:
             UserError: there is no such head.

@@ -73,9 +73,8 @@ def region_phrase(
         batch["phrase_findings"],
     )
     known = PhraseRows(*(x.reshape(-1) for x in known))
-    compared = Vectors(
-        unit(queries).reshape(-1, width), unit(phrases).reshape(-1, width), jnp.asarray(1 / temperature, jnp.float32)
-    )
+    queries, phrases = (unit(x).reshape(-1, width) for x in (queries, phrases))
+    compared = Vectors(queries, phrases, jnp.asarray(1 / temperature, queries.dtype))
     of_rows, of_columns = compare(objectives.softmax(0.0), compared, known, pairs, form=form, mesh=mesh)
     forward, backward = (objectives.cross_entropy(summary, 0.0) for summary in (of_rows, of_columns))
     metrics = {

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from mammoclip_jax.models.attention_pool import AttentionPool
 from mammoclip_jax.models.layers import BatchNorm, Conv, Stages
 from mammoclip_jax.models.resnet import EPS, REMAT, Block, mean_of_cells
+from mammoclip_jax.models.roi_align import roi_align
 from mammoclip_jax.names import check_choices
 
 
@@ -38,6 +39,7 @@ VARIANTS = {
     "RN50x16": Variant(96, (6, 8, 18, 8), 768, 384),
     "RN50x64": Variant(128, (3, 15, 36, 10), 1024, 448),
 }
+REGION_STRIDE = 16  # of "stage3", where regions are cut out
 STRIDE = 32  # of the last stage, whose cells the attention pool looks at
 _HEAD = 64  # channels of each head of the attention pool
 _PADS = ((1, 1), (1, 1))
@@ -90,7 +92,7 @@ class ClipResNet(nn.Module):
         Cell (i, j) is centred on pixel coordinates (stride i + row, stride j + column); pixel k covers [k, k + 1). The
         first convolution's cells lie on every other pixel, and each mean moves the centre by half a cell.
         """
-        strides = (4, 4, 8, 16, STRIDE)
+        strides = (4, 4, 8, REGION_STRIDE, STRIDE)
         return {name: (stride, (stride / 2 - 0.5,) * 2) for name, stride in zip(self.stage_names, strides, strict=True)}
 
     def setup(self):
@@ -138,6 +140,14 @@ class ClipResNet(nn.Module):
         the positions are learnt for. Of the whole map of a nominal image that gives what `__call__` gives.
         """
         return self._pooled(self._through(self.layer4, features, train))
+
+    def of_boxes(
+        self, maps: Mapping[str, Array], boxes: Float[Array, "N R 4"], *, train: bool = False
+    ) -> Float[Array, "N R D"]:
+        """`of_regions` of boxes (left, top, right, bottom) in pixels of the images that the maps are of."""
+        side, mask = self.sizes.size // REGION_STRIDE, jnp.ones(boxes.shape[:2], bool)
+        cells = roi_align(maps["stage3"], boxes, mask, stride=REGION_STRIDE, size=(side, side))
+        return self.of_regions(cells.reshape(-1, *cells.shape[2:]), train=train).reshape(*boxes.shape[:2], -1)
 
     def _through(self, layer, x, train):
         for block in layer:

@@ -17,6 +17,7 @@ from mammoclip_jax.types import Embeddings
 
 PROJECTIONS = ("linear", "mlp")
 TOWERS = ("image", "text")
+OWN_HEAD = "image_encoder"  # in place of a head's name: an image encoder with `of_boxes`
 
 
 class Projection(nn.Module):
@@ -115,8 +116,11 @@ class DualEncoder(nn.Module):
     def embed_regions(
         self, head: str, image: Float[Array, "N H W C"], boxes: Float[Array, "N R 4"], *, train: bool = False
     ) -> Float[Array, "N R D"]:
-        """Unit vectors that a head of kind regions makes of boxes (left, top, right, bottom) in pixels of the images."""
+        """Unit vectors that a head of kind regions makes of boxes (left, top, right, bottom) in pixels of the images; or
+        OWN_HEAD, what the image encoder itself does: CLIP's ResNets."""
         _, stages = self.pool_image(image, train=train)
+        if head == OWN_HEAD:
+            return self.project_image(self.image_encoder.of_boxes(stages, boxes, train=train), train=train)
         return self._of_boxes(head, stages, boxes, image.shape[1:3])[:, 1:]
 
     def _of_boxes(self, head: str, stages, boxes: Float[Array, "N R 4"], size: tuple[int, int]):

@@ -244,7 +244,9 @@ def make_trainer(config, vocab_size: int, preprocessing: dict, mesh, tokenize=No
                 labels = texts, len(data.targets.fields)
                 more |= {"text_target": (labels, np.float32), "text_known": (labels, bool)}
         if config.model.cached_text:  # pooled to as many numbers as the projection takes
-            more["text_features"] = (texts, params["text_projection"]["dense"]["kernel"].shape[0]), np.float32
+            projects = "text" not in config.model.projected
+            width = params["text_projection"]["dense"]["kernel"].shape[0] if projects else config.model.dim
+            more["text_features"] = (texts, width), np.float32
         return abstract_batch(config, preprocessing, mesh, data.views, more)
 
     return assemble(

@@ -21,7 +21,7 @@ SENTENCES = {
     "edema": ("There is mild pulmonary edema.", "Interstitial edema has increased."),
     "pleural_effusion": ("There is a small left pleural effusion.", "A right pleural effusion is seen."),
 }
-DENIED = "No pneumothorax."
+DENIED, NORMAL = "No pneumothorax.", "No acute cardiopulmonary process."
 REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
 
@@ -47,9 +47,16 @@ def picture(path: Path, kind: int, rng: np.random.Generator, size=(72, 60)) -> N
     cv2.imwrite(str(path), image)
 
 
+def nothing(number: int) -> bool:
+    """Whether a patient has no finding."""
+    return number % 25 == 7
+
+
 def _cells(kind: int, number: int) -> str:
-    """The 14 cells: the class alone is there, another column uncertain, one denied, the rest empty."""
-    told = {FIVE[kind]: "1.0", "pneumothorax": "0.0", ("fracture", "lung_lesion")[number % 2]: "-1.0"}
+    """The 14 cells: the class alone is there (of one in 25 nothing), another column uncertain, two denied, the rest empty."""
+    others = [key for key in FINDINGS.values() if key not in (*FIVE, "no_finding", "pneumothorax")]
+    there = "no_finding" if nothing(number) else FIVE[kind]
+    told = {there: "1.0", "pneumothorax": "0.0", others[number % 7]: "0.0", others[(number + 3) % 7]: "-1.0"}
     return ",".join(told.get(key, "") for key in FINDINGS.values())
 
 
@@ -68,7 +75,7 @@ def mimic_tree(root: Path, patients: int = 20) -> Path:
             metadata.append(f"{image},{patient},{study},{view},72,60,2180{1 + number % 9:02d}06,213014.531")
             split.append(f"{image},{study},{patient},{part}")
         labels.append(f"{patient},{study},{_cells(kind, number)}")
-        finding, impression = SENTENCES[FIVE[kind]]
+        finding, impression = (NORMAL, NORMAL) if nothing(number) else SENTENCES[FIVE[kind]]
         (folder / f"s{study}.txt").write_text(REPORT.format(finding=finding, denied=DENIED, impression=impression))
     (root / "mimic-cxr-2.0.0-metadata.csv").write_text("\n".join(metadata) + "\n")
     for name, lines in (("split", split), ("chexpert", labels)):

@@ -97,17 +97,16 @@ def test_map_equals_its_formula_with_finite_differences(model, meta, variables, 
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), variables)
         pixels = np.asarray(augment.eval_images(images[:1], augment.preprocess_options(model.config)), np.float64)
 
-        @jax.jit
         def score(offset):
             vectors, stages = module.apply(wide, pixels, train=False, offsets={stage: offset}, method="encode_image")
             return vectors[0] @ towards, stages[stage]
 
-        features = np.asarray(score(jnp.zeros((), jnp.float64))[1])[0]
-        gradient = np.zeros_like(features)
-        for position in np.ndindex(features.shape):
-            step = np.zeros((1, *features.shape))
-            step[(0, *position)] = 1e-4
-            gradient[position] = (score(step)[0] - score(-step)[0]) / 2e-4
+        shape = jax.eval_shape(score, jnp.zeros((), jnp.float64))[1].shape
+        steps = 1e-4 * np.eye(np.prod(shape)).reshape(-1, *shape)
+        offsets = np.concatenate([steps, -steps, np.zeros((1, *shape))])
+        scores, stages = jax.device_get(jax.jit(jax.vmap(score))(offsets))
+    features = stages[-1][0]
+    gradient = (scores[: len(steps)] - scores[len(steps) : -1]).reshape(features.shape) / 2e-4
     weights = gradient.mean((0, 1), keepdims=True) if method == "grad_cam" else gradient
     expected = np.maximum((weights * features).sum(-1), 0)
     stride, centre = models.build(meta["config"]["model"], 50).image_encoder.stage_grids(HEIGHT, WIDTH)[stage]

@@ -16,7 +16,7 @@ MASS, CALCIFICATION = 1, 2
 def data():
     """Vectors of regions and phrases; row 6 only fills up, region (2, 0, 1) is gone, the last phrase of each row denies."""
     rng = np.random.default_rng(0)
-    named = {"regions/vectors": rng.normal(size=(B, V, R, D)), "phrase/vectors": rng.normal(size=(B, P, D))}
+    named: dict = {"regions/vectors": rng.normal(size=(B, V, R, D)), "phrase/vectors": rng.normal(size=(B, P, D))}
     named["regions/mask"] = np.ones((B, V, R), bool)
     named["regions/mask"][2, 0, 1] = False
     region = np.stack([rng.integers(0, V, (B, P)), rng.integers(0, R, (B, P))], axis=-1).astype(np.int32)
@@ -83,10 +83,13 @@ def value(named, batch, mesh=None, **options):
     return term.function(Embeddings(None, None, None, None, named), batch, mesh)
 
 
+one_device = jax.jit(value)
+
+
 def test_it_is_the_loop(data):
     named, batch = data
     with jax.enable_x64(True):
-        found, metrics = value(named, batch)
+        found, metrics = one_device(named, batch)
     expected = naive(named, batch, 0.2)
     np.testing.assert_allclose((metrics["region_to_phrase"], metrics["phrase_to_region"]), expected, rtol=1e-6)
     np.testing.assert_allclose(found, np.mean(expected), rtol=1e-6)
@@ -99,14 +102,13 @@ def test_one_and_eight_devices_and_every_form_agree(data):
     found = []
     for devices, form in ((1, "plain"), (8, "plain"), (8, "gathered"), (8, "ring")):
         mesh = make_mesh({"data": -1}, jax.devices()[:devices])
-        placed = jax.device_put((jax.tree.map(np.float32, named), batch), batch_sharding(mesh))
-        placed[0]["regions/mask"] = placed[0]["regions/mask"] > 0
-        mask = placed[0].pop("regions/mask")
+        vectors = {name: np.float32(x) for name, x in named.items() if name.endswith("vectors")}
+        placed = jax.device_put((vectors, named["regions/mask"], batch), batch_sharding(mesh))
 
         def loss(named, mask, batch, mesh=mesh, form=form):
             return value(named | {"regions/mask": mask}, batch, mesh, form=form)[0]
 
-        found.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(placed[0], mask, placed[1])))
+        found.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(*placed)))
     for other in found[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found[0], other)
     gradient = found[0][1]
@@ -125,13 +127,13 @@ def test_denials_repel_what_they_deny_and_nothing_else(data):
     for denied in (MASS, CALCIFICATION):
         alone["phrase_findings"] = np.full((B, P), MASS, np.int32)
         alone["phrase_findings"][0, P - 1] = denied
-        costs.append(float(value(named, alone)[1]["region_to_phrase"]))
+        costs.append(float(one_device(named, alone)[1]["region_to_phrase"]))
     assert costs[0] > 0.01 and abs(costs[1]) < 1e-6
     level[0, P - 1] = -1
-    assert abs(value(named, alone | {"phrase_level": level})[0]) < 1e-6
+    assert abs(one_device(named, alone | {"phrase_level": level})[0]) < 1e-6
 
 
 def test_a_batch_without_phrases_costs_nothing(data):
     named, batch = data
     nothing = batch | {"phrase_region": np.full((B, P, 2), -1, np.int32)}
-    assert value(named, nothing)[0] == 0
+    assert one_device(named, nothing)[0] == 0

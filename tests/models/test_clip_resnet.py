@@ -14,7 +14,6 @@ from comparison import close
 from image_contract import FORMS, evaluated, exact, image, run
 
 from mammoclip_jax.models.clip_resnet import VARIANTS
-from mammoclip_jax.models.roi_align import roi_align
 
 FORM = FORMS["clip_resnet"]
 CELLS = FORM.options["size"] // 16  # of "stage3", along each side of a nominal image
@@ -26,14 +25,15 @@ def of_regions(model, variables, features, train=False):
 
 
 def test_the_whole_image_is_one_more_region():
-    """RoIAlign of a nominal image's whole box has a sample in the middle of each cell: the map itself."""
+    """RoIAlign of a nominal image's whole box has a sample in the middle of each cell: the map itself. Of another box it
+    has not."""
     model, variables, x = FORM.model(), FORM.variables(), image(FORM.even)
     outputs, _ = run(model, variables, x)
     height, width = FORM.even[1:3]
-    boxes = np.float32([[[0, 0, width, height]]] * len(x))
-    mask = np.ones(boxes.shape[:2], bool)
-    cells = roi_align(outputs["stage3"], boxes, mask, stride=16, size=(CELLS, CELLS))[:, 0]
-    close(of_regions(model, variables, cells), outputs["pooled"], 1e-5)
+    boxes = np.float32([[[0, 0, width, height], [0, 0, width, height / 2]]] * len(x))
+    found = jax.jit(lambda maps: model.apply(variables, maps, boxes, method="of_boxes"))(outputs)
+    close(found[:, 0], outputs["pooled"], 1e-5)
+    assert abs(found[:, 1] - outputs["pooled"]).max() > 1e-2
 
 
 def test_regions_of_any_grid_equal_the_whole_image():

@@ -170,7 +170,11 @@ def test_training_drops_pooled_features():
 
 
 @pytest.mark.parametrize(
-    "kind, output_stride", [("nominal", 32), ("nominal", 8), ("detector", 32), ("symmetric", 32), ("same", 32)]
+    "kind, output_stride",
+    [
+        *(("nominal", 32), ("detector", 32)),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in (("nominal", 8), ("symmetric", 32), ("same", 32))),
+    ],
 )
 def test_stage_grids_say_where_a_cell_looks(kind, output_stride):
     """The pixels that a cell of an averaging network depends on are centred there."""

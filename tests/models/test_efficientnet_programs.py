@@ -8,11 +8,9 @@ import pytest
 from mammoclip_jax.models.efficientnet import EfficientNet
 
 MIXED = "block,block,expand,conv,conv,none,none"
+# Of the stages with a loop of MIXED two recompute and one does not; recomputation alone is in test_image_encoders.py.
 OPTIONS = [
-    dict(scan=True),
-    dict(remat="block"),
     dict(scan=True, remat="block"),
-    dict(scan=True, remat="conv"),
     dict(scan=True, remat=MIXED),
     dict(lanes=True),
     dict(lanes=True, scan=True, remat="expand"),

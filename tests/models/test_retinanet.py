@@ -296,8 +296,9 @@ def test_starts_with_the_prior_and_the_anchors():
         assert abs(np.std(arrays[f"{name}/kernel"]) / deviation - 1) < 0.1 and not np.any(arrays[f"{name}/bias"])
 
 
-@pytest.mark.parametrize("height, width", [(64, 96), (100, 75), (152, 91)])
-@pytest.mark.parametrize("pads", ["detector", "nominal", "same"])
+@pytest.mark.parametrize(
+    "height, width, pads", [(64, 96, "nominal"), (100, 75, "same"), (152, 91, "detector"), (100, 75, "detector")]
+)
 def test_any_size_gives_an_output_for_every_anchor(height, width, pads):
     model = small(image=ENCODER | {"pads": pads})
     (logits, regressions), _ = jax.eval_shape(

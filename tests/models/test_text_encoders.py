@@ -77,6 +77,11 @@ def write_golden(folder=GOLDEN):
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
+def slow(*values):
+    """Larger ones differ in numbers alone, and take long to trace."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 BIOMEDLM = dict(vocab_size=28896, n_embd=2560, n_layer=32, n_head=20, scale_attn_by_inverse_layer_idx=True)
 
 
@@ -84,11 +89,11 @@ BIOMEDLM = dict(vocab_size=28896, n_embd=2560, n_layer=32, n_head=20, scale_attn
     "name, options, published",
     [
         ("gpt2", dict(vocab_size=50257), 124_439_808),
-        ("gpt2", dict(vocab_size=50257, n_embd=1024, n_layer=24, n_head=16), 354_823_168),
-        ("gpt2", BIOMEDLM, 2_594_247_680),
+        slow("gpt2", dict(vocab_size=50257, n_embd=1024, n_layer=24, n_head=16), 354_823_168),
+        slow("gpt2", BIOMEDLM, 2_594_247_680),
         # answerdotai/ModernBERT-base and -large (149 and 395 million), without the heads
         ("modernbert", dict(vocab_size=50368), 149_014_272),
-        (
+        slow(
             "modernbert",
             dict(
                 vocab_size=50368, hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, intermediate_size=2624
@@ -97,7 +102,7 @@ BIOMEDLM = dict(vocab_size=28896, n_embd=2560, n_layer=32, n_head=20, scale_attn
         ),
         # the text towers of openai/clip-vit-base-patch32 and -large-patch14, without text_projection
         ("clip_text", dict(vocab_size=49408), 63_165_952),
-        (
+        slow(
             "clip_text",
             dict(vocab_size=49408, hidden_size=768, num_attention_heads=12, intermediate_size=3072),
             123_060_480,

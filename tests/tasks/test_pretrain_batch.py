@@ -7,6 +7,7 @@ import pytest
 from fake_sets import FakeDataset, H, W
 
 from mammoclip_jax.config import defaults
+from mammoclip_jax.data.pixels.geometry import fit
 from mammoclip_jax.data.text import tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import pretrain
@@ -22,6 +23,7 @@ ROWS = [
         boxes=BOXES,
         boxes_canvas=BOXES,
         labels=json.dumps({"density": "ABCD"[exam], "calcification": int(side == "L")}),
+        transform=fit((H, W), (0, 0, H, W), (H, W), chest_wall="left", laterality="").to_json(),
     )
     for exam in range(4)
     for side in "LR"
@@ -30,6 +32,12 @@ ROWS = [
 NAMED = {"sentence", "boxes", "box_classes"}
 ALONE = {"paired", "has_text", "text_target", "text_known"}
 UNPAIRED = dict(images=True, texts="phantom:presence", share=0.5)
+SPOKEN = dict(
+    regions=dict(places=2, sources=("boxes",), concepts="phantom"), phrases=dict(count=4, length=8, levels=("label",))
+)
+PHRASES = {"boxes", "box_classes", "region_allowed", "region_cosines"} | {
+    f"phrase_{name}" for name in ("ids", "mask", "region", "negated", "level", "findings")
+}
 LABELS = dict(source="labels", fields=("mass", "calcification", "density"))
 
 
@@ -43,6 +51,9 @@ def _config(data):
         name="bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     config.losses.term = dict(kind="soft_targets" if "targets" in data else "mammo_clip")
+    if "phrases" in data:
+        config.losses.spoken = dict(kind="region_phrase")
+        config.model.heads.regions = dict(stages=("last",), size=2, dim=16)
     return config
 
 
@@ -62,6 +73,7 @@ def _trainer(config, tokens, devices):
         (dict(targets=dict(source="text", fields=("mass",))), {"target", "known"}),
         (dict(targets=LABELS, unpaired=UNPAIRED), {"target", "known"} | ALONE),
         (dict(unpaired=dict(images=True)), {"paired", "has_text"}),
+        (SPOKEN | dict(slots=("CC", "MLO")), PHRASES | {"view_mask"}),
     ],
 )
 def test_a_program_expects_what_the_batches_hold(data, more, tmp_path):
@@ -81,11 +93,11 @@ def test_a_program_expects_what_the_batches_hold(data, more, tmp_path):
         assert batch["sentence"].max() == 2
 
 
-@pytest.mark.parametrize("unpaired", [dict(), UNPAIRED])
-def test_a_step_with_soft_targets_is_the_same_on_one_and_eight_devices(tmp_path, unpaired):
-    config = _config(dict(targets=LABELS, unpaired=unpaired))
+@pytest.mark.parametrize("more", [dict(), SPOKEN | dict(unpaired=UNPAIRED)])
+def test_a_step_is_the_same_on_one_and_eight_devices(tmp_path, more):
+    config = _config(dict(targets=LABELS) | more)
     config.train.batch_size = 8
-    assert pretrain._terms(config)[0].function.keywords == {"ranges": (0.0, 0.0, 3.0)}
+    assert pretrain._terms(config)[-1].function.keywords == {"ranges": (0.0, 0.0, 3.0)}
     datasets, found, state = {"fake": FakeDataset(ROWS)}, [], None
     tokens = pretrain.load_tokenizer(config, tmp_path, datasets)
     for devices in (1, 8):
@@ -97,7 +109,11 @@ def test_a_step_with_soft_targets_is_the_same_on_one_and_eight_devices(tmp_path,
         found.append(jax.device_get(loss(*placed)))
     (one, metrics), (eight, _) = found
     assert one == pytest.approx(eight, rel=1e-5)
-    assert one == pytest.approx((metrics["term/image_to_text"] + metrics["term/text_to_image"]) / 2)
+    soft = (metrics["term/image_to_text"] + metrics["term/text_to_image"]) / 2
+    if more:
+        assert metrics["spoken/phrases"] > 8
+        soft += (metrics["spoken/region_to_phrase"] + metrics["spoken/phrase_to_region"]) / 2
+    assert one == pytest.approx(soft)
 
 
 @pytest.mark.parametrize(

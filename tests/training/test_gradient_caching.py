@@ -9,6 +9,7 @@ import tiny
 from mammoclip_jax import losses
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import efficientnet
 from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import augment, gradient_caching
 from mammoclip_jax.training import mesh as meshes
@@ -17,10 +18,16 @@ BREASTS = 32  # of two images and two texts: 64 each
 PREPROCESSING = {"height": 32, "width": 32, "bits": 8}
 
 
+@pytest.fixture(autouse=True)
+def two_stages(monkeypatch):
+    """EfficientNet with two of its seven stages: they have all the kinds of blocks."""
+    monkeypatch.setattr(efficientnet, "STAGES", tiny.STAGES)
+
+
 def config_of(image="efficientnet", parts=(1, 1), dropout=0.1):
     config = defaults()
     if image == "efficientnet":
-        config.model.image.update(name="efficientnet", variant="b0", width=0.25, depth=0.3, drop_connect_rate=0.2)
+        config.model.image.update(name="efficientnet", variant="b0", width=0.24, drop_connect_rate=0.2)
     else:
         config.model.image.update(name="vit", variant="tiny", width=16, depth=2, heads=2)
     config.model.text.update(

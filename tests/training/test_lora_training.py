@@ -32,7 +32,7 @@ def tiny_config(**options):
 @pytest.fixture(scope="module")
 def trained():
     """(config, model, state before, state after three steps)."""
-    config, mesh = tiny_config(), meshes.make_mesh({"data": -1})
+    config, mesh = tiny_config(), meshes.make_mesh({}, jax.devices()[:1])
     model, before, step, _ = build(config, mesh)
     step, batch, state = jax.jit(step), meshes.put_batch(tiny_batch(), mesh), before
     for _ in range(3):

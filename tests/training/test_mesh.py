@@ -45,22 +45,30 @@ def split(tree):
     }
 
 
+def two_steps(kind, sizes, devices):
+    """The state, of `kind`, after two steps, and the loss."""
+    config, mesh = tiny_config(), meshes.make_mesh(sizes, devices)
+    config.sharding.state = kind
+    trainer = trainer_of(config, mesh)
+    state, batch = trainer.init(), meshes.put_batch(tiny.batch(), mesh)
+    step = trainer.jitted()
+    with jax.set_mesh(mesh):
+        for _ in range(2):
+            state, metrics = step(state, batch)
+    return state, float(metrics["loss"])
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """On one device, where there is nothing to split."""
+    return two_steps("replicated", {}, jax.devices()[:1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", meshes.STATES)
-def test_a_split_state_takes_the_same_steps(kind):
+def test_a_split_state_takes_the_same_steps(alone, kind):
     """Two steps, on eight devices with the state of `kind` and on one."""
-    config, states = tiny_config(), []
-    for devices, sizes in ((jax.devices()[:1], {}), (jax.devices(), {"data": 2, "fsdp": 4})):
-        mesh = meshes.make_mesh(sizes, devices)
-        config.sharding.state = kind
-        trainer = trainer_of(config, mesh)
-        state, batch = trainer.init(), meshes.put_batch(tiny.batch(), mesh)
-        step = trainer.jitted()
-        with jax.set_mesh(mesh):
-            for _ in range(2):
-                state, metrics = step(state, batch)
-        states.append((state, float(metrics["loss"])))
-    (one, loss), (eight, loss8) = states
+    (one, loss), (eight, loss8) = alone, two_steps(kind, {"data": 2, "fsdp": 4}, jax.devices())
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)
     assert split(eight.params) == (split(eight.ema["params"]) if kind == "fsdp" else set())
     moments = split(eight.opt_state)

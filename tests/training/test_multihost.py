@@ -26,8 +26,8 @@ DEVICES, STEPS, STOP = 8, 12, 4
 pytestmark = pytest.mark.slow
 
 
-def start(workdir, processes, data=None):
-    """The job on that many processes; `data` are the folders of an earlier run, used again."""
+def start(workdir, processes, data=None, which="training"):
+    """The job on that many processes; `data` are the folders of an earlier run, used again; `which` of tiny.py."""
     folders = (
         [
             f"--config.data.folders.phantom={data}/data",
@@ -42,7 +42,7 @@ def start(workdir, processes, data=None):
         [
             "bash",
             str(ROOT / "launch/local.sh"),
-            f"--config={ROOT}/tests/configs/tiny.py",
+            f"--config={ROOT}/tests/configs/tiny.py:{which}",
             f"--workdir={workdir}",
             f"--json={workdir}/figures.json",
             "--config.train.batch_size=8",
@@ -58,8 +58,8 @@ def start(workdir, processes, data=None):
     )
 
 
-def run(workdir, processes, data=None):
-    process = start(workdir, processes, data)
+def run(workdir, processes, data=None, which="training"):
+    process = start(workdir, processes, data, which)
     output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output
     return output
@@ -100,24 +100,27 @@ def assert_same_run(workdir, alone):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path))
 
 
-def test_two_processes_train_as_one(alone, tmp_path):
+def test_two_processes_train_as_one_that_goes_on_alone(alone, tmp_path):
     workdir = tmp_path / "run"
-    output = run(workdir, 2, alone)
+    run_until_stopped(workdir, 2, alone)
+    run(workdir, 1, alone)
+    assert_same_run(workdir, alone)
+
+
+def test_one_goes_on_as_two_which_end_the_whole_job(alone, tmp_path):
+    workdir = tmp_path / "run"
+    run_until_stopped(workdir, 1, alone)
+    output = run(workdir, 2, alone, "all")
     assert_same_run(workdir, alone)
     figures = json.loads((workdir / "figures.json").read_text())
     assert figures["step"] == STEPS and Path(figures["report"]).stat().st_size > 10_000
-    assert any("eval/phantom/zero_shot/mass/auroc" in row for row in read_metrics(workdir / "metrics.jsonl"))
+    assert any(
+        row["step"] == STEPS and "eval/phantom/zero_shot/mass/auroc" in row
+        for row in read_metrics(workdir / "metrics.jsonl")
+    )
     # Process 0 speaks for both; the other has a log of its own, and leaves nothing else.
     assert output.count("report: ") == 1 and "image_encoder/" in (workdir / "log_process_1.txt").read_text()
     assert not list(workdir.glob(".process_0*")) and not list(workdir.glob("**/*.partial"))
-
-
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path, before, after):
-    workdir = tmp_path / "run"
-    run_until_stopped(workdir, before, alone)
-    run(workdir, after, alone)
-    assert_same_run(workdir, alone)
 
 
 BATCHES = """
@@ -167,12 +170,12 @@ assert total(x) == 40
 """
 
 
-def two_processes(code):
-    """Runs Python code in two processes; its arguments are those of `distributed.connect`."""
+def begin(code):
+    """Starts Python code in two processes; its arguments are those of `distributed.connect`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    jobs = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", code, f"127.0.0.1:{port}", "2", str(i)],
             cwd=ROOT,
@@ -182,18 +185,31 @@ def two_processes(code):
         )
         for i in range(2)
     ]
+
+
+def end_well(jobs):
     for job in jobs:
         _, errors = job.communicate(timeout=200)
         assert job.returncode == 0, errors
 
 
+@pytest.fixture(scope="module", autouse=True)
+def late():
+    """Begun before the first test: it mostly waits."""
+    jobs = begin(LATE)
+    yield jobs
+    for job in jobs:
+        job.kill()
+        job.wait()
+
+
 def test_each_process_makes_the_rows_of_its_devices_wherever_they_are():
     """Also where the mesh follows the wires of a TPU slice, and where an image's rows are split between processes."""
-    two_processes(BATCHES)
+    end_well(begin(BATCHES))
 
 
-def test_a_process_may_come_late_to_a_step():
-    two_processes(LATE)
+def test_a_process_may_come_late_to_a_step(late):
+    end_well(late)
 
 
 def test_an_error_in_one_process_ends_all_and_is_said(tmp_path):

@@ -10,6 +10,7 @@ import tiny
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses import Term
+from mammoclip_jax.models import efficientnet
 from mammoclip_jax.tasks.pretrain import contrast, make_trainer
 from mammoclip_jax.training import augment
 from mammoclip_jax.training import mesh as meshes
@@ -19,7 +20,7 @@ from mammoclip_jax.training.step import init_state, make_gradient_fn, make_train
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 
 
-EFFICIENTNET = dict(name="efficientnet", variant="b0", width=0.25, depth=0.3, drop_rate=0.1, drop_connect_rate=0.2)
+EFFICIENTNET = dict(name="efficientnet", variant="b0", width=0.24, drop_rate=0.1, drop_connect_rate=0.2)
 VIT = dict(name="vit", variant="tiny", width=16, depth=1, heads=2)  # compiles soonest
 
 
@@ -70,6 +71,14 @@ OPTIMISED = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_stages():
+    """EfficientNet with two of its seven stages: they have all the kinds of blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(efficientnet, "STAGES", tiny.STAGES)
+        yield
+
+
 @pytest.fixture(scope="module")
 def start():
     """A first state of EfficientNet's tower and BERT's."""
@@ -97,7 +106,7 @@ def assert_same(one, other):
             ratio = np.linalg.norm(b) / np.linalg.norm(a)
             assert abs(ratio - 1) < 1e-3, f"{slash_name(path)}: {ratio}"
             compared += 1
-    assert compared > 60
+    assert compared > 50
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +115,7 @@ def alone(start):
 
 
 @pytest.mark.slow  # in the quick run test_all_encoders.py and the contract of the encoders stand for it
-@pytest.mark.parametrize("shape", [{"data": -1}, {"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "space": 2}])
+@pytest.mark.parametrize("shape", [{"data": -1}, {"data": 2, "fsdp": 2, "space": 2}])  # two axes: test_all_encoders.py
 def test_every_gradient_is_the_same_on_eight_devices(shape, start, alone):
     assert_same(alone, gradients_on(meshes.make_mesh(shape), start))
 
@@ -117,7 +126,7 @@ def test_a_program_compiled_as_users_have_it_gives_the_same(start, alone):
 
 
 def test_loss_falls_on_a_batch_seen_again_and_again():
-    mesh = meshes.make_mesh({"data": -1})
+    mesh = meshes.make_mesh({}, jax.devices()[:1])
     config = tiny_config()
     config.augment.affine_probability = 0.0
     state, _, step = build(config, mesh)
@@ -170,12 +179,12 @@ def test_frozen_parameters_stay_and_excluded_ones_do_not_decay():
 
 
 def test_logit_scale_is_clamped_on_the_parameter():
-    mesh = meshes.make_mesh({"data": -1})
-    config = tiny_config()
-    config.train.logit_scale_max = 5.0
-    state, _, step = build(config, mesh)
-    _, metrics = jax.jit(step)(state, meshes.put_batch(tiny_batch(), mesh))
+    params, config, optimizer = {"logit_scale": jnp.log(jnp.float32(4.0))}, tiny_config().train, optax.sgd(1.0)
+    config.logit_scale_max = 5.0
+    step = make_train_step(lambda state, batch: (0.0, {}, {}, {"logit_scale": jnp.float32(-3.0)}), optimizer, config)
+    state, metrics = step(init_state({"params": params}, optimizer, jax.random.key(0), config), None)
     np.testing.assert_allclose(metrics["logit_scale"], 5.0, rtol=1e-6)
+    np.testing.assert_allclose(state.params["logit_scale"], np.log(5.0), rtol=1e-6)
 
 
 def test_the_average_moves_by_one_minus_its_decay():

@@ -87,6 +87,6 @@ def test_processes_stop_together_and_one_alone_goes_on(tmp_path, asked):
     said = [[line for line in output.splitlines() if line.startswith("stopped saved step")] for output in outputs]
     assert said[0] == said[1] and len(said[0]) == 1, outputs
     assert sum("asked to stop" in output for output in outputs) == 1
-    alone = process(1, 0, 0, tmp_path, 400)
-    output = alone.communicate(timeout=300)[0]
-    assert "finished True" in output, output
+    if asked == 0:  # what is saved is the same
+        output = process(1, 0, 0, tmp_path, 400).communicate(timeout=300)[0]
+        assert "finished True" in output, output

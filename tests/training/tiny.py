@@ -6,6 +6,7 @@ import numpy as np
 from mammoclip_jax.tasks.pretrain import make_trainer
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 32, 32, 8, 40
+STAGES = ((1, 3, 1, 1, 32, 16), (2, 5, 2, 6, 16, 24))  # of EfficientNet, with all the kinds of its blocks
 
 
 def batch(breasts=8, height=HEIGHT, width=WIDTH, length=LENGTH, vocabulary=VOCABULARY, flips=False):

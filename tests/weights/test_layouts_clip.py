@@ -197,6 +197,19 @@ def test_what_is_particular_to_each():
     assert gelu["image"]["act"] == gelu["text"]["hidden_act"] == "gelu"
 
 
+def test_an_imported_resnet_embeds_regions():
+    """By its own last stage and pool, without a head: the whole of an image of the nominal size is the image."""
+    model, images = layouts.layout("region_clip").read(region_clip(), {}, None), np.zeros((1, 64, 64), np.uint8)
+    for key, value in naming.flatten_dict(model.variables["batch_stats"], sep="/").items():
+        np.copyto(value, np.abs(value)) if key.endswith("var") else None
+    images[0, 10:40, 5:30] = 200
+    ours = dual_encoder(model)
+    assert ours.region_heads == ("image_encoder",)
+    found = ours.embed_regions(images, np.float32([[[0, 0, 64, 64], [5, 10, 30, 40]]]))
+    np.testing.assert_allclose(found[0, 0], ours.embed_image(images)[0], atol=1e-4)
+    assert abs(found[0, 1] - found[0, 0]).max() > 1e-2
+
+
 def test_what_is_missing_or_unknown_is_refused():
     for name, state, key in (
         ("clip", openai("clip_vit"), "visual.proj"),
@@ -287,14 +300,18 @@ def shape_table(name):
     return table | {"attnpool.positional_embedding": places, "attnpool.c_proj.weight": (dim, 32 * width)}
 
 
-def embedded(model, images, ids):
+def dual_encoder(model):
     meta = {
         "config": {"image": model.image, "model": model.model, "data": {"text_length": 12}},
         "tokenizer": None,
         "preprocessing": model.preprocessing,
         "provenance": {},
     }
-    ours = DualEncoder(model.variables, meta, 0, batch_size=2, mesh=make_mesh({}, jax.devices()[:1]))
+    return DualEncoder(model.variables, meta, 0, batch_size=2, mesh=make_mesh({}, jax.devices()[:1]))
+
+
+def embedded(model, images, ids):
+    ours = dual_encoder(model)
     return ours.embed_image(images), ours.embed_tokens(ids, ids > 0)
 
 

@@ -345,7 +345,7 @@ def test_a_run_from_a_run_is_killed_and_goes_on_with_the_same_bits(tmp_path):
     """With a frozen tower and adapters: the whole way from one run's checkpoint into another's."""
     parent = tmp_path / "parent"
     parent.mkdir()
-    finish(start(parent))
+    finish(start(parent, "--config.train.steps=3"))
     child = tmp_path / "child.py"
     child.write_text(
         CHILD.format(

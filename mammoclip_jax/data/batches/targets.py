@@ -73,13 +73,13 @@ class OfLabels:
     def of_texts(self, texts: Sequence[str], labels: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         """Labels of texts without image: those that are known of each, else what it says."""
         values = np.full((len(texts), len(self.fields)), np.nan, np.float32)
+        readable = tuple(field for field in self.fields if field in FIELDS["text"])
         for row, (text, given) in enumerate(zip(texts, labels, strict=True)):
+            said = dict(zip(readable, _said(frozenset([text]), "", readable)))
             for place, field in enumerate(self.fields):
                 value = _value(field, [(given, [])])
                 value = self.words[field].get(value) if field in WORDS else value
-                if value is None and field in findings.FINDINGS:
-                    value = findings.said(reports.sentences(text), field)
-                values[row, place] = np.nan if value is None else value
+                values[row, place] = said.get(field, np.nan) if value is None else value
         return _batched(values, "text_")
 
 

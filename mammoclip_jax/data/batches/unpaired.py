@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mammoclip_jax.data import reported
 from mammoclip_jax.data.batches import targets, texts, units
 from mammoclip_jax.data.batches.texts import TextOptions
 from mammoclip_jax.data.store.shards import Dataset
@@ -23,7 +24,6 @@ from mammoclip_jax.names import check_name
 
 log = logging.getLogger(__name__)
 REPORTS = "reports"  # the pool of the data sets' own reports whose images are not there
-TABLE = "texts"  # of a data set folder; written by prepare
 
 
 class Unpaired(NamedTuple):
@@ -87,7 +87,7 @@ def pool(datasets: Sequence[Dataset], split: str, wanted: Unpaired, text: TextOp
             "no report of this data set lacks its image, or an older version prepared it: prepare it again, or take "
             f'config.data.unpaired.texts="{REPORTS}" out'
         )
-        frame = read_frame(dataset.path, TABLE, remedy)
+        frame = read_frame(dataset.path, reported.ALONE, remedy)
         frame = frame[frame["split"] == split].reset_index(drop=True)
         for _, group in frame.groupby(units.breasts(frame), sort=False):
             own = tuple(texts.of_breast(group, text))

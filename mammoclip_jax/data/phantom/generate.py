@@ -67,7 +67,7 @@ def generate(
     missing = [number for number in range(count) if not (out / FOLDER / exams.patient(parameters, number)).exists()]
     tasks = [(str(out), parameters, number) for number in missing]
     done = count - len(missing)
-    for result in pool.ordered_map(write_exam, tasks, min(workers, len(tasks))):
+    for result in pool.ordered_map(write_exam, tasks, min(workers, len(tasks)) if workers > 1 else 0):
         if isinstance(result, pool.WorkerLost):
             raise UserError(
                 f"a process that made exams for {out} died, perhaps for want of memory: run again with "

@@ -15,7 +15,7 @@ LIMIT = 64
 
 
 def of_findings(known: Sequence[str], wanted: Sequence[str] | str, of: str) -> tuple[str, ...]:
-    """The `wanted` of the `known` names of masks, a list or with commas; without any those that are findings (`label_values.PRESENT`).
+    """The `wanted` of the `known` names of masks, a list or with commas; without any those that are findings.
 
     Raises:
         UserError: there is no such name, or none is a finding; `of` says whose they are.

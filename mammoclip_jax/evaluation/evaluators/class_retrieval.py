@@ -55,7 +55,7 @@ def class_retrieval(
         per_class: texts of each class, at most; of the classes that images have.
 
     Metrics: "LABEL/precision@1", ..., beside "LABEL/precision_chance", the share of the class in the gallery. Tables: classes,
-    the same by class with the number of images and texts; gallery, every text.
+    the same by class with the number of images and texts; texts, all of the gallery.
 
     Raises:
         UserError: there is no such gallery, it has no text of a class, or a k is below 1.
@@ -92,7 +92,7 @@ def class_retrieval(
     ]
     tables = {
         "classes": pd.DataFrame(by_class),
-        "gallery": pd.DataFrame({"class": gallery.classes, "text": gallery.texts}),
+        "texts": pd.DataFrame({"class": gallery.classes, "text": gallery.texts}),
     }
     return Result("class_retrieval", _protocol(split, label, gallery, per_class), metrics, tables)
 

@@ -22,7 +22,6 @@ from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.inference.region_methods import weights
 
 THRESHOLD = 0.1  # of the probability, as released (CONCEPT_THRES)
-SPACE = 8  # the regions of an image are filled up to a multiple of it, so that few programs are compiled
 BELOW, UNKNOWN = "below the threshold", "no known label of the image allows a concept"
 
 
@@ -66,7 +65,7 @@ def teacher(
     texts = prompts.class_bank(model, {"": {concept.name: concept.prompts for concept in lexicon}})[""][1]
     heat = temperature or 1 / model.logit_scale
     by_row = dict(list(table.frame.groupby("row")))
-    space = -(-max((len(own) for own in by_row.values()), default=0) // SPACE) * SPACE
+    space = max((len(own) for own in by_row.values()), default=0)  # for as many in each image: one program
     head = getattr(model, "region_heads", ())
 
     def find(rows, images):

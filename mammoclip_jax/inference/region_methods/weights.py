@@ -36,10 +36,12 @@ def about(model: Any, name: str, override: str = "") -> dict[str, Any]:
     Raises:
         UserError: the terms of the weights forbid that another model learns from what they say, without an override.
     """
+    path = Path(name)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path
     overridden = licences.check("label", model.provenance, override)
     return {
         "origin": {
-            "name": Path(name).name,
+            "name": run.name,
             "title": model.config.get("name", ""),
             "licences": licences.inherit([model.provenance]),
             "overrides": licences.inherit_overrides([model.provenance]) + ([overridden] if overridden else []),

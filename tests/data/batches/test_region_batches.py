@@ -32,10 +32,10 @@ ROWS = [
     row({"mass": 1, "calcification": 1}, [MASS], split="test"),
 ]
 LEXICON = {
-    "concepts": [
-        {"name": "mass", "finding": "mass", "values": {"mass": 1}, "prompts": ["a mass"]},
-        {"name": "specks", "finding": "calcification", "values": {"calcification": 1}, "prompts": ["calcifications"]},
-        {"name": "nothing", "finding": "", "prompts": ["no finding"]},
+    "sections": [
+        {"name": "mass", "parts": [{"when": {"mass": ["1"]}, "texts": "a mass"}]},
+        {"name": "specks", "parts": [{"when": {"calcification": ["1"]}, "texts": "calcifications"}]},
+        {"name": "background", "parts": [{"texts": "no finding"}]},
     ]
 }
 # Of each image a region on the mass's place and one that touches nothing.

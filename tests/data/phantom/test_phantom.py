@@ -47,6 +47,11 @@ def test_bytes_do_not_depend_on_workers(folder, tmp_path):
     assert contents(tmp_path / "two") == contents(folder)
 
 
+def test_one_worker_is_this_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate.pool, "_pool", None)  # nobody is to start one
+    assert generate.generate(tmp_path / "set", 1, SMALL) == 1
+
+
 def test_interrupted_and_grown_sets_end_with_the_same_bytes(folder, tmp_path):
     out = tmp_path / "set"
     generate.generate(out, 3, SMALL)

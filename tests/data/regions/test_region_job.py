@@ -107,7 +107,12 @@ def test_the_page_shows_images_with_and_without_regions(dataset, tmp_path):
     text = page.read_text()
     assert page == tmp_path / "regions-mine.html" and text.count("<article") == 4
     assert "6 regions in 7 images, 3 without any" in text and "found: mass" in text and "no boxes" in text
-    assert "left out: outside the canvas" in text and "http" not in text and str(tmp_path) not in text
+    assert (
+        "left out, outside the canvas" in text
+        and "annotated boxes, mass, b" in text
+        and "http" not in text
+        and str(tmp_path) not in text
+    )
     assert (H, W) == dataset.read(0).shape and preview(dataset, "mine", count=4).read_text() == text
 
 

@@ -1,11 +1,12 @@
 """CheXpert's labels by named policies, the list 5x200, and frontal views, in both sources that have them."""
 
+import gzip
 import json
 
 import pytest
 import test_chexpert
 import test_mimic_cxr
-from chest_trees import chexpert_tree
+from chest_trees import chexpert_tree, mimic_tree
 from fake_sets import FakeDataset
 
 from mammoclip_jax.data.batches import targets
@@ -111,6 +112,16 @@ def test_patients_of_the_list_leave_the_training_with_all_their_images(tmp_path)
     assert set(rows["split"][rows["patient"].isin(moved)]) == {"test"}
     assert (rows.groupby("patient")["split"].nunique() == 1).all() and set(rows["split"]) == {"train", "val", "test"}
     assert len(rows[rows["patient"].isin(moved)]) > len(moved)
+
+
+def test_a_patient_in_two_parts_stops_the_command(tmp_path):
+    tree = mimic_tree(tmp_path, patients=5)
+    table = tree / "mimic-cxr-2.0.0-split.csv.gz"
+    lines = gzip.decompress(table.read_bytes()).decode().splitlines()
+    table.write_bytes(gzip.compress("\n".join([*lines[:-1], lines[-1].replace("train", "test"), ""]).encode()))
+    with pytest.raises(UserError, match="1 patients are in more than one split"):
+        checked(mimic_cxr.read(tree))
+    assert len(checked(mimic_cxr.read(tree, views="frontal")).rows) == 5, "its other image is left out"
 
 
 def test_lateral_views_are_left_out_and_counted(tmp_path):

@@ -28,7 +28,7 @@ def test_precision_is_the_share_of_the_first_k_of_the_class():
     result = class_retrieval(
         model, dataset, label=LABEL, texts="chexpert", per_class=12, ks=(1, 2, 5, 10), resamples=20
     )
-    gallery = result.tables["gallery"]
+    gallery = result.tables["texts"]
     assert gallery["class"].value_counts().to_dict() == dict.fromkeys(FIVE, 12)
     images = model.embed_image(np.stack(dataset.images))[:60].astype(np.float64)
     similarity = images @ model.embed_text(gallery["text"]).astype(np.float64).T
@@ -73,7 +73,7 @@ def test_sentences_of_reports_that_affirm_one_class_alone(monkeypatch, tmp_path)
     dataset = chests()
     dataset.index["labels"] = [json.dumps({LABEL: ("edema", "cardiomegaly")[i % 2]}) for i in range(len(dataset))]
     result = class_retrieval(Words(), dataset, label=LABEL, texts=str(tmp_path), ks=(1,), resamples=5)
-    assert set(result.tables["gallery"]["class"]) == {"edema", "cardiomegaly"}, "of the classes that images have"
+    assert set(result.tables["texts"]["class"]) == {"edema", "cardiomegaly"}, "of the classes that images have"
     assert "split test, that affirm one of the classes alone" in result.protocol
 
 

@@ -103,6 +103,7 @@ def test_resampling_images_instead_of_patients_would_be_far_too_sure():
     assert by_images / draws < 0.85
 
 
+@pytest.mark.slow
 def test_delongs_intervals_and_tests_hold_for_patients_and_not_for_images():
     """Two models of equal worth that share part of their noise: p below 0.05 in about 5 % of 500 data sets."""
     rng = np.random.default_rng(4)
@@ -117,6 +118,7 @@ def test_delongs_intervals_and_tests_hold_for_patients_and_not_for_images():
     assert rejected_by_images / draws > 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [discrimination.AUROC, discrimination.AVERAGE_PRECISION])
 def test_the_permutation_test_is_uniform_where_the_models_can_be_exchanged(metric):
     """250 data sets, 59 permutations: the shares of p up to 0.1, 0.25, 0.5 are these, within three standard errors."""

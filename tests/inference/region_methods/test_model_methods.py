@@ -59,7 +59,7 @@ def test_parts_of_predicted_masks():
 def test_terms_go_on_and_what_they_forbid_is_refused():
     entry = {"weights": "somebody's", "licence": "mammo_clip", "title": "CC BY-NC-SA 4.0 (Mammo-CLIP)", "stated": True}
     free = model("detector", (), provenance={"licences": [entry]}, config={"name": "a run"})
-    origin = weights.about(free, "/home/somebody/runs/mine")["origin"]
+    origin = weights.about(free, "/home/somebody/runs/mine/checkpoints/3")["origin"]
     assert origin["licences"] == [entry] and origin["name"] == "mine" and origin["trained_on"] == "x"
     bound = model("detector", (), provenance={"licences": [entry | {"licence": "mammo_fm"}]}, config={"name": "b"})
     with pytest.raises(UserError, match=r"finding what another model learns from .*--override_licence"):

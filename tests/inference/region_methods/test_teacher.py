@@ -37,7 +37,7 @@ class FakeTeacher:
         return self._random(len(texts))
 
     def embed_crops(self, images, boxes, context):
-        assert images.shape == (len(boxes), 40, 30) and boxes.shape[1] % teacher.SPACE == 0 and context == 2.0
+        assert images.shape == (len(boxes), 40, 30) and boxes.shape[1] == 10 and context == 2.0
         return self._random(*boxes.shape[:2])
 
     def embed_regions(self, images, boxes):
