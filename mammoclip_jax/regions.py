@@ -15,7 +15,7 @@ import inspect
 from absl import flags
 
 from mammoclip_jax import command
-from mammoclip_jax.data.preview.regions import lines, preview
+from mammoclip_jax.data.preview.region_page import lines, preview
 from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError

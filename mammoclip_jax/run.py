@@ -40,7 +40,7 @@ from mammoclip_jax.training import checkpoint, continuation, distributed, goodpu
 from mammoclip_jax.training.mesh import make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
-from mammoclip_jax.weights import licences, regions, warm_start
+from mammoclip_jax.weights import licences, region_terms, warm_start
 from mammoclip_jax.weights.opening import open_weights
 
 
@@ -97,7 +97,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
         "provenance": provenance.collect(datasets),
         "trained_on": provenance.trained_on(datasets.values()),
     }
-    regions.note(meta, config, datasets)
+    region_terms.note(meta, config, datasets)
     continuation.check_content(meta, workdir)
     trainer, iterator = task.prepare(config, datasets, meta["preprocessing"], mesh, tokenize=tokenize, workdir=workdir)
     state = trainer.init(lambda fresh: start_variables(fresh, config, workdir, meta))

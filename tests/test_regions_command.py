@@ -7,7 +7,7 @@ import pytest
 from small_phantoms import prepared
 
 from mammoclip_jax import regions as command
-from mammoclip_jax.data.store import regions as tables
+from mammoclip_jax.data.store import region_tables as tables
 from mammoclip_jax.errors import UserError
 
 

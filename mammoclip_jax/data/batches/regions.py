@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.boxes import iou
-from mammoclip_jax.data.store import regions as tables
+from mammoclip_jax.data.store import region_tables as tables
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text import concepts, label_values
 from mammoclip_jax.errors import UserError

@@ -1,7 +1,7 @@
 """Finds the regions of a whole data set once: in parts, so that a run that is stopped goes on.
 
 Everything is made in `DIR/.regions-NAME/`: the regions of PART images are there when `PART.json` is, which says what
-was counted. At the end the parts become the table of data/store/regions.py, and the folder goes.
+was counted. At the end the parts become the table of data/store/region_tables.py, and the folder goes.
 """
 
 import collections
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mammoclip_jax import provenance
 from mammoclip_jax.boxes import iou
 from mammoclip_jax.data.regions.found import Found, Method, on_canvas
-from mammoclip_jax.data.store import regions, side_tables
+from mammoclip_jax.data.store import region_tables, side_tables
 from mammoclip_jax.data.store.shards import Dataset, read
 from mammoclip_jax.data.text.label_values import names_of
 from mammoclip_jax.errors import UserError
@@ -41,7 +41,7 @@ def find(dataset: Dataset, name: str, make: Callable[[], Method]) -> dict[str, A
         make: opens the method; called once, before anything is written.
 
     Returns:
-        What the table says of itself (`regions.write`), its `counts` among it: images, without_region (images), regions,
+        What the table says of itself (`region_tables.write`), its `counts` among it: images, without_region (images), regions,
         by_label {label: regions}, dropped {why: regions}, unlabelled {why: regions}, and how many of the annotated
         boxes a region covers (`_covered`); and up_to_date.
 
@@ -49,18 +49,18 @@ def find(dataset: Dataset, name: str, make: Callable[[], Method]) -> dict[str, A
         UserError: the data set is elsewhere, there are such regions that were found otherwise, another process is at
             it, or the disk is full.
     """
-    regions.check_name(name)
+    region_tables.check_name(name)
     if not isinstance(dataset.path, Path):
         raise UserError(f"{dataset.path} is not on this machine: regions are written beside a data set that is.")
     method = make()
     # As JSON will give it back.
     wanted = json.loads(json.dumps(method.made_by | {"dataset": dataset.info["fingerprint"]}))
-    if name in regions.names(dataset.path):
+    if name in region_tables.names(dataset.path):
         there = json.loads((dataset.path / f"regions-{name}.json").read_text())
         if there.get("fingerprint") == dataset.info["fingerprint"]:  # else it is of no use any more
             there = {key: there.get(key) for key in method.made_by} | {"dataset": there["fingerprint"]}
             _check_same(there, wanted, f"{dataset.path} has regions {name!r} that", f"regions-{name}.json")
-            return regions.read(dataset.path, name).info | {"up_to_date": True}
+            return region_tables.read(dataset.path, name).info | {"up_to_date": True}
     folder = dataset.path / f".regions-{name}"
     try:
         with locked(dataset.path / f".regions-{name}.lock", f"finding the regions {name!r}", "use another --name"):
@@ -110,7 +110,7 @@ def _find_parts(dataset: Dataset, folder: Path, method: Method, name: str) -> No
             rows = _rows(dataset, part)
             images = read(dataset, rows) if method.pixels else None
             found = [on_canvas(each, *size) for each in method.find(rows, images)]
-            side_tables.write_frame(folder, str(part), _frame(rows, found), schema=regions.COLUMNS, index=False)
+            side_tables.write_frame(folder, str(part), _frame(rows, found), schema=region_tables.COLUMNS, index=False)
             counts = _counts(found) | _covered(dataset.index["boxes_canvas"].iloc[rows], found)
             write_text(folder / f"{part}.json", json.dumps(counts))
             bar.update(len(rows))
@@ -126,10 +126,10 @@ def _rows(dataset: Dataset, part: int) -> range:
 
 def _frame(rows: Sequence[int], found: Sequence[Found]) -> pd.DataFrame:
     """The columns of a table."""
-    columns: dict[str, list] = {name: [] for name in regions.COLUMNS.names}
+    columns: dict[str, list] = {name: [] for name in region_tables.COLUMNS.names}
     for row, each in zip(rows, found, strict=True):
         columns["row"] += [row] * len(each.boxes)
-        for side, values in zip(regions.BOX, each.boxes.T, strict=True):
+        for side, values in zip(region_tables.BOX, each.boxes.T, strict=True):
             columns[side] += values.tolist()
         columns["score"] += np.asarray(each.scores).tolist()
         columns["label"] += list(each.labels)
@@ -182,4 +182,4 @@ def _joined(dataset: Dataset, folder: Path, method: Method, name: str) -> dict[s
     frame = pd.concat([side_tables.read_frame(folder, str(part), "") for part in range(_parts(dataset))])
     info = method.made_by | method.about | {"counts": total, "program": provenance.code()}
     info |= {"created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    return regions.write(dataset.path, name, frame, info)
+    return region_tables.write(dataset.path, name, frame, info)

@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from mammoclip_jax.data.regions.found import Found, Method
-from mammoclip_jax.data.store import regions as tables
+from mammoclip_jax.data.store import region_tables as tables
 from mammoclip_jax.data.text import concepts as lexicons
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import prompts

@@ -8,7 +8,7 @@ import pytest
 
 from mammoclip_jax.data.batches import regions
 from mammoclip_jax.data.batches.regions import Regions
-from mammoclip_jax.data.store import regions as tables
+from mammoclip_jax.data.store import region_tables as tables
 from mammoclip_jax.errors import UserError
 
 from fake_sets import FakeDataset  # isort: skip

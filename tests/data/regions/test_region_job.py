@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from fake_sets import FakeDataset, H, W
 
-from mammoclip_jax.data.preview.regions import preview
+from mammoclip_jax.data.preview.region_page import preview
 from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.regions.found import Found, Method
-from mammoclip_jax.data.store import regions
+from mammoclip_jax.data.store import region_tables
 from mammoclip_jax.errors import UserError
 
 
@@ -70,13 +70,13 @@ def test_a_stopped_run_goes_on_to_the_same_table(dataset, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         job.find(dataset, "mine", method(calls, stop_at=4))
     with pytest.raises(UserError, match="no regions 'mine'"):
-        regions.read(tmp_path, "mine")
+        region_tables.read(tmp_path, "mine")
     assert calls == [0, 1, 2, 3, 4, 5]
     calls.clear()
     info = job.find(dataset, "mine", method(calls))
     assert calls == [3, 4, 5, 6] and info["counts"] == COUNTS and not info["up_to_date"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-    table = regions.read(tmp_path, "mine")
+    table = region_tables.read(tmp_path, "mine")
     assert table.frame["row"].tolist() == [1, 2, 2, 4, 5, 5] and table.info["origin"] == {"licences": []}
     assert [list(x) for x in table.frame["cosines"]] == [[row, 1] for row in table.frame["row"]]
     whole = job.find(dataset, "whole", method([]))

@@ -6,7 +6,7 @@ import pytest
 from region_fakes import CONCEPTS, RegionDataset, RegionModel
 
 from mammoclip_jax.boxes import iou
-from mammoclip_jax.data.store import regions as store
+from mammoclip_jax.data.store import region_tables as store
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import region_sets
 from mammoclip_jax.evaluation.evaluators.zero_shot_detection import _terciles, zero_shot_detection

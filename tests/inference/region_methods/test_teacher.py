@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mammoclip_jax.data.store import regions as tables
+from mammoclip_jax.data.store import region_tables as tables
 from mammoclip_jax.data.text import concepts
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.region_methods import teacher

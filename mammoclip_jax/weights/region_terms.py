@@ -5,7 +5,7 @@ from typing import Any
 
 from mammoclip_jax import provenance
 from mammoclip_jax.data.batches.regions import ANNOTATED
-from mammoclip_jax.data.store import regions
+from mammoclip_jax.data.store import region_tables
 from mammoclip_jax.weights import licences
 
 KEPT = ("method", "options", "weights", "concepts", "counts", "sha256", "fingerprint")
@@ -22,7 +22,9 @@ def note(meta: dict[str, Any], config, datasets: Mapping[str, Any]) -> None:
     """
     wanted = config.data.regions
     names = [name for name in wanted.sources if name != ANNOTATED] if wanted.places else []
-    tables = {f"{key}/{name}": regions.read(data.path, name).info for key, data in datasets.items() for name in names}
+    tables = {
+        f"{key}/{name}": region_tables.read(data.path, name).info for key, data in datasets.items() for name in names
+    }
     if not tables:
         return
     parents = [(key, info, info["origin"]) for key, info in tables.items() if "origin" in info]

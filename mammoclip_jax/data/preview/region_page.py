@@ -9,7 +9,7 @@ from mammoclip_jax.data.preview.cards import regions_card
 from mammoclip_jax.data.preview.page import write_page
 from mammoclip_jax.data.preview.sample import spread
 from mammoclip_jax.data.regions.job import OVERLAPS
-from mammoclip_jax.data.store import regions
+from mammoclip_jax.data.store import region_tables
 from mammoclip_jax.data.store.shards import Dataset
 
 MOST = 16  # regions drawn in an image
@@ -34,7 +34,7 @@ def preview(dataset: Dataset, name: str, count: int = 24, seed: int = 0) -> Path
     Raises:
         UserError: there are no such regions, or they are another data set's.
     """
-    table = regions.read(dataset.path, name)
+    table = region_tables.read(dataset.path, name)
     by_row = dict(list(table.frame.groupby("row")))
     rows = dataset.index.assign(
         found=[",".join(sorted(set(by_row[row]["label"]))) if row in by_row else "none" for row in range(len(dataset))]
@@ -44,7 +44,7 @@ def preview(dataset: Dataset, name: str, count: int = 24, seed: int = 0) -> Path
         best = by_row.get(row, table.frame[:0]).nlargest(MOST, "score")
         items = [
             {"label": label or "no label", "box": box}
-            for label, box in zip(best["label"], best[list(regions.BOX)].to_numpy().tolist(), strict=True)
+            for label, box in zip(best["label"], best[list(region_tables.BOX)].to_numpy().tolist(), strict=True)
         ]
         cards.append(regions_card(rows.iloc[row]["image"], rows.iloc[row], dataset.read(row), items))
     made = {key: table.info.get(key) for key in ("method", "options", "weights", "regions")}

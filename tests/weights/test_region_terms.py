@@ -10,9 +10,9 @@ import pytest
 
 from mammoclip_jax import provenance
 from mammoclip_jax.config import defaults
-from mammoclip_jax.data.store import regions as tables
+from mammoclip_jax.data.store import region_tables as tables
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.weights import licences, regions
+from mammoclip_jax.weights import licences, region_terms
 
 TERMS = {"weights": "theirs", "licence": "mammo_fm", "title": "Mammo-FM", "stated": True}
 OVERRIDE = {"action": "label", "override": "a letter", "of": ["theirs"], "date": "2026-05-03"}
@@ -43,7 +43,7 @@ def noted(datasets, *sources, places=4, before={}):
     config = defaults()
     config.data.regions.update(places=places, sources=sources)
     meta = {"provenance": {"data": {}} | before, "trained_on": record(1)}
-    regions.note(meta, config, datasets)
+    region_terms.note(meta, config, datasets)
     return meta
 
 
