@@ -189,6 +189,27 @@ MUTATIONS = (
         ("losses/test_soft_targets.py",),
     ),
     Mutation(
+        "regions: the label of a table stands although the image denies it",
+        "data/batches/regions.py",
+        "labels) & image",
+        "labels) | image",
+        ("data/batches/test_region_batches.py",),
+    ),
+    Mutation(
+        "regions: boxes half a cell off",
+        "models/dual_encoder.py",
+        "/ stride + 0.5",
+        "/ stride",
+        ("models/test_regions_head.py",),
+    ),
+    Mutation(
+        "regions: a concept's vector is the sum of its prompts'",
+        "tasks/pretrain.py",
+        "1 / np.bincount(owners)[owners]",
+        "1",
+        ("training/test_region_training.py::test_concepts_are_the_mean_of_their_prompts_and_padding_counts_nothing",),
+    ),
+    Mutation(
         "regions and phrases: a denial counts for every region",
         "losses/region_phrase.py",
         "(keys.spoken | (keys.denies & shared))",
