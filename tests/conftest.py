@@ -35,7 +35,7 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 ROOT = Path(__file__).parent.parent
-MAPS = 15_000  # memory maps of a process from which on its compiled programs are let go
+MAPS = 8_000  # memory maps of a process from which on its compiled programs are let go
 
 
 def pytest_addoption(parser):
