@@ -49,17 +49,22 @@ def test_a_region_that_is_all_of_the_image_is_the_image_and_boxes_are_those_of_r
     model = build("regions")
     variables = fresh(model)
     assert "image_projection" not in variables["params"]  # nothing is projected
-    vectors, stages = model.apply(variables, images, method="encode_image")
-    found = model.apply(variables, "regions", images, BOXES, method="embed_regions")
+
+    @jax.jit
+    def outputs(variables):
+        vectors, stages = model.apply(variables, images, method="encode_image")
+        pooled = [
+            roi_align(stages[name], BOXES + shift, np.ones((2, 2), bool), stride=stride).mean((2, 3))
+            for name, stride, shift in (("fine", 4, 0), ("coarse", 8, 3.5))
+        ]
+        return vectors, model.apply(variables, "regions", images, BOXES, method="embed_regions"), pooled
+
+    vectors, found, pooled = jax.device_get(outputs(variables))
     np.testing.assert_allclose(found[0, 1], vectors[0], atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, atol=1e-6)
-    pooled = [
-        roi_align(stages[name], BOXES + shift, np.ones((2, 2), bool), stride=stride).mean((2, 3))
-        for name, stride, shift in (("fine", 4, 0), ("coarse", 8, 3.5))
-    ]
-    out = variables["params"]["heads"]["regions"]["out"]
-    expected = jnp.concatenate(pooled, -1) @ out["kernel"] + out["bias"]
-    expected /= jnp.linalg.norm(expected, axis=-1, keepdims=True)
+    out = jax.device_get(variables["params"]["heads"]["regions"]["out"])
+    expected = np.concatenate(pooled, -1) @ out["kernel"] + out["bias"]
+    expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=2e-6)
     with pytest.raises(UserError, match="no projection of single places"):
         model.apply(variables, np.zeros((1, 6), np.float32), method="project_image")
@@ -73,13 +78,18 @@ def test_what_a_head_gives_to_terms(images, options):
     model = build(**options)
     variables = fresh(model)
     there, views = np.array([[[True, False]], [[True, True]]]), np.array([[True], [False]])
-    _, outputs = model.apply(variables, images, method="image_outputs")
-    inputs = {f"image/{name}": x[:, None] for name, x in outputs.items()}
-    inputs |= {"boxes": BOXES[:, None], "regions": there, "view_mask": views, "mask": np.ones(2, bool)}
-    found = model.apply(variables, "regions", inputs, size=SIZE, method="apply_head")
+
+    @jax.jit
+    def outputs(variables):
+        _, outputs = model.apply(variables, images, method="image_outputs")
+        inputs = {f"image/{name}": x[:, None] for name, x in outputs.items()}
+        inputs |= {"boxes": BOXES[:, None], "regions": there, "view_mask": views, "mask": np.ones(2, bool)}
+        embedded = model.apply(variables, "regions", images, BOXES, method="embed_regions")
+        return model.apply(variables, "regions", inputs, size=SIZE, method="apply_head"), embedded
+
+    found, embedded = jax.device_get(outputs(variables))
     assert found["regions/vectors"].shape == (2, 1, 2, 8) and found["regions/image"].shape == (2, 1, 8)
     np.testing.assert_array_equal(found["regions/mask"], there & views[..., None])
-    embedded = model.apply(variables, "regions", images, BOXES, method="embed_regions")
     own = found["regions/vectors"][0, 0, 0]
     np.testing.assert_allclose(own / np.linalg.norm(own), embedded[0, 0], atol=1e-5)
 

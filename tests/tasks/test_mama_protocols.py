@@ -10,6 +10,7 @@ from test_labelled import PREPROCESSING, Films, mesh_of
 
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
+from mammoclip_jax.data.batches.labelled import Target
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import classification, task_of
 from mammoclip_jax.training import augment
@@ -49,7 +50,7 @@ def test_the_published_numbers(name, label, classes):
     config = load(name, label)
     train, task = config.train, config.task
     classification.check(config)
-    assert classification.target(config) == (tuple(classes), label, False) and config.model.activation == "softmax"
+    assert classification.target(config) == Target(tuple(classes), label) and config.model.activation == "softmax"
     assert (train.batch_size, train.steps, train.optimizer, train.momentum) == (72, 8_000, "sgd", 0.9)
     assert (train.weight_decay, tuple(train.no_decay), task.sampling) == (1e-3, (), "balanced")
     assert config.model.image.pooling == "all" and config.augment.jitter_probability == 0.8

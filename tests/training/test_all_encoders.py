@@ -19,6 +19,8 @@ from mammoclip_jax.training.optimizer import slash_name
 
 HEIGHT, WIDTH, LENGTH, VOCABULARY = 64, 48, 12, 60
 IMAGE = {
+    "clip_resnet": dict(variant="RN50", width=8, depths=(1, 1, 1, 1)),
+    "clip_vit": dict(variant="base", width=16, depth=2, heads=2),
     "convnext": dict(width=8, depths=(1, 1), depthwise="native"),
     "dinov2": dict(variant="small", width=16, depth=2, heads=2, size=56, registers=2),
     "efficientnet": dict(variant="b0", width=0.25, depth=0.3, depthwise="native"),
@@ -40,7 +42,7 @@ TEXT = {
     ),
 }
 # Every image encoder, with the text encoders in turn.
-SLOW = ("dinov2", "efficientnet", "resnet", "swin")
+SLOW = ("clip_resnet", "clip_vit", "dinov2", "efficientnet", "resnet", "swin")
 PAIRS = [
     pytest.param(image, sorted(TEXT)[i % len(TEXT)], marks=[pytest.mark.slow] if image in SLOW else [])
     for i, image in enumerate(sorted(IMAGE))

@@ -62,6 +62,7 @@ def batch():
     }
 
 
+@pytest.mark.slow
 def test_same_gradient_on_eight_devices_and_in_micro_batches():
     found, state = [], None
     for devices, parts in ((1, 1), (8, 1), (1, 4)):

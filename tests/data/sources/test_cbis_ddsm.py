@@ -160,7 +160,7 @@ def test_boxes_of_masks(tmp_path):
         assert list(found) == ["calcification"] and np.array_equal(found["calcification"], mask(shape, 3, 4, 6, 8) > 0)
     fitting = {"mass": [[f"Mass-Training_P_00001_LEFT_CC_{number}-{i}.dcm" for i in (0, 1)] for number in (1, 3)]}
     both = cbis_ddsm.read_masks(tmp_path, fitting, shape)["mass"]
-    assert both[30, 10:31].all() and both[12:18, 10:14].any() and both.shape == shape
+    assert both[31, 10:31].all() and both[12:18, 10:14].any() and both.shape == shape
     without = cbis_ddsm.read(tmp_path, masks=False)
     assert all(cell == "[]" for cell in without.rows["boxes"]) and without.masks is None
 
