@@ -25,12 +25,18 @@ def get_config(variant="regions"):
     if base == "demo":
         del data.folders.cbis_ddsm, data.prepare.cbis_ddsm
         del config.evaluate.evaluators.films
+    phantoms = dict(folders=("phantom",))
+    for name in ("region_classification", "zero_shot_detection"):
+        config.evaluate.evaluators[name] = dict(concepts="phantom", **phantoms)
+    for name in ("region_grounding", "region_retrieval"):
+        config.evaluate.evaluators[name] = phantoms
     if variant == "clip":  # hard pairs
         losses.soft_targets.pair = losses.other.pair = 1.0
     if variant in ("regions", "teacher"):
         data.regions.update(places=4, concepts="phantom")
         model.heads.regions = dict(stages=("stage3", "stage5"), pool="max", hidden=256, dim=128)
         losses.region_concept = dict(weight=0.5, temperature=0.1)
+        config.evaluate.evaluators.region_classification.representations = ("stages", "head")
     if variant == "regions":
         data.regions.update(sources=("boxes", "sliding"), background=True)
         data.regions.make.sliding = dict(method="sliding")
