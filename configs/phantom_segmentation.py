@@ -43,9 +43,9 @@ def get_config(variant=""):
     config.task.kind = "segmentation"
 
     train = config.train
-    train.batch_size, train.steps, train.warmup_steps = 8, 900, 90
+    train.batch_size, train.steps, train.warmup_steps = 8, 300, 30
     train.lr, train.weight_decay, train.clip_norm = 4e-3, 0.01, 1.0
     train.no_decay = (r".*(bias|scale)$",)
-    train.checkpoint_every = 300
+    train.checkpoint_every = 100
     config.evaluate.evaluators.segmentation = dict(gallery=20)
     return config

@@ -49,14 +49,10 @@ def of_regions(fx, mesh, name, temperature):
     @functools.partial(jax.value_and_grad, argnums=(0, 1))
     def run(region, concept, teacher, teacher_concept, mask, term):
         cosines = unit(teacher) @ unit(teacher_concept).T
-        named = {
-            "region/vectors": region[:, None],
-            "region/mask": mask[:, None],
-            "concept/vectors": concept,
-            "teacher/cosines": cosines[:, None],
-            "teacher/allowed": jnp.ones(cosines[:, None].shape, bool),
-        }
-        return term(Embeddings(None, None, None, None, named), {}, mesh)[0]
+        named = {"regions/vectors": region[:, None], "regions/mask": mask[:, None], "concept/vectors": concept}
+        allowed = jnp.ones(cosines[:, None].shape, bool)
+        batch = {"region_cosines": cosines[:, None], "region_allowed": allowed}
+        return term(Embeddings(None, None, None, None, named), batch, mesh)[0]
 
     found = {}
     for term in losses.build(terms):
