@@ -111,7 +111,7 @@ def train(config, films, devices, start=None):
         lambda x, like: (
             jax.device_put(np.asarray(x), like.sharding)
             if x.dtype != start.key.dtype
-            else jax.device_put(x, like.sharding)
+            else jax.device_put(jax.random.clone(x), like.sharding)
         ),
         start,
         trainer.state,
