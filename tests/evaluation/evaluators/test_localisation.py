@@ -1,0 +1,108 @@
+"""Boxes from maps: what the figures are on made-up data, and whether they follow from the table of images."""
+
+import numpy as np
+import pytest
+from fakes import FakeDataset, FakeModel
+from naive_boxes import naive_iou
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.evaluators.localisation import localisation
+from mammoclip_jax.evaluation.metrics import regions
+from mammoclip_jax.evaluation.page.display import headlines, heading
+
+
+class TwoMaps(FakeModel):
+    """HiResCAM is brightness times the place from left to right; all other maps are the brightness."""
+
+    def saliency(self, images, texts, *, stage, method, raw, **options):
+        assert raw and np.shape(texts) == (len(images), 2) and (stage is None) == (method == "brightness")
+        bright = images.astype(np.float32) / 255
+        return bright * np.linspace(0, 1, bright.shape[2]) if method == "hires_cam" else bright
+
+    def map_stage(self, method, stage=None):
+        return "" if method == "brightness" else super().map_stage(method, stage)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return localisation(TwoMaps(), FakeDataset(12), method="similarity", resamples=30, gallery=4)
+
+
+def test_a_bright_mass_is_found_by_its_brightness(found):
+    values = {name: entry["value"] for name, entry in found.metrics.items()}
+    assert values["mass/similarity/published/recall@0.5"] == values["mass/similarity/breast/recall@0.5"] > 0.8
+    assert values["mass/similarity/published/recall@0.25_minus_brightness"] == 0
+    assert values["mass/hires_cam/published/recall@0.5_minus_brightness"] < 0
+    assert values["mass/centre/published/recall@0.5"] < 0.3 and values["mass/centre/published/regions"] == 1
+    assert values["mass/similarity/published/ap@0.5"] >= values["mass/similarity/published/ap@0.5_with_normals"]
+    assert (
+        found.metrics["calcification/similarity/published/recall@0.25"]["reason"] == "no image has a box of this label"
+    )
+    assert not any("brightness/published" in name and "minus" in name for name in found.metrics)
+
+
+@pytest.mark.parametrize("name", ["similarity", "hires_cam", "brightness", "centre"])
+@pytest.mark.parametrize("rule", regions.RULES)
+def test_figures_follow_from_the_images(found, name, rule):
+    table = found.tables["images"].query("map == @name and rule == @rule")
+    dataset = FakeDataset(12)
+    assert len(table) == len(dataset) and set(table["label"]) == {"mass"}
+    positive = table[table["boxes"] > 0]
+    for least in (0.25, 0.5):
+        for end in ("", "_small", "_medium", "_large"):
+            entry = found.metrics[f"mass/{name}/{rule}/recall@{least:g}{end}"]
+            if boxes := positive[f"boxes{end}"].sum():
+                assert entry["value"] == pytest.approx(positive[f"found_{least:g}{end}"].sum() / boxes)
+            else:
+                assert entry["value"] is None
+    assert found.metrics[f"mass/{name}/{rule}/regions"]["value"] == pytest.approx(positive["regions"].mean())
+    assert found.metrics[f"mass/{name}/{rule}/regions_with_normals"]["value"] == pytest.approx(table["regions"].mean())
+
+
+def test_the_regions_of_an_image_are_those_of_its_map(found):
+    dataset, rows = FakeDataset(12), found.tables["regions"]
+    for place in (0, 5, 11):
+        heat = dataset.images[place].astype(np.float32) / 255
+        boxes, scores = regions.located(heat, regions.above(heat, heat > 0, 0.95))
+        own = rows[rows["image"] == dataset.index["image"][place]]
+        np.testing.assert_allclose(own[["x0", "y0", "x1", "y1", "score"]], np.c_[boxes, scores])
+        assert (np.diff(scores) <= 0).all()
+
+
+def test_pictures_show_hits_and_misses_and_the_page_has_headings(found):
+    shown = found.tables["pictures"]
+    assert set(shown["figure"]) == set(found.figures) and (shown["boxes"] == 1).all() and len(shown) == 4
+    misses = found.tables["images"].query(
+        "map == 'similarity' and rule == 'published' and boxes > 0 and `found_0.25` == 0"
+    )
+    assert (shown["found"] == 0).sum() == min(2, len(misses))
+    assert heading("mass/factor/published/recall@0.25_small") == ("Boxes found, small, IoU 0.25", "percent")
+    assert heading("mass/factor/published/ap@0.25_with_normals") == ("AP with normals, IoU 0.25", "plain")
+    assert not headlines([found])
+    assert "stated in no text that could be opened" in found.protocol
+
+
+def test_what_does_not_fit_is_an_error():
+    dataset = FakeDataset(2)
+    with pytest.raises(UserError, match="the evaluator localisation got iou"):
+        localisation(FakeModel(), dataset, iou=(0.0,))
+    with pytest.raises(UserError, match="label of the evaluator localisation"):
+        localisation(FakeModel(), dataset, labels=("masss",))
+
+
+def test_regions_are_connected_over_corners_and_their_boxes_end_behind_them():
+    heat = np.zeros((6, 7))
+    heat[1, 1], heat[2, 2], heat[4, 5], heat[0, 6] = 0.5, 0.9, 0.7, 0.2
+    boxes, scores = regions.located(heat, heat > 0)
+    assert boxes.tolist() == [[1, 1, 3, 3], [5, 4, 6, 5], [6, 0, 7, 1]] and scores.tolist() == [0.9, 0.7, 0.2]
+    assert naive_iou(boxes[0], [1, 1, 3, 3]) == 1
+    nothing = regions.located(heat, heat > 1)
+    assert nothing.boxes.shape == (0, 4) and nothing.scores.shape == (0,)
+
+
+def test_the_published_rule_is_strict_and_over_the_whole_map():
+    heat = np.arange(21.0).reshape(3, 7)  # the 0.95 quantile is the value 19 itself
+    tissue = heat < 11
+    assert np.argwhere(regions.above(heat, tissue, 0.95)).tolist() == [[2, 6]]
+    assert not regions.above(np.full((3, 7), 0.3), tissue, 0.95).any()
+    assert heat[regions.RULES["breast"](heat, tissue, 0.95)].tolist() == [10]
