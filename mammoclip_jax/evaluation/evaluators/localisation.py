@@ -11,13 +11,13 @@ import pandas as pd
 
 from mammoclip_jax.boxes import area
 from mammoclip_jax.boxes import iou as overlap
+from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.evaluators.detection import table_of
 from mammoclip_jax.evaluation.evaluators.grounding import nearness
 from mammoclip_jax.evaluation.evaluators.saliency import CARRIED, towards_of
 from mammoclip_jax.evaluation.features import boxes_of, chunks, known_where, read, select
-from mammoclip_jax.evaluation.metrics import regions
 from mammoclip_jax.evaluation.metrics.average_precision import Case, Found, voc
 from mammoclip_jax.evaluation.metrics.froc import SIZES
 from mammoclip_jax.evaluation.result import Result
@@ -63,7 +63,7 @@ def localisation(
     dual_encoder: str = "",
     prompts: str | Mapping[str, Any] = "mammo_clip",
     explain: str = "score",
-    quantile: float = 0.95,
+    quantile: float = of_maps.QUANTILE,
     iou: Sequence[float] = (0.25, 0.5),
     sizes: tuple[float, float] = (0.003, 0.01),
     patients: int | None = None,
@@ -85,7 +85,7 @@ def localisation(
         sizes: shares of the canvas at which a box is no longer small, and is large.
         gallery: pictures of each label, drawn by `seed`: half of images with a box that is found, half of such without.
 
-    Metrics, of each map (the method, hires_cam, brightness, centre) and rule (`regions.RULES`), of the images with a box:
+    Metrics, of each map (the method, hires_cam, brightness, centre) and rule (`of_maps.RULES`), of images with a box:
     "mass/factor/published/ap@0.25" (VOC, all points), "mass/factor/published/recall@0.25", the same of the boxes of each
     size, "..._small", and less that of brightness on the same images, "..._minus_brightness"; "mass/factor/published/regions"
     an image. With the images that are known to lack the label besides: "ap@0.25_with_normals", "regions_with_normals".
@@ -129,7 +129,7 @@ def localisation(
             ]
             entries = _entries(images[way], cases[way], iou, everyone, bootstrap)
             metrics |= {f"{label}/{'/'.join(way)}/{name}": entry for name, entry in entries.items()}
-        for look, rule in ((look, rule) for look in looks for rule in regions.RULES if look.method != BASELINE):
+        for look, rule in ((look, rule) for look in looks for rule in of_maps.RULES if look.method != BASELINE):
             entries = _less(images[look.name, rule], images[BASELINE, rule], iou, bootstrap)
             metrics |= {f"{label}/{look.name}/{rule}/{name}": entry for name, entry in entries.items()}
         tables += [row for own in images.values() for row in own]
@@ -176,19 +176,19 @@ def _found(
     looks: Sequence[Look], dataset, positions: np.ndarray, known: Mapping[str, np.ndarray], quantile: float
 ) -> tuple[dict[str, dict[tuple[str, str], dict[int, Found]]], int]:
     """({label: {(map, rule): {place: Found}}} of each label's places in `positions`, pixels of an image)."""
-    ways = [(name, rule) for name in (*(look.name for look in looks), CENTRE) for rule in regions.RULES]
+    ways = [(name, rule) for name in (*(look.name for look in looks), CENTRE) for rule in of_maps.RULES]
     found: dict = {label: {way: {} for way in ways} for label in known}
     pixels = 1
 
     def note(labels, name, place, heat, tissue):
-        for rule, part in regions.RULES.items() if labels else ():
-            own = regions.located(heat, part(heat, tissue, quantile))
+        for rule, part in of_maps.RULES.items() if labels else ():
+            own = Found(*of_maps.located(heat, part(heat, tissue, quantile)))
             for label in labels:
                 found[label][name, rule][place] = own
 
     for chunk in chunks(np.unique(np.concatenate([np.zeros(0, int), *known.values()]))):
         images = read(dataset, [int(positions[place]) for place in chunk])
-        pixels, tissue = images[0].size, [regions.breast_mask(image) for image in images]
+        pixels, tissue = images[0].size, [of_maps.breast_mask(image) for image in images]
         of = [[label for label, places in known.items() if place in places] for place in chunk]
         for look in looks:
             for label in known:

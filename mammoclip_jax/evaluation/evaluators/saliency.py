@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
@@ -167,7 +168,7 @@ def _maps(
     """(position, canvas, breast, {name of the weights: Shown}) of each row at `positions`; "" are the model's own."""
     for chunk in chunks(positions):
         images = read(dataset, chunk)
-        tissue = np.stack([regions.breast_mask(image) for image in images])
+        tissue = np.stack([of_maps.breast_mask(image) for image in images])
         towards = np.stack([direction] * len(chunk))
         maps = {"": _explanations(model, images, tissue, towards, settings)}
         for name, variables in others.items():

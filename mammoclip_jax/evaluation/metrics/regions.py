@@ -1,15 +1,13 @@
-"""The hottest part of a map as a prediction of where the boxes are, without a box having been learnt from."""
+"""How the hottest part of a map lies over the boxes, without a box having been learnt from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from mammoclip_jax.boxes import iou
-from mammoclip_jax.data.pixels import breast
-from mammoclip_jax.evaluation.metrics.average_precision import Found
+from mammoclip_jax.data.regions.of_maps import hottest
 
 OVERLAPS = (0.25, 0.5)  # IoU from which a box counts as found, as for Mammo-FActOR (arXiv:2405.12255, table 4)
 
@@ -30,47 +28,6 @@ def boxes_mask(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     within_rows = (rows >= boxes[:, 1:2]) & (rows < boxes[:, 3:4])
     within_columns = (columns >= boxes[:, 0:1]) & (columns < boxes[:, 2:3])
     return (within_rows[:, :, None] & within_columns[:, None, :]).any(axis=0)
-
-
-def breast_mask(canvas: np.ndarray) -> np.ndarray:
-    """bool [H, W]: the breast on a canvas, as the crop finds it, at the canvas's own resolution."""
-    small, _ = breast.breast_mask(canvas)
-    return cv2.resize(small.astype(np.uint8), canvas.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def hottest(heat: np.ndarray, tissue: np.ndarray, quantile: float) -> np.ndarray:
-    """bool [H, W]: where in the breast `tissue` the map is at least as high as this quantile of it there.
-
-    What is as low as the lowest is no part of it, so that a flat map has none.
-    """
-    inside = heat[tissue]
-    return tissue & (heat >= np.quantile(inside, quantile)) & (heat > inside.min())
-
-
-def above(heat: np.ndarray, tissue: np.ndarray, quantile: float) -> np.ndarray:
-    """bool [H, W]: where the map is strictly above this quantile of all of its pixels, of the breast or not.
-
-    The paper's sentence, quoted in batmanlab/Mammo-CLIP issue 25: "where pixel values are greater than the 95% quantile of
-    the heatmap's pixel value distribution".
-    """
-    return heat > np.quantile(heat, quantile)
-
-
-# What of a map [H, W] and the breast [H, W] is the prediction, at a quantile; "published" is Mammo-FActOR's.
-RULES: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {"published": above, "breast": hottest}
-
-
-def located(heat: np.ndarray, part: np.ndarray) -> Found:
-    """A box around each region of `part` bool [H, W], by falling score, the highest value of the map in the box.
-
-    Regions are connected over corners too; boxes (x0, y0, x1, y1) in pixels, their ends exclusive.
-    """
-    numbered, _ = ndimage.label(part, np.ones((3, 3)))
-    places = ndimage.find_objects(numbered)
-    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in places], float).reshape(-1, 4)
-    scores = np.array([heat[place].max() for place in places], float)
-    order = np.argsort(-scores, kind="stable")
-    return Found(boxes[order], scores[order])
 
 
 def overlap(part: np.ndarray, boxes: np.ndarray, overlaps: Sequence[float] = OVERLAPS) -> Overlap:

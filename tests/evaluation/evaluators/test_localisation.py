@@ -5,10 +5,10 @@ import pytest
 from fakes import FakeDataset, FakeModel
 from naive_boxes import naive_iou
 
+from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.evaluators.localisation import localisation
-from mammoclip_jax.evaluation.metrics import regions
-from mammoclip_jax.evaluation.page.display import headlines, heading
+from mammoclip_jax.evaluation.page.display import heading, headlines
 
 
 class TwoMaps(FakeModel):
@@ -42,7 +42,7 @@ def test_a_bright_mass_is_found_by_its_brightness(found):
 
 
 @pytest.mark.parametrize("name", ["similarity", "hires_cam", "brightness", "centre"])
-@pytest.mark.parametrize("rule", regions.RULES)
+@pytest.mark.parametrize("rule", of_maps.RULES)
 def test_figures_follow_from_the_images(found, name, rule):
     table = found.tables["images"].query("map == @name and rule == @rule")
     dataset = FakeDataset(12)
@@ -63,7 +63,7 @@ def test_the_regions_of_an_image_are_those_of_its_map(found):
     dataset, rows = FakeDataset(12), found.tables["regions"]
     for place in (0, 5, 11):
         heat = dataset.images[place].astype(np.float32) / 255
-        boxes, scores = regions.located(heat, regions.above(heat, heat > 0, 0.95))
+        boxes, scores = of_maps.located(heat, of_maps.above(heat, heat > 0, 0.95))
         own = rows[rows["image"] == dataset.index["image"][place]]
         np.testing.assert_allclose(own[["x0", "y0", "x1", "y1", "score"]], np.c_[boxes, scores])
         assert (np.diff(scores) <= 0).all()
@@ -93,16 +93,16 @@ def test_what_does_not_fit_is_an_error():
 def test_regions_are_connected_over_corners_and_their_boxes_end_behind_them():
     heat = np.zeros((6, 7))
     heat[1, 1], heat[2, 2], heat[4, 5], heat[0, 6] = 0.5, 0.9, 0.7, 0.2
-    boxes, scores = regions.located(heat, heat > 0)
+    boxes, scores = of_maps.located(heat, heat > 0)
     assert boxes.tolist() == [[1, 1, 3, 3], [5, 4, 6, 5], [6, 0, 7, 1]] and scores.tolist() == [0.9, 0.7, 0.2]
     assert naive_iou(boxes[0], [1, 1, 3, 3]) == 1
-    nothing = regions.located(heat, heat > 1)
-    assert nothing.boxes.shape == (0, 4) and nothing.scores.shape == (0,)
+    boxes, scores = of_maps.located(heat, heat > 1)
+    assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
 def test_the_published_rule_is_strict_and_over_the_whole_map():
     heat = np.arange(21.0).reshape(3, 7)  # the 0.95 quantile is the value 19 itself
     tissue = heat < 11
-    assert np.argwhere(regions.above(heat, tissue, 0.95)).tolist() == [[2, 6]]
-    assert not regions.above(np.full((3, 7), 0.3), tissue, 0.95).any()
-    assert heat[regions.RULES["breast"](heat, tissue, 0.95)].tolist() == [10]
+    assert np.argwhere(of_maps.above(heat, tissue, 0.95)).tolist() == [[2, 6]]
+    assert not of_maps.above(np.full((3, 7), 0.3), tissue, 0.95).any()
+    assert heat[of_maps.RULES["breast"](heat, tissue, 0.95)].tolist() == [10]
