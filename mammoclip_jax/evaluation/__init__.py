@@ -20,7 +20,7 @@ EVALUATORS = {
 # The kinds of model (`inference.loading.KINDS`) that an evaluator takes, where it does not take all.
 MODELS = {
     "class_retrieval": ("dual_encoder",),
-    "classification": ("classifier",),
+    "classification": ("classifier", "attributes"),
     "correspondence": ("dual_encoder",),
     "detection": ("detector",),
     "grounding": ("dual_encoder",),
@@ -28,7 +28,7 @@ MODELS = {
     "region_grounding": ("dual_encoder",),
     "region_retrieval": ("dual_encoder",),
     "retrieval": ("dual_encoder",),
-    "saliency": ("dual_encoder", "classifier", "detector"),
+    "saliency": ("dual_encoder", "classifier", "detector", "attributes"),
     "segmentation": ("segmenter",),
     "zero_shot": ("dual_encoder",),
     "zero_shot_detection": ("dual_encoder",),

@@ -20,6 +20,7 @@ class Subject(NamedTuple):
     attention: Callable  # pixels -> [(queries, keys)], each [N heads L d], of every layer
     tokens: Callable | None  # number of patches -> the share [L] of each token in the pooled vector
     grey: Callable  # grey value from 0 to 1 -> the value that stands for it in `pixels`
+    channel_scores: Callable | None = None  # (features [h w C], stage, direction [A]) -> scores [C] of the channels
 
     def scores(self, pixels: Float[Array, "N H W C"], direction: Float[Array, " D"]) -> Float[Array, " N"]:
         """What the maps explain: a cosine, a difference of cosines, or a logit."""
