@@ -17,7 +17,12 @@ from mammoclip_jax.training import augment
 
 MODEL = "detector"
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
-UNUSED = re.compile(OF_TEXTS + r"| model\.(activation|combine) | task\.(label|pos_weight|dice_weight)", re.VERBOSE)
+UNUSED = re.compile(
+    OF_TEXTS
+    + r"""| model\.(activation|combine|attributes\.\w+) |
+    task\.(label|pos_weight|dice_weight|temperature|cached_maps)""",
+    re.VERBOSE,
+)
 
 
 def check(config) -> None:
