@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixture_checks import placed
+from fixture_checks import factor_regions, placed
 from mammoclip_jax.inference.prompts import unit
 from mammoclip_jax.losses.attributes import attribute_contrast
 from mammoclip_jax.models.attributes import AttributeModel
@@ -18,6 +18,7 @@ TOLERANCES = [
     (r"t0+7_loss", 1e-9, 1e-5),
     (r"t0+7_loss_d\w+", 1e-8, 1e-4),
     ("overflow_right", 1e-7, 1e-5),
+    *factor_regions.TOLERANCES,
 ]
 
 
@@ -40,6 +41,7 @@ def values(fixture, mesh):
         cosines = jnp.asarray([[0.7], [0.1]], fixture.dtype)
         loss, _ = attribute_contrast(cosines, jnp.asarray([[1.0], [0.0]]), jnp.ones((2, 1), bool))
         found["overflow_right"] = loss
+        found |= factor_regions.values(fixture)
     for name, temperature in TEMPERATURES.items():
         scores, value, (slopes, of_maps) = jax.device_get(_scored(model, variables, maps, labels, there, temperature))
         found |= {
