@@ -226,7 +226,7 @@ def defaults() -> ConfigDict:
                 "exam": "",  # an exam folder to score into the report
                 "prompts": "mammo_clip",
                 "stage": "",  # of the image encoder, for the overlays; "" leaves it to the method
-                "method": "grad_cam",  # of the overlays: one of explain.METHODS, such as occlusion
+                "method": "",  # of the overlays: one of explain.METHODS, such as occlusion; "": grad_cam, of attributes factor
             },
         }
     )

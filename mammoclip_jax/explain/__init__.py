@@ -85,8 +85,9 @@ def stage_of(
             f"the image encoder has no stage {stage!r}.{suggestion(stage, stages)} Stages: {', '.join(stages)}."
         )
     if over == "stage":
-        highest = max(attributes, key=stages.index) if attributes else getattr(encoder, "grad_cam_stage", stages[-1])
-        return stage or highest
+        # On the first of several stages whose channels have scores all of these scores depend.
+        last = min(attributes, key=stages.index) if attributes else getattr(encoder, "grad_cam_stage", stages[-1])
+        return stage or last
     if over == "head":
         if not local:
             raise UserError(

@@ -60,13 +60,13 @@ def test_a_signed_map_has_no_zeros_beyond_its_cells():
 
 def test_the_stages_are_those_with_scores(model):
     assert model.map_stage("factor") == "stage1+stage2" and model.map_stage("factor", "stage1") == "stage1"
-    assert model.map_stage("hires_cam") == "stage2"  # the highest that a score depends on
+    assert model.map_stage("hires_cam") == "stage1"  # on which all scores depend
     with pytest.raises(UserError, match="stage of the attributes"):
         model.map_stage("factor", "stage9")
     with pytest.raises(UserError, match="names one twice"):
         model.map_stage("factor", "stage1+stage1")
     stages = ("stage1", "stage2", "stage3")
-    assert stage_of("grad_cam", None, None, stages, attributes=("stage2", "stage1")) == "stage2"
+    assert stage_of("grad_cam", None, None, stages, attributes=("stage3", "stage2")) == "stage2"
 
 
 def test_a_model_without_attributes_says_so():

@@ -81,6 +81,7 @@ def written(tmp_path_factory):
     scores = {"mass": {"mean": 0.25, "max": 0.25}}
     found = {
         "prompts": {"mass": {}},
+        "aggregation": {"view": "a cosine"},
         "exams": [
             {
                 "exam": "exam <7>",
