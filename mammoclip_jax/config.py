@@ -86,9 +86,9 @@ def defaults() -> ConfigDict:
                 "unpaired": {"images": False, "texts": "", "share": 0.0},
                 "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
                 # Regions of each view, in so many places: annotated "boxes" and tables that `python -m
-                # mammoclip_jax.regions` made; of which concepts (a lexicon of data/text/lexicons, or a .json file); and
-                # whether a table's regions beside all annotated boxes show the background. "make": name of a table -> method
-                # and options, of those that are made first where they are missing.
+                # mammoclip_jax.regions` made (of a detector: the boxes that it learns from); of which concepts (a lexicon of
+                # data/text/lexicons, or a .json file); and whether a table's regions beside all annotated boxes show the
+                # background. "make": name of a table -> method and options, of those that are made first where they are missing.
                 "regions": {"places": 0, "sources": ("boxes",), "concepts": "", "background": False, "make": {}},
                 # Labels, phrases and reports with the annotated region that each speaks of, of config.data.regions: how many of
                 # a row, of how many tokens, and which levels.
