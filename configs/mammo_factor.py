@@ -52,5 +52,6 @@ def get_config(argument=""):
         checkpoint_every=epoch,
     )
     config.evaluate.evaluators.classification = dict()
+    config.evaluate.evaluators.localisation = dict()
     recipes.choose_state(config, "vindr", "classification", "mass/auroc_image", asked.protocol)
     return config

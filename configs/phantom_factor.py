@@ -46,4 +46,5 @@ def get_config(variant="stage2"):
     train.no_decay = (r".*bias$",)
     train.checkpoint_every = 200
     config.evaluate.evaluators.classification = dict()
+    config.evaluate.evaluators.localisation = dict(dual_encoder="runs/demo", prompts="phantom")
     return config

@@ -112,7 +112,8 @@ def localisation(
     truth = {label: [boxes_of(rows.iloc[place], label) for place in places] for label, places in known.items()}
     for label in [label for label in known if not sum(map(len, truth[label]))]:
         nothing = statistics.entry(None, n=0, reason="no image has a box of this label")
-        metrics |= {f"{label}/{looks[0].name}/published/recall@{least:g}": nothing for least in iou}
+        names = [f"{measure}@{least:g}" for measure in ("ap", "recall") for least in iou]
+        metrics |= {f"{label}/{looks[0].name}/published/{name}": nothing for name in (*names, "regions")}
         del known[label]
     found, pixels = _found(looks, dataset, positions, known, quantile)
     firsts = {}
