@@ -285,7 +285,9 @@ def _train(job: Job, command: str) -> dict:
 def all_of(
     jobs: Sequence[Job], protocol: str, command: str = "", tell: Callable[[str], None] = print
 ) -> dict[str, dict]:
-    """{row's name: its job's result with its own "entry" and {name: entry} "beside", or {"failed": reason}}; what is done already is read, not run.
+    """{row's name: its job's result with its own "entry" and {name: entry} "beside", or {"failed": reason}}.
+
+    What is done already is read, not run.
 
     Raises:
         training.loop.Stopped: asked to stop; what was done so far is on disk.

@@ -87,8 +87,9 @@ def localisation(
 
     Metrics, of each map (the method, hires_cam, brightness, centre) and rule (`of_maps.RULES`), of images with a box:
     "mass/factor/published/ap@0.25" (VOC, all points), "mass/factor/published/recall@0.25", the same of the boxes of each
-    size, "..._small", and less that of brightness on the same images, "..._minus_brightness"; "mass/factor/published/regions"
-    an image. With the images that are known to lack the label besides: "ap@0.25_with_normals", "regions_with_normals".
+    size, "..._small", with no more regions in an image than brightness has there, "..._as_many", and less that of brightness
+    on the same images, "..._minus_brightness"; "mass/factor/published/regions" an image. With the images that are known to
+    lack the label besides: "ap@0.25_with_normals", "regions_with_normals".
 
     Raises:
         UserError: a label, method or stage that there is not or that does not fit, thresholds out of order, or a dual encoder
@@ -130,9 +131,9 @@ def localisation(
             ]
             entries = _entries(images[way], cases[way], iou, everyone, bootstrap)
             metrics |= {f"{label}/{'/'.join(way)}/{name}": entry for name, entry in entries.items()}
-        for look, rule in ((look, rule) for look in looks for rule in of_maps.RULES if look.method != BASELINE):
-            entries = _less(images[look.name, rule], images[BASELINE, rule], iou, bootstrap)
-            metrics |= {f"{label}/{look.name}/{rule}/{name}": entry for name, entry in entries.items()}
+        for name, rule in ((look.name, rule) for look in looks if look.method != BASELINE for rule in of_maps.RULES):
+            entries = _beside(images[name, rule], cases[name, rule], images[BASELINE, rule], iou, bootstrap)
+            metrics |= {f"{label}/{name}/{rule}/{measure}": entry for measure, entry in entries.items()}
         tables += [row for own in images.values() for row in own]
         firsts[label] = cases[looks[0].name, "published"]
         for number, i in enumerate(_chosen(images[looks[0].name, "published"], iou[0], gallery, seed)):
@@ -207,7 +208,7 @@ def _found(
 
 def _counts(case: Case, iou: Sequence[float], sizes: tuple[float, float], pixels: int) -> dict[str, int]:
     """Of one image: regions, boxes, and boxes found at each IoU, all and those of each size."""
-    best = overlap(case.truth[:, None], case.found.boxes).max(axis=1, initial=0)
+    best = _best(case.truth, case.found.boxes)
     size = np.searchsorted(sizes, area(case.truth) / pixels, side="right")
     row = {"regions": len(case.found.boxes), "boxes": len(case.truth)}
     row |= {f"boxes_{name}": int((size == k).sum()) for k, name in enumerate(SIZES)}
@@ -234,16 +235,30 @@ def _entries(images: Sequence[dict], cases: Sequence[Case], iou, everyone, boots
     return entries
 
 
-def _less(images: Sequence[dict], base: Sequence[dict], iou, bootstrap) -> dict[str, dict[str, Any]]:
-    """Recall and regions of a map less those of brightness, of the images with a box, on the same resamples."""
+def _beside(
+    images: Sequence[dict], cases: Sequence[Case], base: Sequence[dict], iou, bootstrap
+) -> dict[str, dict[str, Any]]:
+    """Recall and regions of a map less those of brightness, of the images with a box, on the same resamples; and recall
+    with no more regions in an image than brightness has there, which is noted in the rows of `images`."""
+    entries = {}
+    for row, case, other in zip(images, cases, base, strict=True):
+        few = _best(case.truth, case.found.boxes[: other["regions"]])
+        row |= {f"found_{least:g}_as_many": int((few >= least).sum()) for least in iou}
     pairs = [(row, other) for row, other in zip(images, base, strict=True) if row["boxes"]]
     owners, boxes = _patients([row for row, _ in pairs]), [row["boxes"] for row, _ in pairs]
-    entries = {}
     for least in iou:
-        more = [row[f"found_{least:g}"] - other[f"found_{least:g}"] for row, other in pairs]
-        entries[f"recall@{least:g}_minus_{BASELINE}"] = statistics.ratio(more, boxes, owners, **bootstrap)
+        few = [row[f"found_{least:g}_as_many"] for row, _ in pairs]
+        entries[f"recall@{least:g}_as_many"] = statistics.ratio(few, boxes, owners, **bootstrap)
+        for end in ("", "_as_many"):
+            more = [row[f"found_{least:g}{end}"] - other[f"found_{least:g}"] for row, other in pairs]
+            entries[f"recall@{least:g}{end}_minus_{BASELINE}"] = statistics.ratio(more, boxes, owners, **bootstrap)
     more = [row["regions"] - other["regions"] for row, other in pairs]
     return entries | {f"regions_minus_{BASELINE}": statistics.mean(more, owners, **bootstrap)}
+
+
+def _best(truth: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The highest IoU of each true box with any of `boxes`; 0 where there is none."""
+    return overlap(truth[:, None], boxes).max(axis=1, initial=0)
 
 
 def _patients(images: Sequence[dict]) -> list[str]:
@@ -275,9 +290,10 @@ def _protocol(split, looks: Sequence[Look], dual_encoder, prompts, quantile, iou
         f"pixels above the {quantile:g} quantile of the whole map (published) or of the map over the breast (breast); each is "
         "the box around it, and scores the map's maximum inside. ap: area under the precision envelope at all points (VOC), "
         f"IoU {' and '.join(f'{least:g}' for least in iou)}, at most 100 regions an image. recall: share of the boxes that a "
-        f"region overlaps by that IoU. regions: an image. Sizes by a box's share of the canvas: small below "
-        f"{100 * sizes[0]:g} %, large from {100 * sizes[1]:g} %. minus_brightness: the difference to brightness on the same "
-        "images and resamples. What the published table of Mammo-FActOR counts at these IoUs is stated in no text that could "
-        "be opened: recall and ap are both given, and mean nothing without the number of regions beside them. "
+        "region overlaps by that IoU. regions: an image. Sizes by a box's share of the canvas: small below "
+        f"{100 * sizes[0]:g} %, large from {100 * sizes[1]:g} %. as_many: with the strongest regions of each image alone, no "
+        "more than brightness has there. minus_brightness: the difference to brightness on the same images and resamples. "
+        "What the published table of Mammo-FActOR counts at these IoUs is stated in no text that could be opened: recall and "
+        "ap are both given, and mean nothing without the number of regions beside them. "
         f"Intervals: {statistics.INTERVAL}."
     )

@@ -1,5 +1,7 @@
 """Boxes from maps: what the figures are on made-up data, and whether they follow from the table of images."""
 
+import json
+
 import numpy as np
 import pytest
 from fakes import FakeDataset, FakeModel
@@ -39,6 +41,27 @@ def test_a_bright_mass_is_found_by_its_brightness(found):
         found.metrics["calcification/similarity/published/recall@0.25"]["reason"] == "no image has a box of this label"
     )
     assert not any("brightness/published" in name and "minus" in name for name in found.metrics)
+
+
+def test_with_as_many_regions_as_brightness_only_the_strongest_count(found):
+    rows = found.tables["images"].query("rule == 'published' and boxes > 0").set_index(["map", "image"])
+    regions = found.tables["regions"]
+    dataset = FakeDataset(12)
+    hits = 0
+    for _, row in dataset.index.iterrows():
+        if row["image"] not in rows.loc["hires_cam"].index:
+            continue
+        image = dataset.images[row.name].astype(np.float32) / 255
+        heat = image * np.linspace(0, 1, image.shape[1])
+        boxes, _ = of_maps.located(heat, of_maps.above(heat, heat > 0, 0.95))
+        (truth,) = (item["box"] for item in json.loads(row["boxes_canvas"]))
+        few = boxes[: rows.loc["brightness", row["image"]]["regions"]]
+        hits += any(naive_iou(truth, box) >= 0.25 for box in few)
+    count = len(rows.loc["hires_cam"])
+    assert found.metrics["mass/hires_cam/published/recall@0.25_as_many"]["value"] == pytest.approx(hits / count)
+    less = found.metrics["mass/hires_cam/published/recall@0.25_as_many_minus_brightness"]["value"]
+    assert less == pytest.approx((hits - rows.loc["brightness"]["found_0.25"].sum()) / count)
+    assert len(regions) == found.tables["images"].query("map == 'similarity' and rule == 'published'")["regions"].sum()
 
 
 @pytest.mark.parametrize("name", ["similarity", "hires_cam", "brightness", "centre"])
