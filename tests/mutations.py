@@ -984,6 +984,13 @@ MUTATIONS = (
         ("evaluation/evaluators/test_localisation.py",),
     ),
     Mutation(
+        "localisation: the score of a box is the mean of the map in it",
+        "data/regions/of_maps.py",
+        "heat[place].max()",
+        "heat[place].mean()",
+        ("evaluation/evaluators/test_localisation.py",),
+    ),
+    Mutation(
         "retrieval: ties in favour of the right item",
         "evaluation/metrics/ranking.py",
         "return above + (tied_wrong + tied_right + 1) / (tied_right + 1)",
