@@ -78,7 +78,8 @@ def localisation(
         method: one of `explain.METHODS`; "": factor of a model of attributes, else hires_cam.
         stage: of the image encoder; None leaves the choice to the method.
         options: of the method.
-        dual_encoder: weights whose HiResCAM of the prompts stands beside; "": that of the model itself.
+        dual_encoder: weights whose HiResCAM of the prompts stands beside; "": that of the model itself. Of a model of
+            attributes it is that of the first stage that these see.
         prompts, explain: what a dual encoder is asked; see the evaluator saliency.
         quantile: of the map, of all pixels ("published") or of the breast's ("breast"), above which regions are.
         iou: from which a region finds a box.
@@ -87,9 +88,9 @@ def localisation(
 
     Metrics, of each map (the method, hires_cam, brightness, centre) and rule (`of_maps.RULES`), of images with a box:
     "mass/factor/published/ap@0.25" (VOC, all points), "mass/factor/published/recall@0.25", the same of the boxes of each
-    size, "..._small", with no more regions in an image than brightness has there, "..._as_many", and less that of brightness
-    on the same images, "..._minus_brightness"; "mass/factor/published/regions" an image. With the images that are known to
-    lack the label besides: "ap@0.25_with_normals", "regions_with_normals".
+    size that there is, "..._small", with no more regions in an image than brightness has there, "..._as_many", and less
+    that of brightness on the same images, "..._minus_brightness"; "mass/factor/published/regions" an image. With the images
+    that are known to lack the label besides: "ap@0.25_with_normals", "regions_with_normals".
 
     Raises:
         UserError: a label, method or stage that there is not or that does not fit, thresholds out of order, or a dual encoder
@@ -168,7 +169,9 @@ def _looks(model, method: str, stage: str | None, options, labels, dual_encoder:
                 "whose images were prepared as the model's."
             )
         name = GRADIENT if method != GRADIENT else f"{GRADIENT}_of_dual_encoder"
-        looks.append(look(name, other, GRADIENT, tuple(looks[0].towards)))
+        # Of an encoder's stages the finest that the attributes see: a late one could not outline what they can.
+        same = min(model.attribute_stages, key=other.stages.index) if model.attribute_stages else None
+        looks.append(look(name, other, GRADIENT, tuple(looks[0].towards), same))
     if method != BASELINE:
         looks.append(Look(BASELINE, model, BASELINE, model.map_stage(BASELINE), {}, looks[0].towards))
     return looks
@@ -226,7 +229,7 @@ def _entries(images: Sequence[dict], cases: Sequence[Case], iou, everyone, boots
     for least in iou:
         entries[f"ap@{least:g}"] = voc(positive, least, everyone, **bootstrap)
         entries[f"ap@{least:g}_with_normals"] = voc(cases, least, everyone, **bootstrap)
-        for end in ("", *(f"_{size}" for size in SIZES)):
+        for end in ("", *(f"_{size}" for size in SIZES if any(row[f"boxes_{size}"] for row in with_box))):
             own = [row for row in with_box if row["boxes" + end]]
             hits, boxes = [row[f"found_{least:g}" + end] for row in own], [row["boxes" + end] for row in own]
             entries[f"recall@{least:g}{end}"] = statistics.ratio(hits, boxes, _patients(own), **bootstrap)

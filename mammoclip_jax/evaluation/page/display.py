@@ -245,13 +245,16 @@ def _value(result: Result, metric: str) -> float | None:
 
 
 def text_table(results: list[Result]) -> str:
-    """The metrics as lines for a terminal: name, value, interval, n; then what could not be measured, and why."""
+    """The metrics as lines for a terminal: name, value, interval, n; then what could not be measured, and why: groups of
+    metrics by their common name where none of them could."""
     lines, missing = [("metric", "value", "95 % interval", "n")], {}
     for result in results:
+        measured = {m.rpartition("/")[0] for m, entry in result.metrics.items() if entry["value"] is not None}
         for metric, entry in result.metrics.items():
             kind = heading(metric)[1]
             if entry["value"] is None:
-                row = f"{result.name}/{metric}".rpartition("/")[0]
+                group = metric.rpartition("/")[0]
+                row = f"{result.name}/{metric if group in measured else group}".rstrip("/")
                 missing[row] = entry.get("reason", "no value")
             else:
                 value, bounds = number(entry["value"], kind), interval(entry, kind)
