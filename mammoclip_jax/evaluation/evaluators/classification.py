@@ -17,6 +17,7 @@ from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
 
+OF_PROBABILITIES = ("brier", "ece", "pf1")  # what is said of scores that may be read as such
 NO_YES = ("0", "1")  # classes that are scored as the yes/no label that they are
 
 
@@ -32,7 +33,7 @@ def classification(
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
 ) -> Result:
-    """Metrics of every label of a classifier, or of its classes, and a table of all predictions.
+    """Metrics of every label of a classifier, or of its classes, or of attributes, and a table of all predictions.
 
     The two classes "0" and "1" are scored as one yes/no label, by the probability of "1".
 
@@ -70,6 +71,8 @@ def classification(
             columns = {"truth": names} | {f"p_{name}": p for name, p in zip(wanted.labels, prediction.T)}
         else:
             entries = scores_of.binary(rows, truth, prediction, levels=levels, **options)
+            if model.kind == "attributes":  # cosines in disguise
+                entries = {key: entry for key, entry in entries.items() if key.split("_")[0] not in OF_PROBABILITIES}
             columns = {"truth": truth, "score": prediction}
         for level in means if choose_on else ():
             here = scored(rows, truth, prediction, level)
@@ -80,10 +83,10 @@ def classification(
             entries |= {key + level.suffix: entry for key, entry in more.items()}
         metrics |= {f"{name}/{key}": entry for key, entry in entries.items()}
         tables.append(rows[list(IDENTITY)].assign(label=name, **columns))
-    protocol = [
-        f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
-        f"{unit} at a time."
-    ]
+    what = "Probabilities of the classifier"
+    if model.kind == "attributes":
+        what = "(1 + cosine) / 2, which is no probability, of the attributes"
+    protocol = [f"Split {split}, {len(rows)} {unit}s. {what} of step {model.step} for a whole {unit} at a time."]
     if classes:
         protocol += [scores_of.OVER_CLASSES]
     if missing:
