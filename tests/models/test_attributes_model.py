@@ -10,7 +10,10 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.attributes import Adapters, AttributeModel
 
 RNG = np.random.default_rng(0)
-MAPS = {"early": RNG.normal(size=(3, 4, 3, 5)).astype(np.float32), "late": RNG.normal(size=(3, 2, 1, 7)).astype(np.float32)}
+MAPS = {
+    "early": RNG.normal(size=(3, 4, 3, 5)).astype(np.float32),
+    "late": RNG.normal(size=(3, 2, 1, 7)).astype(np.float32),
+}
 DIM = 6
 
 

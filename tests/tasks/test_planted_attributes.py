@@ -70,7 +70,9 @@ def learnt(seed, mixed=False):
 
 
 def auroc(scores, truth):
-    return stats.mannwhitneyu(scores[truth == 1], scores[truth == 0]).statistic / (truth == 1).sum() / (truth == 0).sum()
+    return (
+        stats.mannwhitneyu(scores[truth == 1], scores[truth == 0]).statistic / (truth == 1).sum() / (truth == 0).sum()
+    )
 
 
 def localised(seed, scores):
