@@ -46,5 +46,6 @@ def get_config(variant="stage2"):
     train.no_decay = (r".*bias$",)
     train.checkpoint_every = 200
     config.evaluate.evaluators.classification = dict()
-    config.evaluate.evaluators.localisation = dict(dual_encoder="runs/demo", prompts="phantom")
+    encoder = config.warm_start.encoder.get_oneway_ref("weights")
+    config.evaluate.evaluators.localisation = dict(dual_encoder=encoder, prompts="phantom")
     return config

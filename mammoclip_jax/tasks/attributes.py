@@ -48,8 +48,9 @@ def check(config) -> None:
     if not config.task.cached_maps:
         return
     usual = defaults()
-    varied = [f"augment.{name}" for name, value in config.augment.items() if value != usual.augment[name]]
-    varied += [f"data.{name}" for name in ("flip_horizontal", "flip_vertical") if config.data[name]]
+    usual, data = defaults(), ("flip_horizontal", "flip_vertical")
+    varied = [f"augment.{name}={value!r}" for name, value in config.augment.items() if value != usual.augment[name]]
+    varied += [f"data.{name}={config.data[name]!r}" for name in data if config.data[name]]
     if varied:
         raise UserError(
             f"nothing reads config.{varied[0]} where config.task.cached_maps is True: the maps of an image are computed "

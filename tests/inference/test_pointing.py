@@ -95,6 +95,7 @@ def test_scores_and_boxes_of_attributes_are_evaluated():
     scores, boxes = ({name: entry["value"] for name, entry in result.metrics.items()} for result in results)
     for level in ("", "_max", "_image", "_exam", "_exam_max"):
         assert 0 <= scores[f"mass/auroc{level}"] <= 1
+    assert not any("brier" in name or "ece" in name for name in scores) and "(1 + cosine) / 2" in results[0].protocol
     table = results[0].tables["predictions"].query("label == 'mass'")
     wanted = (1 + model.attribute_scores(np.stack(dataset.images))[:, 0]) / 2
     np.testing.assert_allclose(table["score"], wanted, rtol=1e-5)

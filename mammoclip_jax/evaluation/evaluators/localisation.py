@@ -11,6 +11,7 @@ import pandas as pd
 
 from mammoclip_jax.boxes import area
 from mammoclip_jax.boxes import iou as overlap
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
@@ -163,7 +164,8 @@ def _looks(model, method: str, stage: str | None, options, labels, dual_encoder:
     looks = [look(method, model, method, labels, stage, options)]
     if method != GRADIENT or dual_encoder:
         other = load(dual_encoder) if dual_encoder else model
-        if dual_encoder and (other.kind != "dual_encoder" or dict(other.preprocessing) != dict(model.preprocessing)):
+        seen, wanted = (Preprocessing.from_dict(one.preprocessing) for one in (other, model))
+        if dual_encoder and (other.kind != "dual_encoder" or seen != wanted):
             raise UserError(
                 f"dual_encoder={dual_encoder} of the evaluator localisation is a {other.kind}: it must be a dual encoder "
                 "whose images were prepared as the model's."

@@ -9,6 +9,7 @@ from naive_boxes import naive_iou
 
 from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.evaluators import localisation as module
 from mammoclip_jax.evaluation.evaluators.localisation import localisation
 from mammoclip_jax.evaluation.page.display import heading, headlines
 
@@ -130,3 +131,21 @@ def test_the_published_rule_is_strict_and_over_the_whole_map():
     assert np.argwhere(of_maps.above(heat, tissue, 0.95)).tolist() == [[2, 6]]
     assert not of_maps.above(np.full((3, 7), 0.3), tissue, 0.95).any()
     assert heat[of_maps.RULES["breast"](heat, tissue, 0.95)].tolist() == [10]
+
+
+def test_hires_cam_may_be_another_encoders(monkeypatch):
+    class Other(TwoMaps):
+        def saliency(self, images, texts, **options):
+            return np.zeros(images.shape, np.float32)
+
+    dataset = FakeDataset(4)
+    monkeypatch.setattr(module, "load", lambda name: Other())
+    found = localisation(TwoMaps(), dataset, method="similarity", dual_encoder="theirs", resamples=0, gallery=0)
+    assert found.metrics["mass/hires_cam/published/regions"]["value"] == 0  # a flat map has none
+    assert "of the dual encoder theirs" in found.protocol
+    own = localisation(TwoMaps(), dataset, method="hires_cam", dual_encoder="theirs", resamples=0, gallery=0)
+    assert own.metrics["mass/hires_cam/published/regions"]["value"] > 0
+    assert own.metrics["mass/hires_cam_of_dual_encoder/published/regions"]["value"] == 0
+    monkeypatch.setattr(Other, "kind", "classifier")
+    with pytest.raises(UserError, match="must be a dual encoder whose images were prepared as the model's"):
+        localisation(TwoMaps(), dataset, method="similarity", dual_encoder="theirs")
