@@ -31,7 +31,7 @@ NAMED_PARTS = (
 
 
 # Fields that only tasks with labels read, and only those with texts.
-OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) | model\.text_classifier\..* |
+OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) | model\.(text_classifier|attributes)\..* |
     task\.(?!kind|monitor|better|patience)\w+"""
 # Fields of config.train that only one choice reads.
 READ_BY = {
@@ -86,9 +86,9 @@ def defaults() -> ConfigDict:
                 "unpaired": {"images": False, "texts": "", "share": 0.0},
                 "boxes": 0,  # places for boxes in a view, so that crops keep them (config.augment.crop)
                 # Regions of each view, in so many places: annotated "boxes" and tables that `python -m
-                # mammoclip_jax.regions` made; of which concepts (a lexicon of data/text/lexicons, or a .json file); and
-                # whether a table's regions beside all annotated boxes show the background. "make": name of a table -> method
-                # and options, of those that are made first where they are missing.
+                # mammoclip_jax.regions` made (of a detector: the boxes that it learns from); of which concepts (a lexicon of
+                # data/text/lexicons, or a .json file); and whether a table's regions beside all annotated boxes show the
+                # background. "make": name of a table -> method and options, of those that are made first where they are missing.
                 "regions": {"places": 0, "sources": ("boxes",), "concepts": "", "background": False, "make": {}},
                 # Labels, phrases and reports with the annotated region that each speaks of, of config.data.regions: how many of
                 # a row, of how many tokens, and which levels.
@@ -143,13 +143,20 @@ def defaults() -> ConfigDict:
                 # Of a detector with dim above 0: classes are the cosines to texts, whose vectors [labels, dim] a dual
                 # encoder makes of the prompts of a lexicon (data/text/lexicons); config.warm_start names its weights.
                 "text_classifier": {"dim": 0, "temperature": 0.07, "concepts": ""},
+                # Of attributes: the length of their vectors, which the dual encoder in config.warm_start makes of the positive
+                # texts of a prompt file; units between an adapter's two products (0: as many as cells), and how many numbers
+                # are learnt of each channel, so that adapters know which they see (0: they do not, as published).
+                "attributes": {"dim": 512, "prompts": "", "hidden": 0, "channel_code": 0},
                 "input_size": (),  # height and width that a detector stretches images to; (): as they are
-                "stages": (),  # of the image encoder, three: C3, C4 and C5 of the pyramid of a detector or segmentation
+                # Of the image encoder. Three: C3, C4 and C5 of the pyramid of a detector or segmentation; of attributes any,
+                # whose channels they are looked for in.
+                "stages": (),
                 "dtype": "float32",  # of computation; parameters, statistics and the loss stay float32
             },
             # What is learnt from the data: texts and images together, or labels.
             "task": {
-                "kind": "pretrain",  # classifier, detector, segmentation: config.model.labels from the data sets' labels
+                # classifier, detector, segmentation, attributes: config.model.labels from the data sets' labels
+                "kind": "pretrain",
                 "label": "",  # of a classifier: whose values its labels are, as density of A, B, C, D
                 "unit": "image",  # breast, exam: with as many views (classifier)
                 "encoder": "train",  # eval: without dropout, and with the batch statistics that it came with
@@ -165,6 +172,8 @@ def defaults() -> ConfigDict:
                 # published.
                 "without_boxes": "count",
                 "dice_weight": 1.0,  # of a segmentation: of the soft Dice beside the cross-entropy of the pixels
+                "temperature": 0.007,  # of attributes: what cosines are divided by in the loss
+                "cached_maps": True,  # of attributes: run the frozen encoder once, before training, over all images
                 "monitor": "",  # name in metrics.jsonl, eval/DATASET/EVALUATOR/METRIC: keeps the best state
                 "better": "higher",  # or lower, as of a Brier score: which figure of the monitor is the best
                 "patience": 0,  # evaluations without a better one, after which training ends; 0: never
@@ -217,7 +226,7 @@ def defaults() -> ConfigDict:
                 "exam": "",  # an exam folder to score into the report
                 "prompts": "mammo_clip",
                 "stage": "",  # of the image encoder, for the overlays; "" leaves it to the method
-                "method": "grad_cam",  # of the overlays: one of explain.METHODS, such as occlusion
+                "method": "",  # of the overlays: one of explain.METHODS, such as occlusion; "": grad_cam, of attributes factor
             },
         }
     )

@@ -39,7 +39,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "method",
         "",
-        "Of the overlays: grad_cam, occlusion, ... (docs/saliency.md). Default: config.predict.method of the run.",
+        "Of the overlays: grad_cam, occlusion, ... (docs/saliency.md). Default: config.predict.method of the run; where that "
+        "is empty grad_cam, of a model of attributes factor.",
     )
     flags.DEFINE_string(
         "stage",

@@ -3,14 +3,20 @@
 import base64
 import hashlib
 import importlib.metadata
+import json
 import platform
+import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pydicom", "opencv-python-headless")
 MISSING = "not installed"
+# Options of an image encoder that change how it is computed and not what.
+SPEED = re.compile("remat|scan|lanes|depthwise|attention|rows|kernels")
 
 
 def collect(datasets) -> dict:
@@ -52,6 +58,23 @@ def trained_on(datasets, *before: str | None) -> str:
 def patients_in(record: str) -> np.ndarray:
     """The digests of a record of `trained_on`, sorted, without repeats."""
     return np.frombuffer(base64.b64decode(record), "<u8")
+
+
+def encoder_fingerprint(config, variables: Mapping[str, Any]) -> str:
+    """16 hex digits of all that the maps of a model's image encoder depend on beside the images: its weights and
+    statistics, its options, the normalisation of the images."""
+    import jax
+
+    model = config.model
+    options = {name: value for name, value in model.image.to_dict().items() if not SPEED.fullmatch(name)}
+    said = {"image": config.image.to_dict(), "model": options, "dtype": str(model.dtype)}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    parts = [variables["params"]["image_encoder"], variables.get("batch_stats", {}).get("image_encoder", {})]
+    for path, value in jax.tree_util.tree_leaves_with_path(parts):
+        value = np.asarray(value)
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()[:16]
 
 
 def versions(packages) -> dict[str, str]:

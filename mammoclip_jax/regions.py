@@ -34,7 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string("data", None, "Data set folder.", required=True)
     flags.DEFINE_enum("method", None, METHODS, "How regions are found.", required=True)
     flags.DEFINE_string("name", "", "What the table is called; by default as its method.")
-    flags.DEFINE_string("weights", "", "A run, a model folder, ...: of methods detector, unet and teacher.")
+    flags.DEFINE_string("weights", "", "A run, a model folder, ...: of methods detector, unet, factor and teacher.")
     flags.DEFINE_string("regions", "", "Name of the table whose regions the teacher labels.")
     flags.DEFINE_string("concepts", "", "The lexicon, or its JSON file, that the teacher compares regions with.")
     flags.DEFINE_multi_string("option", [], "key=value for the method; may be repeated.")

@@ -80,7 +80,7 @@ def main(argv) -> int:
         ready = [row for row in chosen if not reasons[protocol][row.name]]
         planned = jobs.plan(ready, inputs, protocol, out, overrides, Path(values.configs or jobs.CONFIGS))
         try:
-            results = jobs.all_of(planned, again)
+            results = jobs.all_of(planned, protocol, again)
         except Stopped as stopped:
             logging.warning("%s", stopped)
             return command.INTERRUPTED

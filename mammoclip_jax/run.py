@@ -33,7 +33,7 @@ from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
-from mammoclip_jax.inference import loading, region_methods, text_classifier
+from mammoclip_jax.inference import attributes, loading, region_methods, text_classifier
 from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.names import lookup
 from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
@@ -212,13 +212,17 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
             logging.warning("config.warm_start is not what this run began with; it goes on from its checkpoint")
         meta["provenance"] = licences.joined(meta["provenance"], noted["provenance"])
         _, newest = checkpoint.newest_meta(workdir)
-        meta["trained_on"] = provenance.trained_on((), meta.get("trained_on"), (newest or {}).get("trained_on"))
+        newest = newest or {}
+        meta["trained_on"] = provenance.trained_on((), meta.get("trained_on"), newest.get("trained_on"))
+        meta |= {attributes.KIND: newest[attributes.KIND]} if attributes.KIND in newest else {}
         return fresh
     if not options:
         return fresh
     if config.model.text_classifier.dim:
         labels, concepts = config.model.labels, config.model.text_classifier.concepts
         open_weights = text_classifier.with_vectors(open_weights, labels, concepts)
+    if meta["kind"] == attributes.KIND:
+        open_weights = attributes.with_dictionary(open_weights, config)
     with distributed.main_first("warm start"):  # what comes from the hub is fetched once
         variables, started = warm_start.start(fresh, options, open_weights)
     for line in started.differences(meta):
@@ -227,6 +231,9 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     meta["trained_on"] = provenance.trained_on(
         (), *(one.get("trained_on") for one in (meta, *started.sources.values()))
     )
+    if meta["kind"] == attributes.KIND:
+        meta[attributes.KIND] = attributes.about(config, meta["preprocessing"], variables)
+        attributes.check_adapters(meta[attributes.KIND], started)
     if distributed.is_main():
         write_text(note, json.dumps({"config": options} | started.to_json(), indent=2) + "\n")
     return variables

@@ -22,6 +22,7 @@ class Batch(TypedDict, total=False):
     """
 
     image: Shaped[Array, "B V H W"]  # uint8 or uint16, one channel, as stored in the shards
+    # Instead of images, the stage maps of a frozen encoder, one a row: "map/STAGE" [B h w C] (config.task.cached_maps).
     record: Int[Array, "B V"]  # int32 row in the data set's index.parquet
     source: Int[Array, " B"]  # int32 position of the data set in config.data.train
     token_ids: Int[Array, "B T L"]  # int32, padded with the tokenizer's pad id

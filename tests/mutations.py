@@ -964,10 +964,31 @@ MUTATIONS = (
     ),
     Mutation(
         "regions: quantile over the whole canvas, not the breast",
-        "evaluation/metrics/regions.py",
+        "data/regions/of_maps.py",
         "np.quantile(inside, quantile)",
         "np.quantile(heat, quantile)",
         ("evaluation/metrics/test_regions.py",),
+    ),
+    Mutation(
+        "regions: those of the published rule begin at the quantile",
+        "data/regions/of_maps.py",
+        "heat > np.quantile(heat, quantile)",
+        "heat >= np.quantile(heat, quantile)",
+        ("evaluation/evaluators/test_localisation.py",),
+    ),
+    Mutation(
+        "regions: parts that meet at a corner are two",
+        "data/regions/of_maps.py",
+        "ndimage.label(part, np.ones((3, 3)))",
+        "ndimage.label(part)",
+        ("evaluation/evaluators/test_localisation.py",),
+    ),
+    Mutation(
+        "localisation: the score of a box is the mean of the map in it",
+        "data/regions/of_maps.py",
+        "heat[place].max()",
+        "heat[place].mean()",
+        ("evaluation/evaluators/test_localisation.py",),
     ),
     Mutation(
         "retrieval: ties in favour of the right item",
@@ -978,10 +999,17 @@ MUTATIONS = (
     ),
     # --- explain ---
     Mutation(
+        "factor: channels that speak against the attribute count for it",
+        "explain/factor.py",
+        "scores / jnp.where",
+        "jnp.abs(scores) / jnp.where",
+        ("explain/test_factor.py",),
+    ),
+    Mutation(
         "saliency: what speaks against the text is shown too",
         "explain/maps.py",
-        "jax.nn.relu(heat)",
-        "jnp.abs(heat)",
+        "jax.nn.relu(maps[0])",
+        "jnp.abs(maps[0])",
         ("inference/test_maps.py", "explain/test_cam.py", "inference/test_loading.py"),
     ),
     Mutation(

@@ -67,7 +67,8 @@ def check_labelled(config):
     """The config of a task with labels builds, its evaluators are for it, and one of them gives what is monitored."""
     task = tasks.task_of(config)
     wanted = task.target(config)
-    model = getattr(models, task.MODEL)(config.model)
+    model = {"attributes": models.attribute_model}.get(task.MODEL) or getattr(models, task.MODEL)
+    model = model(config.model)
     image = jax.ShapeDtypeStruct((1, 320, 224, config.image.channels), np.float32)
     params = jax.eval_shape(lambda key, image: model.init(key, image, train=False), jax.random.key(0), image)["params"]
     make_optimizer(config.train, params, config.model.frozen)

@@ -12,10 +12,11 @@ import pandas as pd
 
 from mammoclip_jax.boxes import iou
 from mammoclip_jax.data.regions import sliding
+from mammoclip_jax.data.regions.of_maps import breast_mask
 from mammoclip_jax.data.store import region_tables as store
 from mammoclip_jax.data.text import concepts as lexicons
 from mammoclip_jax.evaluation.features import chunks, known_where, read
-from mammoclip_jax.evaluation.metrics.regions import boxes_mask, breast_mask
+from mammoclip_jax.evaluation.metrics.regions import boxes_mask
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.inference.prompts import NORMAL
 from mammoclip_jax.names import check_name

@@ -71,6 +71,11 @@ class DualEncoder(ImageModel):
         """Unit vectors of token ids; mask is True for real tokens, which come first. Padding changes nothing."""
         return self._batched(self._embed_text, *_without_padding(np.asarray(ids, np.int32), np.asarray(mask, bool)))
 
+    def project_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
+        """The vectors that `embed_text` scales to length one, as the projection gives them."""
+        ids, mask = self._needed_tokenizer().encode(list(texts), self.config.data.text_length)
+        return self._batched(self._project_texts, *_without_padding(ids, mask))
+
     def embed_sentences(
         self, texts: Sequence[str], head: str | None = None
     ) -> tuple[Float[np.ndarray, "N S D"], Bool[np.ndarray, "N S"]]:
@@ -168,6 +173,10 @@ class DualEncoder(ImageModel):
     @functools.partial(jax.jit, static_argnums=0)
     def _embed_text(self, variables, ids, mask):
         return self._module.apply(variables, ids, mask, train=False, method="encode_text")[0]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _project_texts(self, variables, ids, mask):
+        return self._module.apply(variables, ids, mask, train=False, method="project_texts_raw")
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _embed_sentences(self, head, variables, ids, mask, sentence):

@@ -18,6 +18,7 @@ from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, Source, quantise, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.explain.maps import peak_of
+from mammoclip_jax.inference import pointing
 from mammoclip_jax.inference.overlay import detections, picture
 from mammoclip_jax.inference.prompt_files import load_prompts
 from mammoclip_jax.inference.prompts import directions, score, text_bank
@@ -52,7 +53,7 @@ def predict(
     prompts: str | Mapping[str, Any] = "mammo_clip",
     explain: str = "score",
     stage: str = "",
-    method: str = "grad_cam",
+    method: str = "",
     overlay_size: int = 0,
     every_view: bool = False,
 ) -> dict[str, Any]:
@@ -62,13 +63,14 @@ def predict(
         model: an `inference.dual_encoder.DualEncoder`; its `preprocessing` rules how files become pixels.
         out: folder for the overlays, one PNG a view and label, on the original image's pixels; None: no overlays.
         stage: of the image encoder, for the overlays; "" leaves the choice to the method.
-        method: of the overlays, one of `explain.METHODS`.
+        method: of the overlays, one of `explain.METHODS`; "": grad_cam, of a model of attributes factor.
         overlay_size: pixels of an overlay's longer side; 0 keeps the original's size.
         every_view: scores all mammograms of an exam, not only its screening views.
 
     Returns:
         JSON: "exams" [{"exam", "views", "breasts", "scores"}], where the views of a detector have "boxes" by falling
-        score [{"label", "score", "box": left, top, right, bottom in the original}], and with a classifier of whole
+        score [{"label", "score", "box": left, top, right, bottom in the original}], those of a model of attributes
+        "attributes" by falling score, as `pointing.found` with boxes in the original, and with a classifier of whole
         breasts or exams these alone have scores, and "from", the files that stand for them; each exam has "left_out"
         [{"file", "reason"}] and "missing", those of the four screening views that no view is known to be. "problems"
         [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts" {"scored",
@@ -80,11 +82,12 @@ def predict(
     """
     pairs = load_prompts(prompts) if model.kind == "dual_encoder" else {}
     scorer: _Scorer
+    method = method or ("factor" if model.kind == "attributes" else "grad_cam")
     if model.kind == "detector":
         scorer = _Finder(model, lambda images: {}, {}, BEST_BOX, "", "boxes")
     else:
         by_prompts = functools.partial(_by_prompts, pairs=pairs, explain=explain)
-        build = _by_labels if model.kind == "classifier" else by_prompts
+        build = _by_labels if model.kind in ("classifier", "attributes") else by_prompts
         scorer = build(model, stage=model.map_stage(method, stage), method=method)
     root = Path(exam)
     exams, listing = [], _found(root)
@@ -226,7 +229,8 @@ class _Scorer(NamedTuple):
                 target = Path("overlays", f"{views[i]['file']}_{label}.png")
                 (out / target).parent.mkdir(parents=True, exist_ok=True)
                 heat = view.transform.map_inverse(np.asarray(heats[i], dtype=np.float32))
-                (out / target).write_bytes(picture(shown, heat, peak=peak, side=size))
+                boxes = [a["box"] for a in views[i].get("attributes", ()) if a["label"] == label and a["box"]]
+                (out / target).write_bytes(picture(shown, heat, boxes, peak, size))
                 views[i]["overlays"][label], views[i]["peaks"][label] = str(target), peak
 
 
@@ -266,6 +270,19 @@ class _Whole(_Scorer):
         }
 
 
+class _Pointer(_Scorer):
+    """A model of attributes: which channels show each, and where."""
+
+    def views(self, rendered: list[tuple[Path, Rendered]], root: Path) -> list[dict[str, Any]]:
+        """As of a `_Scorer`, with "attributes"."""
+        views = _Scorer.views(self, rendered, root)
+        images = [view.image for _, view in rendered]
+        said = pointing.found(self.model, np.stack(images), self.method, self.stage) if images else ()
+        for entry, own, (_, view) in zip(views, said, rendered, strict=True):
+            entry["attributes"] = [a | {"box": _in_original(view, a["box"])} for a in own]
+        return views
+
+
 class _Finder(_Scorer):
     """A detector: a view's score is that of its best box, and its overlays show its boxes."""
 
@@ -279,12 +296,10 @@ class _Finder(_Scorer):
         }
         views = _Scorer.views(self._replace(score=lambda images: best), rendered, root)
         for i, (_, view) in enumerate(rendered):
-            height, width = view.transform.original
-            kept = detected.valid[i]
-            boxes = np.clip(view.transform.boxes_inverse(detected.boxes[i][kept]), 0, [width, height] * 2)
+            found = (part[i][detected.valid[i]] for part in (detected.classes, detected.scores, detected.boxes))
             views[i]["boxes"] = [
-                {"label": labels[kind], "score": float(score), "box": box.tolist()}
-                for kind, score, box in zip(detected.classes[i][kept], detected.scores[i][kept], boxes, strict=True)
+                {"label": labels[kind], "score": float(score), "box": _in_original(view, box)}
+                for kind, score, box in zip(*found, strict=True)
             ]
         return views
 
@@ -316,13 +331,23 @@ def _by_prompts(model, *, pairs, explain: str, stage: str, method: str) -> _Scor
 
 
 def _by_labels(model, *, stage: str, method: str) -> _Scorer:
+    scores = model.attribute_scores if model.kind == "attributes" else model.classify
+
     def by_label(images):
-        return dict(zip(model.labels, model.classify(images).T, strict=True))
+        return dict(zip(model.labels, scores(images).T, strict=True))
 
     towards = dict(zip(model.labels, np.eye(len(model.labels), dtype=np.float32), strict=True))
+    if model.kind == "attributes":
+        return _Pointer(model, by_label, towards, pointing.MEANING, stage, method)
     if model.config.task.unit != "image":
         return _Whole(model, lambda images: {}, towards, PROBABILITY, stage, method)
     return _Scorer(model, by_label, towards, PROBABILITY, stage, method)
+
+
+def _in_original(view: Rendered, box: np.ndarray | None) -> list[float] | None:
+    """A box on the canvas in pixels of the original, cut to it."""
+    height, width = view.transform.original
+    return None if box is None else view.transform.boxes_inverse(box[None])[0].clip(0, [width, height] * 2).tolist()
 
 
 def original_grey(path: Path, preprocessing: Preprocessing) -> np.ndarray:

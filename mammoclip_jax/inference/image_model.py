@@ -39,10 +39,12 @@ class ImageModel(SaliencyMixin, RegionMixin):
         stages: names of the image encoder's stages, first to last, for `saliency`.
         labels: of a classifier, detector or segmentation.
         local_heads: {stage: name of the head of kind local that sees it} of a dual encoder.
+        attribute_stages: those whose channels a model of attributes scores.
     """
 
     labels: tuple[str, ...] = ()
     local_heads: Mapping[str, str] = {}
+    attribute_stages: tuple[str, ...] = ()
     _encoding: str | None = None  # the module's method that `_encode` calls; None: the module itself
 
     def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):

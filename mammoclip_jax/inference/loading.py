@@ -7,6 +7,7 @@ model.similarity(model.embed_image(pixels), model.embed_text(["a mass", "no mass
 
 from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference.attributes import Attributes
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.inference.heads import Classifier, Detector, ImageEncoder
 from mammoclip_jax.inference.image_model import ImageModel
@@ -15,7 +16,7 @@ from mammoclip_jax.training import distributed
 from mammoclip_jax.training.accelerators import warn_if_idle
 from mammoclip_jax.weights.opening import open_weights
 
-KINDS = {model.kind: model for model in (DualEncoder, Classifier, Detector, ImageEncoder, Segmenter)}
+KINDS = {model.kind: model for model in (Attributes, Classifier, Detector, DualEncoder, ImageEncoder, Segmenter)}
 
 
 def load(name, *, batch_size: int | None = None) -> ImageModel:

@@ -29,6 +29,7 @@ class SaliencyMixin:
 
     stages: tuple[str, ...]
     local_heads: Mapping[str, str]
+    attribute_stages: tuple[str, ...]
     preprocessing: dict[str, Any]
     _module: Any  # has an `image_encoder` and a method `project_image`
     _variables: Any
@@ -58,7 +59,8 @@ class SaliencyMixin:
                 with, such as the difference of two text embeddings (of a classifier: weights on all logits). Of
                 local_alignment they lie in the space of the head: see `text_directions`.
             method: one of `explain.METHODS`; its file there says what it is.
-            stage: of the image encoder, for the methods that look at one; None leaves the choice to the method.
+            stage: of the image encoder, for the methods that look at one; None leaves the choice to the method. Of factor
+                several may be named, as "stage2+stage3", whose maps are added up.
             raw: the signed map itself, neither cut at 0 nor scaled.
             options: of the method, such as `steps` or `window`.
 
@@ -71,12 +73,15 @@ class SaliencyMixin:
         return self._batched(program, np.asarray(images), self._directions(towards, method, stage))
 
     def map_stage(self, method: str, stage: str | None = None) -> str:
-        """The stage that a method looks at, "" for those that look at none; see `explain.stage_of`.
+        """The stage that a method looks at, or several, as "stage2+stage3"; "" for those that look at none.
+
+        See `explain.stage_of`.
 
         Raises:
             UserError: there is no such method or stage, or the method does not fit the encoder or the stage.
         """
-        return explain.stage_of(method, stage, self._module.image_encoder, self.stages, tuple(self.local_heads))
+        local, attributes = tuple(self.local_heads), tuple(self.attribute_stages)
+        return explain.stage_of(method, stage, self._module.image_encoder, self.stages, local, attributes)
 
     def stage_grid(self, stage: str) -> Grid:
         """Where the cells of a stage of the image encoder lie on the preprocessed image.
@@ -150,13 +155,14 @@ class SaliencyMixin:
 
     @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
     def _saliency(self, method, stage, raw, options, variables, images, directions):
-        grid = None
+        grids = []
         if explain.METHODS[method].over != "image":
-            grid = self.stage_grid(stage or self.stages[-1])  # a transformer's have one grid
+            names = (stage or self.stages[-1]).split(explain.SUM)  # a transformer's have one grid
+            grids = [self.stage_grid(name) for name in names]
 
         def one(variables, image, direction):
             return saliency_map(
-                self._subject(variables), self._pixels(image), direction, method, stage, grid, raw, dict(options)
+                self._subject(variables), self._pixels(image), direction, method, stage, grids, raw, dict(options)
             )
 
         return self._each(one)(variables, images, directions)

@@ -55,7 +55,7 @@ def build(config, vocab_size: int):
     options["heads"] = heads_of(options.pop("heads", {}), dtype)
     adapters = options.pop("lora", None)
     others = ("cached_text", "labels", "activation", "combine", "stages", "features", "input_size", "text_classifier")
-    for other in others:
+    for other in (*others, "attributes"):
         options.pop(other, None)  # how the model is trained, or what a classifier or detector has
     check_options(DualEncoder, options, "config.model")
     model = DualEncoder(image_encoder=image, text_encoder=text, **options)
@@ -110,6 +110,13 @@ def segmenter(config):
     from mammoclip_jax.models import segmentation
 
     return segmentation.from_options(_plain(config), image_encoder)
+
+
+def attribute_model(config):
+    """The `attributes.AttributeModel` of `config.model`: an image encoder, and adapters of its channels."""
+    from mammoclip_jax.models import attributes
+
+    return attributes.from_options(_plain(config), image_encoder)
 
 
 def bare_image_encoder(config):

@@ -229,15 +229,24 @@ class DualEncoder(nn.Module):
         """Unit vectors of what `pool_text` gave, now or long ago (config.model.cached_text)."""
         return self._project("text", pooled, train)
 
+    def project_texts_raw(
+        self, ids: Int[Array, "N L"], mask: Bool[Array, "N L"], *, train: bool = False
+    ) -> Float[Array, "N D"]:
+        """What `encode_text` scales to length one, as it is."""
+        return self._projected("text", self.pool_text(ids, mask, train=train)[0], train)
+
     def _project(self, tower, pooled, train):
+        return _unit(self._projected(tower, pooled, train))
+
+    def _projected(self, tower, pooled, train):
         if tower not in self.projected:
-            return _unit(getattr(self, f"{tower}_projection")(pooled, train))
+            return getattr(self, f"{tower}_projection")(pooled, train)
         if pooled.shape[-1] != self.dim:
             raise UserError(
                 f"config.model.projected names {tower}, whose encoder gives {pooled.shape[-1]} numbers, and "
                 f"config.model.dim is {self.dim}: leave {tower} out, or make them the same."
             )
-        return _unit(pooled)
+        return pooled
 
     def __call__(
         self, image: Float[Array, "B V H W C"], ids: Int[Array, "B T L"], mask: Bool[Array, "B T L"], *, train: bool

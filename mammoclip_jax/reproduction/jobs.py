@@ -24,12 +24,13 @@ from mammoclip_jax.evaluation.features import label_texts
 from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.suite import check_preprocessing, evaluate
 from mammoclip_jax.inference import loading
-from mammoclip_jax.reproduction import recipes
+from mammoclip_jax.reproduction import published, recipes
 from mammoclip_jax.reproduction.published import Row
 from mammoclip_jax.weights import licences
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "reproduce"
 EVERY = ""  # key of the weights that stand for the columns which have none of their own
+IOU = {"iou25": "0.25", "iou50": "0.5"}  # end of a table's name -> of a figure's
 _SHOWN = 16  # hex digits of a hash in a folder's name
 
 
@@ -63,6 +64,7 @@ class Recipe(NamedTuple):
     argument: str
     metric: str  # name in the run's figures
     splits: tuple[str, ...]
+    beside: tuple[str, ...] = ()  # figures that are shown with it
 
 
 class Job(NamedTuple):
@@ -70,7 +72,8 @@ class Job(NamedTuple):
 
     rows: tuple[Row, ...]
     config: ConfigDict
-    recipe: Recipe
+    recipe: Recipe  # of the first of them
+    metrics: tuple[str, ...]  # of all published rows that it can be for
     weights: Weights
     dataset: Dataset
     stamp: dict[str, Any]  # what a result has to agree in to stand for this job
@@ -91,11 +94,11 @@ def open_inputs(weights: Mapping[str, str], folders: Mapping[str, str]) -> Input
     )
 
 
-def recipe(row: Row, protocol: str) -> Recipe | None:
-    """The config of a row, None where there is none. The published unit is kept: images of VinDr, breasts of RSNA."""
+def recipe(row: Row, protocol: str) -> Recipe:
+    """The config of a row. The published unit is kept: images of VinDr, breasts of RSNA."""
     kind, label = row.step.rpartition("_")[0], row.label
-    published = protocol == "published"
-    splits = ("train", "test") if published or row.task == "linear_probe" else ("train", "val", "test")
+    as_published = protocol == "published"
+    splits = ("train", "test") if as_published or row.task == "linear_probe" else ("train", "val", "test")
     tail = f"fraction={row.fraction},protocol={protocol}"
     name = ("accuracy" if label == "density" else "auroc") + "_image" * (row.dataset == "vindr")
     if row.task == "zero_shot":
@@ -110,21 +113,26 @@ def recipe(row: Row, protocol: str) -> Recipe | None:
             f"{row.dataset}/detection/{label}/ap@0.5",
             splits,
         )
-    if row.task in ("linear_probe", "finetune"):
-        argument = f"task={kind},{tail}" if row.dataset == "rsna" else f"label={label},task={kind},{tail}"
-        part = label if row.fraction == 100 else f"{label} at {row.fraction} %"
-        probe = kind == "linear_probe" and not published
-        evaluator, of = ("linear_probe", part) if probe else ("classification", label)
-        return Recipe(f"{row.dataset}_classifier", argument, f"{row.dataset}/{evaluator}/{of}/{name}", splits)
-    return None
+    if row.task == "localisation":
+        place, least = f"{row.dataset}/localisation/{label}/factor/published", IOU[row.table.rpartition("_")[2]]
+        beside = (f"{place}/recall@{least}", f"{place}/regions")
+        return Recipe("vindr_factor", f"protocol={protocol}", f"{place}/ap@{least}", splits, beside)
+    argument = f"task={kind},{tail}" if row.dataset == "rsna" else f"label={label},task={kind},{tail}"
+    part = label if row.fraction == 100 else f"{label} at {row.fraction} %"
+    probe = kind == "linear_probe" and not as_published
+    evaluator, of = ("linear_probe", part) if probe else ("classification", label)
+    return Recipe(f"{row.dataset}_classifier", argument, f"{row.dataset}/{evaluator}/{of}/{name}", splits)
+
+
+def metrics_of(setup: Recipe, protocol: str) -> tuple[str, ...]:
+    """Names of the figures that one run gives for published rows: those of all rows with its config, and beside them."""
+    same = [other for row in published.rows() if (other := recipe(row, protocol))[:2] == setup[:2]]
+    return tuple(dict.fromkeys(name for other in same for name in (other.metric, *other.beside)))
 
 
 def lacking(row: Row, inputs: Inputs, protocol: str) -> str:
     """Why a row cannot be run, for people; "" where everything is at hand."""
-    setup = recipe(row, protocol)
-    if setup is None:
-        return "Mammo-FActOR is not part of this program yet"
-    missing = []
+    setup, missing = recipe(row, protocol), []
     if row.dataset not in inputs.data:
         missing.append(f"data: --data={row.dataset}=DIR, a folder that prepare --source={row.dataset} made")
     else:
@@ -132,7 +140,7 @@ def lacking(row: Row, inputs: Inputs, protocol: str) -> str:
     weights = inputs.of(row)
     if weights is None:
         missing.append(f"weights: --weights={row.model}=FILE ({row.weights}), or --weights=FILE of your own")
-    elif row.task == "zero_shot" and weights.model.kind != "dual_encoder":
+    elif row.task in ("zero_shot", "localisation") and weights.model.kind != "dual_encoder":
         missing.append(f"a text encoder: {weights.name} is a {weights.model.kind}")
     return "; ".join(missing)
 
@@ -154,7 +162,8 @@ def plan(
     """
     grouped: dict[tuple, list[Row]] = {}
     for row in rows:
-        grouped.setdefault((row.table, row.step, inputs.of(row).name), []).append(row)
+        setup = recipe(row, protocol)
+        grouped.setdefault((setup.file, setup.argument, inputs.of(row).name), []).append(row)
     return [_job(tuple(group), inputs, protocol, out, overrides, configs) for group in grouped.values()]
 
 
@@ -165,14 +174,16 @@ def _job(rows, inputs: Inputs, protocol, out, overrides, configs) -> Job:
     apply_overrides(config, overrides, trained=_trains(config))
     if _trains(config):
         theirs = weights.model.config
-        recipes.use_encoder(config, "", theirs.model.image.to_dict(), theirs.image.to_dict())
+        recipes.use_encoder(config, theirs.model, theirs.image.to_dict())
     stamp = {"config": config_hash(config), "data": dataset.info.get("fingerprint", ""), "weights": weights.fingerprint}
     digest = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()
     # Paths come after the hash: the same run of another machine, or of moved files, is the same run.
     config.data.folders[row.dataset] = str(dataset.path)
     if _trains(config):
-        config.warm_start.image.weights = weights.name
-    return Job(rows, config, setup, weights, dataset, stamp, out / row.table / f"{row.step}-{digest[:_SHOWN]}")
+        recipes.use_weights(config, weights.name)
+    metrics = metrics_of(setup, protocol)
+    table = setup.file if row.task == "localisation" else row.table  # one run for four tables
+    return Job(rows, config, setup, metrics, weights, dataset, stamp, out / table / f"{row.step}-{digest[:_SHOWN]}")
 
 
 def _trains(config: ConfigDict) -> bool:
@@ -231,17 +242,15 @@ def carry_out(job: Job, command: str = "") -> dict:
     started = time.monotonic()
     job.folder.mkdir(parents=True, exist_ok=True)
     figures = (_train if _trains(job.config) else _evaluate)(job, command)
-    entry = figures["metrics"].get(job.recipe.metric)
-    if entry is None:
-        raise UserError(
-            f"the run in {job.folder} has no metric {job.recipe.metric}; it has "
-            f"{', '.join(sorted(figures['metrics']))[:300]}."
-        )
+    for name in job.metrics:
+        if name not in figures["metrics"]:
+            raise UserError(
+                f"the run in {job.folder} has no metric {name}; it has {', '.join(sorted(figures['metrics']))[:300]}."
+            )
     evaluator = job.recipe.metric.split("/")[1]
     record = {
         "rows": [row.name for row in job.rows],
-        "metric": job.recipe.metric,
-        "entry": entry,
+        "entries": {name: figures["metrics"][name] for name in job.metrics},
         "config": f"{job.recipe.file}.py:{job.recipe.argument}",
         "protocol": figures["protocol"][f"{job.rows[0].dataset}/{evaluator}"],
         "stamp": job.stamp,
@@ -273,8 +282,12 @@ def _train(job: Job, command: str) -> dict:
     return run.pretrain(job.config, job.folder)
 
 
-def all_of(jobs: Sequence[Job], command: str = "", tell: Callable[[str], None] = print) -> dict[str, dict]:
-    """{row's name: its job's result, or {"failed": reason}}; what is done already is read, not run.
+def all_of(
+    jobs: Sequence[Job], protocol: str, command: str = "", tell: Callable[[str], None] = print
+) -> dict[str, dict]:
+    """{row's name: its job's result with its own "entry" and {name: entry} "beside", or {"failed": reason}}.
+
+    What is done already is read, not run.
 
     Raises:
         training.loop.Stopped: asked to stop; what was done so far is on disk.
@@ -292,5 +305,12 @@ def all_of(jobs: Sequence[Job], command: str = "", tell: Callable[[str], None] =
             except UserError as error:
                 tell(f"{where}: failed: {error}")
                 outcome = {"failed": str(error)}
-        outcomes |= {row.name: outcome | {"folder": str(job.folder)} for row in job.rows}
+        for row in job.rows:
+            own = {} if "failed" in outcome else _of_row(recipe(row, protocol), outcome["entries"])
+            outcomes[row.name] = outcome | own | {"folder": str(job.folder)}
     return outcomes
+
+
+def _of_row(setup: Recipe, entries: Mapping[str, Any]) -> dict[str, Any]:
+    beside = {name.rpartition("/")[2]: entries[name] for name in setup.beside}
+    return {"metric": setup.metric, "entry": entries[setup.metric], "beside": beside}

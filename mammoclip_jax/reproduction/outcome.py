@@ -61,6 +61,7 @@ def record(row: Row, protocol: str, lacking: str, run: Mapping[str, Any] | None)
         | {
             "verdict": verdict(row, entry),
             "reason": entry.get("reason") or "",
+            "beside": ", ".join(f"{name} {_number(other['value'])}" for name, other in run["beside"].items()),
             "our_protocol": run["protocol"],
             "config": run["config"],
             "config_hash": stamp["config"],
@@ -74,6 +75,10 @@ def record(row: Row, protocol: str, lacking: str, run: Mapping[str, Any] | None)
             "folder": run["folder"],
         }
     )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def _ours(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +105,7 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
                 )
             )
     parts = [table(lines)] if len(lines) > 1 else ["no row could be measured"]
+    parts += [f"beside {entry['row']}: {entry['beside']}" for entry in records if entry.get("beside")]
     if any(entry.get("real") is False for entry in records):
         parts.append("Images are phantoms: these values say nothing about the published ones.")
     parts += [f"{len(names)} not measured ({_few(names)}): {reason}" for reason, names in missing.items()]

@@ -73,15 +73,24 @@ def detector_stages(config: ConfigDict, published: bool = True) -> None:
     config.model.stages = stages
 
 
-def use_encoder(config: ConfigDict, weights: str, image: Mapping[str, Any], pixels: Mapping[str, Any]) -> None:
-    """The run begins from these weights, with their encoder's options `image` and their normalisation `pixels`.
+def use_encoder(config: ConfigDict, model: ConfigDict, image: Mapping[str, Any]) -> None:
+    """The run begins with the encoder of a model, config.model `model`, and its normalisation, config.image `image`.
 
     What the config's detector changes of the encoder stays changed.
     """
     published = config.model.image.get("pads") == "detector"
     with config.unlocked():
-        config.model.image = dict(image)
-        config.image.update(pixels)
-    if task_of(config).MODEL == "detector":
+        config.model.image = model.image.to_dict()
+        config.image.update(image)
+    kind = task_of(config).MODEL
+    if kind == "detector":
         detector_stages(config, published)
-    config.warm_start.image.weights = weights
+    if kind == "attributes":
+        config.model.attributes.dim = model.dim
+    use_weights(config, "")
+
+
+def use_weights(config: ConfigDict, weights: str) -> None:
+    """The run begins from these."""
+    for entry in config.warm_start.values():
+        entry.weights = weights

@@ -18,6 +18,7 @@ from mammoclip_jax.names import load
 
 TASKS = {
     "pretrain": "pretrain",
+    "attributes": "attributes",
     "classifier": "classification",
     "detector": "detection",
     "segmentation": "segmentation",

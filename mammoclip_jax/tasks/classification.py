@@ -18,8 +18,8 @@ MODEL = "classifier"
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
 UNUSED = re.compile(
     OF_TEXTS
-    + r"""| model\.(features|input_size|stages|text_classifier\.\w+) |
-    task\.(focal_alpha|focal_gamma|force_match|without_boxes|dice_weight)""",
+    + r"""| model\.(features|input_size|stages|(text_classifier|attributes)\.\w+) |
+    task\.(temperature|cached_maps|focal_alpha|focal_gamma|force_match|without_boxes|dice_weight)""",
     re.VERBOSE,
 )
 

@@ -9,6 +9,7 @@ from mammoclip_jax import models
 from mammoclip_jax.boxes import iou
 from mammoclip_jax.config import OF_TEXTS
 from mammoclip_jax.data.batches import labelled as batches
+from mammoclip_jax.data.batches.region_boxes import with_boxes_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses import detection
 from mammoclip_jax.models import retinanet
@@ -17,7 +18,13 @@ from mammoclip_jax.training import augment
 
 MODEL = "detector"
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
-UNUSED = re.compile(OF_TEXTS + r"| model\.(activation|combine) | task\.(label|pos_weight|dice_weight)", re.VERBOSE)
+UNUSED = re.compile(
+    r"(?! data\.regions\.(sources|make)) (?:"  # whose boxes are learnt
+    + OF_TEXTS
+    + r"""| model\.(activation|combine|attributes\.\w+) |
+    task\.(label|pos_weight|dice_weight|temperature|cached_maps))""",
+    re.VERBOSE,
+)
 
 
 def check(config) -> None:
@@ -67,7 +74,8 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
         UserError: the config or the data are wrong; see `labelled.make_trainer`.
     """
     check(config)
-    wanted, sets = target(config), list(datasets.values())
+    wanted, sources = target(config), config.data.regions.sources
+    sets = [with_boxes_of(dataset, sources) for dataset in datasets.values()]
     examples = batches.examples(sets, "train", wanted, config.task.unit)
     if config.task.without_boxes == "leave_out":
         examples = _with_boxes(examples, sets)

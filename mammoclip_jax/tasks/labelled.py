@@ -73,9 +73,9 @@ def _split(config, dataset: Dataset, target: labelled.Target) -> Dataset:
     return Dataset(dataset.path, dataset.info, index.assign(split=splits))
 
 
-def train_iterator(config, datasets, examples, mesh, boxes: int, target: labelled.Target | None = None):
+def train_iterator(config, datasets, examples, mesh, boxes: int, target: labelled.Target | None = None, maps=None):
     """This process's checkpointable iterator of its devices' parts of the batches of `examples`; with the masks that
-    `target` wants."""
+    `target` wants, and with `maps` (`MapFiles`) instead of the images where they are given."""
     rows = tuple(meshes.process_rows(config.train.batch_size, mesh, config.model.image.get("rows")))
     return labelled.train_iterator(
         datasets,
@@ -89,6 +89,7 @@ def train_iterator(config, datasets, examples, mesh, boxes: int, target: labelle
         flip_horizontal=config.data.flip_horizontal,
         flip_vertical=config.data.flip_vertical,
         channels=target.labels if target and target.masks else (),
+        maps=maps,
         read_threads=config.data.read_threads,
     )
 

@@ -17,8 +17,8 @@ MODEL = "segmenter"
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
 UNUSED = re.compile(
     OF_TEXTS
-    + r"""| model\.(activation|combine|input_size|text_classifier\.\w+) |
-    task\.(label|pos_weight|focal_alpha|focal_gamma|force_match|without_boxes)""",
+    + r"""| model\.(activation|combine|input_size|(text_classifier|attributes)\.\w+) |
+    task\.(temperature|cached_maps|label|pos_weight|focal_alpha|focal_gamma|force_match|without_boxes)""",
     re.VERBOSE,
 )
 

@@ -20,6 +20,10 @@ TASKS = {
     "classifier": ("image-classification", "An image classifier for mammograms."),
     "detector": ("object-detection", "A detector of findings in mammograms."),
     "segmenter": ("image-segmentation", "A segmentation of mammograms: masks of the breast, its muscle, findings."),
+    "attributes": (
+        "image-classification",
+        "A frozen image encoder and, of attributes of mammograms, which channels of its maps show them, and so where.",
+    ),
     "image_encoder": ("image-feature-extraction", "An image encoder alone, to start a training from."),
     "text_encoder": ("feature-extraction", "A text encoder alone, to start a training from."),
 }

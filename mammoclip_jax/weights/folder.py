@@ -30,9 +30,10 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import lookup
 
 FORMAT, VERSION = "mammoclip_jax", 1
-KINDS = ("dual_encoder", "image_encoder", "text_encoder", "classifier", "detector", "segmenter")
+KINDS = ("dual_encoder", "image_encoder", "text_encoder", "classifier", "detector", "segmenter", "attributes")
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
 PATIENTS = "trained_on.txt"
+MORE = ("attributes",)  # what models of one kind alone say of themselves: sentences, grids, the encoder's fingerprint
 
 # What using a model reads of its config; the rest describes the training run, its data and its machine.
 _WHOLE = ("image", "model")
@@ -86,6 +87,7 @@ def write(out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
             "preprocessing": dict(meta["preprocessing"]),
             "tokenizer": tokenizer,
             "provenance": without_paths(meta["provenance"]),
+            **{field: meta[field] for field in MORE if field in meta},
             "parameters": counts(variables),
             "sha256": {
                 name: sha256(place / name) for name in (WEIGHTS, TOKENIZER, PATIENTS) if (place / name).exists()
@@ -127,6 +129,7 @@ def read(path: str | Path) -> tuple[int, dict, dict]:
         if sha256(path / name) != expected:
             raise UserError(f"{path / name} is damaged: its SHA-256 is not the one in {CONFIG}. Copy the folder again.")
     meta = {field: document[field] for field in ("kind", "step", "config", "preprocessing", "provenance")}
+    meta |= {field: document[field] for field in MORE if field in document}
     meta["tokenizer"] = _read_tokenizer(path, document["tokenizer"])
     meta["trained_on"] = (
         (path / PATIENTS).read_text(encoding="utf-8").strip() if PATIENTS in document["sha256"] else None

@@ -21,7 +21,8 @@ def note(meta: dict[str, Any], config, datasets: Mapping[str, Any]) -> None:
         UserError: a data set has no such table.
     """
     wanted = config.data.regions
-    names = [name for name in wanted.sources if name != ANNOTATED] if wanted.places else []
+    read = wanted.places or config.task.kind == "detector"
+    names = [name for name in wanted.sources if name != ANNOTATED] if read else []
     tables = {
         f"{key}/{name}": region_tables.read(data.path, name).info for key, data in datasets.items() for name in names
     }

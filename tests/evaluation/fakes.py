@@ -86,7 +86,7 @@ class FakeModel:
 
     kind = "dual_encoder"
     stages = ("stage_3", "head")
-    labels, local_heads = (), {}
+    labels, local_heads, attribute_stages = (), {}, ()
     step = 7
     config = defaults()
     provenance, trained_on = {"datasets": ["phantom"]}, None

@@ -7,9 +7,10 @@ import pytest
 from region_fakes import CONCEPTS, RegionDataset, RegionModel, regions_of
 
 from mammoclip_jax.boxes import iou
+from mammoclip_jax.data.regions.of_maps import breast_mask
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import region_sets
-from mammoclip_jax.evaluation.metrics.regions import boxes_mask, breast_mask
+from mammoclip_jax.evaluation.metrics.regions import boxes_mask
 from mammoclip_jax.inference.prompts import NORMAL, texts_of
 
 LABELS = ("mass", "calcification")

@@ -21,6 +21,7 @@ HEIGHT, WIDTH, DIM = 48, 32, 6
 MEAN, STD = 0.3, 0.25
 RESNET = {"name": "resnet", "variant": "18", "width": 4, "depths": (1, 1)}
 LOCAL = {"stage": "stage2", "hidden": 5, "dim": DIM, "sentences": 3, "sentence": "mean", "lit": 0.5}
+SCORED = RESNET | {"scored": True}  # whose channels have scores for attributes
 HEADED = RESNET | {"local": {"near": {"kind": "local"} | LOCAL}}  # with a local head
 VIT = {
     "name": "vit",
@@ -45,6 +46,7 @@ def meta_of(image):
     config.data.text_length = 16
     image = dict(image)
     config.model.heads = image.pop("local", {})
+    image.pop("scored", None)
     config.model.image = image
     config.model.text.update(
         name="bert", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
@@ -79,6 +81,20 @@ def variables_of(image, seed=0):
     return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
+def scores_of(features, stage, direction):
+    """Of both signs, and of the values of the channel alone, as an adapter's are."""
+    return jnp.sin(3 * features.mean(axis=(0, 1)) * direction[0] + direction[1] * len(stage))
+
+
+class Scored(DualEncoder):
+    """A model whose channels have scores."""
+
+    attribute_stages = ("stage1", "stage2")
+
+    def _subject(self, variables):
+        return super()._subject(variables)._replace(channel_scores=scores_of)
+
+
 def model_of(image, batch_size=8, devices=8):
     return _model_of(json.dumps(image), batch_size, devices)
 
@@ -86,7 +102,8 @@ def model_of(image, batch_size=8, devices=8):
 @functools.cache
 def _model_of(image, batch_size, devices):
     image, mesh = json.loads(image), make_mesh({"data": devices}, jax.devices()[:devices])
-    return DualEncoder(variables_of(image), meta_of(image), 1, batch_size=batch_size, mesh=mesh)
+    kind = Scored if "scored" in image else DualEncoder
+    return kind(variables_of(image), meta_of(image), 1, batch_size=batch_size, mesh=mesh)
 
 
 def images(count):

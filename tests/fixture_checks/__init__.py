@@ -21,6 +21,7 @@ from mammoclip_jax.training.mesh import batch_sharding
 FILES = {
     "glam.npz": "glam",
     "mama.npz": "mama",
+    "mammo_factor.npz": "mammo_factor",
     "medclip.npz": "medclip",
     "regionclip.npz": "regionclip",
     "roi_align.npz": "roi_align",

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from tiny_subject import HEADED, HEIGHT, RESNET, VIT, WIDTH, directions, images, model_of, module_of
+from tiny_subject import HEADED, HEIGHT, RESNET, SCORED, VIT, WIDTH, directions, images, model_of, module_of
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.explain import METHODS
@@ -19,7 +19,7 @@ def test_devices_batches_and_padding_change_nothing(method):
 
     To 1e-5 of the map's maximum: a batch's size decides in which order convolutions sum, on each processor another.
     """
-    encoder = {"attention_rollout": VIT, "local_alignment": HEADED}.get(method, RESNET)
+    encoder = {"attention_rollout": VIT, "local_alignment": HEADED, "factor": SCORED}.get(method, RESNET)
     pictures, towards, options = images(13), directions(13), OPTIONS.get(method, {})
     found = model_of(encoder).saliency(pictures, towards, method=method, **options)
     assert found.shape == pictures.shape and found.min() >= 0

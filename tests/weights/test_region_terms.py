@@ -39,8 +39,9 @@ def datasets(tmp_path):
     return {"films": SimpleNamespace(path=tmp_path)}
 
 
-def noted(datasets, *sources, places=4, before={}):
+def noted(datasets, *sources, places=4, before={}, kind="pretrain"):
     config = defaults()
+    config.task.kind = kind
     config.data.regions.update(places=places, sources=sources)
     meta = {"provenance": {"data": {}} | before, "trained_on": record(1)}
     region_terms.note(meta, config, datasets)
@@ -63,6 +64,12 @@ def test_the_weights_that_found_regions_are_parents(datasets):
         licences.check("export", told)
     again = licences.joined(told, {"licences": [TERMS], "parents": [{"name": "a"}]})
     assert again["licences"] == told["licences"] and len(again["parents"]) == 2 and again["overrides"] == [OVERRIDE]
+
+
+def test_a_detector_owes_for_the_boxes_that_it_learns_from(datasets):
+    told = noted(datasets, "pseudo", places=0, kind="detector")["provenance"]
+    assert told["licences"] == [TERMS] and told["regions"].keys() == {"films/pseudo"}
+    assert "regions" not in noted(datasets, "boxes", places=0, kind="detector")["provenance"]
 
 
 def test_nothing_is_owed_for_boxes(datasets):

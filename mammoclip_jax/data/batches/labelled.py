@@ -18,6 +18,7 @@ import pandas as pd
 from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
 from mammoclip_jax.data.batches.units import GROUPS, UNITS, View
+from mammoclip_jax.data.store.map_files import MapFiles
 from mammoclip_jax.data.store.masks import Masks
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text.label_values import names_of
@@ -154,20 +155,19 @@ class _Sample:
     flip_horizontal: float
     flip_vertical: float
     masks: tuple["Channels", ...] = ()  # of each data set; (): none are wanted
+    maps: MapFiles | None = None  # of the images, wanted instead of these; of examples of one image
 
     def __call__(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         places, there = units.standing([view for _, view in example.images], self.views, rng)
         records = [example.images[place][0] for place in places]
-        dataset = self.datasets[example.source]
-        images = {record: dataset.read(record) for record in dict.fromkeys(records)}
         horizontal, vertical = rng.random(2) < (self.flip_horizontal, self.flip_vertical)
         target = np.array(example.target, np.float32)
         planes = {"masks": np.stack([self.masks[example.source].planes(r) for r in records])} if self.masks else {}
         return (
             self._boxes(example, records)
             | planes
+            | self._images(example.source, records)
             | {
-                "image": np.stack([images[record] for record in records]),
                 "record": np.array(records, np.int32),
                 "source": np.int32(example.source),
                 "view_mask": there,
@@ -178,6 +178,12 @@ class _Sample:
                 "mask": np.bool_(True),
             }
         )
+
+    def _images(self, source: int, records: list[int]) -> dict[str, np.ndarray]:
+        if self.maps:
+            return {f"map/{stage}": values for stage, values in self.maps.of((source, records[0])).items()}
+        images = {record: self.datasets[source].read(record) for record in dict.fromkeys(records)}
+        return {"image": np.stack([images[record] for record in records])}
 
     def _boxes(self, example: Example, records: list[int]) -> dict[str, np.ndarray]:
         if not self.boxes:
@@ -244,6 +250,7 @@ def train_iterator(
     flip_horizontal: float = 0.0,
     flip_vertical: float = 0.0,
     channels: Sequence[str] = (),
+    maps: MapFiles | None = None,
     read_threads: int = 4,
 ) -> BatchIterator:
     """Endless shuffled batches of `examples`, whose state can be saved: the keys of Batch but the texts'.
@@ -256,6 +263,7 @@ def train_iterator(
             each class, or of those that have any of the labels and those that have none, equally many in the long run,
             each in its own order.
         channels: of the data sets' masks that are wanted too.
+        maps: of the images, instead of which they come, as "map/STAGE"; of examples of one image.
 
     Raises:
         UserError: too few examples, images of different shapes, or only one class to balance.
@@ -275,7 +283,7 @@ def train_iterator(
             )
         stream = stream.repeat()
     masks = tuple(Channels(Masks.open(dataset), tuple(channels)) for dataset in datasets) if channels else ()
-    sample = _Sample(tuple(datasets), views, boxes, flip_horizontal, flip_vertical, masks)
+    sample = _Sample(tuple(datasets), views, boxes, flip_horizontal, flip_vertical, masks, maps)
     rows = tuple(range(batch_size) if rows is None else map(int, rows))
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, rows))
     options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * len(rows) if read_threads else 0)

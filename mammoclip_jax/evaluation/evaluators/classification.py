@@ -8,6 +8,7 @@ import pandas as pd
 from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.batches.labelled import Target, joined
 from mammoclip_jax.data.batches.units import GROUPS, UNITS
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import CHUNK, LEVELS, chunks, first_rows, read, select
 from mammoclip_jax.evaluation.metrics import calibration
@@ -17,6 +18,8 @@ from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import check_name
 
+# What is scored, of models whose scores are no probabilities: their metrics are those of the order alone.
+RANKED = {"attributes": "Scores, (1 + cosine) / 2 of an image's highest channel, of the attributes"}
 NO_YES = ("0", "1")  # classes that are scored as the yes/no label that they are
 
 
@@ -32,7 +35,7 @@ def classification(
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
 ) -> Result:
-    """Metrics of every label of a classifier, or of its classes, and a table of all predictions.
+    """Metrics of every label of a classifier or of attributes, or of its classes, and a table of all predictions.
 
     The two classes "0" and "1" are scored as one yes/no label, by the probability of "1".
 
@@ -51,6 +54,10 @@ def classification(
     task = model.config.task
     label, unit = (task.label if label is None else label), unit or task.unit
     check_name(unit, UNITS, "unit")
+    if model.kind in RANKED and unit != "image":
+        raise UserError(
+            f"the scores of {model.kind} are those of images: leave unit={unit!r} out, breasts come as well."
+        )
     wanted = Target(tuple(model.labels), label)
     classes = bool(label) and wanted.labels != NO_YES
     # Of whole breasts there are no scores of images, of whole exams none of breasts.
@@ -69,7 +76,9 @@ def classification(
             names = np.array([None if np.isnan(k) else wanted.labels[int(k)] for k in truth], dtype=object)
             columns = {"truth": names} | {f"p_{name}": p for name, p in zip(wanted.labels, prediction.T)}
         else:
-            entries = scores_of.binary(rows, truth, prediction, levels=levels, **options)
+            entries = scores_of.binary(
+                rows, truth, prediction, probabilities=model.kind not in RANKED, levels=levels, **options
+            )
             columns = {"truth": truth, "score": prediction}
         for level in means if choose_on else ():
             here = scored(rows, truth, prediction, level)
@@ -81,8 +90,8 @@ def classification(
         metrics |= {f"{name}/{key}": entry for key, entry in entries.items()}
         tables.append(rows[list(IDENTITY)].assign(label=name, **columns))
     protocol = [
-        f"Split {split}, {len(rows)} {unit}s. Probabilities of the classifier of step {model.step} for a whole "
-        f"{unit} at a time."
+        f"Split {split}, {len(rows)} {unit}s. {RANKED.get(model.kind, 'Probabilities of the classifier')} of step "
+        f"{model.step} for a whole {unit} at a time."
     ]
     if classes:
         protocol += [scores_of.OVER_CLASSES]

@@ -13,10 +13,10 @@ import pandas as pd
 
 from mammoclip_jax.data.batches import units
 from mammoclip_jax.data.pixels.render import Preprocessing
+from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import boxes_of, chunks, read, select
-from mammoclip_jax.evaluation.metrics import regions
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.inference.prompts import unit
 from mammoclip_jax.models.cross_view import CrossView
@@ -170,7 +170,7 @@ def _answers(model, dataset, lesions: list[Lesion], head: str, options: Mapping[
         down, across = (grid.stride, grid.row, high, rows, height), (grid.stride, grid.column, wide, columns, width)
         of_pixels = numbers(np.arange(width) + 0.5, *across)
         for place, i in enumerate(chunk):
-            tissue = [regions.breast_mask(image) for image in images[2 * place : 2 * place + 2]]
+            tissue = [of_maps.breast_mask(image) for image in images[2 * place : 2 * place + 2]]
             reached = [[mask[:, of_pixels == k].mean() >= REACHED for k in range(columns)] for mask in tissue]
             pair = Pair(unit(outputs["cells"][place]), outputs["column_cosines"][place], np.array(reached))
             for lesion in by_rows[asked[i]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.data.batches import phrases
+from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.data.text.label_values import PRESENT
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
@@ -157,7 +158,7 @@ def _heats(
                 with model.using(random):
                     heats[m.name + RANDOMISED] = model.saliency(*given, method=m.method, stage=m.stage, **m.options)
         for i, position in enumerate(chunk):
-            tissue = regions.breast_mask(images[i])
+            tissue = of_maps.breast_mask(images[i])
             yield (
                 position,
                 images[i],

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from mammoclip_jax.boxes import iou
+from mammoclip_jax.data.regions.of_maps import breast_mask
 from mammoclip_jax.data.text.label_values import PRESENT
 from mammoclip_jax.evaluation import region_sets, statistics
 from mammoclip_jax.evaluation.evaluators.grounding import BASELINE, OVERLAPS, asked, summary, without
 from mammoclip_jax.evaluation.evaluators.saliency import CARRIED, LABELS, inside
 from mammoclip_jax.evaluation.features import Features, chunks, read, select
-from mammoclip_jax.evaluation.metrics.regions import breast_mask
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.inference import overlay
 from mammoclip_jax.names import check_name

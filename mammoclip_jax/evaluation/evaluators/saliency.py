@@ -1,12 +1,13 @@
 """Does a map for a text or label look where the finding is? Scored against two guesses that look at no finding at all,
 and, if asked, against maps of the same model with random weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.regions import of_maps
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import boxes_of, chunks, label_values, read, select
@@ -118,7 +119,7 @@ def saliency(
             "leave it out."
         )
     positions = select(dataset.index, split, patients, seed)
-    towards = _towards(model, prompts, labels, explain, settings)
+    towards = towards_of("saliency", model, prompts, labels, explain, settings.method, settings.stage)
     others = _other_weights(model, sanity, cascade, seed)
     metrics, figures, rows_of_all, shown = {}, {}, [], []
     for label, direction in towards.items():
@@ -167,7 +168,7 @@ def _maps(
     """(position, canvas, breast, {name of the weights: Shown}) of each row at `positions`; "" are the model's own."""
     for chunk in chunks(positions):
         images = read(dataset, chunk)
-        tissue = np.stack([regions.breast_mask(image) for image in images])
+        tissue = np.stack([of_maps.breast_mask(image) for image in images])
         towards = np.stack([direction] * len(chunk))
         maps = {"": _explanations(model, images, tissue, towards, settings)}
         for name, variables in others.items():
@@ -205,22 +206,32 @@ def _scores(
     return row
 
 
-def _towards(
-    model, prompts: str | Mapping[str, Any], labels: tuple[str, ...] | None, explain: str, settings: Settings
+def towards_of(
+    evaluator: str,
+    model,
+    prompts: str | Mapping[str, Any],
+    labels: Sequence[str] | None,
+    explain: str,
+    method: str,
+    stage: str,
 ) -> dict[str, np.ndarray]:
-    """`directions` of the labels that are asked about; of a classifier or detector those of their logits."""
+    """`directions` of the labels that are asked about; of a model with labels of its own those of its outputs.
+
+    Raises:
+        UserError: the model is not asked about a label; `evaluator` says whose labels they are.
+    """
     known = {name: None for name in model.labels} or load_prompts(prompts)
     for label in labels or ():
-        check_name(label, known, "label of the evaluator saliency")
+        check_name(label, known, f"label of the evaluator {evaluator}")
     wanted = labels or tuple(label for label in LABELS if label in known)
     if not wanted:
         raise UserError(
-            f"the evaluator saliency looks for boxes of {' and '.join(LABELS)}, and this model is asked about "
+            f"the evaluator {evaluator} looks for boxes of {' and '.join(LABELS)}, and this model is asked about "
             f"{', '.join(known)}: give its option labels."
         )
     if model.labels:
         return dict(zip(wanted, np.eye(len(known), dtype=np.float32)[[model.labels.index(label) for label in wanted]]))
-    return directions(model, {label: known[label] for label in wanted}, explain, settings.method, settings.stage)
+    return directions(model, {label: known[label] for label in wanted}, explain, method, stage)
 
 
 def inside(xy: np.ndarray, boxes: np.ndarray, tolerance: float = 0.0) -> np.ndarray:

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.data.regions.of_maps import breast_mask
 from mammoclip_jax.data.store import masks as stores
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.features import chunks, read, select
 from mammoclip_jax.evaluation.metrics import mask_overlap
 from mammoclip_jax.evaluation.metrics.mask_overlap import Counts
-from mammoclip_jax.evaluation.metrics.regions import breast_mask
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.inference import overlay
 from mammoclip_jax.names import check_name

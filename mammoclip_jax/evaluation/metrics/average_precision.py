@@ -149,6 +149,12 @@ def entries(
     return metrics
 
 
+def voc(cases: Sequence[Case], least: float, patients: np.ndarray, *, resamples: int, seed: int) -> dict[str, Any]:
+    """The metric "ap@IOU" of one label alone, as of `entries`."""
+    boxes = sum(len(case.truth) for case in cases)
+    return _entry([rank(cases, least, "voc", patients)] if boxes else [], "voc", boxes, patients, resamples, seed)
+
+
 def _kinds(ious: Sequence[float]) -> Iterator[tuple[str, str, tuple[float, ...]]]:
     """(rule, name, thresholds that it is the mean over)"""
     yield from (("voc", f"ap@{least:g}", (least,)) for least in ious)

@@ -1,4 +1,4 @@
-"""The hottest part of a map as a prediction of where the boxes are, without a box having been learnt from."""
+"""How the hottest part of a map lies over the boxes, without a box having been learnt from."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from mammoclip_jax.boxes import iou
-from mammoclip_jax.data.pixels import breast
+from mammoclip_jax.data.regions.of_maps import hottest
 
 OVERLAPS = (0.25, 0.5)  # IoU from which a box counts as found, as for Mammo-FActOR (arXiv:2405.12255, table 4)
 
@@ -28,21 +28,6 @@ def boxes_mask(boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     within_rows = (rows >= boxes[:, 1:2]) & (rows < boxes[:, 3:4])
     within_columns = (columns >= boxes[:, 0:1]) & (columns < boxes[:, 2:3])
     return (within_rows[:, :, None] & within_columns[:, None, :]).any(axis=0)
-
-
-def breast_mask(canvas: np.ndarray) -> np.ndarray:
-    """bool [H, W]: the breast on a canvas, as the crop finds it, at the canvas's own resolution."""
-    small, _ = breast.breast_mask(canvas)
-    return cv2.resize(small.astype(np.uint8), canvas.shape[::-1], interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def hottest(heat: np.ndarray, tissue: np.ndarray, quantile: float) -> np.ndarray:
-    """bool [H, W]: where in the breast `tissue` the map is at least as high as this quantile of it there.
-
-    What is as low as the lowest is no part of it, so that a flat map has none.
-    """
-    inside = heat[tissue]
-    return tissue & (heat >= np.quantile(inside, quantile)) & (heat > inside.min())
 
 
 def overlap(part: np.ndarray, boxes: np.ndarray, overlaps: Sequence[float] = OVERLAPS) -> Overlap:

@@ -41,6 +41,7 @@ _HEADINGS = (
     (r"chance_rank", "chance", "count"),
     (r"precision@(\d+)", r"Agree in the first \1", "percent"),
     (r"precision_chance", "chance", "percent"),
+    (r"ap@(0\.\d+)_with_normals", r"AP with normals, IoU \1", "plain"),
     (r"m?ap@(.+)", r"AP, IoU \1", "plain"),
     (r"m?ap_coco@(.+)", r"COCO AP, IoU \1", "plain"),
     (r"sensitivity@([\d.]+)_fp", r"Sensitivity at \1 FP/image", "percent"),
@@ -65,6 +66,14 @@ _HEADINGS = (
         r"Found less those of brightness, quantile \1, IoU \2",
         "percent",
     ),
+    (r"recall@(0\.\d+)", r"Boxes found, IoU \1", "percent"),
+    (r"recall@(0\.\d+)_(small|medium|large)", r"Boxes found, \2, IoU \1", "percent"),
+    (r"recall@(0\.\d+)_minus_brightness", r"Found less those of brightness, IoU \1", "percent"),
+    (r"recall@(0\.\d+)_as_many", r"Found with as many regions as brightness, IoU \1", "percent"),
+    (r"recall@(0\.\d+)_as_many_minus_brightness", r"The same less those of brightness, IoU \1", "percent"),
+    (r"regions", "Regions an image", "count"),
+    (r"regions_with_normals", "Regions an image, with normals", "count"),
+    (r"regions_minus_brightness", "Regions less those of brightness", "count"),
     (r"without_sentence", "Images without a sentence", "count"),
     (r"centre_guess", "centre guess", "percent"),
     (r"chance", "random pixel", "percent"),
@@ -104,7 +113,13 @@ _LEARNT = {"zero_shot": "Zero-shot ", "linear_probe": "Linear probe: "}  # befor
 _HEADLINES = (
     (r"(?P<what>.+)/auroc", "AUROC, {what}", 0.5, "a coin"),
     (r"(?P<what>[^@]+)/accuracy", "Accuracy, {what}", "{what}/majority", "always the commonest"),
-    (r"(?P<what>[^@]+)/ap@0\.5", "Boxes of {what}: AP at IoU 0.5", None, ""),
+    (
+        r"(?P<what>[^/]+)/factor/published/recall@0\.25_as_many",
+        "Boxes of {what} found at IoU 0.25, learnt from no boxes, with as many regions as brightness",
+        "{what}/brightness/published/recall@0.25",
+        "brightness",
+    ),
+    (r"(?P<what>[^@]+)(?<!/published)(?<!/breast)/ap@0\.5", "Boxes of {what}: AP at IoU 0.5", None, ""),
     (r"(?P<what>[^/]+)/dice", "Masks of {what}: Dice", "{what}/dice_brightness", "brightness"),
     (r"image_to_text/recall@(?P<what>5)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
     (r"text_to_image/recall@(?P<what>5)", "Report to image, R@{what}", "text_to_image/chance@{what}", "chance"),
@@ -230,13 +245,16 @@ def _value(result: Result, metric: str) -> float | None:
 
 
 def text_table(results: list[Result]) -> str:
-    """The metrics as lines for a terminal: name, value, interval, n; then what could not be measured, and why."""
+    """The metrics as lines for a terminal: name, value, interval, n; then what could not be measured, and why: groups of
+    metrics by their common name where none of them could."""
     lines, missing = [("metric", "value", "95 % interval", "n")], {}
     for result in results:
+        measured = {m.rpartition("/")[0] for m, entry in result.metrics.items() if entry["value"] is not None}
         for metric, entry in result.metrics.items():
             kind = heading(metric)[1]
             if entry["value"] is None:
-                row = f"{result.name}/{metric}".rpartition("/")[0]
+                group = metric.rpartition("/")[0]
+                row = f"{result.name}/{metric if group in measured else group}".rstrip("/")
                 missing[row] = entry.get("reason", "no value")
             else:
                 value, bounds = number(entry["value"], kind), interval(entry, kind)

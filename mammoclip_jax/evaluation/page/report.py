@@ -274,9 +274,9 @@ def _caption(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _exams(prediction: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Exams that `predict` scored, with their overlays."""
-    labels = list(prediction["prompts"])
     exams = []
     for exam in prediction["exams"]:
+        labels = list(prediction["prompts"]) or [label for view in exam["views"][:1] for label in view["scores"]]
         views = [
             {
                 "title": " ".join(filter(None, (v["laterality"], v["view"]))) or "unknown view",
@@ -288,6 +288,7 @@ def _exams(prediction: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
                     for label in labels
                     if label in v.get("overlays", {})
                 ],
+                "attributes": [_attribute(found) for found in v.get("attributes", ())],
             }
             for v in exam["views"]
         ]
@@ -303,6 +304,15 @@ def _exams(prediction: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
                 "breasts": breasts,
                 "missing": exam["missing"],
                 "left_out": exam["left_out"],
+                "meaning": prediction["aggregation"]["view"],
             }
         )
     return exams
+
+
+def _attribute(found: Mapping[str, Any]) -> str:
+    """As "mass +0.412: stage3 #12 +0.412, stage3 #7 +0.380; region (310, 520) to (402, 611)"."""
+    channels = ", ".join(f"{c['stage']} #{c['channel']} {c['score']:+.3f}" for c in found["channels"])
+    left, top, right, bottom = found["box"] or [0] * 4
+    where = f"region ({left:.0f}, {top:.0f}) to ({right:.0f}, {bottom:.0f})" if found["box"] else "no region"
+    return f"{found['label']} {found['score']:+.3f}: {channels}; {where}"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mammoclip_jax.data.regions import annotated, sliding
 from mammoclip_jax.data.regions.found import Method
 from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.region_methods import detector, teacher, unet, weights
+from mammoclip_jax.inference.region_methods import detector, factor, teacher, unet, weights
 from mammoclip_jax.names import check_options, lookup
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -18,6 +18,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "sliding": sliding.sliding,
     "detector": detector.detector,
     "unet": unet.unet,
+    "factor": factor.factor,
     "teacher": teacher.teacher,
 }
 

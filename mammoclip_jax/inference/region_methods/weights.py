@@ -11,7 +11,8 @@ from mammoclip_jax.weights import licences
 def check(model: Any, dataset, kind: str, method: str) -> None:
     """Raises UserError unless the model is of the kind that a method needs and learnt on images prepared like these."""
     if model.kind != kind:
-        raise UserError(f"--method={method} needs a {kind.replace('_', ' ')}, and --weights is a {model.kind}.")
+        wanted = "model of attributes" if kind == "attributes" else kind.replace("_", " ")
+        raise UserError(f"--method={method} needs a {wanted}, and --weights is a {model.kind}.")
     ours, theirs = (Preprocessing.from_dict(p) for p in (dataset.info["preprocessing"], model.preprocessing))
     changed = [
         f"{name} {value!r}, there {vars(theirs)[name]!r}"

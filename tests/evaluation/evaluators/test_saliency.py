@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from fakes import SHAPE, FakeDataset, FakeModel
 
+from mammoclip_jax.data.regions.of_maps import breast_mask
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import features
 from mammoclip_jax.evaluation.evaluators.saliency import inside, pointing_game, saliency
-from mammoclip_jax.evaluation.metrics.regions import breast_mask
 from mammoclip_jax.explain.maps import peak_of
 
 BOX = np.array([[2.0, 3.0, 5.0, 7.0]])  # columns 2 to 4, rows 3 to 6

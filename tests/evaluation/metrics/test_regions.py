@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from naive_boxes import naive_iou
 
+from mammoclip_jax.data.regions.of_maps import hottest
 from mammoclip_jax.evaluation.evaluators.saliency import inside
 from mammoclip_jax.evaluation.metrics import regions
 
@@ -34,7 +35,7 @@ def test_overlap_equals_loops(seed, quantile):
         heat[max(y0, 0) : y1, max(x0, 0) : x1] += 0.5
     tissue = np.ones(heat.shape, bool)
     tissue[:, 21:] = False
-    part = regions.hottest(heat, tissue, quantile)
+    part = hottest(heat, tissue, quantile)
     least = np.quantile([heat[place] for place in np.ndindex(heat.shape) if tissue[place]], quantile)
     both = either = size = box_size = 0
     for y, x in np.ndindex(heat.shape):
@@ -62,11 +63,11 @@ def test_some_boxes_are_found_and_one_is_not():
 
 def test_a_flat_map_and_one_that_is_mostly_zero():
     tissue = np.ones((6, 5), bool)
-    flat = regions.overlap(regions.hottest(np.full((6, 5), 0.3), tissue, 0.9), np.array([[0.0, 0, 2, 2]]))
+    flat = regions.overlap(hottest(np.full((6, 5), 0.3), tissue, 0.9), np.array([[0.0, 0, 2, 2]]))
     assert (flat.iou, flat.dice, flat.found, flat.regions) == (0, 0, (0, 0), 0)
     heat = np.zeros((6, 5))
     heat[2, 3] = 1
-    assert regions.hottest(heat, tissue, 0.5).sum() == 1  # the median is 0, and 0 is no prediction
+    assert hottest(heat, tissue, 0.5).sum() == 1  # the median is 0, and 0 is no prediction
 
 
 def test_the_mask_of_boxes_is_what_is_inside_them():

@@ -81,6 +81,7 @@ def written(tmp_path_factory):
     scores = {"mass": {"mean": 0.25, "max": 0.25}}
     found = {
         "prompts": {"mass": {}},
+        "aggregation": {"view": "a cosine"},
         "exams": [
             {
                 "exam": "exam <7>",
@@ -223,6 +224,7 @@ def test_the_terminal_table_names_values_and_reasons():
             "",
             {
                 "mass/auroc": statistics.entry(0.8, 0.7, 0.9, n=50),
+                "mass/auroc_large": statistics.entry(None, n=0, reason="none is large"),
                 "cancer/auroc": statistics.entry(None, n=0, reason="no image has this label"),
             },
         )
@@ -230,6 +232,7 @@ def test_the_terminal_table_names_values_and_reasons():
     text = display.text_table(found)
     assert re.search(r"d/zero_shot/mass/auroc +0\.800 +0\.700 to 0\.900 +50", text)
     assert "not measured: d/zero_shot/cancer: no image has this label" in text
+    assert "not measured: d/zero_shot/mass/auroc_large: none is large" in text
 
 
 def test_json_is_strict_and_scalars_leave_out_what_has_no_value(tmp_path):

@@ -1,13 +1,15 @@
-"""Regions by a detector and a segmentation, and what they have to say of the weights."""
+"""Regions by a detector, a segmentation and attributes, and what they have to say of the weights."""
 
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.region_methods import weights
 from mammoclip_jax.inference.region_methods.detector import detector
+from mammoclip_jax.inference.region_methods.factor import factor
 from mammoclip_jax.inference.region_methods.unet import unet
 from mammoclip_jax.models.nms import Detections
 
@@ -65,3 +67,39 @@ def test_terms_go_on_and_what_they_forbid_is_refused():
     with pytest.raises(UserError, match=r"finding what another model learns from .*--override_licence"):
         weights.about(bound, "b")
     assert weights.about(bound, "b", "written permission")["origin"]["overrides"][0]["override"] == "written permission"
+
+
+def test_pseudo_boxes_are_of_affirmed_attributes_alone():
+    heat = np.zeros((2, 20, 10), np.float32) - 0.5
+    heat[0, 3:5, 2:5], heat[0, 12:14, 6:9], heat[1, 8:10, 1:3] = 2.0, 1.5, 1.0
+    asked = []
+
+    def saliency(images, labels, *, method, stage, raw):
+        asked.append((len(images), labels[0], method, stage, raw))
+        return heat[[int(image[0, 0]) for image in images]] * (1 if labels[0] == "mass" else -1)
+
+    cosines = np.array([[0.6, -0.2], [0.2, 0.4]], np.float32)
+    one = model(
+        "attributes",
+        ("mass", "calcification"),
+        saliency=saliency,
+        attribute_scores=lambda images: cosines,
+        map_stage=lambda method, stage: stage or "stage2",
+    )
+    images = IMAGES.copy()
+    images[1, 0, 0] = 1
+    index = pd.DataFrame({"labels": ['{"mass": 1, "calcification": 0}', '{"calcification": null}']})
+    dataset = SimpleNamespace(path="set", info={"preprocessing": PREPARED}, index=index)
+    first, second = factor(dataset, model=one).find([0, 1], images)
+    assert first.boxes.tolist() == [[2, 3, 5, 5]] and list(first.labels) == ["mass"] and not len(second.boxes)
+    np.testing.assert_allclose(first.scores, 0.8, rtol=1e-6)
+    assert asked == [(1, "mass", "factor", "stage2", True)]
+    method = factor(dataset, model=one, images="all", limit=2, quantile=0.9)
+    first, second = method.find([0, 1], images)
+    assert first.boxes.tolist()[:2] == [[2, 3, 5, 5], [6, 12, 9, 14]] and list(second.labels) == ["mass"]
+    np.testing.assert_allclose(first.scores[:2], [0.8, 0.6], rtol=1e-6)
+    assert method.made_by["options"]["limit"] == 2 and method.made_by["method"] == "factor"
+    with pytest.raises(UserError, match="choice of images"):
+        factor(dataset, model=one, images="some")
+    with pytest.raises(UserError, match="needs a model of attributes, and --weights is a detector"):
+        factor(dataset, model=model("detector", ()))
