@@ -44,9 +44,9 @@ def get_config(variant=""):
     config.task.update(kind="segmentation", pos_weight="root")
 
     train = config.train
-    train.batch_size, train.steps, train.warmup_steps = 8, 800, 40
+    train.batch_size, train.steps, train.warmup_steps = 8, 500, 40
     train.lr, train.weight_decay, train.clip_norm = 4e-3, 0.01, 1.0
     train.no_decay = (r".*(bias|scale)$",)
-    train.checkpoint_every = 200
+    train.checkpoint_every = 100
     config.evaluate.evaluators.segmentation = dict(gallery=20)
     return config

@@ -75,7 +75,7 @@ def loss(config, weights: np.ndarray):
         masks = batch["masks"].reshape(-1, *batch["masks"].shape[2:])[..., None]
         channels = masks >> jnp.arange(known.shape[1]).astype(masks.dtype) & 1
         value, metrics = cross_entropy_and_dice(
-            logits, channels, known, dice_weight=config.task.dice_weight, pos_weight=weights
+            logits, channels, known, dice_weight=config.task.dice_weight, pos_weight=jnp.asarray(weights)
         )
         return value, metrics, updated
 
