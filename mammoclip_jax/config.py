@@ -160,7 +160,9 @@ def defaults() -> ConfigDict:
                 "label": "",  # of a classifier: whose values its labels are, as density of A, B, C, D
                 "unit": "image",  # breast, exam: with as many views (classifier)
                 "encoder": "train",  # eval: without dropout, and with the batch statistics that it came with
-                "pos_weight": "",  # of a yes/no label: "" is 1, balanced: negatives / positives, or a number
+                # Of a yes/no label, or of the pixels of a segmentation's channel: "" is 1, "balanced" negatives / positives,
+                # "root" the square root of that, or a number.
+                "pos_weight": "",
                 "sampling": "uniform",  # balanced: as many of each class
                 "fraction": 1.0,  # of the training patients, stratified
                 "folds": 0,  # instead of the data sets' splits: patients in so many parts, stratified

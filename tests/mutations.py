@@ -1071,6 +1071,20 @@ MUTATIONS = (
         ("training/test_augment_masks.py",),
     ),
     Mutation(
+        "segmentation: the positive weight is on all pixels",
+        "losses/segmentation.py",
+        "(1 - truth) * jax.nn.softplus(logits)",
+        "pos_weight * (1 - truth) * jax.nn.softplus(logits)",
+        ("losses/test_segmentation_loss.py",),
+    ),
+    Mutation(
+        "segmentation: a training starts at the odds without their weights",
+        "tasks/segmentation.py",
+        "inside, outside = weights * (self.inside + 1), self.outside + 1",
+        "inside, outside = self.inside + 1, self.outside + 1",
+        ("tasks/test_segmentation_task.py",),
+    ),
+    Mutation(
         "segmentation: what is not known is taken for empty",
         "losses/segmentation.py",
         "probability = jnp.where(known[:, None, None], jax.nn.sigmoid(logits), 0)",

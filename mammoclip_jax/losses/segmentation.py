@@ -17,6 +17,7 @@ def cross_entropy_and_dice(
     known: Bool[Array, "N K"],
     *,
     dice_weight: float = 1.0,
+    pos_weight: Float[Array, " K"] | float = 1.0,
 ) -> tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]:
     """Mean cross-entropy of the pixels of all (image, channel) pairs that are known, and `dice_weight` times 1 - Dice.
 
@@ -25,6 +26,9 @@ def cross_entropy_and_dice(
 
     Args:
         masks: 0 and 1.
+        pos_weight: of each channel, or of all: factor on the cross-entropy of the pixels that are in its mask. Where a
+            channel fills the share s of the pixels, all others weigh (1 - s) / s times as much without it, and the
+            cross-entropy teaches nothing but to say no. The mean stays over the number of pixels; Dice has no weights.
         known: False for images that only fill up the batch, too.
 
     Returns:
@@ -32,8 +36,9 @@ def cross_entropy_and_dice(
     """
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
     logits, truth = logits.astype(dtype), masks.astype(dtype)
+    weighted = jnp.asarray(pos_weight, dtype) * truth * jax.nn.softplus(-logits) + (1 - truth) * jax.nn.softplus(logits)
     # Not by a product: what nobody knows of may be of any size.
-    pixels = jnp.where(known[:, None, None], jax.nn.softplus(logits) - logits * truth, 0)
+    pixels = jnp.where(known[:, None, None], weighted, 0)
     cross_entropy = pixels.mean(axis=(1, 2)).sum() / jnp.maximum(known.sum(), 1)
 
     probability = jnp.where(known[:, None, None], jax.nn.sigmoid(logits), 0)

@@ -105,11 +105,14 @@ def detector(config):
     return retinanet.from_options(_plain(config), image_encoder)
 
 
-def segmenter(config):
-    """The network of `config.model` whose outputs are masks: a `unet.UNet`, or an image encoder and a feature pyramid."""
+def segmenter(config, prior: tuple[float, ...] = ()):
+    """The network of `config.model` whose outputs are masks: a `unet.UNet`, or an image encoder and a feature pyramid.
+
+    `prior` is the probability of each label at the start of a training; one half without it.
+    """
     from mammoclip_jax.models import segmentation
 
-    return segmentation.from_options(_plain(config), image_encoder)
+    return segmentation.from_options(_plain(config), image_encoder, prior)
 
 
 def attribute_model(config):

@@ -27,6 +27,7 @@ class PyramidSegmenter(nn.Module):
         stages: names of the encoder's stage maps that are C3, C4 and C5. Their strides must be multiples of 8, 16, 32.
         features: channels of the pyramid.
         dtype: of products and activations; outputs and parameters are float32.
+        prior: as of `unet.UNet`.
     """
 
     image_encoder: nn.Module
@@ -34,11 +35,12 @@ class PyramidSegmenter(nn.Module):
     classes: int
     features: int = 256
     dtype: Any = jnp.float32
+    prior: tuple[float, ...] = ()
 
     def setup(self):
         self.fpn = Pyramid(self.features, self.dtype)
         self.levels = [Conv(self.features, dtype=self.dtype) for _ in LEVELS]
-        self.output = Conv(self.classes, 1, dtype=self.dtype)
+        self.output = Conv(self.classes, 1, dtype=self.dtype, bias_init=unet.log_odds(self.prior))
 
     def __call__(self, image: Float[Array, "N H W C"], *, train: bool = False) -> Float[Array, "N H W classes"]:
         """Logits, float32. Training needs the "dropout" generator and a mutable "batch_stats".
@@ -71,12 +73,15 @@ def _resized(x, size):
     return jax.image.resize(x, (len(x), *size, x.shape[-1]), "linear")
 
 
-def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Module]) -> unet.UNet | PyramidSegmenter:
+def from_options(
+    options: Mapping[str, Any], image_encoder: Callable[..., nn.Module], prior: tuple[float, ...] = ()
+) -> unet.UNet | PyramidSegmenter:
     """The network of {"image": options, "labels": names of the channels, "dtype"}.
 
     An image encoder of the name "unet" is the way down of a U-Net, with the options of `unet.from_options`; any other
     gets a pyramid, with the fields "stages", three names, and perhaps "features". Other fields of `config.model` are
-    not looked at. `image_encoder` makes the encoder of options and a dtype (`models.image_encoder`).
+    not looked at. `image_encoder` makes the encoder of options and a dtype (`models.image_encoder`). `prior` is the
+    probability of each label at the start.
 
     Raises:
         UserError: a field is missing, an option is unknown, or the stages are not three.
@@ -85,7 +90,8 @@ def from_options(options: Mapping[str, Any], image_encoder: Callable[..., nn.Mod
     image = dict(options["image"])
     if image.get("name") != "unet":
         stages = three(options.get("stages", ()))
-        return PyramidSegmenter(image_encoder(image, dtype), stages, len(labels), options.get("features", 256), dtype)
+        features = options.get("features", 256)
+        return PyramidSegmenter(image_encoder(image, dtype), stages, len(labels), features, dtype, prior)
     del image["name"]
     check_options(unet.from_options, image, "a U-Net")
-    return unet.from_options(dtype, len(labels), **image)
+    return unet.from_options(dtype, len(labels), **image).clone(prior=prior)

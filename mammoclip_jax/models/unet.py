@@ -6,10 +6,11 @@ with the map of the same level. That is the plain U-Net of most PyTorch code; we
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -129,12 +130,14 @@ class UNet(nn.Module):
         image_encoder: the way down.
         classes: channels of the output.
         upsampling: "transposed" or "bilinear"; with the latter the levels are half as wide on the way up.
+        prior: probability of each channel at the start, the output's bias; (): one half.
     """
 
     image_encoder: Contracting
     classes: int
     upsampling: str = "transposed"
     dtype: Any = jnp.float32
+    prior: tuple[float, ...] = ()
 
     def setup(self):
         below = self.image_encoder
@@ -147,7 +150,7 @@ class UNet(nn.Module):
             setattr(self, f"up{i}", block)
             if not bilinear:
                 setattr(self, f"up{i}_double", Doubled(joined // 2, self.dtype))
-        self.outc = nn.Dense(self.classes, dtype=self.dtype)
+        self.outc = nn.Dense(self.classes, dtype=self.dtype, bias_init=log_odds(self.prior))
 
     def __call__(self, image: Float[Array, "N H W C"], *, train: bool = False) -> Float[Array, "N H W classes"]:
         """Logits, whose sigmoids are the probabilities, float32. Training needs a mutable "batch_stats"."""
@@ -171,6 +174,13 @@ class UNet(nn.Module):
             x = getattr(self, f"up{i}")(jnp.concatenate([skip, fitted(x, skip.shape[1:3])], axis=-1), train)
         logits = self.outc(x)
         return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), maps
+
+
+def log_odds(prior: Sequence[float]) -> nn.initializers.Initializer:
+    """Of a bias: what makes these the probabilities of a logit that is else 0; of () zeros."""
+    if not prior:
+        return nn.initializers.zeros
+    return lambda _, shape, dtype=jnp.float32: jax.scipy.special.logit(jnp.asarray(prior, dtype)).reshape(shape)
 
 
 def from_options(

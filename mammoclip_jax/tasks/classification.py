@@ -96,15 +96,7 @@ def positive_weights(wanted_weight: str, wanted: batches.Target, examples) -> np
     Raises:
         UserError: neither "", "balanced" nor a number; or classes, which have none.
     """
-    if not wanted_weight:
-        return np.ones(len(wanted.labels), np.float32)
-    if wanted.values_of:
+    if wanted_weight and wanted.values_of:
         raise UserError("config.task.pos_weight is for yes/no labels: classes have config.task.sampling=balanced.")
-    if wanted_weight != "balanced":
-        try:
-            return np.full(len(wanted.labels), float(wanted_weight), np.float32)
-        except ValueError:
-            raise UserError(f"config.task.pos_weight={wanted_weight!r} must be balanced, a number or empty.") from None
     targets = np.array([example.target for example in examples])
-    positives, negatives = (targets == 1).sum(axis=0), (targets == 0).sum(axis=0)
-    return np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0).astype(np.float32)
+    return labelled.positive_weights(wanted_weight, (targets == 1).sum(axis=0), (targets == 0).sum(axis=0))

@@ -127,6 +127,25 @@ def make_trainer(
     return assemble(config, mesh, model, fresh, lambda params: batch, gradient)
 
 
+def positive_weights(wanted: str, positives, negatives) -> np.ndarray:
+    """Float32 [K]: the factor on the loss of positives that `config.task.pos_weight` asks for.
+
+    Args:
+        wanted: "" is 1, "balanced" negatives / positives, "root" the square root of that, or a number for all labels.
+        positives, negatives: how many there are of each label in training, [K]; of a label without positives it is 1.
+
+    Raises:
+        UserError: none of these.
+    """
+    if wanted in ("balanced", "root"):
+        ratio = np.where(positives > 0, negatives / np.maximum(positives, 1), 1.0)
+        return (ratio if wanted == "balanced" else np.sqrt(ratio)).astype(np.float32)
+    try:
+        return np.full(len(positives), float(wanted or 1), np.float32)
+    except ValueError:
+        raise UserError(f"config.task.pos_weight={wanted!r} must be balanced, root, a number or empty.") from None
+
+
 def supervised(model, loss: Callable, preprocess, train: bool):
     """The loss of `make_gradient_fn`; with `train` the encoder normalises by the batch and drops out."""
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from mammoclip_jax import models
 from mammoclip_jax.config import OF_TEXTS
 from mammoclip_jax.data.batches import labelled as batches
+from mammoclip_jax.data.store.masks import Masks
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.segmentation import cross_entropy_and_dice
 from mammoclip_jax.tasks import labelled
@@ -18,7 +20,7 @@ COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labe
 UNUSED = re.compile(
     OF_TEXTS
     + r"""| model\.(activation|combine|input_size|(text_classifier|attributes)\.\w+) |
-    task\.(temperature|cached_maps|label|pos_weight|focal_alpha|focal_gamma|force_match|without_boxes)""",
+    task\.(temperature|cached_maps|label|focal_alpha|focal_gamma|force_match|without_boxes)""",
     re.VERBOSE,
 )
 
@@ -55,24 +57,53 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     wanted, sets = target(config), list(datasets.values())
     examples = batches.examples(sets, "train", wanted, config.task.unit)
     logging.info("%s", describe(wanted, examples))
-    trainer = labelled.make_trainer(
-        config, models.segmenter(config.model), loss(config), preprocessing, mesh, masks=True
-    )
+    counted = pixels(wanted, sets, examples)
+    weights = labelled.positive_weights(config.task.pos_weight, *counted)
+    # Adam moves a bias by no more than the learning rate a step: from one half it would take hundreds of steps to say of a
+    # pixel that it shows most likely no calcification, and nothing else is learnt meanwhile.
+    model = models.segmenter(config.model, counted.prior(weights))
+    trainer = labelled.make_trainer(config, model, loss(config, weights), preprocessing, mesh, masks=True)
     return trainer, labelled.train_iterator(config, sets, examples, mesh, 0, wanted)
 
 
-def loss(config):
-    """Cross-entropy of the pixels, and soft Dice."""
+def loss(config, weights: np.ndarray):
+    """Cross-entropy of the pixels, those in a channel's mask times its weight of `weights` [K], and soft Dice."""
 
     def loss_fn(apply, image, batch):
         logits, updated = apply(image)
         known = batch["known"] & batch["mask"][:, None]
         masks = batch["masks"].reshape(-1, *batch["masks"].shape[2:])[..., None]
         channels = masks >> jnp.arange(known.shape[1]).astype(masks.dtype) & 1
-        value, metrics = cross_entropy_and_dice(logits, channels, known, dice_weight=config.task.dice_weight)
+        value, metrics = cross_entropy_and_dice(
+            logits, channels, known, dice_weight=config.task.dice_weight, pos_weight=jnp.asarray(weights)
+        )
         return value, metrics, updated
 
     return loss_fn
+
+
+class Pixels(NamedTuple):
+    """How many pixels of the training images lie in each channel's mask and how many do not, where it is known: [K]."""
+
+    inside: np.ndarray
+    outside: np.ndarray
+
+    def prior(self, weights: np.ndarray) -> tuple[float, ...]:
+        """What the cross-entropy with positive weights [K] says of a pixel of which nothing is seen: the share of pixels that
+        are inside, each times its weight. One pixel more on either side, so that none is 0 or 1."""
+        inside, outside = weights * (self.inside + 1), self.outside + 1
+        return tuple(map(float, inside / (inside + outside)))
+
+
+def pixels(wanted: batches.Target, datasets, examples) -> Pixels:
+    """Of the images of `examples`."""
+    masks = [batches.Channels(Masks.open(dataset), wanted.labels) for dataset in datasets]
+    inside, known = np.zeros((2, len(wanted.labels)))
+    for example in examples:
+        channels, row = masks[example.source], example.images[0][0]
+        inside += channels.pixels(row)
+        known += channels.known(row)
+    return Pixels(inside, known * np.prod(masks[0].masks.size) - inside)
 
 
 def describe(wanted: batches.Target, examples) -> str:

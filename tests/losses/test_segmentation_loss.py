@@ -12,11 +12,13 @@ LOGITS = RNG.normal(size=(8, 3, 4, 3)) * 2
 MASKS = (RNG.random((8, 3, 4, 3)) < 0.4).astype(np.uint8)
 KNOWN = RNG.random((8, 3)) < 0.6
 KNOWN[:, 2] = False  # of no image
+WEIGHT = np.array([3.0, 0.5, 7.0])
 
 
 @jax.jit
 def loss(logits, masks, known):
-    return jax.value_and_grad(lambda x: cross_entropy_and_dice(x, masks, known, dice_weight=0.7)[0])(logits)
+    options = dict(dice_weight=0.7, pos_weight=WEIGHT)
+    return jax.value_and_grad(lambda x: cross_entropy_and_dice(x, masks, known, **options)[0])(logits)
 
 
 def naive(logits, masks, known, dice_weight=0.7):
@@ -26,8 +28,9 @@ def naive(logits, masks, known, dice_weight=0.7):
     value, pixels = 0.0, logits[0, :, :, 0].size
     for n, k in pairs:
         p, g = probability[n, :, :, k], masks[n, :, :, k]
-        value -= np.mean(np.log(np.where(g, p, 1 - p))) / len(pairs)
-        gradient[n, :, :, k] += (p - g) / pixels / len(pairs)
+        weight = np.where(g, WEIGHT[k], 1)
+        value -= np.mean(weight * np.log(np.where(g, p, 1 - p))) / len(pairs)
+        gradient[n, :, :, k] += weight * (p - g) / pixels / len(pairs)
     channels = [k for k in range(known.shape[1]) if known[:, k].any()]
     for k in channels:
         images = [n for n in range(len(known)) if known[n, k]]

@@ -128,7 +128,8 @@ def test_loss_of_yes_no_labels_is_the_weighted_cross_entropy_of_what_is_known():
 def test_balanced_weights_are_negatives_over_positives():
     wanted = labelled.Target(("mass", "calcification"))
     found = [labelled.Example(0, (), (float(i == 0), np.nan)) for i in range(5)]
-    np.testing.assert_array_equal(classification.positive_weights("balanced", wanted, found), [4.0, 1.0])
+    for name, expected in (("balanced", [4.0, 1.0]), ("root", [2.0, 1.0]), ("", [1.0, 1.0]), ("3", [3.0, 3.0])):
+        np.testing.assert_array_equal(classification.positive_weights(name, wanted, found), expected)
 
 
 def test_an_exam_has_its_four_views_and_those_that_lack_are_masked():
@@ -255,7 +256,7 @@ def test_a_breast_has_the_last_class_of_its_images(values, expected):
         (dict(label="density"), "softmax"),
         (dict(unit="brest"), "Did you mean 'breast'"),
         (dict(sampling="equal"), "balanced"),
-        (dict(pos_weight="many"), "balanced, a number"),
+        (dict(pos_weight="many"), "balanced, root, a number"),
         (dict(labels=("birads",)), "no yes/no label"),
         (dict(labels=("masses",)), "no image to use"),
         (dict(folds=3, fold=3), "from 0 to 2"),

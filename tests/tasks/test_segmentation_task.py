@@ -11,6 +11,7 @@ from mammoclip_jax.data.batches import labelled
 from mammoclip_jax.data.store import masks as store
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import check, segmentation, task_of
+from mammoclip_jax.tasks.labelled import positive_weights
 from mammoclip_jax.training.mesh import make_mesh, put_batch
 
 SIZE = (32, 24)
@@ -76,6 +77,43 @@ def test_a_batch_has_the_masks_in_the_order_of_the_labels(films):
             np.testing.assert_array_equal(planes >> bit & 1, 0 if truth is None else truth)
             assert target[bit] == (truth is not None and truth.any())
     assert "masks" not in next(labelled.train_iterator([films], found, **options))
+
+
+def test_weights_of_pixels_are_those_outside_over_those_inside_where_it_is_known(films):
+    wanted = segmentation.target(config_of())
+    found = labelled.examples([films], "train", wanted)
+    counted = segmentation.pixels(wanted, [films], found)
+    masks = [np.stack([m[name] for m in films.masks[:-1] if name in m]) for name in wanted.labels]
+    np.testing.assert_array_equal(counted, [[m.sum() for m in masks], [(~m).sum() for m in masks]])
+    weights = positive_weights("balanced", *counted)
+    np.testing.assert_allclose(weights, [(~m).sum() / m.sum() for m in masks], rtol=1e-6)
+    np.testing.assert_allclose(counted.prior(np.ones(3)), [(m.sum() + 1) / (m.size + 2) for m in masks])
+    np.testing.assert_allclose(segmentation.Pixels(np.array([20]), np.array([80])).prior(np.array([4])), 0.5, atol=0.01)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, *SIZE, 3)).astype(np.float32)
+    batch = next(
+        labelled.train_iterator([films], found, channels=wanted.labels, batch_size=8, views=1, boxes=0, seed=0)
+    )
+    values = {
+        weight: segmentation.loss(config_of(dice_weight=0.0), np.full(3, weight))(lambda x: (x, {}), logits, batch)[0]
+        for weight in (1.0, 2.0, 3.0)
+    }
+    inside = np.stack([batch["masks"][:, 0] >> bit & 1 for bit in range(3)], -1) * batch["known"][:, None, None]
+    said_yes = (inside * np.log1p(np.exp(-logits))).mean(axis=(1, 2)).sum() / batch["known"].sum()
+    np.testing.assert_allclose(values[2.0] - values[1.0], said_yes, rtol=1e-4)
+    np.testing.assert_allclose(values[3.0] - values[1.0], 2 * said_yes, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pos_weight", ["", "root"])
+def test_a_training_starts_at_the_share_of_each_channel(films, pos_weight):
+    config = config_of(pos_weight=pos_weight)
+    trainer, _ = task_of(config).prepare(config, {"films": films}, PREPROCESSING, make_mesh({"data": -1}))
+    bias = trainer.init().params["outc"]["bias"]
+    wanted = segmentation.target(config)
+    counted = segmentation.pixels(wanted, [films], labelled.examples([films], "train", wanted))
+    weights = np.sqrt(counted.outside / counted.inside) if pos_weight else 1.0
+    odds = weights * (counted.inside + 1) / (counted.outside + 1)
+    np.testing.assert_allclose(bias, np.log(odds), rtol=1e-5)
 
 
 def test_what_it_cannot_learn_is_refused(films, tmp_path):

@@ -211,9 +211,15 @@ class Channels(NamedTuple):
 
     def there(self, row: int) -> np.ndarray:
         """Float32 [K]: 1 where an image has pixels in the mask, 0 where it has none, NaN where that is not known."""
-        places = self.places()
-        values = (self.masks.pixels(row)[places] > 0).astype(np.float32)
-        return np.where(self.masks.known(row)[places], values, np.nan)
+        return np.where(self.known(row), (self.pixels(row) > 0).astype(np.float32), np.nan)
+
+    def known(self, row: int) -> np.ndarray:
+        """Bool [K]: of which channels an image's mask is known."""
+        return self.masks.known(row)[self.places()]
+
+    def pixels(self, row: int) -> np.ndarray:
+        """Int [K]: how many pixels of an image are in each mask, 0 where it is not known."""
+        return self.masks.pixels(row)[self.places()]
 
     def planes(self, row: int) -> np.ndarray:
         """Bit planes [H W] of `plane_type`: bit k of the k-th name."""
