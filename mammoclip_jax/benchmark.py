@@ -7,6 +7,7 @@ Examples:
     python -m mammoclip_jax.benchmark --mode=probe --limit=8 --height=512 --width=304 --repeats=3
     python -m mammoclip_jax.benchmark --mode=step --config=configs/mammoclip_b5.py --images=2 --csv=step.csv
     python -m mammoclip_jax.benchmark --mode=step --config=configs/demo.py --height=256 --width=160 --devices=1,2,4,8
+    python -m mammoclip_jax.benchmark --mode=step --work=attributes --config=configs/mammo_factor.py --steps=3
     python -m mammoclip_jax.benchmark --mode=end_to_end --config=configs/demo.py
     python -m mammoclip_jax.benchmark --against=torch --config=configs/mammoclip_b5.py --work=image_tower --images=1
 
@@ -176,7 +177,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("repeats", 9, "How often each thing is timed.", lower_bound=1)
     flags.DEFINE_integer("height", 1520, "Rows of the canvas.", lower_bound=1)
     flags.DEFINE_integer("width", 912, "Columns of the canvas.", lower_bound=1)
-    flags.DEFINE_enum("work", "pretrain", ["pretrain", "image_tower"], "Of a step: all of it, or the image encoder.")
+    flags.DEFINE_enum(
+        "work",
+        "pretrain",
+        ["pretrain", "image_tower", "attributes"],
+        "Of a step: all of it, the image encoder, or adapters on cached maps.",
+    )
     flags.DEFINE_integer(
         "images", 0, "Of a step; with --devices on each. 0: the config's; of --against a breast's.", lower_bound=0
     )
@@ -215,6 +221,8 @@ def measured(values) -> dict:
         "warm_up": values.warm_up,
         "tunables": values.glibc_tunables,
     }
+    if values.against and values.work == "attributes":
+        raise UserError("--against compares the works pretrain and image_tower: PyTorch's side has no attributes.")
     if values.against:
         images = values.images or values.config.data.views  # one breast
         return benchmark_against(

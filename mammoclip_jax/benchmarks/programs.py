@@ -2,6 +2,7 @@
 
     pretrain      the training step on one batch that is always the same
     image_tower   the image encoder alone, in training; the mean square of its features is the loss
+    attributes    the training step of attributes on cached maps that are always the same
     input         the next batch of the training input; no device computes
     end_to_end    both, as the training loop has them: a step's metrics are fetched while the next one runs
 
@@ -23,6 +24,8 @@ from mammoclip_jax.aot import flops
 from mammoclip_jax.benchmarks import worker
 from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.tasks.attributes import MAP
+from mammoclip_jax.tasks.attributes import make_trainer as make_attribute_trainer
 from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training import augment, distributed
 from mammoclip_jax.training import mesh as meshes
@@ -106,6 +109,31 @@ def image_tower(config, specification, mesh):
     return program.about(len(images), flops.TRAINING * forward, mesh), lambda: program.step(images)
 
 
+def attributes(config, specification, mesh):
+    """The training step of attributes (config.task.kind) on random maps of the shapes that the config's encoder makes."""
+    preprocessing = {"height": specification["height"], "width": specification["width"], "bits": 8}
+    trainer = make_attribute_trainer(config, preprocessing, mesh)
+    rng = np.random.default_rng(config.seed)
+
+    def filled(name, x):
+        if name.startswith(MAP):
+            return rng.random(x.shape, np.float32).astype(x.dtype)
+        if name == "target":
+            return (np.arange(x.shape[0])[:, None] % 2 == np.arange(x.shape[1]) % 2).astype(x.dtype)
+        return np.ones(x.shape, x.dtype) if x.dtype == bool else np.zeros(x.shape, x.dtype)
+
+    maps = [x for name, x in trainer.batch.items() if name.startswith(MAP)]
+    if not maps:
+        raise UserError("--work=attributes measures a step on cached maps: set config.task.cached_maps=True.")
+    batch = meshes.put_batch({name: filled(name, x) for name, x in trainer.batch.items()}, mesh)
+    program = _Compiled(trainer.jitted(), trainer.init(), batch)
+    about = program.about(config.train.batch_size, None, mesh)
+    cached = sum(x.size * x.dtype.itemsize for x in maps) / config.train.batch_size
+    grids = " + ".join("x".join(map(str, x.shape[1:])) for x in maps)
+    size = specification["height"], specification["width"]
+    return about | {"map_bytes": cached, "grid": grids, "size": size}, lambda: program.step(batch)
+
+
 def training_input(config, specification, mesh):
     """Batches as `pretrain` gets them, on the host."""
     iterator, _, _ = _real_data(config, specification, mesh)
@@ -148,7 +176,13 @@ def _real_data(config, specification, mesh):
     return iterator, tokenize.vocab_size, run.common_preprocessing(datasets)
 
 
-WORKS = {"pretrain": pretrain, "image_tower": image_tower, "input": training_input, "end_to_end": end_to_end}
+WORKS = {
+    "pretrain": pretrain,
+    "image_tower": image_tower,
+    "attributes": attributes,
+    "input": training_input,
+    "end_to_end": end_to_end,
+}
 
 
 class _Compiled:
@@ -162,7 +196,7 @@ class _Compiled:
         params = state.params if hasattr(state, "params") else state[0]
         self._parameters = sum(x.size for x in jax.tree.leaves(params))
 
-    def about(self, images: int, model_flops: int, mesh) -> dict:
+    def about(self, images: int, model_flops: int | None, mesh) -> dict:
         """What is known before the first step; costs are the compiler's, of one device's program."""
         costs = self._program.cost_analysis() or {}
         return {

@@ -61,6 +61,9 @@ def rows(
                 whole = config.to_dict()
                 whole["train"]["batch_size"] *= count or 1
                 specification = {"work": work, "config": whole, "devices": count, "workdir": workdir or scratch}
+                if work == "attributes":
+                    whole["train"]["batch_size"] = (images or config.train.batch_size) * (count or 1)
+                    specification |= {"height": height, "width": width}
             with start(against.OURS, specification, environment) as worker:
                 worker.warm_up(warm_up)
                 for _ in range(steps):
@@ -87,7 +90,8 @@ def row(config, work: str, worker, tunables: str, size: tuple[int, int]) -> dict
     mfu = flops.mfu(work_flops, median, devices, about["device_kind"]) if work_flops else None
     height, width = about.get("size", size)
     image = config.model.image
-    return {
+    maps = {"maps": about["grid"], "map_mib_an_image": _rounded(about["map_bytes"] / 2**20)} if "grid" in about else {}
+    return maps | {
         "model": " ".join([image.name, image.get("variant", "")]).strip(),
         "work": work,
         "device_kind": about["device_kind"],

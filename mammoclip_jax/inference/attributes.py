@@ -179,19 +179,15 @@ def about(config, preprocessing: Mapping[str, Any], variables) -> dict[str, Any]
             "config.warm_start loads no vectors of attributes: name a dual encoder, as "
             'config.warm_start.encoder=dict(weights=..., load=("image_encoder/.*", "attributes/dictionary")).'
         )
+    prompts = config.model.attributes.prompts
     module, channels = models.attribute_model(config.model), augment.preprocess_options(config).channels
     blank = jax.ShapeDtypeStruct((1, preprocessing["height"], preprocessing["width"], channels), jnp.float32)
     maps = jax.eval_shape(functools.partial(module.apply, method="encode"), variables, blank)
     return {
-        "sentences": {name: list(said) for name, said in sentences_of_config(config).items()},
+        "sentences": {name: list(said) for name, said in sentences_of(prompts, config.model.labels).items()},
         "grids": {stage: list(maps[stage].shape[1:]) for stage in config.model.stages},
         "encoder": provenance.encoder_fingerprint(config, variables),
     }
-
-
-def sentences_of_config(config) -> dict[str, tuple[str, ...]]:
-    """As `sentences_of` the prompts of `config.model.attributes`."""
-    return sentences_of(config.model.attributes.prompts, config.model.labels)
 
 
 def check_adapters(mine: Mapping[str, Any], started) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from mammoclip_jax import provenance
 from mammoclip_jax.data.store.map_files import MapFiles
-from mammoclip_jax.training import augment, checkpoint, distributed
+from mammoclip_jax.training import augment, checkpoint, disk, distributed
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 
@@ -57,6 +58,10 @@ def prepare(config, trainer, state, datasets, examples, workdir) -> None:
         made_by = hashlib.sha256(made_by.encode()).hexdigest()
         program = _program(config, trainer.model, variables, sets)
         asked = shapes(trainer.model, config, sets[0].info["preprocessing"])
+        # A file that is mapped into memory takes its space only when it is written, and then cannot say that there is none.
+        each = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in asked.values())
+        left = max(each * len(keys) - files(workdir).held(), 0)
+        disk.check_space(workdir, left, "the maps of all training images (config.task.cached_maps) need")
         made = files(workdir).write(made_by, keys, asked, program)
         if made:
             size = files(workdir).size()

@@ -10,11 +10,11 @@ from mammoclip_jax.errors import UserError
 MARGIN = 1.05  # of what a checkpoint took last time
 
 
-def check_space(folder, needed: int) -> None:
+def check_space(folder, needed: int, what: str = "a checkpoint needs") -> None:
     """Raises UserError where `needed` bytes, and a little more, do not fit into the file system of `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed * MARGIN:
-        raise UserError(_message(folder, f"a checkpoint needs {readable(needed * MARGIN)}, {readable(free)} are free."))
+        raise UserError(_message(folder, f"{what} {readable(needed * MARGIN)}, {readable(free)} are free."))
 
 
 def is_full(error: BaseException | None) -> bool:

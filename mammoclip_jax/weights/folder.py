@@ -241,6 +241,8 @@ def _for_use(config: Mapping[str, Any]) -> dict[str, Any]:
             kept[section] = {field: config[section][field] for field in fields if field in config[section]}
     if str(kept.get("predict", {}).get("prompts", "")).endswith(".json"):
         del kept["predict"]["prompts"]  # a file of this machine
+    if "attributes" in kept.get("model", {}):
+        kept["model"] = kept["model"] | {"attributes": without_paths(kept["model"]["attributes"])}
     return (
         {"name": without_paths(config.get("name", ""))}
         | {name: config[name] for name in ("seed",) if name in config}

@@ -157,6 +157,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(finished, phantoms, encoder,
 
 def test_a_model_folder_is_the_model(model, finished, phantoms, tmp_path):
     variables, meta = run.open_weights(finished)
+    meta["config"]["model"]["attributes"]["prompts"] = "/home/someone/prompts/mine.json"
     actions.write_folder(tmp_path / "model", variables, meta)
     again = load(tmp_path / "model", batch_size=8)
     np.testing.assert_array_equal(
@@ -165,6 +166,7 @@ def test_a_model_folder_is_the_model(model, finished, phantoms, tmp_path):
     assert again.sentences == model.sentences
     document = json.loads((tmp_path / "model" / "config.json").read_text())
     assert document["attributes"] == meta["attributes"]
+    assert document["config"]["model"]["attributes"]["prompts"] == "mine.json"
     assert LICENCE["title"] in (tmp_path / "model" / "README.md").read_text()
 
 

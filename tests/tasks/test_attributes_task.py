@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from test_resume import assert_same_bits
 
+from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.tasks import check, task_of
+from mammoclip_jax.tasks import attribute_maps, check, task_of
 from mammoclip_jax.training.mesh import make_mesh, put_batch
 
 SIZE = (32, 32)
@@ -135,6 +136,16 @@ def test_maps_are_made_anew_for_another_encoder_or_other_data(cached, images, tm
     changed.info["fingerprint"] = "g"
     train(config_of(), changed, tmp_path, count=0, start=other)
     assert changed.read_often == 17
+
+
+def test_a_smaller_output_stride_makes_a_finer_grid():
+    for stride, grid in ((32, (2, 2, 80)), (8, (8, 8, 80))):
+        config = config_of()
+        config.model.image = dict(name="efficientnet", variant="b0", width=0.25, depth=0.3, output_stride=stride)
+        config.model.stages = ("stage7",)
+        module = models.attribute_model(config.model)
+        large = PREPROCESSING | {"height": 64, "width": 64}
+        assert attribute_maps.shapes(module, config, large) == {"stage7": (grid, "float32")}
 
 
 def test_what_it_cannot_learn_is_refused():

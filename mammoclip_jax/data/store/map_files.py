@@ -81,6 +81,10 @@ class MapFiles:
         """Bytes of an image's maps."""
         return sum(values[:1].nbytes for values in self._values.values())
 
+    def held(self) -> int:
+        """Bytes of the disk that the files take: of maps that are not written yet none."""
+        return sum(512 * path.stat().st_blocks for path in self.folder.glob("*.maps"))
+
     def _index(self) -> dict[str, Any]:
         try:
             return json.loads(Path(self.folder, INDEX).read_text())
