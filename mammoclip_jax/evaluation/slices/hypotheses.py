@@ -88,6 +88,21 @@ def mean_direction(prompts) -> np.ndarray:
     return unit(np.asarray(prompts, np.float64).mean(axis=-2))
 
 
+def distinct(hypotheses: Sequence[Hypothesis], toward: np.ndarray, alike: float = 0.95) -> list[int]:
+    """Places of the hypotheses that are left when, of each name and of each direction (cosine above `alike`), only the
+    first is taken. Of `toward` [m, D], `directions` of theirs; columns go by their names alone."""
+    kept: list[int] = []
+    names: set[str] = set()
+    lines = unit(toward)
+    for place, one in enumerate(hypotheses):
+        others = [other for other in kept if hypotheses[other].positive]
+        again = one.positive and others and (lines[others] @ lines[place]).max() > alike
+        if one.name.lower() not in names and not again:
+            kept.append(place)
+            names.add(one.name.lower())
+    return kept
+
+
 def scores(
     hypotheses: Sequence[Hypothesis],
     toward: np.ndarray,

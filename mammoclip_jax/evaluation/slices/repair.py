@@ -204,21 +204,32 @@ def _dro(x, truth, group, c: float, sharpness: float) -> Head:
 
 
 def balanced(
-    features, truth, group, held: Held, *, cs: Sequence[float] = CS, draws: int = DRAWS, seed: int = 0
+    features, truth, group, learn, *, cs: Sequence[float] = CS, draws: int = DRAWS, extremes=None, seed: int = 0
 ) -> Head:
-    """The mean of the heads of `draws` balanced draws; C by the worst group of `held`, with the first draw.
+    """The mean of the heads of `draws` draws of rows with as many of each of the four groups.
 
-    group: int [n] of `groups`; -1 is not drawn.
+    C is that whose head of the rows `learn`, of one draw, has the best worst group on the others; the last fits are on all.
+
+    Args:
+        group: int [n] of `groups`; -1 is not drawn.
+        learn: bool [n].
+        extremes: (score [n], count): `extreme_rows` in place of balanced draws, one fit.
     """
-    features, truth = np.asarray(features), np.asarray(truth)
+    features, truth, group, learn = (np.asarray(x) for x in (features, truth, group, learn))
 
-    def make(c: float, draw: int = 0) -> Head:
-        rows = balanced_rows(group, seed + draw)
+    def make(c: float, within: np.ndarray, draw: int = 0) -> Head:
+        places = np.flatnonzero(within)
+        if extremes:
+            rows = places[extreme_rows(np.asarray(extremes[0])[places], truth[places], extremes[1])]
+        else:
+            rows = places[balanced_rows(group[places], seed + draw)]
         scale = Scale.of(features[rows])
         return scale.plain(fit_head(scale(features[rows]), truth[rows], c))
 
-    c = _chosen(make, cs, held)
-    return mean_head([make(c, draw) for draw in range(draws)])
+    held = Held(features[~learn], truth[~learn], group[~learn])
+    c = _chosen(lambda c: make(c, learn), cs, held)
+    everything = np.ones(len(truth), bool)
+    return mean_head([make(c, everything, draw) for draw in range(1 if extremes else draws)])
 
 
 def mean_head(heads: Sequence[Head]) -> Head:
