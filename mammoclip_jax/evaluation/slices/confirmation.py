@@ -30,6 +30,11 @@ LEAST = 30  # images on either side of a test
 LEVEL = 0.05  # of the false discovery rate
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the scores, of which one becomes the threshold
 PRESENT, ABSENT = "present", "absent"
+_NUMBERS = ("accuracy_slice", "accuracy_rest", "gap", "low", "high", "p", "p_fisher")
+COLUMNS = (
+    *("hypothesis", "source", "class", "worse", "threshold", "n_slice", "n_rest", "patients_slice", "patients_rest"),
+    *(*_NUMBERS, "q", "verdict", "reason"),
+)
 SLICE, TOO_SMALL, BY_CHANCE, COVERS_0, NO_INTERVAL = (
     "slice",
     "too small",
@@ -177,14 +182,10 @@ def confirm(
     for label in (0, 1):
         members = truth == label
         rows += _of_class(frozen, label, present[members], right[members], patients[members], least, resamples, seed)
-    table = pd.DataFrame(rows)
-    if table.empty:
-        return table
-    table["q"] = benjamini_hochberg(table["p"])
+    table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name not in ("q", "verdict")])
+    table["q"] = benjamini_hochberg(table["p"].to_numpy(np.float64))
     table["verdict"] = [_verdict(row, level) for row in table.to_dict("records")]
-    order = table.sort_values(["q", "p", "gap"], kind="stable").index
-    columns = [name for name in table if name not in ("verdict", "reason")] + ["verdict", "reason"]
-    return table.loc[order, columns].reset_index(drop=True)
+    return table.sort_values(["q", "p", "gap"], kind="stable")[list(COLUMNS)].reset_index(drop=True)
 
 
 def _of_class(frozen, label: int, present, right, patients, least: int, resamples: int, seed: int) -> list[dict]:
@@ -202,7 +203,7 @@ def _of_class(frozen, label: int, present, right, patients, least: int, resample
             "n_rest": int(outside.sum()),
             "patients_slice": count(patients[inside]),
             "patients_rest": count(patients[outside]),
-            **dict.fromkeys(("accuracy_slice", "accuracy_rest", "gap", "low", "high", "p", "p_fisher"), np.nan),
+            **dict.fromkeys(_NUMBERS, np.nan),
             "reason": "",
         }
         rows.append(row)

@@ -18,7 +18,6 @@ from mammoclip_jax.evaluation.slices.retrieval import top
 from mammoclip_jax.evaluation.statistics import few
 from mammoclip_jax.evaluation.statistics.bootstrap import Metric
 from mammoclip_jax.evaluation.statistics.discrimination import share
-from mammoclip_jax.evaluation.statistics.paired import difference
 
 LEAST = 30  # images of a group
 K = 10  # images of precision@k
@@ -67,40 +66,18 @@ def worst_group(
     least: int = LEAST,
     resamples: int = statistics.RESAMPLES,
     seed: int = 0,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """(entry of the least accuracy over all four groups, table of the groups: group, n, patients, accuracy, low, high).
+) -> dict[str, Any]:
+    """The entry of the least accuracy over all four groups of class and attribute that have at least `least` images.
 
     Args:
         truth, decision: int [n]; attribute: 1, 0 or NaN [n]; patients: str [n].
-        least: images below which a group is too small to be the worst; the table has it with the reason.
     """
     group, right = groups(truth, attribute), np.asarray(truth) == np.asarray(decision)
-    patients, options = np.asarray(patients, dtype=str), {"resamples": resamples, "seed": seed}
-    used = large_enough(group, least)
-    rows = []
-    for k, name in enumerate(GROUP_NAMES):
-        members = group == k
-        row = {"group": name, "patients": few.count(patients[members])}
-        small = "too small" if members.sum() < least else ""
-        rows.append(row | {"reason": small} | statistics.mean(right[members], patients[members], **options))
-    table = pd.DataFrame(rows).rename(columns={"value": "accuracy"})
-    if not used.any():
-        return statistics.entry(None, n=0, reason=f"no group has {least} images"), table
-    entry = statistics.estimate({"": WORST_GROUP}, group[used], right[used], patients[used], **options)[""]
-    return entry, table
-
-
-def worst_group_gain(
-    truth, before, after, attribute, patients, *, least: int = LEAST, resamples: int = statistics.RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
-    """The entry of worst group (after) - worst group (before), decisions int [n], on the same resamples of patients."""
-    truth, group = np.asarray(truth), groups(truth, attribute)
     used = large_enough(group, least)
     if not used.any():
         return statistics.entry(None, n=0, reason=f"no group has {least} images")
-    right = [(np.asarray(decision) == truth)[used] for decision in (after, before)]
     patients = np.asarray(patients, dtype=str)[used]
-    return difference(WORST_GROUP, group[used], *right, patients, resamples=resamples, seed=seed)
+    return statistics.estimate({"": WORST_GROUP}, group[used], right[used], patients, resamples=resamples, seed=seed)[""]
 
 
 def slice_rates(

@@ -1,8 +1,8 @@
 """The repair of a classifier by the slices that were found, beside what others do, on images that chose nothing.
 
 Every model has one threshold, chosen on validation as the classifier's own is, and one score for each image of the test
-part. `erm on validation` learns from the same images as the repair but without its groups: what is gained beyond it comes
-from the slices.
+part. `erm on validation` learns from images of the same part as the repair but without its groups: only what the repair
+gains beyond it comes from the slices.
 """
 
 from typing import Any, NamedTuple
@@ -12,13 +12,12 @@ import pandas as pd
 from scipy.special import expit
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.slices import figures, repair
 from mammoclip_jax.evaluation.slices.hypotheses import texts_of
 from mammoclip_jax.evaluation.slices.repair import Ensemble, Head, Held
 from mammoclip_jax.evaluation.slices.run import Findings, Options, Part, decided
+from mammoclip_jax.evaluation.slices.together import Figure, measured
 from mammoclip_jax.evaluation.statistics import confusion, discrimination
-from mammoclip_jax.evaluation.statistics.paired import difference
 
 CLASSIFIER, REPAIRED, MEAN_HEAD = "classifier", "repaired", "repaired, mean head"
 DFR = "dfr, true groups"
@@ -36,7 +35,7 @@ class Repaired(NamedTuple):
         thresholds: {model: float}.
         figures: model, attribute ("" of figures of all images), figure, value, low, high, n, reason, and gain, gain_low,
             gain_high: what it is above the classifier, on the same resamples of patients.
-        groups: model, attribute, group, n, patients, accuracy, low, high, reason.
+        groups: model, attribute, group, n, accuracy, low, high, reason.
         notes: what was left out, and why.
     """
 
@@ -63,21 +62,20 @@ def mend(train: Part | None, validation: Part, test: Part, findings: Findings, o
     heads, names, notes = _own(validation, findings, options)
     pseudo = findings.attributes(validation, names)
     held = Held(validation.features, validation.truth, repair.groups(validation.truth, pseudo[:, 0]))
-    learn, common = findings.discover, {"cs": options.cs, "seed": options.seed}
-    others = {"erm on validation": _on_validation(validation, held, learn, options)}
+    learn = findings.discover
+    half, confirm = Held(*(values[learn] for values in held)), Held(*(values[~learn] for values in held))
+    others = {
+        "erm on validation": repair.erm(half.features, half.truth, confirm, cs=options.cs),
+        "group dro, pseudo-groups": repair.group_dro(*half, confirm, cs=options.cs),
+    }
     if train is not None:
         others["erm"] = repair.erm(train.features, train.truth, held, cs=options.cs)
         others["class-balanced"] = repair.class_balanced(train.features, train.truth, held, cs=options.cs)
         others["jtt"] = repair.jtt(train.features, train.truth, held, cs=options.cs)
-    hidden = repair.groups(_take(validation.truth, learn), _take(pseudo[:, 0], learn))
-    confirm = Held(*(values[~learn] for values in held))
-    others["group dro, pseudo-groups"] = repair.group_dro(
-        validation.features[learn], validation.truth[learn], hidden, confirm, cs=options.cs
-    )
     if options.known:
         group = repair.groups(validation.truth, known(validation, options.known))
         others[DFR] = repair.balanced(
-            validation.features, validation.truth, group, learn, draws=options.draws, **common
+            validation.features, validation.truth, group, learn, cs=options.cs, draws=options.draws, seed=options.seed
         )
     ensemble = Ensemble.of(heads, _gating(findings, validation, names), options.temperature)
     linear = {MEAN_HEAD: repair.mean_head(heads), **others}
@@ -133,16 +131,6 @@ def _own(validation: Part, findings: Findings, options: Options) -> tuple[list[H
     return heads, tuple(names), notes
 
 
-def _on_validation(validation: Part, held: Held, learn: np.ndarray, options: Options) -> Head:
-    """ERM on one half of the validation part, its strength chosen on the other half."""
-    confirm = Held(*(values[~learn] for values in held))
-    return repair.erm(validation.features[learn], validation.truth[learn], confirm, cs=options.cs)
-
-
-def _take(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    return values[chosen]
-
-
 def _gating(findings: Findings, part: Part, names) -> np.ndarray:
     """Scores [n, m] that mix the heads: of columns unknown, so that pixels alone decide."""
     scores = findings.scores(part, names)
@@ -171,34 +159,37 @@ def measure(test: Part, scores, thresholds, attributes, options: Options) -> tup
         scores: {model: float [n]}, CLASSIFIER among them; thresholds: {model: float}.
         attributes: {name: float [n], 1, 0 or NaN}.
     """
-    truth, patients = np.asarray(test.truth).astype(int), np.asarray(test.patients, dtype=str)
-    draws = {"resamples": options.resamples, "seed": options.seed}
-    decisions = {name: (own >= thresholds[name]).astype(int) for name, own in scores.items()}
-    rows, groups = [], []
-    for model, decision in decisions.items():
-        one_hot = {name: confusion.one_hot(decisions[name], 2) for name in (model, CLASSIFIER)}
-        whole = {
+    truth, everything = np.asarray(test.truth).astype(int), np.ones(len(test.truth), bool)
+    wanted: dict[tuple[str, str, str], Figure] = {}
+    for model, own in scores.items():
+        decision = (own >= thresholds[model]).astype(int)
+        one_hot, right = confusion.one_hot(decision, 2), decision == truth
+        above = lambda *key, model=model: None if model == CLASSIFIER else (CLASSIFIER, *key)
+        for figure, (metric, prediction) in {
             "accuracy": (confusion.ACCURACY, one_hot),
             "balanced accuracy": (confusion.BALANCED_ACCURACY, one_hot),
-            "auroc": (discrimination.AUROC, scores),
-        }
-        for figure, (metric, given) in whole.items():
-            entry = statistics.estimate({"": metric}, truth, given[model], patients, **draws)[""]
-            gain = difference(metric, truth, given[model], given[CLASSIFIER], patients, **draws)
-            rows.append(_row(model, "", figure, entry, gain))
+            "auroc": (discrimination.AUROC, own),
+        }.items():
+            wanted[model, "", figure] = Figure(metric, truth, prediction, everything, above("", figure))
         for name, attribute in attributes.items():
-            entry, table = figures.worst_group(truth, decision, attribute, patients, least=options.least, **draws)
-            gain = figures.worst_group_gain(
-                truth, decisions[CLASSIFIER], decision, attribute, patients, least=options.least, **draws
-            )
-            rows.append(_row(model, name, "worst group", entry, gain))
-            groups.append(table.assign(model=model, attribute=name))
-    return pd.DataFrame(rows), pd.concat(groups, ignore_index=True)
+            group = repair.groups(truth, attribute)
+            used = figures.large_enough(group, options.least)
+            key = (name, "worst group")
+            wanted[model, *key] = Figure(figures.WORST_GROUP, group, right, used, above(*key))
+            for k, said in enumerate(figures.GROUP_NAMES):
+                wanted[model, name, said] = Figure(confusion.ACCURACY, truth, one_hot, group == k)
+    found = measured(wanted, test.patients, resamples=options.resamples, seed=options.seed)
+    rows = [_row(*key, entry, gain) for key, (entry, gain) in found.items() if key[2] not in figures.GROUP_NAMES]
+    groups = [
+        {"model": model, "attribute": name, "group": figure, "reason": "", **entry}
+        for (model, name, figure), (entry, _) in found.items()
+        if figure in figures.GROUP_NAMES
+    ]
+    return pd.DataFrame(rows), pd.DataFrame(groups).rename(columns={"value": "accuracy"})
 
 
-def _row(model: str, attribute: str, figure: str, entry: dict[str, Any], gain: dict[str, Any]) -> dict[str, Any]:
-    if model == CLASSIFIER:
-        gain = dict.fromkeys(gain)
+def _row(model: str, attribute: str, figure: str, entry: dict[str, Any], gain: dict[str, Any] | None) -> dict[str, Any]:
+    gain = gain or dict.fromkeys(("value", "low", "high"))
     return {
         "model": model,
         "attribute": attribute,

@@ -137,7 +137,7 @@ def find(
         phrases: of the bank's texts, where they have been read before.
 
     Raises:
-        UserError: the projection is refused, or there is nothing to look at.
+        UserError: the projection is refused, or there is nothing to look at. That nothing is found is no error.
     """
     _check(validation, "validation")
     right, threshold = decided(validation, options.threshold)
@@ -145,7 +145,7 @@ def find(
     part, right_here = validation.take(discover), right[discover]
     prompted = bank is not None or any(one.positive for one in given)
     projector = _projector(train, part, options) if prompted else None
-    retrieved, said, made = [], [], list(given)
+    retrieved, said, spoken, asked = [], [], [], []
     if bank is not None and len(bank.texts):
         read = phrases or Phrases(bank.texts, leave_out=(options.label, *options.synonyms))
         for label in (0, 1):
@@ -158,27 +158,27 @@ def find(
             for name, end, candidates in zip(ENDS, ends, told, strict=True):
                 retrieved += _sentences(label, name, end, bank)
                 said += [_phrase(label, name, one) for one in candidates]
-                made += [one.hypothesis for one in candidates]
+                spoken += candidates
             if model is not None:
                 texts = [[str(bank.texts[place]) for place in end.place] for end in ends]
                 names = tuple([_spoken(one) for one in candidates if one.hypothesis.source == "lexicon"] for candidates in told)
                 truth = options.label if label else f"no {options.label}"
-                made += language_model.ask(model, options.label, truth, *texts, phrases=names, folder=answers)
+                asked += language_model.ask(model, options.label, truth, *texts, phrases=names, folder=answers)
+    # Of those that say the same the first is kept, so the one that stands out most comes first.
+    spoken.sort(key=lambda one: (one.hypothesis.source != "lexicon", -one.z))
+    made = [*given, *(one.hypothesis for one in spoken), *asked]
     if part.columns is not None:
         without = (*options.leave_out, options.label, options.known)
         made += metadata.from_columns(part.columns, least=options.least, leave_out=without)
-    if not made:
-        raise UserError(
-            "there is no hypothesis to test: give sentences of which some stand out, columns with at least "
-            f"{options.least} images of a value, or hypotheses of your own."
-        )
+    if bank is None and part.columns is None and not given:
+        raise UserError("there is nothing to look at: give sentences, columns of metadata, or hypotheses of your own.")
     if any(one.positive for one in made) and embed is None:
         raise UserError("hypotheses by prompts need something that embeds them: give `embed` beside the sentences.")
     return _tested(made, projector, embed, validation, right, threshold, discover, retrieved, said, options)
 
 
 def _tested(made, projector, embed, validation, right, threshold, discover, retrieved, said, options) -> Findings:
-    toward = hypotheses.directions(made, embed) if embed is not None else np.zeros((len(made), 0))
+    toward = hypotheses.directions(made, embed) if made and embed is not None else np.zeros((len(made), 0))
     kept = hypotheses.distinct(made, toward, options.alike)
     made, toward = [made[place] for place in kept], toward[kept]
     hypotheses.check(made)
