@@ -20,6 +20,8 @@ from mammoclip_jax.training.mesh import batch_sharding
 
 FILES = {
     "glam.npz": "glam",
+    "ladder.npz": "ladder",
+    "ladder_planted.npz": "ladder_planted",
     "mama.npz": "mama",
     "mammo_factor.npz": "mammo_factor",
     "medclip.npz": "medclip",
