@@ -12,7 +12,8 @@ from mammoclip_jax.errors import UserError
 @pytest.mark.parametrize("name", FILES)
 def test_every_array_in_both_precisions_on_1_and_8_devices(name, fixtures):
     found = check_fixtures.check(fixtures / name)
-    assert len(found) > 30 and not [str(one) for one in found if one.beyond]
+    least = 1 if name == "ladder_planted.npz" else 30  # of the former one array alone is a result
+    assert len(found) > least and not [str(one) for one in found if one.beyond]
 
 
 def test_differences_are_found_and_defective_forms_must_differ(tmp_path):

@@ -20,6 +20,8 @@ from mammoclip_jax.training.mesh import batch_sharding
 
 FILES = {
     "glam.npz": "glam",
+    "ladder.npz": "ladder",
+    "ladder_planted.npz": "ladder_planted",
     "mama.npz": "mama",
     "medclip.npz": "medclip",
     "regionclip.npz": "regionclip",
