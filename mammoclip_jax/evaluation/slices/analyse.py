@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.calibration import platt
 from mammoclip_jax.evaluation.slices import fairness, figures
@@ -61,8 +62,11 @@ def analyse(
     findings = find(train, validation, bank, embed, given=given, model=model, answers=answers, options=options)
     repaired, notes = None, []
     if findings.slices:
-        repaired = mend(train, validation, test, findings, options)
-        notes += repaired.notes
+        try:
+            repaired = mend(train, validation, test, findings, options)
+            notes += repaired.notes
+        except UserError as error:  # what was found is worth showing all the same
+            notes.append(f"nothing is mended: {error}")
     else:
         notes.append("no slice was confirmed: nothing is mended")
     scores = {CLASSIFIER: test.score} | ({REPAIRED: repaired.scores[REPAIRED]} if repaired else {})
@@ -103,7 +107,9 @@ def _metrics(findings: Findings, repaired: Repaired | None, test: Part, options:
         entries[name] = statistics.entry(row["gap"], row["low"], row["high"], n=row["n_slice"])
     for row in repaired.figures.to_dict("records") if repaired else ():
         name = "/".join(filter(None, (row["model"], row["attribute"], row["figure"])))
-        entries[name] = statistics.entry(row["value"], row["low"], row["high"], n=row["n"], reason=row["reason"] or None)
+        entries[name] = statistics.entry(
+            row["value"], row["low"], row["high"], n=row["n"], reason=row["reason"] or None
+        )
         if row["model"] != CLASSIFIER:
             entries[f"{name}_gain"] = statistics.entry(row["gain"], row["gain_low"], row["gain_high"], n=row["n"])
     if options.known:
