@@ -49,7 +49,12 @@ def _retrieval(fixture) -> dict:
     projector = projection.Projector(fixture["ret_W"], fixture["ret_b"])
     found = retrieval.contrast(projector, fixture["ret_features"][positive], right[positive])
     scores, z = retrieval.score(fixture["ret_sentences"], found)
-    return {"ret_delta": found.delta, "ret_scores": scores, "ret_null_z": z, "ret_top6": retrieval.top(scores, 6)}
+    return {
+        "ret_delta": found.delta,
+        "ret_scores": scores,
+        "ret_null_z": z,
+        "ret_top6": retrieval.top(scores, 6),
+    }
 
 
 def _hypotheses(fixture) -> dict:

@@ -57,13 +57,7 @@ def fairness(
         for value in known if 1 < len(known) <= MOST_VALUES else ():
             for figure, numbers in values.items():
                 here, rest = (where & ~np.isnan(numbers) & (texts != "") for where in (texts == value, texts != value))
-                row = {
-                    "column": column,
-                    "value": value,
-                    "figure": figure,
-                    "n": int(here.sum()),
-                    "n_rest": int(rest.sum()),
-                }
+                row = {"column": column, "value": value, "figure": figure, "n": int(here.sum()), "n_rest": int(rest.sum())}
                 row |= dict.fromkeys(("here", "rest", "gap", "low", "high", "p"), np.nan) | {"reason": ""}
                 rows.append(row)
                 row["reason"] = _small(here, rest, patients, least)

@@ -58,7 +58,14 @@ def large_enough(group, least: int = LEAST) -> np.ndarray:
 
 
 def worst_group(
-    truth, decision, attribute, patients, *, least: int = LEAST, resamples: int = statistics.RESAMPLES, seed: int = 0
+    truth,
+    decision,
+    attribute,
+    patients,
+    *,
+    least: int = LEAST,
+    resamples: int = statistics.RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """The entry of the least accuracy over all four groups of class and attribute that have at least `least` images.
 
@@ -70,9 +77,7 @@ def worst_group(
     if not used.any():
         return statistics.entry(None, n=0, reason=f"no group has {least} images")
     patients = np.asarray(patients, dtype=str)[used]
-    return statistics.estimate({"": WORST_GROUP}, group[used], right[used], patients, resamples=resamples, seed=seed)[
-        ""
-    ]
+    return statistics.estimate({"": WORST_GROUP}, group[used], right[used], patients, resamples=resamples, seed=seed)[""]
 
 
 def slice_rates(

@@ -142,9 +142,7 @@ def _of_column(one: Hypothesis, columns: pd.DataFrame | None) -> np.ndarray:
         try:
             return pd.to_numeric(values).to_numpy(np.float64, na_value=np.nan)
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"column {one.column!r} of hypothesis {one.name!r} does not hold numbers: {error}"
-            ) from error
+            raise UserError(f"column {one.column!r} of hypothesis {one.name!r} does not hold numbers: {error}") from error
     texts = texts_of(values)
     return np.where(texts == "", np.nan, (texts == one.value).astype(np.float64))
 

@@ -124,9 +124,7 @@ def parse(answer: str) -> list[Hypothesis]:
 
 def _hypothesis(entry: Any) -> Hypothesis:
     keys = {"name", "positive", "negative"}
-    _require(
-        isinstance(entry, dict) and set(entry) == keys, "a hypothesis has other keys than name, positive, negative"
-    )
+    _require(isinstance(entry, dict) and set(entry) == keys, "a hypothesis has other keys than name, positive, negative")
     _require(_is_text(entry["name"]), f"a name is no text of 1 to {LONGEST} characters")
     for side in ("positive", "negative"):
         texts = entry[side]
@@ -206,9 +204,7 @@ def local(folder: str | Path, *, tokens: int = 1500) -> LanguageModel:
         length = given["input_ids"].shape[1]
         longest = getattr(model.config, "max_position_embeddings", None) or length + tokens
         if length + 1 > longest:
-            raise UserError(
-                f"the prompt has {length} tokens, the language model takes {longest}: show it fewer sentences."
-            )
+            raise UserError(f"the prompt has {length} tokens, the language model takes {longest}: show it fewer sentences.")
         made = model.generate(**given, do_sample=False, max_new_tokens=min(tokens, longest - length))
         return tokenizer.decode(made[0][length:], skip_special_tokens=True)
 
@@ -248,9 +244,7 @@ def http(url: str, name: str, *, key: str = "", patient_text: bool = False, seco
             with urllib.request.urlopen(request, timeout=seconds) as reply:
                 text = reply.read().decode("utf-8", "replace")
         except (urllib.error.URLError, OSError) as error:
-            raise UserError(
-                f"the language model {name} gave no answer ({error}): check the address and the key."
-            ) from error
+            raise UserError(f"the language model {name} gave no answer ({error}): check the address and the key.") from error
         try:
             content = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:

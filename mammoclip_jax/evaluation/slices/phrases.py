@@ -182,13 +182,7 @@ class Phrases:
             if not self._of_class(key):
                 names[key] = entry
         for key, count in times.items():
-            if (
-                count >= least
-                and len(key) <= LONGEST
-                and key not in names
-                and not self._of_class(key)
-                and _telling(key)
-            ):
+            if count >= least and len(key) <= LONGEST and key not in names and not self._of_class(key) and _telling(key):
                 names[key] = key
         return names
 
