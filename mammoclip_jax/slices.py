@@ -31,7 +31,7 @@ from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.slices import language_model, sentences
 from mammoclip_jax.evaluation.slices.analyse import Analysis, analyse
 from mammoclip_jax.evaluation.slices.gather import Gathered, gather
-from mammoclip_jax.evaluation.slices.mend import MEAN_HEAD, REPAIRED
+from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, MEAN_HEAD, REPAIRED
 from mammoclip_jax.evaluation.slices.run import Options
 from mammoclip_jax.evaluation.suite import check_preprocessing, seen_before
 from mammoclip_jax.inference import loading
@@ -84,6 +84,9 @@ def main(argv) -> int:
     classifier = loading.load(values.model, batch_size=values.batch_size)
     language = loading.load(values.language, batch_size=values.batch_size) if values.language else None
     dataset, other = open_both(classifier, language, values)
+    overrides = repaired.check(
+        classifier.provenance, language.provenance if language else None, values.override_licence
+    )
     said = [
         seen_before(classifier, dataset.info["name"], dataset, {"split": split}, values.allow_training_patients)
         for split in SPLITS
@@ -117,7 +120,7 @@ def main(argv) -> int:
     protocol = " ".join([analysis.protocol, *dict.fromkeys(filter(None, said))])
     outcome = result.Result(f"{dataset.info['name']}/slices", protocol, analysis.metrics, tables_of(analysis))
     result.save([outcome], out / "results")
-    written = export(values, classifier, language, dataset, gathered, analysis, out / "repaired")
+    written = export(values, language, dataset, gathered, analysis, overrides, out / "repaired")
     path = page.write(
         out / "slices.html",
         analysis,
@@ -130,7 +133,7 @@ def main(argv) -> int:
         models=_about(classifier, language),
         repaired=written.name if written else "",
     )
-    print(text_table([outcome]))
+    print(text_table([outcome._replace(metrics=headline_metrics(analysis))]))
     for note in analysis.notes:
         print(note)
     print(f"slices: {', '.join(analysis.findings.slices) or 'none'}\npage: {path}")
@@ -263,6 +266,16 @@ def _language_model(values) -> language_model.LanguageModel | None:
     )
 
 
+def headline_metrics(analysis: Analysis) -> dict:
+    """The metrics without those of the baselines, which stand on the page and in the tables."""
+    others = (
+        {f"{name}/" for name in analysis.repaired.scores} - {f"{CLASSIFIER}/", f"{REPAIRED}/"}
+        if analysis.repaired
+        else ()
+    )
+    return {name: entry for name, entry in analysis.metrics.items() if not name.startswith(tuple(others))}
+
+
 def tables_of(analysis: Analysis) -> dict:
     """{name: table} of all that is written."""
     found, mended = analysis.findings, analysis.repaired
@@ -271,14 +284,13 @@ def tables_of(analysis: Analysis) -> dict:
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def export(values, classifier, language, dataset, gathered: Gathered, analysis: Analysis, out: Path) -> Path | None:
-    """The repaired classifier's folder; None where nothing was found."""
+def export(
+    values, language, dataset, gathered: Gathered, analysis: Analysis, overrides: list, out: Path
+) -> Path | None:
+    """The repaired classifier's folder; None where nothing was mended. `overrides`: of `repaired.check`."""
     mended = analysis.repaired
     if mended is None:
         return None
-    overrides = repaired.check(
-        classifier.provenance, language.provenance if language else None, values.override_licence
-    )
     variables, meta = open_weights(values.model)
     seen = dataset.index.iloc[gathered.rows["validation"]]
     head = mended.heads[MEAN_HEAD]
