@@ -68,8 +68,8 @@ def write(
         tests=_tests(found.tests, what),
         sentences=_sentences(found.retrieved, what),
         headlines=_headlines(analysis, known),
-        figures=_models(analysis),
-        groups=_groups(analysis, what),
+        figures=_models(analysis, known),
+        groups=_groups(analysis, what, known),
         exported=MEAN_HEAD,
         repaired=repaired,
         fairness=_fairness(analysis.fairness),
@@ -246,16 +246,20 @@ def _headlines(analysis: Analysis, known: str) -> list[dict[str, str]]:
         cards.append(
             {
                 "title": f"{figure}, {'known: ' if name == known else ''}{name.replace('_', ' ')}" if name else figure,
-                "before": " ".join(filter(None, _percent(before, "value"))),
+                "before": _with_range(_percent(before, "value")),
                 "after": number(_none(after["value"]), "percent"),
                 "range": interval(_plain(after), "percent"),
-                "gain": f"{gain[0]}" + (f" ({gain[1]})" if gain[1] else ""),
+                "gain": _with_range(gain),
             }
         )
     return cards
 
 
-def _models(analysis: Analysis) -> dict[str, Any] | None:
+def _with_range(texts: tuple[str, str]) -> str:
+    return f"{texts[0]} ({texts[1]})" if texts[1] else texts[0]
+
+
+def _models(analysis: Analysis, known: str) -> dict[str, Any] | None:
     """A row a model, a column a figure: value, interval, gain over the classifier."""
     if analysis.repaired is None:
         return None
@@ -276,12 +280,11 @@ def _models(analysis: Analysis) -> dict[str, Any] | None:
                 )
             cells.append((number(_none(row["value"]), kind), below))
         rows.append(cells)
-    return _table(
-        ("model", *(f"{figure}{', ' if name else ''}{name.replace('_', ' ')}" for name, figure in keys)), rows
-    )
+    of = {"": "", known: f", known: {known.replace('_', ' ')}"} if known else {"": ""}
+    return _table(("model", *(figure + of.get(name, f", {name}") for name, figure in keys)), rows)
 
 
-def _groups(analysis: Analysis, label: str) -> dict[str, Any] | None:
+def _groups(analysis: Analysis, label: str, known: str) -> dict[str, Any] | None:
     if analysis.repaired is None:
         return None
     rows = []
@@ -292,7 +295,8 @@ def _groups(analysis: Analysis, label: str) -> dict[str, Any] | None:
                 number(_none(row["accuracy"]), "percent"),
                 interval(_plain(row, value="accuracy"), "percent") or row["reason"],
             )
-            rows.append((row["attribute"].replace("_", " "), group, row["model"], str(row["n"]), value))
+            by = f"known: {row['attribute'].replace('_', ' ')}" if row["attribute"] == known else row["attribute"]
+            rows.append((by, group, row["model"], str(row["n"]), value))
     return _table(("by", "group", "model", "images", "decided rightly"), rows)
 
 
