@@ -31,7 +31,7 @@ def get_config(variant="shortcut"):
     held_out = TEST + VALIDATION
     data.phantom.phantom = dict(
         out="{workdir}/exams",
-        exams=400,
+        exams=400 if variant == "language" else 600,
         height=320,
         width=256,
         seed=2 if variant == "language" else 1,
@@ -57,7 +57,7 @@ def get_config(variant="shortcut"):
         return config
 
     model.image.update(variant="lite0", pooling="gem", output_stride=16, **image)
-    model.labels = ("mass",)
+    model.labels = ("mass", "calcification")  # the second, which has no shortcut, so that the features know more
     config.task.update(kind="classifier", pos_weight="balanced")
     train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 300, 30, 100, 100
     config.evaluate.validation_evaluators.classification = dict(resamples=0)
@@ -83,6 +83,6 @@ def _dual_encoder(config, image):
     )
     model.pooling, model.dim = "mean", 128
     config.losses.mammo_clip = dict(weight=1.0)
-    train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 400, 40, 200, 100
+    train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 500, 50, 250, 100
     config.evaluate.validation_evaluators.zero_shot = dict(resamples=0, prompts="phantom")
     config.evaluate.evaluators.zero_shot = dict(prompts="phantom")
