@@ -61,9 +61,7 @@ def texts() -> list[str]:
 
 def embed(texts, directions) -> np.ndarray:
     """Unit vectors: the directions of the attributes that a text names, turned round where it denies them, and noise."""
-    out = np.stack(
-        [np.random.default_rng(zlib.crc32(text.encode())).normal(size=VECTORS) * 0.08 for text in texts]
-    )
+    out = np.stack([np.random.default_rng(zlib.crc32(text.encode())).normal(size=VECTORS) * 0.08 for text in texts])
     for place, words in enumerate(WORDS.values()):
         for row, text in enumerate(texts):
             named = [word for word in words.split("|") if word in text.lower()]

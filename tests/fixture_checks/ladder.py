@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from mammoclip_jax.evaluation.slices import confirmation, figures, hypotheses, phrases, projection, repair, retrieval
+from mammoclip_jax.evaluation.slices import (
+    confirmation,
+    figures,
+    fisher,
+    hypotheses,
+    phrases,
+    projection,
+    repair,
+    retrieval,
+)
 from mammoclip_jax.evaluation.statistics.paired import benjamini_hochberg
 
 TOLERANCES = [
@@ -49,12 +58,7 @@ def _retrieval(fixture) -> dict:
     projector = projection.Projector(fixture["ret_W"], fixture["ret_b"])
     found = retrieval.contrast(projector, fixture["ret_features"][positive], right[positive])
     scores, z = retrieval.score(fixture["ret_sentences"], found)
-    return {
-        "ret_delta": found.delta,
-        "ret_scores": scores,
-        "ret_null_z": z,
-        "ret_top6": retrieval.top(scores, 6),
-    }
+    return {"ret_delta": found.delta, "ret_scores": scores, "ret_null_z": z, "ret_top6": retrieval.top(scores, 6)}
 
 
 def _hypotheses(fixture) -> dict:
@@ -67,7 +71,7 @@ def _hypotheses(fixture) -> dict:
     present = confirmation.attribute(scores, cuts)
     cells = confirmation.counts(present[truth == 1], right[truth == 1])
     absent, there = cells[:, :2].sum(axis=1), cells[:, 2:].sum(axis=1)
-    p = confirmation.fisher(cells[:, 0], absent, cells[:, 2], there)
+    p = fisher.worse(cells[:, 0], absent, cells[:, 2], there)
     rows = repair.extreme_rows(scores[:, 0], truth, DRAWN)
     rows = np.concatenate([rows[2 * DRAWN :], rows[: 2 * DRAWN]])  # the file has the positives first
     return {

@@ -107,7 +107,9 @@ def _metrics(findings: Findings, repaired: Repaired | None, test: Part, options:
         entries[name] = statistics.entry(row["gap"], row["low"], row["high"], n=row["n_slice"])
     for row in repaired.figures.to_dict("records") if repaired else ():
         name = "/".join(filter(None, (row["model"], row["attribute"], row["figure"])))
-        entries[name] = statistics.entry(row["value"], row["low"], row["high"], n=row["n"], reason=row["reason"] or None)
+        entries[name] = statistics.entry(
+            row["value"], row["low"], row["high"], n=row["n"], reason=row["reason"] or None
+        )
         if row["model"] != CLASSIFIER:
             entries[f"{name}_gain"] = statistics.entry(row["gain"], row["gain_low"], row["gain_high"], n=row["n"])
     if options.known:

@@ -6,9 +6,10 @@ patients are others, that side is tested against the other one: Fisher's exact t
 test of the gap in accuracy with both margins fixed; then Benjamini and Hochberg over all tests. Accuracy within the
 positive class is sensitivity, within the negative class specificity.
 
-Images of one patient fail together. Where patients have several, counts are divided by their design effect first (Rao
-and Scott 1992, "A simple method for the analysis of clustered binary data"), never raised; with one image a patient the
-test is Fisher's to the digit.
+Where patients have several images, their counts are divided by their design effect first: see `fisher`.
+
+Scores of other attributes go with that of a shortcut, because a projection mixes them, and their slices are confirmed with
+it. What is no worse within the sides of the surer slices of its class is like one of these, and is not called a slice.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import hypergeom
 
 from mammoclip_jax.data import subsets
 from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.slices import fisher
 from mammoclip_jax.evaluation.slices.hypotheses import Hypothesis
 from mammoclip_jax.evaluation.statistics.bootstrap import interval, left_out_weights, patient_weights
 from mammoclip_jax.evaluation.statistics.discrimination import share
-from mammoclip_jax.evaluation.statistics.few import count, effective, too_few
+from mammoclip_jax.evaluation.statistics.few import count, too_few
 from mammoclip_jax.evaluation.statistics.paired import benjamini_hochberg
 
 LEAST = 30  # images on either side of a test
@@ -35,8 +36,9 @@ COLUMNS = (
     *("hypothesis", "source", "class", "worse", "threshold", "n_slice", "n_rest", "patients_slice", "patients_rest"),
     *(*_NUMBERS, "q", "verdict", "reason"),
 )
-SLICE, TOO_SMALL, BY_CHANCE, COVERS_0, NO_INTERVAL = (
+SLICE, LIKE, TOO_SMALL, BY_CHANCE, COVERS_0, NO_INTERVAL = (
     "slice",
+    "like a surer slice",
     "too small",
     "may be chance",
     "interval covers 0",
@@ -73,47 +75,6 @@ def counts(present, right) -> np.ndarray:
     return np.stack(cells, axis=-1).astype(np.int64)
 
 
-def fisher(right_slice, n_slice, right_rest, n_rest) -> np.ndarray:
-    """One-sided p that the slice is no worse: P(right in slice <= observed), hypergeometric; of ints of one shape."""
-    right_slice, n_slice, right_rest, n_rest = (
-        np.asarray(x, np.int64) for x in (right_slice, n_slice, right_rest, n_rest)
-    )
-    return hypergeom.cdf(right_slice, n_slice + n_rest, right_slice + right_rest, n_slice)
-
-
-def design_effect(right, patients) -> float:
-    """How much more a share varies with patients drawn whole than with images drawn singly; at least 1.
-
-    Where all are right, or all wrong, images of a patient are taken to be alike (`few.effective`).
-    """
-    right = np.asarray(right, np.float64)
-    n = len(right)
-    if n == 0:
-        return 1.0
-    _, patient = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    if patient.max() + 1 == n:
-        return 1.0
-    rate = right.mean()
-    if rate in (0.0, 1.0):
-        return n / effective(patients)
-    together = np.bincount(patient, right - rate)
-    return float(max(1.0, (together**2).sum() / (n * rate * (1 - rate))))
-
-
-def clustered_fisher(right, member, patients) -> tuple[float, float]:
-    """(p of the images with their design effect, p of Fisher's test) that the members are no worse.
-
-    right, member: bool [n]; patients: str [n].
-    """
-    plain, corrected = [], []
-    for side in (member, ~member):
-        n, good = int(side.sum()), int(right[side].sum())
-        worth = n / design_effect(right[side], patients[side])
-        plain += [good, n]
-        corrected += [round(worth * good / max(n, 1)), round(worth)]
-    return float(fisher(*corrected)), float(fisher(*plain))
-
-
 def freeze(
     hypotheses: Sequence[Hypothesis],
     scores,
@@ -142,8 +103,8 @@ def freeze(
         for label in (0, 1):
             cells = counts(present[truth == label], right[truth == label])
             without, having = cells[:, :2].sum(axis=1), cells[:, 2:].sum(axis=1)
-            p_absent = fisher(cells[:, 0], without, cells[:, 2], having)
-            p_present = fisher(cells[:, 2], having, cells[:, 0], without)
+            p_absent = fisher.worse(cells[:, 0], without, cells[:, 2], having)
+            p_present = fisher.worse(cells[:, 2], having, cells[:, 0], without)
             told = np.minimum(without, having) >= least
             evidence += np.where(told, -np.log(np.maximum(np.minimum(p_absent, p_present), 1e-300)), 0.0)
             gap = share(cells[:, 2], having) - share(cells[:, 0], without)
@@ -170,7 +131,8 @@ def confirm(
     Columns: hypothesis, source, class, worse (the side that is the slice), threshold, n_slice, n_rest, patients_slice,
     patients_rest, accuracy_slice, accuracy_rest, gap (slice minus rest), low, high (patient bootstrap), p (with the
     design effect), p_fisher, q (of p, over all rows that are tested), verdict and reason. The verdict is SLICE only where
-    q is below `level` and the interval of the gap lies below 0. `resamples=0`: no interval, and so no slice.
+    q is below `level`, the interval of the gap lies below 0, and the side is also worse within the sides of the surer slices
+    of its class (p of Mantel and Haenszel below `level`). `resamples=0`: no interval, and so no slice.
 
     Args:
         scores: float [n, m] of the frozen hypotheses; truth int [n], right bool [n], patients str [n].
@@ -185,7 +147,33 @@ def confirm(
     table = pd.DataFrame(rows, columns=[name for name in COLUMNS if name not in ("q", "verdict")])
     table["q"] = benjamini_hochberg(table["p"].to_numpy(np.float64))
     table["verdict"] = [_verdict(row, level) for row in table.to_dict("records")]
-    return table.sort_values(["q", "p", "gap"], kind="stable")[list(COLUMNS)].reset_index(drop=True)
+    table = table.sort_values(["q", "p", "gap"], kind="stable")[list(COLUMNS)].reset_index(drop=True)
+    for label in (0, 1):
+        members = truth == label
+        _set_alike_apart(table, label, frozen, present[members], right[members], patients[members], level)
+    return table
+
+
+def _set_alike_apart(table: pd.DataFrame, label: int, frozen, present, right, patients, level: float) -> None:
+    """Changes the verdict on slices of a class that are no worse within the sides of the surer ones."""
+    place_of = {one.hypothesis.name: place for place, one in enumerate(frozen)}
+    sides: list[np.ndarray] = []
+    names: list[str] = []
+    for row in table.index[(table["class"] == label) & (table["verdict"] == SLICE)]:
+        name = table.at[row, "hypothesis"]
+        has = present[:, place_of[name]]
+        if sides:
+            strata = np.unique(np.nan_to_num(np.stack(sides), nan=-1), axis=1, return_inverse=True)[1].ravel()
+            known = ~np.isnan(has)
+            inside = has == (1.0 if table.at[row, "worse"] == PRESENT else 0.0)
+            within = [known & (strata == k) for k in np.unique(strata)]
+            p = fisher.worse_within(fisher.worth(right[k], inside[k], patients[k]) for k in within)
+            if not p < level:
+                table.at[row, "verdict"] = LIKE
+                table.at[row, "reason"] = f"no worse within {', '.join(names)} and the rest (p {p:.2g})"
+                continue
+        sides.append(has)
+        names.append(name)
 
 
 def _of_class(frozen, label: int, present, right, patients, least: int, resamples: int, seed: int) -> list[dict]:
@@ -214,7 +202,8 @@ def _of_class(frozen, label: int, present, right, patients, least: int, resample
             row["reason"] = f"{min(row['n_slice'], row['n_rest'])} images on one side, {least} are needed"
             continue
         known = inside | outside
-        row["p"], row["p_fisher"] = clustered_fisher(right[known], inside[known], patients[known])
+        row["p"] = float(fisher.worse(*fisher.worth(right[known], inside[known], patients[known])))
+        row["p_fisher"] = float(fisher.worse(*fisher.images(right[known], inside[known])))
         sides.append((row, inside, outside))
     if resamples and sides:
         _intervals(sides, right, patients, resamples, seed)

@@ -1,20 +1,21 @@
 """How a classifier's sensitivity, specificity and calibration differ between the values of columns, at one threshold.
 
 Each value is compared with all other known ones of its column. Beside the gap stand its interval by bootstrap over
-patients, a two-sided p of the same gap by its bootstrap standard error, which keeps a patient's images together, and q
-after Benjamini and Hochberg over the table. Calibration is probability minus outcome, on average: above 0 the model
-expects more cancers than there are.
+patients, a two-sided p (of the rates Fisher's, with the design effect of patients with several images; of calibration the
+gap in units of its bootstrap standard error, t with the patients of the smaller side), and q after Benjamini and Hochberg
+over the table. Calibration is probability minus outcome, on average: above 0 the model expects more cancers than there are.
 """
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import t
 
 from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.slices import fisher
 from mammoclip_jax.evaluation.slices.hypotheses import texts_of
 from mammoclip_jax.evaluation.statistics.bootstrap import interval, left_out_weights, patient_weights
 from mammoclip_jax.evaluation.statistics.discrimination import share
-from mammoclip_jax.evaluation.statistics.few import too_few
+from mammoclip_jax.evaluation.statistics.few import count, too_few
 from mammoclip_jax.evaluation.statistics.paired import benjamini_hochberg
 
 FIGURES = ("sensitivity", "specificity", "calibration")
@@ -57,14 +58,23 @@ def fairness(
         for value in known if 1 < len(known) <= MOST_VALUES else ():
             for figure, numbers in values.items():
                 here, rest = (where & ~np.isnan(numbers) & (texts != "") for where in (texts == value, texts != value))
-                row = {"column": column, "value": value, "figure": figure, "n": int(here.sum()), "n_rest": int(rest.sum())}
+                row = {
+                    "column": column,
+                    "value": value,
+                    "figure": figure,
+                    "n": int(here.sum()),
+                    "n_rest": int(rest.sum()),
+                }
                 row |= dict.fromkeys(("here", "rest", "gap", "low", "high", "p"), np.nan) | {"reason": ""}
                 rows.append(row)
                 row["reason"] = _small(here, rest, patients, least)
                 if here.any() and rest.any():
                     row["here"], row["rest"] = float(numbers[here].mean()), float(numbers[rest].mean())
                 if not row["reason"]:
-                    row["gap"] = row["here"] - row["rest"]
+                    row["gap"], known = row["here"] - row["rest"], here | rest
+                    if figure != "calibration":
+                        counts = fisher.worth(numbers[known] == 1, here[known], patients[known])
+                        row["p"] = float(fisher.different(*counts))
                     sides.append((row, np.nan_to_num(numbers), here, rest))
     if resamples and sides:
         _intervals(sides, patients, resamples, seed)
@@ -81,7 +91,7 @@ def _small(here, rest, patients, least: int) -> str:
 
 
 def _intervals(sides, patients, resamples: int, seed: int) -> None:
-    """Fills low, high and p, all on the same resamples of patients."""
+    """Fills low and high, and p of calibration, all on the same resamples of patients."""
     here, rest = (np.stack([side[i] for side in sides], axis=1).astype(np.float32) for i in (2, 3))
     numbers = np.stack([side[1] for side in sides], axis=1).astype(np.float32)
     marks = np.concatenate([here * numbers, here, rest * numbers, rest], axis=1)
@@ -93,9 +103,11 @@ def _intervals(sides, patients, resamples: int, seed: int) -> None:
         return share(total, n) - share(total_rest, n_rest)
 
     drawn, left_out = gaps(patient_weights(patients, resamples, seed)), gaps(left_out_weights(patients))
-    for place, (row, *_) in enumerate(sides):
+    for place, (row, _, member, others) in enumerate(sides):
         entry = interval(row["gap"], drawn[:, place], left_out[:, place], n=row["n"])
         row["low"], row["high"] = (np.nan if entry[end] is None else entry[end] for end in ("low", "high"))
         row["reason"] = entry.get("reason", "")
         spread = np.nanstd(drawn[:, place], ddof=1)
-        row["p"] = float(2 * norm.sf(abs(row["gap"]) / spread)) if spread > 1e-9 else np.nan
+        if row["figure"] == "calibration" and spread > 1e-9:
+            fewest = min(count(patients[side]) for side in (member, others))
+            row["p"] = float(2 * t.sf(abs(row["gap"]) / spread, fewest - 1))

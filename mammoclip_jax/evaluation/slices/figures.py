@@ -58,14 +58,7 @@ def large_enough(group, least: int = LEAST) -> np.ndarray:
 
 
 def worst_group(
-    truth,
-    decision,
-    attribute,
-    patients,
-    *,
-    least: int = LEAST,
-    resamples: int = statistics.RESAMPLES,
-    seed: int = 0,
+    truth, decision, attribute, patients, *, least: int = LEAST, resamples: int = statistics.RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """The entry of the least accuracy over all four groups of class and attribute that have at least `least` images.
 
@@ -77,7 +70,9 @@ def worst_group(
     if not used.any():
         return statistics.entry(None, n=0, reason=f"no group has {least} images")
     patients = np.asarray(patients, dtype=str)[used]
-    return statistics.estimate({"": WORST_GROUP}, group[used], right[used], patients, resamples=resamples, seed=seed)[""]
+    return statistics.estimate({"": WORST_GROUP}, group[used], right[used], patients, resamples=resamples, seed=seed)[
+        ""
+    ]
 
 
 def slice_rates(
@@ -102,7 +97,8 @@ def slice_rates(
             chosen = np.asarray(member, bool) & (truth == label)
             entry = statistics.mean(right[chosen], patients[chosen], resamples=resamples, seed=seed)
             small = "too small" if chosen.sum() < least else ""
-            rows.append({"slice": name, "figure": figure, "reason": small} | entry)
+            reason = "; ".join(filter(None, (small, entry.pop("reason", ""))))
+            rows.append({"slice": name, "figure": figure, **entry, "reason": reason})
     table = pd.DataFrame(rows)
     ranked = table[(table["slice"] != "all") & (table["n"] >= least)]
     worst = ranked.groupby("figure")["value"].idxmin() if len(ranked) else []

@@ -41,21 +41,18 @@ class Hypothesis(NamedTuple):
         return not self.value
 
 
-def of_phrase(
-    name: str, source: str, phrase: str = "", against: Sequence[str] = (), also: Sequence[str] = ()
-) -> Hypothesis:
-    """The hypothesis of a phrase, in the sentences POSITIVE and NEGATIVE.
+def of_phrase(name: str, source: str, against: Sequence[str] = ()) -> Hypothesis:
+    """The hypothesis that a phrase of this name is there, in the sentences POSITIVE and NEGATIVE.
 
-    Args:
-        phrase: as it stands in a sentence; "": the name.
-        against: phrases that stand where it does not, instead of its denial.
+    against: phrases that stand where it does not, in place of its denial.
     """
-    said = (phrase or name, *also)
-    positive = [template.format(text) for text in said for template in POSITIVE]
-    denied = [template.format(text) for text in against for template in POSITIVE]
-    denied = denied or [template.format(text) for text in said for template in NEGATIVE]
-    capital = lambda texts: tuple(text[:1].upper() + text[1:] for text in texts)
-    return Hypothesis(name, capital(positive), capital(denied), source=source)
+
+    def said(templates: Sequence[str], phrases: Sequence[str]) -> tuple[str, ...]:
+        texts = [template.format(phrase) for phrase in phrases for template in templates]
+        return tuple(text[:1].upper() + text[1:] for text in texts)
+
+    negative = said(POSITIVE, against) if against else said(NEGATIVE, [name])
+    return Hypothesis(name, said(POSITIVE, [name]), negative, source=source)
 
 
 def check(hypotheses: Sequence[Hypothesis]) -> None:
@@ -142,7 +139,9 @@ def _of_column(one: Hypothesis, columns: pd.DataFrame | None) -> np.ndarray:
         try:
             return pd.to_numeric(values).to_numpy(np.float64, na_value=np.nan)
         except (ValueError, TypeError) as error:
-            raise UserError(f"column {one.column!r} of hypothesis {one.name!r} does not hold numbers: {error}") from error
+            raise UserError(
+                f"column {one.column!r} of hypothesis {one.name!r} does not hold numbers: {error}"
+            ) from error
     texts = texts_of(values)
     return np.where(texts == "", np.nan, (texts == one.value).astype(np.float64))
 

@@ -33,7 +33,7 @@ Sentences nearer to those that it decides wrongly:
 Name attributes of the image, the patient or the exam, other than {label} itself, that may go with its errors: at most {most}.
 For each give {prompts} sentences that say the attribute is there, and {prompts} that say it is not.
 Answer with one JSON object and nothing else, of this form:
-{{"hypotheses": [{{"name": "surgical clip", "positive": ["There is a surgical clip."], "negative": ["There is no surgical clip."]}}]}}
+{{"hypotheses": [{{"name": "surgical clip", "positive": ["There is a clip."], "negative": ["There is no clip."]}}]}}
 """
 AGAIN = "\nYour last answer could not be used: {fault}. Answer with the JSON object alone.\n"
 
@@ -124,7 +124,9 @@ def parse(answer: str) -> list[Hypothesis]:
 
 def _hypothesis(entry: Any) -> Hypothesis:
     keys = {"name", "positive", "negative"}
-    _require(isinstance(entry, dict) and set(entry) == keys, "a hypothesis has other keys than name, positive, negative")
+    _require(
+        isinstance(entry, dict) and set(entry) == keys, "a hypothesis has other keys than name, positive, negative"
+    )
     _require(_is_text(entry["name"]), f"a name is no text of 1 to {LONGEST} characters")
     for side in ("positive", "negative"):
         texts = entry[side]
@@ -204,7 +206,9 @@ def local(folder: str | Path, *, tokens: int = 1500) -> LanguageModel:
         length = given["input_ids"].shape[1]
         longest = getattr(model.config, "max_position_embeddings", None) or length + tokens
         if length + 1 > longest:
-            raise UserError(f"the prompt has {length} tokens, the language model takes {longest}: show it fewer sentences.")
+            raise UserError(
+                f"the prompt has {length} tokens, the language model takes {longest}: show it fewer sentences."
+            )
         made = model.generate(**given, do_sample=False, max_new_tokens=min(tokens, longest - length))
         return tokenizer.decode(made[0][length:], skip_special_tokens=True)
 
@@ -244,7 +248,9 @@ def http(url: str, name: str, *, key: str = "", patient_text: bool = False, seco
             with urllib.request.urlopen(request, timeout=seconds) as reply:
                 text = reply.read().decode("utf-8", "replace")
         except (urllib.error.URLError, OSError) as error:
-            raise UserError(f"the language model {name} gave no answer ({error}): check the address and the key.") from error
+            raise UserError(
+                f"the language model {name} gave no answer ({error}): check the address and the key."
+            ) from error
         try:
             content = json.loads(text)["choices"][0]["message"]["content"]
         except (ValueError, KeyError, IndexError, TypeError) as error:

@@ -50,7 +50,9 @@ class Repaired(NamedTuple):
     notes: tuple[str, ...]
 
 
-def mend(train: Part | None, validation: Part, test: Part, findings: Findings, options: Options = Options()) -> Repaired:
+def mend(
+    train: Part | None, validation: Part, test: Part, findings: Findings, options: Options = Options()
+) -> Repaired:
     """Last layers by the slices that were found, and their baselines, measured on `test`.
 
     Args:
@@ -88,7 +90,9 @@ def mend(train: Part | None, validation: Part, test: Part, findings: Findings, o
 
     on_validation, scores = scored(validation), scored(test)
     thresholds = {
-        name: findings.threshold if name == CLASSIFIER else decided(validation._replace(score=own), options.threshold)[1]
+        name: findings.threshold
+        if name == CLASSIFIER
+        else decided(validation._replace(score=own), options.threshold)[1]
         for name, own in on_validation.items()
     }
     attributes = dict(zip(names, findings.attributes(test, names).T))
@@ -145,7 +149,8 @@ def known(part: Part, name: str) -> np.ndarray:
         UserError: there is no such column, or it holds something else.
     """
     if part.columns is None or name not in part.columns:
-        raise UserError(f"known={name!r} is no column of the metadata: {', '.join(part.columns or ()) or 'there is none'}.")
+        there = ", ".join(() if part.columns is None else part.columns) or "there is none"
+        raise UserError(f"known={name!r} is no column of the metadata: {there}.")
     texts = texts_of(part.columns[name])
     if not set(texts) <= {"0", "1", ""}:
         raise UserError(f"known={name!r} should hold 1 and 0; it holds {', '.join(sorted(set(texts))[:5])}.")

@@ -3,12 +3,14 @@
 A phrase that a sentence denies is another word than the phrase itself: in the class that a shortcut speaks against, the
 sentences of the right decisions deny the attribute. Both words speak for the same hypothesis.
 
-How much more is a log-odds ratio with an informative Dirichlet prior, the counts of the whole bank (Monroe, Colaresi and
-Quinn 2008, "Fightin' words", section 3.4):
+How much more is a log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn 2008, "Fightin' words",
+section 3.4):
 
     z = (log((y + a) / (n + a0 - y - a)) - log((y' + a) / (n' + a0 - y' - a))) / sqrt(1 / (y + a) + 1 / (y' + a))
 
-y of n counts are among the retrieved, y' of n' among the rest, a of a0 in the prior.
+y of n are among the retrieved, y' of n' among the rest, a of a0 in the prior. There n counts words; here it counts
+sentences, of which each has a phrase or not, so that z does not depend on which other phrases are looked at. The prior is
+the share of the whole bank's sentences that have the phrase.
 """
 
 import functools
@@ -30,17 +32,18 @@ LONGEST = 4  # words of an n-gram; a lexicon's phrases may have one more
 LEAST_Z = 2.5
 LEAST_COUNT = 3  # sentences among the retrieved
 MOST = 10  # hypotheses of one end of the list
-PRIOR = 100.0  # counts that the prior is worth
+PRIOR = 10.0  # sentences that the prior is worth
 _SAME = 0.8  # share of two phrases' sentences in common from which on they are one hypothesis
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _PARTS = re.compile(r"[^,.;:!?()]+")
 # What no n-gram begins or ends with. "Left" and "right" stay: they may be the finding.
 _EMPTY = frozenset(
     """
-a an the this that these those there here is are was were be been being has have had do does did of in on at to for from
-by with within without and or nor but as than then no not it its which who may might can could should would will also any
-some all both each other more most very into over under between during since seen noted identified present shown shows show
-demonstrate demonstrates evident visible evidence finding findings include includes mammogram image breast breasts patient
+a an the this that these those there here is are was were be been being has have had do does did of in on at to for
+from by with within without near along around above below beside and or nor but as than then no not it its which who
+may might can could should would will also any some all both each other more most very into over under between during
+since seen noted identified present shown shows show demonstrate demonstrates evident visible evidence finding
+findings include includes mammogram image breast breasts patient
 """.split()
 )
 Key = tuple[str, ...]
@@ -63,14 +66,18 @@ class Candidate(NamedTuple):
     count: int  # sentences among the retrieved
 
 
-def log_odds(top, rest, prior) -> np.ndarray:
-    """Float64 [w]: the z above of each of w words, from its counts among the retrieved and the rest and its prior."""
+def log_odds(top, rest, prior, totals: tuple[float, float, float] | None = None) -> np.ndarray:
+    """Float64 [w]: the z above of each of w phrases, from its counts among the retrieved and the rest and its prior.
+
+    `totals`: (n, n', a0); None: the sums of the counts and of the prior.
+    """
     top, rest, prior = (np.asarray(x, np.float64) for x in (top, rest, prior))
+    n_top, n_rest, all_prior = totals or (top.sum(), rest.sum(), prior.sum())
 
-    def odds(counts):
-        return np.log((counts + prior) / (counts.sum() + prior.sum() - counts - prior))
+    def odds(counts, n):
+        return np.log((counts + prior) / (n + all_prior - counts - prior))
 
-    return (odds(top) - odds(rest)) / np.sqrt(1 / (top + prior) + 1 / (rest + prior))
+    return (odds(top, n_top) - odds(rest, n_rest)) / np.sqrt(1 / (top + prior) + 1 / (rest + prior))
 
 
 @functools.cache
@@ -148,7 +155,7 @@ class Phrases:
     ) -> list[Candidate]:
         """What stands out among the sentences at these places of the bank, the lexicon's phrases before n-grams.
 
-        Phrases that stand in nearly the same sentences, and n-grams that only lengthen or shorten one, are one.
+        Phrases that stand in nearly the same sentences of the bank, and n-grams that only lengthen or shorten one, are one.
         """
         chosen = set(map(int, retrieved))
         names = self._names(chosen, least)
@@ -157,13 +164,16 @@ class Phrases:
         for place, found in enumerate(self._found):
             said = {(names[key], self._denies(place, text)) for key, text in found.items() if key in names}
             counts[place in chosen].update(said)
-            for word in said if place in chosen else ():
+            for word in said:
                 where.setdefault(word, set()).add(place)
         vocabulary = sorted(set(counts[True]) | set(counts[False]), key=repr)
         if not vocabulary:
             return []
         top, rest = (np.array([counts[inside][word] for word in vocabulary], float) for inside in (True, False))
-        z = log_odds(top, rest, PRIOR * (top + rest) / (top + rest).sum())
+        share = (top + rest) / len(self.texts)
+        # Of a phrase that every sentence has nothing can be said.
+        share = np.minimum(share, 1 - 0.5 / len(self.texts))
+        z = log_odds(top, rest, PRIOR * share, (len(chosen), len(self.texts) - len(chosen), PRIOR))
         order = sorted(np.flatnonzero((z > least_z) & (top >= least)), key=lambda i: (_gram(vocabulary[i]), -z[i]))
         kept: list[tuple[int | Key, bool]] = []
         made: list[Candidate] = []
@@ -182,7 +192,13 @@ class Phrases:
             if not self._of_class(key):
                 names[key] = entry
         for key, count in times.items():
-            if count >= least and len(key) <= LONGEST and key not in names and not self._of_class(key) and _telling(key):
+            if (
+                count >= least
+                and len(key) <= LONGEST
+                and key not in names
+                and not self._of_class(key)
+                and _telling(key)
+            ):
                 names[key] = key
         return names
 

@@ -114,7 +114,9 @@ def fit(
         made = made._replace(r2=r_squared(made, *validation))
         best = made if best is None or made.r2 > best.r2 else best
     if best is None or not best.r2 >= least:
-        found = "the classifier's features are all alike" if best is None else f"R² is {best.r2:.3f}, {least:g} is needed"
+        found = (
+            "the classifier's features are all alike" if best is None else f"R² is {best.r2:.3f}, {least:g} is needed"
+        )
         raise UserError(
             f"the classifier's features do not reach the space of the dual encoder: on the validation part {found}. "
             "Sentences found through such a map would say nothing of the classifier: take a dual encoder that knows "

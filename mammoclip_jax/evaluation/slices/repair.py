@@ -133,7 +133,9 @@ def extreme_rows(score, truth, count: int) -> np.ndarray:
     for label in (0, 1):
         members = np.flatnonzero(np.asarray(truth) == label)
         if len(members) < 2 * count:
-            raise UserError(f"{count} highest and lowest of class {label} are asked for, which has {len(members)} images.")
+            raise UserError(
+                f"{count} highest and lowest of class {label} are asked for, which has {len(members)} images."
+            )
         order = members[np.argsort(-score[members], kind="stable")]
         rows += [order[:count], order[-count:]]
     return np.concatenate(rows)

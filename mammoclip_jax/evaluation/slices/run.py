@@ -161,7 +161,9 @@ def find(
                 spoken += candidates
             if model is not None:
                 texts = [[str(bank.texts[place]) for place in end.place] for end in ends]
-                names = tuple([_spoken(one) for one in candidates if one.hypothesis.source == "lexicon"] for candidates in told)
+                names = tuple(
+                    [_spoken(one) for one in candidates if one.hypothesis.source == "lexicon"] for candidates in told
+                )
                 truth = options.label if label else f"no {options.label}"
                 asked += language_model.ask(model, options.label, truth, *texts, phrases=names, folder=answers)
     # Of those that say the same the first is kept, so the one that stands out most comes first.
@@ -292,5 +294,3 @@ def _check(part: Part, name: str) -> None:
         raise UserError(f"the {name} part has {' and '.join(map(str, sorted(lengths)))} rows: give one for each image.")
     if not np.isfinite(part.score).all():
         raise UserError(f"{(~np.isfinite(part.score)).sum()} scores of the {name} part are not finite.")
-
-
