@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -233,3 +234,29 @@ def test_the_sentences_may_be_others(call, tmp_path):
     assert bank == sorted(set(bank)) and any("mass" in text for text in bank)
     captions = command.bank_of(SimpleNamespace(**FLAGS | dict(captions="mama")), ShortcutSet())
     assert any("CC view" in text for text in captions)
+
+
+def test_a_config_trains_both_and_says_the_rest(monkeypatch, tmp_path):
+    started, codes = [], [0, 0]
+    run = lambda arguments: started.append(arguments[2:]) or SimpleNamespace(returncode=codes[len(started) - 1])
+    monkeypatch.setattr(command.subprocess, "run", run)
+    path = str(Path(__file__).parent.parent / "configs" / "phantom_slices.py")
+    values = SimpleNamespace(**FLAGS | dict(language="", dataset="", config=f"{path}:none", workdir=str(tmp_path)))
+    command.train_both(values)
+    assert started == [
+        ["mammoclip_jax.finetune", f"--config={path}:none", f"--workdir={tmp_path}/classifier"],
+        ["mammoclip_jax.pretrain", f"--config={path}:language", f"--workdir={tmp_path}/dual_encoder"],
+    ]
+    assert (values.label, values.known, values.out) == ("mass", "skin_marker", f"{tmp_path}/slices")
+    assert values.dataset == f"{tmp_path}/classifier/data/phantom"
+    started.clear()
+    codes[0] = 75
+    with pytest.raises(UserError, match="the same command goes on with it"):
+        command.train_both(SimpleNamespace(**FLAGS | dict(language="", dataset="", config=path, workdir=str(tmp_path))))
+    for given, message in (
+        (dict(config=path, workdir=""), "--config needs --workdir"),
+        (dict(config="nowhere.py", workdir="w"), "there is no file nowhere.py"),
+        (dict(config=str(Path(path).with_name("demo.py")), workdir="w"), "does not name the variant"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command.train_both(SimpleNamespace(**FLAGS | dict(language="", dataset="") | given))
