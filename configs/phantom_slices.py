@@ -12,7 +12,7 @@ set of phantoms, in which the ring says nothing. All of it takes less than 15 mi
 from mammoclip_jax.config import defaults
 from mammoclip_jax.names import check_name
 
-GEOMETRY = dict(geometry="fit", height=128, width=88, intensity="voi", bits=8)
+GEOMETRY = dict(geometry="fit", height=192, width=128, intensity="voi", bits=8)
 VARIANTS = ("shortcut", "none", "language")
 TEST, VALIDATION = 0.25, 0.35  # of the patients
 
@@ -56,10 +56,10 @@ def get_config(variant="shortcut"):
         _dual_encoder(config, image)
         return config
 
-    model.image.update(variant="lite0", pooling="gem", output_stride=16, **image)
+    model.image.update(variant="lite0", pooling="gem", **image)
     model.labels = ("mass", "calcification")  # the second, which has no shortcut, so that the features know more
     config.task.update(kind="classifier", pos_weight="balanced")
-    train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 300, 30, 100, 100
+    train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 360, 36, 120, 60
     config.evaluate.validation_evaluators.classification = dict(resamples=0)
     config.evaluate.evaluators.classification = dict(choose_on="val")
     config.slices.update(language="language", dataset="phantom", label="mass", known="skin_marker")
@@ -67,7 +67,7 @@ def get_config(variant="shortcut"):
 
 
 def _dual_encoder(config, image):
-    """The demo's towers and steps, at this size."""
+    """The demo's towers, for fewer steps."""
     data, model, train = config.data, config.model, config.train
     data.text_length = 88
     data.shuffle_sentences = 0.5
@@ -83,6 +83,6 @@ def _dual_encoder(config, image):
     )
     model.pooling, model.dim = "mean", 128
     config.losses.mammo_clip = dict(weight=1.0)
-    train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 500, 50, 250, 100
+    train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 360, 36, 180, 60
     config.evaluate.validation_evaluators.zero_shot = dict(resamples=0, prompts="phantom")
     config.evaluate.evaluators.zero_shot = dict(prompts="phantom")
