@@ -11,6 +11,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "compare",
+    "slices",
     "weights",
     "reproduce",
     "benchmark",

@@ -230,6 +230,13 @@ def defaults() -> ConfigDict:
                 "stage": "",  # of the image encoder, for the overlays; "" leaves it to the method
                 "method": "",  # of the overlays: one of explain.METHODS, such as occlusion; "": grad_cam, of attributes factor
             },
+            # Of `python -m mammoclip_jax.slices --config` alone, which trains this classifier and a dual encoder first.
+            "slices": {
+                "language": "",  # argument of the config file's get_config that makes the config of the dual encoder
+                "dataset": "",  # name in data.folders
+                "label": "",  # of the classifier's
+                "known": "",  # a label that is a known slice
+            },
         }
     )
     config.lock()

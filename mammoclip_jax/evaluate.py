@@ -29,7 +29,7 @@ from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.inference import loading
-from mammoclip_jax.tasks import task_of
+from mammoclip_jax.tasks import split_as_trained
 from mammoclip_jax.training.writer import read_metrics
 
 
@@ -69,13 +69,6 @@ def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
         return named
     wanted = config.evaluate.folders or tuple(config.data.folders)
     return {name: opened(config.data.folders[name].format(workdir=workdir)) for name in wanted}
-
-
-def split_as_trained(model, datasets: dict[str, Any]) -> dict[str, Any]:
-    """The data sets, with the folds of the model's training where it was trained on the same content."""
-    known = {entry.get("fingerprint") for entry in model.provenance.get("data", {}).values()}
-    own = {name: dataset for name, dataset in datasets.items() if dataset.info["fingerprint"] in known}
-    return datasets | task_of(model.config).split(model.config, own)
 
 
 def check_flags(values) -> None:

@@ -51,8 +51,16 @@ def trained_on(datasets, *before: str | None) -> str:
     Eleven characters a patient, for `patients_in`.
     """
     parts = [patients(dataset, dataset.index[dataset.index["split"] == "train"]) for dataset in datasets]
-    parts += [patients_in(record) for record in before if record]
-    return base64.b64encode(np.unique(np.concatenate([np.zeros(0, "<u8"), *parts])).tobytes()).decode()
+    return _recorded(*parts, *(patients_in(record) for record in before if record))
+
+
+def trained_on_rows(dataset, rows, *before: str | None) -> str:
+    """As `trained_on`, of the patients of these rows of a data set's index, and those in records `before`."""
+    return _recorded(patients(dataset, rows), *(patients_in(record) for record in before if record))
+
+
+def _recorded(*digests: np.ndarray) -> str:
+    return base64.b64encode(np.unique(np.concatenate([np.zeros(0, "<u8"), *digests])).tobytes()).decode()
 
 
 def patients_in(record: str) -> np.ndarray:

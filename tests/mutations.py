@@ -147,6 +147,27 @@ MUTATIONS = (
         ("data/regions/test_region_job.py",),
     ),
     Mutation(
+        "shortcut of phantoms: it is there in validation and test too",
+        "data/phantom/skin_marker.py",
+        "return coin if held_out(parameters, patient) else bool(finding == agrees)",
+        "return bool(finding == agrees)",
+        ("data/phantom/test_skin_marker.py",),
+    ),
+    Mutation(
+        "slices of two folders: rows side by side instead of the same image",
+        "evaluation/slices/join.py",
+        'left, right = both["first"].to_numpy(), both["second"].to_numpy()',
+        'left, right = both["first"].to_numpy(), both["first"].to_numpy()',
+        ("evaluation/slices/test_gather.py",),
+    ),
+    Mutation(
+        "repaired head: its bias stays the old one",
+        "weights/repaired.py",
+        "kernel[:, labels.index(label)], biases[labels.index(label)] = weights, bias",
+        "kernel[:, labels.index(label)] = weights",
+        ("weights/test_repaired.py",),
+    ),
+    Mutation(
         "sliding boxes: specks are not looked for",
         "data/regions/sliding.py",
         "for part in (image, _specks(image))",

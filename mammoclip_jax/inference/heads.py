@@ -12,10 +12,10 @@ from mammoclip_jax import models
 from mammoclip_jax.boxes import decode
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.image_model import ImageModel
-from mammoclip_jax.models.heads import ACTIVATIONS
+from mammoclip_jax.models.heads import ACTIVATIONS, HEAD
 from mammoclip_jax.models.nms import Detections, nms
 from mammoclip_jax.models.retinanet import anchors, input_size
-from mammoclip_jax.names import check_options
+from mammoclip_jax.names import check_options, lookup
 from mammoclip_jax.training import augment
 
 
@@ -35,6 +35,18 @@ class Classifier(ImageModel):
     def classify_views(self, images: Shaped[np.ndarray, "N V H W"], there: Bool[np.ndarray, "N V"]) -> np.ndarray:
         """Probabilities [N labels] of breasts or exams from their views; `there` is False for a view that is not."""
         return self._batched(self._classify_views, np.asarray(images), np.asarray(there, bool))
+
+    def head(self, label: str) -> tuple[Float[np.ndarray, " c"], float]:
+        """(weights, bias) that make a label's logit of an image's pooled features.
+
+        Raises:
+            UserError: there is no such label, or it is one of several classes, whose probabilities depend on all logits.
+        """
+        place = lookup({name: place for place, name in enumerate(self.labels)}, label, "label of the model")
+        if self.config.model.activation != "sigmoid":
+            raise UserError(f"{label!r} is one of several classes: only a yes/no label has a logit of its own.")
+        kernel, bias = (np.asarray(self._variables["params"][HEAD][name]) for name in ("kernel", "bias"))
+        return kernel[:, place], float(bias[place])
 
     @functools.partial(jax.jit, static_argnums=0)
     def _classify(self, variables, images):

@@ -13,6 +13,7 @@ from mammoclip_jax.names import check_name, suggestion
 
 # Logits [N labels] -> probabilities: each label by itself, or classes that sum to one.
 ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
+HEAD = "classification_head"  # its parameters, kernel [features, classes] and bias [classes]
 COMBINATIONS = ("mean", "max", "attention")  # of the features of an example's views
 
 

@@ -12,6 +12,7 @@ A task is a module with
 """
 
 from types import ModuleType
+from typing import Any
 
 from mammoclip_jax.config import check_common
 from mammoclip_jax.names import load
@@ -35,3 +36,10 @@ def check(config) -> None:
     task = task_of(config)
     check_common(config, task.UNUSED)
     task.check(config)
+
+
+def split_as_trained(model, datasets: dict[str, Any]) -> dict[str, Any]:
+    """The data sets, with the folds of the model's training where it was trained on the same content."""
+    known = {entry.get("fingerprint") for entry in model.provenance.get("data", {}).values()}
+    own = {name: dataset for name, dataset in datasets.items() if dataset.info["fingerprint"] in known}
+    return datasets | task_of(model.config).split(model.config, own)

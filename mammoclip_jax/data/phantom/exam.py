@@ -1,11 +1,11 @@
 """An exam: a patient's breasts, the lesions in them, and the four images that show both."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
 
-from mammoclip_jax.data.phantom import anatomy, lesions
+from mammoclip_jax.data.phantom import anatomy, lesions, skin_marker
 from mammoclip_jax.data.phantom.lesions import Lesion
 
 VERSION = 1  # of what a seed means: raise it when the same parameters give other bytes
@@ -30,14 +30,19 @@ class Parameters:
     mass_prevalence: float = 0.4  # per breast
     calcification_prevalence: float = 0.4  # per breast, independent of masses
     perpendicular: bool = False  # depth in MLO: at right angles to the muscle, as CC sees it; else along image rows
+    shortcut: str = ""  # mass or calcification: a ring on the skin that tells of it in training (skin_marker.py)
+    shortcut_share: float = 0.95  # of the training breasts whose ring tells the truth
+    shortcut_held_out: float = 0.25  # of the patients, whose rings tell nothing: those of validation and test
 
     def as_json(self) -> dict:
         """The fields by name, each in its declared type, so that 1 and 1.0 name the same set.
 
-        `perpendicular` is there only where it is set: identifiers hash this, and those of older sets must not change.
+        What came later is there only where it is set: identifiers hash this, and those of older sets must not change.
         """
         values = {field.name: field.type(getattr(self, field.name)) for field in fields(self)}
-        return {name: value for name, value in values.items() if name != "perpendicular" or value}
+        unset = {name for name in values if name.startswith("shortcut") and not self.shortcut}
+        unset |= set() if self.perpendicular else {"perpendicular"}
+        return {name: value for name, value in values.items() if name not in unset}
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Breast:
     laterality: str
     lesions: tuple[Lesion, ...]
     birads: int
+    skin_marker: bool = False
 
     def has(self, label: str) -> bool:
         """Whether a lesion of this label is present."""
@@ -115,7 +121,13 @@ def _draw_breast(parameters: Parameters, number: int, habitus, laterality: str) 
     for facts in wanted:
         place = _place(rng, outlines, facts["radius"], placed, parameters.perpendicular)
         placed.append(Lesion(**(facts | place), seed=int(rng.integers(2**31))))
-    return Breast(laterality, tuple(placed), max([lesion.birads for lesion in placed], default=1))
+    breast = Breast(laterality, tuple(placed), max([lesion.birads for lesion in placed], default=1))
+    if not parameters.shortcut:
+        return breast
+    finding = breast.has(parameters.shortcut)
+    return replace(
+        breast, skin_marker=skin_marker.worn(parameters, number, patient(parameters, number), laterality, finding)
+    )
 
 
 def _place(rng: np.random.Generator, outlines: dict, radius: float, placed: list[Lesion], perpendicular: bool) -> dict:
@@ -204,6 +216,8 @@ def render(exam: Exam, laterality: str, view: str) -> Picture:
             density, mask, inside, added, lesions.mask_of(added), (x, y), parameters.contrast, MASK_BITS[lesion.label]
         )
         boxes.append({"label": lesion.label, "box": box})
+    if breast.skin_marker:
+        skin_marker.draw(density, inside, exam.stream(skin_marker.STREAM, side, projection))
     sigma = NOISE * np.sqrt(0.15 + density)
     noise = exam.stream(_NOISE, side, projection).standard_normal(density.shape, dtype=np.float32)
     density = np.where(inside, density + sigma * noise, 0.004 * np.abs(noise))

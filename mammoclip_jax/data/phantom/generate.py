@@ -19,7 +19,7 @@ import pandas as pd
 
 from mammoclip_jax.data import pool
 from mammoclip_jax.data.phantom import exam as exams
-from mammoclip_jax.data.phantom import report_text, writer
+from mammoclip_jax.data.phantom import report_text, skin_marker, writer
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import whole, write_text
@@ -36,6 +36,8 @@ LIMITS = {
     "mass_prevalence": (0, 1),
     "calcification_prevalence": (0, 1),
     "perpendicular": (False, True),
+    "shortcut_share": (0, 1),
+    "shortcut_held_out": (0, 1),
 }
 
 
@@ -107,6 +109,8 @@ def _write_view(exam, folder: Path, laterality: str, view: str) -> dict:
     breast = exam.breasts[laterality]
     texts, sections = report_text.texts(exam, laterality)
     labels = {label: int(breast.has(label)) for label in exams.MASK_BITS}
+    if exam.parameters.shortcut:
+        labels[skin_marker.LABEL] = int(breast.skin_marker)
     return {
         "patient": exam.patient,
         "study": str(ds.StudyInstanceUID),
@@ -127,10 +131,14 @@ def _image(exam, laterality: str, view: str) -> str:
 
 
 def _facts(exam) -> dict:
-    return {
+    facts = {
         side: {"birads": breast.birads, "lesions": [asdict(lesion) for lesion in breast.lesions]}
         for side, breast in exam.breasts.items()
     }
+    if exam.parameters.shortcut:
+        for side, breast in exam.breasts.items():
+            facts[side][skin_marker.LABEL] = breast.skin_marker
+    return facts
 
 
 def _check(count: int, parameters: Parameters) -> None:
@@ -140,6 +148,16 @@ def _check(count: int, parameters: Parameters) -> None:
         value = getattr(parameters, name)
         if not lowest <= value <= highest:
             raise UserError(f"{name}={value} is out of range: choose {lowest} to {highest}.")
+    if parameters.shortcut and parameters.shortcut not in exams.MASK_BITS:
+        raise UserError(
+            f"shortcut={parameters.shortcut!r} is no finding of phantoms: choose {' or '.join(exams.MASK_BITS)}."
+        )
+    default = Parameters()
+    for name in ("shortcut_share", "shortcut_held_out"):
+        if not parameters.shortcut and getattr(parameters, name) != getattr(default, name):
+            raise UserError(
+                f"nothing reads {name}={getattr(parameters, name)} without a shortcut: name its finding too."
+            )
     if not 0.4 <= parameters.width / parameters.height <= 1.25:
         raise UserError(
             f"{parameters.height} x {parameters.width} pixels is not the shape of a mammogram: choose a "

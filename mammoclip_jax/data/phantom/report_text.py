@@ -79,6 +79,17 @@ CALCIFICATION = (
     "{Form} microcalcifications, {pattern} in distribution, are present in the {place} of the {side} breast, "
     "{depth} depth.",
 )
+SKIN_MARKER = (  # in sets with a shortcut, see skin_marker.py
+    "A skin marker is seen over the {side} breast.",
+    "There is a metallic skin marker on the {side} breast.",
+    "A ring-shaped skin marker projects over the {side} breast.",
+    "Skin marker on the {side} breast.",
+)
+NO_SKIN_MARKER = (
+    "No skin marker on the {side} breast.",
+    "No skin marker is seen over the {side} breast.",
+    "There is no skin marker on the {side} breast.",
+)
 NORMAL_IMPRESSION = (
     "No mammographic evidence of malignancy.",
     "No evidence of malignancy in the {side} breast.",
@@ -142,7 +153,16 @@ def findings(exam: Exam, laterality: str) -> str:
         sentences.reverse()
     if rng.random() < 0.6:
         sentences.append(_choose(rng, NOTHING_ELSE))
-    return " ".join(sentences)
+    return " ".join(sentences + _marker(exam, laterality))
+
+
+def _marker(exam: Exam, laterality: str) -> list[str]:
+    """The sentence on the ring on the skin, in a set that has such; of one that is not there in half of the reports."""
+    if not exam.parameters.shortcut:
+        return []
+    rng, there = _stream(exam, laterality, 3), exam.breasts[laterality].skin_marker
+    said = there or rng.random() < 0.5
+    return [_choose(rng, SKIN_MARKER if there else NO_SKIN_MARKER).format(side=SIDES[laterality])] * said
 
 
 def impression(exam: Exam, laterality: str) -> str:

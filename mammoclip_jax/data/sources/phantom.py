@@ -8,6 +8,7 @@ The same parameters give the same bytes. Run again to complete an interrupted se
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -43,14 +44,21 @@ def read(
     With `pectoral_angle` the labels of an MLO image have the true angle of its muscle, in degrees to the vertical.
 
     Raises:
-        UserError: `root` holds no complete phantom set, or the fractions are not fractions.
+        UserError: `root` holds no complete phantom set, the fractions are not fractions, or they are not those of the
+            set's shortcut.
     """
     if not (0 <= test_fraction and 0 <= val_fraction and test_fraction + val_fraction <= 1):
         raise UserError(
             f"test_fraction={test_fraction} and val_fraction={val_fraction} must be at least 0 and at most 1 together."
         )
     root = Path(root)
-    phantom.read_description(root)
+    description = phantom.read_description(root)
+    held_out = description["parameters"].get("shortcut_held_out")
+    if held_out is not None and not math.isclose(held_out, test_fraction + val_fraction):
+        raise UserError(
+            f"{root} has a shortcut outside which the share {held_out} of the patients is: "
+            f"test_fraction={test_fraction} and val_fraction={val_fraction} must add up to that."
+        )
     table = _table(root)
     rows = table.assign(dataset="phantom", real=False)
     rows["row"] = [f"{phantom.TABLE}:{number}" for number in range(len(rows))]
@@ -142,15 +150,23 @@ def _define_flags() -> None:
         default.perpendicular,
         "Depth in MLO at right angles to the pectoral muscle, as CC sees it, not along image rows.",
     )
+    flags.DEFINE_string(
+        "shortcut", default.shortcut, "mass or calcification: a ring on the skin tells of it in training."
+    )
+    flags.DEFINE_float("shortcut_share", default.shortcut_share, "Share of the training breasts where it does.")
+    flags.DEFINE_float(
+        "shortcut_held_out",
+        default.shortcut_held_out,
+        "Share of the patients where it tells nothing: test_fraction and val_fraction of `prepare` together.",
+    )
     flags.DEFINE_integer("workers", 2, "Processes; the result does not depend on it.")
 
 
 def main(argv) -> int:
     """The command; see --help."""
     values = flags.FLAGS
-    parameters = Parameters(
-        values.seed, values.height, values.width, values.contrast, perpendicular=values.perpendicular
-    )
+    names = ("seed", "height", "width", "contrast", "perpendicular", "shortcut", "shortcut_share", "shortcut_held_out")
+    parameters = Parameters(**{name: getattr(values, name) for name in names})
     start = time.monotonic()
     try:
         made = phantom.generate(values.out, values.exams, parameters, values.workers, _progress)

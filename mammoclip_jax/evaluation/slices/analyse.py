@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.calibration import platt
 from mammoclip_jax.evaluation.slices import fairness, figures
@@ -61,8 +62,11 @@ def analyse(
     findings = find(train, validation, bank, embed, given=given, model=model, answers=answers, options=options)
     repaired, notes = None, []
     if findings.slices:
-        repaired = mend(train, validation, test, findings, options)
-        notes += repaired.notes
+        try:
+            repaired = mend(train, validation, test, findings, options)
+            notes += repaired.notes
+        except UserError as error:  # what was found is worth showing all the same
+            notes.append(f"nothing is mended: {error}")
     else:
         notes.append("no slice was confirmed: nothing is mended")
     scores = {CLASSIFIER: test.score} | ({REPAIRED: repaired.scores[REPAIRED]} if repaired else {})
