@@ -1140,6 +1140,8 @@ MUTATIONS = (
         "inside, outside = weights * (self.inside + 1), self.outside + 1",
         "inside, outside = self.inside + 1, self.outside + 1",
         ("tasks/test_segmentation_task.py",),
+    ),
+    Mutation(
         "attributes: what is no negative adds 1 to the denominator, as released",
         "losses/attributes.py",
         "jnp.where(negative, scores, LOWEST)",
