@@ -676,7 +676,7 @@ MUTATIONS = (
     ),
     Mutation(
         "patients that a model was trained on are told apart by the data set's folder",
-        "evaluate.py",
+        "tasks/__init__.py",
         'if dataset.info["fingerprint"] in known}',
         "if name in known}",
         ("test_evaluate.py",),
@@ -1072,7 +1072,7 @@ MUTATIONS = (
     Mutation(
         "saliency: maps laid half a cell off the image",
         "explain/maps.py",
-        "jnp.array([grid.row, grid.column]) - grid.stride / 2",
+        "jnp.array([row, column]) - grid.stride / 2",
         "jnp.zeros(2)",
         ("inference/test_loading.py::test_map_equals_its_formula_with_finite_differences", "inference/test_maps.py"),
     ),
