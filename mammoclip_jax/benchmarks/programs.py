@@ -126,7 +126,14 @@ def attributes(config, specification, mesh):
     if not maps:
         raise UserError("--work=attributes measures a step on cached maps: set config.task.cached_maps=True.")
     batch = meshes.put_batch({name: filled(name, x) for name, x in trainer.batch.items()}, mesh)
-    program = _Compiled(trainer.jitted(), trainer.init(), batch)
+    # Not `trainer.init`: the draws of the frozen encoder's weights would take longer to compile than the step.
+    params = jax.tree.map(lambda x: rng.standard_normal(x.shape, x.dtype) * 0.02, trainer.state.params)
+    rest = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), trainer.state._replace(params={}, key={}))
+    vectors = rng.standard_normal(rest.batch_stats["attributes"]["dictionary"].shape, np.float32)
+    statistics = rest.batch_stats | {"attributes": {"dictionary": vectors}}
+    state = rest._replace(params=params, batch_stats=statistics, key=jax.random.key(config.seed))
+    state = jax.device_put(state, jax.tree.map(lambda x: x.sharding, trainer.state))
+    program = _Compiled(trainer.jitted(), state, batch)
     about = program.about(config.train.batch_size, None, mesh)
     cached = sum(x.size * x.dtype.itemsize for x in maps) / config.train.batch_size
     grids = " + ".join("x".join(map(str, x.shape[1:])) for x in maps)
