@@ -33,8 +33,9 @@ class Repaired(NamedTuple):
         names: slices that are mended.
         validation, scores: {model: float [n]} of all images of the validation and the test part.
         thresholds: {model: float}.
-        figures: model, attribute (a slice, `true_name` of the known one, "" of figures of all images), figure, value, low, high, n, reason, and gain, gain_low,
-            gain_high: what it is above the classifier, on the same resamples of patients.
+        figures: model, attribute (a slice, `true_name` of the known one, "" of figures of all images), figure, value, low,
+            high, n, reason, and gain, gain_low, gain_high: what it is above the classifier, on the same resamples of
+            patients.
         groups: model, attribute, group, n, accuracy, low, high, reason.
         notes: what was left out, and why.
     """
