@@ -997,6 +997,42 @@ MUTATIONS = (
         "return above + 1.0",
         ("evaluation/metrics/test_ranking.py", "evaluation/evaluators/test_retrieval.py"),
     ),
+    # --- error slices ---
+    Mutation(
+        "slices: the map into the language space forgets the mean of the features",
+        "evaluation/slices/projection.py",
+        "return Projector(weights, mean_y - weights @ mean_x, float(strength))",
+        "return Projector(weights, mean_y, float(strength))",
+        ("evaluation/slices/test_projection.py",),
+    ),
+    Mutation(
+        "slices: the null of retrieval as if right and wrong were one sample",
+        "evaluation/slices/retrieval.py",
+        "* (1 / found.right + 1 / found.wrong)",
+        "* (1 / (found.right + found.wrong))",
+        ("evaluation/slices/test_slice_retrieval.py",),
+    ),
+    Mutation(
+        "slices: an interval that covers 0 is a slice",
+        "evaluation/slices/confirmation.py",
+        'return SLICE if row["high"] < 0 else COVERS_0',
+        'return SLICE if row["gap"] < 0 else COVERS_0',
+        ("evaluation/slices/test_confirmation.py",),
+    ),
+    Mutation(
+        "slices: images of one patient fail independently",
+        "evaluation/slices/fisher.py",
+        "counted = n / design_effect(right[side], patients[side])",
+        "counted = n",
+        ("evaluation/slices/test_fisher.py",),
+    ),
+    Mutation(
+        "slices: the gate of the ensemble takes scores as they are",
+        "evaluation/slices/repair.py",
+        "standard = (np.asarray(scores, np.float64) - self.mean) / self.spread",
+        "standard = np.asarray(scores, np.float64) - self.mean",
+        ("evaluation/slices/test_repair.py",),
+    ),
     # --- explain ---
     Mutation(
         "saliency: what speaks against the text is shown too",

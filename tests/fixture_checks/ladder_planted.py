@@ -10,7 +10,7 @@ from mammoclip_jax.evaluation.slices.run import Options, Part, find
 
 TOLERANCES = [("expected", 0.02, 0.02)]
 PLANTED, PLACE = "calcification", 0  # of the attributes
-OPTIONS = Options(known=PLANTED, threshold=0.5, resamples=200)
+OPTIONS = Options(known=PLANTED, threshold=0.5, resamples=100, cs=(0.01, 0.1), draws=3)
 
 
 def values(fixture, mesh) -> dict:
