@@ -221,7 +221,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     if config.model.text_classifier.dim:
         labels, concepts = config.model.labels, config.model.text_classifier.concepts
         open_weights = text_classifier.with_vectors(open_weights, labels, concepts)
-    if meta["kind"] == attributes.KIND:
+    if config.task.kind == attributes.KIND:
         open_weights = attributes.with_dictionary(open_weights, config)
     with distributed.main_first("warm start"):  # what comes from the hub is fetched once
         variables, started = warm_start.start(fresh, options, open_weights)
@@ -231,7 +231,7 @@ def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> 
     meta["trained_on"] = provenance.trained_on(
         (), *(one.get("trained_on") for one in (meta, *started.sources.values()))
     )
-    if meta["kind"] == attributes.KIND:
+    if config.task.kind == attributes.KIND:
         meta[attributes.KIND] = attributes.about(config, meta["preprocessing"], variables)
         attributes.check_adapters(meta[attributes.KIND], started)
     if distributed.is_main():

@@ -73,7 +73,8 @@ def fit(
         writer = stack.enter_context(
             contextlib.closing(MetricWriter(workdir, resumed_step=first, owed=owed, active=main_process))
         )
-        images = math.prod(trainer.batch["record"].shape)
+        rows = trainer.batch["image" if "image" in trainer.batch else "record"]  # maps may stand for the images
+        images = math.prod(rows.shape[:2])
         progress = Progress(train.steps, first, images, ledger, active=main_process)
         task = config.task
         best = Best(workdir, task.monitor, task.patience, first - owed, task.better) if task.monitor else None
