@@ -3,14 +3,20 @@
     python -m mammoclip_jax.finetune --config=configs/phantom_detector.py --workdir=runs/detector
     python -m mammoclip_jax.finetune --config=configs/phantom_detector.py --workdir=runs/frozen \
         --config.warm_start.image.weights=runs/demo --config.model.frozen='("image",)' --config.task.encoder=eval
+
+Variants on the demo's canvas: `:factor` learns from the boxes that attributes find without any (runs/factor, of
+configs/phantom_factor.py), `:small` from the annotated ones, to be held against it.
 """
 
 from mammoclip_jax.config import defaults
+from mammoclip_jax.names import check_name
 
 GEOMETRY = dict(geometry="fit", height=320, width=224, intensity="voi", bits=8)
+VARIANTS = ("boxes", "small", "factor")
 
 
-def get_config():
+def get_config(variant="boxes"):
+    check_name(variant, VARIANTS, "variant of phantom_detector")
     config = defaults()
     config.name = "Phantom exams: boxes of masses and calcifications"
     config.cpu_devices = 2
@@ -44,4 +50,13 @@ def get_config():
     train.eval_every, train.checkpoint_every = 90, 90
     config.evaluate.validation_evaluators.detection = dict(resamples=0)
     config.evaluate.evaluators.detection = dict(sanity=True)
+    if variant != "boxes":
+        data.prepare.phantom.update(height=192, width=128, options=dict(val_fraction=0.05))
+        config.model.input_size = (384, 256)  # twice the canvas: the smallest anchor is larger than most calcifications
+        config.model.image.pooling = "max"  # as the demo's, whose encoder it starts from
+        config.warm_start.image.weights = "runs/demo"
+    if variant == "factor":
+        data.regions.make.factor = dict(method="factor", model="runs/factor")
+        data.regions.sources = ("factor",)
+        config.task.monitor = ""  # boxes of the validation would choose the state
     return config
