@@ -4,14 +4,15 @@
     python -m mammoclip_jax.finetune --config=configs/phantom_factor.py --workdir=runs/factor
 
 The encoder, and the text tower that makes the attributes' vectors, are those of config.warm_start.encoder.weights. Variants:
-`:stage3` is Mammo-FActOR's one late stage, `:stages` several at once.
+`:stage3` is Mammo-FActOR's one late stage, `:stages` several at once, `:varied` stage2 of images that are flipped and moved at
+every step, with smaller adapters: the encoder then runs at every step too.
 """
 
 from mammoclip_jax.config import defaults
 from mammoclip_jax.names import check_name
 
 GEOMETRY = dict(geometry="fit", height=192, width=128, intensity="voi", bits=8)
-STAGES = {"stage2": ("stage2",), "stage3": ("stage3",), "stages": ("stage2", "stage3")}
+STAGES = {"stage2": ("stage2",), "stage3": ("stage3",), "stages": ("stage2", "stage3"), "varied": ("stage2",)}
 
 
 def get_config(variant="stage2"):
@@ -39,6 +40,11 @@ def get_config(variant="stage2"):
     config.model.attributes.update(dim=128, prompts="phantom")
     config.warm_start.encoder = dict(weights="runs/demo", load=("image_encoder/.*", "attributes/dictionary"))
     config.task.kind = "attributes"
+    if variant == "varied":
+        config.task.cached_maps = False
+        config.model.attributes.hidden = 256
+        data.flip_horizontal = data.flip_vertical = 0.5
+        config.augment.update(affine_probability=0.5, rotate=10.0, translate=0.05, scale=(0.9, 1.1), shear=5.0)
 
     train = config.train
     train.batch_size, train.steps, train.warmup_steps = 32, 600, 60
