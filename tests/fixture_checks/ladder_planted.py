@@ -5,7 +5,7 @@ import pandas as pd
 
 from mammoclip_jax.evaluation.slices import repair
 from mammoclip_jax.evaluation.slices.hypotheses import Hypothesis
-from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, DFR, REPAIRED, mend
+from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, DFR, REPAIRED, mend, true_name
 from mammoclip_jax.evaluation.slices.run import Options, Part, find
 
 TOLERANCES = [("expected", 0.02, 0.02)]
@@ -18,7 +18,7 @@ def values(fixture, mesh) -> dict:
         return {}
     findings, repaired = run(fixture)
     shown = repaired.figures.set_index(["model", "attribute", "figure"])["value"]
-    figures = [shown[model, PLANTED, "worst group"] for model in (CLASSIFIER, REPAIRED, DFR)]
+    figures = [shown[model, true_name(PLANTED), "worst group"] for model in (CLASSIFIER, REPAIRED, DFR)]
     accuracies = [shown[model, "", "accuracy"] for model in (CLASSIFIER, REPAIRED, DFR)]
     first = findings.tests.groupby("class").first()
     found = (first["hypothesis"] == PLANTED).all() and (first["q"] < 0.01).all()

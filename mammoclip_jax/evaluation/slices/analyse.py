@@ -13,7 +13,7 @@ from mammoclip_jax.evaluation.slices import fairness, figures
 from mammoclip_jax.evaluation.slices.confirmation import ABSENT, SLICE
 from mammoclip_jax.evaluation.slices.hypotheses import Embed, Hypothesis
 from mammoclip_jax.evaluation.slices.language_model import LanguageModel
-from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, REPAIRED, Repaired, known, mend
+from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, REPAIRED, Repaired, known, mend, true_name
 from mammoclip_jax.evaluation.slices.run import Bank, Findings, Options, Part, examples, find, members
 
 
@@ -127,7 +127,7 @@ def _against_known(findings, repaired, test: Part, options: Options) -> dict[str
     entries = {}
     if repaired is None:
         decision = (test.score >= findings.threshold).astype(int)
-        entries[f"{CLASSIFIER}/{options.known}/worst group"] = figures.worst_group(
+        entries[f"{CLASSIFIER}/{true_name(options.known)}/worst group"] = figures.worst_group(
             test.truth,
             decision,
             attribute,
@@ -168,5 +168,5 @@ def protocol(findings: Findings, options: Options) -> str:
         f"patients have several images, then Benjamini and Hochberg at {options.level:g}; {options.least} images are needed on "
         f"either side. A slice is what also has an interval of the gap below 0; intervals: {statistics.INTERVAL}. "
         "Figures of the classifier and of its repair are of the test part, which chose nothing. `erm on validation` learns "
-        "from images of the same part as the repair without its groups: beyond it lies what the slices are worth."
+        "from the same images as the repair without its groups: beyond it lies what the slices are worth."
     )

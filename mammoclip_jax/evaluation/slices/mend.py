@@ -1,8 +1,8 @@
 """The repair of a classifier by the slices that were found, beside what others do, on images that chose nothing.
 
 Every model has one threshold, chosen on validation as the classifier's own is, and one score for each image of the test
-part. `erm on validation` learns from images of the same part as the repair but without its groups: only what the repair
-gains beyond it comes from the slices.
+part. `erm on validation` learns from the same images as the repair but without its groups: only what the repair gains beyond
+it comes from the slices.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from mammoclip_jax.evaluation.slices.together import Figure, measured
 from mammoclip_jax.evaluation.statistics import confusion, discrimination
 
 CLASSIFIER, REPAIRED, MEAN_HEAD = "classifier", "repaired", "repaired, mean head"
-DFR = "dfr, true groups"
+DFR, DRO = "dfr, true groups", "group dro, true groups"
 
 
 class Repaired(NamedTuple):
@@ -33,8 +33,9 @@ class Repaired(NamedTuple):
         names: slices that are mended.
         validation, scores: {model: float [n]} of all images of the validation and the test part.
         thresholds: {model: float}.
-        figures: model, attribute ("" of figures of all images), figure, value, low, high, n, reason, and gain, gain_low,
-            gain_high: what it is above the classifier, on the same resamples of patients.
+        figures: model, attribute (a slice, `true_name` of the known one, "" of figures of all images), figure, value, low,
+            high, n, reason, and gain, gain_low, gain_high: what it is above the classifier, on the same resamples of
+            patients.
         groups: model, attribute, group, n, accuracy, low, high, reason.
         notes: what was left out, and why.
     """
@@ -65,20 +66,18 @@ def mend(
     pseudo = findings.attributes(validation, names)
     held = Held(validation.features, validation.truth, repair.groups(validation.truth, pseudo[:, 0]))
     learn = findings.discover
-    half, confirm = Held(*(values[learn] for values in held)), Held(*(values[~learn] for values in held))
     others = {
-        "erm on validation": repair.erm(half.features, half.truth, confirm, cs=options.cs),
-        "group dro, pseudo-groups": repair.group_dro(*half, confirm, cs=options.cs),
+        "erm on validation": repair.on_all(repair.erm, *held, learn, cs=options.cs),
+        "group dro, pseudo-groups": repair.on_all(repair.group_dro, *held, learn, cs=options.cs),
     }
     if train is not None:
         others["erm"] = repair.erm(train.features, train.truth, held, cs=options.cs)
         others["class-balanced"] = repair.class_balanced(train.features, train.truth, held, cs=options.cs)
         others["jtt"] = repair.jtt(train.features, train.truth, held, cs=options.cs)
     if options.known:
-        group = repair.groups(validation.truth, known(validation, options.known))
-        others[DFR] = repair.balanced(
-            validation.features, validation.truth, group, learn, cs=options.cs, draws=options.draws, seed=options.seed
-        )
+        true = held._replace(group=repair.groups(validation.truth, known(validation, options.known)))
+        others[DRO] = repair.on_all(repair.group_dro, *true, learn, cs=options.cs)
+        others[DFR] = repair.balanced(*true, learn, cs=options.cs, draws=options.draws, seed=options.seed)
     ensemble = Ensemble.of(heads, _gating(findings, validation, names), options.temperature)
     linear = {MEAN_HEAD: repair.mean_head(heads), **others}
 
@@ -97,7 +96,7 @@ def mend(
     }
     attributes = dict(zip(names, findings.attributes(test, names).T))
     if options.known:
-        attributes[options.known] = known(test, options.known)
+        attributes[true_name(options.known)] = known(test, options.known)
     measured, groups = measure(test, scores, thresholds, attributes, options)
     return Repaired(linear, ensemble, names, on_validation, scores, thresholds, measured, groups, tuple(notes))
 
@@ -140,6 +139,11 @@ def _gating(findings: Findings, part: Part, names) -> np.ndarray:
     scores = findings.scores(part, names)
     columns = [bool(findings.frozen[place].hypothesis.column) for place in findings.places(names)]
     return np.where(columns, np.nan, scores)
+
+
+def true_name(known: str) -> str:
+    """What the tables call the known attribute, which a slice may be named after."""
+    return f"{known} (true)"
 
 
 def known(part: Part, name: str) -> np.ndarray:

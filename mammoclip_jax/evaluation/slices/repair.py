@@ -228,10 +228,24 @@ def balanced(
         scale = Scale.of(features[rows])
         return scale.plain(fit_head(scale(features[rows]), truth[rows], c))
 
-    held = Held(features[~learn], truth[~learn], group[~learn])
-    c = _chosen(lambda c: make(c, learn), cs, held)
+    c = _chosen(lambda c: make(c, learn), cs, Held(features[~learn], truth[~learn], group[~learn]))
     everything = np.ones(len(truth), bool)
     return mean_head([make(c, everything, draw) for draw in range(1 if extremes else draws)])
+
+
+def on_all(method: Callable[..., Head], features, truth, group, learn, *, cs: Sequence[float] = CS) -> Head:
+    """As `balanced` chooses: the strength by fits of the rows `learn` and the others' worst group, the head from all rows.
+
+    method: `erm`, or another of (features, truth, held, cs); `group_dro`, which takes the groups after the truth.
+    """
+    features, truth, group, learn = (np.asarray(x) for x in (features, truth, group, learn))
+    held = Held(features[~learn], truth[~learn], group[~learn])
+
+    def make(c: float, rows) -> Head:
+        grouped = (group[rows],) if method is group_dro else ()
+        return method(features[rows], truth[rows], *grouped, held, cs=(c,))
+
+    return make(_chosen(lambda c: make(c, learn), cs, held), np.ones(len(truth), bool))
 
 
 def mean_head(heads: Sequence[Head]) -> Head:

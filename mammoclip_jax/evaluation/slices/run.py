@@ -57,7 +57,8 @@ class Options(NamedTuple):
 
     label: str = "cancer"  # the positive class in words; these words are no hypotheses
     synonyms: tuple[str, ...] = ()  # other words for it
-    threshold: float | None = None  # of the scores; None: that of Youden on validation, each model its own
+    # None: that of Youden on validation, each model its own. A number is every model's: then scores should be probabilities.
+    threshold: float | None = None
     top: int = retrieval.TOP  # sentences of each end
     alike: float = retrieval.ALIKE  # cosine above which two sentences, or two hypotheses, are one
     least_r2: float = projections.LEAST_R2

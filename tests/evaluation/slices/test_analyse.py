@@ -34,7 +34,7 @@ def whole():
 def mended(repaired) -> dict[str, tuple[float, float]]:
     """{model: (worst group of the planted attribute, accuracy)}."""
     shown = repaired.figures.set_index(["model", "attribute", "figure"])["value"]
-    known = next(name for name in repaired.figures["attribute"] if name in ("hidden", PLANTED))
+    known = next(name for name in repaired.figures["attribute"] if name.endswith("(true)"))
     return {model: (shown[model, known, "worst group"], shown[model, "", "accuracy"]) for model in repaired.scores}
 
 
@@ -53,9 +53,11 @@ def test_the_repair_of_the_planted_file_reaches_that_with_true_groups(fixtures):
 def test_the_repair_of_own_data_does_and_its_gain_is_beyond_chance(whole):
     _, found = whole
     judge(mended(found.repaired))
-    row = found.repaired.figures.set_index(["model", "attribute", "figure"]).loc[(REPAIRED, "hidden", "worst group")]
+    row = found.repaired.figures.set_index(["model", "attribute", "figure"]).loc[
+        (REPAIRED, "hidden (true)", "worst group")
+    ]
     assert row["gain_low"] > 0.05 and row["gain_low"] < row["gain"] < row["gain_high"]
-    assert found.metrics[f"{REPAIRED}/hidden/worst group_gain"]["low"] == row["gain_low"]
+    assert found.metrics[f"{REPAIRED}/hidden (true)/worst group_gain"]["low"] == row["gain_low"]
 
 
 @pytest.mark.slow
@@ -88,7 +90,7 @@ def test_groups_and_figures_by_a_loop(whole):
         right = (found.repaired.scores[model] >= found.repaired.thresholds[model]) == (truth == 1)
         for label in (0, 1):
             for side, said in enumerate(("without", "with")):
-                row = groups.loc[(model, "hidden", f"class {label} {said}")]
+                row = groups.loc[(model, "hidden (true)", f"class {label} {said}")]
                 chosen = (truth == label) & (hidden == side)
                 assert row["accuracy"] == pytest.approx(right[chosen].mean()) and row["n"] == chosen.sum()
                 assert row["low"] < row["accuracy"] < row["high"]
@@ -122,7 +124,7 @@ def test_without_the_shortcut_nothing_is_found_and_nothing_mended():
         and found.notes == ("no slice was confirmed: nothing is mended",)
     )
     assert len(found.examples) == 0 and set(found.rates["slice"]) == {"all"}
-    assert found.metrics["classifier/hidden/worst group"]["value"] > 0.9
+    assert found.metrics["classifier/hidden (true)/worst group"]["value"] > 0.9
     with pytest.raises(UserError, match="no slice was confirmed"):
         mend.mend(data.train, data.validation, data.test, found.findings, options)
 

@@ -107,6 +107,11 @@ def test_the_strength_is_that_of_the_best_worst_group_that_no_fit_has_seen():
     found = repair.balanced(x, truth, group, learn, cs=cs, draws=2)
     alone = repair.balanced(x, truth, group, learn, cs=(best,), draws=2)
     np.testing.assert_array_equal(found.weights, alone.weights)
+    plain = Held(x[~learn], truth[~learn], group[~learn])
+    worst = [repair.worst_accuracy(repair.erm(x[learn], truth[learn], plain, cs=(c,)), plain) for c in cs]
+    both = repair.on_all(repair.erm, x, truth, group, learn, cs=cs)
+    alone = repair.erm(x, truth, plain, cs=(cs[int(np.argmax(worst))],))
+    np.testing.assert_array_equal(both.weights, alone.weights)
     rows = repair.extreme_rows(attribute + 0.0, truth, 40)
     taken = repair.balanced(x, truth, group, learn, cs=(1.0,), extremes=(attribute + 0.0, 40))
     scale = repair.Scale.of(x[rows])
