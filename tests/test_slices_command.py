@@ -105,7 +105,7 @@ def test_the_shortcut_is_named_and_mended(whole):
     assert figures["counts"] | {"sentences": 0} == dict(
         train=240, validation=320, test=320, without_label=0, sentences=0
     )
-    gain = figures["metrics"]["shortcut/slices/repaired/skin_marker/worst group_gain"]
+    gain = figures["metrics"]["shortcut/slices/repaired/skin_marker (true)/worst group_gain"]
     assert gain["low"] > 0 and figures["metrics"]["shortcut/slices/precision_at_10"]["value"] >= 0.5
     for name in ("tests", "sentences", "phrases", "rates", "models", "groups", "fairness"):
         assert (out / "results" / "shortcut" / "slices" / f"{name}.csv").is_file(), name

@@ -18,7 +18,7 @@ from mammoclip_jax.evaluation.page.tables import shown
 from mammoclip_jax.evaluation.slices.analyse import Analysis
 from mammoclip_jax.evaluation.slices.confirmation import ABSENT, SLICE
 from mammoclip_jax.evaluation.slices.gather import Gathered
-from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, DFR, MEAN_HEAD, REPAIRED
+from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, DFR, DRO, MEAN_HEAD, REPAIRED, true_name
 from mammoclip_jax.evaluation.slices.phrases import n_grams, words
 from mammoclip_jax.files import write_text
 from mammoclip_jax.provenance import versions
@@ -68,8 +68,8 @@ def write(
         tests=_tests(found.tests, what),
         sentences=_sentences(found.retrieved, what),
         headlines=_headlines(analysis, known),
-        figures=_models(analysis, known),
-        groups=_groups(analysis, what, known),
+        figures=_models(analysis),
+        groups=_groups(analysis, what),
         exported=MEAN_HEAD,
         repaired=repaired,
         fairness=_fairness(analysis.fairness),
@@ -236,7 +236,7 @@ def _headlines(analysis: Analysis, known: str) -> list[dict[str, str]]:
     if analysis.repaired is None:
         return []
     table, cards = analysis.repaired.figures, []
-    names = [analysis.repaired.names[0], *([known] if known else [])]
+    names = [analysis.repaired.names[0], *([true_name(known)] if known else [])]
     for name, figure in [(name, "worst group") for name in dict.fromkeys(names)] + [("", "balanced accuracy")]:
         rows = {
             row["model"]: row for row in table.to_dict("records") if (row["attribute"], row["figure"]) == (name, figure)
@@ -245,7 +245,7 @@ def _headlines(analysis: Analysis, known: str) -> list[dict[str, str]]:
         gain = _percent(after, "gain", "gain_low", "gain_high")
         cards.append(
             {
-                "title": f"{figure}, {'known: ' if name == known else ''}{name.replace('_', ' ')}" if name else figure,
+                "title": ", ".join(filter(None, (figure, name.replace("_", " ")))),
                 "before": _with_range(_percent(before, "value")),
                 "after": number(_none(after["value"]), "percent"),
                 "range": interval(_plain(after), "percent"),
@@ -259,7 +259,7 @@ def _with_range(texts: tuple[str, str]) -> str:
     return f"{texts[0]} ({texts[1]})" if texts[1] else texts[0]
 
 
-def _models(analysis: Analysis, known: str) -> dict[str, Any] | None:
+def _models(analysis: Analysis) -> dict[str, Any] | None:
     """A row a model, a column a figure: value, interval, gain over the classifier."""
     if analysis.repaired is None:
         return None
@@ -268,7 +268,7 @@ def _models(analysis: Analysis, known: str) -> dict[str, Any] | None:
     by = {(row["model"], row["attribute"], row["figure"]): row for row in table.to_dict("records")}
     rows = []
     for model in dict.fromkeys(table["model"]):
-        cells: list[Any] = [(model, "the ceiling: knows the true groups" if model == DFR else "")]
+        cells: list[Any] = [(model, "knows the true groups" if model in (DFR, DRO) else "")]
         for attribute, figure in keys:
             row = by[model, attribute, figure]
             kind = "plain" if figure == "auroc" else "percent"
@@ -280,11 +280,11 @@ def _models(analysis: Analysis, known: str) -> dict[str, Any] | None:
                 )
             cells.append((number(_none(row["value"]), kind), below))
         rows.append(cells)
-    of = {"": "", known: f", known: {known.replace('_', ' ')}"} if known else {"": ""}
-    return _table(("model", *(figure + of.get(name, f", {name}") for name, figure in keys)), rows)
+    headings = (", ".join(filter(None, (figure, name.replace("_", " ")))) for name, figure in keys)
+    return _table(("model", *headings), rows)
 
 
-def _groups(analysis: Analysis, label: str, known: str) -> dict[str, Any] | None:
+def _groups(analysis: Analysis, label: str) -> dict[str, Any] | None:
     if analysis.repaired is None:
         return None
     rows = []
@@ -295,8 +295,7 @@ def _groups(analysis: Analysis, label: str, known: str) -> dict[str, Any] | None
                 number(_none(row["accuracy"]), "percent"),
                 interval(_plain(row, value="accuracy"), "percent") or row["reason"],
             )
-            by = f"known: {row['attribute'].replace('_', ' ')}" if row["attribute"] == known else row["attribute"]
-            rows.append((by, group, row["model"], str(row["n"]), value))
+            rows.append((row["attribute"].replace("_", " "), group, row["model"], str(row["n"]), value))
     return _table(("by", "group", "model", "images", "decided rightly"), rows)
 
 
