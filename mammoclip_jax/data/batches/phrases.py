@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from mammoclip_jax.data.text import findings, label_values, marks, reports
 
 LEVELS = ("label", "phrase", "report")
+_NO = "no "  # before the name of a finding that is not there: its text must not be that of one that is
 
 
 class Unit(NamedTuple):
@@ -21,7 +22,8 @@ class Unit(NamedTuple):
 def units(row: Any) -> list[Unit]:
     """Labels, then phrases, then the report of a row of the manifest or of an index (mapping, Series or named tuple).
 
-    A label is a finding's short name, with a unit for each of its boxes, or one without box; one labelled 0 is negated.
+    A label is a finding's short name, with a unit for each of its boxes, or one without box; one labelled 0 is
+    negated: "no mass".
     A phrase is a sentence of the texts about this side and view (of the findings, where a section is named so), with
     the box of which it names the label or the phrase: only where one box alone fits. One that refers back ("It is oval.")
     and names no finding has the box of the sentence before. A box item's own "phrase" is a unit too.
@@ -92,7 +94,13 @@ def _labels(labels: Mapping[str, Any], boxes: list[Mapping[str, Any]]) -> list[U
         name = label_values.ABSENT.get(key, key.replace("_", " "))
         placed = [tuple(item["box"]) for item in boxes if key in map(label_values.key_of, label_values.names_of(item))]
         items += [Unit("label", name, box) for box in placed or [None]]
-    return items + [Unit("label", label_values.ABSENT[key], None, True) for key in label_values.absent(flags)]
+    return items + [Unit("label", f"{_NO}{label_values.ABSENT[key]}", None, True) for key in label_values.absent(flags)]
+
+
+def of_label(unit: Unit) -> list[str]:
+    """The keys of `label_values.PRESENT` that a unit of the level "label" names, or denies."""
+    name = unit.text.removeprefix(_NO) if unit.negated else unit.text
+    return [key for key in label_values.PRESENT if label_values.ABSENT.get(key, key.replace("_", " ")) == name]
 
 
 def _box(sentence: str, boxes: list[Mapping[str, Any]]) -> tuple | None:

@@ -82,7 +82,7 @@ def name_position(spoken: Sequence[Spoken]) -> bool:
 def _findings(unit: phrases.Unit, shown: set[str]) -> int:
     """BITS of what a unit says and its box shows."""
     if unit.level == "label":
-        names = [key for key in BITS if label_values.ABSENT.get(key, key.replace("_", " ")) == unit.text]
+        names = phrases.of_label(unit)
     else:
         names = [key for key in findings.FINDINGS if findings.said((unit.text,), key) == int(not unit.negated)]
     return functools.reduce(operator.or_, (BITS[name] for name in {*names, *shown} & BITS.keys()), 0)

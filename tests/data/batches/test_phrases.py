@@ -20,7 +20,7 @@ ROW = {
 def test_three_levels():
     assert units(ROW) == [
         Unit("label", "mass", tuple(BOX)),
-        Unit("label", "calcification", None, True),
+        Unit("label", "no calcification", None, True),
         Unit("phrase", "There is an oval mass in the left breast.", tuple(BOX)),
         Unit("phrase", "No calcification.", None, True),
         Unit("report", " ".join(ROW["texts"]), None),

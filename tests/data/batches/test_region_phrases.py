@@ -86,6 +86,12 @@ def test_phantom_phrases_have_the_true_box_and_denials_none(rows):
             spoken += 1
             right += said.box is not None and list(said.box) == boxes[about]
     assert spoken > 60 and denials > 60
+    said = [said for row in rows for said in of_image(row, ("label", "phrase"))]
+    affirmed, denied = ({(s.text, s.findings) for s in said if s.negated == n and s.findings} for n in (False, True))
+    # One text, positive for a region and negative for it too, would teach nothing.
+    assert not {text for text, _ in affirmed} & {text for text, _ in denied}
+    assert {("no mass", BITS["mass"]), ("no calcification", BITS["calcification"])} <= denied
+    assert {("mass", BITS["mass"]), ("calcification", BITS["calcification"])} <= affirmed
     assert right == spoken, "at least .95 are asked for"
 
 
@@ -131,7 +137,7 @@ def test_denials_have_a_quarter_of_the_places_and_empty_ones_are_marked(rows):
 def test_levels_are_chosen(rows):
     only = _batches(rows, count=2, phrases=Phrases(8, 4, ("label",)))
     assert {int(level) for _, row in only for level in row["phrase_level"]} == {0, -1}
-    assert {text for texts, _ in only for text in texts} <= {"mass", "calcification", ""}
+    assert {text for texts, _ in only for text in texts} <= {"mass", "calcification", "no mass", "no calcification", ""}
     reports = _batches(rows, count=2, phrases=Phrases(8, 4, ("report",)))
     assert {int(level) for _, row in reports for level in row["phrase_level"]} == {2, -1}
     assert all((row["phrase_region"] == -1).all() for _, row in reports)
