@@ -1128,6 +1128,13 @@ MUTATIONS = (
         ("training/test_augment_masks.py",),
     ),
     Mutation(
+        "phrases: a finding that is not there has the text of one that is",
+        "data/batches/phrases.py",
+        '_NO = "no "',
+        '_NO = ""',
+        ("data/batches/test_region_phrases.py",),
+    ),
+    Mutation(
         "segmentation: the positive weight is on all pixels",
         "losses/segmentation.py",
         "(1 - truth) * jax.nn.softplus(logits)",
