@@ -144,6 +144,7 @@ def test_a_run_of_an_older_program_goes_on(tmp_path):
     """
     shutil.unpack_archive(GOLDEN / "run_of_0.1.zip", tmp_path)
     config = changed("train", ema_decay=0.5)
+    config.predict.method = "grad_cam"  # the default then; of overlays, which may change
     assert not continuation.check(config, tmp_path)
     average = {"params": {"w": jnp.zeros((4, 2))}, "batch_stats": {"mean": jnp.zeros(3)}}
     fresh = TrainState(jnp.int32(0), average["params"], average["batch_stats"], {}, average, jax.random.key(0))
