@@ -32,8 +32,8 @@ def get_config(variant="shortcut"):
     data.phantom.phantom = dict(
         out="{workdir}/exams",
         exams=300 if variant == "language" else 480,
-        height=400,
-        width=320,
+        height=640,
+        width=512,
         seed=2 if variant == "language" else 1,
         shortcut="mass",
         shortcut_share=0.95 if variant == "shortcut" else 0.5,
