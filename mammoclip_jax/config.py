@@ -233,6 +233,7 @@ def defaults() -> ConfigDict:
             # Of `python -m mammoclip_jax.slices --config` alone, which trains this classifier and a dual encoder first.
             "slices": {
                 "language": "",  # argument of the config file's get_config that makes the config of the dual encoder
+                "start": "",  # entry of config.warm_start whose weights are the dual encoder's; "": the classifier begins alone
                 "dataset": "",  # name in data.folders
                 "label": "",  # of the classifier's
                 "known": "",  # a label that is a known slice

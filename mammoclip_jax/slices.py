@@ -173,8 +173,8 @@ def check_flags(values) -> None:
 
 
 def train_both(values) -> None:
-    """Trains, or goes on training, the classifier of --config and the dual encoder that its section `slices` names; then the
-    flags are what that section says.
+    """Trains, or goes on training, the dual encoder that the section `slices` of --config names, then the classifier; the flags
+    become what that section says.
 
     Raises:
         UserError: flags say what the config says, --workdir lacks, the config has no such section, or a training failed.
@@ -192,9 +192,12 @@ def train_both(values) -> None:
     wanted = config.slices
     if not wanted.language:
         raise UserError(f"{file}: config.slices.language does not name the variant of it that trains a dual encoder.")
-    trainings = {"classifier": ("finetune", values.config), "dual_encoder": ("pretrain", f"{file}:{wanted.language}")}
-    for name, (module, text) in trainings.items():
-        arguments = [f"--config={text}", f"--workdir={workdir / name}"]
+    start = [f"--config.warm_start.{wanted.start}.weights={workdir / 'dual_encoder'}"] if wanted.start else []
+    for name, module, text, more in (
+        ("dual_encoder", "pretrain", f"{file}:{wanted.language}", []),
+        ("classifier", "finetune", values.config, start),
+    ):
+        arguments = [f"--config={text}", f"--workdir={workdir / name}", *more]
         ended = subprocess.run([sys.executable, "-m", f"mammoclip_jax.{module}", *arguments])
         if ended.returncode:
             raise UserError(

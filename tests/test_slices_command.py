@@ -244,8 +244,13 @@ def test_a_config_trains_both_and_says_the_rest(monkeypatch, tmp_path):
     values = SimpleNamespace(**FLAGS | dict(language="", dataset="", config=f"{path}:none", workdir=str(tmp_path)))
     command.train_both(values)
     assert started == [
-        ["mammoclip_jax.finetune", f"--config={path}:none", f"--workdir={tmp_path}/classifier"],
         ["mammoclip_jax.pretrain", f"--config={path}:language", f"--workdir={tmp_path}/dual_encoder"],
+        [
+            "mammoclip_jax.finetune",
+            f"--config={path}:none",
+            f"--workdir={tmp_path}/classifier",
+            f"--config.warm_start.image.weights={tmp_path}/dual_encoder",
+        ],
     ]
     assert (values.label, values.known, values.out) == ("mass", "skin_marker", f"{tmp_path}/slices")
     assert values.dataset == f"{tmp_path}/classifier/data/phantom"

@@ -153,16 +153,16 @@ def findings(exam: Exam, laterality: str) -> str:
         sentences.reverse()
     if rng.random() < 0.6:
         sentences.append(_choose(rng, NOTHING_ELSE))
-    return " ".join(sentences + _marker(exam, laterality))
+    return " ".join(sentences)
 
 
-def _marker(exam: Exam, laterality: str) -> list[str]:
-    """The sentence on the ring on the skin, in a set that has such; of one that is not there in half of the reports."""
+def marker(exam: Exam, laterality: str) -> str:
+    """The sentence on the ring on the skin, in a set that has such; of one that is not there in half of the reports, else ""."""
     if not exam.parameters.shortcut:
-        return []
+        return ""
     rng, there = _stream(exam, laterality, 3), exam.breasts[laterality].skin_marker
     said = there or rng.random() < 0.5
-    return [_choose(rng, SKIN_MARKER if there else NO_SKIN_MARKER).format(side=SIDES[laterality])] * said
+    return _choose(rng, SKIN_MARKER if there else NO_SKIN_MARKER).format(side=SIDES[laterality]) if said else ""
 
 
 def impression(exam: Exam, laterality: str) -> str:
@@ -178,9 +178,10 @@ def density(exam: Exam) -> str:
 
 
 def texts(exam: Exam, laterality: str) -> tuple[list[str], list[str]]:
-    """What the report says of one breast: (texts, their section names)."""
+    """What the report says of one breast: (texts, their section names). A ring on the skin has a text of its own."""
     body = f"{density(exam)} {findings(exam, laterality)}"
-    return [body, impression(exam, laterality)], ["findings", "impression"]
+    made = {"findings": body, "impression": impression(exam, laterality), "comment": marker(exam, laterality)}
+    return [text for text in made.values() if text], [name for name, text in made.items() if text]
 
 
 def report(exam: Exam) -> str:
@@ -193,7 +194,10 @@ def report(exam: Exam) -> str:
             "",
             "FINDINGS:",
             density(exam),
-            *(f"{SIDES[side].capitalize()} breast: {findings(exam, side)}" for side in "RL"),
+            *(
+                f"{SIDES[side].capitalize()} breast: {findings(exam, side)} {marker(exam, side)}".rstrip()
+                for side in "RL"
+            ),
             "",
             "IMPRESSION:",
             *(f"{SIDES[side].capitalize()}: {impression(exam, side)}" for side in "RL"),

@@ -81,11 +81,14 @@ def test_labels_and_reports_say_what_is_there(tmp_path):
     for number in range(60):
         exam = exams.draw(RINGS, number)
         for side, breast in exam.breasts.items():
-            sentences = [text for text in report_text.findings(exam, side).split(".") if "kin marker" in text]
-            assert len(sentences) <= 1
-            assert all(("o skin marker" in text) != breast.skin_marker for text in sentences)
-            assert sentences or not breast.skin_marker
-            said[breast.skin_marker] += len(sentences)
+            texts, sections = report_text.texts(exam, side)
+            found = [text for text in texts if "kin marker" in text]
+            assert found == texts[2:] and sections == ["findings", "impression", "comment"][: len(texts)]
+            assert all(
+                ("o skin marker" in text) != breast.skin_marker and text in report_text.report(exam) for text in found
+            )
+            assert found or not breast.skin_marker
+            said[breast.skin_marker] += len(found)
     assert said[True] > 30 and said[False] > 10
 
 
