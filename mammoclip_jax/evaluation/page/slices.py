@@ -163,8 +163,11 @@ def _naming(retrieved: pd.DataFrame, row: Mapping[str, Any]) -> list[tuple[str, 
     wanted = tuple(stem for stem, *_ in words(row["hypothesis"]))
     own = retrieved[retrieved["class"] == row["class"]]
     own = own[[wanted in n_grams(text) for text in own["sentence"]]] if len(own) else own
-    own = own.reindex(own["z"].abs().sort_values(ascending=False, kind="stable").index)[:_SENTENCES]
-    return [(one["sentence"], one["end"], f"{one['z']:+.1f}") for one in own.to_dict("records")]
+    own = own.reindex(own["z"].abs().sort_values(ascending=False, kind="stable").index)
+    own = own.drop_duplicates("sentence")[:_SENTENCES]  # a short bank stands in the lists of both ends
+    return [
+        (one["sentence"], "right" if one["z"] > 0 else "wrong", f"{one['z']:+.1f}") for one in own.to_dict("records")
+    ]
 
 
 def _examples(chosen: pd.DataFrame, dataset, gathered: Gathered) -> list[dict[str, Any]]:
