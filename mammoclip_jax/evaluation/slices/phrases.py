@@ -46,6 +46,13 @@ since seen noted identified present shown shows show demonstrate demonstrates ev
 findings include includes mammogram image breast breasts patient
 """.split()
 )
+# Words of the assessment, in the singular, which say the class over again: no n-gram has one.
+_ASSESSMENT = frozenset(
+    """
+bi rad birad category assessment impression conclusion benign malignant malignancy suspicious suggestive probably
+likely highly recommend recommended recommendation biopsy follow routine management
+""".split()
+)
 Key = tuple[str, ...]
 
 
@@ -232,8 +239,10 @@ def _gram(word) -> bool:
 
 
 def _telling(key: Key) -> bool:
-    """Whether an n-gram may be a name: it neither begins nor ends with an empty word, and is no number."""
-    return key[0] not in _EMPTY and key[-1] not in _EMPTY and any(len(word) > 2 and word.isalpha() for word in key)
+    """Whether an n-gram may be a name: it neither begins nor ends with an empty word, is no number and no assessment."""
+    if key[0] in _EMPTY or key[-1] in _EMPTY or not _ASSESSMENT.isdisjoint(key):
+        return False
+    return any(len(word) > 2 and word.isalpha() for word in key)
 
 
 def _within(short: Key, long: Key) -> bool:

@@ -52,6 +52,11 @@ def test_what_the_lexicon_lacks_is_an_n_gram_and_the_class_is_no_hypothesis():
     assert all(one.hypothesis.source == "n-gram" for one in found)
 
 
+def test_an_assessment_is_no_hypothesis_whatever_stands_beside_it():
+    texts = [f"BI-RADS category {k % 3}, probably benign; a biopsy is recommended." for k in range(6)] + OTHERS
+    assert Phrases(texts).candidates(range(6), least_z=1.0, least=2) == []
+
+
 def test_other_words_for_a_phrase_count_as_it_and_a_lexicon_of_ones_own_is_taken():
     own = [Phrase("device", also=("gadgets", "apparatus"), against=("nothing of the kind",))]
     texts = ["A gadget is seen.", "An apparatus.", "Two devices."] + OTHERS
