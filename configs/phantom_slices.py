@@ -44,7 +44,6 @@ def get_config(variant="shortcut"):
         data.phantom.phantom.shortcut_held_out = 0.1
         options = dict(test_fraction=0.05, val_fraction=0.05)
     data.prepare.phantom = dict(source="phantom", root="{workdir}/exams", options=options, **GEOMETRY)
-    data.flip_horizontal = 0.5
     config.image.channels = 1
     config.augment.update(affine_probability=0.5, rotate=10.0, translate=0.05, scale=(0.9, 1.1))
     train.batch_size, train.weight_decay, train.clip_norm = 32, 0.05, 1.0
@@ -63,6 +62,7 @@ def get_config(variant="shortcut"):
         _dual_encoder(config)
         return config
 
+    data.flip_horizontal = 0.5  # texts say the side, so the dual encoder sees none flipped
     model.labels = ("mass", "calcification")
     config.task.update(kind="classifier", pos_weight="balanced")
     config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
