@@ -33,6 +33,7 @@ LEAST_Z = 2.5
 LEAST_COUNT = 3  # sentences among the retrieved
 MOST = 10  # hypotheses of one end of the list
 PRIOR = 10.0  # sentences that the prior is worth
+MOST_PROMPTS = 40  # sentences of the bank that say a hypothesis is there, or is not
 _SAME = 0.8  # share of two phrases' sentences in common from which on they are one hypothesis
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _PARTS = re.compile(r"[^,.;:!?()]+")
@@ -188,7 +189,7 @@ class Phrases:
             word = vocabulary[i]
             if len(made) < most and not any(self._same(word, other, where) for other in kept):
                 kept.append(word)
-                made.append(Candidate(self._hypothesis(word[0]), word[1], float(z[i]), int(top[i])))
+                made.append(Candidate(self._hypothesis(word[0], where), word[1], float(z[i]), int(top[i])))
         return sorted(made, key=lambda one: -one.z)
 
     def _names(self, chosen: set[int], least: int) -> dict[Key, int | Key]:
@@ -226,12 +227,28 @@ class Phrases:
         keys = _keys(self.entries[other[0]]) if isinstance(other[0], int) else {other[0]}
         return any(_within(word[0], key) or _within(key, word[0]) for key in keys)
 
-    def _hypothesis(self, word: int | Key) -> Hypothesis:
+    def _hypothesis(self, word: int | Key, where) -> Hypothesis:
+        """Of a phrase, in the bank's own sentences that affirm it and, where some do, that deny it; else against the others.
+
+        A dual encoder knows sentences like those that it has read, and little of a template with a phrase in it.
+        """
         if isinstance(word, int):
             entry = self.entries[word]
-            return of_phrase(entry.name, "lexicon", against=entry.against)
-        surfaces = Counter(found[word].lower() for found in self._found if word in found)
-        return of_phrase(min(surfaces, key=lambda text: (-surfaces[text], text)), "n-gram")
+            one = of_phrase(entry.name, "lexicon", against=entry.against)
+        else:
+            surfaces = Counter(found[word].lower() for found in self._found if word in found)
+            entry, one = None, of_phrase(min(surfaces, key=lambda text: (-surfaces[text], text)), "n-gram")
+        affirm, deny = (sorted(where.get((word, denied), ())) for denied in (False, True))
+        if len(affirm) < LEAST_COUNT:
+            return one
+        if len(deny) < LEAST_COUNT:
+            deny = [] if entry and entry.against else sorted(set(range(len(self.texts))) - {*affirm, *deny})
+        return one._replace(positive=self._some(affirm), negative=self._some(deny) or one.negative)
+
+    def _some(self, places: Sequence[int]) -> tuple[str, ...]:
+        """At most MOST_PROMPTS of the sentences at these places, evenly."""
+        step = -(-len(places) // MOST_PROMPTS) or 1
+        return tuple(self.texts[place] for place in places[::step])
 
 
 def _gram(word) -> bool:

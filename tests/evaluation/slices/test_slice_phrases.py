@@ -41,7 +41,15 @@ def test_n_grams_in_the_singular_do_not_cross_a_comma():
 def test_a_phrase_stands_out_affirmed_or_denied_and_names_the_same_hypothesis(chosen, denied):
     found = Phrases(CLIPS + NO_CLIPS + OTHERS).candidates(chosen, least_z=1.0)
     assert [(one.hypothesis.name, one.denied, one.count) for one in found] == [("surgical clip", denied, 4)]
-    assert found[0].hypothesis.source == "lexicon" and "No surgical clip." in found[0].hypothesis.negative
+    assert found[0].hypothesis.source == "lexicon"
+    assert found[0].hypothesis.positive == tuple(CLIPS) and found[0].hypothesis.negative == tuple(NO_CLIPS)
+
+
+def test_without_denials_the_others_are_the_other_side_and_without_affirmations_templates():
+    (one,) = Phrases(CLIPS + OTHERS * 2).candidates(range(4), least_z=1.0)
+    assert one.hypothesis.positive == tuple(CLIPS) and one.hypothesis.negative == tuple((OTHERS * 2)[::2])
+    (one,) = Phrases(NO_CLIPS + OTHERS).candidates(range(4), least_z=1.0)
+    assert one.denied and "There is surgical clip." in one.hypothesis.positive
 
 
 def test_what_the_lexicon_lacks_is_an_n_gram_and_the_class_is_no_hypothesis():
