@@ -67,7 +67,7 @@ def build(config, mesh):
 OPTIMISED = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
-    "xla_cpu_use_fusion_emitters": True,
+    **({"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else {}),  # jax 0.12 has no other
 }
 
 
