@@ -76,7 +76,7 @@ def get_config(variant="shortcut"):
 def _dual_encoder(config):
     """The demo's text tower and steps."""
     data, model, train = config.data, config.model, config.train
-    data.text_length = 80
+    data.text_length = 96
     data.shuffle_sentences = 0.5
     model.text.update(
         name="bert",

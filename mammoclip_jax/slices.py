@@ -220,7 +220,7 @@ def _options(values) -> Options:
         default = Options._field_defaults[name]
         if isinstance(default, tuple):
             given[name] = tuple(value) if isinstance(value, list) else tuple(str(value).split(","))
-        elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        elif not isinstance(default, str) and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise UserError(f"--option={name}={value} must be a number.")
     own = (*given.pop("leave_out", ()), values.label)  # the label's column says the class, whatever its words are
     return Options(**given, label=values.label.replace("_", " "), known=values.known, leave_out=own)

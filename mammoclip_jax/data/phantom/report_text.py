@@ -178,10 +178,9 @@ def density(exam: Exam) -> str:
 
 
 def texts(exam: Exam, laterality: str) -> tuple[list[str], list[str]]:
-    """What the report says of one breast: (texts, their section names). A ring on the skin has a text of its own."""
-    body = f"{density(exam)} {findings(exam, laterality)}"
-    made = {"findings": body, "impression": impression(exam, laterality), "comment": marker(exam, laterality)}
-    return [text for text in made.values() if text], [name for name, text in made.items() if text]
+    """What the report says of one breast: (texts, their section names). A ring on the skin is one of the findings."""
+    body = f"{density(exam)} {findings(exam, laterality)} {marker(exam, laterality)}".rstrip()
+    return [body, impression(exam, laterality)], ["findings", "impression"]
 
 
 def report(exam: Exam) -> str:

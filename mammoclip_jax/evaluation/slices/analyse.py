@@ -9,7 +9,7 @@ import pandas as pd
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.calibration import platt
-from mammoclip_jax.evaluation.slices import fairness, figures
+from mammoclip_jax.evaluation.slices import fairness, figures, run
 from mammoclip_jax.evaluation.slices.confirmation import ABSENT, SLICE
 from mammoclip_jax.evaluation.slices.hypotheses import Embed, Hypothesis
 from mammoclip_jax.evaluation.slices.language_model import LanguageModel
@@ -152,6 +152,9 @@ def _against_known(findings, repaired, test: Part, options: Options) -> dict[str
     return entries
 
 
+_WHERE = {run.IMAGES: "the dual encoder's vector of it", run.PROJECTION: "the classifier's mapped features of it"}
+
+
 def protocol(findings: Findings, options: Options) -> str:
     """How slices were looked for and tested, in sentences."""
     cut = "chosen on validation (Youden)" if options.threshold is None else "as given"
@@ -159,7 +162,8 @@ def protocol(findings: Findings, options: Options) -> str:
     if findings.projector is not None:
         said = (
             f"Features are mapped to the dual encoder's space by ridge regression, R² {findings.projector.r2:.3f} on "
-            "the discovering patients, about the mean vector. "
+            "the discovering patients, about the mean vector. How much of a phrase an image has is read off "
+            f"{_WHERE[findings.scored_by]}. "
         )
     return (
         f"Decisions at the score {findings.threshold:.4g}, {cut}. {said}Hypotheses, their thresholds and their worse side "

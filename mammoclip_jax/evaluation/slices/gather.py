@@ -90,7 +90,7 @@ def gather(
             truth[places].astype(int),
             expit(own.astype(np.float64) @ weights.astype(np.float64) + bias),
             index["patient"].astype(str).to_numpy()[places],
-            vectors.images(partner[places]) if vectors is not None and part != "test" else None,
+            vectors.images(partner[places]) if vectors is not None else None,
             table.iloc[places].reset_index(drop=True) if table is not None else None,
         )
     bank, embed = None, None

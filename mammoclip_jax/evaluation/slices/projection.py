@@ -43,6 +43,11 @@ class Projector(NamedTuple):
         return out
 
 
+def nothing_to_project(size: int) -> Projector:
+    """What leaves vectors [n, size], which are in the dual encoder's space already, as they are."""
+    return Projector(np.eye(size), np.zeros(size))
+
+
 def blocks(count: int) -> Iterator[slice]:
     """`count` rows in runs that are few enough to be copied."""
     for start in range(0, count, _ROWS):

@@ -24,8 +24,10 @@ from mammoclip_jax.evaluation.slices.hypotheses import Embed, Hypothesis
 from mammoclip_jax.evaluation.slices.phrases import Phrases
 from mammoclip_jax.evaluation.slices.projection import Projector
 from mammoclip_jax.evaluation.slices.repair import CS, DRAWS
+from mammoclip_jax.names import check_name
 
 ENDS = ("right", "wrong")
+IMAGES, PROJECTION = "images", "projection"  # Options.scored_by
 
 
 class Part(NamedTuple):
@@ -35,7 +37,7 @@ class Part(NamedTuple):
     truth: np.ndarray  # int [n], 0 or 1
     score: np.ndarray  # float [n], of the classifier; the higher, the likelier positive
     patients: np.ndarray  # str [n]
-    vectors: np.ndarray | None = None  # float [n, D], of the dual encoder: of train and validation, for the projection
+    vectors: np.ndarray | None = None  # float [n, D], of the dual encoder
     columns: pd.DataFrame | None = None  # metadata, a row an image (`columns.metadata`)
 
     def take(self, chosen: np.ndarray) -> "Part":
@@ -61,6 +63,9 @@ class Options(NamedTuple):
     threshold: float | None = None
     top: int = retrieval.TOP  # sentences of each end
     alike: float = retrieval.ALIKE  # cosine above which two sentences, or two hypotheses, are one
+    # What says how much of a phrase an image has: IMAGES, the dual encoder's own vector of it; PROJECTION, the classifier's
+    # mapped features, as in LADDER. These decide the class too, so whatever lies near it divides right from wrong decisions.
+    scored_by: str = IMAGES
     least_r2: float = projections.LEAST_R2
     quantiles: tuple[float, ...] = confirmation.QUANTILES
     least: int = confirmation.LEAST  # images on either side
@@ -85,6 +90,7 @@ class Findings(NamedTuple):
         projector: None where only columns were looked at.
         retrieved: class, end, rank, place (in the bank), sentence, score, z, merged.
         phrases: class, end, hypothesis, source, denied, z, count: why each hypothesis from sentences was made.
+        scored_by: see `Options`.
         frozen, toward: the hypotheses with their thresholds, and their directions [m, D].
         tests: see `confirmation.confirm`.
         slices: names of hypotheses that are a slice of some class, the surest first.
@@ -93,6 +99,7 @@ class Findings(NamedTuple):
     threshold: float
     discover: np.ndarray
     projector: Projector | None
+    scored_by: str
     retrieved: pd.DataFrame
     phrases: pd.DataFrame
     frozen: tuple[Frozen, ...]
@@ -104,7 +111,7 @@ class Findings(NamedTuple):
         """Float64 [n, m] of the hypotheses called `names`, or of all."""
         places = self.places(names)
         chosen = [self.frozen[place].hypothesis for place in places]
-        return hypotheses.scores(chosen, self.toward[places], self.projector, part.features, part.columns)
+        return _scores(chosen, self.toward[places], self.projector, part, self.scored_by)
 
     def attributes(self, part: Part, names: Sequence[str] = ()) -> np.ndarray:
         """Float64 [n, m]: 1 with the attribute, 0 without, NaN unknown; at the frozen thresholds."""
@@ -141,6 +148,7 @@ def find(
         UserError: the projection is refused, or there is nothing to look at. That nothing is found is no error.
     """
     _check(validation, "validation")
+    check_name(options.scored_by, (IMAGES, PROJECTION), "option scored_by")
     right, threshold = decided(validation, options.threshold)
     discover = confirmation.parts(validation.patients, validation.truth, options.seed)
     part, right_here = validation.take(discover), right[discover]
@@ -185,7 +193,7 @@ def _tested(made, projector, embed, validation, right, threshold, discover, retr
     kept = hypotheses.distinct(made, toward, options.alike)
     made, toward = [made[place] for place in kept], toward[kept]
     hypotheses.check(made)
-    scores = hypotheses.scores(made, toward, projector, validation.features, validation.columns)
+    scores = _scores(made, toward, projector, validation, options.scored_by)
     here, there = discover, ~discover
     frozen = confirmation.freeze(
         made, scores[here], validation.truth[here], right[here], quantiles=options.quantiles, least=options.least
@@ -206,7 +214,17 @@ def _tested(made, projector, embed, validation, right, threshold, discover, retr
         pd.DataFrame(retrieved, columns=["class", "end", "rank", "place", "sentence", "score", "z", "merged"]),
         pd.DataFrame(said, columns=["class", "end", "hypothesis", "source", "denied", "z", "count"]),
     )
-    return Findings(threshold, discover, projector, *tables, tuple(frozen), toward, tests, slices)
+    return Findings(threshold, discover, projector, options.scored_by, *tables, tuple(frozen), toward, tests, slices)
+
+
+def _scores(made: Sequence[Hypothesis], toward: np.ndarray, projector: Projector | None, part: Part, scored_by: str):
+    """Float64 [n, m] of the images of a part; see `Options.scored_by`."""
+    features = part.features
+    if projector is not None and scored_by == IMAGES and any(one.positive for one in made):
+        if part.vectors is None:
+            raise UserError("scored_by='images' needs the dual encoder's vectors of every part: give Part.vectors.")
+        projector, features = projections.nothing_to_project(toward.shape[1]), part.vectors
+    return hypotheses.scores(made, toward, projector, features, part.columns)
 
 
 def decided(part: Part, threshold: float | None) -> tuple[np.ndarray, float]:

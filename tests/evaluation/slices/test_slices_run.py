@@ -67,6 +67,27 @@ def test_of_200_shuffled_runs_at_most_15_find_anything(read):
     assert runs_that_find(read, 200) <= 15
 
 
+def test_what_goes_with_the_class_alone_is_no_slice_unless_the_features_that_decide_also_say_who_is_in_it(read):
+    data = planted(7)
+    rng = np.random.default_rng(0)
+
+    def with_a_companion(part):  # an attribute that mostly comes with the class, and has no part in any error
+        there = np.where(rng.random(len(part.truth)) < 0.85, part.truth, 1 - part.truth)
+        strength = 0.7 * (2.0 * part.truth - 1) + rng.normal(size=len(part.truth))  # all that the classifier sees
+        vectors = (2.0 * there[:, None] - 1) * data.directions[0] + rng.normal(size=part.vectors.shape) * 0.05
+        features = np.c_[strength, rng.normal(size=(len(strength), 3))]
+        return part._replace(features=features, score=strength, vectors=vectors, columns=None)
+
+    parts = [with_a_companion(part) for part in (data.train, data.validation)]
+    options = WITHOUT_INTERVALS._replace(least_r2=0.1)
+    by_image, by_feature = (
+        find(*parts, data.bank, data.embed, phrases=read, options=options._replace(scored_by=by)).tests
+        for by in (run.IMAGES, run.PROJECTION)
+    )
+    assert not (by_image["q"] < 0.05).any()
+    assert (by_feature.set_index(["hypothesis", "class"]).loc[PLANTED, "q"] < 1e-6).all()
+
+
 def test_what_is_found_says_how(read):
     data = planted(1)
     found = find(data.train, data.validation, data.bank, data.embed, phrases=read, options=OPTIONS)
@@ -163,5 +184,7 @@ def test_what_cannot_be_looked_at_is_an_error():
         find(None, data.validation._replace(truth=np.ones(300, int)))
     with pytest.raises(UserError, match="has 299 and 300 rows"):
         find(None, data.validation._replace(score=data.validation.score[1:]))
+    with pytest.raises(UserError, match="no option scored_by 'image'. Did you mean"):
+        find(data.train, data.validation, data.bank, data.embed, options=Options(scored_by="image"))
     with pytest.raises(UserError, match="1 scores of the validation part are not finite"):
         find(None, data.validation._replace(score=np.r_[np.nan, data.validation.score[1:]]))
