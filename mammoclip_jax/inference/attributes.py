@@ -68,7 +68,7 @@ class Attributes(ImageModel):
 
     def attribute_scores(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N A"]:
         """Cosines, of the highest channel, of preprocessed images (uint8 or uint16) to each of `labels`."""
-        return self._batched(self._attribute_scores, np.asarray(images))
+        return self._of_images(self._attribute_scores, images)
 
     def classify(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N A"]:
         """(1 + cosine) / 2: from 0 to 1, in the order of the scores. No probabilities: the loss compares images alone."""
@@ -76,7 +76,7 @@ class Attributes(ImageModel):
 
     def channel_scores(self, images: Shaped[np.ndarray, "N H W"]) -> dict[str, Float[np.ndarray, "N C A"]]:
         """{stage: cosines of the adapters' vectors of each of its channels to each of `labels`}."""
-        return self._batched(self._channel_scores, np.asarray(images))
+        return self._of_images(self._channel_scores, images)
 
     def top_channels(self, images: Shaped[np.ndarray, "N H W"], k: int = 3) -> Channels:
         """The `k` channels, of all stages, with the highest score for each attribute.

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from mammoclip_jax import explain, models
 from mammoclip_jax.data.text.tokenizer import Tokenize
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference import inputs
 from mammoclip_jax.inference.image_model import ImageModel
 from mammoclip_jax.models.dual_encoder import OWN_HEAD
 from mammoclip_jax.names import check_name
@@ -37,7 +38,7 @@ class DualEncoder(ImageModel):
 
     def embed_image(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of preprocessed images, uint8 or uint16."""
-        return self._batched(self._embed_image, np.asarray(images))
+        return self._of_images(self._embed_image, images)
 
     def embed_regions(
         self, images: Shaped[np.ndarray, "N H W"], boxes: Float[np.ndarray, "N R 4"], head: str | None = None
@@ -57,15 +58,15 @@ class DualEncoder(ImageModel):
         head = head or self.region_heads[0]
         check_name(head, self.region_heads, "head of kind regions")
         embed = functools.partial(self._embed_regions, head)
-        return self._batched(embed, np.asarray(images), np.asarray(boxes, np.float32))
+        return self._of_images(embed, images, np.asarray(boxes, np.float32))
 
     def embed_text(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of texts; what is longer than config.data.text_length is cut.
 
         Raises:
-            UserError: the weights were imported without their tokenizer.
+            UserError: one text instead of a list, or the weights were imported without their tokenizer.
         """
-        return self.embed_tokens(*self._needed_tokenizer().encode(list(texts), self.config.data.text_length))
+        return self.embed_tokens(*self._needed_tokenizer().encode(inputs.texts(texts), self.config.data.text_length))
 
     def embed_tokens(self, ids: Int[np.ndarray, "N L"], mask: Bool[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
         """Unit vectors of token ids; mask is True for real tokens, which come first. Padding changes nothing."""
@@ -73,7 +74,7 @@ class DualEncoder(ImageModel):
 
     def project_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "N D"]:
         """The vectors that `embed_text` scales to length one, as the projection gives them."""
-        ids, mask = self._needed_tokenizer().encode(list(texts), self.config.data.text_length)
+        ids, mask = self._needed_tokenizer().encode(inputs.texts(texts), self.config.data.text_length)
         return self._batched(self._project_texts, *_without_padding(ids, mask))
 
     def embed_sentences(
@@ -97,7 +98,7 @@ class DualEncoder(ImageModel):
         check_name(head, known, "head of kind local")
         count = self._module.heads.makers[head](parent=None).sentences
         ids, mask, sentence = self._needed_tokenizer().encode_sentences(
-            list(texts), self.config.data.text_length, count
+            inputs.texts(texts), self.config.data.text_length, count
         )
         ids, mask, sentence = _without_padding(ids, mask, sentence)
         return self._batched(functools.partial(self._embed_sentences, head), ids, mask, sentence)
@@ -125,7 +126,7 @@ class DualEncoder(ImageModel):
             UserError: there is no such head, it reads texts, or another number of views.
         """
         check_name(name, self._module.heads.makers if self._module.heads else (), "head in config.model.heads")
-        return self._batched(functools.partial(self._head_outputs, name), np.asarray(images))
+        return self._of_images(functools.partial(self._head_outputs, name), images, views=True)
 
     @property
     def logit_scale(self) -> float:

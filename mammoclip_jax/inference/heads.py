@@ -30,11 +30,11 @@ class Classifier(ImageModel):
 
     def classify(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N labels"]:
         """Probabilities of preprocessed images, uint8 or uint16: each label by itself, or classes that sum to one."""
-        return self._batched(self._classify, np.asarray(images))
+        return self._of_images(self._classify, images)
 
     def classify_views(self, images: Shaped[np.ndarray, "N V H W"], there: Bool[np.ndarray, "N V"]) -> np.ndarray:
         """Probabilities [N labels] of breasts or exams from their views; `there` is False for a view that is not."""
-        return self._batched(self._classify_views, np.asarray(images), np.asarray(there, bool))
+        return self._of_images(self._classify_views, images, np.asarray(there, bool), views=True)
 
     def head(self, label: str) -> tuple[Float[np.ndarray, " c"], float]:
         """(weights, bias) that make a label's logit of an image's pooled features.
@@ -135,6 +135,7 @@ class ImageEncoder(ImageModel):
     """
 
     kind = "image_encoder"
+    _one_size = False
 
     def _build(self, meta):
         return models.bare_image_encoder(self.config.model)

@@ -16,7 +16,7 @@ from mammoclip_jax.config import complete
 from mammoclip_jax.data.exams import of_files, other_views
 from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.inference import exam
+from mammoclip_jax.inference import exam, inputs
 from mammoclip_jax.inference.maps import SaliencyMixin
 from mammoclip_jax.inference.region_vectors import RegionMixin
 from mammoclip_jax.names import check_name, lookup
@@ -45,6 +45,7 @@ class ImageModel(SaliencyMixin, RegionMixin):
     labels: tuple[str, ...] = ()
     local_heads: Mapping[str, str] = {}
     attribute_stages: tuple[str, ...] = ()
+    _one_size = True  # whether images must be as large as those of the training
     _encoding: str | None = None  # the module's method that `_encode` calls; None: the module itself
 
     def __init__(self, variables, meta, step: int, *, batch_size: int | None = None, mesh=None):
@@ -64,6 +65,12 @@ class ImageModel(SaliencyMixin, RegionMixin):
             self.stages = tuple(self._encode(variables, image)[1])
 
         jax.eval_shape(note_stages, self._variables, self._blank())
+
+    def __repr__(self) -> str:
+        name = self.config.get("name", "") or self.config.model.image.get("name", "")
+        parts = [f"{name!r}" if name else "", f"step {self.step}", ", ".join(self.labels)]
+        size = "{height}x{width}".format(**self.preprocessing)
+        return f"<{type(self).__name__} {'; '.join(filter(None, [*parts, f'images {size}']))}>"
 
     def set_variables(self, variables, step: int) -> None:
         """Other weights of the same shapes; nothing is compiled anew."""
@@ -92,7 +99,7 @@ class ImageModel(SaliencyMixin, RegionMixin):
             UserError: `of` is something else, or there is no image.
         """
         check_name(of, FEATURES, "kind of image features")
-        return self._batched(functools.partial(self._image_features, of), np.asarray(images))
+        return self._of_images(functools.partial(self._image_features, of), images)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _image_features(self, of, variables, images):
@@ -113,10 +120,9 @@ class ImageModel(SaliencyMixin, RegionMixin):
 
         Raises:
             data.pixels.dicom.Unreadable: a file cannot be read; the error says what to do.
-            UserError: the list is empty.
+            UserError: the list is empty, or a file is missing.
         """
-        if not len(files):
-            raise UserError("there is nothing to read: the list of files is empty.")
+        files = inputs.files(files)
         preprocessing = Preprocessing.from_dict(self.preprocessing)
         if not preprocessing.upright and preprocessing.scale == "image":
             return np.stack([render(Path(file), preprocessing).image for file in files])
@@ -153,6 +159,11 @@ class ImageModel(SaliencyMixin, RegionMixin):
             rows = dict(zip(self.labels, np.eye(len(self.labels)), strict=True))
             towards = [lookup(rows, label, "label") for label in towards]
         return np.asarray(towards, np.float32)
+
+    def _of_images(self, function, images, *arrays, views: bool = False):
+        """`_batched` of what a user gives as images. Raises UserError: see `inputs.images`."""
+        size = (self.preprocessing["height"], self.preprocessing["width"]) if self._one_size else None
+        return self._batched(function, inputs.images(images, size, views), *arrays)
 
     def _batched(self, function, *arrays):
         """`function(variables, *arrays)` over batches of one size; the rows that fill up the last one are cut off.

@@ -15,6 +15,7 @@ from mammoclip_jax import explain
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.explain import deletion, randomise
 from mammoclip_jax.explain.maps import Grid, Subject, saliency_map
+from mammoclip_jax.inference import inputs
 from mammoclip_jax.models import attention
 from mammoclip_jax.names import check_name, lookup
 from mammoclip_jax.training import augment
@@ -27,6 +28,7 @@ class SaliencyMixin:
     What it takes of the model:
     """
 
+    labels: tuple[str, ...]
     stages: tuple[str, ...]
     local_heads: Mapping[str, str]
     attribute_stages: tuple[str, ...]
@@ -38,7 +40,7 @@ class SaliencyMixin:
     _encode: Any
     _directions: Any
     _fresh: Any
-    _batched: Any
+    _of_images: Any
 
     def saliency(
         self,
@@ -69,8 +71,9 @@ class SaliencyMixin:
         """
         stage = self.map_stage(method, stage)
         explain.function_of(method, options)
+        towards = inputs.pairs(len(images), towards, self.labels)
         program = functools.partial(self._saliency, method, stage, raw, tuple(sorted(options.items())))
-        return self._batched(program, np.asarray(images), self._directions(towards, method, stage))
+        return self._of_images(program, images, self._directions(towards, method, stage))
 
     def map_stage(self, method: str, stage: str | None = None) -> str:
         """The stage that a method looks at, or several, as "stage2+stage3"; "" for those that look at none.
@@ -113,13 +116,10 @@ class SaliencyMixin:
         check_name(fill, deletion.FILLS, "fill of deleted pixels")
         if steps < 1:
             raise UserError(f"steps={steps} of insertion and deletion must be 1 or more.")
+        towards = inputs.pairs(len(images), towards, self.labels)
         program = functools.partial(self._deletion_curves, steps, fill)
-        return self._batched(
-            program,
-            np.asarray(images),
-            self._directions(towards),
-            np.asarray(maps, np.float32),
-            np.asarray(tissue, bool),
+        return self._of_images(
+            program, images, self._directions(towards), np.asarray(maps, np.float32), np.asarray(tissue, bool)
         )
 
     def randomise(self, seed: int = 0, keep: str | None = None):

@@ -29,7 +29,7 @@ class RegionMixin:
     _stage_maps: Any
     _module: Any  # has a `project_image`
     _encode: Any
-    _batched: Any
+    _of_images: Any
 
     def region_means(
         self, images: Shaped[np.ndarray, "N H W"], boxes: Float[np.ndarray, "N R 4"], stages: Sequence[str] = ()
@@ -47,7 +47,7 @@ class RegionMixin:
         for stage in stages:
             check_name(stage, self.stages, "stage of the image encoder")
         program = functools.partial(self._region_means, tuple(stages) or self.stages)
-        return self._batched(program, np.asarray(images), np.asarray(boxes, np.float32))
+        return self._of_images(program, images, np.asarray(boxes, np.float32))
 
     def embed_places(
         self, images: Shaped[np.ndarray, "N H W"], boxes: Float[np.ndarray, "N R 4"]
@@ -58,7 +58,7 @@ class RegionMixin:
         Raises:
             UserError: the images' vectors are made by a head of regions.
         """
-        return self._batched(self._embed_places, np.asarray(images), np.asarray(boxes, np.float32))
+        return self._of_images(self._embed_places, images, np.asarray(boxes, np.float32))
 
     def embed_crops(
         self, images: Shaped[np.ndarray, "N H W"], boxes: Float[np.ndarray, "N R 4"], context: float = CONTEXT
@@ -69,7 +69,7 @@ class RegionMixin:
             context: sides of what is cut out, in those of the box; the shorter one grows to the image's shape.
         """
         program = functools.partial(self._embed_crops, float(context))
-        return self._batched(program, np.asarray(images), np.asarray(boxes, np.float32))
+        return self._of_images(program, images, np.asarray(boxes, np.float32))
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def _region_means(self, stages, variables, images, boxes):

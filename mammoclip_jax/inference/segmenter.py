@@ -31,7 +31,7 @@ class Segmenter(ImageModel):
 
     def probabilities(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N H W labels"]:
         """Of each pixel, float32: each label by itself."""
-        return self._batched(self._probabilities, np.asarray(images))
+        return self._of_images(self._probabilities, images)
 
     def predict(self, folder, out=None, **options):
         """Raises UserError: masks are no scores."""

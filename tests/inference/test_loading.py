@@ -1,5 +1,6 @@
 """A model in use: batches and padding change nothing, and the maps are what their formulas say."""
 
+import importlib.metadata
 import json
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import test_opening as published
 
+import mammoclip_jax
 from mammoclip_jax import models
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.pixels import dicom
@@ -132,6 +134,32 @@ def test_wrong_names_are_explained(model, images):
         model.saliency(images, ["a mass"] * 11, stage="head", method="gradcam")
     with pytest.raises(UserError, match="is empty"):
         model.embed_text([])
+
+
+def test_what_is_no_image_or_text_is_refused_before_anything_runs(model, classifier, images, small):
+    """Each was embedded, or blackened, without a word, or failed deep inside; `inputs` has all forms."""
+    for call, said in (
+        (lambda: model.embed_text("mass"), "letter by letter"),
+        (lambda: model.embed_sentences("mass"), "needs a head of kind local"),
+        (lambda: model.embed_image(images[:, :48]), "96 x 64 pixels .* and these 48 x 64"),
+        (lambda: model.embed_image(images.astype(np.int64)), r"images.astype\(np.uint8\)"),
+        (lambda: model.image_features(images[0]), r"images\[None\]"),
+        (lambda: model.saliency(images[:4], "mass"), "one of the texts for each image"),
+        (lambda: model.saliency(images[:4], ["mass"]), "4 images and 1 texts"),
+        (lambda: model.region_means(images / 255, np.zeros((11, 1, 4))), "normalisation is the model's part"),
+        (lambda: classifier.classify(small[..., None]), "images are grey"),
+        (lambda: classifier.read_images(["missing.dcm"]), "missing.dcm is not there"),
+    ):
+        with pytest.raises(UserError, match=said):
+            call()
+
+
+def test_a_model_says_what_it_is(model, classifier):
+    assert repr(model) == "<DualEncoder 'efficientnet'; step 7; images 96x64>"
+    assert "Classifier" in repr(classifier) and ", ".join(classifier.labels) in repr(classifier)
+    assert mammoclip_jax.__version__ == importlib.metadata.version("mammoclip_jax")
+    with pytest.raises(AttributeError, match="no attribute 'loud'"):
+        mammoclip_jax.loud
 
 
 def test_stages_are_in_order(model):
