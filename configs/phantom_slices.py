@@ -35,6 +35,9 @@ def get_config(variant="shortcut"):
         height=640,
         width=512,
         seed=2 if variant == "language" else 1,
+        mass_prevalence=0.5,
+        calcification_prevalence=0.0,
+        contrast=1.5,
         shortcut="mass",
         shortcut_share=0.95 if variant == "shortcut" else 0.5,
         shortcut_held_out=held_out,
@@ -63,7 +66,7 @@ def get_config(variant="shortcut"):
         return config
 
     data.flip_horizontal = 0.5  # texts say the side, so the dual encoder sees none flipped
-    model.labels = ("mass", "calcification")
+    model.labels = ("mass",)
     config.task.update(kind="classifier", pos_weight="balanced")
     config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
     train.lr, train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 1e-3, 180, 18, 90, 60
@@ -89,6 +92,6 @@ def _dual_encoder(config):
     )
     model.pooling, model.dim = "mean", 128
     config.losses.mammo_clip = dict(weight=1.0)
-    train.lr, train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 3e-3, 540, 54, 270, 60
-    config.evaluate.validation_evaluators.zero_shot = dict(resamples=0, prompts="phantom")
-    config.evaluate.evaluators.zero_shot = dict(prompts="phantom")
+    train.lr, train.steps, train.warmup_steps, train.eval_every, train.checkpoint_every = 3e-3, 420, 42, 210, 60
+    config.evaluate.validation_evaluators.zero_shot = dict(resamples=0, prompts="phantom", labels=("mass",))
+    config.evaluate.evaluators.zero_shot = dict(prompts="phantom", labels=("mass",))

@@ -100,7 +100,7 @@ def one_model(path: str, values) -> list[Result]:
             table,
             index,
             by=tuple(values.by),
-            metric=(values.metric or ["auroc"])[0],
+            metric=values.metric[0] if values.metric else None,
             level=values.level,
             resamples=values.resamples,
         )

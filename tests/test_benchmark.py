@@ -202,6 +202,7 @@ def test_what_rows_have_in_common_stands_once_below_a_wide_table():
 def test_a_plot_is_of_rates_or_of_sides(tmp_path):
     for name, rows in (
         ("devices", [{"devices": n, "images_per_second": 2.0 * n} for n in (1, 2)]),
+        ("codecs", [{"codec": "cv2 png", "decode_images_per_second": 2.0, "decode_p10": 1.0, "decode_p90": 3.0}]),
         ("sides", [{"side": "jax", "seconds": 1.0}, {"side": "tuned", "seconds": 2.0}]),
     ):
         plot.save(tmp_path / f"{name}.png", rows, "title")

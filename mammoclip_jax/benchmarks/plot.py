@@ -5,9 +5,12 @@ from pathlib import Path
 
 import matplotlib.figure
 
+UNITS = ("images_per_second", "decode_images_per_second", "seconds")  # of a row, the first that it has is shown
+NAMES = ("side", "model", "work", "way", "codec", "function", "remat", "bits", "threads", "workers")
+
 
 def save(path: str | Path, rows: Sequence[dict], title: str) -> None:
-    """A PNG of `rows`, which have images_per_second, or seconds and side (of a comparison)."""
+    """A PNG of `rows`, which have one of UNITS."""
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     counts = [row.get("devices") for row in rows]
@@ -18,15 +21,8 @@ def save(path: str | Path, rows: Sequence[dict], title: str) -> None:
         axes.set(xlabel="devices", ylabel="images / s", xticks=counts)
         axes.legend()
     else:
-        unit = "images_per_second" if "images_per_second" in rows[0] else "seconds"
-        names = [
-            " ".join(
-                str(row[key])
-                for key in ("side", "model", "work", "codec", "function", "remat", "bits", "threads", "workers")
-                if key in row
-            )
-            for row in rows
-        ]
+        unit = next(unit for unit in UNITS if unit in rows[0])
+        names = [" ".join(str(row[key]) for key in NAMES if key in row) for row in rows]
         middle = [row[unit] for row in rows]
         # p10 and p90 are of the seconds in training rows and of the rate in others.
         bars = axes.barh(range(len(rows)), middle)

@@ -25,6 +25,7 @@ from mammoclip_jax.errors import UserError
 IDENTITY = ("dataset", "patient", "study", "image", "laterality", "view")
 COLUMNS = (*IDENTITY, "label", "truth")
 FILES = "predictions*.csv"
+EVALUATED = "evaluation"  # where `evaluate` writes in the folder of a run
 
 
 class Predicted(NamedTuple):
@@ -86,12 +87,16 @@ def _numbers(column: pd.Series, path: Path) -> pd.Series:
 def read_all(path: str | Path) -> dict[str, pd.DataFrame]:
     """{name: table} of a file, or of all in a result folder; a name is the path in the folder without ".csv".
 
+    Of a run that was evaluated again, the folder of `evaluate` is read and not that of the training's end.
+
     Raises:
         UserError: a folder without predictions, or as `read`.
     """
     path = Path(path)
     if not path.is_dir():
         return {path.stem: read(path)}
+    if (path / EVALUATED).is_dir() and any((path / EVALUATED).rglob(FILES)):
+        path = path / EVALUATED
     files = sorted(path.rglob(FILES))
     if not files:
         raise UserError(f"{path} holds no {FILES}. Evaluate with zero_shot or classification and this folder as --out.")

@@ -25,6 +25,7 @@ from mammoclip_jax.names import check_name
 BY = ("density", "age", "vendor", "view", "site", "dataset", "laterality")
 AGE_BANDS = (40, 50, 60, 70)  # years: lower edges of the bands after the first
 UNKNOWN = "unknown"
+AUROC, MACRO = "auroc", "macro_auroc"
 _FINER = {"view": "image", "laterality": "breast"}  # an exam has several, a breast several views
 
 
@@ -58,7 +59,7 @@ def subgroups(
     index: pd.DataFrame,
     *,
     by: tuple[str, ...] = BY,
-    metric: str = "auroc",
+    metric: str | None = None,
     level: str = "breast",
     age_bands: tuple[int, ...] = AGE_BANDS,
     resamples: int = statistics.RESAMPLES,
@@ -70,7 +71,8 @@ def subgroups(
         predictions: see `predictions`.
         index: of the data set, or of several one after the other.
         by: from BY; what all images share is left out.
-        metric: a name from `comparison.METRICS`; labels that cannot have it are passed over.
+        metric: a name from `comparison.METRICS`; labels that cannot have it are passed over. None: auroc of yes/no labels,
+            macro_auroc of labels with classes.
         level: what is scored; by view it is always images, by laterality at the coarsest breasts.
 
     Returns:
@@ -80,26 +82,28 @@ def subgroups(
     Raises:
         UserError: an unknown metric, level or subgroup; an image that the index does not have.
     """
-    check_name(metric, METRICS, "metric for subgroups")
+    if metric is not None:
+        check_name(metric, METRICS, "metric for subgroups")
     check_name(level, LEVEL_NAMES, "level")
     for name in by:
         check_name(name, BY, "subgroup")
     known = attributes(index, age_bands).set_index(["dataset", "image"])
     rows, entries = [], {}
     for label in labels(predictions):
-        if metric not in metrics_of(label, (metric,)):
+        own = metric or (MACRO if label.classes else AUROC)
+        if own not in metrics_of(label, (own,)):
             continue
-        for row in _of_label(label, known, by, metric, level, {"resamples": resamples, "seed": seed}):
+        for row in _of_label(label, known, by, own, level, {"resamples": resamples, "seed": seed}):
             rows.append(row)
             entry = {key: row[key] for key in ("value", "low", "high", "n")}
             entry |= {"reason": row["reason"]} if row["reason"] else {}
             name = "all" if row["by"] == "all" else f"{row['by']}={row['group']}"
-            entries[f"{label.label}/{name}/{metric}"] = entry
+            entries[f"{label.label}/{name}/{own}"] = entry
     if not rows:
         raise UserError(f"no label of the predictions can have the metric {metric!r}.")
     protocol = (
-        f"{metric} at the level {level} in subgroups, by view of single images; what all images "
-        "share is left out. gap: a subgroup's value minus that "
+        f"{metric or f'{AUROC}, of classes {MACRO},'} at the level {level} in subgroups, by view of single images; "
+        "what all images share is left out. gap: a subgroup's value minus that "
         f"of the whole. Intervals: {statistics.INTERVAL}, of a gap over the patients of the whole."
     )
     return Result("subgroups", protocol, entries, {"subgroups": pd.DataFrame(rows)})

@@ -54,6 +54,14 @@ def test_a_folder_gives_all_its_files_under_their_names(tmp_path):
     assert list(predictions.read_all(tmp_path / "vindr" / "zero_shot" / "predictions.csv")) == ["predictions"]
 
 
+def test_of_a_run_that_was_evaluated_again_the_later_results_are_read(tmp_path):
+    for folder, score in (("results", 0.1), ("evaluation", 0.9)):
+        (tmp_path / folder / "vindr").mkdir(parents=True)
+        written(tmp_path / folder / "vindr" / "predictions.csv", ROWS.assign(label="m", truth=1, score=score))
+    (name, table), *others = predictions.read_all(tmp_path).items()
+    assert name == "vindr/predictions" and not others and (table["score"] == 0.9).all()
+
+
 def test_errors_name_the_file_and_what_to_do(tmp_path):
     good = ROWS.assign(label="mass", truth=1, score=[0.5, 0.6])
     bad = {

@@ -107,6 +107,14 @@ def test_classes_have_subgroups_too_and_other_labels_are_passed_over():
     assert table["value"].notna().all()
 
 
+def test_without_a_metric_each_label_has_the_one_that_fits_it():
+    both = pd.concat([MASS, made.density(INDEX, 1)])
+    table = subgroups(both, INDEX, by=("vendor",), **QUICK).tables["subgroups"]
+    assert dict(zip(table["label"], table["metric"])) == {"mass": "auroc", "density": "macro_auroc"}
+    alone = subgroups(made.density(INDEX, 1), INDEX, by=("vendor",), **QUICK)  # of a softmax classifier: was an error
+    assert "density/all/macro_auroc" in alone.metrics
+
+
 def test_a_mean_over_fewer_classes_has_no_gap():
     row = (
         subgroups(made.density(INDEX, 1), INDEX, by=("vendor",), metric="macro_f1", **QUICK).tables["subgroups"].iloc[1]
