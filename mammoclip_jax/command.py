@@ -3,6 +3,7 @@
 import json
 import logging
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
@@ -67,6 +68,13 @@ def _unknown_field(argv) -> str:
                 )
             holder = holder[part]
     return ""
+
+
+def line() -> str:
+    """The command of this process, to be repeated: `python -m mammoclip_jax.evaluate --weights=...`."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def parse_options(pairs: list[str]) -> dict:

@@ -12,8 +12,6 @@ folder, a published file or a model on the hub instead of a run; it needs --data
 """
 
 import itertools
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +113,7 @@ def main(argv) -> int:
         model=model,
         datasets=datasets,
         history=read_metrics(workdir / "metrics.jsonl"),
-        command=shlex.join(["python", "-m", "mammoclip_jax.evaluate", *sys.argv[1:]]),
+        command=command.line(),
     )
     print(text_table(results))
     print(f"report: {page}")

@@ -18,6 +18,12 @@ MISSING = "not installed"
 # Options of an image encoder that change how it is computed and not what.
 SPEED = re.compile("remat|scan|lanes|depthwise|attention|rows|kernels")
 
+# An absolute path, or one below a home folder, in a text; addresses (https://...) are none.
+_PATH = re.compile(
+    r"""(?<![\w.:/\\])(?:file://)?(?:(?:~|[A-Za-z]:)(?:[/\\][^\s/\\,;:'"()<>|`]+)+"""
+    r"""|(?:/[^\s/\\,;:'"()<>|`]+){2,})/?"""
+)
+
 
 def collect(datasets) -> dict:
     """JSON: the data sets {name: fingerprint, licence, citation, real, counts} and the versions of all that ran."""
@@ -117,3 +123,14 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return process.stdout.strip()
+
+
+def without_paths(value: Any) -> Any:
+    """JSON in which every path of this machine, in whatever text, is cut to its last part."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(entry) for entry in value]
+    if isinstance(value, str):
+        return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/"))[-1], value)
+    return value

@@ -10,8 +10,6 @@ import functools
 import json
 import logging
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import jax
 from clu import parameter_overview
 from tqdm import tqdm
 
-from mammoclip_jax import provenance, tasks
+from mammoclip_jax import command, provenance, tasks
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.phantom import generate as phantom
@@ -319,7 +317,7 @@ def final_evaluation(model, datasets, config, workdir):
         datasets=datasets,
         predictions=predictions,
         history=read_metrics(workdir / "metrics.jsonl"),
-        command=shlex.join(sys.argv),
+        command=command.line(),
     )
     return results, page
 

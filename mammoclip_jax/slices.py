@@ -15,7 +15,6 @@ OUT/features. --config trains both models first. docs/slices.md says how each fi
 
 import logging
 import runpy
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +37,6 @@ from mammoclip_jax.inference import loading
 from mammoclip_jax.names import check_name, check_options
 from mammoclip_jax.tasks import split_as_trained
 from mammoclip_jax.weights import repaired
-from mammoclip_jax.weights.folder import without_paths
 from mammoclip_jax.weights.opening import open_weights
 
 HYPOTHESES = ("lexicon", "metadata", "model")
@@ -129,7 +127,7 @@ def main(argv) -> int:
         label=values.label,
         known=values.known,
         protocol=protocol,
-        command=without_paths(shlex.join(["python", "-m", "mammoclip_jax.slices", *sys.argv[1:]])),
+        command=provenance.without_paths(command.line()),
         models=_about(classifier, language),
         repaired=written.name if written else "",
     )
@@ -333,7 +331,9 @@ def _about(classifier, language) -> dict[str, str]:
     """{what it is here: its name and step} of the models, for the page."""
     models = {"classifier": classifier} | ({"dual encoder": language} if language else {})
     return {
-        what: without_paths(f"{model.config.get('name', '') or model.kind.replace('_', ' ')}, step {model.step}")
+        what: provenance.without_paths(
+            f"{model.config.get('name', '') or model.kind.replace('_', ' ')}, step {model.step}"
+        )
         for what, model in models.items()
     }
 

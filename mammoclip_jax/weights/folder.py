@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from safetensors.numpy import save_file
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import lookup
+from mammoclip_jax.provenance import without_paths
 
 FORMAT, VERSION = "mammoclip_jax", 1
 KINDS = ("dual_encoder", "image_encoder", "text_encoder", "classifier", "detector", "segmenter", "attributes")
@@ -42,12 +42,6 @@ _FIELDS = {
     "predict": ("prompts", "stage", "method"),
     "task": ("kind", "label", "unit", "folds", "fold", "fraction"),
 }
-
-# An absolute path, or one below a home folder, in a text; addresses (https://...) are none.
-_PATH = re.compile(
-    r"""(?<![\w.:/\\])(?:file://)?(?:(?:~|[A-Za-z]:)(?:[/\\][^\s/\\,;:'"()<>|`]+)+"""
-    r"""|(?:/[^\s/\\,;:'"()<>|`]+){2,})/?"""
-)
 
 
 def is_folder(path: str | Path) -> bool:
@@ -178,17 +172,6 @@ def replacing(out: str | Path, files: Sequence[str], is_ours: Callable[[Path], b
             shutil.rmtree(old)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def without_paths(value: Any) -> Any:
-    """JSON in which every path of this machine, in whatever text, is cut to its last part."""
-    if isinstance(value, Mapping):
-        return {key: without_paths(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [without_paths(entry) for entry in value]
-    if isinstance(value, str):
-        return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/"))[-1], value)
-    return value
 
 
 def sha256(path: Path) -> str:

@@ -23,8 +23,9 @@ from jax import export
 from mammoclip_jax import models
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import lookup
+from mammoclip_jax.provenance import without_paths
 from mammoclip_jax.training import augment
-from mammoclip_jax.weights.folder import replacing, sha256, without_paths
+from mammoclip_jax.weights.folder import replacing, sha256
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 FORMAT, VERSION = "mammoclip_jax image tower", 1

@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
+from mammoclip_jax import provenance
 from mammoclip_jax.config import complete, defaults
 from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
 from mammoclip_jax.errors import UserError
@@ -170,7 +171,7 @@ def test_no_path_of_this_machine_goes_along(out):
     ],
 )
 def test_what_is_no_path_stays(text):
-    assert folder.without_paths({"a": [f"see {text}."]}) == {"a": [f"see {text}."]}
+    assert provenance.without_paths({"a": [f"see {text}."]}) == {"a": [f"see {text}."]}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_what_is_no_path_stays(text):
     ],
 )
 def test_paths_are_cut_to_their_last_part(text, left):
-    assert folder.without_paths(text) == left
+    assert provenance.without_paths(text) == left
 
 
 def test_the_tokenizer_is_a_file_for_everybody(out, meta):

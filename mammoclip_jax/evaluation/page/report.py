@@ -47,7 +47,7 @@ def write(
         model: its `config`, `step`, `provenance` and `preprocessing` are shown.
         datasets: {name: Dataset}; their `info` says what is real and what is phantom.
         history: rows of the run's metrics.jsonl.
-        command: the command that made the results, to be repeated.
+        command: the command that made the results, to be repeated; of paths of this machine the page shows the last part.
         predictions: (what `exam.predict` returned, the folder it was given for overlays).
         resamples: of the patients, for the bands of curves and the intervals of subgroups.
 
@@ -74,12 +74,13 @@ def write(
             results=[_section(r, resamples) for r in results],
             galleries=[gallery for r in results if (gallery := _gallery(r))],
             exams=[exam for prediction, folder in predictions for exam in _exams(prediction, Path(folder))],
-            config=config_text(model.config),
-            provenance=json.dumps(result.plain(model.provenance), indent=2),
+            measured=any(entry["value"] is not None for r in results for entry in r.metrics.values()),
+            config=provenance.without_paths(config_text(model.config)),
+            provenance=json.dumps(provenance.without_paths(result.plain(model.provenance)), indent=2),
             preprocessing=json.dumps(result.plain(dict(model.preprocessing)), indent=2),
             versions={name: provenance.version(name) for name in PACKAGES},
             tables=TABLES,
-            command=command,
+            command=provenance.without_paths(command),
         )
     )
     path = out / "report.html"

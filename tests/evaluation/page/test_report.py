@@ -170,6 +170,23 @@ def test_an_empty_run_still_gives_a_page(tmp_path):
     assert "No real mammogram was evaluated" in text and "no metrics.jsonl" in text
 
 
+def test_a_page_of_few_real_films_speaks_of_no_phantoms_and_shows_no_path(tmp_path):
+    outcome = Result("own/zero_shot", "", {"mass/auroc": statistics.entry(0.8, n=9)})
+    path = report.write(
+        tmp_path,
+        [outcome],
+        model=FakeModel(),
+        datasets={"own": FakeDataset(2, real=True, name="own")},
+        command="python -m mammoclip_jax.evaluate --data=/home/someone/private/own --workdir=runs/x",
+    )
+    page = Page(path.read_text())
+    assert "saliency" not in page.ids
+    assert not any(words in page.text for words in ("What is phantom", "of phantoms", "computer phantoms", "marks: ph"))
+    assert set(page.links) >= {f"#{name}" for name in page.ids}
+    assert "Nothing could be measured" not in page.text and "all that were stand under Results" in page.text
+    assert "--data=own --workdir=runs/x" in page.text and "someone" not in path.read_text()
+
+
 def test_curves_leave_out_what_has_no_value():
     found = plots.curves([{"step": 1, "loss": 2.0, "unknown": 1.0}, {"step": 2, "loss": None, "gradient_norm": None}])
     assert [plot.title for plot in found] == ["Training loss"]
