@@ -211,7 +211,7 @@ def _cell(name: str, metrics: dict[str, dict]) -> dict[str, Any] | None:
 
 
 def headlines(results: list[Result]) -> list[Headline]:
-    """The figures for the top of the page; those without a value or over few cases are left out."""
+    """The figures for the top of the page; those without a value or over few cases are left out, and no two have one title."""
     figures = []
     for pattern, title, baseline, baseline_name in _HEADLINES:
         for result in results:
@@ -232,7 +232,8 @@ def headlines(results: list[Result]) -> list[Headline]:
                             baseline_name,
                         )
                     )
-    return figures
+    titles = [figure.title for figure in figures]
+    return [f._replace(title=f"{f.title}, {f.source}") if titles.count(f.title) > 1 else f for f in figures]
 
 
 def _source(result: Result) -> str:

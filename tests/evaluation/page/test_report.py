@@ -234,6 +234,12 @@ def test_headlines_leave_out_what_has_few_cases_or_no_value():
     ]
 
 
+def test_no_two_headlines_have_one_title():
+    metrics = {"mass/pointing_game": statistics.entry(0.6, n=30)}
+    found = display.headlines([Result("big/saliency", "", metrics), Result("big/saliency_grad_cam", "", metrics)])
+    assert [h.title for h in found] == ["Map points at the mass, big", "Map points at the mass, big, saliency grad cam"]
+
+
 def test_the_terminal_table_names_values_and_reasons():
     found = [
         Result(
