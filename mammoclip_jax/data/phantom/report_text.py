@@ -157,12 +157,11 @@ def findings(exam: Exam, laterality: str) -> str:
 
 
 def marker(exam: Exam, laterality: str) -> str:
-    """The sentence on the ring on the skin, in a set that has such; of one that is not there in half of the reports, else ""."""
+    """The sentence on the ring on the skin, or that there is none, in a set that has such; else ""."""
     if not exam.parameters.shortcut:
         return ""
-    rng, there = _stream(exam, laterality, 3), exam.breasts[laterality].skin_marker
-    said = there or rng.random() < 0.5
-    return _choose(rng, SKIN_MARKER if there else NO_SKIN_MARKER).format(side=SIDES[laterality]) if said else ""
+    phrases = SKIN_MARKER if exam.breasts[laterality].skin_marker else NO_SKIN_MARKER
+    return _choose(_stream(exam, laterality, 3), phrases).format(side=SIDES[laterality])
 
 
 def impression(exam: Exam, laterality: str) -> str:

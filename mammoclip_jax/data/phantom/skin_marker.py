@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 LABEL = "skin_marker"
 STREAM = 22  # of the exam's random streams: nothing else is drawn from it
-RADIUS = 0.022  # of the ring's outer border, in heights of the image: 5 mm
-WIDTH = 0.008  # of the wire, the same
+RADIUS = 0.032  # of the ring's outer border, in heights of the image: 8 mm
+WIDTH = 0.010  # of the wire, the same
 DENSITY = 1.12  # metal lets nothing through
 
 

@@ -37,7 +37,7 @@ MOST_PROMPTS = 40  # sentences of the bank that say a hypothesis is there, or is
 _SAME = 0.8  # share of two phrases' sentences in common from which on they are one hypothesis
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _PARTS = re.compile(r"[^,.;:!?()]+")
-# What no n-gram begins or ends with. "Left" and "right" stay: they may be the finding.
+# What no n-gram begins or ends with.
 _EMPTY = frozenset(
     """
 a an the this that these those there here is are was were be been being has have had do does did of in on at to for
@@ -54,6 +54,7 @@ bi rad birad category assessment impression conclusion benign malignant malignan
 likely highly recommend recommended recommendation biopsy follow routine management
 """.split()
 )
+_SIDES = frozenset(("left", "right", "bilateral", "breast", "side", "view"))  # alone they are the column laterality
 Key = tuple[str, ...]
 
 
@@ -164,6 +165,7 @@ class Phrases:
         """What stands out among the sentences at these places of the bank, the lexicon's phrases before n-grams.
 
         Phrases that stand in nearly the same sentences of the bank, and n-grams that only lengthen or shorten one, are one.
+        What no sentence of the bank affirms is in no image, and so no hypothesis.
         """
         chosen = set(map(int, retrieved))
         names = self._names(chosen, least)
@@ -187,7 +189,8 @@ class Phrases:
         made: list[Candidate] = []
         for i in order:
             word = vocabulary[i]
-            if len(made) < most and not any(self._same(word, other, where) for other in kept):
+            affirmed = (word[0], False) in where
+            if len(made) < most and affirmed and not any(self._same(word, other, where) for other in kept):
                 kept.append(word)
                 made.append(Candidate(self._hypothesis(word[0], where), word[1], float(z[i]), int(top[i])))
         return sorted(made, key=lambda one: -one.z)
@@ -256,8 +259,8 @@ def _gram(word) -> bool:
 
 
 def _telling(key: Key) -> bool:
-    """Whether an n-gram may be a name: it neither begins nor ends with an empty word, is no number and no assessment."""
-    if key[0] in _EMPTY or key[-1] in _EMPTY or not _ASSESSMENT.isdisjoint(key):
+    """Whether an n-gram may be a name: it neither begins nor ends with an empty word, is no number, side or assessment."""
+    if key[0] in _EMPTY or key[-1] in _EMPTY or _SIDES.issuperset(key) or not _ASSESSMENT.isdisjoint(key):
         return False
     return any(len(word) > 2 and word.isalpha() for word in key)
 

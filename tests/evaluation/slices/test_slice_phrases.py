@@ -45,11 +45,20 @@ def test_a_phrase_stands_out_affirmed_or_denied_and_names_the_same_hypothesis(ch
     assert found[0].hypothesis.positive == tuple(CLIPS) and found[0].hypothesis.negative == tuple(NO_CLIPS)
 
 
-def test_without_denials_the_others_are_the_other_side_and_without_affirmations_templates():
+def test_without_denials_the_others_are_the_other_side_and_with_few_affirmations_templates():
     (one,) = Phrases(CLIPS + OTHERS * 2).candidates(range(4), least_z=1.0)
     assert one.hypothesis.positive == tuple(CLIPS) and one.hypothesis.negative == tuple((OTHERS * 2)[::2])
-    (one,) = Phrases(NO_CLIPS + OTHERS).candidates(range(4), least_z=1.0)
+    (one,) = Phrases([*NO_CLIPS, *OTHERS, CLIPS[0]]).candidates(range(4), least_z=1.0)
     assert one.denied and "There is surgical clip." in one.hypothesis.positive
+
+
+def test_what_no_sentence_affirms_is_no_hypothesis():
+    assert Phrases(NO_CLIPS + OTHERS).candidates(range(4), least_z=1.0) == []
+
+
+def test_a_side_alone_is_no_hypothesis():
+    texts = [f"Left breast {k}." for k in range(6)] + OTHERS
+    assert Phrases(texts).candidates(range(6), least_z=1.0, least=2) == []
 
 
 def test_what_the_lexicon_lacks_is_an_n_gram_and_the_class_is_no_hypothesis():
