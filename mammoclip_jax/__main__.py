@@ -1,7 +1,11 @@
-"""Lists the commands."""
+"""All commands as one: `mammoclip pretrain ...`, or `python -m mammoclip_jax pretrain ...`."""
 
 import ast
+import runpy
+import sys
 from pathlib import Path
+
+from mammoclip_jax.names import suggestion
 
 COMMANDS = (
     "prepare",
@@ -26,7 +30,32 @@ def summary(name: str) -> str:
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).partition("\n")[0]
 
 
+def listing() -> str:
+    """The commands, a line each."""
+    lines = [f"mammoclip {name:<10} {summary(name)}" for name in COMMANDS]
+    return "\n".join([*lines, "", "Each has --help, with examples. README.md says how they go together."])
+
+
+def main() -> int:
+    """Runs the command that the first word names, as `python -m mammoclip_jax.NAME` does; lists all without one."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        sys.argv = sys.argv[1:]
+        runpy.run_module(f"mammoclip_jax.{name}", run_name="__main__", alter_sys=True)
+        return 0
+    if name == "--version":
+        from mammoclip_jax import __version__
+
+        print(__version__)
+    elif name in ("", "--help", "-h"):
+        print(listing())
+    else:
+        print(
+            f"error: there is no command {name!r}.{suggestion(name, COMMANDS)} See mammoclip --help.", file=sys.stderr
+        )
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    for command in COMMANDS:
-        print(f"python -m mammoclip_jax.{command:<10} {summary(command)}")
-    print("\nEach has --help, with examples. README.md says how they go together.")
+    sys.exit(main())

@@ -5,9 +5,10 @@ import logging
 import runpy
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
@@ -15,6 +16,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.names import suggestion
 
+HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request and saved; the same command goes on
 
 
@@ -37,6 +39,9 @@ def run(main, *, words: bool = False) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 2
 
+    if HELP.intersection(sys.argv[1:]):
+        print(help_text(sys.modules["__main__"]))
+        return
     try:
         app.run(guarded)
     except (AttributeError, KeyError):  # ml_collections raises these while it parses an unknown --config.field
@@ -68,6 +73,21 @@ def _unknown_field(argv) -> str:
                 )
             holder = holder[part]
     return ""
+
+
+def help_text(module) -> str:
+    """What --help shows of a command: what its file says, as it stands there, and its flags with their defaults."""
+    own = flags.FLAGS.get_flags_for_module(module.__name__) or flags.FLAGS.get_key_flags_for_module(module)
+    shown = []
+    for flag in sorted(own, key=lambda flag: flag.name):
+        name = f"[no]{flag.name}" if flag.boolean else flag.name
+        default = "" if flag.default in (None, "", [], False) else f" Default: {flag.default_as_str.strip(chr(39))}."
+        said = " ".join(str(flag.help).split()).replace(
+            "; repeat this option to specify a list of values", " May be repeated."
+        )
+        words = textwrap.fill(f"{said}{default}", 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        shown.append(f"  --{name}\n{words}")
+    return "\n".join([str(module.__doc__).strip(), "", "flags, each --name=value:", *shown])
 
 
 def line() -> str:

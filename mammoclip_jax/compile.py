@@ -1,4 +1,4 @@
-"""Compile a config's training step for TPUs that are not there: memory, FLOPs, traffic, collectives, largest batch.
+r"""Compile a config's training step for TPUs that are not there: memory, FLOPs, traffic, collectives, largest batch.
 
 Examples:
     python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 --images_per_chip=8 \

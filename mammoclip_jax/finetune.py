@@ -1,4 +1,4 @@
-"""Train a classifier, detector or segmentation on labelled images, evaluate it on the way and at the end, write the report.
+r"""Train a classifier, detector or segmentation on labelled images, evaluate it on the way and at the end, write the report.
 
     python -m mammoclip_jax.finetune --config=configs/phantom_classifier.py --workdir=runs/classifier
     python -m mammoclip_jax.finetune --config=configs/phantom_detector.py --workdir=runs/detector \

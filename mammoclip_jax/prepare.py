@@ -1,4 +1,4 @@
-"""Files and tables -> data set folder.
+r"""Files and tables -> data set folder.
 
 Examples:
     python -m mammoclip_jax.prepare --source=mias --root=data/mias --out=prepared/mias --geometry=fit --height=512 \

@@ -1,4 +1,4 @@
-"""Find the regions of a data set's images once, for training and evaluation: boxes, masks, models, a teacher.
+r"""Find the regions of a data set's images once, for training and evaluation: boxes, masks, models, a teacher.
 
     python -m mammoclip_jax.regions --data=data/vindr --method=sliding
     python -m mammoclip_jax.regions --data=data/vindr --method=detector --weights=runs/detector --option=threshold=0.2

@@ -1,4 +1,4 @@
-"""Published rows measured here: runs what is at hand and prints ours beside the published value.
+r"""Published rows measured here: runs what is at hand and prints ours beside the published value.
 
     python -m mammoclip_jax.reproduce --list
     python -m mammoclip_jax.reproduce vindr_mass 'rsna_cancer/zero_shot' --data=vindr=data/vindr,rsna=data/rsna \

@@ -1,4 +1,4 @@
-"""Find where a classifier fails, in words, test that, and repair it: error slices after LADDER.
+r"""Find where a classifier fails, in words, test that, and repair it: error slices after LADDER.
 
     python -m mammoclip_jax.slices --model=runs/classifier --language=runs/dual_encoder --dataset=data/vindr \
         --label=mass --out=slices/vindr --json=figures.json
