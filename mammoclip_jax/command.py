@@ -1,5 +1,6 @@
 """What the commands share: errors that are the user's, logs, options, the JSON file."""
 
+import errno
 import json
 import logging
 import runpy
@@ -17,6 +18,14 @@ from mammoclip_jax.files import write_text
 from mammoclip_jax.names import suggestion
 
 HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
+STOPPED = 130  # as a shell says it of Ctrl-C
+REMEDIES = {  # of what goes wrong on a disk, whoever writes
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "Make room and run the same command again; what was finished is kept."
+    ),
+    errno.EROFS: "This file system is read-only: name a folder on another.",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Name a folder that you may write to, or have its rights changed."),
+}
 INTERRUPTED = 75  # EX_TEMPFAIL: stopped on request and saved; the same command goes on
 
 
@@ -37,6 +46,15 @@ def run(main, *, words: bool = False) -> None:
             return main(argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\nstopped by Ctrl-C. What was finished is kept; run the same command again.", file=sys.stderr)
+            return STOPPED
+        except OSError as error:
+            if error.errno not in REMEDIES:
+                raise
+            where = f" {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror}:{where or ' while writing'}. {REMEDIES[error.errno]}", file=sys.stderr)
             return 2
 
     if HELP.intersection(sys.argv[1:]):

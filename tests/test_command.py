@@ -38,6 +38,29 @@ def test_help_keeps_its_lines_and_ends_with_status_0():
     )
 
 
+@pytest.mark.parametrize(
+    "raised, status, said",
+    [
+        ("KeyboardInterrupt()", 130, "stopped by Ctrl-C"),
+        ("OSError(errno.ENOSPC, 'No space left on device', 'runs/x')", 2, "left on device: runs/x. Make room and run"),
+        ("OSError(errno.EROFS, 'Read-only file system')", 2, "Read-only file system: while writing. This file system"),
+        ("PermissionError(errno.EACCES, 'Permission denied', '/etc/x')", 2, "/etc/x. Name a folder that you may write"),
+        ("UserError('so it is')", 2, "error: so it is"),
+    ],
+)
+def test_stops_and_disks_end_in_one_line(raised, status, said):
+    code = f"""
+import errno
+from mammoclip_jax import command
+from mammoclip_jax.errors import UserError
+def main(argv):
+    raise {raised}
+command.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == status and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
 def test_the_package_has_one_program_and_one_version():
     scripts = {e.name: e.value for e in importlib.metadata.entry_points(group="console_scripts")}
     if "mammoclip" not in scripts:
