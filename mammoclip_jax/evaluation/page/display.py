@@ -121,8 +121,8 @@ _HEADLINES = (
     ),
     (r"(?P<what>[^@]+)(?<!/published)(?<!/breast)/ap@0\.5", "Boxes of {what}: AP at IoU 0.5", None, ""),
     (r"(?P<what>[^/]+)/dice", "Masks of {what}: Dice", "{what}/dice_brightness", "brightness"),
-    (r"image_to_text/recall@(?P<what>5)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
-    (r"text_to_image/recall@(?P<what>5)", "Report to image, R@{what}", "text_to_image/chance@{what}", "chance"),
+    (r"image_to_text/recall@(?P<what>10)", "Image to report, R@{what}", "image_to_text/chance@{what}", "chance"),
+    (r"text_to_image/recall@(?P<what>10)", "Report to image, R@{what}", "text_to_image/chance@{what}", "chance"),
     (r"(?P<what>[^/]+)/pointing_game", "Map points at the {what}", "{what}/centre_guess", "centre guess"),
 )
 
