@@ -19,16 +19,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from mammoclip_jax import command
-from mammoclip_jax.data import leave_out
-from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import EVALUATORS, result
-from mammoclip_jax.evaluation.page import report
-from mammoclip_jax.evaluation.page.display import text_table
-from mammoclip_jax.evaluation.suite import evaluate
-from mammoclip_jax.inference import loading
-from mammoclip_jax.tasks import split_as_trained
-from mammoclip_jax.training.writer import read_metrics
+from mammoclip_jax.evaluation import EVALUATORS
 
 
 def define_flags() -> None:
@@ -54,6 +46,8 @@ def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
 
     The second of two folders with the same name gets a number behind it.
     """
+    from mammoclip_jax.data import leave_out  # not for --help
+    from mammoclip_jax.data.store.shards import Dataset
 
     def opened(folder: str) -> Dataset:
         return leave_out.unused(Dataset.open(folder), config.data.leave_out)
@@ -87,6 +81,14 @@ def main(argv) -> int:
     del argv
     values = flags.FLAGS
     check_flags(values)
+    from mammoclip_jax.evaluation import result  # not for --help, nor a mistake in the command: they import jax
+    from mammoclip_jax.evaluation.page import report
+    from mammoclip_jax.evaluation.page.display import text_table
+    from mammoclip_jax.evaluation.suite import evaluate
+    from mammoclip_jax.inference import loading
+    from mammoclip_jax.tasks import split_as_trained
+    from mammoclip_jax.training.writer import read_metrics
+
     model = loading.load(values.workdir or values.weights, batch_size=values.batch_size)
     path = Path(values.workdir or values.out)
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path

@@ -16,9 +16,6 @@ from pathlib import Path
 from absl import flags
 
 from mammoclip_jax import command
-from mammoclip_jax.evaluation.result import write_json
-from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.exam import predict
 
 VIEWS = 4  # of an exam, as a rule: a larger batch would be padding
 
@@ -61,6 +58,10 @@ def define_flags() -> None:
 def main(argv) -> int:
     """The command; see --help."""
     del argv
+    from mammoclip_jax.evaluation.result import write_json  # not for --help: they import jax
+    from mammoclip_jax.inference import loading
+    from mammoclip_jax.inference.exam import predict
+
     values = flags.FLAGS
     model = loading.load(values.weights, batch_size=VIEWS)
     settings = model.config.predict
