@@ -11,9 +11,11 @@ from test_classifier import FakeClassifier
 from mammoclip_jax import evaluate as command
 from mammoclip_jax import provenance
 from mammoclip_jax.config import defaults
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import seen_before
-from mammoclip_jax.tasks import labelled
+from mammoclip_jax.inference import loading
+from mammoclip_jax.tasks import labelled, split_as_trained
 
 
 @pytest.fixture
@@ -30,10 +32,10 @@ def run(tmp_path, monkeypatch):
         str(tmp_path / "phantom"): FakeDataset(3),
         "/elsewhere/films": FakeDataset(1, split="train", name="films", real=True),
     }
-    monkeypatch.setattr(command.Dataset, "open", lambda folder: folders[folder])
+    monkeypatch.setattr(Dataset, "open", lambda folder: folders[folder])
 
     def call(model=model, **flags):
-        monkeypatch.setattr(command.loading, "load", lambda path, batch_size: model)
+        monkeypatch.setattr(loading, "load", lambda path, batch_size: model)
         given = {
             "workdir": str(tmp_path),
             "weights": "",
@@ -150,7 +152,7 @@ def folds(monkeypatch):
     model = FakeClassifier(folds=3, fold=1)
     model.config.model.labels = model.labels
     model.preprocessing, model.provenance = dataset.info["preprocessing"], {"data": {"other": {"fingerprint": "f00"}}}
-    (own,) = command.split_as_trained(model, {"any": dataset}).values()
+    (own,) = split_as_trained(model, {"any": dataset}).values()
     model.trained_on = provenance.trained_on([own])
     return model, {name: set(group) for name, group in own.index.groupby("split")["patient"]}
 
@@ -158,7 +160,7 @@ def folds(monkeypatch):
 def test_a_data_set_it_was_trained_on_is_split_as_it_was_then(run, folds, tmp_path, monkeypatch):
     """Whoever names it, and wherever it lies: its content decides."""
     model, patients = folds
-    monkeypatch.setattr(command.Dataset, "open", lambda folder: FakeDataset(9))
+    monkeypatch.setattr(Dataset, "open", lambda folder: FakeDataset(9))
     figures = run(
         model,
         workdir="",
@@ -176,7 +178,7 @@ def test_patients_it_was_trained_on_are_refused_unless_asked_for(run, folds, mon
     model, patients = folds
     later, trained = FakeDataset(9), len(patients["train"])
     later.info["fingerprint"] = "f01"  # prepared again, in another size or with more patients
-    monkeypatch.setattr(command.Dataset, "open", lambda folder: later)
+    monkeypatch.setattr(Dataset, "open", lambda folder: later)
     asked = dict(dataset=["/elsewhere/later"], evaluators=["classification"])
     with pytest.raises(
         UserError,
