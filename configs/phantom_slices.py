@@ -23,7 +23,7 @@ def get_config(variant="shortcut"):
     check_name(variant, VARIANTS, "variant of phantom_slices")
     config = defaults()
     config.name = {
-        "shortcut": "Phantoms with a shortcut: masses, mostly with a ring on the skin",
+        "shortcut": "Phantoms with a shortcut: masses, each with a ring on the skin",
         "none": "Phantoms with rings that say nothing: masses",
         "language": "Phantoms with rings that say nothing: images and reports",
     }[variant]
