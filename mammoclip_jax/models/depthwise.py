@@ -27,6 +27,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import suggestion
 
 FORMULATIONS = ("native", "shifted", "sums")
+PLATFORMS = {"cpu": "shifted", "cuda": "sums", "rocm": "sums"}  # what each runs well; "native" on others
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _CACHE = 2**18  # bytes; the kernel gradient of large maps takes half the time of sums over the whole width
@@ -74,11 +75,10 @@ depthwise_conv.defvjp(lambda x, kernel, *static: (_forward(x, kernel, *static), 
 
 
 def _choose(formulation, passes, **options):
-    """The one place where a platform gets its formulation."""
     passes = {name: functools.partial(function, **options) for name, function in passes.items()}
     if formulation is None:
-        native, shifted, sums = (passes[name] for name in FORMULATIONS)
-        return functools.partial(lax.platform_dependent, cpu=shifted, cuda=sums, rocm=sums, default=native)
+        chosen = {platform: passes[name] for platform, name in PLATFORMS.items()}
+        return functools.partial(lax.platform_dependent, default=passes["native"], **chosen)
     if formulation not in passes:
         raise UserError(
             f"a depthwise convolution has no formulation {formulation!r}."
