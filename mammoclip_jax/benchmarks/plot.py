@@ -22,12 +22,15 @@ def save(path: str | Path, rows: Sequence[dict], title: str) -> None:
         names = [
             " ".join(
                 str(row[key])
-                for key in ("side", "model", "work", "codec", "function", "remat", "bits", "threads", "workers")
+                for key in (
+                    *("side", "model", "batch", "form", "work", "codec", "function", "remat", "bits", "threads"),
+                    "workers",
+                )
                 if key in row
             )
             for row in rows
         ]
-        middle = [row[unit] for row in rows]
+        middle = [row[unit] or 0 for row in rows]  # a step that did not fit has none
         # p10 and p90 are of the seconds in training rows and of the rate in others.
         bars = axes.barh(range(len(rows)), middle)
         axes.bar_label(bars, fmt="%.3g")
