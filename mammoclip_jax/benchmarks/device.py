@@ -18,6 +18,7 @@ from mammoclip_jax.errors import UserError
 OURS, PEER = "mammoclip_jax.benchmarks.device_parts", "mammoclip_jax.benchmarks.device_torch_peer"
 # Of one part, in seconds; a step's compilation on a GPU tries many kernels.
 LIMITS = {"right": 90, "depthwise": 100, "step": 150}
+TRIAL = "This was a trial of the command: its figures say nothing."
 LEAST = 10  # seconds; no part starts with less left
 # The flag that jax's "GPU performance tips" name and no default has: more kernels for XLA to try for each product.
 TRITON = "--xla_gpu_triton_gemm_any=true"
@@ -64,7 +65,7 @@ def plan(
                 "small ViT", tiny, (96, 96), growing, ("vit_tiny_patch16_224", dict(depth=2, img_size=96)), (), "block"
             ),
         )
-        shapes = dict(variant="b0", options=dict(width=0.25, depth=0.25), batch=1, height=32, width=32)
+        shapes = dict(variant="b0", options=dict(width=0.25, depth=0.25), batch=1, height=32, width=32, first=2)
     else:
         b5 = dict(name="efficientnet", variant="b5")
         b14 = dict(name="dinov2", variant="base", registers=4, size=1022)
@@ -88,7 +89,7 @@ def plan(
                 "block",
             ),
         )
-        shapes = dict(variant="b5", options={}, batch=8, height=height, width=width)
+        shapes = dict(variant="b5", options={}, batch=8, height=height, width=width, first=None)
     return Plan(models, shapes, "bfloat16", steps, warm_up, small)
 
 
@@ -118,7 +119,7 @@ def measure(
     if unknown := set(only) - LIMITS.keys():
         raise UserError(f"--parts={sorted(unknown)[0]} does not exist. Known: {', '.join(LIMITS)}.")
     run = run or part
-    session = _Session(whole, time.monotonic(), seconds, run, say or _print)
+    parts = _Parts(whole, time.monotonic(), seconds, run, say or _print)
     wanted = [name for name in LIMITS if name in only or not only]
     found, unfinished = {"right": [], "depthwise": []}, {}
     for name, specification in (
@@ -126,12 +127,12 @@ def measure(
         ("depthwise", whole.depthwise | {"dtype": whole.dtype, "steps": whole.steps}),
     ):
         if name in wanted:
-            found[name], ended = session.lines(OURS, name, specification)
+            found[name], ended = parts.lines(OURS, name, specification)
             failed = sum(not line.get("right", True) for line in found[name])
-            session.done(f"{name}: {len(found[name])} rows, {failed} wrong" + (f" ({ended})" if ended else ""))
+            parts.done(f"{name}: {len(found[name])} rows, {failed} wrong" + (f" ({ended})" if ended else ""))
             unfinished |= {name: ended} if ended else {}
     checks, depthwise = found.values()
-    rows = session.steps() if "step" in wanted else []
+    rows = parts.steps() if "step" in wanted else []
     if not (checks or depthwise or rows):
         raise UserError(f"nothing was measured within {seconds:.0f} s.")
     wrong = [f"{check['what']} {check['dtype']}".strip() for check in checks if not check["right"]]
@@ -139,13 +140,13 @@ def measure(
         "rows": rows,
         "checks": checks,
         "depthwise": depthwise,
-        "advice": advice(rows, depthwise, wrong, unfinished),
+        "advice": [*advice(rows, depthwise, wrong, unfinished), *[TRIAL] * whole.small],
         "wrong": wrong,
         "unfinished": unfinished,
     }
 
 
-class _Session:
+class _Parts:
     """The parts of one run: its clock, the facts about its machine, and the rows so far."""
 
     def __init__(self, whole, begun, seconds, run, say):

@@ -149,12 +149,12 @@ def _loss_of(encoder, statistics, images):
 def depthwise(specification: dict) -> Iterator[dict]:
     """A line a shape and formulation: milliseconds of each pass, None where it was left out.
 
-    Of the specification: variant, options (width, depth), batch, height, width, dtype, steps. bound_ms is what reading one
-    map and writing another takes at the device's bandwidth, where that is known.
+    Of the specification: variant, options (width, depth), batch, height, width, dtype, steps, first (how many shapes; None
+    for all). bound_ms is what reading one map and writing another takes at the device's bandwidth, where that is known.
     """
     known = flops.peak(jax.devices()[0].device_kind)
     dtype = jnp.dtype(specification["dtype"])
-    for where, spec, count, (height, width) in stages(specification):
+    for where, spec, count, (height, width) in stages(specification)[: specification["first"]]:
         padding = tuple(same_pad(n, spec.size, spec.stride) for n in (height, width))
         outputs = [-(-n // spec.stride) for n in (height, width)]
         keys = jax.random.split(jax.random.key(0), 3)
