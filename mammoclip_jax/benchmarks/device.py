@@ -17,7 +17,7 @@ from mammoclip_jax.errors import UserError
 
 OURS, PEER = "mammoclip_jax.benchmarks.device_parts", "mammoclip_jax.benchmarks.device_torch_peer"
 # Of one part, in seconds; a step's compilation on a GPU tries many kernels.
-LIMITS = {"right": 90, "depthwise": 100, "step": 150}
+LIMITS = {"right": 120, "depthwise": 100, "step": 150}
 TRIAL = "This was a trial of the command: its figures say nothing."
 LEAST = 10  # seconds; no part starts with less left
 # The flag that jax's "GPU performance tips" name and no default has: more kernels for XLA to try for each product.
@@ -151,7 +151,7 @@ class _Parts:
 
     def __init__(self, whole, begun, seconds, run, say):
         self.plan, self.begun, self.seconds, self.run, self.say = whole, begun, seconds, run, say
-        self.facts, self.flops, self.platform = gpu_facts(), {}, "cpu"
+        self.facts, self.flops, self.platform, self.peak = gpu_facts(), {}, "cpu", None
 
     def left(self) -> float:
         return self.seconds - (time.monotonic() - self.begun)
@@ -184,16 +184,11 @@ class _Parts:
                     if side == "jax" and rows[-1]["status"].startswith(FULL):
                         rows.append(self.step(model, side, batch, {"remat": model.remat}))
         for model in self.plan.models:
-            fitted = [row["batch"] for row in rows if row["status"] == "ok" and row["model"] == model.name]
-            peers = [
-                row["batch"]
-                for row in rows
-                if row["status"] == "ok" and (row["side"], row["model"]) == ("torch", model.name)
-            ]
-            if peers and not self.plan.small:
-                rows.append(self.step(model, "torch", max(peers), compiled=True))
-            for variant in model.variants if fitted and self.platform == "gpu" else ():
-                rows.append(self.step(model, "jax", min(fitted), variant))
+            ours, theirs = ([row["batch"] for row in rows if _fits(row, side, model.name)] for side in ("jax", "torch"))
+            if theirs and not self.plan.small:
+                rows.append(self.step(model, "torch", max(theirs), compiled=True))
+            for variant in model.variants if ours and self.platform == "gpu" else ():
+                rows.append(self.step(model, "jax", min(ours), variant))
         return rows
 
     def step(self, model, side, batch, variant: Mapping[str, str] = {}, compiled=False) -> dict:
@@ -216,10 +211,10 @@ class _Parts:
         found: dict[str, Any] = {}
         for line in lines:
             found |= line
-        self.platform = found.get("platform", self.platform)
+        self.platform, self.peak = found.get("platform", self.platform), found.get("peak_flops", self.peak)
         if "flops" in found:
             self.flops[model.name] = found["flops"]
-        found["flops"] = self.flops.get(model.name)
+        found |= {"flops": self.flops.get(model.name), "peak_flops": self.peak}  # of PyTorch's rows too
         made = row(model, side, specification, found, ended, self.facts, variant.get("flags", ""))
         rate = made["images_per_second"]
         self.done(
@@ -303,8 +298,12 @@ def advice(
     return lines
 
 
+def _fits(row, side, name) -> bool:
+    return (row["side"], row["model"], row["status"]) == (side, name, "ok")
+
+
 def _best(rows, side, name) -> dict | None:
-    fitting = [row for row in rows if (row["side"], row["model"], row["status"]) == (side, name, "ok")]
+    fitting = [row for row in rows if _fits(row, side, name)]
     return max(fitting, key=lambda row: row["images_per_second"], default=None)
 
 

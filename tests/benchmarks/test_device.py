@@ -41,7 +41,7 @@ class Fake:
         )
         self.calls.append(" ".join([side, image["name"], str(batch), *kind]))
         lines = [{"device": "NVIDIA H200", "platform": self.platform, "form": "auto: sums", "parameters": 100}]
-        lines += [{"flops": 10**12, "peak_flops": 1e15}] if specification["count"] else [{"peak_flops": 1e15}]
+        lines += [{"flops": 10**12, "peak_flops": 1e15}] * specification["count"]
         lines.append({"forward_seconds": 0.002 * batch})
         if batch > self.most:
             return lines, device_process.FULL
@@ -77,7 +77,9 @@ def test_batches_grow_until_memory_is_full_and_then_maps_are_computed_again(monk
     assert len(said) == len(fake.calls) and "right: 1 rows, 0 wrong" in said[0] and "64 images" in said[10]
     first, full = found["rows"][0], found["rows"][8]
     assert (first["images_per_second"], first["forward_images_per_second"], first["ms"]) == (100.0, 500.0, 80.0)
-    assert first["mfu"] == 0.3  # three passes of 1e12 at 100 images a second, of 1e15
+    assert (
+        first["mfu"] == 0.3 and found["rows"][1]["mfu"] == 0.24
+    )  # three passes of 1e12 at 100 images a second, of 1e15
     assert (first["peak_gib"], first["power_cap"], first["driver"]) == (8.0, "700 W", "580.1")
     assert first["size"] == "1520x912" and first["dtype"] == "bfloat16" and "jax " in first["versions"]
     assert (full["status"], full["images_per_second"], full["forward_images_per_second"]) == (
