@@ -18,9 +18,13 @@ case $platform in
   gpu)
     # Without this jax falls back to the CPU, with a warning, where the driver or its plugin is broken.
     export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda}
-    # Share of the memory that jax takes at start (0.75 by default); the rest is for NCCL and cuDNN.
+    # Share of the memory that jax takes at start (0.75 by default); the rest is for NCCL and cuDNN. NVIDIA's page of
+    # flags for JAX (docs.nvidia.com/jax-toolbox, "GPU Performance") takes 0.9 or 0.8.
     export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
-    # Lets the gathering of embeddings and gradients run beside the computation (known to jaxlib 0.10.2 and 0.12.0.1).
+    # Lets the gathering of embeddings and gradients run beside the computation: the one flag that both jax's "GPU
+    # performance tips" and NVIDIA's image of JAX set (known to jaxlib 0.10.2 and 0.12.0.1). The tips' other one,
+    # --xla_gpu_triton_gemm_any=true, has more kernels tried for each product: `benchmark --mode=device` measures a step
+    # with it, and until a GPU has shown a gain it stays out. Layouts need none: models are NHWC, cuDNN's own in bfloat16.
     export XLA_FLAGS=${XLA_FLAGS:---xla_gpu_enable_latency_hiding_scheduler=true}
     environment+=(JAX_PLATFORMS XLA_PYTHON_CLIENT_MEM_FRACTION XLA_FLAGS)
     ;;

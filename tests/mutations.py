@@ -400,6 +400,27 @@ MUTATIONS = (
         ("models/test_layers.py",),
     ),
     Mutation(
+        "depthwise convolution on GPUs: kernel gradient is a mean over parts of the batch",
+        "models/depthwise.py",
+        "jnp.stack(rows).sum(2)",
+        "jnp.stack(rows).mean(2)",
+        ("models/test_layers.py",),
+    ),
+    Mutation(
+        "attention: cuDNN is asked with the scale of the filled heads",
+        "models/attention.py",
+        "scale=d**-0.5, implementation",
+        "scale=(d + -d % 8) ** -0.5, implementation",
+        ("models/test_vit.py",),
+    ),
+    Mutation(
+        "a device's checks: a thousand times the error is right",
+        "benchmarks/device_parts.py",
+        "bool(error <= limit)",
+        "bool(error <= 1e3 * limit)",
+        ("benchmarks/test_device.py",),
+    ),
+    Mutation(
         "drop-connect: what is kept is not scaled up",
         "models/layers.py",
         "x / jnp.asarray(1 - rate, x.dtype)",

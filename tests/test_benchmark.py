@@ -215,6 +215,9 @@ def test_a_plot_is_of_rates_or_of_sides(tmp_path):
         (["--mode=step"], "--mode=step measures the training of a config"),
         (["--against=torch"], "--against measures the training of a config"),
         ([], "give a --mode"),
+        (["--mode=device", "--limit=3"], "--mode=device does not read --limit"),
+        (["--mode=device", "--small", "--height=8"], "--mode=device --small does not read --height"),
+        (["--mode=codecs", "--small"], "--small belongs to --mode=device"),
     ],
 )
 def test_what_is_missing_is_said(arguments, message):

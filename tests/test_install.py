@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PYTHON = """#!/bin/bash
@@ -137,6 +138,16 @@ def test_a_failed_installation_is_none(folder):
     done = install(folder)
     assert done.returncode != 0 and "ERROR: no network" in done.stderr and "PATH" not in done.stdout
     assert not list((folder.parent / "venv").glob("installed-*"))
+
+
+@pytest.mark.parametrize("package", ["jax", "jaxlib"])
+def test_a_jax_that_is_there_with_its_plugin_stays(package):
+    """A pin took another one, under which the CUDA plugin that is there would lie idle."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    (requirement,) = [Requirement(line) for line in lines if re.match(rf"{package}\b", line)]
+    assert requirement.marker is None
+    assert all(requirement.specifier.contains(version) for version in ("0.10.2", "0.11.2", "0.12.0.1"))
+    assert not requirement.specifier.contains("0.12.1") and not requirement.specifier.contains("0.10.1")  # not tried
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,10 @@ class Peak(NamedTuple):
     bandwidth: float  # of the device's memory, byte/s
 
 
-# By `jax.Device.device_kind`. Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs);
-# NVIDIA's data sheets of A100 and H100, without sparsity.
+# By `jax.Device.device_kind`. Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs).
+# NVIDIA's data sheets of A100, H100, H200, HGX B200, A40, L4, L40 and L40S, whose BFLOAT16 Tensor Core figures with
+# sparsity are twice these; "NVIDIA Ada GPU Architecture" V2.01 and "NVIDIA Ampere GA102 GPU Architecture" V2.1, tables of
+# RTX 4090, RTX 3090 and RTX A6000: peak BF16 Tensor TFLOPS with FP32 accumulation.
 PEAKS = {
     "TPU v4": Peak(275e12, 1.228e12),
     "TPU v5 lite": Peak(197e12, 0.819e12),
@@ -39,6 +41,16 @@ PEAKS = {
     "NVIDIA A100 80GB PCIe": Peak(312e12, 1.935e12),
     "NVIDIA H100 80GB HBM3": Peak(989e12, 3.35e12),
     "NVIDIA H100 PCIe": Peak(756e12, 2.0e12),
+    "NVIDIA H100 NVL": Peak(835e12, 3.9e12),
+    "NVIDIA H200": Peak(989e12, 4.8e12),
+    "NVIDIA B200": Peak(2250e12, 7.7e12),
+    "NVIDIA A40": Peak(149.7e12, 0.696e12),
+    "NVIDIA L4": Peak(121e12, 0.3e12),
+    "NVIDIA L40": Peak(181e12, 0.864e12),
+    "NVIDIA L40S": Peak(362e12, 0.864e12),
+    "NVIDIA RTX A6000": Peak(154.8e12, 0.768e12),
+    "NVIDIA GeForce RTX 3090": Peak(71e12, 0.936e12),
+    "NVIDIA GeForce RTX 4090": Peak(165.2e12, 1.008e12),
 }
 
 

@@ -2,8 +2,15 @@
 
 MODES compare functions on image files, one file a mode with `run(sample, **options) -> rows`. WORKS are what
 `programs.py` does for a config, by mode (`training.py`); `against.py` compares them with the settings PEERS of PyTorch.
+The mode DEVICE needs neither: `device.py` measures encoders on one device.
 """
 
 MODES = {"codecs": "codecs", "input": "input", "prepare": "prepare", "probe": "probe"}
-WORKS = {"step": ("pretrain", "image_tower", "attributes"), "input": ("input",), "end_to_end": ("end_to_end",)}
+WORKS = {
+    "step": ("pretrain", "image_tower", "attributes"),
+    "inference": ("inference",),
+    "input": ("input",),
+    "end_to_end": ("end_to_end",),
+}
 PEERS = ("reference", "tuned", "compiled")
+DEVICE = "device"

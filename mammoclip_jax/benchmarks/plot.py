@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.figure
 
 UNITS = ("images_per_second", "decode_images_per_second", "seconds")  # of a row, the first that it has is shown
-NAMES = ("side", "model", "work", "way", "codec", "function", "remat", "bits", "threads", "workers")
+NAMES = ("side", "model", "batch", "form", "work", "way", "codec", "function", "remat", "bits", "threads", "workers")
 
 
 def save(path: str | Path, rows: Sequence[dict], title: str) -> None:
@@ -23,7 +23,7 @@ def save(path: str | Path, rows: Sequence[dict], title: str) -> None:
     else:
         unit = next(unit for unit in UNITS if unit in rows[0])
         names = [" ".join(str(row[key]) for key in NAMES if key in row) for row in rows]
-        middle = [row[unit] for row in rows]
+        middle = [row.get(unit) or 0 for row in rows]  # a step that did not fit has none
         # p10 and p90 are of the seconds in training rows and of the rate in others.
         bars = axes.barh(range(len(rows)), middle)
         axes.bar_label(bars, fmt="%.3g")

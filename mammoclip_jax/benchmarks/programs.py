@@ -2,12 +2,14 @@
 
     pretrain      the training step on one batch that is always the same
     image_tower   the image encoder alone, in training; the mean square of its features is the loss
+    inference     the image encoder alone, forward (inference.py)
     attributes    the training step of attributes on cached maps that are always the same
     input         the next batch of the training input; no device computes
     end_to_end    both, as the training loop has them: a step's metrics are fetched while the next one runs
 
 The specification: work, config (as JSON), devices (how many of those there are; 0 takes all), and, where the batch is
-always the same, inputs (a file of `against.write_inputs`), vocab_size, height and width; else workdir.
+always the same, inputs (a file of `against.write_inputs`), vocab_size, height and width, of inference images (how many),
+height and width; else workdir.
 """
 
 import time
@@ -22,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mammoclip_jax import models
 from mammoclip_jax.aot import flops
 from mammoclip_jax.benchmarks import worker
+from mammoclip_jax.benchmarks.inference import inference
 from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks.attributes import MAP
@@ -186,6 +189,7 @@ def _real_data(config, specification, mesh):
 WORKS = {
     "pretrain": pretrain,
     "image_tower": image_tower,
+    "inference": inference,
     "attributes": attributes,
     "input": training_input,
     "end_to_end": end_to_end,

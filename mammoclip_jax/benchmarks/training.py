@@ -61,6 +61,8 @@ def rows(
                 whole = config.to_dict()
                 whole["train"]["batch_size"] *= count or 1
                 specification = {"work": work, "config": whole, "devices": count, "workdir": workdir or scratch}
+                if work == "inference":
+                    specification |= {"height": height, "width": width, "images": one * (count or 1)}
                 if work == "attributes":
                     whole["train"]["batch_size"] = (images or config.train.batch_size) * (count or 1)
                     specification |= {"height": height, "width": width}

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -32,16 +33,63 @@ def attention(
         how: "plain" makes all weights [N heads Q K] at once and keeps them for the backward pass; "chunked" goes
             through the queries `chunk` at a time and computes the weights again in the backward pass (Rabe and Staats
             2021, arXiv:2112.05682, over queries alone), so that [N heads chunk K] is the most that is ever held;
-            "auto" is "chunked" above 512 queries; "flash" on a TPU never writes weights to memory (`flash`), and is
-            "chunked" elsewhere.
+            "flash" never writes weights to memory where the platform has a kernel for that, on a TPU (`flash`) and, of
+            what cuDNN takes (`cudnn_takes`), on an NVIDIA GPU (`fused`), and is "chunked" elsewhere; "auto" above 512
+            queries is "flash" on a GPU and "chunked" elsewhere.
         chunk: the most queries at a time; they are shared out evenly, so that few rows are filled up.
     """
     if how == "plain" or (how == "auto" and query.shape[2] <= PLAIN_LENGTH):
         return _plain(query, key, value)
     chunked = functools.partial(_chunked, chunk=chunk)
+    kernels = kernels_for(how, query, key)
+    return (
+        lax.platform_dependent(query, key, value, default=chunked, **kernels) if kernels else chunked(query, key, value)
+    )
+
+
+def kernels_for(how: str, query, key) -> dict[str, Callable]:
+    """The one place where a platform gets its kernel: {platform: attention without weights in memory}."""
+    kernels = {}
     if how == "flash":
-        return lax.platform_dependent(query, key, value, tpu=flash, default=chunked)
-    return chunked(query, key, value)
+        kernels["tpu"] = flash
+    if how in ("flash", "auto") and cudnn_takes(query, key):
+        kernels["cuda"] = functools.partial(_on_each_device, fused)
+    return kernels
+
+
+def cudnn_takes(query, key) -> bool:
+    """Whether this process has an NVIDIA GPU (compute capability 8.0 or newer) whose cuDNN takes such arrays.
+
+    bfloat16 or float16, and at most 128 numbers a head. Asked when a program is traced, since jax looks for cuDNN
+    then: a program for a GPU that is made where none is (an export) has chunks.
+    """
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or key.dtype != query.dtype or query.shape[-1] > 128:
+        return False
+    if jax.default_backend() != "gpu":
+        return False
+    capability = getattr(jax.local_devices()[0], "compute_capability", None)  # AMD's is no number
+    return bool(re.fullmatch(r"\d+\.\d+", str(capability))) and float(capability) >= 8.0
+
+
+def fused(
+    query: Float[Array, "N heads Q d"],
+    key: Float[Array, "N heads K d"],
+    value: Float[Array, "N heads K d"],
+    implementation: str = "cudnn",
+) -> Float[Array, "N heads Q d"]:
+    """`attention` by `jax.nn.dot_product_attention`: with "cudnn" its kernel, in which weights stay on the chip.
+
+    cuDNN wants a multiple of 8 numbers a head: zeros are added, which change no product. It takes any lengths, so that
+    nothing is masked.
+    """
+    d = query.shape[-1]
+
+    def by_token(x):
+        return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, 0), (0, -d % 8)))
+
+    arrays = map(by_token, (query, key, value))
+    out = jax.nn.dot_product_attention(*arrays, scale=d**-0.5, implementation=implementation)
+    return jnp.swapaxes(out[..., :d], 1, 2)
 
 
 def flash(
@@ -52,14 +100,18 @@ def flash(
     Lengths are filled up to whole blocks; what was filled up attends to itself alone. The compiler cannot split a
     kernel over devices, so that under `jax.set_mesh` each runs it on its rows N.
     """
+    return _on_each_device(_kernel, query, key, value)
+
+
+def _on_each_device(kernel, query, key, value):
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(mesh.axis_names)
     while query.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
         axes = axes[:-1]
     if mesh.empty or mesh.size == 1:
-        return _kernel(query, key, value)
+        return kernel(query, key, value)
     split = PartitionSpec(axes)
-    return jax.shard_map(_kernel, in_specs=split, out_specs=split, check_vma=False)(query, key, value)
+    return jax.shard_map(kernel, in_specs=split, out_specs=split, check_vma=False)(query, key, value)
 
 
 def _kernel(query, key, value):

@@ -1,7 +1,9 @@
 """Depthwise convolution, in the formulation that the platform runs well.
 
-XLA's convolution is right on TPU and GPU. Its CPU backend runs grouped convolutions 10 to 30 times slower than the
-sum of k*k shifted slices, each times its tap, so on CPU all three passes are written that way:
+XLA's convolution is right on TPU. On GPU its kernel gradient is the weak pass: as slow as a dense convolution's in
+jax-ml/jax#13800, 30 times slower than PyTorch's in openxla/xla#34273; it becomes k reductions of k sums each ("sums").
+No GPU has measured either yet (`benchmark --mode=device` does). XLA's CPU backend runs grouped convolutions 10 to 30
+times slower than the sum of k*k shifted slices, each times its tap, so on CPU all passes are written that way:
 
 - forward: pad once, add the shifted (and strided) slices;
 - input gradient: the same over the output gradient, once for every residue of the pixel position modulo the stride;
@@ -9,17 +11,23 @@ sum of k*k shifted slices, each times its tap, so on CPU all three passes are wr
   for no more columns at a time than the cache holds.
 
 The groups are as many equal parts of the batch as there are devices: a batch sharded over all devices is added up
-where it lies, without communication inside the loop, and reduced once at its end.
+where it lies, without communication inside the loop, and reduced once at its end. So it is in "sums".
 """
 
 import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.names import suggestion
+
+FORMULATIONS = ("native", "shifted", "sums")
+PLATFORMS = {"cpu": "shifted", "cuda": "sums", "rocm": "sums"}  # what each runs well; "native" on others
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 _CACHE = 2**18  # bytes; the kernel gradient of large maps takes half the time of sums over the whole width
@@ -37,35 +45,46 @@ def depthwise_conv(
 
     Args:
         padding: rows and columns of zeros ((top, bottom), (left, right)), not negative.
-        formulation: "shifted" or "native"; None takes shifted for CPU and native elsewhere. That is decided when the
-            program is lowered, by the platform it is lowered for: on a CPU host compiling for a TPU it is native.
+        formulation: "native" (XLA's convolutions), "shifted" (see above) or "sums" (native but for the kernel
+            gradient); None takes shifted for CPU, sums for GPU and native elsewhere. That is decided when the program
+            is lowered, by the platform it is lowered for: on a CPU host compiling for a TPU it is native.
 
     Returns:
         [N, (H + top + bottom - k) // stride + 1, (W + left + right - k) // stride + 1, C] in x's dtype.
-        The shifted formulation adds up in float32 at least.
+        The shifted formulation adds up in float32 at least, and so does the kernel gradient of "sums".
+
+    Raises:
+        UserError: there is no such formulation.
     """
     return _forward(x, kernel, stride, padding, formulation)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))  # layers of equal shape are traced and lowered once
 def _forward(x, kernel, stride, padding, formulation):
-    return _choose(formulation, _native, _shifted, stride=stride, padding=padding)(x, kernel)
+    passes = {"native": _native, "shifted": _shifted, "sums": _native}
+    return _choose(formulation, passes, stride=stride, padding=padding)(x, kernel)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(stride, padding, formulation, saved, gradient):
-    choice = _choose(formulation, _native_backward, _shifted_backward, stride=stride, padding=padding)
-    return choice(*saved, gradient)
+    passes = {"native": _native_backward, "shifted": _shifted_backward, "sums": _summed_backward}
+    return _choose(formulation, passes, stride=stride, padding=padding)(*saved, gradient)
 
 
 depthwise_conv.defvjp(lambda x, kernel, *static: (_forward(x, kernel, *static), (x, kernel)), _backward)
 
 
-def _choose(formulation, native, shifted, **options):
-    native, shifted = functools.partial(native, **options), functools.partial(shifted, **options)
+def _choose(formulation, passes, **options):
+    passes = {name: functools.partial(function, **options) for name, function in passes.items()}
     if formulation is None:
-        return functools.partial(lax.platform_dependent, cpu=shifted, default=native)
-    return {"native": native, "shifted": shifted}[formulation]
+        chosen = {platform: passes[name] for platform, name in PLATFORMS.items()}
+        return functools.partial(lax.platform_dependent, default=passes["native"], **chosen)
+    if formulation not in passes:
+        raise UserError(
+            f"a depthwise convolution has no formulation {formulation!r}."
+            f"{suggestion(str(formulation), FORMULATIONS)} Known: {', '.join(FORMULATIONS)}."
+        )
+    return passes[formulation]
 
 
 def _native(x, kernel, stride, padding):
@@ -81,6 +100,38 @@ def _native(x, kernel, stride, padding):
 
 def _native_backward(x, kernel, gradient, stride, padding):
     return jax.vjp(functools.partial(_native, stride=stride, padding=padding), x, kernel)[1](gradient)
+
+
+def _summed_backward(x, kernel, gradient, stride, padding):
+    (input_gradient,) = jax.vjp(lambda x: _native(x, kernel, stride, padding), x)[1](gradient)
+    return input_gradient, _summed_kernel_gradient(x, kernel, gradient, stride, padding)
+
+
+def _summed_kernel_gradient(x, kernel, gradient, stride, padding):
+    """Tap (a, b) is the sum over images, rows and columns of the slice that it read times the output's gradient.
+
+    The k sums of a row of taps are one reduction, which reads both arrays once: k kernels on a GPU, where a reduction
+    of all k*k sums at once would need more shared memory than a block has (for k=5 and float32, 25 tiles of 4 KiB).
+    The groups are summed last: over an axis that is split, the partitioner gathers the parts of each of the k sums.
+    """
+    k = len(kernel)
+    n, height, width, c = gradient.shape
+    groups = math.gcd(n, jax.device_count())
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    wide = gradient.astype(dtype)
+
+    def product(a, b):
+        end = (n, a + (height - 1) * stride + 1, b + (width - 1) * stride + 1, c)
+        part = lax.slice(padded, (0, a, b, 0), end, (1, stride, stride, 1)).astype(dtype) * wide
+        return part.reshape(groups, n // groups, height, width, c)
+
+    def add(left, right):
+        return tuple(map(operator.add, left, right))
+
+    zeros = (jnp.zeros((), dtype),) * k
+    rows = [jnp.stack(lax.reduce(tuple(product(a, b) for b in range(k)), zeros, add, (1, 2, 3))) for a in range(k)]
+    return jnp.stack(rows).sum(2).astype(kernel.dtype)
 
 
 def _shifted(x, kernel, stride, padding):

@@ -161,3 +161,11 @@ def test_a_step_is_three_forward_passes_and_one_of_a_frozen_tower(config):
 def test_utilisation_needs_a_peak():
     assert flops.peak("cpu") is None and flops.mfu(1e12, 1.0, 1, "cpu") is None
     assert flops.mfu(197e12, 2.0, 4, "TPU v5 lite") == pytest.approx(1 / 8)
+
+
+def test_peaks_are_of_dense_products():
+    """Half of what the data sheets say with sparsity; no device has more than 600 operations a byte of its memory."""
+    assert flops.peak("NVIDIA H200") == (989e12, 4.8e12) and flops.peak("cpu") is None
+    assert flops.peak("NVIDIA H200").flops == flops.peak("NVIDIA H100 80GB HBM3").flops
+    assert all(40 < peak.flops / peak.bandwidth < 600 for peak in flops.PEAKS.values())
+    assert flops.mfu(989e12, 2.0, 1, "NVIDIA H200") == 0.5

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import layers
 from mammoclip_jax.models.depthwise import depthwise_conv
 
@@ -72,6 +73,16 @@ def test_other_formulations_equal_xla(formulation):
     test_depthwise_value_and_gradients_equal_xla(CASES[4], np.float32, 2e-5, formulation)
 
 
+@pytest.mark.parametrize("case", [CASES[i] for i in (1, 4, 5, 8, 9)], ids=str)
+def test_sums_for_gpus_equal_xla(case):
+    test_depthwise_value_and_gradients_equal_xla(case, np.float32, 2e-5, "sums")
+
+
+def test_an_unknown_formulation_is_refused():
+    with pytest.raises(UserError, match="no formulation 'shift'. Did you mean 'shifted'"):
+        depthwise_conv(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1)), 1, ((1, 1), (1, 1)), "shift")
+
+
 def test_depthwise_forward_by_hand():
     x = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
     kernel = jnp.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])[..., None]
@@ -79,19 +90,20 @@ def test_depthwise_forward_by_hand():
     assert y[0, :, :, 0].tolist() == [[285.0]]  # (3 + 1 - 3) // 2 + 1 = 1: sum of i * i for 1 to 9
 
 
-def test_depthwise_of_bfloat16_adds_up_in_float32():
+@pytest.mark.parametrize("formulation", ["shifted", "sums"])
+def test_depthwise_of_bfloat16_adds_up_in_float32(formulation):
     x, kernel = normal((2, 12, 10, 4)), normal((5, 5, 4), 1)
     exact = reference_conv(x, kernel, 1, ((2, 2), (2, 2)))
     low = jnp.asarray(x, jnp.bfloat16)
-    y = depthwise_conv(low, jnp.asarray(kernel), 1, ((2, 2), (2, 2)), "shifted")
+    y = depthwise_conv(low, jnp.asarray(kernel), 1, ((2, 2), (2, 2)), formulation)
     assert y.dtype == jnp.bfloat16 and relative(y, exact) < 1e-2
-    total = lambda kernel: depthwise_conv(low, kernel, 1, ((2, 2), (2, 2)), "shifted").astype(jnp.float32).sum()
+    total = lambda kernel: depthwise_conv(low, kernel, 1, ((2, 2), (2, 2)), formulation).astype(jnp.float32).sum()
     gradient = jax.grad(total)(jnp.asarray(kernel))
     exact = jax.grad(lambda kernel: reference_conv(low.astype(jnp.float32), kernel, 1, ((2, 2), (2, 2))).sum())(kernel)
     assert gradient.dtype == jnp.float32 and relative(gradient, exact) < 1e-5
 
 
-@pytest.mark.parametrize("platform, grouped", [("cpu", 0), ("tpu", 3), ("cuda", 3)])
+@pytest.mark.parametrize("platform, grouped", [("cpu", 0), ("tpu", 3), ("cuda", 2), ("rocm", 2)])
 def test_platform_of_the_lowering_picks_the_formulation(platform, grouped):
     def step(x, kernel):
         y, vjp = jax.vjp(lambda *a: depthwise_conv(*a, 2, ((1, 1), (1, 1))), x, kernel)
@@ -101,6 +113,9 @@ def test_platform_of_the_lowering_picks_the_formulation(platform, grouped):
     text = jax.jit(step).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.convolution") == grouped
     assert ("stablehlo.while" in text) == (platform == "cpu")
+    assert text.count("dimensions = [1, 2, 3]") == (
+        3 if platform in ("cuda", "rocm") else 0
+    )  # a reduction a row of taps
 
 
 def test_no_communication_inside_the_kernel_gradients_loop():
@@ -117,6 +132,20 @@ def test_no_communication_inside_the_kernel_gradients_loop():
     collective = re.compile(r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\(")
     talking = [c for c in computations if collective.search(c)]
     assert len(talking) == 1 and talking[0].startswith("ENTRY")
+
+
+def test_the_sums_of_all_devices_are_added_up_at_once():
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+    def gradient(x, kernel):
+        return jax.grad(lambda k: jnp.sin(depthwise_conv(x, k, 1, ((1, 1), (1, 1)), "sums")).sum())(kernel)
+
+    whole, kernel = normal((16, 6, 6, 4)), jnp.ones((3, 3, 4))
+    split = jax.device_put(whole, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    program = jax.jit(gradient).lower(split, kernel).compile()
+    collectives = re.findall(r" (all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(", program.as_text())
+    assert collectives == ["all-reduce"]
+    assert relative(program(split, kernel), jax.jit(gradient)(whole, kernel)) < 1e-5
 
 
 def test_depthwise_works_under_vmap_and_checkpoint():

@@ -5,6 +5,8 @@ small forms there. To make it again (needs torch): `PYTHONPATH=tests python test
 """
 
 import functools
+import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from image_contract import FORMS, GOLDEN, exact, gradients, image, run, shapes
 from jax.experimental.pallas import tpu as pltpu
 from torch_images import tokens
 
-from mammoclip_jax.models.attention import attention, flash
+from mammoclip_jax.models.attention import attention, cudnn_takes, flash, fused, kernels_for
 from mammoclip_jax.models.cubic import cubic_matrix
 from mammoclip_jax.models.vit import POOLING, dinov2
 from mammoclip_jax.training.mesh import make_mesh
@@ -172,6 +174,54 @@ def test_the_kernel_for_tpus_equals_plain(queries, keys):
         fused = attend_with("flash", arrays)
     jax.tree.map(functools.partial(close, tolerance=1e-5), fused, attend_with("plain", arrays))
     np.testing.assert_array_equal(attention(*arrays, "flash"), attention(*arrays, "chunked"))  # on CPU
+
+
+@pytest.mark.parametrize("queries, keys, d", [(37, 29, 8), (30, 30, 12)])
+def test_what_cudnn_is_asked_for_is_attention(queries, keys, d):
+    """By the same call with jax's own implementation: layout, scale, and heads that are filled up to a multiple of 8."""
+    arrays = tuple(2 * image((2, 3, length, d), seed) for seed, length in enumerate((queries, keys, keys)))
+
+    def objective(arrays):
+        out = fused(*arrays, "xla")
+        return jnp.sum(jnp.sin(out)), out
+
+    ours = jax.jit(jax.grad(objective, has_aux=True))(arrays)
+    jax.tree.map(functools.partial(close, tolerance=1e-5), ours, attend_with("plain", arrays))
+
+
+def a_gpu(monkeypatch, capability="9.0"):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+
+
+def heads(dtype=jnp.bfloat16, d=64):
+    return (jax.ShapeDtypeStruct((2, 2, 600, d), dtype),) * 3
+
+
+def test_cudnn_is_asked_where_it_can(monkeypatch):
+    assert kernels_for("auto", *heads()[:2]) == {} and set(kernels_for("flash", *heads()[:2])) == {"tpu"}
+    a_gpu(monkeypatch)
+    assert set(kernels_for("auto", *heads()[:2])) == {"cuda"}
+    assert set(kernels_for("flash", *heads()[:2])) == {"tpu", "cuda"}
+    assert not kernels_for("chunked", *heads()[:2])
+    assert not cudnn_takes(*heads(jnp.float32)[:2]) and not cudnn_takes(*heads(d=136)[:2])
+    for too_old in ("7.5", "gfx942"):
+        a_gpu(monkeypatch, too_old)
+        assert not cudnn_takes(*heads()[:2])
+
+
+@pytest.mark.parametrize("platform, calls", [("cuda", 2), ("cpu", 0)])
+def test_a_program_for_a_gpu_calls_cudnn(platform, calls, monkeypatch):
+    """Forward and backward, by the lowered program; nothing runs."""
+    a_gpu(monkeypatch)
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91100)
+
+    def loss(arrays):
+        return jnp.sum(attention(*arrays).astype(jnp.float32) ** 2)
+
+    text = jax.jit(jax.grad(loss)).trace(heads()).lower(lowering_platforms=(platform,)).as_text()
+    assert len(re.findall(r"custom_call @__cudnn\$fmha", text)) == calls
+    assert ("stablehlo.while" in text) == (platform == "cpu")
 
 
 @pytest.mark.parametrize("rows", [8, 4, 3])
