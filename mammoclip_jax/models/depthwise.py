@@ -1,9 +1,10 @@
 """Depthwise convolution, in the formulation that the platform runs well.
 
-XLA's convolution is right on TPU. On GPU its kernel gradient is the weak pass: as slow as a dense convolution's in
-jax-ml/jax#13800, 30 times slower than PyTorch's in openxla/xla#34273; it becomes k reductions of k sums each ("sums").
-No GPU has measured either yet (`benchmark --mode=device` does). XLA's CPU backend runs grouped convolutions 10 to 30
-times slower than the sum of k*k shifted slices, each times its tap, so on CPU all passes are written that way:
+XLA's convolution is right on TPU. On GPU its backward pass is reported as slow as a dense convolution's
+(jax-ml/jax#13800), and another convolution's kernel gradient as 30 times slower than PyTorch's (openxla/xla#34273):
+there the kernel gradient is k reductions of k sums each ("sums"). No GPU has measured that yet (`benchmark
+--mode=device` does). XLA's CPU backend runs grouped convolutions 10 to 30 times slower than the sum of k*k shifted
+slices, each times its tap, so on CPU all passes are written that way:
 
 - forward: pad once, add the shifted (and strided) slices;
 - input gradient: the same over the output gradient, once for every residue of the pixel position modulo the stride;
