@@ -1041,6 +1041,27 @@ MUTATIONS = (
     ),
     # --- error slices ---
     Mutation(
+        "slices: who is in a slice by the features that decide, whatever was asked for",
+        "evaluation/slices/run.py",
+        "projector is not None and scored_by == IMAGES and",
+        "projector is not None and scored_by != IMAGES and",
+        ("evaluation/slices/test_slices_run.py",),
+    ),
+    Mutation(
+        "slices: what every report denies is a hypothesis",
+        "evaluation/slices/phrases.py",
+        "len(made) < most and affirmed and not any",
+        "len(made) < most and not any",
+        ("evaluation/slices/test_slice_phrases.py",),
+    ),
+    Mutation(
+        "images of any size are embedded",
+        "inference/inputs.py",
+        "if size and array.shape[-2:] != tuple(size):",
+        "if size and array.ndim < 2:",
+        ("inference/test_inputs.py",),
+    ),
+    Mutation(
         "slices: the map into the language space forgets the mean of the features",
         "evaluation/slices/projection.py",
         "return Projector(weights, mean_y - weights @ mean_x, float(strength))",
