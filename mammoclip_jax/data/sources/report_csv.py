@@ -1,9 +1,14 @@
-"""A general table: a CSV with one row an image. Column names are options; identifiers are private and get hashed.
+"""A general table, with one row an image. Column names are options; identifiers are private and get hashed.
+
+It is a CSV, whose separator and encoding are found out, or an Excel workbook (any_table.py).
 
 Columns (option = default name): image (path below the root), patient, study, laterality, view, report; optional
 findings and impression (instead of report), split, date (of the study), image_id, and any label columns named by
 `labels=a,b,c`. An option set to "-" says that the table has no such column: laterality and view then come from the
-DICOM header, and the study is the patient.
+DICOM header, the study is the patient, and images have no report.
+
+`boxes=TABLE` is another table, with one row a box: the columns `image` (as in the first table), `label`, and x0, y0, x1, y1,
+in pixels of the original image; `box_columns` names them otherwise, in this order.
 
 Of dates only the days since the patient's first study are kept. Whether 3/4/2019 is in March or April is read off the
 column's other dates, for all of them alike; where these do not tell, or contradict each other, say
@@ -18,13 +23,14 @@ import pandas as pd
 from mammoclip_jax.data.leave_out import NO_MAMMOGRAM
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import fields
-from mammoclip_jax.data.sources import tables
+from mammoclip_jax.data.sources import any_table, tables
 from mammoclip_jax.data.text.sections import Told, told
 from mammoclip_jax.errors import UserError
 
 SECTIONS = ("findings", "impression")
 ABSENT = "-"
 DEFAULTS = {"split": "split", "date": "date", "image_id": "image_id"}
+BOX_COLUMNS = ("image", "label", "x0", "y0", "x1", "y1")
 LONGEST = 20_000  # characters of a report; longer ones are several, run together by an open quote
 
 
@@ -44,6 +50,8 @@ def read(
     image_id: str = "image_id",
     date_order: str = "",
     labels: str = "",
+    boxes: str = "",
+    box_columns: str = ",".join(BOX_COLUMNS),
     names: str = "",
     name: str = "report_csv",
     licence: str = "private",
@@ -60,16 +68,22 @@ def read(
     path = Path(root) / table
     if not path.is_file():
         raise UserError(f"{path} is no file. Give the CSV with --option=table=NAME, below --root or absolute.")
-    data = tables.read(path)
+    data = any_table.read(path)
     columns = {"image": image, "patient": patient, "study": study, "laterality": laterality, "view": view}
     for option, column in columns.items():
         optional = option in ("study", "laterality", "view")
         if not (optional and column == ABSENT):
             _require(path, data, option, column, f" or --option={option}={ABSENT} if there is none" if optional else "")
     wanted = {"report": report, "findings": findings, "impression": impression}
-    texts = {option: column for option, column in wanted.items() if column in data}
-    if not texts:
-        _require(path, data, "report", report, ", or columns for findings or impression")
+    texts = {option: column for option, column in wanted.items() if column in data and column != ABSENT}
+    if not texts and report != ABSENT:
+        _require(
+            path,
+            data,
+            "report",
+            report,
+            f", or columns for findings or impression, or --option=report={ABSENT} for none",
+        )
     label_columns, name_columns = _listed(labels), _listed(names)
     for option, listed in (("labels", label_columns), ("names", name_columns)):
         for column in listed:
@@ -82,13 +96,18 @@ def read(
     columns = {option: column for option, column in (columns | texts).items() if column != ABSENT}
 
     days = _days(data, path, patient, columns.get("date", ""), date_order)
-    rows, problems, remarks = [], [], []
+    boxes_of, problems = read_boxes(Path(root), boxes, _listed(box_columns), set(data[image]))
+    rows, remarks = [], []
     for line, day in zip(data.to_dict("records"), days):
         cells = {option: line[column] for option, column in columns.items()}
         written = {option: cells[option] for option in texts}
         long = any(len(text) > LONGEST for text in written.values())
         cells["told"] = Told({}, {}, {}) if long else texts_of(written)
-        fault = _fault(cells) if not long else ("report too long", "a quote in the table may be open; correct it")
+        fault = (
+            _fault(cells, bool(texts))
+            if not long
+            else ("report too long", "a quote in the table may be open; correct it")
+        )
         if fault:
             shown = cells.get("image_id") or cells["image"]
             problems.append(Problem(cells["image"], "source", *fault, shown, line[tables.ROW]))
@@ -97,6 +116,7 @@ def read(
         values = {key: value for key, value in values.items() if value is not None}
         row = _row(name, cells, values, val, test) | {
             "row": line[tables.ROW],
+            "boxes": boxes_of.get(cells["image"], []),
             "identities": [line[column] for column in name_columns],
         }
         if cells.get("view") and not row["view"]:
@@ -135,7 +155,41 @@ def _days(data: pd.DataFrame, path: Path, patient: str, date: str, order: str) -
     return tables.study_days(data[patient], data[date], order, f"{path}, column {date!r},", remedy)
 
 
-def _fault(cells: dict) -> tuple[str, str] | None:
+def read_boxes(
+    root: Path, table: str, columns: list[str], images: set[str]
+) -> tuple[dict[str, list[dict]], list[Problem]]:
+    """({image: its boxes as in the manifest}, rows that are none) of a table below `root`, or absolute; "": no table.
+
+    Raises:
+        UserError: it is missing or no table, or lacks a column.
+    """
+    if not table:
+        return {}, []
+    if len(columns) != len(BOX_COLUMNS):
+        raise UserError(f"--option=box_columns={','.join(columns)} must name {', '.join(BOX_COLUMNS)}, in this order.")
+    path = root / table
+    data = any_table.read(path)
+    tables.require(data, path, columns, "Name the columns with --option=box_columns=IMAGE,LABEL,X0,Y0,X1,Y1.")
+    found: dict[str, list[dict]] = {}
+    problems = []
+    for line in data.to_dict("records"):
+        image, label, *corners = (line[column] for column in columns)
+        numbers = [tables.number(corner) for corner in corners]
+        fault = ""
+        if image not in images:
+            fault = "box of an unknown image"
+        elif not label:
+            fault = "box without a label"
+        elif not (None not in numbers and numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+            fault = "malformed box: x0 < x1 and y0 < y1 in pixels are needed"
+        if fault:
+            problems.append(Problem(image, "boxes", fault, "correct the table of boxes", image, line[tables.ROW]))
+        else:
+            found.setdefault(image, []).append({"label": label, "box": numbers})
+    return found, problems
+
+
+def _fault(cells: dict, with_texts: bool) -> tuple[str, str] | None:
     """Reason and remedy of a row that cannot become an image."""
     if not cells["image"]:
         return "report without image", "fill in the image column, or remove the row"
@@ -145,7 +199,7 @@ def _fault(cells: dict) -> tuple[str, str] | None:
         return "unknown laterality", "use L, R, left, right or an empty value"
     if cells.get("split") and _split(cells) not in SPLITS:
         return "unknown split", "use train, val or test"
-    if not cells["told"].texts:
+    if with_texts and not cells["told"].texts:
         return "empty report", "fill in the report, or remove the row"
     return None
 

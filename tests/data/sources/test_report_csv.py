@@ -111,7 +111,7 @@ def test_what_is_no_table_is_named(tmp_path):
     with pytest.raises(UserError, match="reports.csv is no file"):
         report_csv.read(tmp_path)
     (tmp_path / "reports.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(UserError, match="no CSV in UTF-8"):
+    with pytest.raises(UserError, match="no CSV|no rows|no column"):
         report_csv.read(tmp_path)
     (tmp_path / "reports.csv").write_text("image,patient,study,laterality,view,report\n")
     with pytest.raises(UserError, match="no rows"):
@@ -160,3 +160,34 @@ def test_what_a_cell_lacks_comes_from_the_whole_report(tmp_path):
         "impression": "Benign.",
     }
     assert json.loads(table.rows["parts"][0])["dropped"] == {"recommendation": "None."}
+
+
+def test_a_table_needs_no_report_and_may_have_boxes(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,patient,cancer\n0.png,p1,1\n1.png,p1,0\n2.png,p2,\n")
+    (tmp_path / "boxes.csv").write_text(
+        "image,label,x0,y0,x1,y1\n0.png,mass,1,2,30,40.5\n0.png,mass,5,5,9,9\n"
+        "7.png,mass,1,2,3,4\n1.png,,1,2,3,4\n1.png,mass,9,2,3,4\n1.png,mass,a,2,3,4\n"
+    )
+    absent = dict.fromkeys(("study", "laterality", "view", "report"), "-")
+    table = report_csv.read(tmp_path, table="labels.csv", labels="cancer", boxes="boxes.csv", **absent)
+    rows = checked(table).rows
+    assert list(rows["texts"]) == [[], [], []] and len(rows) == 3
+    assert [json.loads(labels) for labels in rows["labels"]] == [{"cancer": 1}, {"cancer": 0}, {}]
+    assert json.loads(rows["boxes"][0]) == [
+        {"label": "mass", "box": [1, 2, 30, 40.5]},
+        {"label": "mass", "box": [5, 5, 9, 9]},
+    ]
+    assert [(p.reason.split(":")[0], p.stage, p.row) for p in table.problems] == [
+        ("box of an unknown image", "boxes", "boxes.csv:4"),
+        ("box without a label", "boxes", "boxes.csv:5"),
+        ("malformed box", "boxes", "boxes.csv:6"),
+        ("malformed box", "boxes", "boxes.csv:7"),
+    ]
+    with pytest.raises(UserError, match="has no column 'x0'.*--option=box_columns="):
+        report_csv.read(
+            tmp_path, table="labels.csv", boxes="labels.csv", box_columns="image,patient,x0,y0,x1,y1", **absent
+        )
+    with pytest.raises(UserError, match="in this order"):
+        report_csv.read(tmp_path, table="labels.csv", boxes="boxes.csv", box_columns="image,label", **absent)
+    with pytest.raises(UserError, match="or --option=report=- for none"):
+        report_csv.read(tmp_path, table="labels.csv", **absent | {"report": "report"})
