@@ -21,6 +21,7 @@ from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.evaluators.classification import classification
+from mammoclip_jax.inference import loading
 from mammoclip_jax.inference.exam import breast_scores, exam_scores, fingerprint, original_grey, predict
 
 PREPROCESSING = {"geometry": "fit", "height": 96, "width": 64, "intensity": "voi", "bits": 8, "crop": "robust"}
@@ -179,7 +180,7 @@ def test_display_grey_is_what_the_policy_says(exam):
 
 
 def test_the_command_writes_json_and_ends_with_1_when_a_file_was_bad(exam, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.loading, "load", lambda path, batch_size: Model())
+    monkeypatch.setattr(loading, "load", lambda path, batch_size: Model())
     monkeypatch.setattr(
         command.flags,
         "FLAGS",
