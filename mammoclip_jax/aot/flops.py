@@ -21,14 +21,16 @@ TRAINING = 3  # passes over the products in a training step
 class Peak(NamedTuple):
     flops: float  # dense bfloat16 products, FLOP/s; the convention is to measure float32 programs by it too
     bandwidth: float  # of the device's memory, byte/s
+    clock: float | None = None  # cycles a second of a core; None where no figure is counted in them
 
 
 # By `jax.Device.device_kind`. Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs);
-# NVIDIA's data sheets of A100 and H100, without sparsity.
+# NVIDIA's data sheets of A100 and H100, without sparsity. Clock: the products' peak over what the matrix units of the
+# core do in a cycle, 4 x 128 x 128 multiply-adds.
 PEAKS = {
     "TPU v4": Peak(275e12, 1.228e12),
-    "TPU v5 lite": Peak(197e12, 0.819e12),
-    "TPU v5e": Peak(197e12, 0.819e12),
+    "TPU v5 lite": Peak(197e12, 0.819e12, 1.5e9),
+    "TPU v5e": Peak(197e12, 0.819e12, 1.5e9),
     "TPU v5": Peak(459e12, 2.765e12),
     "TPU v5p": Peak(459e12, 2.765e12),
     "TPU v6 lite": Peak(918e12, 1.638e12),
