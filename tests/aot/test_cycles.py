@@ -20,7 +20,9 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %q = (s32[], f32[8]) parameter(0)
   %x = f32[8]{0} get-tuple-element(%q), index=1
   %twice = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused, backend_config={"w":{"estimated_cycles":"25392","b":["6"]}}
-  %ours = f32[8]{0} custom-call(%twice), custom_call_target="tpu_custom_call", x={kernel_metadata={"cycles": "700"}}
+  %ours = f32[8]{0} custom-call(%twice), custom_call_target="tpu_custom_call", x={kernel_metadata={
+"cycles":"700"
+}}, metadata={op_name="ours"}
   %j = s32[] get-tuple-element(%q), index=0
   ROOT %out = (s32[], f32[8]{0}) tuple(%j, %ours)
 }
@@ -45,6 +47,7 @@ ENTRY %main (z: f32[8]) -> f32[8] {
 def test_notes_count_as_often_as_they_run_and_not_inside_fusions():
     found = cycles.total(hlo.parse(TEXT))
     assert found == (3 * (25_392 + 700) + 1849, 3, ("flash",))
+    assert hlo.source(hlo.parse(TEXT).computations["body"]["ours"]) == "ours"
     assert figures.estimated_seconds("TPU v5 lite", found) == pytest.approx(found.cycles / 1.5e9)
 
 

@@ -40,7 +40,7 @@ def expand_depthwise(x, w_expand, affine, taps, images):
     Returns:
         the bits of d [H, W*N, blocks*128] in x's dtype; sums over rows and columns [blocks, 2, N, 128] of d and its square.
     """
-    height, row, _ = x.shape
+    height, row, inputs = x.shape
     blocks, size = len(taps), math.isqrt(taps.shape[1])
     half = size // 2
 
@@ -84,6 +84,7 @@ def expand_depthwise(x, w_expand, affine, taps, images):
         in_specs,
         [mosaic.wide_row(row, half, height), mosaic.whole(sums)],
         [jax.ShapeDtypeStruct((height, row, blocks * mosaic.LANES), mosaic.bits_of(x.dtype)), sums],
+        mosaic.Cost(5.5 + 0.7 * size**2, 50, inputs),
         [pltpu.VMEM((blocks, size, row + 2 * half * images, mosaic.LANES), jnp.float32)],
     )(x, w_expand, affine, taps)
 
@@ -110,6 +111,7 @@ def squeeze(d, affine, images):
         [mosaic.wide_row(row, 0, height), mosaic.whole(affine)],
         [mosaic.whole(out)],
         [out],
+        mosaic.Cost(2.5, 50, 0),
     )(d, affine)[0]
 
 
@@ -143,5 +145,6 @@ def project(d, affine, gate, w_project):
         [mosaic.wide_row(row, 0, height), mosaic.whole(affine), mosaic.whole(gate), mosaic.whole(w_project)],
         [mosaic.late_row(out, 0, height)],
         [out],
+        mosaic.Cost(3 + outputs / mosaic.LANES, 50, outputs),
         [pltpu.VMEM((row, outputs), jnp.float32)],
     )(d, affine, gate, w_project)[0]

@@ -1,14 +1,17 @@
 """What the Mosaic kernels of MBConv blocks share: how they go through maps, and how they are called."""
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-LANES = 128
+LANES, SUBLANES = 128, 8
 _STEP = 8  # columns at a time in the loops over taps, of what fits the vector registers
+_BYTES_A_CYCLE = 819e9 / 1.5e9  # of a v5e's HBM
 _VMEM = 100 * 2**20  # bytes that a kernel may use, of a v5e's 128 MiB
 
 
@@ -107,10 +110,25 @@ def early_row(row, height):
     return pl.BlockSpec((1, row, LANES), index)
 
 
-def call(body, name, grid, in_specs, out_specs, outs, scratch=()):
-    """The kernel on a TPU, elsewhere by the interpreter."""
+class Cost(NamedTuple):
+    """Of one step of a kernel's grid: what the compiler's schedule takes, and the products' other sides together."""
+
+    register: float  # cycles a vector register [8, 128] of the row
+    step: float  # cycles beside
+    products: int  # sum of k over its products of [W*N, k] and [k, 128], however turned
+
+
+def call(body, name, grid, in_specs, out_specs, outs, cost: Cost, scratch=()):
+    """The kernel on a TPU, elsewhere by the interpreter; outputs come as a list.
+
+    With it go its cost for XLA, and as metadata the `cycles` of a v5e that aot/cycles.py reads: every operand and result
+    passes once between HBM and the chip, while it computes, so it takes the longer of both.
+    """
 
     def run(*args, interpret):
+        row, steps = in_specs[0].block_shape[1], math.prod(grid)
+        moved = sum(_bytes(x) for x in (*args, *outs))
+        cycles = max(steps * (cost.register * -(-row // SUBLANES) + cost.step), moved / _BYTES_A_CYCLE)
         return pl.pallas_call(
             body,
             grid=grid,
@@ -120,6 +138,10 @@ def call(body, name, grid, in_specs, out_specs, outs, scratch=()):
             scratch_shapes=list(scratch),
             interpret=interpret,
             name=name,
+            cost_estimate=pl.CostEstimate(
+                flops=2 * steps * row * cost.products * LANES, bytes_accessed=moved, transcendentals=steps * row * LANES
+            ),
+            metadata={"cycles": str(round(cycles))},
             compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
         )(*args)
 
@@ -128,3 +150,9 @@ def call(body, name, grid, in_specs, out_specs, outs, scratch=()):
         return lax.platform_dependent(*args, tpu=kernel, default=interpreted)
 
     return choose
+
+
+def _bytes(x):
+    """As it lies in HBM, in tiles of 8 x 128."""
+    *outer, rows, columns = x.shape
+    return math.prod(outer) * -(-rows // SUBLANES) * SUBLANES * -(-columns // LANES) * LANES * x.dtype.itemsize
