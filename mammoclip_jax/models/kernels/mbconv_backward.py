@@ -65,7 +65,7 @@ def project_sums(d, gradient, affine, gate, w_project):
         [*in_specs, mosaic.whole(w_project)],
         [mosaic.whole(sums), mosaic.whole(to_w)],
         [sums, to_w],
-        mosaic.Cost(8, 50 + outputs, 2 * outputs),
+        mosaic.Cost(8, 50 + 1.5 * outputs, 2 * outputs),
         [pltpu.VMEM((outputs, row), gradient.dtype)],
     )(d, gradient, affine, gate, w_project)
 
@@ -177,7 +177,7 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
         [mosaic.early_row(row, height), mosaic.late_row(gradient, 0, height), mosaic.late_row(x, half, height), *small],
         [mosaic.late_row(outs[0], half, height), *(mosaic.whole(out) for out in outs[1:])],
         outs,
-        mosaic.Cost(13.5 + 1.25 * size**2, 500 + 0.8 * inputs, 3 * inputs + outputs),
+        mosaic.Cost(9 + 1.75 * size**2, 500 + 1.5 * inputs, 3 * inputs + outputs),
         [
             pltpu.VMEM((blocks, size, row + 2 * half * images, mosaic.LANES), jnp.float32),
             pltpu.VMEM((inputs, row), x.dtype),

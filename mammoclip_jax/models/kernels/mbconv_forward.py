@@ -84,7 +84,7 @@ def expand_depthwise(x, w_expand, affine, taps, images):
         in_specs,
         [mosaic.wide_row(row, half, height), mosaic.whole(sums)],
         [jax.ShapeDtypeStruct((height, row, blocks * mosaic.LANES), mosaic.bits_of(x.dtype)), sums],
-        mosaic.Cost(5.5 + 0.7 * size**2, 50, inputs),
+        mosaic.Cost(5.5 + 0.7 * size**2, 50 + 0.4 * inputs, inputs),
         [pltpu.VMEM((blocks, size, row + 2 * half * images, mosaic.LANES), jnp.float32)],
     )(x, w_expand, affine, taps)
 
@@ -145,6 +145,6 @@ def project(d, affine, gate, w_project):
         [mosaic.wide_row(row, 0, height), mosaic.whole(affine), mosaic.whole(gate), mosaic.whole(w_project)],
         [mosaic.late_row(out, 0, height)],
         [out],
-        mosaic.Cost(3 + outputs / mosaic.LANES, 50, outputs),
+        mosaic.Cost(3 + -(-outputs // mosaic.LANES), 50 + 0.3 * outputs, outputs),
         [pltpu.VMEM((row, outputs), jnp.float32)],
     )(d, affine, gate, w_project)[0]

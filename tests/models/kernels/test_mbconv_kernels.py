@@ -46,62 +46,69 @@ def case(size, channels, outputs, shape, dtype):
     return block, jax.tree.unflatten(tree, leaves), x, direction
 
 
-def distances(block, variables, x, direction, devices=1):
-    """Of each array, the distance of kernels and XLA as a share of its norm."""
+def fused_step(block, variables, x, direction, devices=1):
     ours = block.clone(kernels="pallas")
     assert kernels.mbconv_fits(ours, x, pads(block.spec.size))
-    plain = step(block, variables, x, direction)
-    if devices > 1:
-        mesh = make_mesh({"data": 2, "fsdp": devices // 2}, jax.devices()[:devices])
-        with jax.set_mesh(mesh):
-            fused = step(ours, variables, *(jax.device_put(v, batch_sharding(mesh)) for v in (x, direction)))
-    else:
-        fused = step(ours, variables, x, direction)
+    if devices == 1:
+        return step(ours, variables, x, direction)
+    mesh = make_mesh({"data": 2, "fsdp": devices // 2}, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        return step(ours, variables, *(jax.device_put(v, batch_sharding(mesh)) for v in (x, direction)))
 
-    def distance(a, b):
-        a, b = (np.asarray(v, np.float64) for v in (a, b))
-        return float(np.linalg.norm(a - b) / np.linalg.norm(a))
 
-    return jax.tree.map(distance, plain, fused)
+def distances(one, other, floor=0.0):
+    """Of each array, as a share of its norm, or of `floor` of the largest norm where that is more."""
+    one, other = ([np.asarray(v, np.float64) for v in jax.tree.leaves(tree)] for tree in (one, other))
+    norms = np.array([np.linalg.norm(v) for v in one])
+    return np.array([np.linalg.norm(a - b) for a, b in zip(one, other)]) / np.maximum(norms, floor * norms.max())
 
 
 def test_values_gradients_and_statistics_are_those_of_xla():
     """Odd sizes, a block of channels that is not full, drop-connect, squeeze-excite, a shortcut."""
-    worst = max(jax.tree.leaves(distances(*case(3, 6, 6, (2, 5, 9), jnp.float32))))
-    assert worst < 5e-6
+    given = case(3, 6, 6, (2, 5, 9), jnp.float32)
+    assert max(distances(step(*given), fused_step(*given))) < 5e-6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype,limit", [(jnp.float32, 5e-6), (jnp.bfloat16, 0.02)])
 @pytest.mark.parametrize("size,outputs", [(5, 22), (3, 9)])
-def test_two_blocks_of_channels_on_eight_devices(size, outputs, dtype, limit):
+def test_two_blocks_of_channels_on_eight_devices(size, outputs):
     """Global moments: a device's own would be far from XLA's."""
-    errors = distances(*case(size, 22, outputs, (16, 7, 11), dtype), devices=8)
-    assert max(jax.tree.leaves(errors)) < limit
+    given = case(size, 22, outputs, (16, 7, 11), jnp.float32)
+    assert max(distances(step(*given), fused_step(*given, devices=8))) < 5e-6
 
 
 @pytest.mark.slow
-def test_a_network_with_remat_and_scan_has_the_same_gradients():
-    x = jax.random.normal(jax.random.key(0), (2, 49, 33, 1))
-    results = {}
+@pytest.mark.parametrize("size,outputs", [(5, 22), (3, 9)])
+def test_bfloat16_is_as_near_to_float32_as_xla_is(size, outputs):
+    exact = step(*case(size, 22, outputs, (16, 7, 11), jnp.float32))
+    given = case(size, 22, outputs, (16, 7, 11), jnp.bfloat16)
+    theirs, ours = distances(exact, step(*given)), distances(exact, fused_step(*given))
+    assert np.all(ours <= 1.3 * theirs + 3e-3), np.stack([theirs, ours])
+
+
+@pytest.mark.slow
+def test_a_network_with_remat_has_the_same_gradients():
+    x = jax.random.normal(jax.random.key(0), (4, 65, 49, 1))
+    gradients = {}
     for name, options in {"xla": {}, "pallas": {"remat": "expand"}}.items():
-        model = EfficientNet("b0", width=0.25, depth=0.5, kernels=name, depthwise="native", **options)
+        model = EfficientNet(
+            "b0", width=0.1, depth=0.2, kernels=name, depthwise="native", batch_norm_eps=0.1, **options
+        )
         variables = model.init(jax.random.key(1), x)
 
         @jax.jit
         def gradient(params, model=model, rest=variables["batch_stats"]):
             def loss(params):
                 given = {"params": params, "batch_stats": rest}
-                (y, _), updated = model.apply(
-                    given, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(4)}
-                )
+                random = {"dropout": jax.random.key(4)}
+                (y, _), updated = model.apply(given, x, train=True, mutable=["batch_stats"], rngs=random)
                 return jnp.sum(y * jnp.sin(jnp.arange(y.size)).reshape(y.shape)), updated
 
             return jax.grad(loss, has_aux=True)(params)
 
-        results[name] = gradient(variables["params"])
-    for a, b in zip(*map(jax.tree.leaves, results.values())):
-        assert np.linalg.norm(a - b) <= 2e-3 * np.linalg.norm(a) + 1e-5
+        gradients[name] = gradient(variables["params"])
+    # The bias before another block's normalisation has no gradient but rounding.
+    assert max(distances(gradients["xla"], gradients["pallas"], floor=1e-4)) < 1e-3
 
 
 def test_what_the_kernels_do_not_take_is_left_to_xla():
