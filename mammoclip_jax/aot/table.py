@@ -6,7 +6,19 @@ from pathlib import Path
 from mammoclip_jax.files import whole
 
 GIB, MIB = 2**30, 2**20
-KEY = ("topology", "config", "dtype", "height", "width", "remat", "scan", "micro_batches", "images_per_chip", "options")
+KEY = (
+    "topology",
+    "config",
+    "dtype",
+    "height",
+    "width",
+    "remat",
+    "scan",
+    "kernels",
+    "micro_batches",
+    "images_per_chip",
+    "options",
+)
 COLUMNS = KEY + (
     "fits",
     "peak_gib",
@@ -45,6 +57,7 @@ def row(config, figures: dict, preprocessing: dict, options: dict) -> dict:
         "width": preprocessing["width"],
         "remat": image.get("remat", "none").replace(",", " "),
         "scan": image.get("scan", False),
+        "kernels": image.get("kernels", ""),
         "micro_batches": config.train.micro_batches.image,
         "images_per_chip": f"{figures['images_per_chip']:g}",
         "options": " ".join(f"{name}={value}" for name, value in options.items()),
