@@ -35,7 +35,7 @@ def get_config(hardware=""):
     config.augment.update(affine_probability=0.5, rotate=20.0, translate=0.1, scale=(0.8, 1.2), shear=20.0)
 
     # remat, scan and lanes change no result (docs/training.md).
-    config.model.image.update(name="efficientnet", variant="b5", remat="none", scan=False, lanes=False)
+    config.model.image.update(name="efficientnet", variant="b5", remat="none", scan=False, lanes=False, kernels="auto")
     config.model.text.update(
         name="bert", hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, remat="none"
     )

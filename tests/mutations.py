@@ -419,6 +419,18 @@ MUTATIONS = (
         "bool(error <= limit)",
         "bool(error <= 1e3 * limit)",
         ("benchmarks/test_device.py",),
+        "MBConv kernel: moments of the expand product from the second moments of x, not their covariance",
+        "models/kernels/mbconv_pallas.py",
+        "flat = flat if narrow else flat - mean  #",
+        "flat = flat  #",
+        ("models/kernels/test_mbconv_kernels.py",),
+    ),
+    Mutation(
+        "MBConv kernel: the gradient of a tap is given to the tap across",
+        "models/kernels/mbconv_backward.py",
+        "return (size - 1 - a) * size + size - 1 - b",
+        "return a * size + b",
+        ("models/kernels/test_mbconv_kernels.py",),
     ),
     Mutation(
         "drop-connect: what is kept is not scaled up",

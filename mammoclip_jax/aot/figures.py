@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from mammoclip_jax.aot import collectives, device_memory, flops, hlo, traffic
+from mammoclip_jax.aot import collectives, cycles, device_memory, flops, hlo, traffic
 from mammoclip_jax.aot.program import Compiled
 from mammoclip_jax.aot.topology import Topology
 from mammoclip_jax.tasks.trainer import Trainer
@@ -20,7 +20,8 @@ def describe(config, trainer: Trainer, compiled: Compiled, target: Topology) -> 
         xla_flops, xla_bytes: XLA's figures with loops counted as often as they run; `loops` is what that multiplied
         them by, unknown_loops those that count once; flops_per_image and bytes_per_image are the same by image;
         model_flops, model_flops_per_image; counted_bytes and counted_hbm_bytes (traffic.Sums), heaviest;
-        images_per_second {bandwidth, flops, bound}; collectives (see `_collectives`).
+        estimated_cycles, estimated_seconds (None without a clock or a note), unknown_kernels: names of kernels without
+        cycles; images_per_second {bandwidth, flops, cycles, bound}; collectives (see `_collectives`).
     """
     breasts, views = trainer.batch["image"].shape[:2]
     chips = trainer.mesh.size
@@ -48,6 +49,8 @@ def describe(config, trainer: Trainer, compiled: Compiled, target: Topology) -> 
     loops = {name: getattr(often, name) / max(getattr(once, name), 1) for name in ("flops", "bytes")}
     moved, computed = compiled.cost["bytes"] * loops["bytes"], compiled.cost["flops"] * loops["flops"]
     model = flops.training_flops(trainer, config) / chips
+    expected = cycles.total(program)
+    seconds = estimated_seconds(kind, expected)
     figures |= {
         "xla_flops": computed,
         "model_flops": model,
@@ -59,19 +62,33 @@ def describe(config, trainer: Trainer, compiled: Compiled, target: Topology) -> 
         "flops_per_image": computed / images,
         "model_flops_per_image": model / images,
         "bytes_per_image": moved / images,
-        "images_per_second": bounds(kind, images, moved, computed),
+        "estimated_cycles": expected.cycles,
+        "estimated_seconds": seconds,
+        "unknown_kernels": list(expected.kernels),
+        "images_per_second": bounds(kind, images, moved, computed, seconds),
         "collectives": _collectives(config, trainer, program),
         "heaviest": traffic.heaviest(costs, 20),
     }
     return figures
 
 
-def bounds(kind: str, images: float, moved: float, computed: float) -> dict[str, float]:
-    """Images per second and chip that memory bandwidth, FLOPs and the scarcer of both allow; {} without known peaks."""
+def estimated_seconds(kind: str, expected: cycles.Estimate) -> float | None:
+    """Of one step, by the compiler's cycles at the chip's clock; None where either is not known."""
+    peak = flops.peak(kind)
+    return expected.cycles / peak.clock if peak and peak.clock and expected.noted else None
+
+
+def bounds(kind: str, images: float, moved: float, computed: float, seconds: float | None = None) -> dict[str, float]:
+    """Images per second and chip that memory bandwidth, FLOPs, `seconds` a step and the scarcest of them allow.
+
+    {} without known peaks.
+    """
     peak = flops.peak(kind)
     if peak is None or not moved or not computed:
         return {}
     rates = {"bandwidth": images * peak.bandwidth / moved, "flops": images * peak.flops / computed}
+    if seconds:
+        rates["cycles"] = images / seconds
     return rates | {"bound": min(rates.values())}
 
 

@@ -21,16 +21,18 @@ TRAINING = 3  # passes over the products in a training step
 class Peak(NamedTuple):
     flops: float  # dense bfloat16 products, FLOP/s; the convention is to measure float32 programs by it too
     bandwidth: float  # of the device's memory, byte/s
+    clock: float | None = None  # cycles a second of a core; None where no figure is counted in them
 
 
 # By `jax.Device.device_kind`. Google's pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" (cloud.google.com/tpu/docs).
 # NVIDIA's data sheets of A100, H100, H200, HGX B200, A40, L4, L40 and L40S, whose BFLOAT16 Tensor Core figures with
 # sparsity are twice these; "NVIDIA Ada GPU Architecture" V2.01 and "NVIDIA Ampere GA102 GPU Architecture" V2.1, tables of
-# RTX 4090, RTX 3090 and RTX A6000: peak BF16 Tensor TFLOPS with FP32 accumulation.
+# RTX 4090, RTX 3090 and RTX A6000: peak BF16 Tensor TFLOPS with FP32 accumulation. Clock: the products'
+# peak over what the matrix units of the core do in a cycle, 4 x 128 x 128 multiply-adds.
 PEAKS = {
     "TPU v4": Peak(275e12, 1.228e12),
-    "TPU v5 lite": Peak(197e12, 0.819e12),
-    "TPU v5e": Peak(197e12, 0.819e12),
+    "TPU v5 lite": Peak(197e12, 0.819e12, 1.5e9),
+    "TPU v5e": Peak(197e12, 0.819e12, 1.5e9),
     "TPU v5": Peak(459e12, 2.765e12),
     "TPU v5p": Peak(459e12, 2.765e12),
     "TPU v6 lite": Peak(918e12, 1.638e12),

@@ -31,6 +31,7 @@ BITS = {
 _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) (?:\(.*\) -> .* )?\{$")
 _NAME = re.compile(r"\s+(ROOT )?%?([\w.-]+) = ")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+_METADATA = re.compile(r"kernel_metadata=\{[^{}]*\}")  # of Pallas kernels, on several lines
 _REFERENCE = re.compile(r"%([\w.-]+)")
 _CALLED = re.compile(
     r"(?:calls|body|condition|true_computation|false_computation|called_computations|branch_computations)="
@@ -78,6 +79,7 @@ def parse(text: str) -> Program:
         ValueError: it has no entry computation.
     """
     computations, entry, body = {}, None, None
+    text = _METADATA.sub(lambda match: "".join(match[0].splitlines()), text)
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith(" "):
             if header := _HEADER.match(line):

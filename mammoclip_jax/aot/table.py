@@ -6,7 +6,19 @@ from pathlib import Path
 from mammoclip_jax.files import whole
 
 GIB, MIB = 2**30, 2**20
-KEY = ("topology", "config", "dtype", "height", "width", "remat", "scan", "micro_batches", "images_per_chip", "options")
+KEY = (
+    "topology",
+    "config",
+    "dtype",
+    "height",
+    "width",
+    "remat",
+    "scan",
+    "kernels",
+    "micro_batches",
+    "images_per_chip",
+    "options",
+)
 COLUMNS = KEY + (
     "fits",
     "peak_gib",
@@ -18,6 +30,7 @@ COLUMNS = KEY + (
     "counted_hbm_gib_per_image",
     "tflop_per_image",
     "model_tflop_per_image",
+    "estimated_seconds",
     "bound_images_per_second",
     "collective_mib",
     "collective_ratio",
@@ -44,6 +57,7 @@ def row(config, figures: dict, preprocessing: dict, options: dict) -> dict:
         "width": preprocessing["width"],
         "remat": image.get("remat", "none").replace(",", " "),
         "scan": image.get("scan", False),
+        "kernels": image.get("kernels", ""),
         "micro_batches": config.train.micro_batches.image,
         "images_per_chip": f"{figures['images_per_chip']:g}",
         "options": " ".join(f"{name}={value}" for name, value in options.items()),
@@ -63,6 +77,7 @@ def row(config, figures: dict, preprocessing: dict, options: dict) -> dict:
             "counted_hbm_gib_per_image": _gib(figures["counted_hbm_bytes"] / figures["images_per_chip"]),
             "tflop_per_image": f"{figures['flops_per_image'] / 1e12:.3f}",
             "model_tflop_per_image": f"{figures['model_flops_per_image'] / 1e12:.3f}",
+            "estimated_seconds": f"{figures['estimated_seconds']:.3f}" if figures["estimated_seconds"] else "",
             "bound_images_per_second": f"{figures['images_per_second'].get('bound', 0):.1f}",
             "collective_mib": f"{moved['bytes'] / MIB:.2f}",
             "collective_ratio": f"{moved['ratio']:.3f}",
@@ -134,10 +149,15 @@ def _lines(figures):
     if figures["unknown_loops"]:
         yield f"  WARNING: passes of these loops are not known, they count once: {', '.join(figures['unknown_loops'])}"
     if rates := figures["images_per_second"]:
+        by_cycles = f", {rates['cycles']:.1f} by the compiler's cycles" if "cycles" in rates else ""
         yield (
-            f"  at most {rates['bandwidth']:.1f} images/s by memory bandwidth, {rates['flops']:.1f} by FLOPs: "
-            f"{rates['bound']:.1f}"
+            f"  at most {rates['bandwidth']:.1f} images/s by memory bandwidth, {rates['flops']:.1f} by FLOPs"
+            f"{by_cycles}: {rates['bound']:.1f}"
         )
+    if figures["estimated_seconds"]:
+        yield f"  {figures['estimated_cycles']:,} cycles expected, {figures['estimated_seconds'] * 1e3:.1f} ms"
+    if figures["unknown_kernels"]:
+        yield f"  WARNING: cycles of these kernels are not known: {', '.join(figures['unknown_kernels'])}"
     yield from _collective_lines(figures["collectives"])
     yield "most HBM traffic of a chip and step, GiB (by our rules)"
     for place in figures["heaviest"][:8]:

@@ -59,16 +59,9 @@ class Sums(NamedTuple):
 
 def costs(program: Program) -> list[Cost]:
     """Of all instructions that run by themselves."""
-    fused = {
-        callee
-        for computation in program.computations.values()
-        for instruction in computation.values()
-        if instruction.opcode == "fusion"
-        for callee in _fusion(instruction)
-    }
-    entries = []
+    inside, entries = fused(program), []
     for name, computation in program.computations.items():
-        if not program.passes[name] or name in fused:
+        if not program.passes[name] or name in inside:
             continue
         for instruction in computation.values():
             if instruction.opcode not in _FREE:
@@ -83,6 +76,17 @@ def costs(program: Program) -> list[Cost]:
                     )
                 )
     return entries
+
+
+def fused(program: Program) -> set[str]:
+    """Names of the computations inside fusions, whose instructions do not run by themselves."""
+    return {
+        callee
+        for computation in program.computations.values()
+        for instruction in computation.values()
+        if instruction.opcode == "fusion"
+        for callee in _fusion(instruction)
+    }
 
 
 def total(costs: list[Cost], loops: bool = True) -> Sums:

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models import layers, packed
+from mammoclip_jax.models import kernels, layers, packed
 from mammoclip_jax.models.depthwise import Pads
 from mammoclip_jax.models.elementwise import Dropout
-from mammoclip_jax.models.layers import BatchNorm, Conv, Depthwise, Place, Pointwise, SqueezeExcite, Stages, drop_path
+from mammoclip_jax.models.layers import BatchNorm, Conv, Place, Pointwise, Stages
+from mammoclip_jax.models.mbconv import Block, BlockSpec, act
 from mammoclip_jax.names import check_choices
 
 
@@ -65,21 +66,6 @@ STRIDES = (8, 16, 32)
 REMAT = ("none", "block", "expand", "conv")
 # Names of what is kept (layers.py). Expansions are half of what convolutions make, and cheap to make again.
 _POLICIES = {"block": ("moments",), "expand": ("moments", "conv"), "conv": ("moments", "conv", "expand")}
-
-
-class BlockSpec(NamedTuple):
-    """One mobile inverted bottleneck: its stage (from 1), kernel size, stride, and numbers of channels.
-
-    `squeezed` is 0 where there is no squeeze-excite, in the Lite networks, which have ReLU6 too.
-    """
-
-    stage: int
-    size: int
-    stride: int
-    inputs: int
-    expanded: int
-    squeezed: int
-    outputs: int
 
 
 def block_specs(width: float, depth: float, lite: bool = False, output_stride: int = 32) -> list[BlockSpec]:
@@ -147,45 +133,6 @@ def block_name(index: int) -> str:
     return f"block{index:02d}"
 
 
-class Block(nn.Module):
-    """Expansion, depthwise convolution, squeeze-excite, projection; shortcut where the shapes allow it."""
-
-    spec: BlockSpec
-    dtype: Any
-    formulation: str | None
-    momentum: float = 0.99
-    eps: float = 1e-3
-    place: Place = Place()
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "N H W inputs"], train: bool, padding: Pads, drop: tuple[Array, Array] | None = None
-    ) -> Float[Array, "N h w outputs"]:
-        """`drop` is the rate of drop-connect and its PRNG key; None is without."""
-        spec, shortcut = self.spec, x
-        act = _act(lite=not spec.squeezed)
-        norm = functools.partial(BatchNorm, eps=self.eps, momentum=self.momentum)
-        place, columns = self.place, self.place.columns
-        if spec.expanded != spec.inputs:
-            x = Pointwise(spec.expanded, self.dtype, place, "expand", name="expand")(x)
-            x = norm(act, columns=columns, name="expand_bn")(x, train)
-        x = Depthwise(spec.size, spec.stride, self.dtype, self.formulation, place, name="depthwise")(x, padding)
-        columns //= spec.stride if columns > 1 else 1
-        place = place._replace(columns=columns)
-        x = norm(act, columns=columns, name="depthwise_bn")(x, train)
-        if spec.squeezed:
-            x = SqueezeExcite(spec.squeezed, columns, name="se")(x)
-        x = Pointwise(spec.outputs, self.dtype, place, name="project")(x)
-        x = norm(columns=columns, name="project_bn")(x, train)
-        if spec.stride != 1 or spec.inputs != spec.outputs:
-            return x
-        return (x if drop is None else drop_path(x, *drop)) + shortcut
-
-
-def _act(lite):
-    return "relu6" if lite else "swish"
-
-
 class EfficientNet(nn.Module):
     """Image encoder; any number of input channels, any input size.
 
@@ -208,6 +155,7 @@ class EfficientNet(nn.Module):
         lanes: maps are laid out for a TPU's 128 lanes (packed.py); results are the same, elsewhere it costs time.
         dtype: of products and activations; parameters and statistics are float32.
         depthwise: formulation of the depthwise convolutions; None lets the platform decide.
+        kernels: of blocks without stride in training: "xla"; "pallas" on TPUs (kernels/mbconv_pallas.py); "auto" is "xla".
         batch_norm_momentum: of the running statistics; a run of a few hundred steps needs less than the published one.
         taps: numbers of blocks (from 0) whose outputs are stage maps too, as "block37": a detector may want one from
             the middle of a stage.
@@ -228,6 +176,7 @@ class EfficientNet(nn.Module):
     lanes: bool = False
     dtype: Any = jnp.float32
     depthwise: str | None = None
+    kernels: str = "auto"
     taps: Sequence[int] = ()
     batch_norm_momentum: float = 0.99
     batch_norm_eps: float = 1e-3
@@ -235,7 +184,9 @@ class EfficientNet(nn.Module):
     def __post_init__(self):
         self.taps = tuple(self.taps)  # a list, from JSON, has no hash
         super().__post_init__()
-        choices = {"variant": VARIANTS, "pads": PADS, "pooling": layers.POOLING, "output_stride": STRIDES}
+        choices = {"variant": VARIANTS, "pads": PADS, "pooling": layers.POOLING, "output_stride": STRIDES} | {
+            "kernels": kernels.MBCONV
+        }
         check_choices("EfficientNet", self, choices)
         if len(self._remats()) != len(STAGES) or not set(self._remats()) <= set(REMAT):
             raise UserError(
@@ -293,7 +244,7 @@ class EfficientNet(nn.Module):
         specs, table = self._specs(), self._pads()
         stages = Stages("EfficientNet", self.stage_names, offsets)
         norm = functools.partial(
-            BatchNorm, _act(scaling.lite), eps=self.batch_norm_eps, momentum=self.batch_norm_momentum
+            BatchNorm, act(scaling.lite), eps=self.batch_norm_eps, momentum=self.batch_norm_momentum
         )
         padding = self._padding(table, "stem", x.shape, *_STEM)
         outputs = outer_channels(32, scaling, self.width)
@@ -307,7 +258,15 @@ class EfficientNet(nn.Module):
             padding = self._padding(table, block_name(group[0]), x.shape, spec.size, spec.stride)
             drops = [self._drop(i / len(specs), train) for i in group]
             place = self._place(spec.expanded, x.shape, spec.size, spec.stride, padding)
-            options = spec, self.dtype, self.depthwise, self.batch_norm_momentum, self.batch_norm_eps, place
+            options = (
+                spec,
+                self.dtype,
+                self.depthwise,
+                self.batch_norm_momentum,
+                self.batch_norm_eps,
+                place,
+                self.kernels,
+            )
             x = packed.repack(x, 1, place.columns)
             if len(group) > 1 and not self.is_initializing():
                 x = self._scanned(group, options, x, train, padding, drops)

@@ -1,0 +1,128 @@
+"""MBConv blocks by kernels against the same blocks as XLA compiles them, by Pallas' interpreter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import kernels
+from mammoclip_jax.models.efficientnet import EfficientNet
+from mammoclip_jax.models.layers import Place
+from mammoclip_jax.models.mbconv import Block, BlockSpec
+from mammoclip_jax.training.mesh import batch_sharding, make_mesh
+
+DROP = 0.3
+
+
+def pads(size):
+    return ((size // 2,) * 2,) * 2
+
+
+@functools.partial(jax.jit, static_argnums=(0,))
+def step(block, variables, x, direction):
+    """(output, running statistics), gradients of the parameters and of x."""
+
+    def loss(params, x):
+        drop = jnp.float32(DROP), jax.random.key(1)
+        given = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, updated = block.apply(given, x, True, pads(block.spec.size), drop, mutable=["batch_stats"])
+        return jnp.sum(y.astype(jnp.float32) * direction), (y.astype(jnp.float32), updated)
+
+    (_, made), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
+    return made, gradients
+
+
+def case(size, channels, outputs, shape, dtype):
+    block = Block(BlockSpec(3, size, 1, channels, 6 * channels, 2, outputs), dtype, "native")
+    x = jax.random.normal(jax.random.key(0), (*shape, channels)).astype(dtype)
+    variables = block.init(jax.random.key(2), x, False, pads(size))
+    leaves, tree = jax.tree.flatten(variables)
+    draws = np.random.default_rng(0)
+    leaves = [leaf + jnp.asarray(0.1 * draws.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
+    direction = jax.random.normal(jax.random.key(3), (*shape, outputs))
+    return block, jax.tree.unflatten(tree, leaves), x, direction
+
+
+def fused_step(block, variables, x, direction, devices=1):
+    ours = block.clone(kernels="pallas")
+    assert kernels.mbconv_fits(ours, x, pads(block.spec.size))
+    if devices == 1:
+        return step(ours, variables, x, direction)
+    mesh = make_mesh({"data": 2, "fsdp": devices // 2}, jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        return step(ours, variables, *(jax.device_put(v, batch_sharding(mesh)) for v in (x, direction)))
+
+
+def distances(one, other, floor=0.0):
+    """Of each array, as a share of its norm, or of `floor` of the largest norm where that is more."""
+    one, other = ([np.asarray(v, np.float64) for v in jax.tree.leaves(tree)] for tree in (one, other))
+    norms = np.array([np.linalg.norm(v) for v in one])
+    return np.array([np.linalg.norm(a - b) for a, b in zip(one, other)]) / np.maximum(norms, floor * norms.max())
+
+
+def test_values_gradients_and_statistics_are_those_of_xla():
+    """Odd sizes, a block of channels that is not full, drop-connect, squeeze-excite, a shortcut."""
+    given = case(3, 6, 6, (2, 5, 9), jnp.float32)
+    assert max(distances(step(*given), fused_step(*given))) < 5e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size,outputs", [(5, 22), (3, 9)])
+def test_two_blocks_of_channels_on_eight_devices(size, outputs):
+    """Global moments: a device's own would be far from XLA's."""
+    given = case(size, 22, outputs, (16, 7, 11), jnp.float32)
+    assert max(distances(step(*given), fused_step(*given, devices=8))) < 5e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size,outputs", [(5, 22), (3, 9)])
+def test_bfloat16_is_as_near_to_float32_as_xla_is(size, outputs):
+    exact = step(*case(size, 22, outputs, (16, 7, 11), jnp.float32))
+    given = case(size, 22, outputs, (16, 7, 11), jnp.bfloat16)
+    theirs, ours = distances(exact, step(*given)), distances(exact, fused_step(*given))
+    assert np.all(ours <= 1.3 * theirs + 3e-3), np.stack([theirs, ours])
+
+
+@pytest.mark.slow
+def test_a_network_with_remat_has_the_same_gradients():
+    x = jax.random.normal(jax.random.key(0), (4, 65, 49, 1))
+    gradients = {}
+    for name, options in {"xla": {}, "pallas": {"remat": "expand"}}.items():
+        model = EfficientNet(
+            "b0", width=0.1, depth=0.2, kernels=name, depthwise="native", batch_norm_eps=0.1, **options
+        )
+        variables = model.init(jax.random.key(1), x)
+
+        @jax.jit
+        def gradient(params, model=model, rest=variables["batch_stats"]):
+            def loss(params):
+                given = {"params": params, "batch_stats": rest}
+                random = {"dropout": jax.random.key(4)}
+                (y, _), updated = model.apply(given, x, train=True, mutable=["batch_stats"], rngs=random)
+                return jnp.sum(y * jnp.sin(jnp.arange(y.size)).reshape(y.shape)), updated
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        gradients[name] = gradient(variables["params"])
+    # The bias before another block's normalisation has no gradient but rounding.
+    assert max(distances(gradients["xla"], gradients["pallas"], floor=1e-4)) < 1e-3
+
+
+def test_what_the_kernels_do_not_take_is_left_to_xla():
+    x = jnp.zeros((2, 4, 4, 8))
+    spec = BlockSpec(3, 3, 1, 8, 48, 2, 8)
+    for changed, padding in (
+        ({"spec": spec._replace(stride=2)}, pads(3)),
+        ({"spec": spec._replace(expanded=8)}, pads(3)),
+        ({"spec": spec._replace(squeezed=0)}, pads(3)),
+        ({"place": Place(rows="space")}, pads(3)),
+        ({"place": Place(columns=2)}, pads(3)),
+        ({}, ((0, 1), (0, 1))),
+    ):
+        block = Block(**{"spec": spec, "dtype": jnp.float32, "formulation": None, "kernels": "pallas"} | changed)
+        assert not kernels.mbconv_fits(block, x, padding)
+    with pytest.raises(UserError, match="pallas"):
+        EfficientNet("b0", kernels="palas")
