@@ -691,7 +691,7 @@ MUTATIONS = (
     Mutation(
         "a label without its box is taught as background",
         "data/batches/labelled.py",
-        "                value[value == 1] = np.nan\n",
+        "            value[value == 1] = np.nan\n",
         "",
         ("tasks/test_labelled.py",),
     ),

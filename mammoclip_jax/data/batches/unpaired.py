@@ -89,10 +89,11 @@ def pool(datasets: Sequence[Dataset], split: str, wanted: Unpaired, text: TextOp
         )
         frame = read_frame(dataset.path, reported.ALONE, remedy)
         frame = frame[frame["split"] == split].reset_index(drop=True)
-        for _, group in frame.groupby(units.breasts(frame), sort=False):
-            own = tuple(texts.of_breast(group, text))
+        of_breast, labels = texts.of_breasts(frame, text), frame["labels"].tolist()
+        for places in units.members(units.breasts(frame)):
+            own = tuple(of_breast(places))
             if own:
-                found.append(Alone(own, group["labels"].iloc[0]))
+                found.append(Alone(own, labels[places[0]]))
     if not found:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
         raise UserError(
