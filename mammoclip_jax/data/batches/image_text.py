@@ -17,7 +17,7 @@ from mammoclip_jax.data.batches import region_phrases, regions, targets, texts, 
 from mammoclip_jax.data.batches.breasts import Breast, Exam, breasts, exams, with_own_captions
 from mammoclip_jax.data.batches.region_phrases import OfRegions, Phrases
 from mammoclip_jax.data.batches.regions import ANNOTATED, OfImages, Regions
-from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed
+from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed, of_items
 from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.batches.units import Partner
@@ -245,7 +245,7 @@ def train_dataset(
     check_name(options.text.pairing, texts.PAIRINGS, "pairing of texts")
     items = _units(datasets, split, options)
     if weights is None:
-        stream = grain.MapDataset.source(items).seed(seed).shuffle()[: len(items) // batch_size * batch_size]
+        stream = of_items(items).seed(seed).shuffle()[: len(items) // batch_size * batch_size]
         if not len(stream):
             what = "exams" if options.partner else "breasts"
             raise UserError(

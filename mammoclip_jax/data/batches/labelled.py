@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Bool, Float32, Int
 
 from mammoclip_jax.data.batches import units
-from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
+from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, of_items
 from mammoclip_jax.data.batches.units import GROUPS, UNITS, View
 from mammoclip_jax.data.store.map_files import MapFiles
 from mammoclip_jax.data.store.masks import Masks
@@ -303,9 +303,7 @@ def train_iterator(
     if sampling == "balanced":
         stream = _balanced(examples, seed)
     else:
-        stream = (
-            grain.MapDataset.source(list(examples)).seed(seed).shuffle()[: len(examples) // batch_size * batch_size]
-        )
+        stream = of_items(list(examples)).seed(seed).shuffle()[: len(examples) // batch_size * batch_size]
         if not len(stream):
             raise UserError(
                 f"a batch of {batch_size} needs more than the {len(examples)} examples that there are: "
@@ -327,5 +325,5 @@ def _balanced(examples: Sequence[Example], seed: int) -> grain.MapDataset:
     classes = [[examples[i] for i in np.flatnonzero(kinds == kind)] for kind in np.unique(kinds)]
     if len(classes) < 2:
         raise UserError("config.task.sampling=balanced needs two classes, and all examples are of one: use uniform.")
-    streams = [grain.MapDataset.source(members).seed(seed + i).shuffle().repeat() for i, members in enumerate(classes)]
+    streams = [of_items(members).seed(seed + i).shuffle().repeat() for i, members in enumerate(classes)]
     return grain.MapDataset.mix(streams, weights=[1 / len(streams)] * len(streams)).seed(seed)

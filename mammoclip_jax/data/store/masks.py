@@ -221,7 +221,7 @@ class Masks:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_open", "_lock")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_open", "_lock", "table")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
