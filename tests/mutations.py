@@ -710,6 +710,27 @@ MUTATIONS = (
         ("data/batches/test_image_text.py",),
     ),
     Mutation(
+        "texts are compared where the last hash of a band alone is equal",
+        "data/text/duplicates.py",
+        "bucket << 31 | np.concatenate(least)",
+        "np.concatenate(least)",
+        ("data/text/test_duplicates.py",),
+    ),
+    Mutation(
+        "a breast has the first class of its images",
+        "data/batches/labelled.py",
+        "np.maximum.reduceat(rank, starts)",
+        "np.minimum.reduceat(rank, starts)",
+        ("data/batches/test_grouping.py",),
+    ),
+    Mutation(
+        "captions are thought possible by labels without the boxes",
+        "data/text/templating.py",
+        "key = self._labels[labels], self._boxes[boxes], laterality, view",
+        "key = self._labels[labels], laterality, view",
+        ("data/batches/test_grouping.py",),
+    ),
+    Mutation(
         "data: images of one patient in several folds",
         "data/subsets.py",
         "splitter.split(patients, strata, patients)",

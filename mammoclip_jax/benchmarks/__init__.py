@@ -2,8 +2,10 @@
 
 MODES compare functions on image files, one file a mode with `run(sample, **options) -> rows`. WORKS are what
 `programs.py` does for a config, by mode (`training.py`); `against.py` compares them with the settings PEERS of PyTorch.
+GROWTH (`growth.py`) measures work on synthetic tables of several sizes.
 """
 
 MODES = {"codecs": "codecs", "input": "input", "prepare": "prepare", "probe": "probe"}
 WORKS = {"step": ("pretrain", "image_tower", "attributes"), "input": ("input",), "end_to_end": ("end_to_end",)}
 PEERS = ("reference", "tuned", "compiled")
+GROWTH = "growth"

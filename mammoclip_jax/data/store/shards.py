@@ -57,8 +57,8 @@ class Dataset:
 
     def __init__(self, path: Path | storage.Remote, info: dict, index: pd.DataFrame):
         self.path, self.info, self._index = path, info, Shared([index])
-        self._shard = index["shard"].to_numpy()
-        self._position = index["position"].to_numpy()
+        self._shard = index["shard"].to_numpy(np.int32)
+        self._position = index["position"].to_numpy(np.int32)
         self._reset()
 
     @classmethod
