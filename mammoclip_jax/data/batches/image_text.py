@@ -23,6 +23,7 @@ from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.batches.units import Partner
 from mammoclip_jax.data.batches.unpaired import Decoupled, Unpaired
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.store.shared import ByRow
 from mammoclip_jax.data.store.side_tables import Arrays
 from mammoclip_jax.data.text.augment_text import alternatives
 from mammoclip_jax.data.text.tokenizer import Tokenize
@@ -108,18 +109,17 @@ def canvas_boxes(datasets: Sequence[Dataset], split: str, places: int) -> tuple[
     Raises:
         UserError: an image has more boxes than there are places.
     """
-    found = []
+    found: list[Mapping[int, list]] = []
     for dataset in datasets:
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
-        found.append(
-            {
-                int(row): [item["box"] for item in json.loads(boxes)]
-                for row, boxes in index["boxes_canvas"].items()
-                if boxes != "[]"
-            }
-        )
-        most = max(map(len, found[-1].values()), default=0)
+        own = {
+            row: [item["box"] for item in json.loads(boxes)]
+            for row, boxes in zip(index.index.tolist(), index["boxes_canvas"].tolist())
+            if boxes != "[]"
+        }
+        found.append(ByRow(own))
+        most = max(map(len, own.values()), default=0)
         if most > places:
             raise UserError(
                 f"an image of {dataset.path} has {most} boxes: set config.data.boxes={most}, it is {places}."

@@ -9,7 +9,7 @@ import mmap
 import os
 import pickle
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,26 @@ class Shared(Sequence):
             self._file = _written(self._items)
             atexit.register(Path(self._file).unlink, missing_ok=True)
         return _Mapped, (self._file,)
+
+
+class ByRow(Mapping):
+    """Row of an index to what is known of it, shared in the same way."""
+
+    def __init__(self, known: Mapping[int, Any]):
+        self._rows = np.array(sorted(known), np.int64)
+        self._known = Shared([known[row] for row in self._rows.tolist()])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows.tolist())
+
+    def __getitem__(self, row: int) -> Any:
+        place = int(np.searchsorted(self._rows, row))
+        if place == len(self._rows) or self._rows[place] != row:
+            raise KeyError(row)
+        return self._known[place]
 
 
 class _Mapped(Sequence):

@@ -12,7 +12,7 @@ import pytest
 from mammoclip_jax.data.batches.breasts import Breast
 from mammoclip_jax.data.batches.stream import of_items
 from mammoclip_jax.data.store.shards import Dataset
-from mammoclip_jax.data.store.shared import Shared
+from mammoclip_jax.data.store.shared import ByRow, Shared
 
 
 @pytest.mark.parametrize("items", [[], ["a", "", 3, None], [Breast(0, ((1,), (2, 3)), ("a text",))] * 5])
@@ -56,3 +56,12 @@ def test_a_data_set_is_sent_without_its_index():
     assert len(again) == 5000
     pd.testing.assert_frame_equal(again.index, index)
     pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(again)).index, index)
+
+
+def test_rows_are_found_by_their_numbers():
+    known = {7: ["a"], 2: ("b", 3), 100: []}
+    rows = ByRow(known)
+    for own in (rows, pickle.loads(pickle.dumps(rows))):
+        assert own == known and list(own) == [2, 7, 100]
+        assert own.get(3, "none") == "none" and 101 not in own and own[2] == ("b", 3)
+    assert not ByRow({})
