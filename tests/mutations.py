@@ -724,7 +724,7 @@ MUTATIONS = (
     Mutation(
         "a label without its box is taught as background",
         "data/batches/labelled.py",
-        "                value[value == 1] = np.nan\n",
+        "            value[value == 1] = np.nan\n",
         "",
         ("tasks/test_labelled.py",),
     ),
@@ -741,6 +741,27 @@ MUTATIONS = (
         "[reports.swap_laterality(text) if swap else text for text, swap in",
         "[text for text, swap in",
         ("data/batches/test_image_text.py",),
+    ),
+    Mutation(
+        "texts are compared where the last hash of a band alone is equal",
+        "data/text/duplicates.py",
+        "bucket << 31 | np.concatenate(least)",
+        "np.concatenate(least)",
+        ("data/text/test_duplicates.py",),
+    ),
+    Mutation(
+        "a breast has the first class of its images",
+        "data/batches/labelled.py",
+        "np.maximum.reduceat(rank, starts)",
+        "np.minimum.reduceat(rank, starts)",
+        ("data/batches/test_grouping.py",),
+    ),
+    Mutation(
+        "captions are thought possible by labels without the boxes",
+        "data/text/templating.py",
+        "key = self._labels[labels], self._boxes[boxes], laterality, view",
+        "key = self._labels[labels], laterality, view",
+        ("data/batches/test_grouping.py",),
     ),
     Mutation(
         "data: images of one patient in several folds",

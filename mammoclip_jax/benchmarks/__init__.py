@@ -2,7 +2,8 @@
 
 MODES compare functions on image files, one file a mode with `run(sample, **options) -> rows`. WORKS are what
 `programs.py` does for a config, by mode (`training.py`); `against.py` compares them with the settings PEERS of PyTorch.
-The mode DEVICE needs neither: `device.py` measures encoders on one device.
+The mode DEVICE needs neither: `device.py` measures encoders on one device; GROWTH (`growth.py`) work on synthetic tables of
+several sizes.
 """
 
 MODES = {"codecs": "codecs", "input": "input", "prepare": "prepare", "probe": "probe"}
@@ -14,3 +15,4 @@ WORKS = {
 }
 PEERS = ("reference", "tuned", "compiled")
 DEVICE = "device"
+GROWTH = "growth"

@@ -3,7 +3,6 @@
 import collections
 import json
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -12,9 +11,10 @@ from tqdm import tqdm
 from mammoclip_jax.data import increment, leave_out, reported
 from mammoclip_jax.data.counts import content, kinds
 from mammoclip_jax.data.identity import line
-from mammoclip_jax.data.manifest import REMEDIES, Problem, SourceTable, box_fault, breast_keys
+from mammoclip_jax.data.manifest import REMEDIES, Problem, SourceTable, box_fault, breast_keys, tuples
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import Fields
+from mammoclip_jax.data.pool import in_threads
 from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.text import duplicates
 from mammoclip_jax.data.text.label_values import names_of
@@ -73,11 +73,11 @@ def check(
         "images": len(rows),
         **content(rows),
         **{
-            name: _values(rows[column])
+            name: _values(rows[column].tolist())
             for name, column in (("views", "view"), ("lateralities", "laterality"), ("vendors", "vendor"))
         },
-        "labels": {split: _labels(part["labels"]) for split, part in rows.groupby("split")},
-        "box_labels": {split: _box_labels(part["boxes"]) for split, part in rows.groupby("split")},
+        "labels": {split: _labels(part["labels"].tolist()) for split, part in rows.groupby("split")},
+        "box_labels": {split: _box_labels(part["boxes"].tolist()) for split, part in rows.groupby("split")},
         "files": {"found": len(there.rows), "missing": sum(p.kind == "file missing" for p in there.problems)},
         "header_flags": flags,
         "reports": _reports(rows),
@@ -102,9 +102,9 @@ def _values(values: Iterable) -> dict:
 def _labels(column: Iterable[str]) -> dict[str, dict[str, int]]:
     """How many images have each value of each label; of many-valued ones (age) only how many have it."""
     counts: dict[str, collections.Counter] = {}
-    for labels in column:
+    for labels, images in collections.Counter(column).items():  # alike ones are read once
         for name, value in json.loads(labels).items():
-            counts.setdefault(name, collections.Counter())[str(value)] += 1
+            counts.setdefault(name, collections.Counter())[str(value)] += images
     return {
         name: dict(sorted(values.items())) if len(values) <= 12 else {"known": values.total()}
         for name, values in sorted(counts.items())
@@ -113,7 +113,7 @@ def _labels(column: Iterable[str]) -> dict[str, dict[str, int]]:
 
 def _box_labels(column: Iterable[str]) -> dict[str, int]:
     """How many boxes carry each label; one with several ("labels") counts for each."""
-    items = (box for boxes in column for box in json.loads(boxes))
+    items = (box for boxes in column if boxes != "[]" for box in json.loads(boxes))
     return _values(label for box in items for label in names_of(box))
 
 
@@ -139,11 +139,11 @@ def _headers(table: SourceTable, root: Path, frames: str) -> tuple[list[Problem]
     """What is wrong with the files by their header, or differs from the tables; and the flags of those that can be read,
     counted."""
     problems, flags = [], []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        results = pool.map(lambda row: _header(row, root / row.file, frames, table.leave_out), table.rows.itertuples())
-        for problem, names in tqdm(results, total=len(table.rows), desc="headers", unit="file", disable=None):
-            problems += problem
-            flags += names
+    rows = list(tuples(table.rows[["file", "image", "row", "laterality", "view", "boxes"]]))
+    results = in_threads(lambda row: _header(row, root / row.file, frames, table.leave_out), rows, _THREADS)
+    for problem, names in tqdm(results, total=len(rows), desc="headers", unit="file", disable=None):
+        problems += problem
+        flags += names
     return problems, _values(flags)
 
 

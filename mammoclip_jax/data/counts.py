@@ -42,7 +42,7 @@ def content(rows: pd.DataFrame) -> dict:
     return {
         "studies": rows["study"].nunique(),
         "patients": rows["patient"].nunique(),
-        "boxes": sum(len(json.loads(boxes)) for boxes in rows["boxes"]),
+        "boxes": sum(len(json.loads(boxes)) for boxes in rows["boxes"].tolist() if boxes != "[]"),
         "texts": len(breasts.drop_duplicates()),
         "splits": rows["split"].value_counts().sort_index().to_dict(),
     }

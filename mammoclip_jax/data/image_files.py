@@ -7,8 +7,7 @@ each folder once. What is not taken is listed by kind; kinds are fixed words, wh
 import functools
 import os
 import re
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from mammoclip_jax.data.manifest import Problem, SourceTable
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import Fields
+from mammoclip_jax.data.pool import in_threads
 
 HIDDEN, LINK, EMPTY = "hidden", "link without end or special file", "empty file"
 AGAIN, BESIDE = "folder linked a second time", "picture beside DICOM images"
@@ -56,16 +56,9 @@ def find(root: Path | str, wanted: re.Pattern | None = None) -> Found:
     """
     root = Path(root)
     files, problems, others = walk(root)
-    with dicom.quiet(), ThreadPoolExecutor(_THREADS) as pool:
-        looked = list(
-            tqdm(
-                pool.map(lambda name: _look(root, name), files),
-                total=len(files),
-                desc="headers",
-                unit="file",
-                disable=None,
-            )
-        )
+    with dicom.quiet():
+        found = in_threads(lambda name: _look(root, name), files, _THREADS)
+        looked = list(tqdm(found, total=len(files), desc="headers", unit="file", disable=None))
     images: dict[str, Fields] = {}
     for name, what in zip(files, looked):
         if isinstance(what, Fields) and shown(name) != name:
@@ -156,10 +149,10 @@ def _look(root: Path, name: str) -> Fields | Problem | str:
 
 def as_there(table: SourceTable, root: Path) -> SourceTable:
     """The table with its files `located` below its root, or the one that was asked for."""
-    return table._replace(rows=table.rows.assign(file=located(table.root or root, table.rows["file"])))
+    return table._replace(rows=table.rows.assign(file=located(table.root or root, table.rows["file"].tolist())))
 
 
-def located(root: Path, names: Iterable[str]) -> list[str]:
+def located(root: Path, names: Sequence[str]) -> list[str]:
     """Names as tables give them -> as the files below `root` are called, where only the capitals, or a DICOM suffix
     that is there, missing or another one, differ; the name as given where there is no such file."""
 
@@ -176,8 +169,7 @@ def located(root: Path, names: Iterable[str]) -> list[str]:
         path = PurePosixPath(name)
         return (path.parent / files(path.parent).get(_core(path.name), path.name)).as_posix()
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(found, names))
+    return list(in_threads(found, names, _THREADS))
 
 
 def _core(name: str) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,8 @@ import cv2
 import pandas as pd
 from array_record.python.array_record_module import ArrayRecordReader
 
-from mammoclip_jax.data.manifest import Problem, SourceTable
+from mammoclip_jax.data.manifest import Problem, SourceTable, tuples
+from mammoclip_jax.data.pool import in_threads
 from mammoclip_jax.data.store.parquet import read_table
 from mammoclip_jax.data.store.shards import shard_name
 
@@ -36,8 +36,8 @@ class Stored(NamedTuple):
 
 def present(table: SourceTable, root: Path) -> tuple[SourceTable, list[str]]:
     """The table without the rows whose file is missing, which become problems, and "size time" of each file left."""
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        stamps = list(pool.map(_stamp, [root / file if file else None for file in table.rows["file"]]))
+    files = table.rows["file"].tolist()
+    stamps = list(in_threads(lambda file: _stamp(root / file if file else None), files, _STAT_THREADS))
     stage, remedy = (
         ("absent", "download it, or leave it: a part of the set is fine")
         if table.partial
@@ -45,7 +45,7 @@ def present(table: SourceTable, root: Path) -> tuple[SourceTable, list[str]]:
     )
     missing = [
         Problem(row.file, stage, "file missing", remedy, row.image, row.row)
-        for row, stamp in zip(table.rows.itertuples(), stamps)
+        for row, stamp in zip(tuples(table.rows[["file", "image", "row"]]), stamps)
         if not stamp
     ]
     there = pd.Series([bool(stamp) for stamp in stamps], dtype=bool)

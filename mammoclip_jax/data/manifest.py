@@ -51,10 +51,11 @@ of `labels` with a common meaning:
 A breast is (patient, study, laterality); where laterality is unknown each image is a breast of its own.
 """
 
+import collections
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,7 @@ JSON_COLUMNS = {"labels": "{}", "boxes": "[]"}
 LIST_COLUMNS = ("texts", "sections")
 COLUMNS = TEXT_COLUMNS + ("real",) + LIST_COLUMNS + ("identities", "parts") + tuple(JSON_COLUMNS)
 SPLITS = ("train", "val", "test")
+_PART = 2**12  # rows
 LATERALITIES = ("L", "R", "")
 
 
@@ -145,6 +147,17 @@ def frame(rows: Iterable[Mapping]) -> pd.DataFrame:
     return table
 
 
+def tuples(rows: pd.DataFrame) -> Iterator[Any]:
+    """`rows.itertuples(index=False)` ten times as fast, of a part of the rows at a time.
+
+    pandas takes each string out of its Arrow array by itself.
+    """
+    kind = collections.namedtuple("Row", rows.columns)
+    for start in range(0, len(rows), _PART):
+        part = rows.iloc[start : start + _PART]
+        yield from map(kind._make, zip(*(part[name].tolist() for name in rows.columns)))
+
+
 def _record(row: Mapping) -> dict:
     unknown = set(row) - set(COLUMNS)
     if unknown:
@@ -170,10 +183,10 @@ def checked(table: SourceTable) -> SourceTable:
         UserError: a patient is in more than one split: no row can be blamed, and training would see the test set.
     """
     repeated = table.rows["image"].duplicated()
-    faults = ["duplicate image id" if again else _fault(row) for again, row in zip(repeated, table.rows.itertuples())]
+    faults = ["duplicate image id" if again else _fault(row) for again, row in zip(repeated, tuples(table.rows))]
     bad = [
         Problem(row.file, "source", fault, REMEDIES[fault.split(":")[0]], row.image, row.row)
-        for fault, row in zip(faults, table.rows.itertuples())
+        for fault, row in zip(faults, tuples(table.rows[["file", "image", "row"]]))
         if fault
     ]
     good = table.rows[np.array([not fault for fault in faults], bool)].reset_index(drop=True)
@@ -207,6 +220,8 @@ def _fault(row: NamedTuple) -> str:
 
 def box_fault(boxes: str, size: str) -> str:
     """What is wrong with a row's boxes in an image of `size` ("height width" or ""); "" for nothing."""
+    if boxes == "[]":
+        return ""
     height, width = map(int, size.split()) if size else (math.inf, math.inf)
     for item in json.loads(boxes):
         x0, y0, x1, y1 = item["box"]

@@ -7,7 +7,6 @@ boxes, views and makers. What identifies stays in memory: it goes into no file, 
 import collections
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,10 +14,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from mammoclip_jax.data.image_files import as_there
-from mammoclip_jax.data.manifest import SourceTable, checked
+from mammoclip_jax.data.manifest import SourceTable, checked, tuples
 from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import VENDORS, VIEWS, vendor_of, view_of
 from mammoclip_jax.data.pixels.identities import Identities
+from mammoclip_jax.data.pool import in_threads
 from mammoclip_jax.data.text import recognise
 from mammoclip_jax.data.text.deidentify import deidentify
 from mammoclip_jax.data.text.recognise import Recogniser
@@ -60,7 +60,7 @@ def settled(
     if table.public_texts:
         return Settled(table, {"texts": "public"})
     known: dict[str, Identities] = collections.defaultdict(Identities)
-    for row in table.rows.itertuples():
+    for row in tuples(table.rows[["patient", "study", "image", "file", "identities"]]):
         known[row.study] |= Identities(frozenset(row.identities), numbers=frozenset(_own(row)))
     model = recognise.load(recogniser) if recogniser else None
     read = _headers(table.rows, Path(table.root or root)) if headers else []
@@ -98,8 +98,9 @@ def _headers(rows: pd.DataFrame, root: Path) -> list[tuple[str, Identities]]:
         except (dicom.Unreadable, OSError, ValueError):
             return item[0], Identities()
 
-    with dicom.quiet(), ThreadPoolExecutor(_THREADS) as pool:
-        return list(tqdm(pool.map(read, files), total=len(files), desc="identities", unit="file", disable=None))
+    with dicom.quiet():
+        found = in_threads(read, files, _THREADS)
+        return list(tqdm(found, total=len(files), desc="identities", unit="file", disable=None))
 
 
 def _without(rows: pd.DataFrame, known: dict[str, Identities], model: Recogniser | None, parts: bool) -> pd.DataFrame:

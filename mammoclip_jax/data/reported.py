@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mammoclip_jax.data.manifest import tuples
 from mammoclip_jax.data.store.side_tables import write_frame
 
 ALONE = "texts"  # the table of a data set folder; there is none without such reports
@@ -16,7 +17,7 @@ _COLUMNS = ["dataset", "patient", "study", "image", "laterality", "view", "split
 def by_section(rows: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
     """By "kept" and "dropped": section -> its text in each report that has it; the images of a study share a report."""
     sections: dict[str, dict[str, dict]] = {"kept": {}, "dropped": {}}
-    for row in rows.itertuples():
+    for row in tuples(rows[["study", "texts", "sections", "parts"]]):
         parts = {what: list(named.items()) for what, named in json.loads(row.parts).items()}
         for what, named in ({"kept": list(zip(row.sections, row.texts))} | parts).items():
             for name, text in named:
@@ -30,7 +31,8 @@ def by_section(rows: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
 def lacking(rows: pd.DataFrame) -> dict[str, int]:
     """How many reports have an impression and no findings ("findings"), and neither of them ("both"), so that all their
     sections became texts."""
-    texts = {(row.study, *row.texts): set(row.sections) for row in rows.itertuples() if len(row.texts)}
+    told = tuples(rows[["study", "texts", "sections"]])
+    texts = {(row.study, *row.texts): set(row.sections) for row in told if len(row.texts)}
     tally = collections.Counter(
         "findings" if "impression" in sections else "both"
         for sections in texts.values()

@@ -1,6 +1,5 @@
 """What tasks with labels share: splits by the config, their Trainer, and the batches of labelled images."""
 
-import json
 from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
@@ -50,7 +49,7 @@ def _split(config, dataset: Dataset, target: labelled.Target) -> Dataset:
     task, index = config.task, dataset.index
     if not task.folds and task.fraction == 1.0:
         return dataset
-    strata = [str(target.of(json.loads(labels)).tolist()) for labels in index["labels"]]
+    strata = [str(values) for values in target.of_rows(index["labels"].tolist()).tolist()]
     splits = index["split"].to_numpy(copy=True)
     if task.folds:
         if task.folds < 3:

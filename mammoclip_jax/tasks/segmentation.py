@@ -99,10 +99,10 @@ def pixels(wanted: batches.Target, datasets, examples) -> Pixels:
     """Of the images of `examples`."""
     masks = [batches.Channels(Masks.open(dataset), wanted.labels) for dataset in datasets]
     inside, known = np.zeros((2, len(wanted.labels)))
-    for example in examples:
-        channels, row = masks[example.source], example.images[0][0]
-        inside += channels.pixels(row)
-        known += channels.known(row)
+    for source, channels in enumerate(masks):
+        rows = np.array([example.images[0][0] for example in examples if example.source == source], int)
+        inside += channels.pixels(rows).sum(axis=0)
+        known += channels.known(rows).sum(axis=0)
     return Pixels(inside, known * np.prod(masks[0].masks.size) - inside)
 
 

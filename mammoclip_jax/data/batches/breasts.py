@@ -67,10 +67,14 @@ def breasts(
     for source, dataset in enumerate(datasets):
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
-        for _, group in index.groupby(units.breasts(index), sort=False):
-            views = units.by_slot(group, slots) if slots else units.by_view(group, other_views)
-            section_of = texts.of_breast(group, text)
-            fields = texts.caption_fields(group, text) if text.captions else ()
+        # Lists, and no frame for each breast, of which there may be a million.
+        rows, view_of, of_breast = index.index.tolist(), index["view"].tolist(), texts.of_breasts(index, text)
+        captions = texts.caption_fields(index, text) if text.captions else []
+        for places in units.members(units.breasts(index)):
+            own, named = [rows[place] for place in places], [view_of[place] for place in places]
+            views = units.by_slot(own, named, slots) if slots else units.by_view(own, named, other_views)
+            section_of = of_breast(places)
+            fields = tuple([(rows[place], captions[place]) for place in places if captions and captions[place]])
             without_view += not views
             without_text += bool(views) and not (section_of or fields)
             if views and (section_of or fields or textless):

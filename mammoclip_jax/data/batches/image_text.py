@@ -17,12 +17,13 @@ from mammoclip_jax.data.batches import region_phrases, regions, targets, texts, 
 from mammoclip_jax.data.batches.breasts import Breast, Exam, breasts, exams, with_own_captions
 from mammoclip_jax.data.batches.region_phrases import OfRegions, Phrases
 from mammoclip_jax.data.batches.regions import ANNOTATED, OfImages, Regions
-from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed
+from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed, of_items
 from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.batches.units import Partner
 from mammoclip_jax.data.batches.unpaired import Decoupled, Unpaired
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.store.shared import ByRow
 from mammoclip_jax.data.store.side_tables import Arrays
 from mammoclip_jax.data.text.augment_text import alternatives
 from mammoclip_jax.data.text.tokenizer import Tokenize
@@ -108,18 +109,17 @@ def canvas_boxes(datasets: Sequence[Dataset], split: str, places: int) -> tuple[
     Raises:
         UserError: an image has more boxes than there are places.
     """
-    found = []
+    found: list[Mapping[int, list]] = []
     for dataset in datasets:
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
-        found.append(
-            {
-                int(row): [item["box"] for item in json.loads(boxes)]
-                for row, boxes in index["boxes_canvas"].items()
-                if boxes != "[]"
-            }
-        )
-        most = max(map(len, found[-1].values()), default=0)
+        own = {
+            row: [item["box"] for item in json.loads(boxes)]
+            for row, boxes in zip(index.index.tolist(), index["boxes_canvas"].tolist())
+            if boxes != "[]"
+        }
+        found.append(ByRow(own))
+        most = max(map(len, own.values()), default=0)
         if most > places:
             raise UserError(
                 f"an image of {dataset.path} has {most} boxes: set config.data.boxes={most}, it is {places}."
@@ -245,7 +245,7 @@ def train_dataset(
     check_name(options.text.pairing, texts.PAIRINGS, "pairing of texts")
     items = _units(datasets, split, options)
     if weights is None:
-        stream = grain.MapDataset.source(items).seed(seed).shuffle()[: len(items) // batch_size * batch_size]
+        stream = of_items(items).seed(seed).shuffle()[: len(items) // batch_size * batch_size]
         if not len(stream):
             what = "exams" if options.partner else "breasts"
             raise UserError(

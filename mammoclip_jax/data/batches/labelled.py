@@ -7,6 +7,7 @@ sees depends on the seed alone, as in pipeline.py: not on threads, nor on the nu
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,9 +15,10 @@ from typing import NamedTuple
 import grain
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float32, Int
 
 from mammoclip_jax.data.batches import units
-from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike
+from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, of_items
 from mammoclip_jax.data.batches.units import GROUPS, UNITS, View
 from mammoclip_jax.data.store.map_files import MapFiles
 from mammoclip_jax.data.store.masks import Masks
@@ -50,6 +52,14 @@ class Target(NamedTuple):
         Raises:
             UserError: a yes/no label holds something else, or a class is not among the outputs.
         """
+        return np.array(self._of(labels), np.float32)
+
+    def of_rows(self, labels: Sequence[str]) -> Float32[np.ndarray, "n K"]:
+        """`of` the labels, JSON, of each row; alike ones are read once."""
+        made = {one: self._of(json.loads(one)) for one in dict.fromkeys(labels)}
+        return np.array([made[one] for one in labels], np.float32).reshape(-1, len(self.labels))
+
+    def _of(self, labels: Mapping) -> list[float]:
         if not self.values_of:
             values = [labels.get(name) for name in self.labels]
             for name, value in zip(self.labels, values):
@@ -58,16 +68,16 @@ class Target(NamedTuple):
                         f"label {name!r} is no yes/no label, it holds {value!r}: set config.task.label to "
                         f"{name!r} and config.model.labels to its values."
                     )
-            return np.array([np.nan if value is None else float(value) for value in values], np.float32)
+            return [np.nan if value is None else float(value) for value in values]
         value = labels.get(self.values_of)
         if value is None:
-            return np.full(len(self.labels), np.nan, np.float32)
+            return [np.nan] * len(self.labels)
         if str(value) not in self.labels:
             raise UserError(
                 f"label {self.values_of!r} holds {value!r}, which is not in config.model.labels "
                 f"{self.labels}.{suggestion(str(value), self.labels)}"
             )
-        return np.array([name == str(value) for name in self.labels], np.float32)
+        return [float(name == str(value)) for name in self.labels]
 
 
 class Example(NamedTuple):
@@ -97,21 +107,26 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
         index = dataset.index.reset_index(drop=True)
         index = index[index["split"] == split]
         masks = Channels(Masks.open(dataset), target.labels) if target.masks else None
-        for _, group in index.groupby(GROUPS[unit](index), sort=False):
-            if masks:
-                values = np.stack([masks.there(row) for row in group.index])
-            else:
-                values = np.stack([target.of(json.loads(labels)) for labels in group["labels"]])
-            value = joined(values, classes=bool(target.values_of))
-            boxes = _boxes(group, target) if target.boxes else ()
-            with_box = np.isin(np.arange(len(value)), [kind for _, kind, *_ in boxes])
-            if target.boxes:
-                without += (value == 1) & ~with_box
-                value[value == 1] = np.nan
-            value[with_box] = 1  # what has a box is there
-            if not np.isnan(value).all():
-                images = tuple(zip(map(int, group.index), units.views(group)))
-                items.append(Example(source, images, tuple(map(float, value)), boxes))
+        if index.empty:
+            continue
+        # Columns and lists, and no frame for each example, of which there may be a million.
+        groups = GROUPS[unit](index)
+        values = masks.there(index.index.to_numpy()) if masks else target.of_rows(index["labels"].tolist())
+        value = joined(values, groups, classes=bool(target.values_of))
+        boxes = _boxes(index, target) if target.boxes else [()] * len(index)
+        boxed = [(number, kind) for number, own in zip(groups.tolist(), boxes) for _, kind, *_ in own]
+        with_box = np.zeros(value.shape, bool)
+        with_box[tuple(np.array(boxed, int).reshape(-1, 2).T)] = True
+        if target.boxes:
+            without += ((value == 1) & ~with_box).sum(axis=0)
+            value[value == 1] = np.nan
+        value[with_box] = 1  # what has a box is there
+        images = list(zip(index.index.tolist(), units.views(index)))
+        known = (~np.isnan(value).all(axis=1)).tolist()
+        for places, own, there in zip(units.members(groups), value.tolist(), known):
+            if there:
+                drawn = tuple([box for place in places for box in boxes[place]])
+                items.append(Example(source, tuple([images[place] for place in places]), tuple(own), drawn))
     if not items:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
         raise UserError(
@@ -125,24 +140,35 @@ def examples(datasets: Sequence[Dataset], split: str, target: Target, unit: str 
     return items
 
 
-def joined(values: np.ndarray, classes: bool) -> np.ndarray:
-    """Targets [n K] of images -> [K] of the breast or exam that they make up; NaN where unknown."""
-    known = ~np.isnan(values)
+def joined(
+    values: Float32[np.ndarray, "n K"], groups: Int[np.ndarray, " n"], classes: bool
+) -> Float32[np.ndarray, "G K"]:
+    """Targets of images -> of the breasts or exams, numbered from 0, that they make up; NaN where unknown."""
+    order = np.argsort(groups, kind="stable")
+    values, groups = values[order], groups[order]
+    starts, known = np.flatnonzero(np.diff(groups, prepend=-1)), ~np.isnan(values)
     if classes:
-        return values[np.where(known.any(axis=1), values.argmax(axis=1), -1).argmax()]
-    highest = np.where(known, values, -1).max(axis=0)
+        rank = np.where(known.any(axis=1), values.argmax(axis=1), -1)
+        last = np.flatnonzero(rank == np.maximum.reduceat(rank, starts)[groups])
+        return values[last[np.unique(groups[last], return_index=True)[1]]]
+    highest = np.maximum.reduceat(np.where(known, values, -1), starts)
     return np.where(highest >= 0, highest, np.nan).astype(np.float32)
 
 
-def _boxes(group: pd.DataFrame, target: Target) -> tuple:
+def _boxes(rows: pd.DataFrame, target: Target) -> list[tuple]:
+    """Those of each row, as `Example` has them."""
     classes = {name: place for place, name in enumerate(target.labels)}
-    return tuple(
-        (int(row), classes[name], *map(float, box["box"]))
-        for row, boxes in zip(group.index, group["boxes_canvas"])
-        for box in json.loads(boxes)
-        for name in names_of(box)
-        if name in classes
-    )
+    return [
+        tuple(
+            (row, classes[name], *map(float, box["box"]))
+            for box in json.loads(boxes)
+            for name in names_of(box)
+            if name in classes
+        )
+        if boxes != "[]"
+        else ()
+        for row, boxes in zip(rows.index.tolist(), rows["boxes_canvas"].tolist())
+    ]
 
 
 @dataclass(frozen=True)
@@ -209,17 +235,17 @@ class Channels(NamedTuple):
             check_name(name, self.masks.channels, "channel of the masks")
         return [self.masks.channels.index(name) for name in self.names]
 
-    def there(self, row: int) -> np.ndarray:
-        """Float32 [K]: 1 where an image has pixels in the mask, 0 where it has none, NaN where that is not known."""
-        return np.where(self.known(row), (self.pixels(row) > 0).astype(np.float32), np.nan)
+    def there(self, rows: Int[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n K"]:
+        """1 where an image has pixels in the mask, 0 where it has none, NaN where that is not known."""
+        return np.where(self.known(rows), (self.pixels(rows) > 0).astype(np.float32), np.float32(np.nan))
 
-    def known(self, row: int) -> np.ndarray:
-        """Bool [K]: of which channels an image's mask is known."""
-        return self.masks.known(row)[self.places()]
+    def known(self, rows: int | Int[np.ndarray, "*n"]) -> Bool[np.ndarray, "*n K"]:
+        """Of which channels an image's mask is known."""
+        return self.masks.known(rows)[..., self.places()]
 
-    def pixels(self, row: int) -> np.ndarray:
-        """Int [K]: how many pixels of an image are in each mask, 0 where it is not known."""
-        return self.masks.pixels(row)[self.places()]
+    def pixels(self, rows: int | Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n K"]:
+        """How many pixels of an image are in each mask, 0 where it is not known."""
+        return self.masks.pixels(rows)[..., self.places()]
 
     def planes(self, row: int) -> np.ndarray:
         """Bit planes [H W] of `plane_type`: bit k of the k-th name."""
@@ -237,10 +263,8 @@ def plane_type(channels: int) -> type:
 
 def most_boxes(examples: Sequence[Example]) -> int:
     """The largest number of boxes of an image, at least 1."""
-    counts = [
-        np.unique([box[0] for box in example.boxes], return_counts=True)[1].max(initial=0) for example in examples
-    ]
-    return int(max([1, *counts]))
+    counts = Counter((example.source, box[0]) for example in examples for box in example.boxes)
+    return max([1, *counts.values()])
 
 
 def train_iterator(
@@ -279,9 +303,7 @@ def train_iterator(
     if sampling == "balanced":
         stream = _balanced(examples, seed)
     else:
-        stream = (
-            grain.MapDataset.source(list(examples)).seed(seed).shuffle()[: len(examples) // batch_size * batch_size]
-        )
+        stream = of_items(list(examples)).seed(seed).shuffle()[: len(examples) // batch_size * batch_size]
         if not len(stream):
             raise UserError(
                 f"a batch of {batch_size} needs more than the {len(examples)} examples that there are: "
@@ -303,5 +325,5 @@ def _balanced(examples: Sequence[Example], seed: int) -> grain.MapDataset:
     classes = [[examples[i] for i in np.flatnonzero(kinds == kind)] for kind in np.unique(kinds)]
     if len(classes) < 2:
         raise UserError("config.task.sampling=balanced needs two classes, and all examples are of one: use uniform.")
-    streams = [grain.MapDataset.source(members).seed(seed + i).shuffle().repeat() for i, members in enumerate(classes)]
+    streams = [of_items(members).seed(seed + i).shuffle().repeat() for i, members in enumerate(classes)]
     return grain.MapDataset.mix(streams, weights=[1 / len(streams)] * len(streams)).seed(seed)

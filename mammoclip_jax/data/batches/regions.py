@@ -11,6 +11,7 @@ import pandas as pd
 from mammoclip_jax.boxes import iou
 from mammoclip_jax.data.store import region_tables as tables
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.store.shared import ByRow
 from mammoclip_jax.data.text import concepts, label_values
 from mammoclip_jax.errors import UserError
 
@@ -102,7 +103,7 @@ def reader(datasets: Sequence[Dataset], split: str, wanted: Regions) -> OfImages
     if not wanted.places:
         return None
     lexicon = concepts.load(wanted.concepts)
-    found = tuple(_of_dataset(dataset, split, wanted, lexicon) for dataset in datasets)
+    found = tuple(ByRow(_of_dataset(dataset, split, wanted, lexicon)) for dataset in datasets)
     if not any(found):
         folders = ", ".join(str(dataset.path) for dataset in datasets)
         raise UserError(f"no image in split {split!r} of {folders} has a region of {', '.join(wanted.sources)}.")

@@ -6,7 +6,13 @@ import grain
 import numpy as np
 
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.store.shared import Shared
 from mammoclip_jax.errors import UserError
+
+
+def of_items(items: Sequence) -> grain.MapDataset:
+    """The items as a stream, which reading processes share."""
+    return grain.MapDataset.source(Shared(items))
 
 
 class Part:
@@ -74,5 +80,5 @@ def mixed(items: Sequence, datasets: Sequence[Dataset], weights: Sequence[float]
     for dataset, group in zip(datasets, groups, strict=True):
         if not group:
             raise UserError(f"{dataset.path} has a weight but no breast with images and text in this split: remove it")
-    streams = [grain.MapDataset.source(group).seed(seed + i).shuffle().repeat() for i, group in enumerate(groups)]
+    streams = [of_items(group).seed(seed + i).shuffle().repeat() for i, group in enumerate(groups)]
     return grain.MapDataset.mix(streams, weights=list(weights)).seed(seed)

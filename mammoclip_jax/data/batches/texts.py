@@ -1,13 +1,13 @@
 """Which texts of a breast a step sees: drawn, varied, in another order, and fitting the flips of its images."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax.data.text import label_values, reports, templating
+from mammoclip_jax.data.text import reports, templating
 
 
 class Augment(NamedTuple):
@@ -38,27 +38,44 @@ def text_options(data) -> TextOptions:
     return TextOptions(**{name: data[name] for name in TextOptions._fields})
 
 
-def of_breast(group: pd.DataFrame, text: TextOptions) -> dict[str, str]:
-    """Text to section of the rows of a breast, without blank and repeated texts."""
-    section_of: dict[str, str] = {}
-    sections = group["sections"] if text.pairing == "sections" else [()] * len(group)
-    for side, texts, names in zip(group["laterality"], group["texts"], sections, strict=True):
-        for place, whole in enumerate(texts):
-            kept = (reports.for_side(whole, side) if text.own_side else whole).strip()
-            if kept:
-                section_of.setdefault(kept, names[place] if place < len(names) else "")
-    return section_of
+def of_breasts(rows: pd.DataFrame, text: TextOptions) -> Callable[[Iterable[int]], dict[str, str]]:
+    """(places of a breast's rows) -> text to section, without blank and repeated texts."""
+    sides, texts = rows["laterality"].tolist(), rows["texts"].tolist()
+    sections = rows["sections"].tolist() if text.pairing == "sections" else None
+
+    def of_breast(places: Iterable[int]) -> dict[str, str]:
+        section_of: dict[str, str] = {}
+        seen: dict[tuple[str, str], str] = {}  # the images of a breast share its report
+        for row in places:
+            names = sections[row] if sections else ()
+            for place, whole in enumerate(texts[row]):
+                if text.own_side and (whole, sides[row]) not in seen:
+                    seen[whole, sides[row]] = reports.for_side(whole, sides[row])
+                kept = (seen[whole, sides[row]] if text.own_side else whole).strip()
+                if kept:
+                    section_of.setdefault(kept, names[place] if place < len(names) else "")
+        return section_of
+
+    return of_breast
 
 
-def caption_fields(group: pd.DataFrame, text: TextOptions) -> tuple[tuple[int, str], ...]:
-    """What the captions of the rows are rendered from, for those with labels that the template can speak of."""
-    pairs = []
-    for row in group.itertuples():
-        labels, boxes = json.loads(row.labels), json.loads(row.boxes)
-        fields = labels | {"laterality": row.laterality, "view": row.view, "boxes": boxes}
-        if label_values.consistent(labels, boxes) and templating.render(text.captions, fields):
-            pairs.append((int(row.Index), json.dumps(fields)))
-    return tuple(pairs)
+def caption_fields(rows: pd.DataFrame, text: TextOptions) -> list[str]:
+    """What the caption of each row is rendered from, as JSON; "" where the template cannot speak of its labels."""
+    able = templating.Able(text.captions)
+    columns = [rows[name].tolist() for name in ("labels", "boxes", "laterality", "view")]
+    words = {word: json.dumps(word) for column in columns[2:] for word in set(column)}
+    return [
+        f'{_open(labels)}"laterality": {words[side]}, "view": {words[view]}, "boxes": {boxes}}}'
+        if able(labels, boxes, side, view)
+        else ""
+        for labels, boxes, side, view in zip(*columns)
+    ]
+
+
+def _open(labels: str) -> str:
+    """A JSON object to which more can be added."""
+    content = labels.strip()[1:-1].strip()
+    return f"{{{content}, " if content else "{"
 
 
 def draw(

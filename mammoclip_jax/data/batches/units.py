@@ -1,7 +1,7 @@
 """What a breast and an exam are, and which images stand for one: the same in training, evaluation and prediction."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,6 +46,13 @@ def exams(rows: pd.DataFrame) -> np.ndarray:
 GROUPS = {"image": lambda rows: np.arange(len(rows)), "breast": breasts, "exam": exams}
 
 
+def members(groups: np.ndarray) -> Iterator[list[int]]:
+    """The places of each group's members, in order, of int [n] groups numbered from 0 without a gap."""
+    order = np.argsort(groups, kind="stable").tolist()
+    ends = np.cumsum(np.bincount(groups)).tolist()
+    return (order[start:end] for start, end in zip([0, *ends], ends))
+
+
 class View(NamedTuple):
     """What is known of an image."""
 
@@ -56,11 +63,12 @@ class View(NamedTuple):
 
 def views(rows: pd.DataFrame) -> list[View]:
     """Of the rows of an index."""
-    flags = rows["flags"] if "flags" in rows else [""] * len(rows)
-    return [
-        View(side, view, tuple(filter(None, names.split(","))))
-        for side, view, names in zip(rows["laterality"], rows["view"], flags, strict=True)
-    ]
+    flags = rows["flags"].tolist() if "flags" in rows else [""] * len(rows)
+    facts = list(zip(rows["laterality"].tolist(), rows["view"].tolist(), flags, strict=True))
+    made = {  # few differ
+        (side, view, names): View(side, view, tuple(filter(None, names.split(",")))) for side, view, names in set(facts)
+    }
+    return [made[fact] for fact in facts]
 
 
 def not_screening(images: Sequence[View]) -> list[str]:
@@ -119,10 +127,10 @@ def standing(
     return np.resize(chosen, count), np.arange(count) < len(chosen)
 
 
-def by_view(group: pd.DataFrame, other_views: bool) -> tuple[tuple[int, ...], ...]:
-    others = sorted(set(group["view"]) - set(VIEWS)) if other_views else []
-    rows = (group.index[group["view"] == view] for view in (*VIEWS, *others))
-    return tuple(tuple(map(int, places)) for places in rows if len(places))
+def by_view(rows: Sequence[int], views: Sequence[str], other_views: bool) -> tuple[tuple[int, ...], ...]:
+    """The rows of a breast by their views, as `VIEWS` has them, then others by name."""
+    others = sorted(set(views) - set(VIEWS)) if other_views else []
+    return tuple(filter(None, by_slot(rows, views, (*VIEWS, *others))))
 
 
 def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Generator) -> list[int]:
@@ -139,10 +147,10 @@ def draw_views(views: Sequence[Sequence[int]], count: int, rng: np.random.Genera
 # --- named slots -----------------------------------------------------------------------------------------------------
 
 
-def by_slot(group: pd.DataFrame, slots: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+def by_slot(rows: Sequence[int], views: Sequence[str], slots: Sequence[str]) -> tuple[tuple[int, ...], ...]:
     """The rows of each slot's view; () where the breast has none of these views."""
-    rows = tuple(tuple(map(int, group.index[group["view"] == view])) for view in slots)
-    return rows if any(rows) else ()
+    found = tuple([tuple([row for row, own in zip(rows, views) if own == view]) for view in slots])
+    return found if any(found) else ()
 
 
 def draw_slots(views: Sequence[Sequence[int]], rng: np.random.Generator) -> tuple[list[int], np.ndarray]:

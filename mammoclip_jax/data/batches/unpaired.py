@@ -17,6 +17,7 @@ from mammoclip_jax.data import reported
 from mammoclip_jax.data.batches import targets, texts, units
 from mammoclip_jax.data.batches.texts import TextOptions
 from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax.data.store.shared import Shared
 from mammoclip_jax.data.store.side_tables import read_frame
 from mammoclip_jax.data.text import concepts
 from mammoclip_jax.errors import UserError
@@ -89,10 +90,11 @@ def pool(datasets: Sequence[Dataset], split: str, wanted: Unpaired, text: TextOp
         )
         frame = read_frame(dataset.path, reported.ALONE, remedy)
         frame = frame[frame["split"] == split].reset_index(drop=True)
-        for _, group in frame.groupby(units.breasts(frame), sort=False):
-            own = tuple(texts.of_breast(group, text))
+        of_breast, labels = texts.of_breasts(frame, text), frame["labels"].tolist()
+        for places in units.members(units.breasts(frame)):
+            own = tuple(of_breast(places))
             if own:
-                found.append(Alone(own, group["labels"].iloc[0]))
+                found.append(Alone(own, labels[places[0]]))
     if not found:
         folders = ", ".join(str(dataset.path) for dataset in datasets)
         raise UserError(
@@ -121,7 +123,7 @@ def check_read(wanted: Unpaired, without_text: int) -> None:
 class Decoupled:
     """The texts of a row, and what they are to its images. Can be pickled."""
 
-    pool: tuple[Alone, ...]
+    pool: Sequence[Alone]
     share: float
     labels: targets.OfLabels | targets.OfTexts | None = None
 
@@ -157,4 +159,4 @@ def decoupled(
     labels: targets.OfLabels | targets.OfTexts | None,
 ) -> Decoupled | None:
     """What `wanted` makes of the texts drawn; None where all rows are pairs. Raises UserError as `pool`."""
-    return Decoupled(pool(datasets, split, wanted, text), wanted.share, labels) if wanted.asked else None
+    return Decoupled(Shared(pool(datasets, split, wanted, text)), wanted.share, labels) if wanted.asked else None

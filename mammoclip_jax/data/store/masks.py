@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from array_record.python.array_record_module import ArrayRecordReader
-from jaxtyping import Bool, Shaped, UInt8
+from jaxtyping import Bool, Int, Shaped, UInt8
 
 from mammoclip_jax.data.store import side_tables, storage
 from mammoclip_jax.data.store.codecs import decode, encode
@@ -124,8 +124,11 @@ class Masks:
         self.channels: tuple[str, ...] = tuple(info["channels"])
         self.info, self.table = info, table
         self._file, self.size = _files(folder, name)[0], size
-        self._place = {int(row): place for place, row in enumerate(table["row"])}
-        self._none = np.zeros(len(self.channels), int)
+        self._rows = table["row"].to_numpy(np.int64)
+        # By row of the index; the last is that of an image without masks, of which nothing is known.
+        self._place = np.full(self._rows.max(initial=-1) + 2, -1)
+        self._place[self._rows] = np.arange(len(table))
+        self._of = {name: self._column(table[name]) for name in ("known", "pixels")}
         self._reset()
 
     @classmethod
@@ -158,15 +161,15 @@ class Masks:
     @property
     def rows(self) -> list[int]:
         """Rows of the index that have masks."""
-        return list(self._place)
+        return self._rows.tolist()
 
-    def known(self, row: int) -> Bool[np.ndarray, " K"]:
-        """Which channels are known of an image."""
-        return self._of("known", row).astype(bool)
+    def known(self, row: int | Int[np.ndarray, "*n"]) -> Bool[np.ndarray, "*n K"]:
+        """Which channels are known of an image, or of each of several."""
+        return self._of["known"][self._at(row)].astype(bool)
 
-    def pixels(self, row: int) -> Shaped[np.ndarray, " K"]:
+    def pixels(self, row: int | Int[np.ndarray, "*n"]) -> Int[np.ndarray, "*n K"]:
         """How many canvas pixels each channel's mask has; 0 where it is not known."""
-        return self._of("pixels", row).astype(int)
+        return self._of["pixels"][self._at(row)]
 
     def read(self, row: int) -> UInt8[np.ndarray, "H W K"]:
         """The masks of an image, 0 and 1; 0 where they are not known.
@@ -178,7 +181,7 @@ class Masks:
 
     def planes(self, row: int) -> Shaped[np.ndarray, "H W"]:
         """The same as bit planes, uint8 or uint16: bit k of channel k."""
-        if row not in self._place:
+        if self._at(row) < 0:
             return np.zeros(self.size, np.uint8 if len(self.channels) <= 8 else np.uint16)
         try:
             return decode(self.record(row))
@@ -188,17 +191,22 @@ class Masks:
     def record(self, row: int) -> bytes:
         """The record of a row as it was written, not decoded."""
         try:
-            return self._reader().read([self._place[row]])[0]
+            return self._reader().read([int(self._at(row))])[0]
         except (IndexError, ValueError, RuntimeError, OSError) as error:
             raise self._damaged(row, error) from error
 
-    def _of(self, column: str, row: int) -> np.ndarray:
-        place = self._place.get(row)
-        return self._none if place is None else np.asarray(self.table[column].iloc[place])
+    def _column(self, values: pd.Series) -> np.ndarray:
+        given = np.array([list(own) for own in values], int).reshape(-1, len(self.channels))
+        return np.concatenate([given, np.zeros((1, len(self.channels)), int)])
+
+    def _at(self, row: int | np.ndarray) -> np.ndarray:
+        """Where the records of rows are; -1 where they have none."""
+        rows = np.asarray(row)
+        return self._place[np.where((rows >= 0) & (rows < len(self._place)), rows, -1)]
 
     def _damaged(self, row: int, error: Exception) -> UserError:
         return UserError(
-            f"{self._file} is damaged at record {self._place[row]} ({type(error).__name__}). Copy it again, or remove "
+            f"{self._file} is damaged at record {int(self._at(row))} ({type(error).__name__}). Copy it again, or remove "
             f"{self._file.name} and prepare the data set again."
         )
 
@@ -213,7 +221,7 @@ class Masks:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_open", "_lock")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_open", "_lock", "table")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

@@ -17,6 +17,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from mammoclip_jax.data.store import storage
 from mammoclip_jax.data.store.codecs import decode
 from mammoclip_jax.data.store.parquet import read_table
+from mammoclip_jax.data.store.shared import Shared
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import replace
 
@@ -50,13 +51,14 @@ class Dataset:
 
     The folder may lie on any storage that fsspec knows: see storage.py.
 
-    Can be pickled and shared by threads; files are opened in each process when first read.
+    Can be pickled, for processes of this machine that this one outlives, and shared by threads; files are opened in each
+    process when first read, the index where it is asked for (store/shared.py).
     """
 
     def __init__(self, path: Path | storage.Remote, info: dict, index: pd.DataFrame):
-        self.path, self.info, self.index = path, info, index
-        self._shard = index["shard"].to_numpy()
-        self._position = index["position"].to_numpy()
+        self.path, self.info, self._index = path, info, Shared([index])
+        self._shard = index["shard"].to_numpy(np.int32)
+        self._position = index["position"].to_numpy(np.int32)
         self._reset()
 
     @classmethod
@@ -92,8 +94,15 @@ class Dataset:
             )
         return cls(path, info, index)
 
+    @property
+    def index(self) -> pd.DataFrame:
+        """Row i is record i."""
+        if not isinstance(self._index, Shared):
+            self._index = Shared([self._index[0]])
+        return self._index[0]
+
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self._shard)
 
     def read(self, row: int) -> np.ndarray:
         """The image of an index row: uint8 or uint16 [H, W].

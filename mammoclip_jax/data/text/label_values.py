@@ -39,6 +39,14 @@ ABSENT = {
 # The general finding and its kinds: no member is denied where one is there, nor the kinds where all of it is denied.
 FAMILIES = {"calcification": ("suspicious_calcification",), "asymmetry": ("focal_asymmetry", "global_asymmetry")}
 
+READ = (
+    *PRESENT,
+    "abnormal",
+    "density",
+    "birads",
+    "no_finding",
+)  # the labels that `consistent` changes, or asks for others
+
 
 def density_number(value: Any) -> int | None:
     """Density as 1 to 4, of "A" to "D" (any case) or of the number; None for anything else."""
@@ -54,6 +62,13 @@ def birads_number(value: Any) -> int | None:
 def text_of(value: Any) -> str:
     """A label as text; "" for None and NaN."""
     return "" if value is None or value is pd.NA or value != value else str(value).strip()
+
+
+def written(value: Any) -> str:
+    """A label as text, of a list its items; "" for what has no words of its own."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(text_of, value))
+    return "" if isinstance(value, dict) else text_of(value)
 
 
 def _whole(text: str, allowed: range) -> int | None:
@@ -108,8 +123,7 @@ def consistent(labels: Mapping[str, Any], boxes: Iterable[Mapping[str, Any]] = (
     Of a family only what `present` and `absent` name is left. "no_finding" is "1" where the labels say so (of a
     chest), "abnormal" is 0, or every finding of ABSENT is, and nothing is there.
     """
-    known = {key: text_of(value) for key, value in labels.items() if not isinstance(value, (list, tuple, dict))}
-    known |= {key: ", ".join(map(text_of, value)) for key, value in labels.items() if isinstance(value, (list, tuple))}
+    known = {key: written(value) for key, value in labels.items()}
     density, birads = density_number(labels.get("density")), birads_number(labels.get("birads"))
     states = flags(labels, boxes)
     there, away = present(states), absent(states)

@@ -187,6 +187,52 @@ def render(
     return template.between.join(_order(sections, template.shuffle, rng))
 
 
+class Able:
+    """(labels and boxes as JSON, laterality, view of a row) -> whether `render` has something to say of its labels.
+
+    Rows that are alike in all that rendering asks of them are rendered once.
+    """
+
+    def __init__(self, template: str | Template):
+        self._template = load(template) if isinstance(template, str) else template
+        parts = [part for section in self._template.sections for part in section.parts]
+        fields = self._template.fields.values()
+        self._by_value = {
+            *label_values.READ,
+            *(label for part in parts for label in part.when),
+            *(field.label for field in fields if field.values or field.contains),
+        }
+        self._as_written = {field.label for field in fields} - self._by_value  # open wherever there is any value
+        self._labels: dict[str, tuple] = {}
+        self._boxes: dict[str, frozenset[str]] = {"[]": frozenset()}
+        self._known: dict[tuple, bool] = {}
+
+    def __call__(self, labels: str, boxes: str, laterality: str, view: str) -> bool:
+        if labels not in self._labels:
+            self._labels[labels] = self._of_labels(json.loads(labels))
+        if boxes not in self._boxes:
+            names = (name for item in json.loads(boxes) for name in label_values.names_of(item))
+            self._boxes[boxes] = frozenset(label_values.PRESENT.keys() & map(label_values.key_of, names))
+        key = self._labels[labels], self._boxes[boxes], laterality, view
+        if key not in self._known:
+            said, drawn = json.loads(labels), json.loads(boxes)
+            fields = said | {"laterality": laterality, "view": view, "boxes": drawn}
+            known = label_values.consistent(said, drawn)
+            self._known[key] = bool(known) and bool(render(self._template, fields))
+        return self._known[key]
+
+    def _of_labels(self, labels: Mapping[str, Any]) -> tuple:
+        """What decides of labels: values, of some whether there is any, and whether there is any of others."""
+        values, there, more = [], [], False
+        for name in sorted(labels):
+            if name in self._by_value:
+                values.append((name, repr(labels[name])))
+            elif label_values.written(labels[name]):
+                there += [name] if name in self._as_written else []
+                more = True
+        return tuple(values), tuple(there), more
+
+
 def _order(items, shuffle: bool, rng: np.random.Generator | None) -> list:
     return [items[i] for i in rng.permutation(len(items))] if shuffle and rng is not None else list(items)
 

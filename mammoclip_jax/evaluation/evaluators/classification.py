@@ -1,7 +1,5 @@
 """What a trained classifier is worth: its probabilities of images, breasts or exams against their labels."""
 
-import json
-
 import numpy as np
 import pandas as pd
 
@@ -124,15 +122,14 @@ def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
     The truth of a label with classes is the class's number; NaN is unknown.
     """
     index = dataset.index.iloc[positions]
-    targets = np.stack([wanted.of(json.loads(labels)) for labels in index["labels"]])
+    targets = wanted.of_rows(index["labels"].tolist())
     if unit == "image":
         probabilities = [model.classify(read(dataset, chunk)) for chunk in chunks(positions)]
         return index.reset_index(drop=True), _by_label(wanted, targets, np.concatenate(probabilities))
     group, views, known = GROUPS[unit](index), UNITS[unit], units.views(index)
-    members = [np.flatnonzero(group == number) for number in range(group.max() + 1)]
-    truth = np.stack([joined(targets[rows], classes=bool(wanted.values_of)) for rows in members])
+    members, truth = list(units.members(group)), joined(targets, group, classes=bool(wanted.values_of))
     chosen = [units.standing([known[row] for row in rows], views) for rows in members]
-    shown = np.stack([positions[rows[places]] for rows, (places, _) in zip(members, chosen)])
+    shown = np.stack([positions[np.array(rows)[places]] for rows, (places, _) in zip(members, chosen)])
     there = np.stack([taken for _, taken in chosen])
     probabilities = []
     for start in range(0, len(shown), CHUNK // views):

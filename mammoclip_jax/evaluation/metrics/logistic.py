@@ -22,6 +22,7 @@ from mammoclip_jax.names import check_name
 CS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 INNER_FOLDS = 5
 _ITERATIONS, _TOLERANCE = 2000, 1e-5
+_ROWS = 2**14  # in float64 at a time
 _SMALL = 10_000_000  # numbers, below which threads of the linear algebra cost more than they save
 
 
@@ -47,7 +48,8 @@ class Fit(NamedTuple):
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Float [n, K], rows that sum to one."""
-        logits = ((features - self.mean) / self.scale) @ self.kernel + self.bias
+        parts = (features[start : start + _ROWS] for start in range(0, max(len(features), 1), _ROWS))
+        logits = np.concatenate([((part - self.mean) / self.scale) @ self.kernel + self.bias for part in parts])
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
 
@@ -86,15 +88,17 @@ def fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | Non
 
 
 def _fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | None) -> list[Fit]:
-    x = np.asarray(items.features, np.float64)
-    mean, scale = x.mean(axis=0), x.std(axis=0)
+    z = np.array(items.features, np.float64)  # the only one in memory
+    mean, scale = z.mean(axis=0), z.std(axis=0)
     scale = np.where(scale > 1e-6 * np.abs(mean), scale, 1.0)  # constant but for float32's rounding: as it is
     present = np.unique(items.target)
     bias = np.full(classes, -np.inf)
     if len(present) == 1:
         bias[present] = 0.0
-        return [Fit(mean, scale, np.zeros((x.shape[1], classes)), bias)] * len(cs)
-    z, basis = (x - mean) / scale, None
+        return [Fit(mean, scale, np.zeros((len(mean), classes)), bias)] * len(cs)
+    z -= mean
+    z /= scale
+    basis = None
     if len(z) < z.shape[1]:
         basis = _basis(z)
         z = z @ basis.T
@@ -107,7 +111,7 @@ def _fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | No
         weights, offsets = solver.coef_, solver.intercept_
         if len(present) == 2:  # one logit, of the second class
             weights, offsets = np.vstack([0 * weights, weights]), np.r_[0.0, offsets]
-        kernel, own_bias = np.zeros((x.shape[1], classes)), bias.copy()
+        kernel, own_bias = np.zeros((len(mean), classes)), bias.copy()
         kernel[:, present] = (weights if basis is None else weights @ basis).T
         own_bias[present] = offsets
         fits.append(Fit(mean, scale, kernel, own_bias))

@@ -19,7 +19,7 @@ def blocks(queries: np.ndarray, gallery: np.ndarray) -> Iterator[tuple[slice, np
 
     In float64, so that blocks of another size round the same way.
     """
-    transposed = np.asarray(gallery, dtype=np.float64).T * STEPS
+    transposed = np.multiply(np.asarray(gallery).T, STEPS, dtype=np.float64)
     size = max(1, ELEMENTS // max(len(gallery), 1))
     for start in range(0, len(queries), size):
         rows = slice(start, min(start + size, len(queries)))

@@ -51,3 +51,32 @@ def test_groups_of_an_index():
     index = pd.DataFrame({"texts": [["No mass.", "Negative."], ["no mass", "negative"], [], ["A mass."], [""]]})
     np.testing.assert_array_equal(duplicates.groups(index), [0, 0, -1, 1, -1])
     np.testing.assert_array_equal(duplicates.groups(index, 0.8), [0, 0, -1, 1, -1])
+
+
+def test_no_result_depends_on_how_many_texts_and_pairs_are_worked_on_at_a_time(monkeypatch):
+    texts = [*_texts(60, seed=1), "", "...", *_texts(30, seed=1)]
+    found = duplicates.near(texts, 0.8)
+    monkeypatch.setattr(duplicates, "_TEXTS", 7)
+    monkeypatch.setattr(duplicates, "_PAIRS", 5)
+    np.testing.assert_array_equal(duplicates.near(texts, 0.8), found)
+    assert len(set(found)) < len(set(duplicates.exact(texts)))
+
+
+def test_texts_are_compared_with_the_first_of_their_bucket_and_the_one_before(monkeypatch):
+    texts = _texts(40, seed=2) + ["...", "other words"]
+    counts = TfidfVectorizer(ngram_range=(1, 2), use_idf=False, norm=None).fit_transform(texts)
+    rows = np.flatnonzero(np.diff(counts.indptr))
+    expected = set()
+    rng = np.random.default_rng(0)
+    for _ in range(duplicates.BANDS):
+        factors = rng.integers(1, 2**31 - 1, (duplicates.BAND_ROWS, 2))
+        buckets: dict = {}
+        for place, row in enumerate(rows):
+            words = counts.indices[counts.indptr[row] : counts.indptr[row + 1]].astype(object)
+            buckets.setdefault(tuple(min((words * int(a) + int(b)) % (2**31 - 1)) for a, b in factors), []).append(
+                place
+            )
+        for own in buckets.values():
+            expected |= {(own[0], other) for other in own[1:]} | set(zip(own, own[1:]))
+    found = duplicates._candidates(counts, rows)
+    assert set(zip(*(part.tolist() for part in np.divmod(found, len(rows))))) == expected
