@@ -5,5 +5,9 @@ MODES compare functions on image files, one file a mode with `run(sample, **opti
 """
 
 MODES = {"codecs": "codecs", "input": "input", "prepare": "prepare", "probe": "probe"}
-WORKS = {"step": ("pretrain", "image_tower", "attributes"), "input": ("input",), "end_to_end": ("end_to_end",)}
-PEERS = ("reference", "tuned", "compiled")
+WORKS = {
+    "step": ("pretrain", "image_tower", "text_tower", "attributes"),
+    "input": ("input",),
+    "end_to_end": ("end_to_end",),
+}
+PEERS = ("reference", "tuned", "folded", "bf16", "compiled")
