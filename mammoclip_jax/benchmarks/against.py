@@ -264,6 +264,7 @@ def layout(model: Mapping[str, Any]) -> dict:
     image = model["image"]
     return {
         "dtype": model["dtype"],
+        "matmul": model["matmul"],
         "remat": image.get("remat", "none").replace(",", "+"),
         "scan": image.get("scan", False),
     }

@@ -118,6 +118,7 @@ def row(config, work: str, worker, tunables: str, size: tuple[int, int]) -> dict
         "remat": image.get("remat", "none").replace(",", "+"),
         "scan": image.get("scan", False),
         "dtype": config.model.dtype,
+        "matmul": config.model.matmul,
         "steps": len(seconds),
         "malloc": tunables or "mallopt",
     }

@@ -1,0 +1,69 @@
+"""Products of maps or states with a kernel, in the precision that `config.model.matmul` names.
+
+What a float32 product means differs: a TPU rounds both operands to bfloat16 and sums in float32, a CPU rounds nothing.
+jax's own setting (`jax.default_matmul_precision`, which `training.distributed.configure` sets) raises it, and on a CPU
+cannot lower it. So "bfloat16" is written out here, for all platforms: operands in bfloat16, sums in float32, in the
+backward pass too. A CPU with AVX-512 BF16 or AMX then multiplies twice as fast or more.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+NARROW = "bfloat16"  # of jax_default_matmul_precision
+
+
+def product(x: Float[Array, "... in"], kernel: Float[Array, "in out"]) -> Float[Array, "... out"]:
+    """x @ kernel; differentiable in reverse mode, and once where the operands are rounded."""
+    return _product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _product(x, kernel, precision=None):
+    if jax.config.jax_default_matmul_precision == NARROW and x.dtype == kernel.dtype == jnp.float32:
+        return _rounded(x, kernel)
+    return jnp.dot(x, kernel, precision=precision)
+
+
+def _dot_general(x, kernel, dimensions, precision=None, **options):
+    """For `nn.Dense`: contracts the last axis of x [... in] with the first of kernel [in, out]."""
+    assert dimensions == (((x.ndim - 1,), (0,)), ((), ())) and not options
+    return _product(x.reshape(-1, x.shape[-1]), kernel, precision).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+Dense = functools.partial(nn.Dense, dot_general=_dot_general)  # a linear layer whose product is one of these
+
+
+@jax.custom_vjp
+def _rounded(x: Float[Array, "M in"], kernel: Float[Array, "in out"]) -> Float[Array, "M out"]:
+    return _forward(x, kernel)[0]
+
+
+def _forward(x, kernel):
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    return _dot(x, kernel, 1, 0), (x, kernel)
+
+
+def _backward(saved, gradient):
+    x, kernel = saved
+    gradient = gradient.astype(jnp.bfloat16)
+    if x.shape[1] <= gradient.shape[1]:
+        to_kernel = _dot(_transposed(x), gradient, 1, 0)
+    else:
+        to_kernel = _dot(_transposed(gradient), x, 1, 0).T
+    return _dot(gradient, kernel, 1, 1), to_kernel
+
+
+_rounded.defvjp(_forward, _backward)
+
+
+def _dot(a, b, axis_a, axis_b):
+    return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _transposed(x):
+    # Really: a CPU's library multiplies along rows, and a transposition that is left to it costs half of its rate.
+    return lax.optimization_barrier(x.T)
