@@ -140,12 +140,11 @@ class Block(nn.Module):
         act = _act(lite=not spec.squeezed)
         norm = functools.partial(BatchNorm, eps=self.eps, momentum=self.momentum)
         place, columns = self.place, self.place.columns
-        if spec.expanded != spec.inputs:
-            x = Pointwise(spec.expanded, self.dtype, place, "expand", name="expand")(x)
         if mbconv.fits(self.kernels, spec, padding, train and not self.is_initializing()):
-            x = mbconv.middle(self, x)
+            x = mbconv.project(self, x)
         else:
             if spec.expanded != spec.inputs:
+                x = Pointwise(spec.expanded, self.dtype, place, "expand", name="expand")(x)
                 x = norm(act, columns=columns, name="expand_bn")(x, train)
             x = Depthwise(spec.size, spec.stride, self.dtype, self.formulation, place, name="depthwise")(x, padding)
             columns //= spec.stride if columns > 1 else 1
@@ -153,7 +152,7 @@ class Block(nn.Module):
             x = norm(act, columns=columns, name="depthwise_bn")(x, train)
             if spec.squeezed:
                 x = SqueezeExcite(spec.squeezed, columns, name="se")(x)
-        x = Pointwise(spec.outputs, self.dtype, place, name="project")(x)
+            x = Pointwise(spec.outputs, self.dtype, place, name="project")(x)
         x = norm(columns=columns, name="project_bn")(x, train)
         if spec.stride != 1 or spec.inputs != spec.outputs:
             return x

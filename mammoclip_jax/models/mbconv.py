@@ -1,4 +1,4 @@
-"""Who computes the middle of an EfficientNet block, from the expanded map to what is projected: `config.model.image.kernels`.
+"""Who computes an EfficientNet block, but for its last batch norm and shortcut: `config.model.image.kernels`.
 
 "xla" is the layers of `layers.py`, and "auto" the same; "native" the C++ passes of `native/`, on a CPU, for training with
 float32 maps, where they are faster: in stride-1 blocks with squeeze-excite of stages 2 to 6. All other blocks stay as
@@ -6,6 +6,7 @@ they are, and so does everything without batch statistics. Results are equal to 
 """
 
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.native import passes
@@ -30,7 +31,7 @@ def check(encoder) -> None:
 
 
 def fits(kernels: str, spec, padding, train: bool) -> bool:
-    """Whether `middle` takes the block of `spec` (efficientnet.BlockSpec)."""
+    """Whether `project` takes the block of `spec` (efficientnet.BlockSpec)."""
     around = ((spec.size // 2,) * 2,) * 2
     return (
         kernels == "native"
@@ -40,22 +41,23 @@ def fits(kernels: str, spec, padding, train: bool) -> bool:
     )
 
 
-def middle(block, x):
-    """What the `efficientnet.Block` projects, of its expanded map [N H W C]; updates both batch norms' statistics."""
-    params, count = block.variables["params"], x.size // x.shape[-1]
+def project(block, x):
+    """What the `efficientnet.Block` projects of its input x [N H W C]; updates its first batch norms' statistics."""
+    params = block.variables["params"]
     first, second, excite = params["expand_bn"], params["depthwise_bn"], params["se"]
-    y, moments = passes.middle(
+    projected, moments = passes.block(
         x,
-        passes.Middle(
-            first["scale"],
-            first["bias"],
+        passes.Params(
+            params["expand"]["kernel"],
+            *(first["scale"], first["bias"]),
             params["depthwise"]["kernel"],
-            second["scale"],
-            second["bias"],
+            *(second["scale"], second["bias"]),
             *((excite[name]["kernel"], excite[name]["bias"]) for name in ("reduce", "expand")),
+            params["project"]["kernel"],
         ),
         block.eps,
     )
+    count = x.size // x.shape[-1]
     for name, (mean, var) in zip(("expand_bn", "depthwise_bn"), moments):
         old = block.variables["batch_stats"][name]
         new = {"mean": mean, "var": var * (count / max(count - 1, 1))}
@@ -64,4 +66,4 @@ def middle(block, x):
             name,
             {key: block.momentum * old[key] + (1 - block.momentum) * new[key] for key in ("mean", "var")},
         )
-    return y
+    return checkpoint_name(projected, "conv")

@@ -22,8 +22,35 @@ def product(x: Float[Array, "... in"], kernel: Float[Array, "in out"]) -> Float[
     return _product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def rounds() -> bool:
+    """Whether float32 operands are rounded to bfloat16 in the program that is being traced."""
+    return jax.config.jax_default_matmul_precision == NARROW
+
+
+def dot(x: Float[Array, "... in"], kernel: Float[Array, "in out"]) -> Float[Array, "... out"]:
+    """x @ kernel of operands as they are, summed and returned in float32."""
+    flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, _FORWARD, preferred_element_type=jnp.float32)
+    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def kernel_gradient(x: Float[Array, "... in"], gradient: Float[Array, "... out"]) -> Float[Array, "in out"]:
+    """The gradient of `dot`'s kernel; the narrower one of two 16-bit operands is transposed before.
+
+    A CPU's library multiplies along rows, and a transposition that is left to it costs half of its rate.
+    """
+    x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    if x.dtype == jnp.float32:
+        return lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    if x.shape[1] <= gradient.shape[1]:
+        return dot(lax.optimization_barrier(x.T), gradient)
+    return dot(lax.optimization_barrier(gradient.T), x).T
+
+
+_FORWARD = (((1,), (0,)), ((), ()))
+
+
 def _product(x, kernel, precision=None):
-    if jax.config.jax_default_matmul_precision == NARROW and x.dtype == kernel.dtype == jnp.float32:
+    if rounds() and x.dtype == kernel.dtype == jnp.float32:
         return _rounded(x, kernel)
     return jnp.dot(x, kernel, precision=precision)
 
@@ -44,26 +71,14 @@ def _rounded(x: Float[Array, "M in"], kernel: Float[Array, "in out"]) -> Float[A
 
 def _forward(x, kernel):
     x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    return _dot(x, kernel, 1, 0), (x, kernel)
+    return dot(x, kernel), (x, kernel)
 
 
 def _backward(saved, gradient):
     x, kernel = saved
     gradient = gradient.astype(jnp.bfloat16)
-    if x.shape[1] <= gradient.shape[1]:
-        to_kernel = _dot(_transposed(x), gradient, 1, 0)
-    else:
-        to_kernel = _dot(_transposed(gradient), x, 1, 0).T
-    return _dot(gradient, kernel, 1, 1), to_kernel
+    to_x = lax.dot_general(gradient, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return to_x, kernel_gradient(x, gradient)
 
 
 _rounded.defvjp(_forward, _backward)
-
-
-def _dot(a, b, axis_a, axis_b):
-    return lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _transposed(x):
-    # Really: a CPU's library multiplies along rows, and a transposition that is left to it costs half of its rate.
-    return lax.optimization_barrier(x.T)

@@ -3,8 +3,8 @@
 //   a = swish(e f1 + o1)   expanded map e, batch norm as a factor and an offset
 //   d = depthwise(a)       k x k, symmetric zeros
 //   y = swish(d f2 + o2) s gated by squeeze-excite's s, per image and channel
-// Work is split into tasks of some channels and some rows of an image. Their partial sums are added in the order of the
-// tasks, so that results do not depend on how many threads there are.
+// Work is split into tasks of some channels and some rows of an image; their partial sums are added in order. What only
+// products with bfloat16 operands read, y and the gradient dz, is written so where the caller's buffers are.
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -20,6 +20,7 @@
 namespace ffi = xla::ffi;
 using Map = ffi::Buffer<ffi::F32>;
 using Out = ffi::Result<ffi::Buffer<ffi::F32>>;
+using Any = ffi::Result<ffi::AnyBuffer>;  // float32 or bfloat16
 
 #define INLINE static inline __attribute__((always_inline))
 constexpr int L = 16;  // channels in a vector; compilers split it where registers are shorter
@@ -30,6 +31,14 @@ constexpr int64_t kCache = 320 << 10;  // bytes of the rows that a task keeps
 
 INLINE V load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 INLINE void store(float* p, V x) { *reinterpret_cast<Loose*>(p) = x; }
+INLINE void store(uint16_t* p, V x) {  // as bfloat16, to the nearest, ties to even
+  typedef uint16_t Half __attribute__((vector_size(2 * L)));
+  typedef uint32_t Bits __attribute__((vector_size(4 * L)));
+  Bits bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  Half half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Half);
+  std::memcpy(p, &half, sizeof half);
+}
 INLINE V all(float x) { return V{} + x; }
 
 // 1 / (1 + exp(-z)): exp by 2^n and Cephes' polynomial, relative error below 2e-7; exact at both ends to float32.
@@ -84,9 +93,8 @@ struct Plan {
     for (int64_t each = L; each <= s.c; each += L)
       if (s.c % each == 0 && each * rows * (s.w + 8) * 4 <= kCache) wide = each;
     chunks = s.c / wide;
-    // Four tasks a thread, of eight rows at least; a fixed number, since sums are added by task.
-    (void)threads;
-    bands = std::max<int64_t>(1, std::min<int64_t>(s.h / 8, (16 + s.n * chunks - 1) / (s.n * chunks)));
+    int64_t wanted = std::max<int64_t>(16, 4 * threads);
+    bands = std::max<int64_t>(1, std::min<int64_t>(s.h / 8, (wanted + s.n * chunks - 1) / (s.n * chunks)));
     tasks = s.n * chunks * bands;
   }
   Task task(int64_t i) const {
@@ -168,7 +176,63 @@ INLINE void correlate(const float* const* rows, const float* taps, int64_t strid
   }
 }
 
-// d, and for each task and channel the mean of its part and the sum of squared deviations from it.
+// Adds a row of values, whose sum is known, to a task's mean and sum of squared deviations from it: the row's own, then
+// both parts' together (Chan, Golub and LeVeque 1983).
+INLINE void add_row(const Plan& plan, const Task& t, int64_t r, int64_t v, const float* row, V sum, float* mean,
+                    float* squares) {
+  int64_t w = plan.shape.w, c = plan.shape.c;
+  V here = sum / float(w), spread = {};
+  for (int64_t x = 0; x < w; x++) {
+    V off = load(row + x * c) - here;
+    spread += off * off;
+  }
+  float *m = mean + t.index * plan.wide + v * L, *q = squares + t.index * plan.wide + v * L;
+  float before = float(r - t.first), share = 1.0f / (before + 1.0f);
+  V gap = here - load(m);
+  store(m, load(m) + gap * share);
+  store(q, load(q) + spread + gap * gap * (before * share * float(w)));
+}
+
+// The tasks' moments together, [C] each.
+static void gather_moments(const Plan& plan, const std::vector<float>& means, const std::vector<float>& squares, float* m,
+                           float* q) {
+  const Shape& s = plan.shape;
+  std::vector<double> counts(s.c, 0.0), m64(s.c, 0.0), q64(s.c, 0.0);
+  for (int64_t i = 0; i < plan.tasks; i++) {
+    Task t = plan.task(i);
+    double count = double(t.last - t.first) * s.w;
+    for (int64_t j = 0; j < plan.wide; j++) {
+      int64_t c = t.channel + j;
+      double gap = means[i * plan.wide + j] - m64[c], total = counts[c] + count;
+      m64[c] += gap * count / total;
+      q64[c] += squares[i * plan.wide + j] + gap * gap * counts[c] * count / total;
+      counts[c] = total;
+    }
+  }
+  for (int64_t c = 0; c < s.c; c++) m[c] = float(m64[c]), q[c] = float(q64[c]);
+}
+
+// Mean of e and sum of squared deviations from it, [C].
+static ffi::Error Moments(ffi::ThreadPool pool, Map e, Out mean, Out squares) {
+  Plan plan(Shape(e), 1, pool.num_threads());
+  std::vector<float> means(plan.tasks * plan.wide), spreads(plan.tasks * plan.wide);
+  float *m = means.data(), *q = spreads.data();
+  const float* in = e.typed_data();
+  run(pool, plan, [=](const Task& t) {
+    const Shape& s = plan.shape;
+    for (int64_t r = t.first; r < t.last; r++)
+      for (int64_t v = 0; v < plan.wide / L; v++) {
+        const float* row = in + s.at(t.image, r, t.channel + v * L);
+        V sum = {};
+        for (int64_t x = 0; x < s.w; x++) sum += load(row + x * s.c);
+        add_row(plan, t, r, v, row, sum, m, q);
+      }
+  });
+  gather_moments(plan, means, spreads, mean->typed_data(), squares->typed_data());
+  return ffi::Error::Success();
+}
+
+// d, and its tasks' moments.
 template <int K>
 static void forward(ffi::ThreadPool& pool, const Plan& plan, const float* e, const float* f, const float* o,
                     const float* kernel, float* d, float* mean, float* squares) {
@@ -197,45 +261,24 @@ static void forward(ffi::ThreadPool& pool, const Plan& plan, const float* e, con
           store(to + x * s.c + v * L, value);
           sum += value;
         });
-        // The row's own moments, then both parts' together (Chan, Golub and LeVeque 1983).
-        V here = sum / float(s.w), spread = {};
-        for (int64_t x = 0; x < s.w; x++) {
-          V off = load(to + x * s.c + v * L) - here;
-          spread += off * off;
-        }
-        float *m = mean + t.index * plan.wide + v * L, *q = squares + t.index * plan.wide + v * L;
-        float before = float(r - t.first), share = 1.0f / (before + 1.0f);
-        V old = before > 0 ? load(m) : V{}, gap = here - old;
-        store(m, old + gap * share);
-        store(q, (before > 0 ? load(q) : V{}) + spread + gap * gap * (before * share * float(s.w)));
+        add_row(plan, t, r, v, to + v * L, sum, mean, squares);
       }
     }
   });
 }
+
+static ffi::Error Unfit() { return ffi::Error::InvalidArgument("kernels of 3 or 5, channels a multiple of 16"); }
 
 static ffi::Error Forward(ffi::ThreadPool pool, Map e, Map f, Map o, Map kernel, Out d, Out mean, Out squares) {
   Shape s(e);
   int64_t k = kernel.dimensions()[0];
   Plan plan(s, k, pool.num_threads());
   std::vector<float> means(plan.tasks * plan.wide), spreads(plan.tasks * plan.wide);
-  auto go = k == 3 ? forward<3> : k == 5 ? forward<5> : nullptr;
-  if (!go || s.c % L) return ffi::Error::InvalidArgument("kernels of 3 or 5, channels a multiple of 16");
+  if ((k != 3 && k != 5) || s.c % L) return Unfit();
+  auto go = k == 3 ? forward<3> : forward<5>;
   go(pool, plan, e.typed_data(), f.typed_data(), o.typed_data(), kernel.typed_data(), d->typed_data(), means.data(),
      spreads.data());
-  float *m = mean->typed_data(), *q = squares->typed_data();
-  std::vector<double> counts(s.c, 0.0), m64(s.c, 0.0), q64(s.c, 0.0);
-  for (int64_t i = 0; i < plan.tasks; i++) {
-    Task t = plan.task(i);
-    double count = double(t.last - t.first) * s.w;
-    for (int64_t j = 0; j < plan.wide; j++) {
-      int64_t c = t.channel + j;
-      double gap = means[i * plan.wide + j] - m64[c], total = counts[c] + count;
-      m64[c] += gap * count / total;
-      q64[c] += spreads[i * plan.wide + j] + gap * gap * counts[c] * count / total;
-      counts[c] = total;
-    }
-  }
-  for (int64_t c = 0; c < s.c; c++) m[c] = float(m64[c]), q[c] = float(q64[c]);
+  gather_moments(plan, means, spreads, mean->typed_data(), squares->typed_data());
   return ffi::Error::Success();
 }
 
@@ -282,20 +325,25 @@ static ffi::Error Pool(ffi::ThreadPool pool, Map d, Map f, Map o, Out sums) {
 }
 
 // y = swish(d f + o) * gate[n, c].
-static ffi::Error Gate(ffi::ThreadPool pool, Map d, Map f, Map o, Map gate, Out y) {
-  Plan plan(Shape(d), 1, pool.num_threads());
-  const float *in = d.typed_data(), *factor = f.typed_data(), *offset = o.typed_data(), *s = gate.typed_data();
-  float* out = y->typed_data();
+template <typename T>
+static void gated(ffi::ThreadPool& pool, const Plan& plan, const float* d, const float* f, const float* o, const float* gate,
+                  T* y) {
   run(pool, plan, [=](const Task& t) {
-    const Shape& shape = plan.shape;
+    const Shape& s = plan.shape;
     for (int64_t r = t.first; r < t.last; r++)
-      for (int64_t x = 0; x < shape.w; x++)
+      for (int64_t x = 0; x < s.w; x++)
         for (int64_t c = t.channel; c < t.channel + plan.wide; c += L) {
-          int64_t at = shape.at(t.image, r, c) + x * shape.c;
-          V z = load(in + at) * load(factor + c) + load(offset + c);
-          store(out + at, swish(z) * load(s + t.image * shape.c + c));
+          int64_t at = s.at(t.image, r, c) + x * s.c;
+          store(y + at, swish(load(d + at) * load(f + c) + load(o + c)) * load(gate + t.image * s.c + c));
         }
   });
+}
+
+static ffi::Error Gate(ffi::ThreadPool pool, Map d, Map f, Map o, Map gate, Any y) {
+  Plan plan(Shape(d), 1, pool.num_threads());
+  auto go = [&](auto* out) { gated(pool, plan, d.typed_data(), f.typed_data(), o.typed_data(), gate.typed_data(), out); };
+  if (y->element_type() == ffi::BF16) go(static_cast<uint16_t*>(y->untyped_data()));
+  else go(static_cast<float*>(y->untyped_data()));
   return ffi::Error::Success();
 }
 
@@ -323,11 +371,11 @@ static ffi::Error Sums(ffi::ThreadPool pool, Map d, Map gradient, Map f, Map o, 
 struct Backwards {
   const float *e, *d, *g, *f1, *o1, *kernel, *f2, *o2;
   const float *gate, *mean, *by_z, *by_d, *constant;  // dd = (g gate + mean) b' by_z - d by_d + constant
-  float *dz, *parts;                                  // parts: K K taps, sum of dz, sum of dz e
+  float* parts;                                       // K K taps, sum of dz, sum of dz e
 };
 
-template <int K>
-static void backward(ffi::ThreadPool& pool, const Plan& plan, const Backwards& q) {
+template <int K, typename T>
+static void backward(ffi::ThreadPool& pool, const Plan& plan, const Backwards& q, T* to_z) {
   const Shape& s = plan.shape;
   run(pool, plan, [&](const Task& t) {
     constexpr int P = K / 2, S = K * K + 2;
@@ -366,7 +414,7 @@ static void backward(ffi::ThreadPool& pool, const Plan& plan, const Backwards& q
         correlate<K, true>(rows, q.kernel + t.channel + v * L, s.c, s.w, [&](int64_t x, V value) {
           int64_t at = from + x * s.c + v * L;
           V dz = value * load(slope + x * L);
-          store(q.dz + at, dz);
+          store(to_z + at, dz);
           sum += dz;
           with_e += dz * load(q.e + at);
         });
@@ -397,26 +445,27 @@ static void backward(ffi::ThreadPool& pool, const Plan& plan, const Backwards& q
 
 // dz [N, H, W, C], the gradient before the first swish; sums [K K + 2, N, C]: of the taps, of dz, of dz e.
 static ffi::Error Backward(ffi::ThreadPool pool, Map e, Map d, Map g, Map f1, Map o1, Map kernel, Map f2, Map o2, Map gate,
-                           Map mean, Map by_z, Map by_d, Map constant, Out dz, Out sums) {
+                           Map mean, Map by_z, Map by_d, Map constant, Any dz, Out sums) {
   int64_t k = kernel.dimensions()[0];
   Plan plan(Shape(e), k + 2, pool.num_threads());
-  auto go = k == 3 ? backward<3> : k == 5 ? backward<5> : nullptr;
-  if (!go || plan.shape.c % L) return ffi::Error::InvalidArgument("kernels of 3 or 5, channels a multiple of 16");
+  if ((k != 3 && k != 5) || plan.shape.c % L) return Unfit();
   std::vector<float> parts(plan.tasks * (k * k + 2) * plan.wide);
-  go(pool, plan,
-     {e.typed_data(), d.typed_data(), g.typed_data(), f1.typed_data(), o1.typed_data(), kernel.typed_data(),
-      f2.typed_data(), o2.typed_data(), gate.typed_data(), mean.typed_data(), by_z.typed_data(), by_d.typed_data(),
-      constant.typed_data(), dz->typed_data(), parts.data()});
+  Backwards all{e.typed_data(),  d.typed_data(),  g.typed_data(),    f1.typed_data(),   o1.typed_data(),
+                kernel.typed_data(), f2.typed_data(), o2.typed_data(), gate.typed_data(), mean.typed_data(),
+                by_z.typed_data(), by_d.typed_data(), constant.typed_data(), parts.data()};
+  auto go = [&](auto* out) { k == 3 ? backward<3>(pool, plan, all, out) : backward<5>(pool, plan, all, out); };
+  if (dz->element_type() == ffi::BF16) go(static_cast<uint16_t*>(dz->untyped_data()));
+  else go(static_cast<float*>(dz->untyped_data()));
   gather(plan, parts, k * k + 2, sums->typed_data());
   return ffi::Error::Success();
 }
 
 #define BIND ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvForward, Forward,
-                              BIND.Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Ret<Map>().Ret<Map>().Ret<Map>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvPool, Pool, BIND.Arg<Map>().Arg<Map>().Arg<Map>().Ret<Map>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvGate, Gate, BIND.Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Ret<Map>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvSums, Sums, BIND.Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Ret<Map>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvBackward, Backward,
-                              BIND.Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>()
-                                  .Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Arg<Map>().Ret<Map>().Ret<Map>());
+#define MAPS2 Arg<Map>().Arg<Map>()
+#define MAPS4 MAPS2.MAPS2
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvMoments, Moments, BIND.Arg<Map>().Ret<Map>().Ret<Map>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvForward, Forward, BIND.MAPS4.Ret<Map>().Ret<Map>().Ret<Map>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvPool, Pool, BIND.MAPS2.Arg<Map>().Ret<Map>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvGate, Gate, BIND.MAPS4.Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvSums, Sums, BIND.MAPS4.Ret<Map>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(MbconvBackward, Backward, BIND.MAPS4.MAPS4.MAPS4.Arg<Map>().Ret<ffi::AnyBuffer>().Ret<Map>());

@@ -1,16 +1,19 @@
-"""The middle of a stride-1 mobile inverted bottleneck on a CPU, by the C++ passes of mbconv.cc.
+"""A stride-1 mobile inverted bottleneck on a CPU, but for its last batch norm and shortcut, by the C++ passes of mbconv.cc.
 
-From the expanded map to what is projected: batch norm and swish, depthwise convolution, batch norm and swish,
-squeeze-excite. XLA passes over the wide maps about twice as often, and keeps the activated map for the backward pass;
-here that keeps the expanded map and the convolution's output alone. Values and gradients are those of `layers.py`,
-to rounding in float32.
+Product that expands, batch norm and swish, depthwise convolution, batch norm and swish, squeeze-excite, product that
+projects. XLA passes over the wide maps about twice as often, and keeps the activated map for the backward pass; here
+that keeps the expanded map, the convolution's output and what is projected. Values and gradients are those of
+`layers.py`, to rounding.
+
+The gradient of the expanding product's output, `dz by_z - e by_e + constant` with e = x W, is never written: by_e and the
+constant go through the products, as x (W by_e W^T) and (x^T x) W by_e, which are small.
 
 Over several devices each does its images, and the sums over the batch are added up between them.
 """
 
 import ctypes
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +22,21 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models import products
 from mammoclip_jax.models.layers import sigmoid, swish
 from mammoclip_jax.models.native import build
 
 LANES = 16  # channels are a multiple of it
 SIZES = (3, 5)
-_PASSES = {f"mammoclip_{name.lower()}": f"Mbconv{name}" for name in ("Forward", "Pool", "Gate", "Sums", "Backward")}
+_PASSES = {
+    f"mammoclip_{name.lower()}": f"Mbconv{name}" for name in ("Moments", "Forward", "Pool", "Gate", "Sums", "Backward")
+}
 
 
-class Middle(NamedTuple):
-    """Parameters of the middle, all float32."""
+class Params(NamedTuple):
+    """Parameters of the block, all float32."""
 
+    widen: Float[Array, "in C"]  # kernel of the product that expands
     scale1: Float[Array, " C"]
     bias1: Float[Array, " C"]
     kernel: Float[Array, "k k C"]
@@ -37,6 +44,7 @@ class Middle(NamedTuple):
     bias2: Float[Array, " C"]
     reduce: tuple[Float[Array, "C s"], Float[Array, " s"]]  # of squeeze-excite: kernel and bias
     expand: tuple[Float[Array, "s C"], Float[Array, " C"]]
+    project: Float[Array, "C out"]
 
 
 @functools.cache
@@ -57,13 +65,15 @@ def register() -> None:
         jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(passes, symbol)), platform="cpu")
 
 
-def middle(
-    x: Float[Array, "N H W C"], params: Middle, eps: float
-) -> tuple[Float[Array, "N H W C"], tuple[tuple[Array, Array], tuple[Array, Array]]]:
-    """What is projected, and (mean, biased variance) [C] of both batch norms, through which no gradient flows.
+def block(
+    x: Float[Array, "N H W in"], params: Params, eps: float
+) -> tuple[Float[Array, "N H W out"], tuple[tuple[Array, Array], tuple[Array, Array]]]:
+    """The projected map, and (mean, biased variance) [C] of both batch norms, through which no gradient flows.
+
+    Products are rounded where `products.rounds` says so.
 
     Args:
-        x: the expanded map before its batch norm, float32; C a multiple of 16, k of 3 or 5, N one of the devices.
+        x: the block's input, float32; C a multiple of 16, k of 3 or 5, N one of the devices.
 
     Raises:
         UserError: the passes were not built or cannot do this.
@@ -77,35 +87,37 @@ def middle(
             f"{devices} devices. Take 'xla'."
         )
     axes = () if devices == 1 else tuple(mesh.axis_names)
-    y, mean1, var1, mean2, var2 = _middle(x, params, eps, axes)
+    y, mean1, var1, mean2, var2 = _block(x, params, eps, axes, products.rounds())
     return y, ((mean1, var1), (mean2, var2))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _middle(x, params, eps, axes):
-    return _forward(x, params, eps, axes)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _block(x, params, eps, axes, narrow):
+    return _forward(x, params, eps, axes, narrow)[0]
 
 
-def _forward(x, params, eps, axes):
-    count = x.size // x.shape[-1]
-    mean1 = jnp.sum(x, (0, 1, 2)) / count
-    var1 = jnp.sum(jnp.square(x - mean1), (0, 1, 2)) / count
+def _forward(x, params, eps, axes, narrow):
+    x = x.astype(_dtype(narrow))
+    e = products.dot(x, params.widen.astype(x.dtype))
+    mean1, var1 = _moments("moments", axes, e)
     first = _affine(params.scale1, params.bias1, mean1, var1, eps)
-    d, mean2, var2 = _depthwise(x, *first, params.kernel, axes)
+    d, mean2, var2 = _moments("forward", axes, e, *first, params.kernel)
     second = _affine(params.scale2, params.bias2, mean2, var2, eps)
-    pixels = x.shape[1] * x.shape[2]
-    means = _call("pool", (1, *_ends(d)), axes, 1)(d, *second)[0] / pixels
+    means = _call("pool", axes, _like((1, *_ends(d)), 1))(d, *second)[0] / (d.shape[1] * d.shape[2])
     gate = _excite(means, params.reduce, params.expand)
-    y = _call("gate", d.shape, axes)(d, *second, gate)
-    return (y, mean1, var1, mean2, var2), (x, d, params, mean1, var1, mean2, var2, means)
+    y = _call("gate", axes, _like(d.shape, 0, x.dtype))(d, *second, gate)
+    projected = products.dot(y, params.project.astype(x.dtype))
+    return (projected, mean1, var1, mean2, var2), (x, e, d, y, params, mean1, var1, mean2, var2, means)
 
 
-def _backward(eps, axes, saved, gradients):
-    x, d, params, mean1, var1, mean2, var2, means = saved
-    g, count, pixels = gradients[0], x.size // x.shape[-1], x.shape[1] * x.shape[2]
+def _backward(eps, axes, narrow, saved, gradients):
+    x, e, d, y, params, mean1, var1, mean2, var2, means = saved
+    dtype, count, pixels = _dtype(narrow), d.size // d.shape[-1], d.shape[1] * d.shape[2]
     first = _affine(params.scale1, params.bias1, mean1, var1, eps)
     second = _affine(params.scale2, params.bias2, mean2, var2, eps)
-    to_gate, g_slope, g_slope_d, slope, slope_d = _call("sums", (5, *_ends(d)), axes, 1)(d, g, *second)
+    gradient = gradients[0].astype(dtype)
+    g, to_project = products.dot(gradient, params.project.T.astype(dtype)), products.kernel_gradient(y, gradient)
+    to_gate, g_slope, g_slope_d, slope, slope_d = _call("sums", axes, _like((5, *_ends(d)), 1))(d, g, *second)
     gate, excite_backward = jax.vjp(_excite, means, params.reduce, params.expand)
     to_means, to_reduce, to_expand = excite_backward(to_gate)
     spread = to_means / pixels  # to every pixel of what squeeze-excite averaged
@@ -114,18 +126,28 @@ def _backward(eps, axes, saved, gradients):
     weighted = jnp.sum(gate * g_slope_d + spread * slope_d, 0)
     to_scale2, coefficients = _norm_backward(to_bias2, weighted, params.scale2, mean2, var2, eps, count)
     size = params.kernel.shape[0]
-    dz, sums = _call("backward", (x.shape, (size * size + 2, *_ends(d))), axes, (0, 1))(
-        x, d, g, *first, params.kernel, *second, gate, spread, *coefficients
+    dz, sums = _call("backward", axes, _like(d.shape, 0, dtype), _like((size * size + 2, *_ends(d)), 1))(
+        e, d, g, *first, params.kernel, *second, gate, spread, *coefficients
     )
     sums = jnp.sum(sums, 1)
     to_bias1, weighted = sums[-2:]
-    to_scale1, (by_z, by_x, constant) = _norm_backward(to_bias1, weighted, params.scale1, mean1, var1, eps, count)
+    to_scale1, (by_z, by_e, constant) = _norm_backward(to_bias1, weighted, params.scale1, mean1, var1, eps, count)
     to_kernel = sums[:-2].reshape(params.kernel.shape)
-    to_params = Middle(to_scale1, to_bias1, to_kernel, to_scale2, to_bias2, to_reduce, to_expand)
-    return dz * by_z - x * by_x + constant, to_params
+    widen = params.widen
+    square = jnp.dot(widen * by_e, widen.T, precision="highest")
+    to_x = products.dot(dz, (widen * by_z).T.astype(dtype)) - products.dot(x, square.astype(dtype)) + widen @ constant
+    gram = jnp.dot(products.kernel_gradient(x, x), widen, precision="highest")
+    total = jnp.sum(x.astype(jnp.float32), (0, 1, 2))
+    to_widen = products.kernel_gradient(x, dz) * by_z - gram * by_e + jnp.outer(total, constant)
+    norms = to_scale1, to_bias1, to_kernel, to_scale2, to_bias2
+    return to_x, Params(to_widen, *norms, to_reduce, to_expand, to_project)
 
 
-_middle.defvjp(_forward, _backward)
+_block.defvjp(_forward, _backward)
+
+
+def _dtype(narrow):
+    return jnp.bfloat16 if narrow else jnp.float32
 
 
 def _affine(scale, bias, mean, var, eps):
@@ -153,58 +175,71 @@ def _ends(x):
     return x.shape[0], x.shape[-1]
 
 
-def _depthwise(x, factor, offset, kernel, axes):
-    """The convolution of the activated map; mean and biased variance of all its pixels."""
+class _Result(NamedTuple):
+    """What a pass writes: shape over all devices, the axis that counts images (None: sums over them), and type."""
 
-    def local(x, factor, offset, kernel):
-        shapes = x.shape, factor.shape, factor.shape
-        d, mean, squares = _ffi("forward", shapes)(x, factor, offset, kernel)
-        count = x.size // x.shape[-1]
+    shape: tuple[int, ...]
+    batch: int | None
+    dtype: Any
+
+
+def _like(shape, batch, dtype=jnp.float32):
+    return _Result(tuple(shape), batch, dtype)
+
+
+def _moments(name, axes, x, *args):
+    """Of a pass that ends with a mean [C] and squared deviations [C]: what comes before, the mean, the biased variance."""
+    wide = x.shape[-1:]
+    results = [_like(x.shape, 0)] * (name == "forward") + [_like(wide, None)] * 2
+
+    def local(x, *args):
+        *rest, mean, squares = _ffi(name, _own(results, axes))(x, *args)
+        var = squares / (x.size // wide[0])
         if not axes:
-            return d, mean, squares / count
-        # Two parts' moments together (Chan, Golub and LeVeque 1983), the parts being equal.
+            return *rest, mean, var
+        # Equal parts' moments together (Chan, Golub and LeVeque 1983).
         whole = lax.pmean(mean, axes)
-        return d, whole, lax.pmean(squares / count + jnp.square(mean - whole), axes)
+        return *rest, whole, lax.pmean(var + jnp.square(mean - whole), axes)
 
-    if not axes:
-        return local(x, factor, offset, kernel)
-    split, same = PartitionSpec(axes), PartitionSpec()
-    return _spread(local, (split, same, same, same), (split, same, same))(x, factor, offset, kernel)
+    return _spread(local, axes, results)(x, *args)
 
 
-def _call(name, shapes, axes, batch=0):
-    """A pass over maps [N ...] with parameters [C] or [N C]; axis `batch` of each result counts the images."""
-    if not axes:
-        return _ffi(name, shapes)
-    many = isinstance(shapes[0], tuple)
-    devices = jax.sharding.get_abstract_mesh().size
+def _call(name, axes, *results):
+    """A pass over maps [N H W C] with parameters [C], [k k C] or [N C]."""
 
     def local(*args):
-        own = [_divided(s, b, devices) for s, b in zip(shapes, batch)] if many else _divided(shapes, batch, devices)
-        return _ffi(name, tuple(own) if many else own)(*args)
+        found = _ffi(name, _own(results, axes))(*args)
+        return found if len(results) > 1 else found[0]
 
-    def spec(b):
-        return PartitionSpec(*(None,) * b, axes)
+    return _spread(local, axes, results if len(results) > 1 else results[0])
+
+
+def _spread(function, axes, results):
+    """`function` on every device's images, where there are several."""
+    if not axes:
+        return function
+
+    def spec(batch):
+        return PartitionSpec() if batch is None else PartitionSpec(*(None,) * batch, axes)
 
     def run(*args):
-        images = args[0].shape[0]
-        inputs = tuple(
-            spec(0) if x.ndim != 3 and x.ndim > 1 and x.shape[0] == images else PartitionSpec() for x in args
-        )
-        return _spread(local, inputs, tuple(map(spec, batch)) if many else spec(batch))(*args)
+        inputs = tuple(spec(0 if x.ndim in (2, 4) else None) for x in args)
+        outputs = spec(results.batch) if isinstance(results, _Result) else tuple(spec(each.batch) for each in results)
+        return jax.shard_map(function, in_specs=inputs, out_specs=outputs, check_vma=False)(*args)
 
     return run
 
 
-def _divided(shape, batch, devices):
-    return (*shape[:batch], shape[batch] // devices, *shape[batch + 1 :])
+def _own(results, axes):
+    """Of one device."""
+    count = jax.sharding.get_abstract_mesh().size if axes else 1
+    return [
+        each._replace(shape=tuple(n // count if axis == each.batch else n for axis, n in enumerate(each.shape)))
+        for each in results
+    ]
 
 
-def _spread(function, inputs, outputs):
-    return jax.shard_map(function, in_specs=inputs, out_specs=outputs, check_vma=False)
-
-
-def _ffi(name, shapes):
-    many = isinstance(shapes[0], tuple)
-    types = tuple(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (shapes if many else (shapes,)))
-    return jax.ffi.ffi_call(f"mammoclip_{name}", types if many else types[0])
+def _ffi(name, results):
+    return jax.ffi.ffi_call(
+        f"mammoclip_{name}", tuple(jax.ShapeDtypeStruct(each.shape, each.dtype) for each in results)
+    )
