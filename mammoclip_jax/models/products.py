@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 NARROW = "bfloat16"  # of jax_default_matmul_precision
@@ -27,26 +28,30 @@ def rounds() -> bool:
     return jax.config.jax_default_matmul_precision == NARROW
 
 
-def dot(x: Float[Array, "... in"], kernel: Float[Array, "in out"]) -> Float[Array, "... out"]:
-    """x @ kernel of operands as they are, summed and returned in float32."""
-    flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, _FORWARD, preferred_element_type=jnp.float32)
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+def dot(x: Float[Array, "... in"], kernel: Float[Array, "in out"], axis: int = 0) -> Float[Array, "... out"]:
+    """x @ kernel of operands as they are, summed and returned in float32; `axis` 1 takes the kernel's transpose."""
+    dimensions = (((1,), (axis,)), ((), ()))
+    flat = lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, dimensions, preferred_element_type=jnp.float32)
+    return flat.reshape(*x.shape[:-1], kernel.shape[1 - axis])
 
 
 def kernel_gradient(x: Float[Array, "... in"], gradient: Float[Array, "... out"]) -> Float[Array, "in out"]:
-    """The gradient of `dot`'s kernel; the narrower one of two 16-bit operands is transposed before.
+    """The gradient of `dot`'s kernel; the narrower one of two 16-bit operands is transposed in memory before.
 
-    A CPU's library multiplies along rows, and a transposition that is left to it costs half of its rate.
+    XLA's CPU backend multiplies 16 bits only along rows of the first operand, and makes float32 of all others. Without
+    the constraint a transposition is another view of the same memory, and one of the result gets into the product.
     """
     x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     if x.dtype == jnp.float32:
         return lax.dot_general(x, gradient, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     if x.shape[1] <= gradient.shape[1]:
-        return dot(lax.optimization_barrier(x.T), gradient)
-    return dot(lax.optimization_barrier(gradient.T), x).T
+        return dot(_in_rows(x.T), gradient)
+    return _in_rows(dot(_in_rows(gradient.T), x)).T
 
 
-_FORWARD = (((1,), (0,)), ((), ()))
+def _in_rows(x):
+    """x, row after row in memory where the program is for a CPU."""
+    return lax.platform_dependent(x, cpu=lambda x: with_layout_constraint(x, Layout((0, 1))), default=lambda x: x)
 
 
 def _product(x, kernel, precision=None):
@@ -77,8 +82,7 @@ def _forward(x, kernel):
 def _backward(saved, gradient):
     x, kernel = saved
     gradient = gradient.astype(jnp.bfloat16)
-    to_x = lax.dot_general(gradient, kernel, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return to_x, kernel_gradient(x, gradient)
+    return dot(gradient, kernel, axis=1), kernel_gradient(x, gradient)
 
 
 _rounded.defvjp(_forward, _backward)

@@ -116,7 +116,10 @@ def _backward(eps, axes, narrow, saved, gradients):
     first = _affine(params.scale1, params.bias1, mean1, var1, eps)
     second = _affine(params.scale2, params.bias2, mean2, var2, eps)
     gradient = gradients[0].astype(dtype)
-    g, to_project = products.dot(gradient, params.project.T.astype(dtype)), products.kernel_gradient(y, gradient)
+    g, to_project = (
+        products.dot(gradient, params.project.astype(dtype), axis=1),
+        products.kernel_gradient(y, gradient),
+    )
     to_gate, g_slope, g_slope_d, slope, slope_d = _call("sums", axes, _like((5, *_ends(d)), 1))(d, g, *second)
     gate, excite_backward = jax.vjp(_excite, means, params.reduce, params.expand)
     to_means, to_reduce, to_expand = excite_backward(to_gate)
@@ -135,7 +138,11 @@ def _backward(eps, axes, narrow, saved, gradients):
     to_kernel = sums[:-2].reshape(params.kernel.shape)
     widen = params.widen
     square = jnp.dot(widen * by_e, widen.T, precision="highest")
-    to_x = products.dot(dz, (widen * by_z).T.astype(dtype)) - products.dot(x, square.astype(dtype)) + widen @ constant
+    to_x = (
+        products.dot(dz, (widen * by_z).astype(dtype), axis=1)
+        - products.dot(x, square.astype(dtype))
+        + widen @ constant
+    )
     gram = jnp.dot(products.kernel_gradient(x, x), widen, precision="highest")
     total = jnp.sum(x.astype(jnp.float32), (0, 1, 2))
     to_widen = products.kernel_gradient(x, dz) * by_z - gram * by_e + jnp.outer(total, constant)
