@@ -49,6 +49,7 @@ def kernel_gradient(x: Float[Array, "... in"], gradient: Float[Array, "... out"]
     return _in_rows(dot(_in_rows(gradient.T), x)).T
 
 
+@jax.jit
 def _in_rows(x):
     """x, row after row in memory where the program is for a CPU."""
     return lax.platform_dependent(x, cpu=lambda x: with_layout_constraint(x, Layout((0, 1))), default=lambda x: x)

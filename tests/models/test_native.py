@@ -72,11 +72,10 @@ def test_a_block_is_the_same(library, size):
 def test_large_activations_and_flat_maps_stay_finite(library):
     """Behind a swish of 1e4 and of -1e4; a map without variance."""
     ones = jnp.ones(16)
-    params = passes.Middle(
-        1e4 * ones, 0 * ones, jnp.ones((3, 3, 16)), ones, ones, (jnp.ones((16, 1)), ones[:1]), (jnp.ones((1, 16)), ones)
-    )
+    excite = (jnp.ones((16, 1)), ones[:1]), (jnp.ones((1, 16)), ones)
+    params = passes.Params(jnp.eye(16), 1e4 * ones, 0 * ones, jnp.ones((3, 3, 16)), ones, ones, *excite, jnp.eye(16))
     for x in (jax.random.normal(jax.random.key(0), (1, 9, 9, 16)), jnp.ones((1, 9, 9, 16))):
-        (y, moments), backward = jax.vjp(lambda x, p: passes.middle(x, p, 1e-3), x, params)
+        (y, moments), backward = jax.vjp(lambda x, p: passes.block(x, p, 1e-3), x, params)
         gradients = backward((y, moments))
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves((y, moments, gradients)))
 
@@ -98,7 +97,7 @@ def test_a_network_says_what_it_cannot_have(library, monkeypatch, tmp_path):
         EfficientNet(kernels="native", dtype=jnp.bfloat16, lanes=True)
     mesh = Mesh(np.array(jax.devices()[:2]), "data", axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh), pytest.raises(UserError, match="3 images do not divide by 2 devices"):
-        passes.middle(jnp.ones((3, 9, 9, 16)), None, 1e-3)
+        passes.block(jnp.ones((3, 9, 9, 16)), None, 1e-3)
     monkeypatch.setenv("MAMMOCLIP_NATIVE", str(tmp_path))
     passes.register.cache_clear()
     with pytest.raises(UserError, match="run `python -m mammoclip_jax.models.native.build`"):

@@ -20,7 +20,7 @@ from mammoclip_jax.errors import UserError
 
 SOURCE = Path(__file__).parent / "mbconv.cc"
 # Strict arithmetic but for a * b + c in one instruction. Not -Ofast: infinities must stay what they are.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 QUIET = ("-Wno-psabi", "-Wno-attributes")
 NO_COMPILER = 3
 REMEDY = "python -m mammoclip_jax.models.native.build"
