@@ -265,6 +265,7 @@ def layout(model: Mapping[str, Any]) -> dict:
     return {
         "dtype": model["dtype"],
         "matmul": model["matmul"],
+        "kernels": image.get("kernels", "xla"),
         "remat": image.get("remat", "none").replace(",", "+"),
         "scan": image.get("scan", False),
     }

@@ -119,6 +119,7 @@ def row(config, work: str, worker, tunables: str, size: tuple[int, int]) -> dict
         "scan": image.get("scan", False),
         "dtype": config.model.dtype,
         "matmul": config.model.matmul,
+        "kernels": image.get("kernels", "xla"),
         "steps": len(seconds),
         "malloc": tunables or "mallopt",
     }

@@ -27,7 +27,6 @@ def check(encoder) -> None:
             f"EfficientNet's kernels='native' needs float32 maps of whole images in their usual layout: take "
             f"{', '.join(names)} out, or kernels='xla'."
         )
-    passes.register()
 
 
 def fits(kernels: str, spec, padding, train: bool) -> bool:

@@ -100,8 +100,9 @@ def test_a_network_says_what_it_cannot_have(library, monkeypatch, tmp_path):
         passes.block(jnp.ones((3, 9, 9, 16)), None, 1e-3)
     monkeypatch.setenv("MAMMOCLIP_NATIVE", str(tmp_path))
     passes.register.cache_clear()
+    EfficientNet(kernels="native")  # a trained network is used anywhere
     with pytest.raises(UserError, match="run `python -m mammoclip_jax.models.native.build`"):
-        EfficientNet(kernels="native")
+        passes.block(jnp.ones((1, 9, 9, 16)), None, 1e-3)
     passes.register.cache_clear()
 
 
@@ -110,3 +111,14 @@ def test_without_a_compiler_there_is_none(tmp_path):
     environment = os.environ | {"MAMMOCLIP_NATIVE": str(tmp_path), "PATH": "/nowhere", "CXX": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == build.NO_COMPILER and "runs without them" in done.stderr
+
+
+def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no room >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("MAMMOCLIP_NATIVE", str(tmp_path))
+    with pytest.raises(UserError, match="broken.*no room"):
+        build.build()
+    assert not build.library().exists()

@@ -72,7 +72,11 @@ def main() -> int:
         if compiler() is None:
             print("native passes: no C++ compiler is here; the package runs without them.", file=sys.stderr)
             return NO_COMPILER
-        build(path)
+        try:
+            build(path)
+        except UserError as error:
+            print(f"native passes: {error}", file=sys.stderr)
+            return 2
     print(f"native passes: {path}")
     return 0
 
