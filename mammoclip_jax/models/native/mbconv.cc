@@ -268,14 +268,18 @@ static ffi::Error add_up(ffi::ThreadPool& pool, const Plan& plan, Out& out, F ea
   float* parts = memory.data();
   run(pool, plan, [=](const Task& t) {
     const Shape& s = plan.shape;
-    float* own = parts + t.index * S * plan.wide;
-    for (int64_t r = t.first; r < t.last; r++)
-      for (int64_t v = 0; v < plan.wide; v += L) {
-        V sum[S] = {};
-        int64_t at = s.at(t.image, r, t.channel + v);
-        for (int64_t x = 0; x < s.w; x++, at += s.c) each(at, t.channel + v, sum);
-        for (int k = 0; k < S; k++) store(own + k * plan.wide + v, load(own + k * plan.wide + v) + sum[k]);
-      }
+    std::vector<float> row(S * plan.wide);
+    for (int64_t r = t.first; r < t.last; r++) {
+      std::fill(row.begin(), row.end(), 0.0f);
+      int64_t at = s.at(t.image, r, t.channel);
+      for (int64_t x = 0; x < s.w; x++, at += s.c)  // whole pixels: memory is slow by single vectors
+        for (int64_t v = 0; v < plan.wide; v += L) {
+          V sum[S] = {};
+          each(at + v, t.channel + v, sum);
+          for (int k = 0; k < S; k++) store(&row[k * plan.wide + v], load(&row[k * plan.wide + v]) + sum[k]);
+        }
+      for (int64_t i = 0; i < S * plan.wide; i++) parts[t.index * S * plan.wide + i] += row[i];
+    }
   });
   gather(plan, memory, S, out->typed_data());
   return ffi::Error::Success();
