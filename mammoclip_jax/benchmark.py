@@ -113,12 +113,13 @@ def benchmark_against(config, work: str, peers, *, height: int, width: int, imag
     """Compares a config's step with PyTorch's; `options` are those of `benchmarks.against.run`.
 
     Returns:
-        As `benchmark`, images_per_second of ours, time_ratio and memory_ratio {setting of PyTorch: ours as a share}.
+        As `benchmark`, images_per_second of ours, time_ratio and memory_ratio {setting of PyTorch: ours as a share}; ours
+        {side: what `benchmarks.ratios.against` says}.
     """
     from mammoclip_jax.benchmarks import against
 
-    rows = against.run(config, work, peers, height=height, width=width, images=images, **options)
-    ratios = {ratio: {row["side"]: row[ratio] for row in rows[1:]} for ratio in ("time_ratio", "memory_ratio")}
+    rows, ours = against.run(config, work, peers, height=height, width=width, images=images, **options)
+    first = ours[against.FIRST]
     return _figures(
         "against",
         rows,
@@ -126,8 +127,22 @@ def benchmark_against(config, work: str, peers, *, height: int, width: int, imag
         height=height,
         width=width,
         images_per_second=images / rows[0]["seconds"],
-        **ratios,
+        time_ratio=first["time"],
+        memory_ratio=first["memory"],
+        ours=ours,
     )
+
+
+def _sentences(ours: dict) -> list[str]:
+    """What a comparison found, a line for each side of ours."""
+    return [
+        f"{side}: {found['time_of_fastest']} of the time of {found['fastest_peer']}, the fastest, "
+        f"{found['memory_of_smallest']} of the memory of {found['smallest_peer']}, the smallest; time "
+        + ", ".join(f"{value} of {name}" for name, value in found["time"].items())
+        + "; memory "
+        + ", ".join(f"{value} of {name}" for name, value in found["memory"].items())
+        for side, found in ours.items()
+    ]
 
 
 def _one_cpu(rows: list[dict]) -> bool:
@@ -196,18 +211,24 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "work",
         "pretrain",
-        ["pretrain", "image_tower", "attributes"],
-        "Of a step: all of it, the image encoder, or adapters on cached maps.",
+        ["pretrain", "image_tower", "text_tower", "attributes"],
+        "Of a step: all of it, the image encoder, the text encoder, or adapters on cached maps.",
     )
     flags.DEFINE_integer(
-        "images", 0, "Of a step; with --devices on each. 0: the config's; of --against a breast's.", lower_bound=0
+        "images",
+        0,
+        "Of a step, of text_tower its texts; with --devices on each. 0: the config's; of --against a breast's.",
+        lower_bound=0,
     )
     flags.DEFINE_list("text_lengths", ["128", "48"], "Tokens of a step's texts, taken in turn.")
     flags.DEFINE_integer("vocab_size", 28996, "Tokens, where config.model.text has none (Bio_ClinicalBERT's).")
     flags.DEFINE_integer("steps", 10, "Steps that are timed.", lower_bound=1)
     flags.DEFINE_integer("warm_up", 2, "Steps before them.", lower_bound=0)
     flags.DEFINE_list("devices", [], "Numbers of devices to compare, the same work on each.")
-    flags.DEFINE_list("peers", ["reference", "tuned"], f"Settings of PyTorch: {', '.join(PEERS)}.")
+    flags.DEFINE_multi_string(
+        "also", [], "Of --against: another side of ours with these fields, 'NAME=VALUE NAME=VALUE'."
+    )
+    flags.DEFINE_list("peers", ["tuned", "folded"], f"Settings of PyTorch: {', '.join(PEERS)}.")
     flags.DEFINE_bool("checkpoint", False, "PyTorch computes each block again in the backward pass.")
     flags.DEFINE_enum("alternate", "step", ["step", "process"], "What takes turns; process: one in memory at a time.")
     flags.DEFINE_integer("rounds", 3, "Of --alternate=process, each with --steps.", lower_bound=1)
@@ -251,7 +272,9 @@ def measured(values) -> dict:
         "tunables": values.glibc_tunables,
     }
     if values.against and values.work == "attributes":
-        raise UserError("--against compares the works pretrain and image_tower: PyTorch's side has no attributes.")
+        raise UserError(
+            "--against compares the works pretrain, image_tower and text_tower: PyTorch's side has no attributes."
+        )
     if values.against:
         images = values.images or values.config.data.views  # one breast
         return benchmark_against(
@@ -260,6 +283,7 @@ def measured(values) -> dict:
             values.peers,
             images=images,
             checkpoint=values.checkpoint,
+            also=values.also,
             alternate=values.alternate,
             rounds=values.rounds,
             **step,
@@ -285,6 +309,7 @@ def main(argv) -> int:
     figures["glibc_tunables"] = values.glibc_tunables if figures["mode"] not in (*MODES, DEVICE) else ""
     print(f"{figures['data']}, {figures['height']}x{figures['width']}; {figures['machine']}")
     print(table(figures["rows"]))
+    print("\n".join(_sentences(figures.get("ours", {}))))
     if figures.get("note"):
         print(figures["note"])
     print(", ".join(f"{name} {version}" for name, version in figures["versions"].items()))

@@ -152,6 +152,9 @@ def defaults() -> ConfigDict:
                 # whose channels they are looked for in.
                 "stages": (),
                 "dtype": "float32",  # of computation; parameters, statistics and the loss stay float32
+                # Of float32 products: "default" is the platform's own (CPU float32, TPU bfloat16, GPU TF32); "bf16": operands of
+                # linear layers and 1 x 1 convolutions rounded to bfloat16, sums in float32, on a CPU too; "tf32"; "float32".
+                "matmul": "default",
             },
             # What is learnt from the data: texts and images together, or labels.
             "task": {

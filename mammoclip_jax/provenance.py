@@ -82,6 +82,8 @@ def encoder_fingerprint(config, variables: Mapping[str, Any]) -> str:
     model = config.model
     options = {name: value for name, value in model.image.to_dict().items() if not SPEED.fullmatch(name)}
     said = {"image": config.image.to_dict(), "model": options, "dtype": str(model.dtype)}
+    if model.get("matmul", "default") != "default":
+        said["matmul"] = model.matmul
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     parts = [variables["params"]["image_encoder"], variables.get("batch_stats", {}).get("image_encoder", {})]
     for path, value in jax.tree_util.tree_leaves_with_path(parts):

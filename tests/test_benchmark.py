@@ -167,7 +167,8 @@ def test_the_image_tower_is_compared_with_pytorch(tmp_path):
         "--width=48",
         "--steps=2",
         "--warm_up=1",
-        "--peers=tuned",
+        "--peers=folded,bf16",
+        "--also=model.image.scan=True",
         "--config.image.channels=3",
         "--config.model.image.width=0.5",
         f"--json={tmp_path}/figures.json",
@@ -175,11 +176,13 @@ def test_the_image_tower_is_compared_with_pytorch(tmp_path):
         OMP_WAIT_POLICY="PASSIVE",
     )
     figures = json.loads((tmp_path / "figures.json").read_text())
-    ours, tuned = figures["rows"]
-    assert (ours["side"], tuned["side"]) == ("jax", "tuned") and ours["parameters"] == tuned["parameters"]
-    assert figures["time_ratio"] == {"tuned": tuned["time_ratio"]} and tuned["time_ratio"] > 0
-    assert figures["memory_ratio"] == {"tuned": tuned["memory_ratio"]} and figures["images_per_second"] > 0
-    assert "parameters: " in shown
+    ours, scanned, folded, bf16 = figures["rows"]
+    assert [row["side"] for row in figures["rows"]] == ["jax", "model.image.scan=True", "folded", "bf16"]
+    assert (ours["scan"], scanned["scan"], folded["scan"]) == (False, True, None) and bf16["work"] == "image_tower"
+    assert figures["time_ratio"] == {row["side"]: row["time_ratio"] for row in (folded, bf16)}
+    assert figures["memory_ratio"]["bf16"] == bf16["memory_ratio"] and figures["images_per_second"] > 0
+    assert set(figures["ours"]) == {"jax", "model.image.scan=True"} and ours["fastest_peer"] in ("folded", "bf16")
+    assert "parameters: " in shown and f"{ours['time_of_fastest']} of the time of {ours['fastest_peer']}" in shown
 
 
 def test_rows_are_added_to_a_csv_file_with_the_same_columns(tmp_path):

@@ -10,6 +10,7 @@ import jax
 from mammoclip_jax.aot import figures, program, search, table
 from mammoclip_jax.aot.topology import Topology
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.training import distributed
 
 
 class Found(NamedTuple):
@@ -41,6 +42,7 @@ class Session(NamedTuple):
         Raises:
             UserError: the config does not describe a step on this topology.
         """
+        distributed.choose_products(config.model.matmul)
         trainer = program.trainer_for(config, self.target.devices, self.preprocessing, self.vocab_size)
         image = config.model.image
         logging.info(

@@ -48,7 +48,8 @@ def text(figures: dict) -> str:
 
 def row(config, figures: dict, preprocessing: dict, options: dict) -> dict:
     """One line of the table, values as text."""
-    image = config.model.image
+    image, matmul = config.model.image, config.model.get("matmul", "default")
+    matmul = [] if matmul == "default" else [f"model.matmul={matmul}"]
     values = {
         "topology": figures["topology"],
         "config": config.name or image.name,
@@ -60,7 +61,7 @@ def row(config, figures: dict, preprocessing: dict, options: dict) -> dict:
         "kernels": image.get("kernels", ""),
         "micro_batches": config.train.micro_batches.image,
         "images_per_chip": f"{figures['images_per_chip']:g}",
-        "options": " ".join(f"{name}={value}" for name, value in options.items()),
+        "options": " ".join([*matmul, *(f"{name}={value}" for name, value in options.items())]),
         "fits": figures["fits"],
         "hbm_gib": _gib(figures["hbm_bytes"]),
         "compile_seconds": f"{figures['compile_seconds']:.0f}",

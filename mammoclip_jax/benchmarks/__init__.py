@@ -8,11 +8,11 @@ several sizes.
 
 MODES = {"codecs": "codecs", "input": "input", "prepare": "prepare", "probe": "probe"}
 WORKS = {
-    "step": ("pretrain", "image_tower", "attributes"),
+    "step": ("pretrain", "image_tower", "text_tower", "attributes"),
     "inference": ("inference",),
     "input": ("input",),
     "end_to_end": ("end_to_end",),
 }
-PEERS = ("reference", "tuned", "compiled")
+PEERS = ("reference", "tuned", "folded", "bf16", "compiled")
 DEVICE = "device"
 GROWTH = "growth"

@@ -3,7 +3,10 @@
 Each side is a worker (`worker.py`): ours is `programs.py`, the other `torch_peer.py`, which needs the extra "parity".
 """
 
+import ast
+import contextlib
 import importlib.util
+import operator
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from mammoclip_jax.benchmarks import ratios
 from mammoclip_jax.benchmarks.worker import HUGE_PAGES, Worker
 from mammoclip_jax.errors import UserError
 
 OURS, PEER = "mammoclip_jax.benchmarks.programs", "mammoclip_jax.benchmarks.torch_peer"
-WORKS = ("pretrain", "image_tower")
+WORKS = ("pretrain", "image_tower", "text_tower")
+FIRST = "jax"  # our side that is the config as it is
 _BERT = (
     "hidden_size",
     "num_hidden_layers",
@@ -38,7 +43,8 @@ def write_inputs(
     arrays = {"image": rng.integers(0, 256, (images, height, width), dtype=np.uint8)}
     if lengths:
         longest = max(lengths)
-        arrays["token_ids"] = rng.integers(0, vocab_size, (len(lengths), longest), dtype=np.int32)
+        # Not 0, which is padding to transformers and not learnt there.
+        arrays["token_ids"] = rng.integers(1, vocab_size, (len(lengths), longest), dtype=np.int32)
         arrays["token_mask"] = np.arange(longest) < np.array(lengths)[:, None]
     np.savez(path, **arrays)
 
@@ -114,17 +120,19 @@ def compare(
     ours: dict,
     peers: Mapping[str, dict],
     *,
+    also: Mapping[str, dict] = {},
     steps: int,
     warm_up: int,
     alternate: str = "step",
     rounds: int = 3,
     tunables: str = HUGE_PAGES,
     start=Worker,
-) -> list[dict]:
+) -> tuple[list[dict], dict[str, dict]]:
     """Steps of all sides in turn: a row a side, ours first.
 
     Args:
         ours, peers: specifications of the workers; peers by name.
+        also: further sides of ours by name, as the same work with another option.
         steps: that are timed, of each side; with alternate="process", in each of `rounds` rounds.
         warm_up: steps before them that do not count.
         alternate: "step": all processes live at once and take one step each, in turn; "process": one lives at a time,
@@ -132,9 +140,12 @@ def compare(
         tunables: GLIBC_TUNABLES of every worker; "" leaves the environment as it is.
 
     Returns:
-        For each side what `row` says.
+        For each side what `ratios.row` says; and for each of ours what `ratios.against` does, of which its row has the
+        fastest and the smallest peer.
     """
-    sides = {"jax": (OURS, ours)} | {name: (PEER, peer) for name, peer in peers.items()}
+    our_sides = {FIRST: ours} | dict(also)
+    sides = {name: (OURS, side) for name, side in our_sides.items()}
+    sides |= {name: (PEER, peer) for name, peer in peers.items()}
     environment = {"GLIBC_TUNABLES": tunables} if tunables else {}
     runs = {name: [] for name in sides}
     for number in range(rounds if alternate == "process" else 1):
@@ -159,7 +170,14 @@ def compare(
             for worker in workers.values():
                 worker.__exit__()
         _check_same_work({name: reports[-1]["about"] for name, reports in runs.items()})
-    return [row(name, runs[name], runs["jax"], alternate) for name in sides]
+    theirs = {name: runs[name] for name in peers}
+    found = {name: ratios.against(runs[name], theirs, alternate) for name in our_sides}
+    judged = ("fastest_peer", "time_of_fastest", "smallest_peer", "memory_of_smallest")
+    rows = [
+        ratios.row(name, runs[name], runs[FIRST], alternate) | {key: found.get(name, {}).get(key) for key in judged}
+        for name in sides
+    ]
+    return rows, found
 
 
 def _order(sides, number) -> list[str]:
@@ -171,6 +189,7 @@ def _measured(worker) -> dict:
     return {
         "about": worker.about,
         "seconds": list(worker.seconds),
+        "others": [figures.get("others") for figures in worker.figures],
         "first": worker.first,
         "loss": worker.figures[-1]["loss"],
         **worker.peak(),
@@ -187,36 +206,6 @@ def _check_same_work(about: Mapping[str, Mapping[str, Any]]) -> None:
         )
 
 
-def row(name: str, runs: Sequence[dict], ours: Sequence[dict], alternate: str) -> dict:
-    """A side's figures, and what ours are as a share of them (below 1: ours is faster, smaller).
-
-    time_ratio is the median over neighbours, steps or, with alternate="process", the medians of processes.
-    """
-    seconds, our_seconds = (np.concatenate([run["seconds"] for run in side]) for side in (runs, ours))
-    if alternate == "process":
-        neighbours = [np.median(a["seconds"]) / np.median(b["seconds"]) for a, b in zip(ours, runs)]
-    else:
-        neighbours = our_seconds / seconds
-    low, median, high = np.percentile(seconds, [10, 50, 90])
-    peak, our_peak = (np.median([run["bytes"] for run in side]) for side in (runs, ours))
-    return {
-        "side": name,
-        "seconds": round(float(median), 3),
-        "p10": round(float(low), 3),
-        "p90": round(float(high), 3),
-        "steps": len(seconds),
-        "peak_gib": round(float(peak) / 2**30, 2),
-        "time_ratio": round(float(np.median(neighbours)), 3),
-        "ratio_of_medians": round(float(np.median(our_seconds) / median), 3),
-        "memory_ratio": round(float(our_peak / peak), 3),
-        "peak_since": runs[0]["since"],
-        "parameters": runs[0]["about"]["parameters"],
-        "loss": round(runs[0]["loss"], 5),
-        "compile_seconds": round(runs[0]["about"].get("compile_seconds", 0.0), 1),
-        "first_step_seconds": round(runs[0]["first"], 1),
-    }
-
-
 def run(
     config,
     work: str,
@@ -228,15 +217,17 @@ def run(
     lengths: Sequence[int],
     vocab_size: int,
     checkpoint: bool = False,
+    also: Sequence[str] = (),
     **options,
-) -> list[dict]:
-    """Rows of `compare` for a config's work at one size.
+) -> tuple[list[dict], dict[str, dict]]:
+    """What `compare` says of a config's work at one size; rows begin with what was run.
 
     Args:
         config: taken without augmentation, which Mammo-CLIP does outside of the step.
-        images: of a step; for "pretrain" two a breast.
+        images: of a step; for "pretrain" two a breast; for "text_tower" its texts.
         lengths: tokens of the texts, taken in turn.
         checkpoint: whether PyTorch computes each block again in the backward pass.
+        also: further sides of ours, each the config with other fields, "model.matmul=bf16 model.image.scan=True".
         options: of `compare`.
 
     Raises:
@@ -247,17 +238,13 @@ def run(
             raise UserError(f"--against=torch needs {package}, which is not installed: pip install '.[parity]'.")
     config = config.copy_and_resolve_references()
     config.augment.update(affine_probability=0.0, contrast=0.0, brightness=0.0)
+    size = {"images": images, "height": height, "width": width}
     with tempfile.TemporaryDirectory() as scratch:
-        ours = specification(
-            config,
-            work,
-            images=images,
-            height=height,
-            width=width,
-            lengths=lengths,
-            vocab_size=vocab_size,
-            folder=Path(scratch),
-        )
+        variants = {
+            name: specification(each, work, **size, lengths=lengths, vocab_size=vocab_size, folder=Path(scratch))
+            for name, each in ({FIRST: config} | {text: changed(config, text) for text in also}).items()
+        }
+        ours = variants.pop(FIRST)
         theirs = {
             setting: peer_specification(
                 config, work, setting=setting, vocab_size=ours["vocab_size"], checkpoint=checkpoint
@@ -265,7 +252,45 @@ def run(
             | {"inputs": ours["inputs"]}
             for setting in peers
         }
-        return compare(ours, theirs, **options)
+        rows, found = compare(ours, theirs, also=variants, **options)
+    what = {"config": config.name, "work": work} | size
+    used = {name: layout(each["config"]["model"]) for name, each in ({FIRST: ours} | variants).items()}
+    theirs = dict.fromkeys(used[FIRST]) | {"remat": "block" if checkpoint else "none"}
+    return [what | row | used.get(row["side"], theirs) for row in rows], found
+
+
+def layout(model: Mapping[str, Any]) -> dict:
+    """How a `config.model` is computed, for a row: precision of its products, recomputation, loops."""
+    image = model["image"]
+    return {
+        "dtype": model["dtype"],
+        "matmul": model["matmul"],
+        "kernels": image.get("kernels", "xla"),
+        "remat": image.get("remat", "none").replace(",", "+"),
+        "scan": image.get("scan", False),
+    }
+
+
+def changed(config, text: str):
+    """The config with the fields of "name=value name=value"; values are Python's, or else words.
+
+    Raises:
+        UserError: an item without "=", or a field that no config has.
+    """
+    config = config.copy_and_resolve_references()
+    for item in text.split():
+        name, equals, value = item.partition("=")
+        path, _, last = name.rpartition(".")
+        if not equals:
+            raise UserError(f"--also={text}: write fields of the config as NAME=VALUE, with spaces between.")
+        with contextlib.suppress(ValueError, SyntaxError):
+            value = ast.literal_eval(value)
+        try:
+            part = operator.attrgetter(path)(config) if path else config
+            part[last] = value
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"--also={text}: {error}") from error
+    return config
 
 
 def specification(
@@ -289,11 +314,12 @@ def specification(
         texts = breasts * config.data.texts
         lengths = [lengths[i % len(lengths)] for i in range(texts)]
         config.train.batch_size, config.data.text_length = breasts, max(lengths)
+    elif work == "text_tower":
+        lengths, images = [lengths[i % len(lengths)] for i in range(images)], 0
     rows = int(config.model.text.get("vocab_size", vocab_size))
     path = folder / f"{work}_{images}.npz"
-    write_inputs(
-        path, images=images, height=height, width=width, lengths=lengths if work == "pretrain" else (), vocab_size=rows
-    )
+    texts = () if work == "image_tower" else lengths
+    write_inputs(path, images=images, height=height, width=width, lengths=texts, vocab_size=rows)
     return {
         "work": work,
         "config": config.to_dict(),

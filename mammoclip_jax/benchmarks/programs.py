@@ -3,6 +3,7 @@
     pretrain      the training step on one batch that is always the same
     image_tower   the image encoder alone, in training; the mean square of its features is the loss
     inference     the image encoder alone, forward (inference.py)
+    text_tower    the text encoder alone, the loss is of every second feature, since all have a constant one
     attributes    the training step of attributes on cached maps that are always the same
     input         the next batch of the training input; no device computes
     end_to_end    both, as the training loop has them: a step's metrics are fetched while the next one runs
@@ -27,6 +28,7 @@ from mammoclip_jax.benchmarks import worker
 from mammoclip_jax.benchmarks.inference import inference
 from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models.pooling import pool
 from mammoclip_jax.tasks.attributes import MAP
 from mammoclip_jax.tasks.attributes import make_trainer as make_attribute_trainer
 from mammoclip_jax.tasks.pretrain import make_trainer
@@ -82,24 +84,50 @@ def image_tower(config, specification, mesh):
         lambda key: encoder.init(key, jnp.zeros((1, *example.shape[1:])), train=False),
         out_shardings=meshes.replicated(mesh),
     )(jax.random.key(config.seed))
+
+    def loss_of(variables, images, key):
+        pixels = augment.normalise(augment.to_unit(images), preprocess)
+        (features, _), updated = encoder.apply(
+            variables, pixels, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+        )
+        return jnp.square(features).mean(), updated["batch_stats"]
+
+    forward = flops.model_flops(lambda v, x: flops.without_cells(encoder).apply(v, x, train=False), variables, example)
+    program = _tower(config, loss_of, variables, images, mesh)
+    return program.about(len(images), flops.TRAINING * forward, mesh), lambda: program.step(images)
+
+
+def text_tower(config, specification, mesh):
+    """Token ids to loss, gradient, AdamW: the encoder and pooling of the config, without projection; images are texts."""
+    text, model = config.model.text.to_dict(), config.model
+    encoder = models.text_encoder(text, specification["vocab_size"], jnp.dtype(model.dtype))
+    arrays = np.load(specification["inputs"])
+    spread = NamedSharding(mesh, PartitionSpec(meshes.AXES))
+    texts = jax.device_put((arrays["token_ids"], arrays["token_mask"]), (spread, spread))
+    variables = jax.jit(
+        lambda key: encoder.init(key, *(jnp.zeros((1, x.shape[1]), x.dtype) for x in texts), train=False),
+        out_shardings=meshes.replicated(mesh),
+    )(jax.random.key(config.seed))
+
+    def loss_of(variables, texts, key):
+        states = encoder.apply({"params": variables["params"]}, *texts, train=True, rngs={"dropout": key})
+        return jnp.square(pool(states, *texts, model.pooling, model.pooling_token)[:, ::2]).mean(), {}
+
+    forward = flops.model_flops(lambda v, *x: encoder.apply(v, *x, train=False), variables, *texts)
+    program = _tower(config, loss_of, {"batch_stats": {}} | variables, texts, mesh)
+    return program.about(len(texts[0]), flops.TRAINING * forward, mesh), lambda: program.step(texts)
+
+
+def _tower(config, loss_of, variables, batch, mesh):
+    """The step of `loss_of(variables, batch, key) -> (loss, batch statistics)` with the config's optimiser."""
     optimizer = make_optimizer(config.train, variables["params"])
 
-    def step(state, images):
+    def step(state, batch):
         params, stats, opt_state, number = state
         key = jax.random.fold_in(jax.random.key(config.seed), number)
-
-        def loss_of(params):
-            pixels = augment.normalise(augment.to_unit(images), preprocess)
-            (features, _), updated = encoder.apply(
-                {"params": params, "batch_stats": stats},
-                pixels,
-                train=True,
-                rngs={"dropout": key},
-                mutable=["batch_stats"],
-            )
-            return jnp.square(features).mean(), updated["batch_stats"]
-
-        (loss, stats), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        (loss, stats), gradients = jax.value_and_grad(
+            lambda params: loss_of({"params": params, "batch_stats": stats}, batch, key), has_aux=True
+        )(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), stats, opt_state, number + 1), {"loss": loss}
 
@@ -107,9 +135,7 @@ def image_tower(config, specification, mesh):
         (variables["params"], variables["batch_stats"], optimizer.init(variables["params"]), jnp.zeros((), jnp.int32)),
         meshes.replicated(mesh),
     )
-    forward = flops.model_flops(lambda v, x: flops.without_cells(encoder).apply(v, x, train=False), variables, example)
-    program = _Compiled(jax.jit(step, donate_argnums=0), state, images)
-    return program.about(len(images), flops.TRAINING * forward, mesh), lambda: program.step(images)
+    return _Compiled(jax.jit(step, donate_argnums=0), state, batch)
 
 
 def attributes(config, specification, mesh):
@@ -190,6 +216,7 @@ WORKS = {
     "pretrain": pretrain,
     "image_tower": image_tower,
     "inference": inference,
+    "text_tower": text_tower,
     "attributes": attributes,
     "input": training_input,
     "end_to_end": end_to_end,

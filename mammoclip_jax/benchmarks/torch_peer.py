@@ -4,7 +4,9 @@ It shares no code with this package's models, losses or training. A worker of `b
 is that of `against.peer_specification`. Modules are named as in Mammo-CLIP's checkpoints.
 
 Settings: "reference" is efficientnet_pytorch as it is (NCHW, its memory-efficient swish); "tuned" is the same network
-with channels_last weights and images and PyTorch's SiLU; "compiled" is the tuned one through `torch.compile`.
+with channels_last weights and images and PyTorch's SiLU; "folded" is the tuned one where convolutions pad by themselves,
+as far as their zeros are symmetric, which spares a copy of each map; "bf16" is the folded one in PyTorch's autocast to
+bfloat16; "compiled" is the tuned one through `torch.compile`.
 """
 
 import math
@@ -15,13 +17,15 @@ import numpy as np
 import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.model import MemoryEfficientSwish
+from efficientnet_pytorch.utils import Conv2dStaticSamePadding
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from mammoclip_jax.benchmarks import worker
 
-SETTINGS = ("reference", "tuned", "compiled")
+SETTINGS = ("reference", "tuned", "folded", "bf16", "compiled")
+FOLDED = ("folded", "bf16")
 
 
 class ImageEncoder(EfficientNet):
@@ -105,8 +109,33 @@ class ImageTower(nn.Module):
         return self.image_encoder(images).square().mean()
 
 
+class TextTower(nn.Module):
+    """The text tower alone: the mean square of every second feature, since that of all is constant behind a norm."""
+
+    def __init__(self, specification):
+        super().__init__()
+        self.text_encoder = TextEncoder(specification["text"])
+
+    def forward(self, ids, mask):
+        return self.text_encoder(ids, mask)[:, ::2].square().mean()
+
+
+def fold_pads(module: nn.Module) -> None:
+    """Moves symmetric zeros from efficientnet_pytorch's padding modules into the convolutions behind them."""
+    for convolution in module.modules():
+        if isinstance(convolution, Conv2dStaticSamePadding) and isinstance(convolution.static_padding, nn.ZeroPad2d):
+            left, right, top, bottom = convolution.static_padding.padding
+            if (left, top) == (right, bottom):
+                convolution.padding, convolution.static_padding = (top, left), nn.Identity()
+
+
 def build(specification) -> nn.Module:
     """The module in its setting, in training mode; its call gives the loss."""
+    if specification["work"] == "text_tower":
+        model = TextTower(specification)
+        if specification["weights"]:
+            _load(model, specification["weights"])
+        return model.train()
     options = dict(specification["image"])
     image = ImageEncoder.from_name(f"efficientnet-{options.pop('variant')}", include_top=False, **options)
     image.checkpointed = specification["checkpoint"]
@@ -119,6 +148,8 @@ def build(specification) -> nn.Module:
                 if isinstance(child, MemoryEfficientSwish):
                     setattr(module, name, nn.SiLU())
         image.to(memory_format=torch.channels_last)
+    if specification["setting"] in FOLDED:
+        fold_pads(image)
     return model.train()
 
 
@@ -135,7 +166,8 @@ def inputs(specification) -> tuple[torch.Tensor, ...]:
     images = torch.from_numpy(arrays["image"])
     if specification["work"] == "image_tower":
         return (images,)
-    return images, torch.from_numpy(arrays["token_ids"]).long(), torch.from_numpy(arrays["token_mask"]).long()
+    texts = torch.from_numpy(arrays["token_ids"]).long(), torch.from_numpy(arrays["token_mask"]).long()
+    return texts if specification["work"] == "text_tower" else (images, *texts)
 
 
 def normalised(images, specification):
@@ -162,12 +194,14 @@ def make(specification):
         weight_decay=adam["weight_decay"],
         fused=True,
     )
-    images, *texts = inputs(specification)
+    arrays = inputs(specification)
     loss_of = torch.compile(model) if specification["setting"] == "compiled" else model
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(normalised(images, specification), *texts)
+        given = arrays if specification["work"] == "text_tower" else (normalised(arrays[0], specification), *arrays[1:])
+        with torch.autocast("cpu", torch.bfloat16, enabled=specification["setting"] == "bf16"):
+            loss = loss_of(*given)
         loss.backward()
         optimizer.step()
         return {"loss": loss.item()}

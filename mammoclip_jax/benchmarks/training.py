@@ -120,6 +120,8 @@ def row(config, work: str, worker, tunables: str, size: tuple[int, int]) -> dict
         "remat": image.get("remat", "none").replace(",", "+"),
         "scan": image.get("scan", False),
         "dtype": config.model.dtype,
+        "matmul": config.model.matmul,
+        "kernels": image.get("kernels", "xla"),
         "steps": len(seconds),
         "malloc": tunables or "mallopt",
     }

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mammoclip_jax.benchmarks import load
 from mammoclip_jax.benchmarks.resident import Peak, give_back
 from mammoclip_jax.errors import UserError
 
@@ -37,9 +38,10 @@ def serve(make: Callable[[dict], tuple[Mapping[str, Any], Callable[[], Mapping[s
         answer(**about)
         for command in map(str.strip, sys.stdin):
             if command == "step":
-                start = time.perf_counter()
+                others, start = load.Others(), time.perf_counter()
                 figures = step()
-                answer(**{"seconds": time.perf_counter() - start} | dict(figures))
+                seconds = time.perf_counter() - start
+                answer(seconds=seconds, others=load.share(seconds, others.seconds()), **figures)
             elif command == "reset":
                 peak = Peak()
                 answer()
@@ -55,7 +57,8 @@ class Worker:
     Attributes:
         about: what the worker said of its program.
         first: seconds of the first step, in which some libraries compile; None before it.
-        seconds: [steps] of all steps since the last reset; `figures` what the steps returned.
+        seconds: [steps] of all steps since the last reset; `figures` what the steps returned, and "others", the share of
+            all cores' time that other processes took (`load.share`; None where that is not known).
     """
 
     def __init__(self, module: str, specification: Mapping[str, Any], environment: Mapping[str, str] = {}):

@@ -55,8 +55,8 @@ def build(config, vocab_size: int):
     options["heads"] = heads_of(options.pop("heads", {}), dtype)
     adapters = options.pop("lora", None)
     others = ("cached_text", "labels", "activation", "combine", "stages", "features", "input_size", "text_classifier")
-    for other in (*others, "attributes"):
-        options.pop(other, None)  # how the model is trained, or what a classifier or detector has
+    for other in (*others, "attributes", "matmul"):
+        options.pop(other, None)  # how the model is trained or computed, or what a classifier or detector has
     check_options(DualEncoder, options, "config.model")
     model = DualEncoder(image_encoder=image, text_encoder=text, **options)
     return lora.adapt(model, adapters) if adapters else model

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.attention import attention
 from mammoclip_jax.models.cubic import cubic_matrix
+from mammoclip_jax.models.products import Dense
 
 
 class AttentionPool(nn.Module):
@@ -51,9 +52,7 @@ class AttentionPool(nn.Module):
         cells = jnp.concatenate([cells.mean(axis=1, keepdims=True), cells], axis=1) + places.astype(self.dtype)
 
         def split(name, x):
-            return (
-                nn.Dense(c, dtype=self.dtype, name=name)(x).reshape(n, -1, self.heads, c // self.heads).swapaxes(1, 2)
-            )
+            return Dense(c, dtype=self.dtype, name=name)(x).reshape(n, -1, self.heads, c // self.heads).swapaxes(1, 2)
 
         found = attention(split("q_proj", cells[:, :1]), split("k_proj", cells), split("v_proj", cells))
-        return nn.Dense(self.dim, dtype=self.dtype, name="c_proj")(found.reshape(n, c))
+        return Dense(self.dim, dtype=self.dtype, name="c_proj")(found.reshape(n, c))

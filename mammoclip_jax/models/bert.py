@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.elementwise import Dropout, gelu
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_choices, check_options
 
 ACTIVATIONS = {"gelu": gelu, "gelu_new": lambda x: nn.gelu(x, approximate=True), "relu": nn.relu}
@@ -229,4 +230,4 @@ class Output(nn.Module):
 
 
 def _dense(config: BertConfig, features: int, dtype: Any, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+    return Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)

@@ -22,6 +22,7 @@ from mammoclip_jax.models.bert import ACTIVATIONS as BERT_ACTIVATIONS
 from mammoclip_jax.models.bert import REMAT
 from mammoclip_jax.models.elementwise import Dropout
 from mammoclip_jax.models.layers import quick_gelu
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_choices, check_options
 
 ACTIVATIONS = {**BERT_ACTIVATIONS, "quick_gelu": quick_gelu}
@@ -199,7 +200,7 @@ def _norm(config: ClipTextConfig, name: str) -> nn.LayerNorm:
 
 
 def _dense(features: int, dtype: Any, name: str, deviation: float) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(deviation), name=name)
+    return Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(deviation), name=name)
 
 
 def _small(config: ClipTextConfig) -> float:

@@ -15,6 +15,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.depthwise import depthwise_conv
 from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import GlobalPool, Stages, drop_path
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_choices
 
 
@@ -228,4 +229,4 @@ def _norm(x, dtype, name):
 
 
 def _dense(features, dtype, name):
-    return nn.Dense(features, dtype=dtype, kernel_init=_init, name=name)
+    return Dense(features, dtype=dtype, kernel_init=_init, name=name)

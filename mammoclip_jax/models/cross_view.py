@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.attention import attention
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.models.vectors import exp_scale
 from mammoclip_jax.names import check_name
 
@@ -35,11 +36,11 @@ class CrossAttention(nn.Module):
             )
 
         def split(name, x):
-            x = nn.Dense(c, dtype=self.dtype, name=name)(x)
+            x = Dense(c, dtype=self.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
 
         found = attention(split("query", x), split("key", other), split("value", other))
-        return nn.Dense(c, dtype=self.dtype, name="out")(found.swapaxes(1, 2).reshape(x.shape))
+        return Dense(c, dtype=self.dtype, name="out")(found.swapaxes(1, 2).reshape(x.shape))
 
 
 class QueryPooler(nn.Module):

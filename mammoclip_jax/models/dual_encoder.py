@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.elementwise import Dropout, gelu
 from mammoclip_jax.models.pooling import pool
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.models.vectors import Heads
 from mammoclip_jax.types import Embeddings
 
@@ -36,10 +37,10 @@ class Projection(nn.Module):
     def __call__(self, x, train):
         if self.kind not in PROJECTIONS:
             raise UserError(f"config.model.projection.kind is {self.kind!r}; it may be {' or '.join(PROJECTIONS)}.")
-        projected = nn.Dense(self.dim, use_bias=self.bias, name="dense")(x)
+        projected = Dense(self.dim, use_bias=self.bias, name="dense")(x)
         if self.kind == "linear":
             return projected
-        hidden = nn.Dense(self.dim, name="hidden")(gelu(projected))
+        hidden = Dense(self.dim, name="hidden")(gelu(projected))
         hidden = Dropout(self.dropout, not train)(hidden)
         return nn.LayerNorm(epsilon=1e-5, name="norm")(hidden + projected)
 

@@ -7,7 +7,7 @@ of swish, a stem and a head that are not scaled, and first and last stages whose
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,37 +17,11 @@ from jaxtyping import Array, Float
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import kernels, layers, packed
 from mammoclip_jax.models.depthwise import Pads
+from mammoclip_jax.models.efficientnet_variants import VARIANTS, Variant
 from mammoclip_jax.models.elementwise import Dropout
 from mammoclip_jax.models.layers import BatchNorm, Conv, Place, Pointwise, Stages
 from mammoclip_jax.models.mbconv import Block, BlockSpec, act
 from mammoclip_jax.names import check_choices
-
-
-class Variant(NamedTuple):
-    """Published scaling of B0; `size` is the side of the square input that the weights were trained for."""
-
-    width: float
-    depth: float
-    size: int
-    drop_rate: float
-    lite: bool = False
-
-
-VARIANTS = {
-    "b0": Variant(1.0, 1.0, 224, 0.2),
-    "b1": Variant(1.0, 1.1, 240, 0.2),
-    "b2": Variant(1.1, 1.2, 260, 0.3),
-    "b3": Variant(1.2, 1.4, 300, 0.3),
-    "b4": Variant(1.4, 1.8, 380, 0.4),
-    "b5": Variant(1.6, 2.2, 456, 0.4),
-    "b6": Variant(1.8, 2.6, 528, 0.5),
-    "b7": Variant(2.0, 3.1, 600, 0.5),
-    "lite0": Variant(1.0, 1.0, 224, 0.2, lite=True),
-    "lite1": Variant(1.0, 1.1, 240, 0.2, lite=True),
-    "lite2": Variant(1.1, 1.2, 260, 0.3, lite=True),
-    "lite3": Variant(1.2, 1.4, 280, 0.3, lite=True),
-    "lite4": Variant(1.4, 1.8, 300, 0.3, lite=True),
-}
 
 # Repeats, kernel size, stride of the first, expansion, input and output channels of B0's seven stages.
 STAGES = (
@@ -108,8 +82,7 @@ def same_pad(length: int, size: int, stride: int) -> tuple[int, int]:
 def pads(variant: str, kind: str = "nominal", depth: float | None = None, output_stride: int = 32) -> dict[str, Pads]:
     """Zeros around every spatial convolution, by layer: {"stem": ((top, bottom), (left, right)), "block00": ...}.
 
-    Published weights were trained with amounts fixed at construction for a square input of the nominal size, and
-    used at other sizes with the same amounts.
+    Published weights were trained with amounts fixed for a square input of the nominal size, and used at all sizes.
 
     Args:
         kind: "nominal" follows the nominal size through the strides, as `efficientnet_pytorch` and the Mammo-CLIP
@@ -143,22 +116,19 @@ class EfficientNet(nn.Module):
         pooling: of the head map, "avg", "max" or "gem" (generalised mean, learnable exponent from 3).
         drop_rate: dropout after pooling in place of the variant's.
         drop_connect_rate: of the last block; earlier ones in proportion to their index.
-        output_stride: of the head map, in pixels; 16 or 8 for maps that show smaller things. Late stages then do not
-            stride, and are not dilated: weights trained at 32 see their neighbours nearer than they did.
-        remat: what the backward pass computes again: "none", a whole "block" at a time, all but the outputs of
-            convolutions ("conv"), or of those but the expansions ("expand"); one for all, or one for each of the seven
-            stages with commas between.
-        scan: blocks of equal shape run as a loop: much faster to compile, and with `remat` the only way to save
-            memory on CPU, where the compiler otherwise merges the recomputation with the first pass. Parameters keep
-            their names, and results are the same.
+        output_stride: of the head map, in pixels; 16 or 8 for smaller things. Late stages then do not stride, and are
+            not dilated: weights trained at 32 see their neighbours nearer than they did.
+        remat: what the backward pass computes again: "none", a whole "block" at a time, all but the outputs of convolutions
+            ("conv"), or of those but the expansions ("expand"); one for all, or one a stage with commas between.
+        scan: blocks of equal shape run as a loop: much faster to compile, and with `remat` the only way to save memory
+            on CPU, whose compiler else merges the recomputation with the first pass. Names and results are the same.
         rows: mesh axis that the rows of the images are split over (mesh.batch_shardings), None for whole images.
         lanes: maps are laid out for a TPU's 128 lanes (packed.py); results are the same, elsewhere it costs time.
         dtype: of products and activations; parameters and statistics are float32.
         depthwise: formulation of the depthwise convolutions; None lets the platform decide.
-        kernels: of blocks without stride in training: "xla"; "pallas" on TPUs (kernels/mbconv_pallas.py); "auto" is "xla".
+        kernels: of blocks without stride in training: "xla"; "pallas" on TPUs; "native" on CPUs (kernels/); "auto" is "xla".
         batch_norm_momentum: of the running statistics; a run of a few hundred steps needs less than the published one.
-        taps: numbers of blocks (from 0) whose outputs are stage maps too, as "block37": a detector may want one from
-            the middle of a stage.
+        taps: numbers of blocks (from 0) whose outputs are stage maps too, as "block37", from the middle of a stage.
         batch_norm_eps: added to the variances; torchvision (to B4) and timm's networks of PyTorch origin take 1e-5.
     """
 
@@ -184,15 +154,15 @@ class EfficientNet(nn.Module):
     def __post_init__(self):
         self.taps = tuple(self.taps)  # a list, from JSON, has no hash
         super().__post_init__()
-        choices = {"variant": VARIANTS, "pads": PADS, "pooling": layers.POOLING, "output_stride": STRIDES} | {
-            "kernels": kernels.MBCONV
-        }
+        choices = {"variant": VARIANTS, "pads": PADS, "pooling": layers.POOLING, "output_stride": STRIDES}
+        choices["kernels"] = kernels.MBCONV
         check_choices("EfficientNet", self, choices)
         if len(self._remats()) != len(STAGES) or not set(self._remats()) <= set(REMAT):
             raise UserError(
                 f"EfficientNet's remat={self.remat!r} must be one of {', '.join(REMAT)}, or "
                 f"{len(STAGES)} of them with commas between, one a stage."
             )
+        kernels.check(self)
         blocks = len(self._specs())
         if absent := [tap for tap in self.taps if not 0 <= tap < blocks]:
             raise UserError(f"EfficientNet {self.variant} has no block {absent[0]} to tap: {blocks} blocks from 0.")

@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import bert
 from mammoclip_jax.models.elementwise import Dropout
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_choices, check_options
 
 
@@ -183,7 +184,7 @@ def _norm(config: Gpt2Config, name: str) -> nn.LayerNorm:
 
 
 def _dense(features: int, dtype: Any, name: str, deviation: float) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(deviation), name=name)
+    return Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(deviation), name=name)
 
 
 def _small(config: Gpt2Config) -> float:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_name, suggestion
 
 # Logits [N labels] -> probabilities: each label by itself, or classes that sum to one.
@@ -28,10 +29,10 @@ class ViewAttention(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, "B V c"], there: Bool[Array, "B V"]) -> Float[Array, "B V"]:
         """Weights that sum to one over the views that are there, and are 0 elsewhere."""
-        gated = jnp.tanh(nn.Dense(self.hidden, name="tanh")(features)) * nn.sigmoid(
-            nn.Dense(self.hidden, name="gate")(features)
+        gated = jnp.tanh(Dense(self.hidden, name="tanh")(features)) * nn.sigmoid(
+            Dense(self.hidden, name="gate")(features)
         )
-        scores = nn.Dense(1, use_bias=False, name="score")(gated)[..., 0]
+        scores = Dense(1, use_bias=False, name="score")(gated)[..., 0]
         return nn.softmax(jnp.where(there, scores, -jnp.inf), axis=-1)
 
 
@@ -48,7 +49,7 @@ class Classifier(nn.Module):
     combine: str = "mean"
 
     def setup(self):
-        self.classification_head = nn.Dense(self.classes)
+        self.classification_head = Dense(self.classes)
         if self.combine == "attention":
             self.view_attention = ViewAttention()
 

@@ -20,6 +20,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import packed
 from mammoclip_jax.models.depthwise import Pads, depthwise_conv
 from mammoclip_jax.models.packed import on_lanes
+from mammoclip_jax.models.products import product
 from mammoclip_jax.names import suggestion
 
 # Normal with variance 2 / fan_out, as TensorFlow's EfficientNet. The last axis counts the outputs.
@@ -124,7 +125,7 @@ class Pointwise(nn.Module):
         if self.place.lanes:
             y = packed.convolve(x, kernel[None, None], 1, ((0, 0), (0, 0)), 1)  # a product would lose the layout
         else:
-            y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+            y = product(x, kernel)
         return checkpoint_name(self.place.put(y), self.kept)
 
 

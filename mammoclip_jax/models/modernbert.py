@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.bert import ACTIVATIONS, REMAT
 from mammoclip_jax.models.elementwise import Dropout
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_choices, check_options
 
 Rotation = tuple[Float[Array, "L half"], Float[Array, "L half"]]
@@ -322,7 +323,7 @@ def _norm(config: ModernBertConfig, name: str) -> nn.LayerNorm:
 
 
 def _dense(features: int, bias: bool, dtype: Any, name: str, init: Callable) -> nn.Dense:
-    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
+    return Dense(features, use_bias=bias, dtype=dtype, kernel_init=init, name=name)
 
 
 def _normal(config: ModernBertConfig, deviation: float | None = None) -> Callable:

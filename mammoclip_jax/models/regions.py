@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from mammoclip_jax.models.attention_pool import AttentionPool
 from mammoclip_jax.models.elementwise import gelu
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.models.roi_align import roi_align, roi_align_levels
 from mammoclip_jax.names import check_name
 
@@ -77,14 +78,14 @@ class Regions(nn.Module):
         if self.levels == "size":
             finest = maps[self.stages[0]].shape[1]
             strides = tuple(round(finest / maps[stage].shape[1]) for stage in self.stages)
-            even = [nn.Dense(self.dim, dtype=self.dtype, name=f"lateral_{stage}")(maps[stage]) for stage in self.stages]
+            even = [Dense(self.dim, dtype=self.dtype, name=f"lateral_{stage}")(maps[stage]) for stage in self.stages]
             bins = {"": roi_align_levels(even, boxes[self.stages[0]], mask, strides=strides, size=size)}
         else:
             bins = {stage: roi_align(maps[stage], boxes[stage], mask, stride=1.0, size=size) for stage in self.stages}
         x = jnp.concatenate([self._pooled(stage, x) for stage, x in bins.items()], axis=-1)
         if self.hidden:
-            x = gelu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
-        return nn.Dense(self.dim, dtype=self.dtype, name="out")(x)
+            x = gelu(Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        return Dense(self.dim, dtype=self.dtype, name="out")(x)
 
     def _pooled(self, stage: str, bins: Float[Array, "N R p q c"]) -> Float[Array, "N R c"]:
         if self.pool == "attention":

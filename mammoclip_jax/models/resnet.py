@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mammoclip_jax.models.layers import BatchNorm, Conv, GlobalPool, Pointwise, Stages
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_choices
 
 
@@ -158,7 +159,7 @@ class ResNet(nn.Module):
             x = stages.keep(f"stage{i + 1}", x)
         pooled = GlobalPool(name="pool")(x)
         if self.fc is not None:
-            pooled = nn.Dense(self.fc, use_bias=False, name="fc")(pooled)
+            pooled = Dense(self.fc, use_bias=False, name="fc")(pooled)
         return pooled, stages.maps
 
     @property

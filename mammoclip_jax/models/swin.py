@@ -18,6 +18,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.models.convnext import Patches
 from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import GlobalPool, Stages, drop_path
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.models.vit_blocks import Output
 from mammoclip_jax.names import check_choices
 
@@ -316,7 +317,7 @@ class Swin(nn.Module):
 
 
 def _dense(features, dtype, name, bias=True):
-    return nn.Dense(features, use_bias=bias, dtype=dtype, kernel_init=_init, name=name)
+    return Dense(features, use_bias=bias, dtype=dtype, kernel_init=_init, name=name)
 
 
 def _norm(eps, dtype, name):

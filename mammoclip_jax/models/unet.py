@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mammoclip_jax.models.layers import BatchNorm, Conv, GlobalPool, Stages
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_choices
 
 UPSAMPLINGS = ("transposed", "bilinear")
@@ -150,7 +151,7 @@ class UNet(nn.Module):
             setattr(self, f"up{i}", block)
             if not bilinear:
                 setattr(self, f"up{i}_double", Doubled(joined // 2, self.dtype))
-        self.outc = nn.Dense(self.classes, dtype=self.dtype, bias_init=log_odds(self.prior))
+        self.outc = Dense(self.classes, dtype=self.dtype, bias_init=log_odds(self.prior))
 
     def __call__(self, image: Float[Array, "N H W C"], *, train: bool = False) -> Float[Array, "N H W classes"]:
         """Logits, whose sigmoids are the probabilities, float32. Training needs a mutable "batch_stats"."""

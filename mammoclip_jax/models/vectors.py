@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.models.products import Dense
 from mammoclip_jax.names import check_name
 
 
@@ -106,9 +107,9 @@ class NormalisedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n c"], mask: Bool[Array, "*n"], train: bool) -> Float[Array, "*n dim"]:
-        x = nn.Dense(self.hidden, self.bias, self.dtype, name="hidden")(x)
+        x = Dense(self.hidden, self.bias, self.dtype, name="hidden")(x)
         x = nn.relu(MaskedBatchNorm(name="hidden_norm")(x, mask, train))
-        x = nn.Dense(self.dim, self.bias, self.dtype, name="out")(x)
+        x = Dense(self.dim, self.bias, self.dtype, name="out")(x)
         return jnp.where(mask[..., None], MaskedBatchNorm(self.affine, name="out_norm")(x, mask, train), 0)
 
 

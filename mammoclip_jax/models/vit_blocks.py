@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from mammoclip_jax.models.attention import attention, record
 from mammoclip_jax.models.elementwise import gelu
 from mammoclip_jax.models.layers import drop_path, quick_gelu
+from mammoclip_jax.models.products import Dense
 
 ACTIVATIONS = {"gelu": gelu, "quick_gelu": quick_gelu}
 init = nn.initializers.truncated_normal(0.02)
@@ -131,7 +132,7 @@ class Encoder(nn.Module):
 
 def dense(features: int, dtype: Any, name: str) -> nn.Dense:
     """A linear map with bias, initialised as vision transformers are."""
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+    return Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
 def layer_norm(eps: float, dtype: Any, name: str) -> nn.LayerNorm:

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.locks import locked
 from mammoclip_jax.memory import keep_freed_memory
+from mammoclip_jax.names import lookup
 from mammoclip_jax.training.accelerators import warn_if_idle
 from mammoclip_jax.training.processes import barrier
 
@@ -38,9 +39,24 @@ def configure(config) -> None:
     # A CPU is not kept waiting by the host, which it is. Dispatched ahead, a step would take its memory while the step
     # before still has its own: gigabytes more, and pages cleared anew.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    choose_products(config.model.matmul)
     keep_freed_memory()
     enable_compilation_cache(config.compilation_cache)
     warn_if_idle()
+
+
+# config.model.matmul -> jax_default_matmul_precision; models/products.py makes of "bfloat16" what a CPU does not know.
+MATMUL = {"default": "", "bf16": "bfloat16", "tf32": "tensorfloat32", "float32": "float32"}
+
+
+def choose_products(name: str) -> None:
+    """The precision of float32 products in all programs that are traced from now on.
+
+    Raises:
+        UserError: there is no such name.
+    """
+    chosen = lookup(MATMUL, name, "config.model.matmul") or os.environ.get("JAX_DEFAULT_MATMUL_PRECISION") or None
+    jax.config.update("jax_default_matmul_precision", chosen)
 
 
 def enable_compilation_cache(folder: str) -> None:

@@ -31,7 +31,8 @@ class FakeWorker:
     def step(self):
         self.log.append(self.name)
         self.seconds.append(self.wanted["seconds"][len(self.seconds)])
-        self.figures.append({"loss": 1.0} | self.wanted.get("figures", {}))
+        others = dict(enumerate(self.wanted.get("others", ())))
+        self.figures.append({"loss": 1.0, "others": others.get(len(self.figures))} | self.wanted.get("figures", {}))
 
     def peak(self):
         return {"bytes": self.wanted["bytes"], "since": "reset"}

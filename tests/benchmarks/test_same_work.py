@@ -31,17 +31,19 @@ def config(config):
     return config
 
 
-def carried(variables, config, path):
-    """Our fresh variables in PyTorch's names, as a file; an image encoder's alone where there is no text encoder."""
-    params, stats = variables["params"], variables["batch_stats"]
-    if "image_encoder" not in params:
+def carried(variables, config, path, work):
+    """Our fresh variables in PyTorch's names, as a file; one tower's alone where the work is that."""
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    if work == "text_tower":
+        np.savez(path, **of_text(params, config))
+        return str(path)
+    if work == "image_tower":
         params, stats = {"image_encoder": params}, {"image_encoder": stats}
     image = {"params": params["image_encoder"], "batch_stats": stats["image_encoder"]}
     image = write(names.naming("efficientnet/lukemelas"), image, config.model.image.to_dict())
     state = {f"image_encoder.{key}": value for key, value in image.items()}
     if "text_encoder" in params:
-        text = write(names.naming("bert"), {"params": params["text_encoder"]}, config.model.text.to_dict())
-        state |= {f"text_encoder.text_encoder.{key}": value for key, value in text.items() if "pooler" not in key}
+        state |= of_text(params["text_encoder"], config)
         for name in ("image_projection", "text_projection"):
             state |= write_linear(f"{name}.projection.", params[name]["dense"])
         state["logit_scale"] = np.asarray(params["logit_scale"])
@@ -49,8 +51,16 @@ def carried(variables, config, path):
     return str(path)
 
 
+def of_text(params, config):
+    text = write(names.naming("bert"), {"params": params}, config.model.text.to_dict())
+    return {f"text_encoder.text_encoder.{key}": np.asarray(x) for key, x in text.items() if "pooler" not in key}
+
+
 def fresh(config, work):
     """The variables that our worker begins with."""
+    if work == "text_tower":
+        encoder = models.text_encoder(config.model.text.to_dict(), SIZE["vocab_size"])
+        return encoder.init(jax.random.key(config.seed), *jnp.ones((2, 1, max(LENGTHS)), int), train=False)
     if work == "image_tower":
         encoder = models.image_encoder(config.model.image.to_dict())
         return encoder.init(jax.random.key(config.seed), jnp.zeros((1, 64, 48, 3)), train=False)
@@ -59,18 +69,42 @@ def fresh(config, work):
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-# The peers' image tower is the same in both.
+def test_a_network_without_padding_modules_is_the_same():
+    """Folded pads change the program and no number; stride 1 has no padding module left."""
+    torch, peer = pytest.importorskip("torch"), pytest.importorskip("mammoclip_jax.benchmarks.torch_peer")
+    torch.manual_seed(0)
+    network = peer.ImageEncoder.from_name("efficientnet-b0", include_top=False, depth_coefficient=0.3)
+    images, found = torch.rand(2, 3, 48, 40), []
+    for fold in (False, True):
+        if fold:
+            peer.fold_pads(network)
+        torch.manual_seed(1)  # of drop-connect and dropout
+        network.zero_grad()
+        pooled = network(images)
+        pooled.square().mean().backward()
+        found.append([pooled, *(parameter.grad.clone() for parameter in network.parameters())])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(*found, strict=True))
+    convolutions = [block._depthwise_conv for block in network._blocks]
+    left = {c.stride[0] for c in convolutions if not isinstance(c.static_padding, torch.nn.Identity)}
+    assert left == {2} and any(c.padding == (2, 2) for c in convolutions)
+
+
+# The peers' image tower is the same in both; bf16 rounds, and is only near.
 @pytest.mark.parametrize(
     "work, settings",
-    [("image_tower", [("tuned", True)]), ("pretrain", [("reference", False), ("tuned", False), ("tuned", True)])],
+    [
+        ("image_tower", [("tuned", True), ("folded", False), ("bf16", False)]),
+        ("text_tower", [("tuned", False)]),
+        ("pretrain", [("reference", False), ("tuned", False), ("tuned", True)]),
+    ],
 )
 def test_losses_agree_step_after_step(config, work, settings, tmp_path):
     pytest.importorskip("efficientnet_pytorch")
     ours = against.specification(config, work, images=4, lengths=LENGTHS, folder=tmp_path, devices=1, **SIZE)
     about, step = programs.make(ours)
     found = [step()["loss"] for _ in range(3)]
-    assert abs(found[0] - found[2]) > 0.02 * found[0]  # it did learn
-    files = {"inputs": ours["inputs"], "weights": carried(fresh(config, work), config, tmp_path / "weights.npz")}
+    assert abs(found[0] - found[2]) > 0.01 * found[0]  # it did learn
+    files = {"inputs": ours["inputs"], "weights": carried(fresh(config, work), config, tmp_path / "weights.npz", work)}
     for setting, checkpoint in settings:
         peer = against.peer_specification(config, work, setting=setting, vocab_size=50, checkpoint=checkpoint)
         with Worker(against.PEER, peer | files, PASSIVE) as worker:
@@ -78,4 +112,4 @@ def test_losses_agree_step_after_step(config, work, settings, tmp_path):
             for _ in range(3):
                 worker.step()
             theirs = [figures["loss"] for figures in worker.figures]
-        assert theirs == pytest.approx(found, rel=0, abs=2e-4 * found[0]), setting
+        assert theirs == pytest.approx(found, rel=0, abs=(5e-2 if setting == "bf16" else 2e-4) * found[0]), setting

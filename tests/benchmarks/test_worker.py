@@ -21,6 +21,7 @@ def test_a_worker_steps_when_told_and_says_what_it_needed():
         assert worker.seconds == []
         assert worker.step() > 0 and worker.step() > 0
         assert len(worker.seconds) == 2 and [figures["loss"] for figures in worker.figures] == [0.5, 0.5]
+        assert all(figures["others"] is None or 0 <= figures["others"] <= 1 for figures in worker.figures)
         after = worker.peak()
         assert after["since"] in ("reset", "start") and after["bytes"] > before["bytes"] + 2**25
     assert worker._process.returncode == 0

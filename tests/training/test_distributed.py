@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from mammoclip_jax.errors import UserError
@@ -19,6 +20,22 @@ OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"}
 
 def place(coordinator="", processes="", process="", **environment):
     return distributed.find_place(coordinator, processes, process, environment)
+
+
+def test_the_precision_of_products_is_named(monkeypatch):
+    monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION", raising=False)
+    before = jax.config.jax_default_matmul_precision
+    try:
+        for name, wanted in (("bf16", "bfloat16"), ("float32", "float32"), ("default", None)):
+            distributed.choose_products(name)
+            assert jax.config.jax_default_matmul_precision == wanted
+        monkeypatch.setenv("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+        distributed.choose_products("default")
+        assert jax.config.jax_default_matmul_precision == "highest"
+        with pytest.raises(UserError, match="config.model.matmul.*'fp32'"):
+            distributed.choose_products("fp32")
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
 
 
 def test_alone_nothing_happens():

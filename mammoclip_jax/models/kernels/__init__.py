@@ -5,9 +5,21 @@ import importlib
 import jax
 
 # config.model.image.kernels -> the module that has `fits(block, x, padding)` and `wide_part(block, x)`, which replaces
-# an MBConv block from its expand product to its project product in training. None: XLA compiles it.
-MBCONV = {"auto": None, "xla": None, "pallas": "mammoclip_jax.models.kernels.mbconv_pallas"}
+# an MBConv block from its expand product to its project product in training, and may `check(encoder)`. None: XLA compiles it.
+MBCONV = {
+    "auto": None,
+    "xla": None,
+    "native": "mammoclip_jax.models.kernels.mbconv_native",
+    "pallas": "mammoclip_jax.models.kernels.mbconv_pallas",
+}
 AUTO = {}  # platform -> what "auto" is there; "xla" elsewhere
+
+
+def check(encoder) -> None:
+    """Raises UserError where the kernels that an encoder names do not go with its other options."""
+    module = importlib.import_module(MBCONV[encoder.kernels]) if MBCONV[encoder.kernels] else None
+    if hasattr(module, "check"):
+        module.check(encoder)
 
 
 def mbconv_fits(block, x: jax.Array, padding) -> bool:
