@@ -44,9 +44,9 @@ def main() -> int:
         runpy.run_module(f"mammoclip_jax.{name}", run_name="__main__", alter_sys=True)
         return 0
     if name == "--version":
-        from mammoclip_jax import __version__
+        from mammoclip_jax.provenance import version
 
-        print(__version__)
+        print(version("mammoclip_jax"))
     elif name in ("", "--help", "-h"):
         print(listing())
     else:
