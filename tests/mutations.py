@@ -419,6 +419,8 @@ MUTATIONS = (
         "bool(error <= limit)",
         "bool(error <= 1e3 * limit)",
         ("benchmarks/test_device.py",),
+    ),
+    Mutation(
         "MBConv kernel: moments of the expand product from the second moments of x, not their covariance",
         "models/kernels/mbconv_pallas.py",
         "flat = flat if narrow else flat - mean  #",
