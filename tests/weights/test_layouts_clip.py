@@ -204,6 +204,7 @@ def test_an_imported_resnet_embeds_regions():
         np.copyto(value, np.abs(value)) if key.endswith("var") else None
     images[0, 10:40, 5:30] = 200
     ours = dual_encoder(model)
+    ours.preprocessing = ours.preprocessing | {"height": 64, "width": 64}  # of what the tiny network was made for
     assert ours.region_heads == ("image_encoder",)
     found = ours.embed_regions(images, np.float32([[[0, 0, 64, 64], [5, 10, 30, 40]]]))
     np.testing.assert_allclose(found[0, 0], ours.embed_image(images)[0], atol=1e-4)

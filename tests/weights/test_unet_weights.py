@@ -65,6 +65,9 @@ def test_imported_exported_and_imported_again(command, tmp_path):  # noqa: F811
     model = load(folder)
     assert model.kind == "segmenter" and model.labels == ("breast", "mass") and model.stages[0] == "level0"
     images = np.random.default_rng(0).integers(0, 256, (3, 512, 320), dtype=np.uint8)[:, :64, :40]
+    with pytest.raises(UserError, match="512 x 320 pixels"):
+        model.segment(images)
+    model.preprocessing = model.preprocessing | {"height": 64, "width": 40}  # a smaller canvas, for the test's sake
     masks, probabilities = model.segment(images, 0.6), model.probabilities(images)
     assert masks.shape == (3, 64, 40, 2) and np.array_equal(masks, probabilities > 0.6)
     module = models.segmenter(model.config.model)
