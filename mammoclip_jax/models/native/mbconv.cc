@@ -14,12 +14,10 @@
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
-
 namespace ffi = xla::ffi;
 using Map = ffi::Buffer<ffi::F32>;
 using Out = ffi::Result<ffi::Buffer<ffi::F32>>;
 using Any = ffi::Result<ffi::AnyBuffer>;  // float32 or bfloat16
-
 #define INLINE_MEMBER inline __attribute__((always_inline))
 #define INLINE static INLINE_MEMBER
 constexpr int L = 16;  // channels in a vector; compilers split it where registers are shorter
@@ -27,14 +25,12 @@ typedef float V __attribute__((vector_size(4 * L)));
 typedef float Loose __attribute__((vector_size(4 * L), aligned(4), may_alias));
 typedef int32_t Int __attribute__((vector_size(4 * L)));
 constexpr int64_t kCache = 320 << 10;  // bytes of the rows that a task keeps
-
 INLINE V load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 INLINE void store(float* p, V x) { *reinterpret_cast<Loose*>(p) = x; }
 INLINE void store(uint16_t* p, V x) {  // as bfloat16, to the nearest, ties to even
   typedef uint16_t Half __attribute__((vector_size(2 * L)));
   typedef uint32_t Bits __attribute__((vector_size(4 * L)));
-  Bits bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  Bits bits = reinterpret_cast<Bits>(x);
   Half half = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Half);
   std::memcpy(p, &half, sizeof half);
 }
@@ -45,20 +41,13 @@ INLINE V sigmoid(V z) {
   x = x > 87.0f ? V{} + 87.0f : x < -87.0f ? V{} - 87.0f : x;
   V n = x * 1.44269504088896341f + 12582912.0f - 12582912.0f;  // to whole numbers
   V r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  Int power = (__builtin_convertvector(n, Int) + 127) << 23;
-  V scale;
-  std::memcpy(&scale, &power, sizeof scale);
+  V p = ((r * 1.9875691500e-4f + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f;
+  p = ((p * r + 1.6666665459e-1f) * r + 5.0000001201e-1f) * r * r + r + 1.0f;
+  V scale = reinterpret_cast<V>((__builtin_convertvector(n, Int) + 127) << 23);
   return 1.0f / (1.0f + p * scale);
 }
 
 INLINE V swish(V z) { return z * sigmoid(z); }
-
 // swish(z), and its derivative in `slope`.
 INLINE V swish_and_slope(V z, V* slope) {
   V s = sigmoid(z);
@@ -68,24 +57,19 @@ INLINE V swish_and_slope(V z, V* slope) {
 
 struct Shape {
   int64_t n, h, w, c;
-  explicit Shape(const Map& x) {
-    auto d = x.dimensions();
-    n = d[0], h = d[1], w = d[2], c = d[3];
-  }
+  explicit Shape(const Map& x)
+      : n(x.dimensions()[0]), h(x.dimensions()[1]), w(x.dimensions()[2]), c(x.dimensions()[3]) {}
   int64_t at(int64_t image, int64_t row, int64_t channel) const { return ((image * h + row) * w) * c + channel; }
 };
 
 // Part of an image: channels [channel, channel + wide), rows [first, last).
-struct Task {
-  int64_t index, image, channel, first, last;
-};
+struct Task { int64_t index, image, channel, first, last; };
 
 struct Plan {
   Shape shape;
-  int64_t wide, chunks, bands, tasks;
+  int64_t wide = L, chunks, bands, tasks;
   // `rows` of the map must fit into the cache for a task's channels.
   Plan(Shape s, int64_t rows, int64_t threads) : shape(s) {
-    wide = L;
     for (int64_t each = L; each <= s.c; each += L)
       if (s.c % each == 0 && each * rows * (s.w + 8) * 4 <= kCache) wide = each;
     chunks = s.c / wide;
@@ -110,15 +94,13 @@ static void run(ffi::ThreadPool& pool, const Plan& plan, std::function<void(cons
       done.notify_all();
     }
   };
-  auto state = std::make_shared<State>(plan, std::move(work));  // a helper may come when all is done
-  int64_t helpers = std::min<int64_t>(pool.num_threads(), plan.tasks) - 1;
-  for (int64_t i = 0; i < helpers; i++) pool.Schedule([state] { state->help(); });
+  auto state = std::make_shared<State>(plan, std::move(work));  // a thread may come when all is done
+  for (int64_t i = 1; i < std::min<int64_t>(pool.num_threads(), plan.tasks); i++) pool.Schedule([state] { state->help(); });
   state->help();
   for (int64_t done; (done = state->done.load()) < plan.tasks;) state->done.wait(done);
 }
 
 constexpr int B = 6;  // columns at a time
-
 // The last K rows of a map, by channel vector: zeros on both sides, and as many columns as fill blocks of B.
 template <int K>
 struct Ring {
@@ -200,8 +182,7 @@ static ffi::Error OfMap(ffi::ThreadPool pool, Map e, Out mean, Out squares) {
   Plan plan(Shape(e), 1, pool.num_threads());
   std::vector<float> parts(2 * plan.tasks * plan.wide);
   const float* in = e.typed_data();
-  float* moments = parts.data();
-  run(pool, plan, [=](const Task& t) {
+  run(pool, plan, [=, moments = parts.data()](const Task& t) {
     for (int64_t r = t.first; r < t.last; r++)
       for (int64_t v = 0; v < plan.wide / L; v++) {
         const float* row = in + plan.shape.at(t.image, r, t.channel + v * L);
@@ -237,14 +218,14 @@ static void forward(ffi::ThreadPool& pool, const Plan& plan, const float* e, con
   });
 }
 
-static bool fits(const Plan& plan, const Map& kernel) {
-  return (kernel.dimensions()[0] == 3 || kernel.dimensions()[0] == 5) && plan.shape.c % L == 0;
+static ffi::Error check(const Plan& plan, int64_t k) {
+  if ((k == 3 || k == 5) && plan.shape.c % L == 0) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument("kernels of 3 or 5, channels a multiple of 16");
 }
-static ffi::Error Unfit() { return ffi::Error::InvalidArgument("kernels of 3 or 5, channels a multiple of 16"); }
 
 static ffi::Error Forward(ffi::ThreadPool pool, Map e, Map f, Map o, Map kernel, Out d, Out mean, Out squares) {
   Plan plan(Shape(e), kernel.dimensions()[0], pool.num_threads());
-  if (!fits(plan, kernel)) return Unfit();
+  if (ffi::Error wrong = check(plan, kernel.dimensions()[0]); wrong.failure()) return wrong;
   std::vector<float> parts(2 * plan.tasks * plan.wide);
   (kernel.dimensions()[0] == 3 ? forward<3> : forward<5>)(pool, plan, e.typed_data(), f.typed_data(), o.typed_data(),
                                                           kernel.typed_data(), d->typed_data(), parts.data());
@@ -295,30 +276,25 @@ static ffi::Error Pool(ffi::ThreadPool pool, Map d, Map f, Map o, Out sums) {
 
 template <typename F>
 static ffi::Error typed(Any& to, F run) {
-  if (to->element_type() == ffi::BF16) run(static_cast<uint16_t*>(to->untyped_data()));
-  else run(static_cast<float*>(to->untyped_data()));
+  void* data = to->untyped_data();
+  to->element_type() == ffi::BF16 ? run(static_cast<uint16_t*>(data)) : run(static_cast<float*>(data));
   return ffi::Error::Success();
 }
 
 // y = swish(d f + o) * gate[n, c].
-template <typename T>
-static void gated(ffi::ThreadPool& pool, const Plan& plan, const float* d, const float* f, const float* o, const float* gate,
-                  T* y) {
-  run(pool, plan, [=](const Task& t) {
-    const Shape& s = plan.shape;
-    for (int64_t r = t.first; r < t.last; r++)
-      for (int64_t x = 0; x < s.w; x++)
-        for (int64_t c = t.channel; c < t.channel + plan.wide; c += L) {
-          int64_t at = s.at(t.image, r, c) + x * s.c;
-          store(y + at, swish(load(d + at) * load(f + c) + load(o + c)) * load(gate + t.image * s.c + c));
-        }
-  });
-}
-
 static ffi::Error Gate(ffi::ThreadPool pool, Map d, Map f, Map o, Map gate, Any y) {
   Plan plan(Shape(d), 1, pool.num_threads());
+  const float *in = d.typed_data(), *factor = f.typed_data(), *offset = o.typed_data(), *by = gate.typed_data();
   return typed(y, [&](auto* to) {
-    gated(pool, plan, d.typed_data(), f.typed_data(), o.typed_data(), gate.typed_data(), to);
+    run(pool, plan, [=](const Task& t) {
+      for (int64_t r = t.first; r < t.last; r++)
+        for (int64_t x = 0; x < plan.shape.w; x++)
+          for (int64_t c = t.channel; c < t.channel + plan.wide; c += L) {
+            int64_t at = plan.shape.at(t.image, r, c) + x * plan.shape.c;
+            V b = swish(load(in + at) * load(factor + c) + load(offset + c));
+            store(to + at, b * load(by + t.image * plan.shape.c + c));
+          }
+    });
   });
 }
 
@@ -328,11 +304,8 @@ static ffi::Error Sums(ffi::ThreadPool pool, Map d, Map gradient, Map f, Map o, 
   return add_up<5>(pool, Plan(Shape(d), 2, pool.num_threads()), sums, [=](int64_t at, int64_t c, V* sum) {
     V x = load(in + at), from = load(g + at), slope;
     V b = swish_and_slope(x * load(factor + c) + load(offset + c), &slope);
-    sum[0] += from * b;
-    sum[1] += from * slope;
-    sum[2] += from * slope * x;
-    sum[3] += slope;
-    sum[4] += slope * x;
+    V all[] = {from * b, from * slope, from * slope * x, slope, slope * x};
+    for (int k = 0; k < 5; k++) sum[k] += all[k];
   });
 }
 
@@ -404,14 +377,13 @@ static ffi::Error Backward(ffi::ThreadPool pool, Map e, Map d, Map g, Map f1, Ma
                            Map mean, Map by_z, Map by_d, Map constant, Any dz, Out sums) {
   int64_t k = kernel.dimensions()[0];
   Plan plan(Shape(e), k + 2, pool.num_threads());
-  if (!fits(plan, kernel)) return Unfit();
+  if (ffi::Error wrong = check(plan, k); wrong.failure()) return wrong;
   std::vector<float> parts(plan.tasks * (k * k + 2) * plan.wide);
-  Backwards all{e.typed_data(),    d.typed_data(),    g.typed_data(),       f1.typed_data(), o1.typed_data(),
-                kernel.typed_data(), f2.typed_data(),   o2.typed_data(),      gate.typed_data(), mean.typed_data(),
-                by_z.typed_data(), by_d.typed_data(), constant.typed_data(), parts.data()};
-  ffi::Error done = typed(dz, [&](auto* to) {
-    k == 3 ? backward<3>(pool, plan, all, to) : backward<5>(pool, plan, all, to);
-  });
+  auto at = [](const Map& map) { return map.typed_data(); };
+  Backwards all{at(e),  at(d),    at(g),    at(f1),   at(o1),   at(kernel),   at(f2),
+                at(o2), at(gate), at(mean), at(by_z), at(by_d), at(constant), parts.data()};
+  auto run_all = [&](auto* to) { k == 3 ? backward<3>(pool, plan, all, to) : backward<5>(pool, plan, all, to); };
+  ffi::Error done = typed(dz, run_all);
   gather(plan, parts, k * k + 2, sums->typed_data());
   return done;
 }
