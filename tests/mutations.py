@@ -914,7 +914,7 @@ MUTATIONS = (
     ),
     Mutation(
         "predict: overlays read another frame than the score",
-        "inference/exam.py",
+        "inference/scorers.py",
         "decoded = dicom.read(path, preprocessing.frames)",
         "decoded = dicom.read(path)",
         ("inference/test_exam.py",),

@@ -22,7 +22,8 @@ from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.evaluators.classification import classification
 from mammoclip_jax.inference import loading
-from mammoclip_jax.inference.exam import breast_scores, exam_scores, fingerprint, original_grey, predict
+from mammoclip_jax.inference.exam import fingerprint, predict
+from mammoclip_jax.inference.scorers import breast_scores, exam_scores, original_grey
 
 PREPROCESSING = {"geometry": "fit", "height": 96, "width": 64, "intensity": "voi", "bits": 8, "crop": "robust"}
 VOI = Preprocessing()

@@ -10,7 +10,8 @@ from fakes import FakeModel
 from mammoclip_jax.data.phantom import generate
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.pixels.render import Preprocessing
-from mammoclip_jax.inference.exam import BEST_BOX, original_grey, predict
+from mammoclip_jax.inference.exam import predict
+from mammoclip_jax.inference.scorers import BEST_BOX, original_grey
 from mammoclip_jax.models.nms import Detections
 
 
