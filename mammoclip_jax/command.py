@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 
 from absl import app, flags
@@ -59,26 +60,73 @@ def run(main, *, words: bool = False) -> None:
     if HELP.intersection(sys.argv[1:]):
         print(help_text(sys.modules["__main__"]))
         return
+    app.run(guarded, flags_parser=_parsed)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+    """Sets the flags; what is wrong with a config file, or with a field of it, is said in a line."""
+    named = _named_config(argv)
     try:
-        app.run(guarded)
-    except (AttributeError, KeyError):  # ml_collections raises these while it parses an unknown --config.field
-        explanation = _unknown_field(sys.argv)
-        if not explanation:
+        if named and not Path(named.partition(":")[0]).is_file():
+            load_config(named)  # ml_collections would say so only when the config is used
+        return flags.FLAGS(argv)
+    except Exception as error:
+        try:
+            explanation = _unknown_field(argv, load_config(named)) if named else ""
+        except UserError as wrong:
+            explanation = str(wrong)
+        if explanation:
+            print(f"error: {explanation}", file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, flags.Error):
             raise
-        print(f"error: {explanation}", file=sys.stderr)
-        sys.exit(2)
+        return app.parse_flags_with_usage(argv)  # prints it
 
 
-def _unknown_field(argv) -> str:
-    """Which --config.a.b of the command line the config does not have, with the nearest name; '' if it has all."""
-    files = [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
-    if not files:
-        return ""
+def _named_config(argv: list[str]) -> str:
+    """The value of --config, the last one; '' without, or where the command has no such flag."""
+    named = ""
+    for argument, following in zip(argv[1:], [*argv[2:], ""]):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            named = value if equals else following
+    return named if "config" in flags.FLAGS else ""
+
+
+def load_config(named: str):
+    """The config that FILE's get_config() returns, or get_config(VARIANT) of FILE:VARIANT.
+
+    Raises:
+        UserError: there is no such file, or it makes no config: the message has the line and what is wrong there.
+    """
     from ml_collections import ConfigDict  # which a command without a config does without
 
-    file, _, text = files[-1].partition(":")
-    get_config = runpy.run_path(file)["get_config"]
-    config = get_config(text) if text else get_config()
+    file, colon, variant = named.partition(":")
+    if not Path(file).is_file():
+        near = suggestion(file, map(str, Path(file).parent.glob("*.py")))
+        raise UserError(f"--config={named}: there is no file {file}.{near}")
+    try:
+        content = runpy.run_path(file)
+        if "get_config" not in content:
+            raise UserError(f"{file} is no config: it has no function get_config(), which returns one.")
+        config = content["get_config"](variant) if colon else content["get_config"]()
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{file}{where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() returned {config!r} and no config: end it with `return config`.")
+    return config
+
+
+def _unknown_field(argv, config) -> str:
+    """Which --config.a.b of the command line the config does not have, with the nearest name; '' if it has all."""
+    from ml_collections import ConfigDict
+
     for argument in argv:
         if not argument.startswith("--config."):
             continue

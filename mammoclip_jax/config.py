@@ -4,14 +4,13 @@ Named parts (encoders, loss terms, evaluators, prepare) are open dictionaries: t
 """
 
 import operator
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from mammoclip_jax.errors import UserError
+from mammoclip_jax.errors import raise_all
 
 NAMED_PARTS = (
     "data.folders",
@@ -30,17 +29,24 @@ NAMED_PARTS = (
 )
 
 
-# Fields that only tasks with labels read, and only those with texts.
-OF_LABELS = r"""model\.(labels|activation|combine|features|input_size|stages) | model\.(text_classifier|attributes)\..* |
-    task\.(?!kind|monitor|better|patience)\w+"""
+# What every task reads: these fields, and what lies below them. What else it reads, a task says in its `READS`.
+READ_BY_ALL = (
+    *("name", "seed", "mesh", "sharding", "cpu_devices", "compilation_cache", "image", "augment", "warm_start"),
+    *("evaluate", "predict", "slices", "model.image", "model.dtype", "model.matmul"),
+    *("data.folders", "data.prepare", "data.phantom", "data.leave_out", "data.text_length", "data.read_threads"),
+    *("data.flip_horizontal", "data.flip_vertical"),
+    *("task.kind", "task.monitor", "task.better", "task.patience"),
+    *("train.steps", "train.batch_size", "train.lr", "train.warmup_steps", "train.schedule", "train.min_lr"),
+    *("train.decay_steps", "train.decay_factor", "train.optimizer", "train.layer_decay", "train.weight_decay"),
+    *("train.b1", "train.b2", "train.eps", "train.momentum", "train.clip_norm", "train.no_decay", "train.frozen"),
+    *("train.ema_decay", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints"),
+    *("train.watchdog_seconds", "train.watchdog_evaluation_seconds", "train.profile_steps"),
+)
 # Fields of config.train that only one choice reads.
 READ_BY = {
     "optimizer": {"adamw": ("b1", "b2", "eps"), "sgd": ("momentum",)},
     "schedule": {"step": ("decay_steps", "decay_factor")},
 }
-OF_TEXTS = r"""losses\..* | train\.micro_batches\..* | model\.(text|lora|projection|heads)\..* |
-    model\.(dim|projected|pooling|pooling_token|cached_text|image_head|logit_scale|logit_bias) | train\.logit_scale_max |
-    data\.(?!folders|prepare|phantom|leave_out|flip_horizontal|flip_vertical|read_threads|text_length)\w+.*"""
 
 
 def defaults() -> ConfigDict:
@@ -267,45 +273,48 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def check_common(config: ConfigDict, unused: re.Pattern) -> None:
-    """Raises UserError when no task could train this config, or where it sets a field that is `unused`."""
-    usual = fields(defaults())
+def reads(names: Iterable[str], field: str) -> bool:
+    """Whether one of `names` is that field, or a part of the config that it lies in."""
+    return any(f"{field}.".startswith(f"{name}.") for name in names)
+
+
+def check_common(config: ConfigDict, read: Iterable[str]) -> None:
+    """Raises UserError when no task could train this config, or where it sets a field beside those that its task has `read`
+    and those that all read."""
+    raise_all(_common(config, (*READ_BY_ALL, *read)))
+
+
+def _common(config: ConfigDict, read: tuple[str, ...]) -> Iterator[str]:
+    """The faults of `check_common`."""
+    usual, train = fields(defaults()), config.train
     idle = [
         f"config.{name}={value!r}"
         for name, value in fields(config).items()
-        if unused.fullmatch(name) and value != usual.get(name)
+        if value != usual.get(name) and not reads(read, name)
     ]
     if idle:
-        raise UserError(
+        yield (
             f"nothing reads {', '.join(idle)} where config.task.kind is {config.task.kind!r}: take it out, "
             "or set another kind."
         )
     if not config.data.folders:
-        raise UserError("config.data.folders is empty: name at least one dataset folder to train on.")
-    if not config.train.warmup_steps < config.train.steps:
-        raise UserError(
-            f"config.train.warmup_steps={config.train.warmup_steps} must be below "
-            f"config.train.steps={config.train.steps}."
-        )
+        yield "config.data.folders is empty: name at least one dataset folder to train on."
+    if not train.warmup_steps < train.steps:
+        yield f"config.train.warmup_steps={train.warmup_steps} must be below config.train.steps={train.steps}."
     for choice, table in READ_BY.items():
-        idle = [
-            name
-            for value, names in table.items()
-            for name in names
-            if value != config.train[choice] and config.train[name] != usual[f"train.{name}"]
-        ]
-        if idle:
-            raise UserError(
-                f"nothing reads config.train.{idle[0]}={config.train[idle[0]]!r} where config.train.{choice} is "
-                f"{config.train[choice]!r}: take it out, or set another."
-            )
-    if config.train.keep_checkpoints < 1:
-        raise UserError(
-            f"config.train.keep_checkpoints={config.train.keep_checkpoints} must be 1 or more: a run goes on "
-            "from the newest."
+        for value, names in table.items():
+            for name in names:
+                if value != train[choice] and train[name] != usual[f"train.{name}"]:
+                    yield (
+                        f"nothing reads config.train.{name}={train[name]!r} where config.train.{choice} is "
+                        f"{train[choice]!r}: take it out, or set another."
+                    )
+    if train.keep_checkpoints < 1:
+        yield (
+            f"config.train.keep_checkpoints={train.keep_checkpoints} must be 1 or more: a run goes on from the newest."
         )
-    traced = config.train.profile_steps
+    traced = train.profile_steps
     if traced and (len(traced) != 2 or not 1 <= traced[0] <= traced[1]):
-        raise UserError(
+        yield (
             f"config.train.profile_steps={tuple(traced)} must be the first and the last step to trace, or () for none."
         )

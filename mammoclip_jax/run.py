@@ -18,6 +18,7 @@ from clu import parameter_overview
 from tqdm import tqdm
 
 from mammoclip_jax import command, provenance, tasks
+from mammoclip_jax.check import check
 from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.phantom import generate as phantom
@@ -58,7 +59,7 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
         loop.Stopped: the run was asked to stop, and has saved.
     """
     started = time.monotonic()
-    tasks.check(config)
+    check(config)
     distributed.configure(config)
     workdir = Path(workdir)
     changed = continuation.check(config, workdir)

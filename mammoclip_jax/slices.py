@@ -14,7 +14,6 @@ OUT/features. --config trains both models first. docs/slices.md says how each fi
 """
 
 import logging
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,9 @@ from pathlib import Path
 from absl import flags
 
 from mammoclip_jax import command, provenance
+from mammoclip_jax.check import check
 from mammoclip_jax.data.store.shards import Dataset
-from mammoclip_jax.errors import UserError
+from mammoclip_jax.errors import UserError, together
 from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.page import slices as page
 from mammoclip_jax.evaluation.page.display import text_table
@@ -182,14 +182,13 @@ def train_both(values) -> None:
             raise UserError(f"--config makes it all in --workdir and has no use for --{name}: leave it out.")
     if not values.workdir:
         raise UserError("--config needs --workdir, the folder of all that it makes.")
-    file, _, variant = values.config.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config={values.config}: there is no file {file}.")
-    get_config, workdir = runpy.run_path(file)["get_config"], Path(values.workdir)
-    config = get_config(variant) if variant else get_config()
+    file = values.config.partition(":")[0]
+    config, workdir = command.load_config(values.config), Path(values.workdir)
     wanted = config.slices
     if not wanted.language:
         raise UserError(f"{file}: config.slices.language does not name the variant of it that trains a dual encoder.")
+    spoken = command.load_config(f"{file}:{wanted.language}")
+    together(lambda: check(spoken), lambda: check(config))
     start = [f"--config.warm_start.{wanted.start}.weights={workdir / 'dual_encoder'}"] if wanted.start else []
     for name, module, text, more in (
         ("dual_encoder", "pretrain", f"{file}:{wanted.language}", []),

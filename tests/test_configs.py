@@ -14,7 +14,7 @@ import pytest
 
 from mammoclip_jax import losses, models, tasks
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation.suite import _plan
+from mammoclip_jax.evaluation.options import plan
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.optimizer import make_optimizer
 from mammoclip_jax.training.step import init_variables
@@ -49,7 +49,7 @@ def test_config_builds(path):
     assert f"--config=configs/{path.name}" in path.read_text(), "the comment on top gives the command"
     if not config.model.image:  # of an evaluation alone
         plans = [
-            _plan(SimpleNamespace(kind="image_encoder"), name, dict(options))
+            plan(SimpleNamespace(kind="image_encoder"), name, dict(options))
             for name, options in config.evaluate.evaluators.items()
         ]
         assert plans
@@ -74,7 +74,7 @@ def check_labelled(config):
     make_optimizer(config.train, params, config.model.frozen)
     for evaluators in (config.evaluate.evaluators, config.evaluate.validation_evaluators):
         for name, options in evaluators.items():
-            _plan(SimpleNamespace(kind=task.MODEL), name, dict(options))
+            plan(SimpleNamespace(kind=task.MODEL), name, dict(options))
     if not config.task.monitor:
         return
     start, folder, evaluator, label, _ = config.task.monitor.split("/")

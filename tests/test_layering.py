@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mammoclip_jax"
 GROUND = {"boxes", "command", "config", "errors", "files", "locks", "memory", "names", "provenance", "types"}
-BELOW = {  # of each folder, and of run.py
+BELOW = {  # of each folder, and of check.py and run.py
     "data": set(),
     "models": set(),
     "losses": set(),
@@ -19,7 +19,8 @@ BELOW = {  # of each folder, and of run.py
     "inference": {"data", "explain", "models", "training", "weights"},
     "evaluation": {"data", "explain", "inference", "models"},
     "aot": {"models", "tasks", "training"},
-    "run": {"data", "evaluation", "inference", "tasks", "training", "weights"},
+    "check": {"data", "evaluation", "inference", "tasks", "training"},
+    "run": {"check", "data", "evaluation", "inference", "tasks", "training", "weights"},
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
     "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "tasks", "training"},
 }

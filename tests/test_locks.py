@@ -99,6 +99,7 @@ def test_a_second_job_leaves_the_run_of_the_first_alone(tmp_path):
     config.compilation_cache = ""
     config.data.folders.films = "nowhere"
     config.losses.mammo_clip = dict(weight=1.0)
+    config.model.image.name, config.model.text.name = "efficientnet", "bert"
     (tmp_path / "metrics.jsonl").write_text("mine\n")
     with hold(tmp_path / distributed.LOCK):
         with pytest.raises(UserError, match=f"process {os.getpid()} on host .* is training in "):

@@ -20,8 +20,8 @@ from mammoclip_jax.data.from_source import read
 from mammoclip_jax.data.manifest import SourceTable, frame
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.options import plan
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.evaluation.suite import _plan
 from mammoclip_jax.models.layers import nn
 from mammoclip_jax.types import Embeddings
 
@@ -120,7 +120,7 @@ def test_an_evaluator(add):
         return Result("foo", "Counts images.", metrics, {})
 
     add("evaluation.evaluators", evaluation.EVALUATORS, "foo.foo", foo=foo)
-    function, options, _ = _plan(SimpleNamespace(kind="classifier"), "foo", {"times": 3})
+    function, options, _ = plan(SimpleNamespace(kind="classifier"), "foo", {"times": 3})
     found = function(None, SimpleNamespace(index=pd.DataFrame({"image": list("ab")})), **options)
     assert found.metrics["images"]["value"] == 6
 
@@ -147,7 +147,7 @@ def test_a_task(add):
         tasks.TASKS,
         "foo",
         MODEL="classifier",
-        UNUSED=classification.UNUSED,
+        READS=classification.READS,
         check=check,
         **{name: getattr(classification, name) for name in names},
     )
@@ -168,7 +168,7 @@ def test_every_task_has_what_a_task_has(kind):
     config = defaults()
     config.task.kind = kind
     task = tasks.task_of(config)
-    for name in ("MODEL", "COMMAND", "UNUSED", "check", "split", "load_tokenizer", "prepare", "start"):
+    for name in ("MODEL", "COMMAND", "READS", "check", "network", "split", "load_tokenizer", "prepare", "start"):
         assert hasattr(task, name), name
     assert any(task.MODEL in kinds for kinds in evaluation.MODELS.values()) and task.COMMAND in listing.COMMANDS
 

@@ -2,12 +2,12 @@
 
 import math
 import re
-import runpy
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from mammoclip_jax import command
 from mammoclip_jax.aot import flops
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks.pretrain import make_trainer
@@ -43,8 +43,7 @@ def sizes(item: str, vocab_size: int) -> dict[str, str | float]:
     match = re.fullmatch(r"(?P<path>[^:=]+)(:(?P<argument>[^=]*))?=(?P<height>\d+)x(?P<width>\d+)", item)
     if not match or not Path(match["path"]).is_file():
         raise UserError(f"--parameters={item}: write CONFIG=HEIGHTxWIDTH, as configs/mammoclip_b5.py=1520x912.")
-    argument = () if match["argument"] is None else (match["argument"],)
-    config = runpy.run_path(match["path"])["get_config"](*argument)
+    config = command.load_config(match["path"] if match["argument"] is None else f"{match['path']}:{match['argument']}")
     if config.task.kind != "pretrain":
         raise UserError(f"--parameters={item}: its task is {config.task.kind}; only dual encoders are counted.")
     height, width = int(match["height"]), int(match["width"])

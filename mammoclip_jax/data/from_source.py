@@ -1,5 +1,6 @@
 """A data set folder from a source: adapter, names out of texts, pixels, shards."""
 
+import inspect
 import os
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from mammoclip_jax.data.build import build
 from mammoclip_jax.data.leave_out import flags_of
 from mammoclip_jax.data.manifest import SourceTable
 from mammoclip_jax.data.pixels.render import Preprocessing
-from mammoclip_jax.data.store.codecs import DEFAULT_CODEC
+from mammoclip_jax.data.store.codecs import DEFAULT_CODEC, known
 from mammoclip_jax.names import check_options
 from mammoclip_jax.provenance import version
 
@@ -77,6 +78,18 @@ def prepare(
         headers=header_identities,
         recogniser=recogniser,
     )
+
+
+def check_arguments(source: str, root, *, out=None, options: dict | None = None, **others) -> None:
+    """Raises UserError where `prepare` would not take these arguments, of which it needs no file to know."""
+    del root, out
+    own = inspect.signature(prepare).parameters
+    preprocessing = {name: value for name, value in others.items() if name not in own}
+    check_options(sources.reader(source), options or {}, f"data source {source!r}")
+    check_options(Preprocessing, preprocessing, "prepare")
+    Preprocessing(**preprocessing)
+    known(others.get("codec", DEFAULT_CODEC))
+    flags_of(others.get("leave_out") or ())
 
 
 def read(source: str, root, options: dict | None = None, leave_out: Sequence[str] | None = None) -> SourceTable:

@@ -11,10 +11,10 @@ import numpy as np
 from mammoclip_jax import provenance
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import EVALUATORS, MODELS, result
+from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.features import Features, TextBank, select
+from mammoclip_jax.evaluation.options import check, plan
 from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.names import check_options, load
 
 
 def evaluate(
@@ -42,7 +42,8 @@ def evaluate(
         UserError: an unknown evaluator or option, a data set that was prepared differently, patients that the model was
             trained on, or nothing to evaluate at all.
     """
-    plans = {name: _plan(model, name, dict(options)) for name, options in evaluators.items()}
+    check(model, evaluators, split=split)
+    plans = {name: plan(model, name, options) for name, options in evaluators.items()}
     results, texts = [], TextBank(model)
     for folder, dataset in datasets.items():
         check_preprocessing(model, folder, dataset)
@@ -67,21 +68,6 @@ def evaluate(
     if out:
         result.save(results, Path(out))
     return results
-
-
-def _plan(model, name: str, options: dict[str, Any]):
-    """(function, its options, data sets it is for) of an entry of the config."""
-    folders = tuple(options.pop("folders", ()))
-    evaluator = options.pop("evaluator", name)
-    function = load(f"{__package__}.evaluators", EVALUATORS, evaluator, "evaluator")
-    if model.kind not in MODELS.get(evaluator, (model.kind,)):
-        possible = [other for other in EVALUATORS if model.kind in MODELS.get(other, (model.kind,))]
-        raise UserError(
-            f"the evaluator {evaluator!r} takes a {' or '.join(MODELS[evaluator])}, and this model is a "
-            f"{model.kind}. For it there are: {', '.join(possible)}."
-        )
-    check_options(function, options, f"evaluator {name!r}")
-    return function, options, folders
 
 
 def seen_before(model, name: str, dataset, options: Mapping[str, Any], allowed: bool) -> str:

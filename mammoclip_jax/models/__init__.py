@@ -157,6 +157,10 @@ def _plain(config):
 
 def _encoder(table, options, kind, **common):
     options = dict(options)
+    if "name" not in options:
+        raise UserError(
+            f"config.model names no {kind}: set config.model.{kind.split()[0]}.name, one of {', '.join(sorted(table))}."
+        )
     name = options.pop("name")
     encoder = load(__name__, table, name, kind)
     check_options(encoder, options, f"{kind} {name}")

@@ -8,7 +8,6 @@ and what is whole is not run again.
 import hashlib
 import json
 import logging
-import runpy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from mammoclip_jax import provenance, run, tasks
+from mammoclip_jax.command import load_config
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import result
@@ -200,7 +200,7 @@ def read_config(configs: Path, setup: Recipe) -> ConfigDict:
     path = Path(configs, f"{setup.file}.py")
     if not path.is_file():
         raise UserError(f"there is no {path}: run this in a checkout, or name configs/reproduce with --configs.")
-    return runpy.run_path(str(path))["get_config"](setup.argument)
+    return load_config(f"{path}:{setup.argument}")
 
 
 def config_hash(config: ConfigDict) -> str:

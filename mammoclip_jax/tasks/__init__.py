@@ -3,8 +3,8 @@
 A task is a module with
 
 - `MODEL`, the kind of the model that it leaves, a key of `inference.loading.KINDS`, and `COMMAND`, which trains it;
-- `UNUSED`, a pattern of the config's fields that it does not read;
-- `check(config)`, which raises UserError for a config that it cannot train;
+- `READS`, the config's fields that it reads beside those that all tasks do (`config.READ_BY_ALL`); to set another is an error;
+- `check(config)`, which raises UserError for a config that it cannot train, and `network(config)`, its model;
 - `split(config, datasets)`, the data sets with the splits that the config asks for;
 - `load_tokenizer(config, workdir, datasets)`, or None where no text is read;
 - `prepare(config, datasets, preprocessing, mesh, *, tokenize, workdir)`, the Trainer and the iterator of its batches;
@@ -15,7 +15,9 @@ from types import ModuleType
 from typing import Any
 
 from mammoclip_jax.config import check_common
+from mammoclip_jax.errors import together
 from mammoclip_jax.names import load
+from mammoclip_jax.tasks import limits
 
 TASKS = {
     "pretrain": "pretrain",
@@ -34,8 +36,7 @@ def task_of(config) -> ModuleType:
 def check(config) -> None:
     """Raises UserError when the config cannot describe a run, or has options that its task does not use."""
     task = task_of(config)
-    check_common(config, task.UNUSED)
-    task.check(config)
+    together(lambda: check_common(config, task.READS), lambda: limits.check(config), lambda: task.check(config))
 
 
 def split_as_trained(model, datasets: dict[str, Any]) -> dict[str, Any]:

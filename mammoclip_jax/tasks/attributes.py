@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from mammoclip_jax import models
-from mammoclip_jax.config import OF_TEXTS, defaults
+from mammoclip_jax.config import defaults
 from mammoclip_jax.data.batches import labelled as batches
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses.attributes import attribute_contrast
@@ -23,12 +23,7 @@ from mammoclip_jax.training.step import make_gradient_fn, stopped
 
 MODEL = "attributes"
 COMMAND, load_tokenizer = labelled.COMMAND, labelled.load_tokenizer
-UNUSED = re.compile(
-    OF_TEXTS
-    + r"""| model\.(activation|combine|features|frozen|input_size|text_classifier\.\w+) |
-    task\.(label|encoder|pos_weight|focal_alpha|focal_gamma|force_match|without_boxes|dice_weight)""",
-    re.VERBOSE,
-)
+READS = (*labelled.READS, "model.stages", "model.attributes", "task.temperature", "task.cached_maps")
 MAP = "map/"  # before a stage's name, in a batch
 NEEDED = {"image_encoder/stem": "image_encoder/.*", "attributes/dictionary": "attributes/dictionary"}
 
@@ -43,11 +38,10 @@ def check(config) -> None:
         )
     if not config.task.temperature > 0:
         raise UserError(f"config.task.temperature={config.task.temperature} divides cosines: it must be above 0.")
-    models.attribute_model(config.model)
+    network(config)
     _check_start(config)
     if not config.task.cached_maps:
         return
-    usual = defaults()
     usual, data = defaults(), ("flip_horizontal", "flip_vertical")
     varied = [f"augment.{name}={value!r}" for name, value in config.augment.items() if value != usual.augment[name]]
     varied += [f"data.{name}={config.data[name]!r}" for name in data if config.data[name]]
@@ -79,6 +73,11 @@ def _check_start(config) -> None:
         )
 
 
+def network(config):
+    """The model of a config."""
+    return models.attribute_model(config.model)
+
+
 def target(config) -> batches.Target:
     """What the config learns."""
     return batches.Target(tuple(config.model.labels))
@@ -97,6 +96,7 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     """
     check(config)
     wanted, sets = target(config), list(datasets.values())
+    labelled.check_labels(sets, wanted)
     examples = _examples(config, datasets)
     logging.info("%s", describe(wanted, examples))
     maps = attribute_maps.files(workdir) if config.task.cached_maps else None
@@ -122,7 +122,7 @@ def make_trainer(config, preprocessing: dict, mesh):
     """
     frozen_too = config.copy_and_resolve_references()
     frozen_too.model.frozen = ("image",)
-    model = models.attribute_model(config.model)
+    model = network(config)
     check_rows(config, model.image_encoder, preprocessing, mesh)
     preprocess = augment.preprocess_options(config)
     shape = (1, preprocessing["height"], preprocessing["width"], preprocess.channels)

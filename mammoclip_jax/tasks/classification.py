@@ -1,7 +1,6 @@
 """Yes/no labels, or the classes that one label has, of images, breasts or exams."""
 
 import logging
-import re
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +8,15 @@ import numpy as np
 import optax
 
 from mammoclip_jax import models
-from mammoclip_jax.config import OF_TEXTS
 from mammoclip_jax.data.batches import labelled as batches
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import labelled
 
 MODEL = "classifier"
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
-UNUSED = re.compile(
-    OF_TEXTS
-    + r"""| model\.(features|input_size|stages|(text_classifier|attributes)\.\w+) |
-    task\.(temperature|cached_maps|focal_alpha|focal_gamma|force_match|without_boxes|dice_weight)""",
-    re.VERBOSE,
+READS = (
+    *labelled.READS,
+    *("model.frozen", "model.activation", "model.combine", "task.label", "task.encoder", "task.pos_weight"),
 )
 
 
@@ -34,6 +30,11 @@ def check(config) -> None:
             f"{config.model.activation!r}: the values of one label are classes and go with softmax, yes/no "
             "labels have no config.task.label and go with sigmoid."
         )
+
+
+def network(config):
+    """The model of a config."""
+    return models.classifier(config.model)
 
 
 def target(config) -> batches.Target:
@@ -54,11 +55,10 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     """
     check(config)
     wanted, sets = target(config), list(datasets.values())
+    labelled.check_labels(sets, wanted)
     examples = batches.examples(sets, "train", wanted, config.task.unit)
     logging.info("%s", describe(wanted, examples))
-    trainer = labelled.make_trainer(
-        config, models.classifier(config.model), loss(config, wanted, examples), preprocessing, mesh
-    )
+    trainer = labelled.make_trainer(config, network(config), loss(config, wanted, examples), preprocessing, mesh)
     return trainer, labelled.train_iterator(config, sets, examples, mesh, 0)
 
 

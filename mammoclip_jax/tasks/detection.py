@@ -7,23 +7,23 @@ import numpy as np
 
 from mammoclip_jax import models
 from mammoclip_jax.boxes import iou
-from mammoclip_jax.config import OF_TEXTS
 from mammoclip_jax.data.batches import labelled as batches
 from mammoclip_jax.data.batches.region_boxes import with_boxes_of
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.losses import detection
 from mammoclip_jax.models import retinanet
+from mammoclip_jax.names import check_name
 from mammoclip_jax.tasks import labelled
 from mammoclip_jax.training import augment
 
 MODEL = "detector"
+LEAVE_OUT = "leave_out"  # the images without boxes
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
-UNUSED = re.compile(
-    r"(?! data\.regions\.(sources|make)) (?:"  # whose boxes are learnt
-    + OF_TEXTS
-    + r"""| model\.(activation|combine|attributes\.\w+) |
-    task\.(label|pos_weight|dice_weight|temperature|cached_maps))""",
-    re.VERBOSE,
+READS = (
+    *labelled.READS,
+    *("data.regions.sources", "data.regions.make"),  # whose boxes are learnt
+    *("model.frozen", "model.features", "model.input_size", "model.stages", "model.text_classifier"),
+    *("task.encoder", "task.focal_alpha", "task.focal_gamma", "task.force_match", "task.without_boxes"),
 )
 
 
@@ -35,6 +35,8 @@ def check(config) -> None:
             "a detector finds boxes of config.model.labels in images: leave config.task.label and "
             "config.task.unit as they are."
         )
+    known = (*detection.WITHOUT_BOXES, LEAVE_OUT)
+    check_name(config.task.without_boxes, known, "treatment of images without boxes (config.task.without_boxes)")
     _check_texts(config)
 
 
@@ -57,6 +59,11 @@ def _check_texts(config) -> None:
         )
 
 
+def network(config):
+    """The model of a config."""
+    return models.detector(config.model)
+
+
 def target(config) -> batches.Target:
     """What the config learns."""
     return batches.Target(tuple(config.model.labels), boxes=True)
@@ -76,8 +83,9 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     check(config)
     wanted, sources = target(config), config.data.regions.sources
     sets = [with_boxes_of(dataset, sources) for dataset in datasets.values()]
+    labelled.check_labels(sets, wanted)
     examples = batches.examples(sets, "train", wanted, config.task.unit)
-    if config.task.without_boxes == "leave_out":
+    if config.task.without_boxes == LEAVE_OUT:
         examples = _with_boxes(examples, sets)
     logging.info("%s", describe(wanted, examples))
     if not config.task.force_match:
@@ -85,7 +93,7 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     boxes, size = batches.most_boxes(examples), (preprocessing["height"], preprocessing["width"])
     trainer = labelled.make_trainer(
         config,
-        models.detector(config.model),
+        network(config),
         loss(config, size),
         preprocessing,
         mesh,
@@ -114,7 +122,7 @@ def _with_boxes(examples, datasets) -> list[batches.Example]:
 def loss(config, size: tuple[int, int]):
     """RetinaNet's loss."""
     task = config.task
-    without_boxes = "count" if task.without_boxes == "leave_out" else task.without_boxes  # none is left
+    without_boxes = "count" if task.without_boxes == LEAVE_OUT else task.without_boxes  # none is left
     height, width = retinanet.input_size(config.model, size)
     anchors = retinanet.anchors(height, width)
     scale = np.array([width / size[1], height / size[0]] * 2, np.float32)

@@ -1,6 +1,8 @@
 """What tasks with labels share: splits by the config, their Trainer, and the batches of labelled images."""
 
-from collections.abc import Callable, Mapping
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,8 @@ import numpy as np
 from mammoclip_jax.data import leave_out, subsets
 from mammoclip_jax.data.batches import labelled
 from mammoclip_jax.data.store.shards import Dataset
-from mammoclip_jax.errors import UserError
+from mammoclip_jax.data.text.label_values import names_of
+from mammoclip_jax.errors import UserError, together
 from mammoclip_jax.names import check_name
 from mammoclip_jax.tasks.trainer import Trainer, abstract_batch, assemble, check_rows
 from mammoclip_jax.training import augment
@@ -16,16 +19,58 @@ from mammoclip_jax.training import mesh as meshes
 from mammoclip_jax.training.step import make_gradient_fn
 
 COMMAND = "finetune"
+READS = ("model.labels", "task.unit", "task.sampling", "task.fraction", "task.folds", "task.fold")
 ENCODERS = ("train", "eval")
 
 
 def check(config) -> None:
-    """Raises UserError where the config names no labels, or asks for what only contrastive losses have."""
-    check_name(config.task.encoder, ENCODERS, "mode of config.task.encoder")
-    if not config.model.labels:
-        raise UserError(f"config.model.labels is empty: name what the {config.task.kind} is to find.")
-    if any(parts != 1 for parts in config.train.micro_batches.values()):
-        raise UserError("config.train.micro_batches is for contrastive losses: lower config.train.batch_size instead.")
+    """Raises UserError where the config names no labels, or what config.task does not know, and for folds that cannot be made."""
+    task = config.task
+
+    def names_labels():
+        if not config.model.labels:
+            raise UserError(f"config.model.labels is empty: name what the {task.kind} is to find.")
+
+    together(
+        lambda: check_name(task.encoder, ENCODERS, "mode of config.task.encoder"),
+        lambda: check_name(task.unit, labelled.UNITS, "unit of config.task.unit"),
+        lambda: check_name(task.sampling, labelled.SAMPLINGS, "config.task.sampling"),
+        lambda: positive_weights(task.pos_weight, np.ones(1), np.ones(1)),
+        lambda: check_folds(task),
+        names_labels,
+    )
+
+
+def check_folds(task) -> None:
+    """Raises UserError unless config.task has no folds, or enough of them, and one of these as its own."""
+    if task.folds and task.folds < 3:
+        raise UserError(
+            f"config.task.folds={task.folds}: one fold is tested, the next chooses the state and the "
+            "others train, so there must be 3 or more."
+        )
+    if task.folds and not 0 <= task.fold < task.folds:
+        raise UserError(
+            f"config.task.fold={task.fold} must be from 0 to {task.folds - 1}, below config.task.folds; "
+            "-1, all of them, is for `finetune`."
+        )
+
+
+def check_labels(datasets: Sequence[Dataset], target: labelled.Target) -> None:
+    """Raises UserError where none of the data sets knows a label at all: it is misspelt, and nothing could be learnt of it."""
+    if target.masks:
+        return  # `labelled.examples` says which channels there are
+    known: set[str] = set()
+    for dataset in datasets:
+        known |= {name for text in dataset.index["labels"].unique() for name in json.loads(text)}
+        if target.boxes:
+            boxes = dataset.index["boxes_canvas"].unique()
+            known |= {name for text in boxes for item in json.loads(text) for name in names_of(item)}
+    together(
+        *(
+            functools.partial(check_name, label, known, "label in the data sets:")
+            for label in ((target.values_of,) if target.values_of else target.labels)
+        )
+    )
 
 
 def load_tokenizer(config, workdir, datasets) -> None:
@@ -52,16 +97,7 @@ def _split(config, dataset: Dataset, target: labelled.Target) -> Dataset:
     strata = [str(values) for values in target.of_rows(index["labels"].tolist()).tolist()]
     splits = index["split"].to_numpy(copy=True)
     if task.folds:
-        if task.folds < 3:
-            raise UserError(
-                f"config.task.folds={task.folds}: one fold is tested, the next chooses the state and the "
-                "others train, so there must be 3 or more."
-            )
-        if not 0 <= task.fold < task.folds:
-            raise UserError(
-                f"config.task.fold={task.fold} must be from 0 to {task.folds - 1}, below config.task.folds; "
-                "-1, all of them, is for `finetune`."
-            )
+        check_folds(task)
         fold = subsets.folds(index["patient"], strata, task.folds, config.seed)
         folded = np.where(fold == task.fold, "test", np.where(fold == (task.fold + 1) % task.folds, "val", "train"))
         splits = np.where(splits == leave_out.SPLIT, splits, folded)

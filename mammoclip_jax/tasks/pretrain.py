@@ -1,12 +1,10 @@
 """Learning from images and their texts: a dual encoder and the terms in `config.losses`."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
 from mammoclip_jax import losses, models
-from mammoclip_jax.config import OF_LABELS
 from mammoclip_jax.data.batches import image_text, region_phrases, regions, targets, texts, units, unpaired
 from mammoclip_jax.data.text import concepts, tokenizer
 from mammoclip_jax.errors import UserError
@@ -18,14 +16,19 @@ from mammoclip_jax.training.step import init_variables, make_gradient_fn, total_
 
 MODEL = "dual_encoder"
 COMMAND = "pretrain"
-UNUSED = re.compile(OF_LABELS, re.VERBOSE)
+READS = (
+    *("data", "losses", "train.micro_batches", "train.logit_scale_max"),
+    *("model.text", "model.dim", "model.projection", "model.projected", "model.pooling", "model.pooling_token"),
+    *("model.frozen", "model.cached_text", "model.lora", "model.heads", "model.image_head"),
+    *("model.logit_scale", "model.logit_bias"),
+)
 
 
 def check(config) -> None:
     """Raises UserError where there is nothing to learn from, or to tell apart."""
     if not config.losses:
         raise UserError("config.losses is empty: name at least one loss term, such as mammo_clip.")
-    if config.train.batch_size < 2:
+    if config.train.batch_size == 1:
         raise UserError(
             f"config.train.batch_size={config.train.batch_size}: a contrast needs other breasts to tell "
             "apart, 2 at the least. To save memory raise config.train.micro_batches instead."
@@ -100,6 +103,17 @@ def _check_phrases(config) -> None:
 
 def _terms(config) -> list[losses.Term]:
     return losses.build(config.losses, ranges=targets.ranges(config.data.targets.fields))
+
+
+def network(config):
+    """The model of a config, for a tokenizer of any size.
+
+    Raises:
+        UserError: a part, an option or a head is unknown, or one that no term needs.
+    """
+    model = models.build(config.model, config.model.text.get("vocab_size", 1))
+    head_starts(model, _terms(config))
+    return model
 
 
 def split(config, datasets):

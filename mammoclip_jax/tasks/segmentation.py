@@ -1,14 +1,12 @@
 """Masks of channels in images, each a yes or no of its own: the breast, its muscle, lesions; of a chest the lungs."""
 
 import logging
-import re
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from mammoclip_jax import models
-from mammoclip_jax.config import OF_TEXTS
 from mammoclip_jax.data.batches import labelled as batches
 from mammoclip_jax.data.store.masks import Masks
 from mammoclip_jax.errors import UserError
@@ -17,11 +15,9 @@ from mammoclip_jax.tasks import labelled
 
 MODEL = "segmenter"
 COMMAND, load_tokenizer, start = labelled.COMMAND, labelled.load_tokenizer, labelled.start
-UNUSED = re.compile(
-    OF_TEXTS
-    + r"""| model\.(activation|combine|input_size|(text_classifier|attributes)\.\w+) |
-    task\.(temperature|cached_maps|label|focal_alpha|focal_gamma|force_match|without_boxes)""",
-    re.VERBOSE,
+READS = (
+    *labelled.READS,
+    *("model.frozen", "model.features", "model.stages", "task.encoder", "task.pos_weight", "task.dice_weight"),
 )
 
 
@@ -35,6 +31,11 @@ def check(config) -> None:
             "nothing reads config.model.stages and config.model.features where config.model.image is a U-Net: take "
             "them out, or use another image encoder, which gets a pyramid of these stages."
         )
+
+
+def network(config, prior: tuple[float, ...] = ()):
+    """The model of a config; `prior` as `models.segmenter`."""
+    return models.segmenter(config.model, prior)
 
 
 def target(config) -> batches.Target:
@@ -61,7 +62,7 @@ def prepare(config, datasets, preprocessing: dict, mesh, *, tokenize=None, workd
     weights = labelled.positive_weights(config.task.pos_weight, *counted)
     # Adam moves a bias by no more than the learning rate a step: from one half it would take hundreds of steps to say of a
     # pixel that it shows most likely no calcification, and nothing else is learnt meanwhile.
-    model = models.segmenter(config.model, counted.prior(weights))
+    model = network(config, counted.prior(weights))
     trainer = labelled.make_trainer(config, model, loss(config, weights), preprocessing, mesh, masks=True)
     return trainer, labelled.train_iterator(config, sets, examples, mesh, 0, wanted)
 

@@ -40,7 +40,7 @@ def test_without_resamples_there_is_no_interval_but_a_value():
     [
         ({"zeroshot": {}}, "Did you mean 'zero_shot'"),
         ({"saliency": {"tolerence": 3}}, "Did you mean 'tolerance'"),
-        ({"zero_shot": {"split": "nowhere"}}, "split nowhere"),
+        ({"zero_shot": {"split": "nowhere"}}, "split 'nowhere'"),
         ({"saliency": {"explain": "everything"}}, "explain='everything'"),
     ],
 )

@@ -144,3 +144,6 @@ def _by_label(wanted: Target, targets: np.ndarray, probabilities: np.ndarray) ->
         number = np.where(np.isnan(targets).any(axis=1), np.nan, targets.argmax(axis=1))
         return {wanted.values_of: (number, probabilities[:, 1] if wanted.labels == NO_YES else probabilities)}
     return dict(zip(wanted.labels, zip(targets.T, probabilities.T)))
+
+
+classification.choices = {"unit": UNITS}  # see options.py

@@ -255,3 +255,6 @@ def _protocol(split, protocol, iou, sizes, threshold, sanity) -> str:
     if sanity:
         text += "randomised: the same with random weights. "
     return text + f"Intervals: {statistics.INTERVAL}."
+
+
+detection.choices = {"protocol": PROTOCOLS}  # see options.py

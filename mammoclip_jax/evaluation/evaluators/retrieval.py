@@ -199,3 +199,6 @@ def _protocol(split: str, units: str, near: float, labels) -> str:
         f"commonest: always answering with the commonest texts.{agree} Intervals: {statistics.INTERVAL} of the "
         "queries, with the gallery as it is."
     )
+
+
+retrieval.choices = {"units": _UNITS}  # see options.py

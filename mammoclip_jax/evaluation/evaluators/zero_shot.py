@@ -291,3 +291,6 @@ def _protocol(split: str, prompts, protocol: str, scale: float, asked: Prompts) 
             "mean of the breasts; _exam_max: maximum over an exam's images; of scores, for classes of cosines."
         ]
     return " ".join([*said, f"Intervals: {statistics.INTERVAL}."])
+
+
+zero_shot.choices = {"protocol": PROTOCOLS}  # see options.py
