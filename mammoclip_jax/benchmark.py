@@ -264,6 +264,9 @@ def measured(values) -> dict:
             f"{values.against and '--against' or '--mode=' + values.mode} measures the training of a "
             "config: give --config=FILE."
         )
+    from mammoclip_jax import tasks
+
+    tasks.check(values.config)
     step = canvas | {
         "lengths": [int(length) for length in values.text_lengths],
         "vocab_size": values.vocab_size,

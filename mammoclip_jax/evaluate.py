@@ -11,6 +11,7 @@ report.html and all tables go to --out, by default the folder `evaluation` of th
 folder, a published file or a model on the hub instead of a run; it needs --dataset, --out, and --evaluators or --config.
 """
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from mammoclip_jax import command
-from mammoclip_jax.errors import UserError
+from mammoclip_jax.errors import UserError, together
 from mammoclip_jax.evaluation import EVALUATORS
+from mammoclip_jax.names import check_name
 
 
 def define_flags() -> None:
@@ -40,8 +42,8 @@ def define_flags() -> None:
     flags.DEFINE_string("json", "", "File for the figures.")
 
 
-def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
-    """{name: Dataset} of `folders`, or of the config's, where `{workdir}` stands for the run's folder; without the
+def open_datasets(config, workdir: Path, folders: list[Any]) -> dict[str, Any]:
+    """{name: Dataset} of the data sets `folders`, or of the config's, where `{workdir}` stands for the run's folder; without the
     images that `config.data.leave_out` names.
 
     The second of two folders with the same name gets a number behind it.
@@ -54,7 +56,7 @@ def open_datasets(config, workdir: Path, folders: list[str]) -> dict[str, Any]:
 
     if folders:
         named = {}
-        for dataset in map(opened, folders):
+        for dataset in (leave_out.unused(dataset, config.data.leave_out) for dataset in folders):
             name = dataset.info["name"]
             names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
             named[next(free for free in names if free not in named)] = dataset
@@ -76,30 +78,49 @@ def check_flags(values) -> None:
         raise UserError(f"--weights has no run whose config says the rest: give --{', --'.join(lacking)}.")
 
 
+def check_names(values) -> None:
+    """Raises UserError for a split that there is not, and for evaluators that neither the package nor, where the config is given,
+    that has: before weights are read."""
+    from mammoclip_jax.evaluation.options import check_split
+
+    entries = values.config.evaluate.evaluators if values.config else {}
+    names = [options.get("evaluator", name) for name, options in entries.items()]
+    if values.evaluators and (values.config or values.weights):  # a run's config may have others
+        names = [entries[name].get("evaluator", name) if name in entries else name for name in values.evaluators]
+    together(
+        lambda: values.split and check_split(values.split),
+        *(functools.partial(check_name, name, EVALUATORS, "evaluator") for name in names),
+    )
+
+
 def main(argv) -> int:
     """The command; see --help."""
     del argv
     values = flags.FLAGS
     check_flags(values)
-    from mammoclip_jax.evaluation import result  # not for --help, nor a mistake in the command: they import jax
+    from mammoclip_jax.data.store.shards import (
+        Dataset,  # not for --help, nor a mistake in the command: others import jax
+    )
+    from mammoclip_jax.evaluation import console, options, result
     from mammoclip_jax.evaluation.page import report
-    from mammoclip_jax.evaluation.page.display import text_table
     from mammoclip_jax.evaluation.suite import evaluate
     from mammoclip_jax.inference import loading
     from mammoclip_jax.tasks import split_as_trained
     from mammoclip_jax.training.writer import read_metrics
 
+    check_names(values)
+    given = [Dataset.open(folder) for folder in values.dataset]
     model = loading.load(values.workdir or values.weights, batch_size=values.batch_size)
     path = Path(values.workdir or values.out)
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
     config = values.config or model.config
-    datasets = open_datasets(config, workdir, values.dataset)
-    datasets = split_as_trained(model, datasets)
-    evaluators = {name: dict(options) for name, options in config.evaluate.evaluators.items()}
+    evaluators = {name: dict(own) for name, own in config.evaluate.evaluators.items()}
     if values.evaluators:
         evaluators = {name: evaluators.get(name, {}) for name in values.evaluators}
     if values.split:
-        evaluators = {name: options | {"split": values.split} for name, options in evaluators.items()}
+        evaluators = {name: own | {"split": values.split} for name, own in evaluators.items()}
+    options.check(model, evaluators, split=config.evaluate.split)
+    datasets = split_as_trained(model, open_datasets(config, workdir, given))
     out = Path(values.out or workdir / "evaluation")
     results = evaluate(
         model,
@@ -117,7 +138,7 @@ def main(argv) -> int:
         history=read_metrics(workdir / "metrics.jsonl"),
         command=command.line(),
     )
-    print(text_table(results))
+    console.show(results, out / report.TABLES)
     print(f"report: {page}")
     command.write_json(
         values.json, result.to_json(results) | {"step": model.step, "provenance": model.provenance, "report": str(page)}

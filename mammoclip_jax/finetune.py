@@ -33,15 +33,19 @@ def main(argv) -> int:
             f"python -m mammoclip_jax.{wanted}."
         )
     if task.folds and task.fold < 0:
+        from mammoclip_jax.check import check
+
+        first = pretrain.CONFIG.value.copy_and_resolve_references()
+        first.task.fold = 0
+        check(first)
         return all_folds(task.folds, Path(pretrain.WORKDIR.value))
     return pretrain.main(argv)
 
 
 def all_folds(count: int, workdir: Path) -> int:
     """Trains every fold in a process of its own, and writes what they show together."""
-    from mammoclip_jax.evaluation import folds, result
+    from mammoclip_jax.evaluation import console, folds, result
     from mammoclip_jax.evaluation.page import report
-    from mammoclip_jax.evaluation.page.display import text_table
 
     folders = [workdir / f"fold_{fold}" for fold in range(count)]
     for fold, folder in enumerate(folders):
@@ -52,8 +56,7 @@ def all_folds(count: int, workdir: Path) -> int:
             return ended.returncode
     results = folds.pooled([folder / report.TABLES for folder in folders])
     result.save(results, workdir / report.TABLES)
-    print(text_table(results))
-    print(f"tables: {workdir / report.TABLES}")
+    console.show(results, workdir / report.TABLES)
     command.write_json(pretrain.JSON.value, result.to_json(results))
     return 0
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 from clu import parameter_overview
-from tqdm import tqdm
 
 from mammoclip_jax import command, provenance, tasks
 from mammoclip_jax.check import check
@@ -27,16 +26,17 @@ from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import console
 from mammoclip_jax.evaluation.page import report
-from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
 from mammoclip_jax.inference import attributes, loading, region_methods, text_classifier
 from mammoclip_jax.inference.exam import predict
 from mammoclip_jax.names import lookup
-from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
-from mammoclip_jax.training.mesh import make_mesh, replicated
+from mammoclip_jax.progress import Bar, working
+from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, logs, loop
+from mammoclip_jax.training.mesh import describe, make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
 from mammoclip_jax.weights import licences, region_terms, warm_start
@@ -64,7 +64,7 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
     workdir = Path(workdir)
     changed = continuation.check(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with distributed.alone_in(workdir):
+    with distributed.alone_in(workdir), logs.kept(workdir):
         distributed.share_workdir(workdir)
         before += time.monotonic() - started
         with contextlib.closing(goodput.Ledger(workdir, active=distributed.is_main(), before=before)) as ledger:
@@ -82,6 +82,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
     `ledger` is told what the time goes into; `changed` is what the config changes of the run (`continuation.check`).
     """
     task, mesh = tasks.task_of(config), make_mesh(config.mesh)
+    logging.info("%s", describe(mesh))
     distributed.meet(mesh)
     with distributed.main_first("data"):
         datasets = open_datasets(config, workdir)
@@ -103,7 +104,8 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
     task.start(config, trainer, state, datasets, tokenize=tokenize, workdir=workdir)
     if distributed.is_main():
         continuation.note(config, workdir, changed)
-    logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=40))
+    logs.note(parameter_overview.get_parameter_overview(state.params, include_stats=False, max_lines=None))
+    logging.info("%s", counted(state.params, workdir))
     evaluation = Evaluation(config, datasets, meta, mesh)
     outcome = loop.fit(
         trainer,
@@ -118,6 +120,13 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
     figures = {"step": int(outcome.state.step)} | outcome.metrics
     ledger.turn_to("evaluation")
     return figures | evaluation.at_the_end(outcome.state, workdir)
+
+
+def counted(params, workdir) -> str:
+    """A line on how many parameters there are, and in which parts; where all are listed."""
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
+    parts = ", ".join(f"{name} {size:,}" for name, size in sorted(sizes.items(), key=lambda one: -one[1]))
+    return f"{sum(sizes.values()):,} parameters ({parts}); all of them: {Path(workdir, logs.NAME)}"
 
 
 def open_datasets(config, workdir) -> dict[str, Dataset]:
@@ -161,9 +170,9 @@ def make_regions(dataset: Dataset, name: str, options: dict) -> None:
 def make_phantom(out: str, exams: int, workers: int | None = None, **parameters) -> None:
     """The phantom set in `out`, by so many processes, or one a core; exams that are there already are kept."""
     workers = workers or len(os.sched_getaffinity(0))
-    with tqdm(total=exams, desc="phantom exams", unit="exam", disable=None) as bar:
+    with Bar(exams, "exam", "making phantoms") as bar:
         made = phantom.generate(
-            out, exams, phantom.Parameters(**parameters), workers, lambda done, _: bar.update(done - bar.n)
+            out, exams, phantom.Parameters(**parameters), workers, lambda done, _: bar.update(done - bar.done)
         )
     logging.info("%s: %d phantom exams, %d of them made now", out, exams, made)
 
@@ -252,15 +261,16 @@ class Evaluation:
         settings = self.config.evaluate
 
         def curve(model):
-            return scalars(
-                evaluate(
-                    model,
-                    chosen(self.datasets, settings),
-                    settings.validation_evaluators,
-                    split=settings.validation_split,
-                    allow_training_patients=True,
-                )
+            results = evaluate(
+                model,
+                chosen(self.datasets, settings),
+                settings.validation_evaluators,
+                split=settings.validation_split,
+                allow_training_patients=True,
+                announce=False,
             )
+            logging.info("step %d: %s", model.step, console.line(results))
+            return scalars(results)
 
         return self._in_main(curve, state)
 
@@ -269,7 +279,7 @@ class Evaluation:
 
         def whole(model):
             results, page = final_evaluation(model, self.datasets, self.config, workdir)
-            print(text_table(results))
+            console.show(results, Path(workdir, report.TABLES))
             print(f"report: {page}")
             return {"report": str(page)} | to_json(results)
 
@@ -302,14 +312,9 @@ def final_evaluation(model, datasets, config, workdir):
     if config.predict.exam:
         folder = workdir / "predictions"
         settings = config.predict
-        exam = predict(
-            model,
-            settings.exam.format(workdir=workdir),
-            folder,
-            prompts=settings.prompts,
-            stage=settings.stage,
-            method=settings.method,
-        )
+        path = settings.exam.format(workdir=workdir)
+        with working(f"scoring the exam {path}"):
+            exam = predict(model, path, folder, prompts=settings.prompts, stage=settings.stage, method=settings.method)
         predictions.append((exam, folder))
     page = report.write(
         workdir,

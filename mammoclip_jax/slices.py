@@ -24,9 +24,8 @@ from mammoclip_jax import command, provenance
 from mammoclip_jax.check import check
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError, together
-from mammoclip_jax.evaluation import result
+from mammoclip_jax.evaluation import console, result
 from mammoclip_jax.evaluation.page import slices as page
-from mammoclip_jax.evaluation.page.display import text_table
 from mammoclip_jax.evaluation.slices import language_model, sentences
 from mammoclip_jax.evaluation.slices.analyse import Analysis, analyse
 from mammoclip_jax.evaluation.slices.gather import Gathered, gather
@@ -131,7 +130,7 @@ def main(argv) -> int:
         models=_about(classifier, language),
         repaired=written.name if written else "",
     )
-    print(text_table([outcome._replace(metrics=headline_metrics(analysis))]))
+    console.show([outcome._replace(metrics=headline_metrics(analysis))], out / "results")
     for note in analysis.notes:
         print(note)
     print(f"slices: {', '.join(analysis.findings.slices) or 'none'}\npage: {path}")

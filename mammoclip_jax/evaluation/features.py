@@ -16,6 +16,7 @@ from mammoclip_jax.data.text.label_values import birads_number, density_number, 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import cache
 from mammoclip_jax.names import check_name
+from mammoclip_jax.progress import Bar
 
 CHUNK = 64  # images in memory at a time; no result depends on it
 _SAVE_EVERY = 300  # seconds, of vectors that are kept on disk while more are computed
@@ -199,6 +200,9 @@ class Features:
 
 
 def chunks(positions: Sequence[int]) -> Iterator[list[int]]:
-    """`positions` in runs of at most CHUNK."""
-    for start in range(0, len(positions), CHUNK):
-        yield [int(p) for p in positions[start : start + CHUNK]]
+    """`positions` in runs of at most CHUNK; says how far it is."""
+    with Bar(len(positions), "image") as bar:
+        for start in range(0, len(positions), CHUNK):
+            chunk = [int(p) for p in positions[start : start + CHUNK]]
+            yield chunk
+            bar.update(len(chunk))

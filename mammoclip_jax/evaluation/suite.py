@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mammoclip_jax import provenance
+from mammoclip_jax import progress, provenance
 from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import result
@@ -26,6 +26,7 @@ def evaluate(
     split: str = "test",
     cache: Path | str = "",
     allow_training_patients: bool = False,
+    announce: bool = True,
 ) -> list[Result]:
     """Every evaluator on every data set; results are named "dataset/evaluator" and, with `out`, saved there.
 
@@ -37,6 +38,7 @@ def evaluate(
         cache: folder that keeps image features for later runs; "": none.
         split: for entries without a `split` of their own. A data set without images in an entry's split is passed over.
         allow_training_patients: whether patients that the model was trained on may be scored; the protocol says how many.
+        announce: whether each is named when it begins. How far it is, is said anyway where it takes long.
 
     Raises:
         UserError: an unknown evaluator or option, a data set that was prepared differently, patients that the model was
@@ -44,26 +46,33 @@ def evaluate(
     """
     check(model, evaluators, split=split)
     plans = {name: plan(model, name, options) for name, options in evaluators.items()}
-    results, texts = [], TextBank(model)
+    jobs, shared = [], {}
+    texts = TextBank(model)
     for folder, dataset in datasets.items():
         check_preprocessing(model, folder, dataset)
-        features = Features(model, dataset, texts, cache)
-        for name, (function, options, folders) in plans.items():
-            options = {"split": split} | options
-            if folders and folder not in folders:
+        shared[folder] = Features(model, dataset, texts, cache)
+        for name, wanted in plans.items():
+            options = {"split": split} | wanted.options
+            if wanted.folders and folder not in wanted.folders:
                 continue
             if options["split"] not in ("all", *dataset.index["split"]):
                 logging.info("%s has no image in split %s: no %s", folder, options["split"], name)
                 continue
             said = seen_before(model, folder, dataset, options, allow_training_patients)
-            shared = {"features": features} if "features" in function.__annotations__ else {}
-            outcome = function(model, dataset, **options, **shared)
-            results.append(outcome._replace(name=f"{folder}/{name}", protocol=f"{outcome.protocol} {said}".strip()))
+            jobs.append((folder, name, wanted.function, options, said))
+    results = []
+    for number, (folder, name, function, options, said) in enumerate(jobs, 1):
+        more = {"features": shared[folder]} if "features" in function.__annotations__ else {}
+        if announce:
+            logging.info("evaluating %s/%s, split %s (%d of %d)", folder, name, options["split"], number, len(jobs))
+        with progress.named(f"{folder}/{name}"):
+            outcome = function(model, datasets[folder], **options, **more)
+        results.append(outcome._replace(name=f"{folder}/{name}", protocol=f"{outcome.protocol} {said}".strip()))
     if evaluators and not results:
-        wanted = sorted({options.get("split", split) for _, options, _ in plans.values()})
+        splits = sorted({wanted.options.get("split", split) for wanted in plans.values()})
         raise UserError(
             f"nothing to evaluate: no data set ({', '.join(datasets)}) has images in split "
-            f"{', '.join(wanted)} for {', '.join(evaluators)}. Set config.evaluate.split, or --split=all."
+            f"{', '.join(splits)} for {', '.join(evaluators)}. Set config.evaluate.split, or --split=all."
         )
     if out:
         result.save(results, Path(out))

@@ -8,6 +8,7 @@ import pandas as pd
 
 from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.page import tables
+from mammoclip_jax.evaluation.page.display import interval
 from mammoclip_jax.files import write_text
 from mammoclip_jax.reproduction.published import Row
 
@@ -92,7 +93,7 @@ def text(records: Sequence[Mapping[str, Any]]) -> str:
         if entry["ours"] is None:
             missing.setdefault(f"{entry['verdict']}: {entry['reason']}", []).append(entry["row"])
         else:
-            bounds = "" if entry["low"] is None else f"{entry['low']:.3f} to {entry['high']:.3f}"
+            bounds = interval(entry, "plain")
             lines.append(
                 (
                     entry["row"],

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from mammoclip_jax import provenance
 from mammoclip_jax.data.store.map_files import MapFiles
+from mammoclip_jax.progress import Bar
 from mammoclip_jax.training import augment, checkpoint, disk, distributed
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
@@ -83,7 +83,7 @@ def _program(config, model, variables, datasets):
         preprocessing = datasets[0].info["preprocessing"]
         size = min(max(PIXELS // (preprocessing["height"] * preprocessing["width"]), 1), MOST)
         size = -(-size // mesh.size) * mesh.size
-        with jax.set_mesh(mesh), tqdm(total=len(keys), desc="maps", unit="image", disable=None) as bar:
+        with jax.set_mesh(mesh), Bar(len(keys), "image", "maps") as bar:
             for start in range(0, len(keys), size):
                 part = keys[start : start + size]
                 images = np.stack([datasets[source].read(row) for source, row in part])

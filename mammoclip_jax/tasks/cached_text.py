@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from mammoclip_jax.data.batches import breasts, unpaired
 from mammoclip_jax.data.batches.texts import text_options
 from mammoclip_jax.data.store.side_tables import Arrays
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.progress import Bar
 from mammoclip_jax.training import checkpoint, distributed
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
@@ -100,7 +100,7 @@ def compute(config, model, params, tokenize, texts: Sequence[str]) -> Iterator[n
     def pooled(variables, ids, mask):
         return model.apply(variables, ids, mask, train=False, method="pool_text")[0]
 
-    with jax.set_mesh(mesh), tqdm(total=len(texts), desc="text features", unit="text", disable=None) as bar:
+    with jax.set_mesh(mesh), Bar(len(texts), "text", "text features") as bar:
         for start in range(0, len(texts), size):
             part = texts[start : start + size]
             ids, mask = tokenize.encode([*part, *[part[-1]] * (size - len(part))], config.data.text_length)

@@ -22,6 +22,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.locks import locked
 from mammoclip_jax.memory import keep_freed_memory
 from mammoclip_jax.names import lookup
+from mammoclip_jax.training import logs
 from mammoclip_jax.training.accelerators import warn_if_idle
 from mammoclip_jax.training.processes import barrier
 
@@ -303,5 +304,5 @@ def share_workdir(workdir) -> None:
         mark.unlink()
     else:
         own = logging.FileHandler(Path(workdir, f"log_process_{jax.process_index()}.txt"))
-        own.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        own.setFormatter(logging.Formatter(logs.FORMAT))
         logging.getLogger().handlers[:] = [own]

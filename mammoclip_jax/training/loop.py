@@ -12,6 +12,7 @@ import jax
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
+from mammoclip_jax.progress import working
 from mammoclip_jax.training import disk
 from mammoclip_jax.training.best import Best
 from mammoclip_jax.training.checkpoint import Checkpoints, all_finite
@@ -86,6 +87,7 @@ def fit(
         compiled, pending, last = None, None, {}
 
         def evaluation(step, state):
+            progress.clear()
             with ledger.phase("evaluation"):
                 figures = evaluate(state)
                 writer.write(step, figures)
@@ -102,7 +104,7 @@ def fit(
             batch = put_batch(host_batch, trainer.mesh, config.model.image.get("rows"))
             if compiled is None:
                 # Compiled once, ahead: another shape later is an error, never a silent recompilation.
-                with ledger.phase("compile"):
+                with ledger.phase("compile"), working("compiling the training step"):
                     compiled = trainer.jitted().lower(state, batch).compile()
                     finite = (
                         jax.jit(all_finite, out_shardings=replicated(trainer.mesh)).lower(state._asdict()).compile()

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import check_name
+from mammoclip_jax.names import check_name, suggestion
 from mammoclip_jax.training.optimizer import slash_name
 
 AXES = ("data", "fsdp", "space")
@@ -31,6 +31,17 @@ def make_mesh(shape, devices=None) -> jax.sharding.Mesh:
             f"there are {len(devices)}: change the sizes, or give one axis -1."
         )
     return jax.make_mesh(tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def describe(mesh) -> str:
+    """A line on what is computed on: how many devices of which platform and kind, the mesh, the processes."""
+    first, shape = mesh.devices.flat[0], ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    kind = "" if first.device_kind == first.platform else f" ({first.device_kind})"
+    processes = jax.process_count()
+    return (
+        f"devices: {mesh.size} {first.platform}{kind}; mesh: {shape}; {processes} process{'es' * (processes != 1)}, "
+        f"jax {jax.__version__}"
+    )
 
 
 def batch_sharding(mesh) -> NamedSharding:
@@ -125,8 +136,8 @@ def state_shardings(state, mesh, config):
     for rule, _ in config.rules:
         if not any(re.match(rule, path) for path in paths):
             raise UserError(
-                f"config.sharding.rules: no parameter path matches {rule!r}; the parameter table at the "
-                "start of the log lists all paths."
+                f"config.sharding.rules: no parameter path matches {rule!r}.{suggestion(rule, paths)} The parameter table "
+                "in a run's log.txt lists all paths."
             )
     specs = {path: _spec(path, shape, mesh, config) for path, shape in paths.items()}
 

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.names import lookup
+from mammoclip_jax.names import lookup, suggestion
 
 # (config.train, steps left) -> schedule after the warm-up. The cosine is Mammo-CLIP's (codebase/breastclip/scheduler/
 # warmup_cosine.py), lr cos^2(pi t / 2), which is lr (1 + cos(pi t)) / 2.
@@ -157,8 +157,8 @@ def matches(params, rules, field: str):
     for rule in rules:
         if not any(re.match(rule, name) for name in jax.tree.leaves(paths)):
             raise UserError(
-                f"{field}: no parameter path matches {rule!r}; the parameter table at the start of "
-                "the log lists all paths."
+                f"{field}: no parameter path matches {rule!r}.{suggestion(rule, jax.tree.leaves(paths))} The parameter "
+                "table in a run's log.txt lists all paths."
             )
     return jax.tree.map(lambda name: any(re.match(rule, name) for rule in rules), paths)
 

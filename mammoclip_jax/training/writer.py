@@ -10,6 +10,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from mammoclip_jax.files import write_text
+from mammoclip_jax.progress import span
 
 
 class MetricWriter:
@@ -82,6 +83,12 @@ class Progress:
             "seconds_left": (self.total - step) * elapsed / steps,
         }
 
+    def clear(self) -> None:
+        """Makes room on a terminal for other lines; the next step writes the line anew."""
+        if self.active and self.terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self.shown = 0.0
+
     def show(self, step: int, loss: float) -> None:
         now = time.monotonic()
         last = step == self.total
@@ -89,10 +96,9 @@ class Progress:
             return
         self.shown = now
         figures = self.figures(step)
-        minutes, seconds = divmod(int(figures["seconds_left"]), 60)
         line = (
             f"step {step}/{self.total}  loss {loss:.4f}  {figures['images_per_second']:.1f} images/s  "
-            f"data wait {figures['data_wait_share']:.1%}  ETA {minutes}:{seconds:02d}"
+            f"data wait {figures['data_wait_share']:.1%}" + ("" if last else f"  {span(figures['seconds_left'])} left")
         )
         end = "\n" if last or not self.terminal else ""
         print(f"\r\x1b[K{line}" if self.terminal else line, end=end, file=sys.stderr, flush=True)

@@ -228,7 +228,7 @@ def _selected(targets, sources, load, skip, what) -> set[str]:
             if not any(re.match(rule, name) for name in known):
                 raise UserError(
                     f"config.warm_start, {what}: {field} matches no path with {rule!r}."
-                    f"{suggestion(rule, known)} The parameter table in the log lists all paths."
+                    f"{suggestion(rule, known)} The parameter table in a run's log.txt lists all paths."
                 )
 
     def hit(name):

@@ -1,4 +1,4 @@
-"""How metrics are shown to people: headings, number formats, tables for the terminal and the page."""
+"""How metrics are shown to people: headings, number formats, tables for the page."""
 
 import re
 from typing import Any, NamedTuple
@@ -149,22 +149,25 @@ def heading(metric: str) -> tuple[str, str]:
     return learnt.replace("_", " ") + weights, "plain"
 
 
-def number(value: float | None, kind: str) -> str:
-    """A number as text: 0.83, 61 %, 3.2×; a dash for none."""
+def number(value: float | None, kind: str, more: int = 0) -> str:
+    """A number as text: 0.83, 61 %, 3.2×; a dash for none. With so many `more` digits than usual."""
     if value is None:
         return "–"
     if kind == "percent":
-        return f"{100 * value:.1f}\u00a0%"
+        return f"{100 * value:.{1 + more}f}\u00a0%"
     if kind == "times":
-        return f"{value:.2f}×"
-    return f"{value:.1f}" if kind == "count" else f"{value:.3f}"
+        return f"{value:.{2 + more}f}×"
+    return f"{value:.{1 + more}f}" if kind == "count" else f"{value:.{3 + more}f}"
 
 
 def interval(entry: dict[str, Any], kind: str) -> str:
-    """As "0.78 to 0.88", or "" where there is none."""
+    """As "0.78 to 0.88", with as many digits as tell the two apart, or "" where there is none."""
     if entry["low"] is None and entry["high"] is None:
         return ""
-    low, high = number(entry["low"], kind), number(entry["high"], kind)
+    for more in range(4):
+        low, high = number(entry["low"], kind, more), number(entry["high"], kind, more)
+        if low != high:
+            break
     return low.rstrip("\u00a0%×") + f" to {high}"
 
 
@@ -245,21 +248,6 @@ def _value(result: Result, metric: str) -> float | None:
     return result.metrics.get(metric, {}).get("value")
 
 
-def text_table(results: list[Result]) -> str:
-    """The metrics as lines for a terminal: name, value, interval, n; then what could not be measured, and why: groups of
-    metrics by their common name where none of them could."""
-    lines, missing = [("metric", "value", "95 % interval", "n")], {}
-    for result in results:
-        measured = {m.rpartition("/")[0] for m, entry in result.metrics.items() if entry["value"] is not None}
-        for metric, entry in result.metrics.items():
-            kind = heading(metric)[1]
-            if entry["value"] is None:
-                group = metric.rpartition("/")[0]
-                row = f"{result.name}/{metric if group in measured else group}".rstrip("/")
-                missing[row] = entry.get("reason", "no value")
-            else:
-                value, bounds = number(entry["value"], kind), interval(entry, kind)
-                lines.append((f"{result.name}/{metric}", value, bounds, str(entry["n"])))
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:], *(f"not measured: {k}: {v}" for k, v in missing.items())])
+def leading(result: Result) -> list[str]:
+    """Names of the metrics that the top of a page would take, however few cases they are over."""
+    return [metric for pattern, *_ in _HEADLINES for metric in result.metrics if re.fullmatch(pattern, metric)]

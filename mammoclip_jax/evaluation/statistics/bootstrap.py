@@ -24,6 +24,7 @@ RESAMPLES = 1000
 INTERVAL = "95 %, BCa bootstrap over patients, or as the reason beside a value says"
 _GROUPS = 200  # of patients, of the jackknife; its error in the acceleration is about 0.65 / groups
 _FLAT = "no interval: all resamples agree"
+_NO_WIDTH = "no interval: nearly all resamples agree"
 _ALONE = "no interval: without one of the patients there is no value"
 _CHUNK = 1_000_000  # elements of a block of weights: bounds memory, not the result
 
@@ -201,7 +202,7 @@ def interval(value: float, drawn: np.ndarray, left_out: np.ndarray, *, n: int, t
 
     The bounds are order statistics of `drawn`, without interpolation, so an infinite draw cannot turn into NaN. A
     value of 0 or 1 that no resample changes gets the bound of a rate, with `trials` patients, unless that is 0; another
-    has no interval, and none has a value that is undefined without one of the patients.
+    has no interval, and none has a value that is undefined without one of the patients, or whose bounds are one number.
     """
     drawn = drawn[~np.isnan(drawn)]
     if len(drawn) == 0:
@@ -213,7 +214,10 @@ def interval(value: float, drawn: np.ndarray, left_out: np.ndarray, *, n: int, t
     if not np.isfinite(left_out).all():
         return entry(value, n=n, reason=_ALONE)
     low, high = levels(value, drawn, left_out)
-    return entry(value, np.quantile(drawn, low, method="lower"), np.quantile(drawn, high, method="higher"), n=n)
+    low, high = np.quantile(drawn, low, method="lower"), np.quantile(drawn, high, method="higher")
+    if np.isclose(low, high, rtol=1e-9, atol=1e-12):  # as the median of whole numbers: it is not known that well
+        return entry(value, n=n, reason=_NO_WIDTH)
+    return entry(value, low, high, n=n)
 
 
 def biased_interval(value: float, drawn: np.ndarray, *, n: int) -> dict[str, Any]:
@@ -225,7 +229,7 @@ def biased_interval(value: float, drawn: np.ndarray, *, n: int) -> dict[str, Any
     """
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     if low == high:
-        return entry(value, n=n, reason=_FLAT)
+        return entry(value, n=n, reason=_FLAT if flat(drawn) else _NO_WIDTH)
     return entry(value, max(0.0, 2 * value - high), value + drawn.mean() - low, n=n)
 
 

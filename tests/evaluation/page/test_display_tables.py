@@ -36,3 +36,13 @@ def test_latex_is_escaped_and_intervals_stand_behind_their_value():
 def test_what_random_weights_do_is_headed_as_what_trained_ones_do():
     assert display.heading("mass/ap@0.5_randomised") == ("AP, IoU 0.5, random weights", "plain")
     assert display.heading("mass/energy_ratio_randomised") == ("Energy ÷ share, random weights", "times")
+
+
+def test_bounds_have_the_digits_that_tell_them_apart():
+    for low, high, kind, said in (
+        (0.7, 0.9, "plain", "0.700 to 0.900"),
+        (0.83121, 0.83134, "plain", "0.8312 to 0.8313"),
+        (0.5, 0.50012, "percent", "50.00 to 50.01\u00a0%"),
+        (1.0, 1.0, "plain", "1.000000 to 1.000000"),
+    ):
+        assert display.interval({"low": low, "high": high}, kind) == said

@@ -240,24 +240,6 @@ def test_no_two_headlines_have_one_title():
     assert [h.title for h in found] == ["Map points at the mass, big", "Map points at the mass, big, saliency grad cam"]
 
 
-def test_the_terminal_table_names_values_and_reasons():
-    found = [
-        Result(
-            "d/zero_shot",
-            "",
-            {
-                "mass/auroc": statistics.entry(0.8, 0.7, 0.9, n=50),
-                "mass/auroc_large": statistics.entry(None, n=0, reason="none is large"),
-                "cancer/auroc": statistics.entry(None, n=0, reason="no image has this label"),
-            },
-        )
-    ]
-    text = display.text_table(found)
-    assert re.search(r"d/zero_shot/mass/auroc +0\.800 +0\.700 to 0\.900 +50", text)
-    assert "not measured: d/zero_shot/cancer: no image has this label" in text
-    assert "not measured: d/zero_shot/mass/auroc_large: none is large" in text
-
-
 def test_json_is_strict_and_scalars_leave_out_what_has_no_value(tmp_path):
     results = [
         Result(

@@ -173,3 +173,21 @@ def test_twenty_thousand_images_take_seconds():
     started = time.perf_counter()
     found = statistics.auroc(rng.random(20_000) < 0.1, rng.random(20_000), np.arange(20_000) // 4)
     assert found["low"] < 0.5 < found["high"] and time.perf_counter() - started < 30
+
+
+def test_an_interval_without_width_is_none():
+    """A median of whole numbers that nearly all resamples agree on is not known without error: no interval, and why."""
+    values = np.array([3.0] * 40 + [1.0, 9.0])
+    found = statistics.median(values, np.arange(len(values)))
+    assert found["value"] == 3.0 and found["low"] is None and found["high"] is None
+    assert found["reason"].startswith("no interval: ") and "resamples agree" in found["reason"]
+    drawn = np.array([0.5] * 990 + [0.4] * 5 + [0.6] * 5)
+    found = bootstrap.interval(0.5, drawn, np.linspace(0.49, 0.51, 20), n=20)
+    assert found == {
+        "value": 0.5,
+        "low": None,
+        "high": None,
+        "n": 20,
+        "reason": "no interval: nearly all resamples agree",
+    }
+    assert bootstrap.biased_interval(0.5, drawn, n=20)["reason"] == "no interval: nearly all resamples agree"
