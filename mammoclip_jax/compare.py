@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from absl import flags
 
-from mammoclip_jax import command
+from mammoclip_jax import command, terminal
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import comparison, result, statistics
@@ -131,7 +131,9 @@ def main(argv) -> int:
         raise UserError(f"give two results to compare, or one and --by=density,... , not {len(words)}; see --help.")
     for outcome in results:
         for table in outcome.tables.values():
-            print(f"{outcome.name}: {outcome.protocol}\n{shown(table).to_string(index=False)}")
+            text = shown(table)
+            rows = [list(text.columns), *text.to_numpy().tolist()]
+            print("\n".join([f"{outcome.name}: {outcome.protocol}", *terminal.table(rows, terminal.width())]))
     if values.out:
         result.save(results, Path(values.out))
         for outcome in results:

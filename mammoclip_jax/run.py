@@ -26,7 +26,7 @@ from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import console
+from mammoclip_jax.evaluation import console, options
 from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.result import scalars, to_json
 from mammoclip_jax.evaluation.suite import evaluate
@@ -142,8 +142,10 @@ def open_datasets(config, workdir) -> dict[str, Dataset]:
             key: value.format(workdir=workdir) if isinstance(value, str) else value for key, value in options.items()
         }
 
-    datasets = {}
-    for name, folder in placed(config.data.folders).items():
+    datasets, folders = {}, placed(config.data.folders)
+    for name in folders.keys() - config.data.prepare.keys():
+        Dataset.open(folders[name])  # a wrong folder is said before others are made for hours
+    for name, folder in folders.items():
         if name in config.data.phantom and distributed.is_main():
             make_phantom(**placed(config.data.phantom[name]))
         if name in config.data.prepare and distributed.is_main():
@@ -338,7 +340,8 @@ def chosen(datasets, evaluation) -> dict[str, Dataset]:
 
 
 def check_evaluation(datasets, evaluation) -> None:
-    """Raises UserError where an evaluation on the way, or at the end, would find nothing: before training, not after."""
+    """Raises UserError where an evaluation on the way, or at the end, would find nothing, or not what it is asked for: before
+    training, not after."""
     for kind, split in (("validation_evaluators", "validation_split"), ("evaluators", "split")):
         wanted = {options.get("split", evaluation[split]) for options in evaluation[kind].values()}
         there = {part for dataset in chosen(datasets, evaluation).values() for part in dataset.index["split"]}
@@ -348,3 +351,4 @@ def check_evaluation(datasets, evaluation) -> None:
                 f"{', '.join(sorted(wanted))}; there are {', '.join(sorted(there))}. Set "
                 f"config.evaluate.{split}."
             )
+        options.check_data(evaluation[kind], chosen(datasets, evaluation))

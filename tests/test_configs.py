@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax import losses, models, tasks
+from mammoclip_jax.check import check
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.options import plan
 from mammoclip_jax.training import augment
@@ -54,7 +55,7 @@ def test_config_builds(path):
         ]
         assert plans
         return
-    tasks.check(config)
+    check(config)
     if config.task.kind != "pretrain":
         check_labelled(config)
         return

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from mammoclip_jax import models, tasks
+from mammoclip_jax import models
 from mammoclip_jax import reproduce as command
+from mammoclip_jax.check import check
 from mammoclip_jax.config import defaults
 from mammoclip_jax.data.build import build
 from mammoclip_jax.data.manifest import SourceTable, frame
@@ -99,7 +100,7 @@ def test_every_row_has_a_config_that_can_run(protocol):
         dataset, evaluator, _ = recipe.metric.split("/", 2)
         assert evaluator in config.evaluate.evaluators and dataset in config.data.folders
         if config.task.kind != "pretrain":
-            tasks.check(config)
+            check(config)
             # What learns without boxes is not chosen by them.
             chosen = "classification" if evaluator == "localisation" else evaluator
             assert config.task.monitor.startswith(f"eval/{dataset}/{chosen}/")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 import test_opening as published
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -16,6 +17,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mammoclip_jax import models, run
 from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.tasks.pretrain import make_trainer
 from mammoclip_jax.training.mesh import make_mesh
 from mammoclip_jax.training.step import init_variables
@@ -214,6 +217,39 @@ def test_an_evaluation_of_nothing_is_found_before_the_training(change, message):
     settings.update(change)
     with pytest.raises(UserError, match=message):
         run.check_evaluation(datasets, settings)
+
+
+def test_a_label_that_a_probe_does_not_find_is_said_before_the_training():
+    settings = defaults().evaluate
+    settings.validation_split = "train"
+    settings.evaluators.probe = dict(evaluator="linear_probe", label="masss", folders=("films",))
+    index = pd.DataFrame({"split": ["train", "test"], "labels": ['{"mass": 1}', "{}"]})
+    datasets = {name: SimpleNamespace(index=index) for name in ("films", "others")}
+    with pytest.raises(UserError, match="no label 'masss'. Did you mean 'mass'"):
+        run.check_evaluation(datasets, settings)
+    settings.evaluators.probe.label = "mass"
+    run.check_evaluation(datasets, settings)
+
+
+def test_a_wrong_folder_is_said_before_others_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "prepare", lambda *arguments, **options: pytest.fail("it was made first"))
+    config = defaults()
+    config.data.folders.made, config.data.folders.wrong = str(tmp_path / "made"), str(tmp_path / "wrong")
+    config.data.prepare.made = dict(source="phantom", root="nowhere")
+    with pytest.raises(UserError, match="wrong is no finished data set"):
+        run.open_datasets(config, tmp_path)
+
+
+def test_figures_of_the_validation_come_to_the_console(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    found = [Result("films/zero_shot", "", {"mass/auroc": statistics.entry(0.75, n=9)})]
+    monkeypatch.setattr(run, "evaluate", lambda *arguments, announce, **options: found)
+    model = SimpleNamespace(step=20, set_variables=lambda variables, step: None)
+    evaluation = run.Evaluation(defaults(), {}, {}, make_mesh({}, jax.devices()[:1]))
+    evaluation.model = model
+    figures = evaluation.on_the_way(SimpleNamespace(variables=lambda: {}, step=20))
+    assert figures == {"eval/films/zero_shot/mass/auroc": 0.75}
+    assert caplog.messages == ["step 20: films/zero_shot mass/auroc 0.750"]
 
 
 def test_the_preprocessing_of_folders_is_written_as_older_ones_wrote_it():

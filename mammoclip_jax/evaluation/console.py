@@ -1,13 +1,12 @@
 """What an evaluation says on the terminal: a line on the way, a short table at the end; the long one is a file."""
 
 import itertools
-import re
-import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mammoclip_jax import terminal
 from mammoclip_jax.evaluation.page.display import heading, interval, leading, number
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.files import write_text
@@ -15,7 +14,6 @@ from mammoclip_jax.files import write_text
 LINES = 12  # of the short table, with its head and what stands under it
 NAME = "metrics.txt"  # the long one
 _HEAD = ("metric", "value", "95 % interval", "n")
-_NARROW = 24  # columns that names and intervals are given at least
 _FIGURES = 3  # of a result in a line
 
 
@@ -23,7 +21,7 @@ def show(results: Sequence[Result], folder: Path) -> None:
     """Prints the short table and writes the long one to `folder`."""
     path = Path(folder, NAME)
     write_text(path, long_table(results) + "\n")
-    print(short_table(results, path, shutil.get_terminal_size(fallback=(100, 24)).columns))
+    print(short_table(results, path, terminal.width()))
 
 
 def line(results: Sequence[Result]) -> str:
@@ -37,9 +35,9 @@ def line(results: Sequence[Result]) -> str:
     return "; ".join(said)
 
 
-def short_table(results: Sequence[Result], path: Path, width: int) -> str:
-    """The figures that say most, of each result the first before the second of any, in `LINES` lines of `width` columns: name,
-    value, interval or why there is none, n; under them where all are."""
+def short_table(results: Sequence[Result], path: Path, width: int | None = None) -> str:
+    """The figures that say most, of each result the first before the second of any, in `LINES` lines of `width` columns (None: as
+    many as they need): name, value, interval or why there is none, n; under them where all are."""
     total = sum(len(result.metrics) for result in results)
     missing = sum(entry["value"] is None for result in results for entry in result.metrics.values())
     turns = itertools.zip_longest(*([(place, metric) for metric in _first(r)] for place, r in enumerate(results)))
@@ -48,8 +46,9 @@ def short_table(results: Sequence[Result], path: Path, width: int) -> str:
         order = {id(result): list(result.metrics) for result in results}
         kept = sorted(ranked[:count], key=lambda one: (one[0], order[id(results[one[0]])].index(one[1])))
         under = f"{total} figures" + (f", {missing} of them not measured and why" if missing else "") + f": {path}"
-        table = _laid([_cells(results[place], metric) for place, metric in kept], width)
-        lines = [*table, *textwrap.wrap(under, width, break_long_words=False, break_on_hyphens=False)]
+        rows = [_cells(results[place], metric) for place, metric in kept]
+        lines = terminal.table([_HEAD, *rows], width) if rows else []
+        lines += textwrap.wrap(under, width or len(under), break_long_words=False, break_on_hyphens=False)
         if len(lines) <= LINES:
             break
     return "\n".join(lines)
@@ -68,11 +67,7 @@ def long_table(results: Sequence[Result]) -> str:
                 missing[row] = entry.get("reason", "no value")
             else:
                 rows.append(_cells(result, metric))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join(
-        [lines[0], "-" * len(lines[0]), *lines[1:], *(f"not measured: {k}: {v}" for k, v in missing.items())]
-    )
+    return "\n".join([*terminal.table(rows), *(f"not measured: {name}: {why}" for name, why in missing.items())])
 
 
 def _first(result: Result) -> list[str]:
@@ -87,30 +82,3 @@ def _cells(result: Result, metric: str) -> tuple[str, str, str, str]:
     kind = heading(metric)[1]
     bounds = interval(entry, kind) or entry.get("reason", "")
     return f"{result.name}/{metric}", number(entry["value"], kind), bounds, str(entry["n"])
-
-
-def _laid(rows: Sequence[tuple[str, str, str, str]], width: int) -> list[str]:
-    """Rows under their head in lines of `width`: long names go on in the next line behind / or _, intervals behind a word."""
-    if not rows:
-        return []
-    cells = [_HEAD, *rows]
-    values, counts = (max(len(row[i]) for row in cells) for i in (1, 3))
-    left = max(width - values - counts - 6, 2 * _NARROW)
-    names = min(max(len(row[0]) for row in cells), left - _NARROW)
-    bounds = min(max(len(row[2]) for row in cells), left - names)
-    lines = []
-    for name, value, bound, count in cells:
-        parts = [_pieces(name, names), [value], textwrap.wrap(bound, bounds, break_long_words=False) or [""], [count]]
-        for one in itertools.zip_longest(*parts, fillvalue=""):
-            lines.append("  ".join(cell.ljust(w) for cell, w in zip(one, (names, values, bounds, counts))).rstrip())
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
-def _pieces(name: str, width: int) -> list[str]:
-    """A name in parts of at most `width`, cut behind / or _ alone; those that go on are indented."""
-    lines = [""]
-    for part in re.findall(r"[^/_]*[/_]|[^/_]+", name):
-        if lines[-1].strip() and len(lines[-1] + part) > width:
-            lines.append("  ")
-        lines[-1] += part
-    return lines

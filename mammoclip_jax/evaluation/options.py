@@ -1,7 +1,8 @@
 """What an evaluation is asked for, looked at before anything is opened or computed.
 
 An evaluator says more of its options than their names by the attribute `choices`, {option: the values that it knows}, and by
-`check(model, **options)`, which raises UserError; of options that several share the table `SHARED` knows what they may be.
+`check(model, **options)`, which raises UserError, as does `check_data(dataset, **options)` once the data are open. Of options
+that several share the table `SHARED` knows what they may be.
 """
 
 import functools
@@ -96,6 +97,18 @@ def check(model, evaluators: Mapping[str, Mapping[str, Any]], *, split: str = AL
     together(lambda: check_split(split), *entries)
 
 
+def check_data(evaluators: Mapping[str, Mapping[str, Any]], datasets: Mapping[str, Any]) -> None:
+    """Raises one UserError with all that the data sets lack for the evaluators of a config, without a look at images."""
+    checks = []
+    for name, given in evaluators.items():
+        given = dict(given)
+        folders = given.pop("folders", ()) or datasets
+        function = load(f"{__package__}.evaluators", EVALUATORS, given.pop("evaluator", name), "evaluator")
+        if look := getattr(function, "check_data", None):
+            checks += [functools.partial(look, datasets[folder], **given) for folder in folders if folder in datasets]
+    together(*checks)
+
+
 def _entry(model, name: str, options: Mapping[str, Any], folders: Iterable[str]) -> None:
     wanted = plan(model, name, options)
     function, given = wanted.function, wanted.options
@@ -137,7 +150,7 @@ def _maps(model, function: Callable, given: Mapping[str, Any]) -> None:
 def _labels(model, name: str, function: Callable, given: Mapping[str, Any]) -> None:
     """The prompts of a dual encoder, and the labels that it, or a model of labels, is asked about."""
     parameters = inspect.signature(function).parameters
-    known: Iterable[str] = model.labels
+    known: Iterable[str] = getattr(model, "labels", ())
     if not known and "prompts" in parameters:
         prompts = prompt_files.load(given.get("prompts", parameters["prompts"].default))
         known = (*prompts.pairs, *prompts.classes)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mammoclip_jax import terminal
 from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.page import tables
 from mammoclip_jax.evaluation.page.display import interval
@@ -132,10 +133,8 @@ def listing(rows: Iterable[Row], reasons: Mapping[str, str]) -> str:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, a rule under the first line."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:]])
+    """Aligned columns, a rule under the first line, as wide as the terminal."""
+    return "\n".join(terminal.table(lines, terminal.width()))
 
 
 def _few(names: Sequence[str]) -> str:

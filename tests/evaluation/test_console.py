@@ -61,7 +61,7 @@ def test_a_figure_without_interval_says_why_in_the_short_table(tmp_path):
 
 
 def test_showing_writes_the_long_one(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setattr(console.terminal, "width", lambda: 90)
     console.show(FOUND, tmp_path)
     out = capsys.readouterr().out
     assert len(out.splitlines()) <= console.LINES and str(tmp_path / console.NAME) in out

@@ -21,6 +21,7 @@ from mammoclip_jax.evaluation.metrics.logistic import Items, Options
 from mammoclip_jax.evaluation.predictions import IDENTITY
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.names import suggestion
+from mammoclip_jax.progress import Bar
 
 MOST_CLASSES = 20
 # Classes in an order that does not follow from their names: mini-MIAS's fatty, fatty-glandular, dense-glandular.
@@ -111,7 +112,7 @@ def linear_probe(
     """
     labels = (label,) if isinstance(label, str) else tuple(label)
     options = Options(tuple(sorted(cs)), choose_by, class_weight)
-    _check(dataset.index, labels, folds, seeds)
+    _check(dataset, label, folds, seeds)
     logistic.check(options)
     features = features or Features(model, dataset)
     positions, part = _parts(dataset.index, split, train_split, val_split, folds)
@@ -121,7 +122,11 @@ def linear_probe(
         task = _task(dataset, name, positions, part, features, representation)
         for setting in _settings(fractions, shots):
             used = seeds if folds or not setting.whole else seeds[:1]
-            draws = [_draw(task, setting, folds, one, options) for one in used]
+            with Bar(len(used), "fit", f"linear probe of {name}, {setting.name}") as bar:
+                draws = []
+                for one in used:
+                    draws.append(_draw(task, setting, folds, one, options))
+                    bar.update()
             measures = [_measure(task, draw.probabilities) for draw in draws]
             for draw, values in zip(draws, measures):
                 tables["draws"].append(_line(task, setting, draw, values))
@@ -144,9 +149,9 @@ def linear_probe(
     return Result("linear_probe", protocol, metrics, tables)
 
 
-def _check(index: pd.DataFrame, labels: Sequence[str], folds: int, seeds: Sequence[int]) -> None:
-    known = sorted({key for text in index["labels"] for key in json.loads(text)})
-    for label in labels or ("",):
+def _check(dataset, label: str | Sequence[str] = "", folds: int = 0, seeds: Sequence[int] = (0,), **others) -> None:
+    known = sorted({key for text in dataset.index["labels"].unique() for key in json.loads(text)})
+    for label in (label,) if isinstance(label, str) else label or ("",):
         if label not in known:
             raise UserError(
                 f"linear_probe: the data set has no label {label!r}.{suggestion(label, known)} Set the "
@@ -354,3 +359,6 @@ def _protocol(split: str, folds: int, seeds: Sequence[int], representation: str,
         f"patient, and their values are means over seeds {', '.join(map(str, seeds))}; the validation split is "
         f"used whole. Intervals: {statistics.INTERVAL}, with the fits as they are."
     )
+
+
+linear_probe.check_data = _check  # see options.py
