@@ -75,12 +75,10 @@ def _parsed(argv: list[str]) -> list[str]:
             explanation = _unknown_field(argv, load_config(named)) if named else ""
         except UserError as wrong:
             explanation = str(wrong)
-        if explanation:
-            print(f"error: {explanation}", file=sys.stderr)
-            sys.exit(2)
-        if not isinstance(error, flags.Error):
+        if not explanation and not isinstance(error, flags.Error):
             raise
-        return app.parse_flags_with_usage(argv)  # prints it
+        print(f"error: {explanation or f'{error} (--help shows all flags.)'}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _named_config(argv: list[str]) -> str:

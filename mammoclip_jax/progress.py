@@ -54,7 +54,7 @@ class Bar:
         now = self._clock()
         if self._bar is not None:
             self._bar.update(count)
-        elif now - self._shown >= EVERY and self.done < self.total:
+        elif now - self._shown >= EVERY and 0 < self.done < self.total:
             self._shown = now
             logging.info("%s", self.line(now - self._started))
 

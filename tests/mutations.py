@@ -60,6 +60,28 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # --- before the work, and what is said of it ---
+    Mutation(
+        "an interval of one number is an interval",
+        "evaluation/statistics/bootstrap.py",
+        "if np.isclose(low, high, rtol=1e-9, atol=1e-12):",
+        "if not np.isfinite(low - high):",
+        ("evaluation/statistics/test_statistics.py",),
+    ),
+    Mutation(
+        "a task does not read what lies below its parts",
+        "config.py",
+        'return any(f"{field}.".startswith(f"{name}.") for name in names)',
+        "return any(field == name for name in names)",
+        ("test_check.py",),
+    ),
+    Mutation(
+        "a learning rate of nothing is right",
+        "tasks/limits.py",
+        "lambda value: value > 0,",
+        "lambda value: value >= 0,",
+        ("test_check.py",),
+    ),
     # --- chest radiographs ---
     Mutation(
         "5x200: a second finding that is uncertain does not matter",

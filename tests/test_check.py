@@ -187,3 +187,19 @@ def test_a_label_that_no_data_set_has_is_said_with_the_nearest():
     for target in (Target(("mass", "masss")), Target(("A",), "masss"), Target(("masss",), boxes=True)):
         with pytest.raises(UserError, match="'masss'. Did you mean 'mass'"):
             labelled.check_labels([films, others], target)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("--config.train.batch_size=many", "error: flag --config.train.batch_size=many: invalid literal for int"),
+        ("--workdr=x", "error: Unknown command line flag 'workdr'. Did you mean: workdir ?"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(tmp_path, given, said):
+    arguments = ["--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", given]
+    done = subprocess.run(
+        [sys.executable, "-m", "mammoclip_jax.pretrain", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())

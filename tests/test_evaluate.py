@@ -96,6 +96,21 @@ def test_an_unknown_evaluator_is_explained(run):
         run(evaluators=["retreival"])
 
 
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(split="tset"), "no split 'tset'. Did you mean 'test'"),
+        (
+            dict(workdir="", weights="b", dataset=["/elsewhere/films"], out="o", evaluators=["zero_shoot"]),
+            "no evaluator 'zero_shoot'. Did you mean 'zero_shot'",
+        ),
+    ],
+)
+def test_a_wrong_name_is_said_before_weights_are_read(run, given, message):
+    with pytest.raises(UserError, match=message):
+        run(model=None, **given)
+
+
 def test_weights_without_a_run_are_evaluated_where_one_says(run, tmp_path):
     figures = run(
         workdir="",
