@@ -17,6 +17,7 @@ BELOW = {  # of each folder, and of run.py
     "weights": {"data", "models", "training"},
     "tasks": {"data", "losses", "models", "training"},
     "inference": {"data", "explain", "models", "training", "weights"},
+    "delivery": {"data", "inference"},
     "evaluation": {"data", "explain", "inference", "models"},
     "aot": {"models", "tasks", "training"},
     "run": {"data", "evaluation", "inference", "tasks", "training", "weights"},
