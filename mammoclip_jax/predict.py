@@ -100,7 +100,7 @@ def main(argv) -> int:
         uids=values.uids,
         dicom=values.dicom,
         key=values.key,
-        watch=lambda done: print(progress.line(done), flush=True),
+        watch=progress.show,
     )
     if values.json:
         Path(values.json).parent.mkdir(parents=True, exist_ok=True)
@@ -115,26 +115,27 @@ def main(argv) -> int:
         print(f"no image, {kind}: {number}")
     print(
         f"{counts['scored']} views scored, {counts['left_out']} left out, {counts['problems']} files not readable, "
-        f"{len(prediction['exams'])} exams: {Path(values.out, 'prediction.json')}"
+        f"{len(prediction['exams'])} exams, of which {progress.there} were there: {Path(values.out, 'prediction.json')}"
     )
     print(f"which exam is which: {sources}")
     return 1 if prediction["problems"] or not counts["scored"] else 0
 
 
 class Progress:
-    """How far the exams are: those that were there already count as done, and say nothing of the rate."""
+    """A line an exam: how far it is. Those that were there already count as done, and say nothing of the rate."""
 
     def __init__(self, clock=time.monotonic):
-        self._clock, self._start, self._made = clock, clock(), 0
+        self._clock, self._start, self._made, self.there = clock, clock(), 0, 0
 
-    def line(self, done) -> str:
-        """What is printed of an exam: `done` is a `delivery.folder.Done`."""
+    def show(self, done) -> None:
+        """Prints the line of an exam that was made: `done` is a `delivery.folder.Done`."""
         if done.was_there:
-            return f"[{done.number}/{done.of}] {done.source} was there: {done.entry['exam']}"
+            self.there += 1
+            return
         self._made += 1
         seconds = (self._clock() - self._start) / self._made
         left = datetime.timedelta(seconds=round(seconds * (done.of - done.number)))
-        return f"[{done.number}/{done.of}, {seconds:.2g} s an exam, {left} left] {_said(done)}"
+        print(f"[{done.number}/{done.of}, {seconds:.2g} s an exam, {left} left] {_said(done)}", flush=True)
 
 
 def _said(done) -> str:

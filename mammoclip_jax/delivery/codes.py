@@ -5,8 +5,8 @@ Findings: PS3.16 CID 6014 and 6016; density CID 6000; BI-RADS CID 6026; views CI
 
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
@@ -81,9 +81,12 @@ _COSINE = Scale(Code("COSINE", SCHEME, "Cosine of image and text"), codes.UCUM.N
 _SCALES = {"dual_encoder": _COSINES, "attributes": _COSINE}
 
 
-def scale(kind: str) -> Scale:
-    """Of the scores of a kind of model. DCM's certainty of a finding goes from 0 to 100 %, as of mammography CAD."""
-    return _SCALES.get(kind, CERTAINTY)
+def scale(prediction: Mapping[str, Any]) -> Scale:
+    """Of the scores of a prediction, by its kind of model. DCM's certainty of a finding goes from 0 to 100 %, as of
+    mammography CAD; calibrated scores are probabilities whatever the model gives."""
+    if prediction.get("options", {}).get("calibrated"):
+        return CERTAINTY
+    return _SCALES.get(prediction["model"]["kind"], CERTAINTY)
 
 
 def finding(label: str, labels: Sequence[str] = ()) -> Code:
@@ -100,9 +103,10 @@ def finding(label: str, labels: Sequence[str] = ()) -> Code:
 
 
 def private(label: str) -> Code:
-    """The code of a label in this program's own scheme: at most 16 characters, one for each label."""
+    """The code of a label in this program's own scheme: its letters and digits, with a hash where they are not all of it
+    or more than the 16 characters that a code may have."""
     value = re.sub(r"\W+", "_", label, flags=re.ASCII).strip("_").upper()
-    if len(value) > 16 or value != re.sub(r"\s", "_", label).upper():
+    if len(value) > 16 or not re.fullmatch(r"\w+( \w+)*", label, flags=re.ASCII):
         value = f"{value[:9]}_{hashlib.sha256(label.encode()).hexdigest()[:6].upper()}".lstrip("_")
     return Code(value, SCHEME, label[:64])
 

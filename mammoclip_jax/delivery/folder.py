@@ -26,6 +26,7 @@ from mammoclip_jax.provenance import version
 
 MADE_WITH = "made_with.json"
 _LOCK = ".lock"
+_FOLLOWS = ("aggregation", "preprocessing", "provenance")  # from the rest of what is said of the model
 
 
 class Done(NamedTuple):
@@ -44,16 +45,12 @@ def deliver(
     exam_folder: Path | str,
     out: Path | str,
     *,
-    prompts: str | Mapping[str, Any] = "mammo_clip",
-    explain: str = "score",
-    stage: str = "",
-    method: str = "",
     overlay_size: int = SIDE,
-    every_view: bool = False,
     uids: bool = False,
     dicom: bool = False,
     key: str = "",
     watch: Callable[[Done], None] = lambda done: None,
+    **asked,
 ) -> dict[str, Any]:
     """Scores the exams in a folder, and writes each as it is done; those that are there already are left as they are.
 
@@ -61,14 +58,15 @@ def deliver(
     however the program ends. It is made anew where its files have changed. No pixels of more than one exam are held.
 
     Args:
-        model, exam_folder, prompts, explain, stage, method, overlay_size, every_view: as of `inference.exam.predict`.
-        out: the folder to write into; see the top of this file.
+        model, exam_folder, overlay_size: as of `inference.exam.predict`.
+        out: the folder to write into; see the top of this file. It is not below `exam_folder`.
         uids: whether JSON and tables have the UIDs of study, series and image as the files have them, not hashes of
             them. A UID leads whoever has the archive to the patient.
         dicom: whether report.dcm and an overlay-VIEW_LABEL.dcm each overlay are written. They name the patient, since
             they belong to the study; then `uids` holds as well. Pictures have no study: they get none.
         key: file of the key of the ids; "": that in `OUT.private/`, made where there is none.
         watch: is called with each exam as it is there.
+        asked: what is asked of the model, as of `inference.exam.Question.ask`.
 
     Returns:
         What OUT/prediction.json holds: as of `inference.exam.predict`, with paths below OUT. Each exam has also its
@@ -80,16 +78,19 @@ def deliver(
     Raises:
         UserError: as of `predict`; OUT was made with another model or other options, or another process writes to it.
     """
-    question = Question.ask(model, prompts=prompts, explain=explain, stage=stage, method=method, every_view=every_view)
+    question = Question.ask(model, **asked)
     root, out = Path(exam_folder), Path(out)
     listing = found(root)
-    about = json.loads(json.dumps(question.about() | {"model": identity_of(model)}))  # as files have it
+    if out.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{out} lies in {root}, where it would be looked through for exams: name a folder beside it.")
+    # as files have it
+    about = json.loads(json.dumps(question.about() | {"model": identity_of(question.scorer.model)}))
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / _LOCK, f"predicting into {out}", "name another folder"):
         remove_partial(out)
         names = Pseudonyms(out, key, plain=uids or dicom)
-        options = {"overlay_size": overlay_size, "every_view": every_view, "uids": uids or dicom, "dicom": dicom}
-        _check_made_with(out, about, options | {"key": names.fingerprint()})
+        options = {"overlay_size": overlay_size, "uids": uids or dicom, "dicom": dicom, "key": names.fingerprint()}
+        _check_made_with(out, about, options | {"every_view": question.every_view})
         walk = _Walk(question, root, listing, out, names, about, overlay_size, dicom)
         done = []
         for each in walk.exams():
@@ -161,8 +162,7 @@ class _Walk:
 
 def _check_made_with(out: Path, about: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """Raises UserError where the folder was made with another model or other options; else notes these."""
-    parts = ("model", "preprocessing_fingerprint", "prompts", "explains", "stage", "method")
-    now = {part: about[part] for part in parts} | dict(options)
+    now = {part: value for part, value in about.items() if part not in _FOLLOWS} | dict(options)
     path = out / MADE_WITH
     if path.exists():
         then = json.loads(path.read_text(encoding="utf-8"))

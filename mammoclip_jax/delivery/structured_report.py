@@ -80,7 +80,7 @@ class _Writer:
     def __init__(self, exam: Mapping[str, Any], prediction: Mapping[str, Any], headers: Sequence[Dataset]):
         self.exam, self.headers = exam, headers
         model = prediction["model"]
-        self.scale = own.scale(model["kind"])
+        self.scale = own.scale(prediction)
         self.labels = model["labels"]
         self.algorithm = sr.AlgorithmIdentification(
             model["name"] or model["kind"], model["program"], parameters(prediction)

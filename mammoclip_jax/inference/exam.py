@@ -88,7 +88,16 @@ class Question(NamedTuple):
     every_view: bool
 
     @classmethod
-    def ask(cls, model, *, prompts, explain: str, stage: str, method: str, every_view: bool) -> "Question":
+    def ask(
+        cls,
+        model,
+        *,
+        prompts: str | Mapping[str, Any] = "mammo_clip",
+        explain: str = "score",
+        stage: str = "",
+        method: str = "",
+        every_view: bool = False,
+    ) -> "Question":
         """As the arguments of `predict`. Raises UserError: bad prompts; a method that does not fit."""
         pairs = load_prompts(prompts) if model.kind == "dual_encoder" else {}
         return cls(scorer_of(model, pairs, explain, stage, method), pairs, explain, every_view)

@@ -136,39 +136,47 @@ class Pictures:
 
         `view` must have its "name", which begins the names of the files.
         """
-        self._out, self._view, self._shown = out, view, shown
-        self._side = min(side or max(shown.shape), max(shown.shape))
-        view |= {"picture": self._write("", draw(shown, side=self._side)[..., 0]), "maps": {}, "overlays": {}}
+        self._out, self._view = out, view
+        self._scale = min(side / max(shown.shape), 1.0) if side else 1.0
+        self._size = (max(1, round(shown.shape[1] * self._scale)), max(1, round(shown.shape[0] * self._scale)))
+        self._shown = self._resized(shown)  # once, before colours are laid over it: a film has 12 million pixels
+        view |= {"picture": self._write("", png(self._shown)), "maps": {}, "overlays": {}}
 
-    def add_map(self, label: str, heat: np.ndarray, boxes: Iterable, peak: tuple | None) -> None:
+    def add_map(self, label: str, heat: np.ndarray, boxes: Sequence, peak: Sequence | None) -> None:
         """Writes a map, float32 [h, w] in [0, 1] on the original, its boxes and peak in pixels of the original."""
-        self._view["maps"][label] = self._write(f"_{label}_map", layer(heat, self._side))
-        self._view["overlays"][label] = self._write(f"_{label}", draw(self._shown, heat, boxes, peak, self._side))
+        heat = self._resized(heat)
+        self._view["maps"][label] = self._write(f"_{label}_map", layer(heat))
+        peak = None if peak is None else tuple(np.multiply(peak, self._scale))
+        composed = picture(self._shown, heat, self._scaled(boxes), peak)
+        self._view["overlays"][label] = self._write(f"_{label}", composed)
 
     def add_boxes(self, label: str, boxes: Sequence, scores: Sequence) -> None:
         """Writes found boxes with their scores; there is no map."""
-        self._view["overlays"][label] = self._write(f"_{label}", detections(self._shown, (), boxes, scores, self._side))
+        drawn = detections(self._shown, (), self._scaled(boxes), scores)
+        self._view["overlays"][label] = self._write(f"_{label}", drawn)
 
-    def _write(self, end: str, content: np.ndarray | bytes) -> str:
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        return image if self._scale == 1 else cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
+
+    def _scaled(self, boxes: Sequence) -> np.ndarray:
+        return np.reshape(boxes, (-1, 4)) * self._scale
+
+    def _write(self, end: str, content: bytes) -> str:
         stem = re.sub(r"[^\w.+-]+", "-", self._view["name"] + end)
         number = 1
         while (path := self._out / "overlays" / f"{stem}{f'-{number}' * (number > 1)}.png").exists():
             number += 1  # of two labels that differ in signs alone
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else png(content))
+        path.write_bytes(content)
         return path.relative_to(self._out).as_posix()
 
 
-def layer(heat: np.ndarray, side: int = 0) -> bytes:
+def layer(heat: np.ndarray) -> bytes:
     """PNG bytes of a map alone, [h, w] in [0, 1], to be laid over its image.
 
-    One byte a pixel, the map in 255ths; the palette gives it the colours and opacity of `colours`. `side` as of `draw`.
+    One byte a pixel, the map in 255ths; the palette gives it the colours and opacity of `colours`.
     """
     heat = np.clip(np.nan_to_num(heat.astype(np.float32)), 0, 1)
-    if side and side != max(heat.shape):
-        scale = side / max(heat.shape)
-        size = (max(1, round(heat.shape[1] * scale)), max(1, round(heat.shape[0] * scale)))
-        heat = cv2.resize(heat, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     levels = np.arange(256)
     picture = Image.fromarray(np.rint(heat * 255).astype(np.uint8))
     colour = cv2.applyColorMap(levels.astype(np.uint8)[None], cv2.COLORMAP_TURBO)

@@ -315,13 +315,20 @@ def test_two_views_of_a_name_and_labels_with_signs_have_files_of_their_own(phant
     assert len(set(paths)) == len(paths) == 20 and all((tmp_path / "out" / path).is_file() for path in paths)
 
 
-def test_lines_say_how_far_it_is_and_what_is_left():
+def test_lines_say_how_far_it_is_and_what_is_left(capsys):
     clock = iter([0.0, 10.0, 30.0])
     progress = command.Progress(clock=lambda: next(clock))
     entry = {"exam": "1d", "views": [], "scores": {}, "missing": [], "dicom": None}
     entry["left_out"] = [{"file": "h", "reason": "spot"}]
-    first = folders.Done(1, 3, "e", entry, {"h": "spot.dcm"}, False)
-    assert progress.line(first).startswith("[1/3, 10 s an exam, 0:00:20 left] e: 0 views")
-    second = progress.line(first._replace(number=2))
-    assert second.startswith("[2/3, 15 s an exam, 0:00:15 left]") and "left out: spot.dcm: spot" in second
-    assert progress.line(first._replace(number=3, was_there=True)) == "[3/3] e was there: 1d"
+    done = folders.Done(1, 4, "e", entry, {"h": "spot.dcm"}, True)
+    for number, there in enumerate((True, False, False), start=1):
+        progress.show(done._replace(number=number, was_there=there))
+    first, left_out, second, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("[2/4, 10 s an exam, 0:00:20 left] e: 0 views") and left_out == "  left out: spot.dcm: spot"
+    assert second.startswith("[3/4, 15 s an exam, 0:00:15 left]") and progress.there == 1
+
+
+def test_a_folder_within_the_exams_is_refused(phantoms):
+    with pytest.raises(UserError, match="lies in .* beside it"):
+        run(Model(), phantoms, phantoms / "out")
+    assert not (phantoms / "out").exists()

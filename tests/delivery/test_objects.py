@@ -104,7 +104,7 @@ def test_all_objects_are_there_valid_and_of_the_patients_study(delivered, exam):
 def test_the_reports_figures_are_those_of_the_json(delivered):
     found, entry, folder = delivered
     report = hd.sr.srread(folder / "report.dcm")
-    groups, scale = groups_of(report), own.scale(found["model"]["kind"])
+    groups, scale = groups_of(report), own.scale(found)
     concept = scale.concept.value
     for label, score in entry["scores"].items():
         group = groups[f"exam, {label}"]
@@ -256,6 +256,18 @@ def test_nothing_scored_is_nothing_to_report(exam, delivered):
         structured_report(empty, found, [])
     with pytest.raises(UserError, match="picture"):
         header(Path("a.png"))
+
+
+def test_calibrated_scores_are_certainties_whatever_the_model_gives():
+    dual = {"model": {"kind": "dual_encoder"}}
+    assert (
+        own.scale(dual).unit == codes.UCUM.NoUnits and own.scale(dual | {"options": {"calibrated": False}}).factor == 1
+    )
+    assert (
+        own.scale(dual | {"options": {"calibrated": True}})
+        == own.CERTAINTY
+        == own.scale({"model": {"kind": "classifier"}})
+    )
 
 
 def test_labels_have_codes_and_others_this_programs_own():
