@@ -1,5 +1,6 @@
 """The DICOM objects of an exam as files: the report, and a secondary capture of each overlay."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mammoclip_jax.delivery.validation import own_faults
 from mammoclip_jax.errors import UserError
 
 REPORT = "report.dcm"
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of each element that it copies
 
 
 def write(
