@@ -92,8 +92,10 @@ class _Writer:
         every = list(self.place.values())
         yield from self._aggregated("exam", None, self.exam["scores"], every)
         for breast in self.exam["breasts"]:
-            files = [self.place[file] for file in breast["files"]]
-            yield from self._aggregated(f"breast {breast['laterality'] or '?'}", breast, breast["scores"], files)
+            places = [self.place[file] for file in breast["files"]]
+            alone = f"image {self.exam['views'][places[0]]['name']}"  # of unknown laterality
+            side = f"breast {breast['laterality']}" if breast["laterality"] else alone
+            yield from self._aggregated(side, breast, breast["scores"], places)
         for place, view in enumerate(self.exam["views"]):
             for label, value in view["scores"].items():
                 yield self._group(f"view {view['name']}", view, label, [self._measurement(value)], [place])

@@ -8,6 +8,10 @@ import pandas as pd
 
 from mammoclip_jax.files import whole
 
+_EXAM = ("exam", "study", "views", "missing", "left_out", "problems")
+_BREAST = ("exam", "laterality", "views")
+_VIEW = ("exam", "name", "laterality", "view", "study_uid", "series_uid", "image_uid", "height", "width")
+
 
 def write(out: Path, exams: Sequence[Mapping[str, Any]], prediction: Mapping[str, Any]) -> None:
     """Writes `exams.csv`, `breasts.csv` and `views.csv` from what `delivery.folder.deliver` made of the exams.
@@ -16,9 +20,12 @@ def write(out: Path, exams: Sequence[Mapping[str, Any]], prediction: Mapping[str
     LABEL_max, views LABEL, and LABEL_x, LABEL_y: the highest place of its map in the original. Lists are joined by blanks.
     """
     model = prediction["model"]["fingerprint"]
-    for name, rows in (("exams", _exams(exams)), ("breasts", _breasts(exams)), ("views", _views(exams))):
+    tables = {"exams": (_EXAM, _exams(exams)), "breasts": (_BREAST, _breasts(exams)), "views": (_VIEW, _views(exams))}
+    for name, (columns, rows) in tables.items():
+        scores = pd.DataFrame(list(rows))
+        table = scores.reindex(columns=list(dict.fromkeys([*columns, *scores.columns]))).assign(model=model)
         with whole(Path(out, f"{name}.csv")) as partial:
-            pd.DataFrame([row | {"model": model} for row in rows]).to_csv(partial, index=False)
+            table.to_csv(partial, index=False)
 
 
 def _exams(exams):

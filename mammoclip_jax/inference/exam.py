@@ -48,14 +48,13 @@ def predict(
         every_view: scores all mammograms of an exam, not only its screening views.
 
     Returns:
-        JSON: "exams" [{"exam", "views", "breasts", "scores"}], where a view has its "name" in the exam ("L-CC"), those of
-        a detector "boxes" by falling
-        score [{"label", "score", "box": left, top, right, bottom in the original}], those of a model of attributes
-        "attributes" by falling score, as `pointing.found` with boxes in the original, and with a classifier of whole
-        breasts or exams these alone have scores, and "from", the files that stand for them; each exam has "left_out"
-        [{"file", "reason"}] and "missing", those of the four screening views that no view is known to be. "problems"
-        [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts" {"scored",
-        "left_out", "problems", "ignored": {kind: number}}; and what `Question.about` says.
+        JSON: "exams" [{"exam", "views", "breasts", "scores"}], where a view has its "name" in the exam ("L-CC"), those of a
+        detector "boxes" by falling score [{"label", "score", "box": left, top, right, bottom in the original}], those of
+        a model of attributes "attributes" by falling score, as `pointing.found` with boxes in the original, and with a
+        classifier of whole breasts or exams these alone have scores, and "from", the files that stand for them; each
+        exam has "left_out" [{"file", "reason"}] and "missing", those of the four screening views that no view is known to
+        be. "problems" [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts"
+        {"scored", "left_out", "problems", "ignored": {kind: number}}; and what `Question.about` says.
 
     Raises:
         UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.

@@ -273,6 +273,17 @@ def test_tables_have_one_row_an_exam_a_breast_a_view(phantoms, tmp_path):
             assert [own["mass_x"], own["mass_y"]] == pytest.approx(view["peaks"]["mass"])
 
 
+def test_nothing_readable_is_an_exam_without_views_and_tables_without_rows(tmp_path):
+    (tmp_path / "exam").mkdir()
+    (tmp_path / "exam" / "a.dcm").write_text("x")
+    found = run(Model(), tmp_path / "exam", tmp_path / "out", dicom=True)
+    (entry,) = found["exams"]
+    assert entry["views"] == [] and entry["dicom"] == {"files": [], "reason": "no view"}
+    assert found["counts"]["problems"] == 1 and (tmp_path / "out" / entry["exam"] / "exam.html").is_file()
+    rows = {name: pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in ("exams", "breasts", "views")}
+    assert [len(table) for table in rows.values()] == [1, 0, 0] and "image_uid" in rows["views"]
+
+
 def test_a_map_alone_lies_over_its_picture_as_the_overlay_shows_it(phantoms, tmp_path):
     found = run(Model(), phantoms / "DOE_JANE_0", tmp_path)
     view = found["exams"][0]["views"][0]

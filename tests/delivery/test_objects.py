@@ -223,6 +223,18 @@ def test_sparse_and_odd_headers_get_objects_or_a_reason(tmp_path):
     assert entry["dicom"]["files"] == [] and "a source lacks SeriesInstanceUID" in entry["dicom"]["reason"]
 
 
+def test_names_with_accents_and_sides_unknown(tmp_path):
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    name = {"SpecificCharacterSet": "ISO_IR 100", "PatientName": "Müller^Änne"}
+    write(folder / "a.dcm", breast(), SeriesInstanceUID="1.2.4", StudyInstanceUID="1.2.3", **name)
+    entry = deliver(Model(), folder, tmp_path / "out", prompts=PROMPTS, dicom=True)["exams"][0]
+    made = [pydicom.dcmread(tmp_path / "out" / entry["exam"] / file) for file in entry["dicom"]["files"]]
+    assert len(made) == 3 and {str(each.PatientName) for each in made} == {"Müller^Änne"}
+    groups = groups_of(tmp_path / "out" / entry["exam"] / "report.dcm")
+    assert {"exam, mass", "image unknown-unknown, mass", "view unknown-unknown, mass"} <= set(groups)
+
+
 def test_the_frame_that_was_scored_is_named(exam, tmp_path):
     source = pydicom.dcmread(exam / "L_CC.dcm")
     source.PixelData = np.stack([source.pixel_array] * 7).astype(np.uint16).tobytes()
@@ -233,6 +245,7 @@ def test_the_frame_that_was_scored_is_named(exam, tmp_path):
     model = Model()
     model.preprocessing = PREPROCESSING | {"frames": "middle"}
     entry = deliver(model, tmp_path / "exam", tmp_path / "out", prompts=PROMPTS, dicom=True)["exams"][0]
+    assert entry["dicom"]["reason"] == "" and len(entry["dicom"]["files"]) == 3
     groups = groups_of(tmp_path / "out" / entry["exam"] / "report.dcm")
     assert groups["view L-CC, mass"].source_images[0].referenced_frame_numbers == [4]
     region = groups["view L-CC, highest place of the map, mass"].roi
