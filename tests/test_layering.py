@@ -18,6 +18,7 @@ BELOW = {  # of each folder, and of check.py and run.py
     "weights": {"data", "models", "training"},
     "tasks": {"data", "losses", "models", "training"},
     "inference": {"data", "explain", "models", "training", "weights"},
+    "delivery": {"data", "inference"},
     "evaluation": {"data", "explain", "inference", "models"},
     "aot": {"models", "tasks", "training"},
     "check": {"data", "evaluation", "inference", "tasks", "training"},

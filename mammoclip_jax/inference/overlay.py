@@ -1,10 +1,18 @@
-"""A heat map over a grey image with its boxes, or masks, as PNG bytes."""
+"""A heat map over a grey image with its boxes, or masks, as PNG bytes; and the pictures that are kept of a view."""
 
+import io
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
+
+SIDE = 1024  # pixels of the longer side of the pictures that are kept of a view, at most
+OPACITY = 0.6  # of the hottest cell of a map
 
 # BGR. White on black shows on any tissue and any heat.
 _LINE, _EDGE = (255, 255, 255), (0, 0, 0)
@@ -17,7 +25,7 @@ def grey(image: np.ndarray) -> np.ndarray:
     return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
 
 
-def colours(image: np.ndarray, heat: np.ndarray, opacity: float = 0.6) -> np.ndarray:
+def colours(image: np.ndarray, heat: np.ndarray, opacity: float = OPACITY) -> np.ndarray:
     """BGR uint8 [h, w, 3]: `heat` [h, w] in [0, 1] in cv2's TURBO colours over `image` [h, w] uint8 or uint16.
 
     The opacity grows with the heat, so cold tissue stays as it is on film.
@@ -114,6 +122,69 @@ def masks(image: np.ndarray, found: Mapping[str, np.ndarray], true: Mapping[str,
     for number, (name, colour) in enumerate(zip(found, itertools.cycle(MASKS)), start=1):
         cv2.putText(legend, name, (3, 14 * number - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
     return np.vstack([canvas, legend])
+
+
+class Pictures:
+    """The pictures of one view in a folder, and their places in what is said of the view.
+
+    "picture": the image alone, grey; "maps" {label: the map alone}, a layer to lay over it; "overlays" {label: both in
+    one, with boxes and peak}: paths below the folder. All have one size, and the whole original in their frame.
+    """
+
+    def __init__(self, out: Path, view: dict[str, Any], shown: np.ndarray, side: int):
+        """`shown` uint8 [h, w]: the original; `side`: pixels of the pictures' longer side at most, 0: as the original's.
+
+        `view` must have its "name", which begins the names of the files.
+        """
+        self._out, self._view = out, view
+        self._scale = min(side / max(shown.shape), 1.0) if side else 1.0
+        self._size = (max(1, round(shown.shape[1] * self._scale)), max(1, round(shown.shape[0] * self._scale)))
+        self._shown = self._resized(shown)  # once, before colours are laid over it: a film has 12 million pixels
+        view |= {"picture": self._write("", png(self._shown)), "maps": {}, "overlays": {}}
+
+    def add_map(self, label: str, heat: np.ndarray, boxes: Sequence, peak: Sequence | None) -> None:
+        """Writes a map, float32 [h, w] in [0, 1] on the original, its boxes and peak in pixels of the original."""
+        heat = self._resized(heat)
+        self._view["maps"][label] = self._write(f"_{label}_map", layer(heat))
+        peak = None if peak is None else tuple(np.multiply(peak, self._scale))
+        composed = picture(self._shown, heat, self._scaled(boxes), peak)
+        self._view["overlays"][label] = self._write(f"_{label}", composed)
+
+    def add_boxes(self, label: str, boxes: Sequence, scores: Sequence) -> None:
+        """Writes found boxes with their scores; there is no map."""
+        drawn = detections(self._shown, (), self._scaled(boxes), scores)
+        self._view["overlays"][label] = self._write(f"_{label}", drawn)
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        return image if self._scale == 1 else cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
+
+    def _scaled(self, boxes: Sequence) -> np.ndarray:
+        return np.reshape(boxes, (-1, 4)) * self._scale
+
+    def _write(self, end: str, content: bytes) -> str:
+        stem = re.sub(r"[^\w.+-]+", "-", self._view["name"] + end)
+        number = 1
+        while (path := self._out / "overlays" / f"{stem}{f'-{number}' * (number > 1)}.png").exists():
+            number += 1  # of two labels that differ in signs alone
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path.relative_to(self._out).as_posix()
+
+
+def layer(heat: np.ndarray) -> bytes:
+    """PNG bytes of a map alone, [h, w] in [0, 1], to be laid over its image.
+
+    One byte a pixel, the map in 255ths; the palette gives it the colours and opacity of `colours`.
+    """
+    heat = np.clip(np.nan_to_num(heat.astype(np.float32)), 0, 1)
+    levels = np.arange(256)
+    picture = Image.fromarray(np.rint(heat * 255).astype(np.uint8))
+    colour = cv2.applyColorMap(levels.astype(np.uint8)[None], cv2.COLORMAP_TURBO)
+    picture.putpalette(colour[0, :, ::-1].tobytes())
+    opacity = np.rint(255 * OPACITY * np.sqrt(levels / 255)).astype(np.uint8)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", transparency=opacity.tobytes())
+    return stream.getvalue()
 
 
 def sheet(pictures: Sequence[np.ndarray], columns: int = 5) -> np.ndarray:

@@ -13,7 +13,7 @@ from mammoclip_jax.data.pixels import dicom, intensity
 from mammoclip_jax.data.pixels.render import Preprocessing, Rendered, quantise
 from mammoclip_jax.explain.maps import peak_of
 from mammoclip_jax.inference import pointing
-from mammoclip_jax.inference.overlay import detections, picture
+from mammoclip_jax.inference.overlay import Pictures
 from mammoclip_jax.inference.prompts import directions, score, text_bank
 
 COSINES = "cosine to the positive texts minus cosine to the negative texts, from -2 to 2; not a probability"
@@ -92,7 +92,8 @@ class Scorer(NamedTuple):
         ]
 
     def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
-        """Writes `out/overlays/FILE_LABEL.png` and adds "overlays" and "peaks" (x, y in the original) to the views."""
+        """Writes the pictures of views that have their names, and adds what `overlay.Pictures` says of them and "peaks"
+        (x, y in the original) to the views."""
         if not rendered:
             return
         images = np.stack([view.image for _, view in rendered])
@@ -101,17 +102,15 @@ class Scorer(NamedTuple):
             for label, towards in self.towards.items()
         }
         for i, (path, view) in enumerate(rendered):
-            shown = original_grey(path, self.preprocessing)
-            views[i] |= {"overlays": {}, "peaks": {}}
+            pictures = Pictures(out, views[i], original_grey(path, self.preprocessing), size)
+            views[i]["peaks"] = {}
             for label, heats in maps.items():
                 peak = peak_of(heats[i])
                 peak = None if peak is None else view.transform.points_inverse(np.array([peak]))[0].tolist()
-                target = Path("overlays", f"{views[i]['file']}_{label}.png")
-                (out / target).parent.mkdir(parents=True, exist_ok=True)
                 heat = view.transform.map_inverse(np.asarray(heats[i], dtype=np.float32))
                 boxes = [a["box"] for a in views[i].get("attributes", ()) if a["label"] == label and a["box"]]
-                (out / target).write_bytes(picture(shown, heat, boxes, peak, size))
-                views[i]["overlays"][label], views[i]["peaks"][label] = str(target), peak
+                pictures.add_map(label, heat, boxes, peak)
+                views[i]["peaks"][label] = peak
 
 
 class _Whole(Scorer):
@@ -186,15 +185,12 @@ class _Finder(Scorer):
     def add_overlays(self, views: list[dict], rendered: list[tuple[Path, Rendered]], out: Path, size: int) -> None:
         """As of a `Scorer`; a peak is the centre of the label's best box."""
         for (path, _), view in zip(rendered, views, strict=True):
-            shown = original_grey(path, self.preprocessing)
-            view |= {"overlays": {}, "peaks": {}}
+            pictures = Pictures(out, view, original_grey(path, self.preprocessing), size)
+            view["peaks"] = {}
             for label in self.model.labels:
                 own = [item for item in view["boxes"] if item["label"] == label][:SHOWN]
                 boxes = [item["box"] for item in own]
-                target = Path("overlays", f"{view['file']}_{label}.png")
-                (out / target).parent.mkdir(parents=True, exist_ok=True)
-                (out / target).write_bytes(detections(shown, (), boxes, [item["score"] for item in own], size))
-                view["overlays"][label] = str(target)
+                pictures.add_boxes(label, boxes, [item["score"] for item in own])
                 view["peaks"][label] = np.reshape(boxes[0], (2, 2)).mean(0).tolist() if boxes else None
 
 

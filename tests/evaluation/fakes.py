@@ -97,6 +97,9 @@ class FakeModel:
     def __init__(self):
         self.calls = []
 
+    def fingerprint(self):
+        return f"{self.step:016x}"
+
     def embed_image(self, images):
         self.calls.append(len(images))
         angle = images.reshape(len(images), -1).max(1) / 255 * np.pi / 2
