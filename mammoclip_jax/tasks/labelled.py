@@ -67,7 +67,7 @@ def check_labels(datasets: Sequence[Dataset], target: labelled.Target) -> None:
             known |= {name for text in boxes for item in json.loads(text) for name in names_of(item)}
     together(
         *(
-            functools.partial(check_name, label, known, "label in the data sets:")
+            functools.partial(check_name, label, known, "label in the data sets called")
             for label in ((target.values_of,) if target.values_of else target.labels)
         )
     )

@@ -29,14 +29,14 @@ LIMITS = (
         "a whole number of 1 or more",
         lambda value: _whole(value) and value >= 1,
         r"""train\.(steps|batch_size|micro_batches\.\w+) | evaluate\.batch_size | cpu_devices | image\.channels |
-        model\.(dim|features|attributes\.dim) | data\.(text_length|views|texts|read_threads|vocab_size|phrases\.length) |
+        model\.(dim|features|attributes\.dim) | data\.(text_length|views|texts|vocab_size|phrases\.length) |
         data\.phantom\.\w+\.(exams|height|width) | data\.prepare\.\w+\.(height|width)""",
     ),
     _limit(
         "a whole number of 0 or more",
         lambda value: _whole(value) and value >= 0,
         r"""seed | train\.(warmup_steps|log_every|eval_every|checkpoint_every) | sharding\.min_size | task\.(folds|patience) |
-        data\.(sentences|boxes|phrases\.count|regions\.places) | losses\.\w+\.start_step |
+        data\.(sentences|boxes|read_threads|phrases\.count|regions\.places) | losses\.\w+\.start_step |
         model\.(text_classifier\.dim|attributes\.(hidden|channel_code)) |
         evaluate\.\w+evaluators\.\w+\.(resamples|gallery|seed)""",
     ),

@@ -259,7 +259,7 @@ def test_a_breast_has_the_last_class_of_its_images(values, expected):
         (dict(sampling="equal"), "balanced"),
         (dict(pos_weight="many"), "balanced, root, a number"),
         (dict(labels=("birads",)), "no yes/no label"),
-        (dict(labels=("masses",)), "no image to use"),
+        (dict(labels=("masses",)), "Did you mean 'mass'"),
         (dict(folds=3, fold=3), "from 0 to 2"),
         (dict(folds=2, fold=0), "must be 3 or more"),
         (dict(folds=100), "100 folds"),

@@ -219,7 +219,7 @@ def test_an_error_in_one_process_ends_all_and_is_said(tmp_path):
             str(ROOT / "launch/local.sh"),
             f"--config={ROOT}/tests/configs/tiny.py",
             f"--workdir={tmp_path}/run",
-            "--config.data.prepare.phantom.source=nowhere",
+            "--config.data.prepare.phantom.root=nowhere",
             "--config.data.phantom.phantom.exams=1",
         ],
         env=os.environ | {"RESTARTS": "0"},
