@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
+from mammoclip_jax.errors import STOPPED as STOPPED_LINE
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.names import suggestion
@@ -47,8 +48,7 @@ def run(main, *, words: bool = False) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("\nstopped by Ctrl-C. What was finished is kept; run the same command again.", file=sys.stderr)
-            return STOPPED
+            return _stopped()
         except OSError as error:
             if error.errno not in REMEDIES:
                 raise
@@ -61,12 +61,19 @@ def run(main, *, words: bool = False) -> None:
         return
     try:
         app.run(guarded)
+    except KeyboardInterrupt:  # while flags and the config are read
+        sys.exit(_stopped())
     except (AttributeError, KeyError):  # ml_collections raises these while it parses an unknown --config.field
         explanation = _unknown_field(sys.argv)
         if not explanation:
             raise
         print(f"error: {explanation}", file=sys.stderr)
         sys.exit(2)
+
+
+def _stopped() -> int:
+    print(f"\n{STOPPED_LINE}", file=sys.stderr)
+    return STOPPED
 
 
 def _unknown_field(argv) -> str:

@@ -1,4 +1,8 @@
-"""The error that is the user's to mend."""
+"""The error that is the user's to mend, and the line that ends what the user stopped."""
+
+import sys
+
+STOPPED = "stopped by Ctrl-C. What was finished is kept; run the same command again."
 
 
 class UserError(ValueError):
@@ -6,3 +10,11 @@ class UserError(ValueError):
 
     The commands print it without a traceback and exit with status 2.
     """
+
+
+def in_one_line(kind, error, trace) -> None:
+    """A `sys.excepthook` that answers Ctrl-C by one line."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{STOPPED}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
