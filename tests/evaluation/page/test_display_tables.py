@@ -1,5 +1,8 @@
 """Tables of numbers as text and as LaTeX."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -36,3 +39,13 @@ def test_latex_is_escaped_and_intervals_stand_behind_their_value():
 def test_what_random_weights_do_is_headed_as_what_trained_ones_do():
     assert display.heading("mass/ap@0.5_randomised") == ("AP, IoU 0.5, random weights", "plain")
     assert display.heading("mass/energy_ratio_randomised") == ("Energy ÷ share, random weights", "times")
+
+
+def test_tables_of_all_pages_scroll_in_their_frame_and_show_that_there_is_more():
+    package = Path(display.__file__).parents[2]
+    pages = {path.name: path.read_text() for path in package.rglob("*.html.jinja")}
+    assert len(pages) >= 5
+    for name, text in pages.items():
+        assert text.count("<table>") == len(re.findall(r'<div class="scroll[^>]*><table>', text)), name
+    framed = [text for text in pages.values() if "<style>" in text and ".scroll {" in text]
+    assert len(framed) == 2 and all("var(--shade)" in text and text.count("--shade: #") == 2 for text in framed)
