@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import runpy
 import shlex
 import sys
@@ -18,7 +19,7 @@ from mammoclip_jax.files import write_text
 from mammoclip_jax.names import suggestion
 
 HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
-STOPPED = 130  # as a shell says it of Ctrl-C
+STOPPED, CLOSED = 130, 141  # as a shell says it of Ctrl-C, and of a pipe that nobody reads any more
 REMEDIES = {  # of what goes wrong on a disk, whoever writes
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT), "Make room and run the same command again; what was finished is kept."
@@ -43,7 +44,12 @@ def run(main, *, words: bool = False) -> None:
         if len(argv) > 1 and not words:
             raise SystemExit(f"error: unknown arguments {argv[1:]}; options are written --name=value, see --help")
         try:
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()  # a pipe that was closed is known of here, not when Python ends
+            return status
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

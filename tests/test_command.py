@@ -105,6 +105,15 @@ command.run(main)
     assert done.returncode == status and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_pipe_that_was_closed_is_no_error():
+    code = "from mammoclip_jax import command\ncommand.run(lambda argv: print('a line'))"
+    read, write = os.pipe()
+    os.close(read)  # as `| head -0` does
+    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_the_package_has_one_program_and_one_version():
     scripts = {e.name: e.value for e in importlib.metadata.entry_points(group="console_scripts")}
     if "mammoclip" not in scripts:

@@ -68,7 +68,8 @@ def folder(root: Path, scratch: Path, seed: int) -> None:
         (root / patient).mkdir(parents=True, exist_ok=True)
         shutil.copy(scratch / row["file"], root / f"{name}.dcm")
         own = {"image": f"{name}.dcm", "patient": patient, "date": f"{14 + number}.03.2019", "split": split}
-        own |= {"cancer": int(row["laterality"] == "R"), "mass": labels["mass"], "density": labels["density"]}
+        # Each part needs each class: of so few patients the true densities do not do.
+        own |= {"cancer": int(row["laterality"] == "R"), "mass": labels["mass"], "density": "ABCD"[len(images) % 4]}
         images.append(own | {"laterality": row["laterality"], "view": row["view"]})
         for item in json.loads(row["boxes"]):
             corners = dict(zip(("x0", "y0", "x1", "y1"), item["box"]))
