@@ -1,6 +1,15 @@
 """Mammography vision-language models in JAX: see README.md."""
 
+import sys
+
 __all__ = ["__version__", "load"]
+
+if getattr(sys, "argv", [])[:1] == [
+    "-m"
+]:  # `python -m mammoclip_jax...` starts: until `command.run` does, who answers Ctrl-C
+    from mammoclip_jax.errors import in_one_line
+
+    sys.excepthook = in_one_line
 
 
 def load(path, **options):

@@ -5,6 +5,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from mammoclip_jax.errors import in_one_line
 from mammoclip_jax.names import suggestion
 
 COMMANDS = (
@@ -38,6 +39,7 @@ def listing() -> str:
 
 def main() -> int:
     """Runs the command that the first word names, as `python -m mammoclip_jax.NAME` does; lists all without one."""
+    sys.excepthook = in_one_line  # until the command itself answers Ctrl-C
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in COMMANDS:
         sys.argv = sys.argv[1:]

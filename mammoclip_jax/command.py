@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import runpy
 import shlex
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
+from mammoclip_jax.errors import STOPPED as STOPPED_LINE
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.files import write_text
 from mammoclip_jax.names import suggestion
 
 HELP = frozenset(("--help", "-h", "-help", "--helpshort"))
-STOPPED = 130  # as a shell says it of Ctrl-C
+STOPPED, CLOSED = 130, 141  # as a shell says it of Ctrl-C, and of a pipe that nobody reads any more
 REMEDIES = {  # of what goes wrong on a disk, whoever writes
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT), "Make room and run the same command again; what was finished is kept."
@@ -43,13 +45,17 @@ def run(main, *, words: bool = False) -> None:
         if len(argv) > 1 and not words:
             raise SystemExit(f"error: unknown arguments {argv[1:]}; options are written --name=value, see --help")
         try:
-            return main(argv)
+            status = main(argv)
+            sys.stdout.flush()  # a pipe that was closed is known of here, not when Python ends
+            return status
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return CLOSED
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("\nstopped by Ctrl-C. What was finished is kept; run the same command again.", file=sys.stderr)
-            return STOPPED
+            return _stopped()
         except OSError as error:
             if error.errno not in REMEDIES:
                 raise
@@ -60,7 +66,10 @@ def run(main, *, words: bool = False) -> None:
     if HELP.intersection(sys.argv[1:]):
         print(help_text(sys.modules["__main__"]))
         return
-    app.run(guarded, flags_parser=_parsed)
+    try:
+        app.run(guarded, flags_parser=_parsed)
+    except KeyboardInterrupt:  # while flags and the config are read
+        sys.exit(_stopped())
 
 
 def _parsed(argv: list[str]) -> list[str]:
@@ -79,6 +88,11 @@ def _parsed(argv: list[str]) -> list[str]:
             raise
         print(f"error: {explanation or f'{error} (--help shows all flags.)'}", file=sys.stderr)
         sys.exit(2)
+
+
+def _stopped() -> int:
+    print(f"\n{STOPPED_LINE}", file=sys.stderr)
+    return STOPPED
 
 
 def _named_config(argv: list[str]) -> str:

@@ -13,39 +13,32 @@ and plots. The two must hold the same images, else the command says what differs
 
 from pathlib import Path
 
-import pandas as pd
 from absl import flags
 
 from mammoclip_jax import command, terminal
-from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import comparison, result, statistics
-from mammoclip_jax.evaluation.metrics.classification import scored
-from mammoclip_jax.evaluation.page import curves
-from mammoclip_jax.evaluation.page.tables import latex_table, shown
-from mammoclip_jax.evaluation.predictions import read_all
-from mammoclip_jax.evaluation.result import Result
-from mammoclip_jax.evaluation.statistics.paired import PERMUTATIONS
-from mammoclip_jax.evaluation.subgroups import BY, subgroups
-from mammoclip_jax.evaluation.transfer import transfer
+from mammoclip_jax.evaluation.choices import BY, LEVELS, METRICS, PERMUTATIONS, RESAMPLES
 
 
 def define_flags() -> None:
     """The flags of the command."""
-    flags.DEFINE_list("metric", [], f"Which of {', '.join(comparison.METRICS)}; one of them with --by.")
-    flags.DEFINE_string("level", "breast", f"What is scored: {', '.join(comparison.LEVEL_NAMES)}.")
+    flags.DEFINE_list("metric", [], f"Which of {', '.join(METRICS)}; one of them with --by.")
+    flags.DEFINE_string("level", "breast", f"What is scored: {', '.join(LEVELS)}.")
     flags.DEFINE_list("by", [], f"Subgroups instead of a second model: {', '.join(BY)}.")
     flags.DEFINE_list("dataset", [], "Prepared data set folders whose index says who is in which subgroup.")
     flags.DEFINE_string("transfer", "", "A metric as in metrics.csv; the words are then TRAINING_SET=RESULTS.")
     flags.DEFINE_string("evaluator", "", "Whose metric --transfer takes, where several have it.")
-    flags.DEFINE_integer("resamples", statistics.RESAMPLES, "Of the patients, for intervals; 0: none.")
+    flags.DEFINE_integer("resamples", RESAMPLES, "Of the patients, for intervals; 0: none.")
     flags.DEFINE_integer("permutations", PERMUTATIONS, "Of the permutation test; 0: none.")
     flags.DEFINE_string("out", "", "Folder for tables and plots.")
     flags.DEFINE_string("json", "", "File for the figures.")
 
 
-def two_models(paths: list[str], values) -> list[Result]:
-    """A comparison for each pair of files of predictions; names of files must agree where there are several."""
+def two_models(paths: list[str], values) -> list:
+    """Results of the comparison of each pair of files of predictions; names of files must agree where there are several."""
+    from mammoclip_jax.evaluation import comparison  # what computes is imported where it does: not for --help
+    from mammoclip_jax.evaluation.predictions import read_all
+
     first, second = map(read_all, paths)
     if len(first) == len(second) == 1:
         pairs = [("", *first.values(), *second.values())]
@@ -75,6 +68,10 @@ def two_models(paths: list[str], values) -> list[Result]:
 
 def _pictures(a, b, names, values) -> dict[str, bytes]:
     """ROC and precision-recall curves of both models for each yes/no label with both classes."""
+    from mammoclip_jax.evaluation import comparison
+    from mammoclip_jax.evaluation.metrics.classification import scored
+    from mammoclip_jax.evaluation.page import curves
+
     pictures = {}
     for pair in comparison.aligned(a, b, tuple(names)):
         at = [scored(side.rows, side.truth, side.prediction, comparison.LEVEL_NAMES[values.level]) for side in pair]
@@ -85,14 +82,21 @@ def _pictures(a, b, names, values) -> dict[str, bytes]:
     return pictures
 
 
-def one_model(path: str, values) -> list[Result]:
-    """A metric in subgroups, for each file of predictions."""
+def one_model(path: str, values) -> list:
+    """Results: a metric in subgroups, for each file of predictions."""
     if not values.dataset:
         raise UserError(
             "--by needs --dataset=FOLDER, the prepared data set that was evaluated, for who is in which subgroup."
         )
     if len(values.metric) > 1:
         raise UserError(f"--by takes one --metric, not {', '.join(values.metric)}.")
+    import pandas as pd
+
+    from mammoclip_jax.data.store.shards import Dataset
+    from mammoclip_jax.evaluation.page import curves
+    from mammoclip_jax.evaluation.predictions import read_all
+    from mammoclip_jax.evaluation.subgroups import subgroups
+
     index = pd.concat([Dataset.open(folder).index for folder in values.dataset], ignore_index=True)
     results, tables = [], read_all(path)
     for name, table in tables.items():
@@ -110,11 +114,13 @@ def one_model(path: str, values) -> list[Result]:
     return results
 
 
-def training_sets(words: list[str], values) -> list[Result]:
-    """The transfer table of the words TRAINING_SET=RESULTS."""
+def training_sets(words: list[str], values) -> list:
+    """The result with the transfer table of the words TRAINING_SET=RESULTS."""
     runs = dict(word.split("=", 1) for word in words if "=" in word)
     if len(runs) < len(words) or not runs:
         raise UserError(f"--transfer takes words TRAINING_SET=RESULTS, each set once, not {' '.join(words) or 'none'}.")
+    from mammoclip_jax.evaluation.transfer import transfer
+
     return [transfer(runs, values.transfer, values.evaluator or None)]
 
 
@@ -129,6 +135,9 @@ def main(argv) -> int:
         results = two_models(words, values)
     else:
         raise UserError(f"give two results to compare, or one and --by=density,... , not {len(words)}; see --help.")
+    from mammoclip_jax.evaluation import result
+    from mammoclip_jax.evaluation.page.tables import latex_table, shown
+
     for outcome in results:
         for table in outcome.tables.values():
             text = shown(table)

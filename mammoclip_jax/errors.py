@@ -1,6 +1,9 @@
-"""The error that is the user's to mend."""
+"""The error that is the user's to mend, and the line that ends what the user stopped."""
 
+import sys
 from collections.abc import Callable, Iterable
+
+STOPPED = "stopped by Ctrl-C. What was finished is kept; run the same command again."
 
 
 class UserError(ValueError):
@@ -34,3 +37,11 @@ def together(*checks: Callable[[], object]) -> None:
         except UserError as error:
             found += error.faults if isinstance(error, Faults) else [str(error)]
     raise_all(found)
+
+
+def in_one_line(kind, error, trace) -> None:
+    """A `sys.excepthook` that answers Ctrl-C by one line."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{STOPPED}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

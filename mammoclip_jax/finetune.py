@@ -62,5 +62,6 @@ def all_folds(count: int, workdir: Path) -> int:
 
 
 if __name__ == "__main__":
+    flags.adopt_module_key_flags(pretrain)  # for --help
     flags.mark_flags_as_required(["config", "workdir"])
     command.run(main)

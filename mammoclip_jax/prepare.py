@@ -16,13 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from mammoclip_jax import command
-from mammoclip_jax.data import sources, summary
-from mammoclip_jax.data.check import check
-from mammoclip_jax.data.from_source import prepare, read
-from mammoclip_jax.data.pixels.render import CHOICES, Preprocessing
-from mammoclip_jax.data.preview import preview, preview_source
-from mammoclip_jax.data.store.codecs import CODECS, DEFAULT_CODEC
-from mammoclip_jax.data.verify import verify
+from mammoclip_jax.data import sources
+from mammoclip_jax.data.pixels.preprocessing import CHOICES, Preprocessing
+from mammoclip_jax.data.store import CODECS, DEFAULT_CODEC
 from mammoclip_jax.errors import UserError
 
 
@@ -78,6 +74,10 @@ def define_flags() -> None:
 def main(argv) -> int:
     """The command; see --help."""
     del argv
+    from mammoclip_jax.data import summary  # not for --help: it imports pandas
+    from mammoclip_jax.data.preview import preview
+    from mammoclip_jax.data.verify import verify
+
     values = flags.FLAGS
     started = time.monotonic()
     figures: dict = {"out": values.out}
@@ -100,6 +100,11 @@ def main(argv) -> int:
 
 def _source(values: flags.FlagValues, figures: dict) -> None:
     """What --source asks for: the dry run, the names of quarantined files, or the data set."""
+    from mammoclip_jax.data import summary
+    from mammoclip_jax.data.check import check
+    from mammoclip_jax.data.from_source import prepare, read
+    from mammoclip_jax.data.preview import preview_source
+
     options = command.parse_options(values.option)
     preprocessing = {field.name: values[field.name].value for field in dataclasses.fields(Preprocessing)}
     preprocessing["bits"] = int(preprocessing["bits"])

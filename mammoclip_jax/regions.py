@@ -15,11 +15,8 @@ import inspect
 from absl import flags
 
 from mammoclip_jax import command
-from mammoclip_jax.data.preview.region_page import lines, preview
-from mammoclip_jax.data.regions import job
-from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.inference.region_methods import METHODS, opened
+from mammoclip_jax.inference.region_methods import METHODS, method_of, opened
 from mammoclip_jax.names import check_options
 
 FLAGS = {
@@ -32,7 +29,7 @@ FLAGS = {
 def define_flags() -> None:
     """The flags of the command; not at import, where they would meet those of another command."""
     flags.DEFINE_string("data", None, "Data set folder.", required=True)
-    flags.DEFINE_enum("method", None, METHODS, "How regions are found.", required=True)
+    flags.DEFINE_enum("method", None, list(METHODS), "How regions are found.", required=True)
     flags.DEFINE_string("name", "", "What the table is called; by default as its method.")
     flags.DEFINE_string("weights", "", "A run, a model folder, ...: of methods detector, unet, factor and teacher.")
     flags.DEFINE_string("regions", "", "Name of the table whose regions the teacher labels.")
@@ -47,8 +44,12 @@ def define_flags() -> None:
 def main(argv) -> int:
     """The command; see --help."""
     del argv
+    from mammoclip_jax.data.preview.region_page import preview  # not for --help: they import pandas
+    from mammoclip_jax.data.regions import job
+    from mammoclip_jax.data.store.shards import Dataset
+
     values = flags.FLAGS
-    method, options = METHODS[values.method], command.parse_options(values.option)
+    method, options = method_of(values.method), command.parse_options(values.option)
     given = _given(values, method, options)
     dataset = Dataset.open(values.data)
     name = values.name or values.method
@@ -85,6 +86,8 @@ def _given(values: flags.FlagValues, method, options: dict) -> dict:
 
 
 def _summary(folder: str, name: str, info: dict) -> str:
+    from mammoclip_jax.data.preview.region_page import lines
+
     counts = info["counts"]
     head = (
         f"{folder}: {counts['regions']} regions {name!r} in {counts['images']} images, "

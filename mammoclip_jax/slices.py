@@ -17,26 +17,19 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mammoclip_jax import command, provenance
-from mammoclip_jax.check import check
-from mammoclip_jax.data.store.shards import Dataset
+from mammoclip_jax import command
 from mammoclip_jax.errors import UserError, together
-from mammoclip_jax.evaluation import console, result
-from mammoclip_jax.evaluation.page import slices as page
-from mammoclip_jax.evaluation.slices import language_model, sentences
-from mammoclip_jax.evaluation.slices.analyse import Analysis, analyse
-from mammoclip_jax.evaluation.slices.gather import Gathered, gather
-from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, MEAN_HEAD, REPAIRED
-from mammoclip_jax.evaluation.slices.run import Options
-from mammoclip_jax.evaluation.suite import check_preprocessing, seen_before
-from mammoclip_jax.inference import loading
 from mammoclip_jax.names import check_name, check_options
-from mammoclip_jax.tasks import split_as_trained
-from mammoclip_jax.weights import repaired
-from mammoclip_jax.weights.opening import open_weights
+
+if TYPE_CHECKING:  # what computes is imported where it does: not for --help
+    from mammoclip_jax.evaluation.slices.analyse import Analysis
+    from mammoclip_jax.evaluation.slices.gather import Gathered
+    from mammoclip_jax.evaluation.slices.language_model import LanguageModel
+    from mammoclip_jax.evaluation.slices.run import Options
 
 HYPOTHESES = ("lexicon", "metadata", "model")
 SPLITS = ("val", "test")  # whose patients the classifier must not have been trained on
@@ -77,6 +70,15 @@ def main(argv) -> int:
     if values.config:
         train_both(values)
     check_flags(values)
+    from mammoclip_jax import provenance
+    from mammoclip_jax.evaluation import console, result
+    from mammoclip_jax.evaluation.page import slices as page
+    from mammoclip_jax.evaluation.slices.analyse import analyse
+    from mammoclip_jax.evaluation.slices.gather import gather
+    from mammoclip_jax.evaluation.suite import seen_before
+    from mammoclip_jax.inference import loading
+    from mammoclip_jax.weights import repaired
+
     options = _options(values)
     classifier = loading.load(values.model, batch_size=values.batch_size)
     language = loading.load(values.language, batch_size=values.batch_size) if values.language else None
@@ -176,6 +178,8 @@ def train_both(values) -> None:
     Raises:
         UserError: flags say what the config says, --workdir lacks, the config has no such section, or a training failed.
     """
+    from mammoclip_jax.check import check
+
     for name in ("model", "language", "dataset", "language_dataset", "out"):
         if getattr(values, name):
             raise UserError(f"--config makes it all in --workdir and has no use for --{name}: leave it out.")
@@ -205,8 +209,10 @@ def train_both(values) -> None:
     values.label, values.known = wanted.label, wanted.known
 
 
-def _options(values) -> Options:
+def _options(values) -> "Options":
     """The options of the analysis. Raises UserError for one that is not there, or that has a flag of its own."""
+    from mammoclip_jax.evaluation.slices.run import Options
+
     given = command.parse_options(values.option)
     for name in ("label", "known"):
         if name in given:
@@ -228,6 +234,10 @@ def open_both(classifier, language, values):
     Raises:
         UserError: a model is of another kind, or its images were prepared otherwise.
     """
+    from mammoclip_jax.data.store.shards import Dataset
+    from mammoclip_jax.evaluation.suite import check_preprocessing
+    from mammoclip_jax.tasks import split_as_trained
+
     for model, flag, kind in ((classifier, "model", "classifier"), (language, "language", "dual_encoder")):
         if model is not None and model.kind != kind:
             raise UserError(f"--{flag} is to be a {kind.replace('_', ' ')}, and is a {model.kind.replace('_', ' ')}.")
@@ -241,6 +251,8 @@ def open_both(classifier, language, values):
 
 def bank_of(values, dataset) -> list[str]:
     """The sentences that the flags name; by default of the reports of images that are not in the test part."""
+    from mammoclip_jax.evaluation.slices import sentences
+
     rows = dataset.index[dataset.index["split"].isin(["train", "val"])]
     banks = []
     if values.sentences:
@@ -252,9 +264,11 @@ def bank_of(values, dataset) -> list[str]:
     return sentences.together(banks or [sentences.of_reports(rows)])
 
 
-def _language_model(values) -> language_model.LanguageModel | None:
+def _language_model(values) -> "LanguageModel | None":
     if not values.language_model:
         return None
+    from mammoclip_jax.evaluation.slices import language_model
+
     if not values.language_model_name:
         return language_model.local(values.language_model)
     return language_model.http(
@@ -265,8 +279,10 @@ def _language_model(values) -> language_model.LanguageModel | None:
     )
 
 
-def headline_metrics(analysis: Analysis) -> dict:
+def headline_metrics(analysis: "Analysis") -> dict:
     """The metrics without those of the baselines, which stand on the page and in the tables."""
+    from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, REPAIRED
+
     others = (
         {f"{name}/" for name in analysis.repaired.scores} - {f"{CLASSIFIER}/", f"{REPAIRED}/"}
         if analysis.repaired
@@ -275,7 +291,7 @@ def headline_metrics(analysis: Analysis) -> dict:
     return {name: entry for name, entry in analysis.metrics.items() if not name.startswith(tuple(others))}
 
 
-def tables_of(analysis: Analysis) -> dict:
+def tables_of(analysis: "Analysis") -> dict:
     """{name: table} of all that is written."""
     found, mended = analysis.findings, analysis.repaired
     tables = {"tests": found.tests, "sentences": found.retrieved, "phrases": found.phrases, "rates": analysis.rates}
@@ -284,12 +300,17 @@ def tables_of(analysis: Analysis) -> dict:
 
 
 def export(
-    values, language, dataset, gathered: Gathered, analysis: Analysis, overrides: list, out: Path
+    values, language, dataset, gathered: "Gathered", analysis: "Analysis", overrides: list, out: Path
 ) -> Path | None:
     """The repaired classifier's folder; None where nothing was mended. `overrides`: of `repaired.check`."""
     mended = analysis.repaired
     if mended is None:
         return None
+    from mammoclip_jax import provenance
+    from mammoclip_jax.evaluation.slices.mend import MEAN_HEAD, REPAIRED
+    from mammoclip_jax.weights import repaired
+    from mammoclip_jax.weights.opening import open_weights
+
     variables, meta = open_weights(values.model)
     seen = dataset.index.iloc[gathered.rows["validation"]]
     head = mended.heads[MEAN_HEAD]
@@ -327,6 +348,8 @@ def _meta(model) -> dict:
 
 def _about(classifier, language) -> dict[str, str]:
     """{what it is here: its name and step} of the models, for the page."""
+    from mammoclip_jax import provenance
+
     models = {"classifier": classifier} | ({"dual encoder": language} if language else {})
     return {
         what: provenance.without_paths(

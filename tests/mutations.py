@@ -928,6 +928,20 @@ MUTATIONS = (
         ("data/sources/test_images_only.py",),
     ),
     Mutation(
+        "a time of day makes two days of one exam",
+        "data/sources/tables.py",
+        "times = times.dt.normalize()",
+        "times = times.dt.floor('s')",
+        ("data/sources/test_report_csv.py",),
+    ),
+    Mutation(
+        "all dates of a patient are one study",
+        "data/sources/report_csv.py",
+        'study_of(cells["patient"], cells.get("study", _dated(labels)))',
+        'study_of(cells["patient"], cells.get("study", ""))',
+        ("data/sources/test_report_csv.py",),
+    ),
+    Mutation(
         "exams: images for processing are screening views",
         "data/batches/units.py",
         '"for_processing",\n',

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from mammoclip_jax import compare as command
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.evaluation import result
+from mammoclip_jax.evaluation import choices, comparison, result
 from mammoclip_jax.evaluation.result import Result
 from mammoclip_jax.evaluation.statistics import entry
 
@@ -82,7 +83,7 @@ def test_folders_with_different_files_are_refused(run, folders):
 
 
 def test_subgroups(run, folders, monkeypatch):
-    monkeypatch.setattr(command.Dataset, "open", lambda folder: SimpleNamespace(index=INDEX))
+    monkeypatch.setattr(Dataset, "open", lambda folder: SimpleNamespace(index=INDEX))
     file, out = folders / "a/made/zero_shot/predictions.csv", folders / "out"
     figures = run(file, by=["density", "view"], dataset=["data/made"], out=str(out))
     assert figures["metrics"]["subgroups/mass/density=A/auroc"]["n"] == 20
@@ -101,6 +102,10 @@ def test_transfer(run, tmp_path, capsys):
     assert "0.600" in capsys.readouterr().out
     with pytest.raises(UserError, match="TRAINING_SET=RESULTS"):
         run(tmp_path / "x", transfer="mass/auroc")
+
+
+def test_help_names_what_there_is():
+    assert choices.METRICS == tuple(comparison.METRICS) and choices.LEVELS == tuple(comparison.LEVEL_NAMES)
 
 
 @pytest.mark.parametrize("words, given", [((), {}), (("a",), {}), (("a", "b", "c"), {}), (("a", "b"), {"by": ["age"]})])

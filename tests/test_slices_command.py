@@ -12,6 +12,7 @@ from shortcut_set import OPTIONS, Language, ShortcutSet, classifier_folder
 
 from mammoclip_jax import provenance
 from mammoclip_jax import slices as command
+from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.suite import seen_before
 from mammoclip_jax.inference import loading
@@ -70,9 +71,9 @@ def language():
 def call(dataset, model, opened, language, tmp_path, monkeypatch):
     """The command with some flags; returns its figures."""
     others = {"set": dataset, "mixed": ShortcutSet(shuffled=3, path="mixed")}
-    monkeypatch.setattr(command.Dataset, "open", others.__getitem__)
+    monkeypatch.setattr(Dataset, "open", others.__getitem__)
     models = {"dual": language, str(model): opened}
-    monkeypatch.setattr(command.loading, "load", lambda name, batch_size: models.get(name) or load(name))
+    monkeypatch.setattr(loading, "load", lambda name, batch_size: models.get(name) or load(name))
 
     def call(**given):
         out = {"out": str(tmp_path / "out"), "json": str(tmp_path / "figures.json"), "model": str(model)}
@@ -90,8 +91,8 @@ def whole(dataset, model, opened, language, tmp_path_factory):
     """One run with all there is: (figures, its folder, what it printed)."""
     out, patch = tmp_path_factory.mktemp("whole"), pytest.MonkeyPatch()
     with patch.context() as monkeypatch:
-        monkeypatch.setattr(command.Dataset, "open", lambda name: dataset)
-        monkeypatch.setattr(command.loading, "load", lambda name, batch_size: language if name == "dual" else opened)
+        monkeypatch.setattr(Dataset, "open", lambda name: dataset)
+        monkeypatch.setattr(loading, "load", lambda name, batch_size: language if name == "dual" else opened)
         given = dict(model=str(model), out=str(out / "out"), json=str(out / "figures.json"), known="skin_marker")
         monkeypatch.setattr(command.flags, "FLAGS", SimpleNamespace(**FLAGS | given))
         monkeypatch.setattr(command.sys, "argv", ["slices.py", f"--model={model}", f"--out={out}/out"])

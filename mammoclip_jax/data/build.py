@@ -25,7 +25,7 @@ from mammoclip_jax.data.counts import counted, kinds, listed, quarantine_text
 from mammoclip_jax.data.identity import Identity, shown_options
 from mammoclip_jax.data.make import Failed, Job, Task, make, tasks, work, write, write_alone
 from mammoclip_jax.data.manifest import COLUMNS, MEMORY_COLUMNS, Problem, SourceTable, other_views
-from mammoclip_jax.data.pixels.render import LATER, Preprocessing
+from mammoclip_jax.data.pixels.preprocessing import LATER, Preprocessing
 from mammoclip_jax.data.pool import ordered_map
 from mammoclip_jax.data.private import settled
 from mammoclip_jax.data.store.codecs import DEFAULT_CODEC, known

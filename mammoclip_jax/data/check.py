@@ -50,8 +50,9 @@ def check(
         {value: images}}}, box_labels {split: {label: boxes}}, files {found, missing}, header_flags {flag: images},
         reports {breasts, different, nearly_different} (the texts of a breast; alike ones are no negatives),
         sections {kept, dropped: {section: {reports, examples}}} (what becomes of the reports, without identities),
-        lacking {findings, both: reports without them} (`reported.lacking`), deidentification (what ran), passed_over
-        {kind: files that are no images of the set} and passed_over_files (as mismatches),
+        masks {channels, images} of a source that has any, lacking {findings, both: reports without them}
+        (`reported.lacking`), deidentification (what ran), passed_over {kind: files that are no images of the set} and
+        passed_over_files (as mismatches),
         quarantined (what is left out by its flags too; without missing files of a partial copy, and without mismatches
         that cost no image), reasons
         {class: number}, mismatches (list of {row, file, image, stage, reason, remedy}; of a private source without
@@ -81,6 +82,7 @@ def check(
         "files": {"found": len(there.rows), "missing": sum(p.kind == "file missing" for p in there.problems)},
         "header_flags": flags,
         "reports": _reports(rows),
+        "masks": {"channels": list(table.masks.channels), "images": len(table.masks.of)} if table.masks else {},
         "lacking": reported.lacking(rows),
         "sections": {
             what: {name: _examples(texts) for name, texts in named.items()}

@@ -95,6 +95,8 @@ def dry_run(counts: dict, written: bool) -> str:
         lines += [f"  {title}: " + ", ".join(f"{name or 'unknown'} {number}" for name, number in counts[title].items())]
     for split, boxes in counts["box_labels"].items():
         lines += [f"  boxes in {split}: " + (", ".join(f"{name} {number}" for name, number in boxes.items()) or "none")]
+    if masks := counts["masks"]:
+        lines += [f"  masks of {masks['images']} images: {', '.join(masks['channels'])}"]
     for split, labels in counts["labels"].items():
         lines += [f"  labels in {split}:"]
         lines += [
@@ -106,7 +108,7 @@ def dry_run(counts: dict, written: bool) -> str:
         f"  breasts with texts: {texts['breasts']}, different {texts['different']}, "
         f"more than slightly {texts['nearly_different']}"
     ]
-    for what, named in counts["sections"].items():
+    for what, named in counts["sections"].items() if any(counts["sections"].values()) else ():
         lines += [f"  sections of reports {what}:" + ("" if named else " none")]
         lines += [_line(part["reports"], f"{name}: " + " | ".join(part["examples"])) for name, part in named.items()]
     lines += lacking(counts["lacking"])

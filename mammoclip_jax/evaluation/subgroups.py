@@ -12,6 +12,7 @@ import pandas as pd
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
+from mammoclip_jax.evaluation.choices import BY as BY  # handed on
 from mammoclip_jax.evaluation.comparison import LEVEL_NAMES, METRICS, metrics_of
 from mammoclip_jax.evaluation.features import label_texts
 from mammoclip_jax.evaluation.metrics.classification import Scored, scored
@@ -22,7 +23,6 @@ from mammoclip_jax.evaluation.statistics.discrimination import few_classes
 from mammoclip_jax.evaluation.statistics.paired import lacking
 from mammoclip_jax.names import check_name
 
-BY = ("density", "age", "vendor", "view", "site", "dataset", "laterality")
 AGE_BANDS = (40, 50, 60, 70)  # years: lower edges of the bands after the first
 UNKNOWN = "unknown"
 AUROC, MACRO = "auroc", "macro_auroc"

@@ -122,8 +122,8 @@ def split(config, datasets):
 
 
 def load_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
-    """The tokenizer the config names, with the tokens that it adds; by default a WordPiece trained on the training texts
-    and kept in `workdir`."""
+    """The tokenizer the config names, with the tokens that it adds; by default a WordPiece trained on the training texts,
+    where there are none on the captions of training images, and kept in `workdir`."""
     data = config.data
     return _named_tokenizer(config, workdir, datasets).extended(data.special_tokens, data.frame, data.separator)
 
@@ -136,9 +136,14 @@ def _named_tokenizer(config, workdir, datasets) -> tokenizer.Tokenize:
         words = [
             text
             for dataset in datasets.values()
-            for texts in dataset.index["texts"][dataset.index["split"] == "train"]
-            for text in texts
-        ]
+            for told in dataset.index["texts"][dataset.index["split"] == "train"]
+            for text in told
+        ] or texts.sample_captions([dataset.index for dataset in datasets.values()], config.data.captions)
+        if not words:
+            raise UserError(
+                "no training image has a text, or labels that the template of config.data.captions speaks of: "
+                "config.data.captions=findings writes captions from density, findings and BI-RADS (docs/own_data.md)."
+            )
         tokenizer.Tokenize(tokenizer.train_wordpiece(words, config.data.vocab_size)).save(path)
     return tokenizer.load(path)
 

@@ -88,7 +88,8 @@ class Best:
             monitor = self._kept_by["monitor"]
             if monitor not in figures:
                 raise UserError(
-                    f"config.task.monitor={monitor!r} is no figure of the evaluations on the way: "
+                    f"config.task.monitor={monitor!r} is no figure of the evaluations on the way, or has no value, as AUROC "
+                    "where the validation part lacks a class. There are: "
                     f"{', '.join(sorted(figures)) or 'config.evaluate.validation_evaluators has none'}."
                 )
             value = figures[monitor]

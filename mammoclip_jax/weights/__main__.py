@@ -14,9 +14,7 @@ from absl import flags
 
 from mammoclip_jax import command
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.weights import actions
-
-ACTIONS = {"import": actions.import_file, "export": actions.export, "inspect": actions.inspect}
+from mammoclip_jax.weights import ACTIONS, FORMATS
 
 
 def define_flags() -> None:
@@ -26,7 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "format",
         "folder",
-        list(actions.FORMATS),
+        list(FORMATS),
         "export: an open model folder, a PyTorch state dict "
         "for the original code of Mammo-CLIP, MaMA or CLIP, or StableHLO programs of the image tower.",
     )
@@ -58,7 +56,9 @@ def main(argv) -> int:
     values = flags.FLAGS
     if action != "inspect" and not values.out:
         raise UserError(f"{action} needs --out.")
-    figures = ACTIONS[action](*words, values)
+    from mammoclip_jax.weights import actions  # not for --help: it imports jax
+
+    figures = getattr(actions, ACTIONS[action])(*words, values)
     command.write_json(values.json, figures)
     return 0
 

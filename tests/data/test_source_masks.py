@@ -109,5 +109,16 @@ def test_masks_beside_any_images(tmp_path):
     assert sorted(stored.known(row).tolist() for row in range(3)) == [[False, False], [False, True], [True, True]]
     np.testing.assert_array_equal(stored.read(stored.rows[0])[..., 1], lungs)
     assert str(tmp_path) not in (tmp_path / "set" / "masks-annotated.json").read_text()
-    with pytest.raises(UserError, match="holds no mask of an image"):
-        prepare("images_only", images, tmp_path / "other", options={"masks": str(images)}, **options)
+    sheet = "image,patient\n" + "".join(f"{name}.png,{name}\n" for name in "abc")
+    (images / "sheet.csv").write_text(sheet)
+    columns = {"table": "sheet.csv"} | dict.fromkeys(("study", "laterality", "view", "report"), "-")
+    prepare("report_csv", images, tmp_path / "table", options=columns | {"masks": str(drawn)}, **options)
+    same = Masks.open(Dataset.open(tmp_path / "table"))
+    assert same.channels == stored.channels and sorted(same.known(row).tolist() for row in range(3)) == [
+        [False, False],
+        [False, True],
+        [True, True],
+    ]
+    for source, more in (("images_only", {}), ("report_csv", columns)):
+        with pytest.raises(UserError, match="holds no mask of an image"):
+            prepare(source, images, tmp_path / "other", options=more | {"masks": str(images)}, **options)

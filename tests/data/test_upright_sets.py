@@ -9,6 +9,7 @@ import pytest
 from measure_upright import agreement, angles, columns, lines_in_cc
 
 from mammoclip_jax.data import exams, increment, manifest
+from mammoclip_jax.data.from_source import prepare
 from mammoclip_jax.data.phantom import generate as phantom
 from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.data.pixels.geometry import Transform
@@ -17,7 +18,6 @@ from mammoclip_jax.data.sources.phantom import read, read_muscles
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.verify import verify
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.prepare import prepare
 
 EXAMS = 6
 CANVAS = dict(height=160, width=112, workers=0)

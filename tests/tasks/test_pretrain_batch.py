@@ -93,6 +93,21 @@ def test_a_program_expects_what_the_batches_hold(data, more, tmp_path):
         assert batch["sentence"].max() == 2
 
 
+def test_without_reports_the_vocabulary_is_that_of_the_captions(tmp_path):
+    datasets = {"fake": FakeDataset([row | dict(texts=[]) for row in ROWS])}
+    with pytest.raises(UserError, match="config.data.captions=findings"):
+        pretrain.load_tokenizer(_config({}), tmp_path, datasets)
+    config = _config(dict(captions="findings", vocab_size=600))
+    tokens = pretrain.load_tokenizer(config, tmp_path, datasets)
+    ids, mask = tokens.encode(
+        ["There are calcifications in the left breast.", "The breast is heterogeneously dense."], 24
+    )
+    assert mask.sum(1).tolist() == [10, 8]  # a token a word, the stop, and the two at the ends
+    again = _config(dict(captions="findings", vocab_size=600))
+    (tmp_path / "again").mkdir()
+    assert pretrain.load_tokenizer(again, tmp_path / "again", datasets).fingerprint == tokens.fingerprint
+
+
 @pytest.mark.parametrize("more", [dict(), SPOKEN | dict(unpaired=UNPAIRED)])
 def test_a_step_is_the_same_on_one_and_eight_devices(tmp_path, more):
     config = _config(dict(targets=LABELS) | more)

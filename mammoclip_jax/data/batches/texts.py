@@ -72,6 +72,23 @@ def caption_fields(rows: pd.DataFrame, text: TextOptions) -> list[str]:
     ]
 
 
+def sample_captions(tables: Iterable[pd.DataFrame], captions: str, each: int = 4, most: int = 20_000) -> list[str]:
+    """Captions of the training images in these index tables, for a vocabulary; the same at every call; [] without a template.
+
+    Args:
+        captions: the template, as in `TextOptions`; "" is none.
+        each: captions of an image, drawn anew.
+        most: of all; images are then taken at equal distances.
+    """
+    if not captions:
+        return []
+    rows = pd.concat([table[table["split"] == "train"] for table in tables], ignore_index=True)
+    rows = rows.iloc[:: max(1, -(-len(rows) * each // most))]
+    rng = np.random.default_rng(0)
+    fields = [json.loads(own) for own in caption_fields(rows, TextOptions(captions=captions)) if own]
+    return [templating.render(captions, own, rng) for own in fields for _ in range(each)]
+
+
 def _open(labels: str) -> str:
     """A JSON object to which more can be added."""
     content = labels.strip()[1:-1].strip()

@@ -22,8 +22,8 @@ import pydicom
 
 from mammoclip_jax.data.pixels import polarity, voi
 from mammoclip_jax.data.pixels.dicom import Image, quiet
+from mammoclip_jax.data.pixels.preprocessing import POLICIES as POLICIES  # handed on
 
-POLICIES = ("voi", "published", "raw_minmax")
 PUBLISHED_BORDER = 5
 
 

@@ -5,10 +5,11 @@ It is a CSV, whose separator and encoding are found out, or an Excel workbook (a
 Columns (option = default name): image (path below the root), patient, study, laterality, view, report; optional
 findings and impression (instead of report), split, date (of the study), image_id, and any label columns named by
 `labels=a,b,c`. An option set to "-" says that the table has no such column: laterality and view then come from the
-DICOM header, the study is the patient, and images have no report.
+DICOM header, the studies of a patient are the dates (where the table has none, all is one study), and images have no report.
 
 `boxes=TABLE` is another table, with one row a box: the columns `image` (as in the first table), `label`, and x0, y0, x1, y1,
-in pixels of the original image; `box_columns` names them otherwise, in this order.
+in pixels of the original image; `box_columns` names them otherwise, in this order. `masks=DIR`, below the root or absolute, is a
+folder of true masks (mask_folders.py), such as DIR/mass/p1/L_CC.png of the image p1/L_CC.dcm.
 
 Of dates only the days since the patient's first study are kept. Whether 3/4/2019 is in March or April is read off the
 column's other dates, for all of them alike; where these do not tell, or contradict each other, say
@@ -23,7 +24,7 @@ import pandas as pd
 from mammoclip_jax.data.leave_out import NO_MAMMOGRAM
 from mammoclip_jax.data.manifest import SPLITS, Problem, SourceTable, frame, split_of
 from mammoclip_jax.data.pixels import fields
-from mammoclip_jax.data.sources import any_table, tables
+from mammoclip_jax.data.sources import any_table, mask_folders, tables
 from mammoclip_jax.data.text.sections import Told, told
 from mammoclip_jax.errors import UserError
 
@@ -52,6 +53,7 @@ def read(
     labels: str = "",
     boxes: str = "",
     box_columns: str = ",".join(BOX_COLUMNS),
+    masks: str = "",
     names: str = "",
     name: str = "report_csv",
     licence: str = "private",
@@ -62,8 +64,8 @@ def read(
     """The rows of `table` (below `root`, or an absolute path). `val` and `test` matter where it has no split column.
 
     Raises:
-        UserError: the table is missing, empty or no CSV, or lacks a column, or the order of its dates is not known; the
-            message names the option.
+        UserError: the table is missing, empty or no CSV, or lacks a column, no file of `masks` is one of an image, or
+            the order of its dates is not known; the message names the option.
     """
     path = Path(root) / table
     if not path.is_file():
@@ -135,6 +137,7 @@ def read(
         table_rows=len(data),
         remarks=remarks,
         leave_out=NO_MAMMOGRAM,
+        masks=mask_folders.below(Path(root, masks), {row["file"]: row["image"] for row in rows}) if masks else None,
     )
 
 
@@ -224,11 +227,16 @@ def study_of(patient: str, study: str) -> str:
     return f"{patient}/{study}" if study and study != patient else patient
 
 
+def _dated(labels: dict) -> str:
+    """What a study is called where the table has no column for it: its date, as days since the patient's first."""
+    return f"day {labels['study_day']}" if "study_day" in labels else ""
+
+
 def _row(name: str, cells: dict, labels: dict, val: float, test: float) -> dict:
     return {
         "dataset": name,
         "patient": cells["patient"],
-        "study": study_of(cells["patient"], cells.get("study", "")),
+        "study": study_of(cells["patient"], cells.get("study", _dated(labels))),
         "image": cells.get("image_id") or cells["image"],
         "file": cells["image"],
         "laterality": tables.SIDES[cells.get("laterality", "").lower()],

@@ -132,6 +132,7 @@ def study_days(
     with warnings.catch_warnings():  # they quote the dates
         warnings.simplefilter("ignore")
         times = pd.to_datetime(pd.Series(texts, dtype=str), errors="coerce", format="mixed", utc=True)
+    times = times.dt.normalize()  # what has a time of day too is of that day
     first = times.groupby(pd.Series(list(patients), dtype=str)).transform("min")
     return [None if pd.isna(days) else int(days) for days in (times - first).dt.days]
 

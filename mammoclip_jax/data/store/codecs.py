@@ -2,7 +2,7 @@
 
 A record is a 12-byte header (magic "MJX1", codec, bits, layout, height, width; little endian), then, where the layout
 is 1, the CRC-32 of header and pixels, then the coded pixels. Layout 0 has no CRC; older data sets have it. No decoder
-sees bytes whose CRC is wrong. Codecs are known by their place in CODECS: new ones go to its end.
+sees bytes whose CRC is wrong. Codecs are known by their place in CODECS (__init__.py).
 
 | codec | pixels are                                                          | in short                            |
 |-------|---------------------------------------------------------------------|-------------------------------------|
@@ -24,6 +24,8 @@ import cv2
 import numpy as np
 import pyarrow
 
+from mammoclip_jax.data.store import CODECS as CODECS  # handed on
+from mammoclip_jax.data.store import DEFAULT_CODEC as DEFAULT_CODEC
 from mammoclip_jax.errors import UserError
 
 _HEADER = struct.Struct("<4sBBHHH")
@@ -189,5 +191,3 @@ _CODECS = {
     "htj2k": _Codec(_htj2k_encode, _htj2k_decode),
     "delta": _Codec(_delta_encode, _delta_decode),
 }
-CODECS = tuple(_CODECS)
-DEFAULT_CODEC = "delta"

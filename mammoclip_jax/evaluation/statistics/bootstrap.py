@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import norm, t
 
+from mammoclip_jax.evaluation.choices import RESAMPLES
 from mammoclip_jax.evaluation.statistics.few import LEVEL, Bound, binomial, count, rarest_class, too_few
 
-RESAMPLES = 1000
 INTERVAL = "95 %, BCa bootstrap over patients, or as the reason beside a value says"
 _GROUPS = 200  # of patients, of the jackknife; its error in the acceleration is about 0.65 / groups
 _FLAT = "no interval: all resamples agree"

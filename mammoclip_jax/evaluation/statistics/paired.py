@@ -17,6 +17,7 @@ import numpy as np
 from scipy.stats import false_discovery_control, norm, rankdata
 
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.choices import PERMUTATIONS as PERMUTATIONS  # handed on
 from mammoclip_jax.evaluation.statistics.bootstrap import (
     LEVEL,
     RESAMPLES,
@@ -28,8 +29,6 @@ from mammoclip_jax.evaluation.statistics.bootstrap import (
 )
 from mammoclip_jax.evaluation.statistics.discrimination import AUROC, MACRO_AUROC
 from mammoclip_jax.evaluation.statistics.few import FEW, count
-
-PERMUTATIONS = 1000
 
 
 class DeLong(NamedTuple):

@@ -191,3 +191,19 @@ def test_a_table_needs_no_report_and_may_have_boxes(tmp_path):
         report_csv.read(tmp_path, table="labels.csv", boxes="boxes.csv", box_columns="image,label", **absent)
     with pytest.raises(UserError, match="or --option=report=- for none"):
         report_csv.read(tmp_path, table="labels.csv", **absent | {"report": "report"})
+
+
+def test_without_a_column_for_the_study_the_dates_of_a_patient_are_its_studies(tmp_path):
+    header = "image,patient,date"
+    rows = [
+        "a.png,p,2019-03-14 10:22",
+        "b.png,p,2019-03-14 10:31",
+        "c.png,p,2021-05-02",
+        "d.png,p,",
+        "e.png,q,2021-05-02",
+    ]
+    absent = dict.fromkeys(("study", "laterality", "view", "report"), "-")
+    found = report_csv.read(reports(tmp_path, header, *rows), **absent)
+    assert list(found.rows["study"]) == ["p/day 0", "p/day 0", "p/day 780", "p", "q/day 0"]
+    found = report_csv.read(reports(tmp_path, header, *rows), **absent | {"date": "-"})
+    assert list(found.rows["study"]) == ["p", "p", "p", "p", "q"]

@@ -1,5 +1,8 @@
 """Tables of numbers as text and as LaTeX."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -46,3 +49,13 @@ def test_bounds_have_the_digits_that_tell_them_apart():
         (1.0, 1.0, "plain", "1.000000 to 1.000000"),
     ):
         assert display.interval({"low": low, "high": high}, kind) == said
+
+
+def test_tables_of_all_pages_scroll_in_their_frame_and_show_that_there_is_more():
+    package = Path(display.__file__).parents[2]
+    pages = {path.name: path.read_text() for path in package.rglob("*.html.jinja")}
+    assert len(pages) >= 5
+    for name, text in pages.items():
+        assert text.count("<table>") == len(re.findall(r'<div class="scroll[^>]*><table>', text)), name
+    framed = [text for text in pages.values() if "<style>" in text and ".scroll {" in text]
+    assert len(framed) == 2 and all("var(--shade)" in text and text.count("--shade: #") == 2 for text in framed)
