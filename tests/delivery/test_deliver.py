@@ -224,7 +224,7 @@ def test_no_file_says_whose_an_exam_is_but_for_its_owner(exams, tmp_path):
     out = tmp_path / "out"
     header = pydicom.dcmread(exams / "DOE_JANE_0" / "L_CC.dcm")
     (exams / "DOE_JANE_0" / "DOE_broken.dcm").write_text("x")
-    secret = ["DOE", "JANE", header.PatientID, str(header.PatientName), header.AccessionNumber]
+    secret = ["DOE_JANE", "DOE_broken", header.PatientID, str(header.PatientName), header.AccessionNumber]
     identifiers = [header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID]
     found = run(Model(), exams, out)
     assert found["counts"]["problems"] == 1
