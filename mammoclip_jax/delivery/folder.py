@@ -93,10 +93,12 @@ def deliver(
         _check_made_with(out, about, options | {"every_view": question.every_view})
         walk = _Walk(question, root, listing, out, names, about, overlay_size, dicom)
         done = []
-        for each in walk.exams():
-            done.append(each.entry)
-            watch(each)
-        names.write_sources(walk.sources)
+        try:
+            for each in walk.exams():
+                done.append(each.entry)
+                watch(each)
+        finally:
+            names.write_sources(walk.sources)
         return _write_whole(out, done, walk, listing, about)
 
 

@@ -92,18 +92,19 @@ class Pseudonyms:
             "image": self._identity.hash("image", fields.image),
         }
 
-    def write_sources(self, rows: Iterable[tuple[str, str, str, str]]) -> Path:
-        """Writes `OUT.private/sources.csv`, for its owner alone: `COLUMNS`."""
+    def write_sources(self, rows: Iterable[tuple[str, str, str, str]]) -> None:
+        """Writes `OUT.private/sources.csv`, for its owner alone: `COLUMNS`. What it said of other exams stays."""
+        rows, path = list(rows), sources_file(self._out)
+        told = {exam for exam, *_ in rows} | {""}
+        if path.exists():
+            with open(path, encoding="utf-8", newline="") as file:
+                rows += [row for row in list(csv.reader(file))[1:] if row[0] not in told]
         text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-        path = sources_file(self._out)
+        csv.writer(text).writerows([COLUMNS, *rows])
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with whole(path) as partial:
             partial.touch(mode=0o600)
             partial.write_text(text.getvalue(), encoding="utf-8")
-        return path
 
 
 def _renamed(entry: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, Any]:

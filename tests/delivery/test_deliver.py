@@ -157,9 +157,18 @@ def test_ctrl_c_leaves_whole_exams_and_the_same_call_goes_on(phantoms, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run(Stopped(), phantoms, out)
     assert len(folders_in(out)) == 1 and not [path for path in out.iterdir() if path.name.startswith(".")]
+    assert sources_of(out) == {"DOE_JANE_0"}
     model, seen = Model(), []
     run(model, phantoms, out, watch=seen.append)
     assert model.calls == [4, 4] and [done.was_there for done in seen] == [True, False, False]
+    run(model, phantoms / "DOE_JANE_1", out)
+    assert sources_of(out) == {f"DOE_JANE_{n}" for n in range(3)}
+
+
+def sources_of(out):
+    """The folders that the owner's table tells of."""
+    with open(out.with_name(f"{out.name}.private") / "sources.csv", newline="") as file:
+        return {row["folder"] for row in csv.DictReader(file)}
 
 
 def test_kill_9_leaves_whole_exams_and_the_same_call_goes_on(phantoms, tmp_path):
@@ -224,7 +233,7 @@ def test_no_file_says_whose_an_exam_is_but_for_its_owner(exams, tmp_path):
     out = tmp_path / "out"
     header = pydicom.dcmread(exams / "DOE_JANE_0" / "L_CC.dcm")
     (exams / "DOE_JANE_0" / "DOE_broken.dcm").write_text("x")
-    secret = ["DOE", "JANE", header.PatientID, str(header.PatientName), header.AccessionNumber]
+    secret = ["DOE_JANE", "DOE_broken", header.PatientID, str(header.PatientName), header.AccessionNumber]
     identifiers = [header.StudyInstanceUID, header.SeriesInstanceUID, header.SOPInstanceUID]
     found = run(Model(), exams, out)
     assert found["counts"]["problems"] == 1
