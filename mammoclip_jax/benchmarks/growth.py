@@ -6,21 +6,22 @@ measurement is a process of its own, started by `run`, so that its peak is its o
 
 import json
 import math
-import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+import cloudpickle  # what Grain pickles with
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.benchmarks import descendants
 from mammoclip_jax.benchmarks.resident import Peak
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
 
-READERS = 16  # processes that a stream is pickled for
+READERS = 16  # processes
 DIMENSIONS = 512
 _PLACES = ("upper outer", "upper inner", "lower outer", "lower inner", "retroareolar", "central")
 _FINDINGS = ("mass", "asymmetry", "cluster of calcifications", "distortion", "lymph node", "scar")
@@ -131,7 +132,20 @@ def _breasts(images: int, **options) -> Callable:
     from mammoclip_jax.data.batches.texts import TextOptions
 
     dataset = _dataset(images, "train")
+    if options.get("own_side"):
+        _join_reports(dataset.index)
     return lambda: breasts([dataset], "train", text=TextOptions(**options))
+
+
+def _join_reports(table: pd.DataFrame) -> None:
+    """Both breasts of an exam have one report."""
+    texts = table["texts"].tolist()
+    ends = range(0, len(texts), 4)
+    joined = [
+        [f"LEFT BREAST: {texts[i][0]} RIGHT BREAST: {texts[min(i + 2, len(texts) - 1)][0]}", *texts[i][1:]]
+        for i in ends
+    ]
+    table["texts"] = [joined[row // 4] for row in range(len(texts))]
 
 
 def _examples(images: int, unit: str) -> Callable:
@@ -157,9 +171,10 @@ def _near(count: int) -> Callable:
 
 
 def _readers(images: int) -> Callable:
-    """All that a data set adds to the start of processes that read: the stream is pickled for each, which opens it and
-    draws a batch."""
-    import cloudpickle  # what Grain pickles with
+    """All that Grain's reading processes take until each has given its first batch: they are started, sent the stream, and
+    open it."""
+    import grain
+    from absl import flags
 
     from mammoclip_jax.data.batches.image_text import Options, train_dataset
     from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
@@ -167,11 +182,16 @@ def _readers(images: int) -> Callable:
     dataset, tokenize = _dataset(images, "train"), Tokenize(train_wordpiece(texts(100), 400))
     stream = train_dataset([dataset], tokenize, Options(text_length=8), batch_size=2, seed=0, read_threads=0)
 
-    def start() -> int:
-        sent = [cloudpickle.dumps(stream) for _ in range(READERS)]
-        for content in sent:
-            next(iter(pickle.loads(content)))
-        return len(sent[0])
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain asks for its own
+
+    def start() -> dict:
+        batches = iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=READERS)))
+        for _ in range(READERS):  # in turn
+            next(batches)
+        used = descendants.cpu_seconds()
+        batches.close()
+        return {"bytes": len(cloudpickle.dumps(stream)), "readers_cpu_seconds": round(used, 2)}
 
     return start
 
@@ -201,6 +221,7 @@ def _probe(images: int) -> Callable:
 WORKS: dict[str, tuple[Callable[[int], Callable], int]] = {
     "breasts": (_breasts, 1),
     "captions": (lambda images: _breasts(images, captions="mammo_clip"), 1),
+    "own side": (lambda images: _breasts(images, captions="mammo_clip", own_side=True), 1),
     "labelled images": (lambda images: _examples(images, "image"), 1),
     "labelled breasts": (lambda images: _examples(images, "breast"), 1),
     "labelled exams": (lambda images: _examples(images, "exam"), 1),
@@ -215,7 +236,8 @@ WORKS: dict[str, tuple[Callable[[int], Callable], int]] = {
 
 def run(sizes: Sequence[int], works: Sequence[str] = ()) -> list[dict]:
     """A row for each work (all unless given) and size: items, seconds, CPU seconds, peak_gib of its process over what
-    the input takes, bytes that a reader is sent; and the exponent by which the CPU seconds grew since the size before.
+    the input takes; of readers the bytes that each is sent, and the CPU seconds of all of them; and the exponent by which
+    the CPU seconds grew since the size before.
 
     Raises:
         UserError: fewer than two sizes, or not ascending; an unknown work, or one that failed.
@@ -251,7 +273,8 @@ def measure(work: str, images: int) -> dict:
     """One row's figures, in this process."""
     make, part = WORKS[work]
     items = images // part
-    make(100)()  # imports, and what is loaded once
+    if work != "readers":  # whose start is what they import
+        make(100)()  # imports, and what is loaded once
     begin = make(items)
     peak = Peak()
     resident = peak.bytes()
@@ -262,8 +285,9 @@ def measure(work: str, images: int) -> dict:
         "seconds": round(time.perf_counter() - wall, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "peak_gib": round((peak.bytes() - resident) / 2**30, 2),
-        "bytes": made if isinstance(made, int) else None,
-    }
+        "bytes": None,
+        "readers_cpu_seconds": None,
+    } | (made if work == "readers" else {})
 
 
 if __name__ == "__main__":
