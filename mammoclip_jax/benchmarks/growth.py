@@ -22,7 +22,8 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
 
 READERS = 16  # processes
-DIMENSIONS = 512
+DIMENSIONS = 512  # of an embedding
+FEATURES = 2048  # that a probe learns from
 _PLACES = ("upper outer", "upper inner", "lower outer", "lower inner", "retroareolar", "central")
 _FINDINGS = ("mass", "asymmetry", "cluster of calcifications", "distortion", "lymph node", "scar")
 _WORDS = (
@@ -115,6 +116,10 @@ class _Model:
 
     kind, logit_scale = "dual encoder", 1.0
 
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        """As many as a ResNet-50 or EfficientNet-B5 has, of the order of 2,000."""
+        return _unit(np.ascontiguousarray(images).view(np.int64)[:, 0, 0], FEATURES)
+
     def embed_image(self, images: np.ndarray) -> np.ndarray:
         return _unit(np.ascontiguousarray(images).view(np.int64)[:, 0, 0])
 
@@ -122,8 +127,8 @@ class _Model:
         return _unit(np.array([sum(map(ord, text)) for text in said]))
 
 
-def _unit(numbers: np.ndarray) -> np.ndarray:
-    vectors = np.stack([np.random.default_rng(int(n)).standard_normal(DIMENSIONS, np.float32) for n in numbers])
+def _unit(numbers: np.ndarray, dimensions: int = DIMENSIONS) -> np.ndarray:
+    vectors = np.stack([np.random.default_rng(int(n)).standard_normal(dimensions, np.float32) for n in numbers])
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -210,11 +215,11 @@ def _zero_shot(images: int) -> Callable:
     return lambda: zero_shot(_Model(), dataset, labels=("mass",), resamples=200)
 
 
-def _probe(images: int) -> Callable:
+def _probe(images: int, representation: str) -> Callable:
     from mammoclip_jax.evaluation.evaluators.probe import linear_probe
 
     dataset = _dataset(images)
-    return lambda: linear_probe(_Model(), dataset, label="mass", representation="embedding", resamples=200)
+    return lambda: linear_probe(_Model(), dataset, label="mass", representation=representation, resamples=200)
 
 
 # What is measured, and of how many of the images: a fifth where a data set's test part is evaluated.
@@ -230,7 +235,8 @@ WORKS: dict[str, tuple[Callable[[int], Callable], int]] = {
     "near duplicates": (_near, 1),
     "retrieval": (_retrieval, 5),
     "zero-shot": (_zero_shot, 5),
-    "probe": (_probe, 5),
+    "probe": (lambda images: _probe(images, "embedding"), 5),
+    "probe of features": (lambda images: _probe(images, "pooled"), 5),
 }
 
 

@@ -175,7 +175,7 @@ class Features:
         return self.of("embedding", positions)
 
     def of(self, kind: str, positions: Sequence[int]) -> np.ndarray:
-        """Float32 [n, c] of the rows at `positions`; `kind` is a key of KINDS.
+        """Float32 [n, c] of the rows at `positions`, not to be written to; `kind` is a key of KINDS.
 
         Raises:
             UserError: there is no such kind, or the model has no such vectors.
@@ -195,7 +195,11 @@ class Features:
             if path and (chunk[-1] == missing[-1] or time.monotonic() - saved > _SAVE_EVERY):
                 cache.save(path, known)
                 saved = time.monotonic()
-        return np.stack([known[int(p)] for p in positions])
+        vectors = np.stack([known[int(p)] for p in positions])
+        vectors.flags.writeable = False
+        if len(positions) == len(known) > 0 and len(set(map(int, positions))) == len(known):
+            known.update(zip(map(int, positions), vectors))  # instead of a second copy of all
+        return vectors
 
 
 def chunks(positions: Sequence[int]) -> Iterator[list[int]]:
