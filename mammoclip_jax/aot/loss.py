@@ -48,7 +48,7 @@ def compile_loss(
         vectors_bytes: of one chip's queries and keys.
 
     Raises:
-        UserError: pairs do not split evenly over the chips, or the topology is one that does not say what it needs.
+        UserError: pairs do not split evenly over the chips.
     """
     mesh = make_mesh({"data": -1}, target.devices)
     if pairs % mesh.size:
@@ -106,8 +106,9 @@ def text(found: dict) -> str:
         )
         return "\n".join(lines)
     lines += [
-        f"  memory of a chip: peak {memory['peak'] / MIB:.1f} MiB, of them arguments {memory['arguments'] / MIB:.1f} and "
-        f"results {memory['outputs'] / MIB:.1f}; temporaries {memory['temporaries'] / MIB:.1f}",
+        f"  memory of a chip: {memory['total'] / MIB:.1f} MiB, of them arguments {memory['arguments'] / MIB:.1f}, results "
+        f"{memory['outputs'] / MIB:.1f}, temporaries {memory['temporaries'] / MIB:.1f}, code {memory['code'] / MIB:.1f}; "
+        f"XLA's peak, with what lies in VMEM, {memory['peak'] / MIB:.1f}",
         f"  work of a chip and step: {found['counted_flops'] / 1e12:.2f} TFLOP, {found['counted_hbm_bytes'] / GIB:.2f} GiB of HBM"
         + (f", {found['estimated_seconds'] * 1e3:.0f} ms expected" if found["estimated_seconds"] else ""),
         "  collectives of a chip and step: "

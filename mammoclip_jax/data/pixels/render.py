@@ -219,8 +219,9 @@ def _view(laid: _Laid) -> units.View:
 def _part(laid: _Laid, transform: Transform, preprocessing: Preprocessing) -> tuple[np.ndarray, bool]:
     """The crop at the size that it has on the canvas, masked; and whether something bright went."""
     top, left, bottom, right = transform.content
-    size, cut = (bottom - top, right - left), laid.grey.region(*laid.cut)
-    part = cut if laid.rotation else geometry.resize(cut, size)  # a mask follows the original's rows
+    size = (bottom - top, right - left)
+    # A mask follows the original's rows.
+    part = laid.grey.region(*laid.cut) if laid.rotation else laid.grey.resized(laid.cut, size)
     masked = preprocessing.masks and mask_outside(part, laid.searched, laid.grey.inside, laid.seen, laid.cut)
     if laid.rotation:
         part = geometry.resize(transform.cut(part, laid.cut[:2]), size)
