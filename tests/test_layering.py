@@ -18,7 +18,7 @@ BELOW = {  # of each folder, and of run.py
     "tasks": {"data", "losses", "models", "training"},
     "inference": {"data", "explain", "models", "training", "weights"},
     "evaluation": {"data", "explain", "inference", "models"},
-    "aot": {"models", "tasks", "training"},
+    "aot": {"losses", "models", "tasks", "training"},
     "run": {"data", "evaluation", "inference", "tasks", "training", "weights"},
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
     "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "tasks", "training"},
