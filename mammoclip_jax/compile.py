@@ -7,6 +7,7 @@ Examples:
         --search --remat=none --remat=expand --remat=block --micro_batches=1 --micro_batches=2
     python -m mammoclip_jax.compile --parameters=configs/mammoclip_b5.py=1520x912       # counts; compiles nothing
 
+    python -m mammoclip_jax.compile --loss=clip --pairs=1048576 --topology=v5e:16x16    # a loss alone
     python -m mammoclip_jax.compile --config=configs/region_medclip_cxr.py:vit --topology=cpu:6 --height=224 --width=224
 
 TPUs need libtpu (pip install -e .[aot]) and no TPU. `cpu:6` is one device of 6 GiB as this CPU's compiler lays the step out:
@@ -35,6 +36,10 @@ def define_flags() -> None:
     """The flags of the command."""
     config_flags.DEFINE_config_file("config", None, "The experiment: a Python file with get_config().")
     flags.DEFINE_multi_string("parameters", [], "CONFIG=HEIGHTxWIDTH: count its parameters and FLOPs, compile nothing.")
+    flags.DEFINE_enum("loss", "", ["", "clip", "sigmoid"], "Compile this loss alone, value and gradients, of --pairs.")
+    flags.DEFINE_integer("pairs", 1_048_576, "Of --loss: the global batch.", lower_bound=1)
+    flags.DEFINE_integer("dim", 512, "Of --loss: numbers of a vector.", lower_bound=1)
+    flags.DEFINE_enum("form", "auto", ["auto", "plain", "gathered", "ring"], "Of --loss: see docs/losses.md.")
     flags.DEFINE_string(
         "topology", "v5e:4x4", "TPU topology, as v5e:16x16, v6e:4x4, v5p:2x2x2 or v4:2x2x1; or cpu:GIB."
     )
@@ -61,8 +66,12 @@ def main(argv) -> int:
     values = flags.FLAGS
     if values.parameters:
         return _parameters(values)
+    if values.loss:
+        return _loss(values)
+    if unread := [name for name in ("pairs", "dim", "form") if values[name].present]:
+        raise UserError(f"--{unread[0]} is of a loss alone: give --loss too, or take it out.")
     if values.config is None:
-        raise UserError("give a --config to compile, or --parameters=CONFIG=HEIGHTxWIDTH to count.")
+        raise UserError("give a --config to compile, a --loss, or --parameters=CONFIG=HEIGHTxWIDTH to count.")
     from mammoclip_jax.aot import topology
 
     topology.prepare(values.topology)  # before jax is used
@@ -109,6 +118,23 @@ def _parameters(values) -> int:
     print(parameters.markdown(rows))
     command.write_json(values.json, {"parameters": rows})
     return 0
+
+
+def _loss(values) -> int:
+    """What --loss asks for."""
+    if values.config is not None:
+        raise UserError("--loss is compiled alone: take out --config.")
+    from mammoclip_jax.aot import topology
+
+    topology.prepare(values.topology)  # before jax is used
+    from mammoclip_jax.aot import loss
+
+    options = dict(_option(item) for item in values.xla)
+    target = topology.load(values.topology)
+    found = loss.compile_loss(values.loss, values.pairs, values.dim, values.form, target, values.cache, options)
+    print(loss.text(found))
+    command.write_json(values.json, found)
+    return 0 if found["fits"] else DOES_NOT_FIT
 
 
 def _option(item):

@@ -274,6 +274,27 @@ MUTATIONS = (
         ("data/batches/test_targets.py",),
     ),
     Mutation(
+        "one breast's text: left alone where its own side is not named",
+        "data/text/reports.py",
+        '_MAY_NAME["R" if laterality == "L" else "L"].search(text)',
+        "_MAY_NAME[laterality].search(text)",
+        ("data/text/test_reports.py",),
+    ),
+    Mutation(
+        "grey: a window is a line of what is stored",
+        "data/pixels/intensity.py",
+        "if np.abs(off).max() < 2e-7 else None",
+        "if np.abs(off).max() < 2 else None",
+        ("data/pixels/test_intensity.py",),
+    ),
+    Mutation(
+        "RLE: bytes of a pixel the other way round",
+        "data/pixels/rle.py",
+        "cv2.merge(planes[::-1])",
+        "cv2.merge(planes)",
+        ("data/pixels/test_rle.py",),
+    ),
+    Mutation(
         "labels from texts: what dense tissue may obscure is there",
         "data/text/findings.py",
         '_NOT_SEEN.sub("", sentence)',

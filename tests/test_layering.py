@@ -20,7 +20,7 @@ BELOW = {  # of each folder, and of check.py and run.py
     "inference": {"data", "explain", "models", "training", "weights"},
     "delivery": {"data", "inference"},
     "evaluation": {"data", "explain", "inference", "models"},
-    "aot": {"models", "tasks", "training"},
+    "aot": {"losses", "models", "tasks", "training"},
     "check": {"data", "evaluation", "inference", "tasks", "training"},
     "run": {"check", "data", "evaluation", "inference", "tasks", "training", "weights"},
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},

@@ -53,6 +53,11 @@ def compile_step(trainer: Trainer, target: topology.Topology, cache: str | Path,
     """
     with jax.set_mesh(trainer.mesh):
         lowered = trainer.jitted().lower(trainer.state, trainer.batch)
+    return compile_lowered(lowered, target, cache, options)
+
+
+def compile_lowered(lowered, target: topology.Topology, cache: str | Path, options: dict[str, Any]) -> Compiled:
+    """The same of any lowered program."""
     known = provenance.versions(PACKAGES)
     facts = json.dumps([target.name, known, options, lowered.as_text()])
     key = hashlib.sha256(facts.encode()).hexdigest()[:24]

@@ -6,22 +6,24 @@ measurement is a process of its own, started by `run`, so that its peak is its o
 
 import json
 import math
-import pickle
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 
+import cloudpickle  # what Grain pickles with
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax.benchmarks import descendants
 from mammoclip_jax.benchmarks.resident import Peak
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import check_name
 
-READERS = 16  # processes that a stream is pickled for
-DIMENSIONS = 512
+READERS = 16  # processes
+DIMENSIONS = 512  # of an embedding
+FEATURES = 2048  # that a probe learns from
 _PLACES = ("upper outer", "upper inner", "lower outer", "lower inner", "retroareolar", "central")
 _FINDINGS = ("mass", "asymmetry", "cluster of calcifications", "distortion", "lymph node", "scar")
 _WORDS = (
@@ -114,6 +116,10 @@ class _Model:
 
     kind, logit_scale = "dual encoder", 1.0
 
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        """As many as a ResNet-50 or EfficientNet-B5 has, of the order of 2,000."""
+        return _unit(np.ascontiguousarray(images).view(np.int64)[:, 0, 0], FEATURES)
+
     def embed_image(self, images: np.ndarray) -> np.ndarray:
         return _unit(np.ascontiguousarray(images).view(np.int64)[:, 0, 0])
 
@@ -121,8 +127,8 @@ class _Model:
         return _unit(np.array([sum(map(ord, text)) for text in said]))
 
 
-def _unit(numbers: np.ndarray) -> np.ndarray:
-    vectors = np.stack([np.random.default_rng(int(n)).standard_normal(DIMENSIONS, np.float32) for n in numbers])
+def _unit(numbers: np.ndarray, dimensions: int = DIMENSIONS) -> np.ndarray:
+    vectors = np.stack([np.random.default_rng(int(n)).standard_normal(dimensions, np.float32) for n in numbers])
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -131,7 +137,20 @@ def _breasts(images: int, **options) -> Callable:
     from mammoclip_jax.data.batches.texts import TextOptions
 
     dataset = _dataset(images, "train")
+    if options.get("own_side"):
+        _join_reports(dataset.index)
     return lambda: breasts([dataset], "train", text=TextOptions(**options))
+
+
+def _join_reports(table: pd.DataFrame) -> None:
+    """Both breasts of an exam have one report."""
+    texts = table["texts"].tolist()
+    ends = range(0, len(texts), 4)
+    joined = [
+        [f"LEFT BREAST: {texts[i][0]} RIGHT BREAST: {texts[min(i + 2, len(texts) - 1)][0]}", *texts[i][1:]]
+        for i in ends
+    ]
+    table["texts"] = [joined[row // 4] for row in range(len(texts))]
 
 
 def _examples(images: int, unit: str) -> Callable:
@@ -157,9 +176,10 @@ def _near(count: int) -> Callable:
 
 
 def _readers(images: int) -> Callable:
-    """All that a data set adds to the start of processes that read: the stream is pickled for each, which opens it and
-    draws a batch."""
-    import cloudpickle  # what Grain pickles with
+    """All that Grain's reading processes take until each has given its first batch: they are started, sent the stream, and
+    open it."""
+    import grain
+    from absl import flags
 
     from mammoclip_jax.data.batches.image_text import Options, train_dataset
     from mammoclip_jax.data.text.tokenizer import Tokenize, train_wordpiece
@@ -167,11 +187,16 @@ def _readers(images: int) -> Callable:
     dataset, tokenize = _dataset(images, "train"), Tokenize(train_wordpiece(texts(100), 400))
     stream = train_dataset([dataset], tokenize, Options(text_length=8), batch_size=2, seed=0, read_threads=0)
 
-    def start() -> int:
-        sent = [cloudpickle.dumps(stream) for _ in range(READERS)]
-        for content in sent:
-            next(iter(pickle.loads(content)))
-        return len(sent[0])
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain asks for its own
+
+    def start() -> dict:
+        batches = iter(stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=READERS)))
+        for _ in range(READERS):  # in turn
+            next(batches)
+        used = descendants.cpu_seconds()
+        batches.close()
+        return {"bytes": len(cloudpickle.dumps(stream)), "readers_cpu_seconds": round(used, 2)}
 
     return start
 
@@ -190,17 +215,18 @@ def _zero_shot(images: int) -> Callable:
     return lambda: zero_shot(_Model(), dataset, labels=("mass",), resamples=200)
 
 
-def _probe(images: int) -> Callable:
+def _probe(images: int, representation: str) -> Callable:
     from mammoclip_jax.evaluation.evaluators.probe import linear_probe
 
     dataset = _dataset(images)
-    return lambda: linear_probe(_Model(), dataset, label="mass", representation="embedding", resamples=200)
+    return lambda: linear_probe(_Model(), dataset, label="mass", representation=representation, resamples=200)
 
 
 # What is measured, and of how many of the images: a fifth where a data set's test part is evaluated.
 WORKS: dict[str, tuple[Callable[[int], Callable], int]] = {
     "breasts": (_breasts, 1),
     "captions": (lambda images: _breasts(images, captions="mammo_clip"), 1),
+    "own side": (lambda images: _breasts(images, captions="mammo_clip", own_side=True), 1),
     "labelled images": (lambda images: _examples(images, "image"), 1),
     "labelled breasts": (lambda images: _examples(images, "breast"), 1),
     "labelled exams": (lambda images: _examples(images, "exam"), 1),
@@ -209,13 +235,15 @@ WORKS: dict[str, tuple[Callable[[int], Callable], int]] = {
     "near duplicates": (_near, 1),
     "retrieval": (_retrieval, 5),
     "zero-shot": (_zero_shot, 5),
-    "probe": (_probe, 5),
+    "probe": (lambda images: _probe(images, "embedding"), 5),
+    "probe of features": (lambda images: _probe(images, "pooled"), 5),
 }
 
 
 def run(sizes: Sequence[int], works: Sequence[str] = ()) -> list[dict]:
     """A row for each work (all unless given) and size: items, seconds, CPU seconds, peak_gib of its process over what
-    the input takes, bytes that a reader is sent; and the exponent by which the CPU seconds grew since the size before.
+    the input takes; of readers the bytes that each is sent, and the CPU seconds of all of them; and the exponent by which
+    the CPU seconds grew since the size before.
 
     Raises:
         UserError: fewer than two sizes, or not ascending; an unknown work, or one that failed.
@@ -251,7 +279,8 @@ def measure(work: str, images: int) -> dict:
     """One row's figures, in this process."""
     make, part = WORKS[work]
     items = images // part
-    make(100)()  # imports, and what is loaded once
+    if work != "readers":  # whose start is what they import
+        make(100)()  # imports, and what is loaded once
     begin = make(items)
     peak = Peak()
     resident = peak.bytes()
@@ -262,8 +291,9 @@ def measure(work: str, images: int) -> dict:
         "seconds": round(time.perf_counter() - wall, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "peak_gib": round((peak.bytes() - resident) / 2**30, 2),
-        "bytes": made if isinstance(made, int) else None,
-    }
+        "bytes": None,
+        "readers_cpu_seconds": None,
+    } | (made if work == "readers" else {})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from mammoclip_jax.data import leave_out
 from mammoclip_jax.data.increment import Stored, link, load
 from mammoclip_jax.data.manifest import Problem, other_views
 from mammoclip_jax.data.pixels import dicom
-from mammoclip_jax.data.pixels.render import Preprocessing, Source, place_boxes, render
+from mammoclip_jax.data.pixels.canvas_boxes import place_boxes
+from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.data.pool import WorkerLost, ordered_map
 from mammoclip_jax.data.store.codecs import encode
 from mammoclip_jax.data.store.shards import ShardWriter, shard_name

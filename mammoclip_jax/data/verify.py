@@ -23,8 +23,9 @@ from mammoclip_jax.data.build import fingerprint
 from mammoclip_jax.data.counts import content
 from mammoclip_jax.data.make import MADE_COLUMNS
 from mammoclip_jax.data.manifest import COLUMNS, LATERALITIES, LIST_COLUMNS, MEMORY_COLUMNS, SPLITS
+from mammoclip_jax.data.pixels.canvas_boxes import place_boxes
 from mammoclip_jax.data.pixels.geometry import Transform, frame
-from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store import storage
 from mammoclip_jax.data.store.codecs import decode, header
 from mammoclip_jax.data.store.parquet import read_table

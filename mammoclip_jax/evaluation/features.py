@@ -176,7 +176,7 @@ class Features:
         return self.of("embedding", positions)
 
     def of(self, kind: str, positions: Sequence[int]) -> np.ndarray:
-        """Float32 [n, c] of the rows at `positions`; `kind` is a key of KINDS.
+        """Float32 [n, c] of the rows at `positions`, not to be written to; `kind` is a key of KINDS.
 
         Raises:
             UserError: there is no such kind, or the model has no such vectors.
@@ -188,15 +188,24 @@ class Features:
         if kind not in self._known:
             self._known[kind] = cache.load(path) if path else {}
         known = self._known[kind]
-        missing = [i for i in dict.fromkeys(int(p) for p in positions) if i not in known]
-        saved = time.monotonic()
-        for chunk in chunks(missing):
-            computed = np.asarray(KINDS[kind](self.model, read(self.dataset, chunk)), dtype=np.float32)
-            known.update(zip(chunk, computed, strict=True))
+        wanted = [int(p) for p in positions]
+        missing = [i for i in dict.fromkeys(wanted) if i not in known]
+        computed, saved = np.empty((0, 0), np.float32), time.monotonic()
+        for number, chunk in enumerate(chunks(missing)):
+            vectors = KINDS[kind](self.model, read(self.dataset, chunk))
+            if not number:  # one array of all: of many small ones, memory stays taken when they are left
+                computed = np.empty((len(missing), np.shape(vectors)[1]), np.float32)
+            rows = computed[number * CHUNK :][: len(chunk)]
+            rows[:] = vectors
+            known.update(zip(chunk, rows, strict=True))
             if path and (chunk[-1] == missing[-1] or time.monotonic() - saved > _SAVE_EVERY):
                 cache.save(path, known)
                 saved = time.monotonic()
-        return np.stack([known[int(p)] for p in positions])
+        vectors = computed if wanted == missing else np.stack([known[i] for i in wanted])
+        vectors.flags.writeable = False
+        if len(set(wanted)) == len(wanted) == len(known):
+            known.update(zip(wanted, vectors))  # instead of a second copy of all
+        return vectors
 
 
 def chunks(positions: Sequence[int]) -> Iterator[list[int]]:

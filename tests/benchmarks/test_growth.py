@@ -14,7 +14,8 @@ def test_every_work_gives_its_figures(work):
     figures = growth.measure(work, 500)
     assert figures["items"] == 500 // growth.WORKS[work][1]
     assert min(figures["seconds"], figures["cpu_seconds"], figures["peak_gib"]) >= 0
-    assert (figures["bytes"] is not None) == (work == "readers")
+    of_readers = (figures["bytes"], figures["readers_cpu_seconds"])
+    assert all(value and value > 0 for value in of_readers) if work == "readers" else of_readers == (None, None)
 
 
 def test_each_size_is_a_process_of_its_own_with_the_exponent_since_the_one_before(monkeypatch):

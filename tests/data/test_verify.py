@@ -12,7 +12,8 @@ from mammoclip_jax.data.build import fingerprint
 from mammoclip_jax.data.counts import content, quarantine_text
 from mammoclip_jax.data.manifest import Problem, frame
 from mammoclip_jax.data.pixels import geometry
-from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes
+from mammoclip_jax.data.pixels.canvas_boxes import place_boxes
+from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.store import shards
 from mammoclip_jax.data.store.codecs import encode
 from mammoclip_jax.data.text.tokenizer import train_wordpiece

@@ -17,7 +17,7 @@ from mammoclip_jax.data.batches import region_phrases, regions, targets, texts, 
 from mammoclip_jax.data.batches.breasts import Breast, Exam, breasts, exams, with_own_captions
 from mammoclip_jax.data.batches.region_phrases import OfRegions, Phrases
 from mammoclip_jax.data.batches.regions import ANNOTATED, OfImages, Regions
-from mammoclip_jax.data.batches.stream import BatchIterator, Part, check_alike, mixed, of_items
+from mammoclip_jax.data.batches.stream import Batches, BatchIterator, Part, check_alike, mixed, of_items
 from mammoclip_jax.data.batches.targets import Targets
 from mammoclip_jax.data.batches.texts import Augment, TextOptions
 from mammoclip_jax.data.batches.units import Partner
@@ -267,7 +267,7 @@ def train_dataset(
     stream = grain.MapDataset.source(Part(stream.random_map(sample), batch_size, tuple(map(int, rows))))
     reading = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=2 * len(rows) if read_threads else 0)
     # Batching comes after the threads: they share the work of one batch, and hold no more than two.
-    return stream.to_iter_dataset(reading).batch(len(rows), drop_remainder=True)
+    return Batches(stream.to_iter_dataset(reading).batch(len(rows), drop_remainder=True))
 
 
 def train_iterator(

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mammoclip_jax.data.batches import phrases
+from mammoclip_jax.data.pixels.canvas_boxes import canvas_box
 from mammoclip_jax.data.pixels.geometry import Transform
-from mammoclip_jax.data.pixels.render import canvas_box
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.text import concepts, findings, label_values, reports
 from mammoclip_jax.data.text.tokenizer import Tokenize

@@ -1,5 +1,6 @@
 """A stream of examples cut into batches: each process makes its rows of every batch, and goes on where it stopped."""
 
+import multiprocessing
 from collections.abc import Sequence
 
 import grain
@@ -27,6 +28,42 @@ class Part:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         batch, place = divmod(i, len(self._rows))
         return self._stream[batch * self._batch_size + self._rows[place]]
+
+
+class Batches(grain.IterDataset):
+    """The batches of another stream, whose `mp_prefetch` has them read by processes that start at once.
+
+    Grain spawns each, and each imports Grain, with it jax, pandas and this package again: 3 s of a core. Here they are
+    forked from one process that has imported them, without jax, and never had threads (`forkserver` of multiprocessing).
+    Grain has no option for it.
+    """
+
+    def __init__(self, batches: grain.IterDataset):
+        super().__init__(batches)
+        self._batches = batches
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return iter(self._batches)
+
+    def mp_prefetch(self, *options, **more) -> grain.IterDataset:
+        """As Grain's. It holds for all of this process's streams from here on."""
+        from grain._src.python.dataset.transformations import process_prefetch  # its own, as it has no option
+
+        multiprocessing.set_forkserver_preload(["__main__", _READS])
+        process_prefetch.mp = _ForkServer
+        return super().mp_prefetch(*options, **more)
+
+
+class _ForkServer:
+    """What Grain asks `multiprocessing` for, which it asks for nothing else."""
+
+    @staticmethod
+    def get_context(method: str | None = None) -> multiprocessing.context.BaseContext:
+        del method
+        return multiprocessing.get_context("forkserver")
+
+
+_READS = "mammoclip_jax.data.batches.reading_process"  # imports what is needed to read
 
 
 class BatchIterator(grain.DatasetIterator):

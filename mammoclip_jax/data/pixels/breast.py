@@ -8,6 +8,7 @@ import numpy as np
 Crop = tuple[int, int, int, int]  # y0, x0, y1, x1; y1 and x1 exclusive
 
 _SIDE = 512  # the robust search works on an image of at most this many pixels a side
+REDUCED = 1024  # what is outside (outside.py) is looked for on one of this many
 _OPENING = 11  # of those pixels: what is thinner is no breast
 _RIM = 1.15  # a fainter threshold may add this much to the breast
 _HARMLESS = 1.03  # and this much, whatever its shape
@@ -62,6 +63,7 @@ class Found(NamedTuple):
     mask: np.ndarray  # bool [h', w']; all True where no air is seen: the breast fills the image, or there is none
     factor: float  # from pixels of `mask` to pixels of the image
     plates: np.ndarray | None = None  # bool as `mask`: white plates that touch it, or None
+    reduced: np.ndarray | None = None  # `halved(image, REDUCED)`
 
 
 def find(image: np.ndarray) -> Found:
@@ -70,8 +72,8 @@ def find(image: np.ndarray) -> Found:
     The largest component brighter than the air, once thin film edges and markers are opened away. Where the air is the
     brightest part (an image for processing, or with the wrong polarity) the component darker than it.
     """
-    factor = max(1.0, max(image.shape) / _SIDE)
-    grey = _small(image, factor)
+    factor, reduced = max(1.0, max(image.shape) / _SIDE), halved(image, REDUCED)
+    grey = _small(image.shape, reduced, factor)
     if _inverted(grey):
         grey = 255 - grey
     mask, (plates, without) = _searched(grey), _plates(grey)
@@ -80,7 +82,7 @@ def find(image: np.ndarray) -> Found:
         mask = _searched(grey)
     if _likeness(mask) < (True, -_SMOOTH):  # the ground of a film may have been taken for it, or grown together with it
         mask = max(mask, _searched(_levelled(grey)), key=_likeness)
-    return Found(mask & ~plates, factor, plates if plates.any() else None)
+    return Found(mask & ~plates, factor, plates if plates.any() else None, reduced)
 
 
 def _plates(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -170,10 +172,10 @@ def halved(image: np.ndarray, side: int) -> np.ndarray:
     return image
 
 
-def _small(image: np.ndarray, factor: float) -> np.ndarray:
-    """uint8 [h', w']: the image at 1 / factor, without specks, stretched to the whole range."""
-    size = (max(1, round(image.shape[1] / factor)), max(1, round(image.shape[0] / factor)))
-    small = cv2.resize(halved(image, _SIDE), size, interpolation=cv2.INTER_AREA).astype(np.float32)
+def _small(shape: tuple[int, int], reduced: np.ndarray, factor: float) -> np.ndarray:
+    """uint8 [h', w']: an image of `shape`, halved to `reduced`, at 1 / factor, without specks, stretched to the whole range."""
+    size = (max(1, round(shape[1] / factor)), max(1, round(shape[0] / factor)))
+    small = cv2.resize(halved(reduced, _SIDE), size, interpolation=cv2.INTER_AREA).astype(np.float32)
     small = cv2.medianBlur(small, 5)
     low, high = float(small.min()), float(np.percentile(small, 99.5))
     # A bright marker beside a dim breast would press the tissue into a few levels.

@@ -3,7 +3,7 @@
 | transfer syntax                                    | decoder                                                |
 |----------------------------------------------------|--------------------------------------------------------|
 | implicit, explicit, big endian, deflated           | pydicom                                                |
-| RLE                                                | pylibjpeg-rle, else pydicom                            |
+| RLE                                                | imagecodecs (rle.py), else pylibjpeg-rle, else pydicom |
 | JPEG baseline, extended 12-bit, lossless           | imagecodecs (jpeg.py), else any that pydicom finds     |
 | JPEG-LS, lossless and near-lossless                | pyjpegls, else any that pydicom finds                  |
 | JPEG 2000, HTJ2K                                   | pylibjpeg-openjpeg, else any that pydicom finds        |
@@ -30,7 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from mammoclip_jax.data.pixels import jpeg
+from mammoclip_jax.data.pixels import jpeg, rle
 from mammoclip_jax.errors import UserError
 
 MAX_PIXELS = 200_000_000  # a mammogram has up to about 30 million; more is a broken header
@@ -173,8 +173,13 @@ def _only_frame(decoder: base.Decoder, header: pydicom.Dataset, options: dict) -
     if options["samples_per_pixel"] > 1 or signs or not decoder.is_encapsulated:
         view = {} if decoder.is_encapsulated else {"view_only": True}
         return decoder.as_array(header, index=0, **options, **view)[0]
-    frame, fields = decoder.as_buffer(header, index=0, **options)  # saves as_array's copy
     kind = "ui"[options["pixel_representation"]]
+    if decoder.UID == RLELossless:
+        stream = get_frame(header.PixelData, 0, number_of_frames=1)
+        stored = rle.decode(stream, options["rows"], options["columns"], options["bits_allocated"])
+        if stored is not None:
+            return stored.view(f"<{kind}{stored.dtype.itemsize}")
+    frame, fields = decoder.as_buffer(header, index=0, **options)  # saves as_array's copy
     return np.frombuffer(frame, f"<{kind}{fields['bits_allocated'] // 8}").reshape(options["rows"], options["columns"])
 
 

@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import pydicom
 
-from mammoclip_jax.data.pixels import polarity, voi
+from mammoclip_jax.data.pixels import geometry, polarity, voi
 from mammoclip_jax.data.pixels.dicom import Image, quiet
 from mammoclip_jax.data.pixels.preprocessing import POLICIES as POLICIES  # handed on
 
@@ -44,14 +44,19 @@ class Grey:
         inside: tuple[int, int, int, int],
         flags: tuple[str, ...],
         plain: Callable | None = None,
+        ends: tuple[int, int] | None = None,
     ):
-        """`tone` maps stored values to grey; `plain`, by default the same, does so without VOI LUT or window."""
+        """`tone` maps stored values to grey; `plain`, by default the same, does so without VOI LUT or window.
+
+        All values lie within `ends`, where these are given.
+        """
         self.shape, self.inside, self.flags = stored.shape, inside, flags
         self._stored, self._tone, self._table = stored, tone, None
         self._plain = plain or tone
         if _has_table(stored):
             self._table, self._signed = tone(_all_values(stored.dtype)), stored.dtype.kind == "i"
             self._stored = stored.view(f"u{stored.dtype.itemsize}")
+        self._line = _line(self._table, *ends) if ends and stored.dtype.kind == "u" else None
 
     def region(self, y0: int, x0: int, y1: int, x1: int) -> np.ndarray:
         """That part [y1 - y0, x1 - x0] at full precision: float32 in [0, 1], or uint8 by the policy `published`."""
@@ -61,6 +66,22 @@ class Grey:
         if self._table.dtype == np.uint8 and part.size:
             return cv2.LUT(part, self._table)  # faster than NumPy for 8 bits, slower for 32
         return self._table[part]
+
+    def resized(self, crop: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+        """`region` of the crop at another size [h, w] (`geometry.resize`).
+
+        Where grey is a straight line of what is stored, as without a window, the means of the stored values are mapped
+        instead: the same but for the rounding of float32, without a look-up of each pixel.
+        """
+        y0, x0, y1, x1 = crop
+        if self._line is None or size[0] * size[1] >= (y1 - y0) * (x1 - x0):
+            return geometry.resize(self.region(*crop), size)
+        start, slope, first = self._line
+        part = geometry.resize(self._stored[y0:y1, x0:x1].astype(np.float32), size)
+        part -= np.float32(start)
+        part *= np.float32(slope)
+        part += np.float32(first)
+        return part
 
     def preview(self) -> np.ndarray:
         """The whole image [h, w] as uint8, cut off (not rounded) from [0, 255]."""
@@ -81,6 +102,16 @@ class Grey:
     def array(self) -> np.ndarray:
         """The whole image [h, w] at full precision."""
         return self.region(0, 0, *self.shape)
+
+
+def _line(table: np.ndarray | None, start: int, end: int) -> tuple[int, float, float] | None:
+    """(start, slope, its value there) of float32 grey values that lie on a line from `start` to `end`; None else."""
+    if table is None or table.dtype != np.float32 or not start < end:
+        return None
+    first, last = float(table[start]), float(table[end])
+    slope = (last - first) / (end - start)
+    off = table[start : end + 1] - (first + slope * np.arange(end + 1 - start))
+    return (start, slope, first) if np.abs(off).max() < 2e-7 else None
 
 
 def _eight(grey: np.ndarray) -> np.ndarray:
@@ -143,7 +174,8 @@ def _display(image: Image, use_voi: bool, voi_item: int) -> Grey:
 
     tone = toned(shown)
     searched = tone if plain is shown else toned(plain)
-    return Grey(stored, tone, (0, 0, *stored.shape), _checked(stored, tone, flags), searched)
+    ends = (int(used.min()), int(used.max())) if padding is None and _has_table(stored) else None
+    return Grey(stored, tone, (0, 0, *stored.shape), _checked(stored, tone, flags), searched, ends)
 
 
 def _shown(

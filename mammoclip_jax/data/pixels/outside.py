@@ -9,9 +9,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from mammoclip_jax.data.pixels.breast import Crop, Found, halved
+from mammoclip_jax.data.pixels.breast import REDUCED, Crop, Found, halved
 
-_SIDE = 1024  # the mask has at most this many pixels a side
+_SIDE = REDUCED  # the mask has at most this many pixels a side
 _RIM = 0.02  # of the longer side is kept around the breast
 _TEXT = 0.2  # of the longer side: a bright thing longer than this is no text (a skin line, the chest wall)
 _CONTRAST = 0.12  # of the breast's brightness over the background: what is fainter is not worth a removal
@@ -30,7 +30,8 @@ def keep(preview: np.ndarray, seen: Found) -> Kept | None:
         return None
     factor = max(1.0, max(preview.shape) / _SIDE)
     size = (max(1, round(preview.shape[1] / factor)), max(1, round(preview.shape[0] / factor)))
-    small = cv2.resize(halved(preview, _SIDE), size, interpolation=cv2.INTER_AREA)
+    reduced = halved(preview, _SIDE) if seen.reduced is None else seen.reduced
+    small = cv2.resize(reduced, size, interpolation=cv2.INTER_AREA)
     breast = cv2.resize(seen.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     wide = (cv2.distanceTransform(1 - breast, cv2.DIST_L2, 3) <= _RIM * max(size)).astype(np.uint8)
     thin = np.s_[::4, ::4]  # enough for statistics

@@ -1,7 +1,6 @@
 """One file -> one canvas: the per-image function that `prepare` maps over a data set and `predict` over an exam."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,8 +131,9 @@ def _view(laid: _Laid) -> units.View:
 def _part(laid: _Laid, transform: Transform, preprocessing: Preprocessing) -> tuple[np.ndarray, bool]:
     """The crop at the size that it has on the canvas, masked; and whether something bright went."""
     top, left, bottom, right = transform.content
-    size, cut = (bottom - top, right - left), laid.grey.region(*laid.cut)
-    part = cut if laid.rotation else geometry.resize(cut, size)  # a mask follows the original's rows
+    size = (bottom - top, right - left)
+    # A mask follows the original's rows.
+    part = laid.grey.region(*laid.cut) if laid.rotation else laid.grey.resized(laid.cut, size)
     masked = preprocessing.masks and mask_outside(part, laid.searched, laid.grey.inside, laid.seen, laid.cut)
     if laid.rotation:
         part = geometry.resize(transform.cut(part, laid.cut[:2]), size)
@@ -214,59 +214,3 @@ def quantise(image: np.ndarray, bits: int) -> np.ndarray:
         return image
     top = 2**bits - 1
     return np.rint(np.clip(image, 0, 1) * top).astype(np.uint8 if bits == 8 else np.uint16)
-
-
-class Boxes(NamedTuple):
-    """Boxes of an image after rendering, as the JSON of the index."""
-
-    original: str  # clipped to the image
-    canvas: str  # in canvas pixels, clipped to the crop; boxes outside the crop are left out
-    flags: tuple[str, ...]
-
-
-def place_boxes(boxes: str, transform: Transform) -> Boxes:
-    """`boxes` (JSON, original pixels) on the canvas.
-
-    Raises:
-        ValueError: a box lies outside the image: table and file do not belong together.
-    """
-    height, width = transform.original
-    kept, placed, flags = [], [], []
-    for item in json.loads(boxes):
-        box = _clip(item["box"], (0, 0, width, height))
-        if box is None:
-            raise ValueError(f"box {item['box']} in an image of width {width} and height {height}")
-        if box != [float(value) for value in item["box"]]:
-            flags.append("box_clipped_to_image")
-        kept.append(item | {"box": box})
-        whole, inside = _on_canvas(box, transform)
-        if inside is None:
-            flags.append("box_outside_crop")
-            continue
-        if not np.allclose(inside, whole, atol=1e-6):
-            flags.append("box_cut_by_crop")
-        placed.append(item | {"box": _rounded(inside)})
-    return Boxes(json.dumps(kept), json.dumps(placed), tuple(dict.fromkeys(flags)))
-
-
-def canvas_box(box: Sequence[float], transform: Transform) -> list[float] | None:
-    """Where `place_boxes` puts a box of the image; None outside the crop."""
-    _, inside = _on_canvas(box, transform)
-    return None if inside is None else _rounded(inside)
-
-
-def _on_canvas(box: Sequence[float], transform: Transform) -> tuple[np.ndarray, list[float] | None]:
-    """The whole box in canvas pixels, and the part of it within the crop."""
-    top, left, bottom, right = transform.content
-    whole = transform.boxes([box])[0]
-    return whole, _clip(whole, (left, top, right, bottom))
-
-
-def _rounded(box: Sequence[float]) -> list[float]:
-    return [round(value, 3) for value in box]
-
-
-def _clip(box, bounds: tuple[int, int, int, int]) -> list[float] | None:
-    x0, y0 = max(box[0], bounds[0]), max(box[1], bounds[1])
-    x1, y1 = min(box[2], bounds[2]), min(box[3], bounds[3])
-    return [float(x0), float(y0), float(x1), float(y1)] if x0 < x1 and y0 < y1 else None

@@ -1,7 +1,8 @@
 """Items that other processes read from a file of this machine, which they share, instead of being sent them.
 
 A process that is started gets its work pickled. A million breasts, or an index, would be written, sent and kept once for each
-of them; here they are written once, to a temporary file, when the first asks, and each maps it into memory.
+of them; here they are written once, to a temporary file, when the first asks, and each maps it into memory. On Linux the
+file has no name in any folder, and others reach it through this process: nothing is left of it, even where this is killed.
 """
 
 import atexit
@@ -9,11 +10,15 @@ import mmap
 import os
 import pickle
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+_DESCRIPTORS = Path("/proc/self/fd")
+_opened: list[IO[bytes]] = []  # as long as this process lives
 
 
 class Shared(Sequence):
@@ -21,6 +26,7 @@ class Shared(Sequence):
 
     def __init__(self, items: Sequence):
         self._items, self._file = items, ""
+        self._lock = threading.Lock()  # Grain starts its processes in as many threads
 
     def __len__(self) -> int:
         return len(self._items)
@@ -29,9 +35,8 @@ class Shared(Sequence):
         return self._items[place]
 
     def __reduce__(self) -> tuple:
-        if not self._file:
-            self._file = _written(self._items)
-            atexit.register(Path(self._file).unlink, missing_ok=True)
+        with self._lock:
+            self._file = self._file or _written(self._items)
         return _Mapped, (self._file,)
 
 
@@ -77,13 +82,19 @@ class _Mapped(Sequence):
 
 
 def _written(items: Sequence) -> str:
-    """The file of the items, where each ends, and how many there are."""
+    """The name under which other processes open the file of the items, where each ends, and how many there are."""
     ends = np.zeros(len(items) + 1, np.int64)
-    handle, name = tempfile.mkstemp(prefix="mammoclip-", suffix=".items")
-    with os.fdopen(handle, "wb") as file:
-        for place, item in enumerate(items):
-            ends[place + 1] = ends[place] + file.write(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
-        file.write(bytes(-int(ends[-1]) % 8))
-        file.write(ends.tobytes())
-        file.write(len(items).to_bytes(8, "little"))
-    return name
+    named = {} if _DESCRIPTORS.is_dir() else {"delete": False}
+    file: IO[bytes] = (tempfile.NamedTemporaryFile if named else tempfile.TemporaryFile)(
+        prefix="mammoclip-", suffix=".items", **named
+    )
+    for place, item in enumerate(items):
+        ends[place + 1] = ends[place] + file.write(pickle.dumps(item, pickle.HIGHEST_PROTOCOL))
+    file.write(bytes(-int(ends[-1]) % 8))
+    file.write(ends.tobytes())
+    file.write(len(items).to_bytes(8, "little"))
+    file.flush()
+    _opened.append(file)
+    if named:
+        atexit.register(Path(file.name).unlink, missing_ok=True)
+    return file.name if named else f"/proc/{os.getpid()}/fd/{file.fileno()}"

@@ -1,5 +1,6 @@
 """Radiology reports as text: sections, sentences, negation, and what a mirrored image would have been called."""
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -8,25 +9,31 @@ from mammoclip_jax.data.text.sections import sections as sections
 from mammoclip_jax.data.text.sections import tidy
 
 _ABBREVIATION = re.compile(r"\b(?:dr|mr|mrs|ms|vs|no|approx|fig|e\.g|i\.e|etc|rt|lt|st|incl)\.$", re.IGNORECASE)
+_STOP = re.compile(r"(?<=[.!?])\s+")
+_WORD = re.compile(r"\w")
 _NUMBER = re.compile(r"\d{1,2}[.)]")
 _LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
 
 
 def sentences(text: str) -> list[str]:
     """Split text into sentences, stops kept. Decimals, abbreviations ("approx.") and list numbers do not end one."""
-    pieces: list[str] = []
-    for line in tidy(text).split("\n"):
-        pending = ""
-        for piece in re.split(r"(?<=[.!?])\s+", _LIST_MARK.sub("", line)):
-            if not pending and _NUMBER.fullmatch(piece):
-                continue
-            pending = f"{pending} {piece}" if pending else piece
-            if not _ABBREVIATION.search(pending):
-                pieces.append(pending)
-                pending = ""
-        if pending:
+    return [sentence for line in tidy(text).split("\n") for sentence in _of_line(line)]
+
+
+def _of_line(line: str) -> list[str]:
+    """The sentences of a line of `tidy`."""
+    pieces, pending = [], ""
+    mark = _LIST_MARK.match(line)
+    for piece in _STOP.split(line[mark.end() :] if mark else line):
+        if not pending and _NUMBER.fullmatch(piece):
+            continue
+        pending = f"{pending} {piece}" if pending else piece
+        if not _ABBREVIATION.search(pending[-10:]):  # none is longer: quicker than all of a sentence
             pieces.append(pending)
-    return [sentence for sentence in pieces if re.search(r"\w", sentence)]
+            pending = ""
+    if pending:
+        pieces.append(pending)
+    return [sentence for sentence in pieces if _WORD.search(sentence)]
 
 
 # --- negation, after NegEx (Chapman et al., J Biomed Inform 34, 2001): cues with a scope that ends at a break ---------
@@ -223,6 +230,11 @@ _ANY_HEADING = re.compile(
     r"associated (?:features|findings))[ ]?:)[A-Za-z][A-Za-z /-]{2,40}:",
     re.IGNORECASE,
 )
+# Where `_SIDE` or `_SIDE_HEADING` may find a side, by breast and of both: looked for in a tenth of the time.
+_MAY_NAME = {
+    side: re.compile(rf"\b(?:{words})(?:t?\b|x?cc|ml|lm|[ul][oi]?q)|\b(?:{whole})", re.IGNORECASE)
+    for side, words, whole in (("L", "l", "left"), ("R", "r", "right"), ("", "l|r", "left|right"))
+}
 _BOTH_SIDES = re.compile(
     r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b", re.IGNORECASE
 )
@@ -241,8 +253,11 @@ _VIEW_NAMES = {view: re.compile(words, re.IGNORECASE) for view, words in _VIEW_W
 
 def sides(sentence: str) -> set[str]:
     """The breasts that a sentence names: {"L"}, {"R"}, both (also for "bilateral"), or none."""
-    named = {match[0][0].upper() for match in _SIDE.finditer(sentence)}
-    return {"L", "R"} if _BOTH_SIDES.search(sentence) else named
+    if "both" in (low := sentence.lower()) or "either" in low or "bilateral" in low:
+        if _BOTH_SIDES.search(sentence):
+            return {"L", "R"}
+    found = (_SIDE.match(sentence, may.start()) for may in _MAY_NAME[""].finditer(sentence))
+    return {match[0][0].upper() for match in found if match}
 
 
 def for_side(text: str, laterality: str) -> str:
@@ -252,18 +267,20 @@ def for_side(text: str, laterality: str) -> str:
     that refers back ("It measures 5 mm.") to the breast of the sentence before. An addendum belongs to both breasts.
     `laterality` "" keeps everything.
     """
+    if laterality in ("L", "R") and not _MAY_NAME["R" if laterality == "L" else "L"].search(text):
+        return text  # it has no word for the other breast
+    return _only(text, laterality, _named_sides)
 
-    def named(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
-        heading = _SIDE_HEADING.match(sentence)
-        if heading:
-            scope = {"L"} if heading["left"] else {"R"} if heading["right"] else set()
-        elif sentence.lower().startswith("addendum:"):  # it may move a finding to the other breast
-            scope = {"L", "R"}
-        elif _ANY_HEADING.match(sentence):
-            scope = set()
-        return scope if len(scope) == 2 else sides(sentence) or scope, scope
 
-    return _only(text, laterality, named)
+def _named_sides(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
+    heading = _SIDE_HEADING.match(sentence)
+    if heading:
+        scope = {"L"} if heading["left"] else {"R"} if heading["right"] else set()
+    elif sentence.lower().startswith("addendum:"):  # it may move a finding to the other breast
+        scope = {"L", "R"}
+    elif _ANY_HEADING.match(sentence):
+        scope = set()
+    return scope if len(scope) == 2 else sides(sentence) or scope, scope
 
 
 def for_view(text: str, view: str) -> str:
@@ -272,25 +289,36 @@ def for_view(text: str, view: str) -> str:
     `view` "" keeps everything.
     """
 
-    def named(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
-        return {name for name, words in _VIEW_NAMES.items() if words.search(sentence)}, scope
+    return _only(text, view, _named_views)
 
-    return _only(text, view, named)
+
+def _named_views(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
+    return {name for name, words in _VIEW_NAMES.items() if words.search(sentence)}, scope
 
 
 def _only(text: str, wanted: str, named: Callable[[str, set[str]], tuple[set[str], set[str]]]) -> str:
     """`text` without the sentences that speak of others than `wanted`; the very text where all stay."""
     if not wanted:
         return text
-    scope: set[str] = set()
-    about: set[str] = set()
     lines, dropped = [], False
-    for line in tidy(text).split("\n"):
-        kept = []
-        for sentence in sentences(line):
-            subjects, scope = named(sentence, scope)
-            about = subjects or (about if REFERS_BACK.match(sentence) else set())
-            kept += [sentence] if not about or wanted in about else []
-            dropped |= bool(about) and wanted not in about
+    for line in _subjects(text, named):
+        kept = [sentence for sentence, about in line if not about or wanted in about]
+        dropped |= len(kept) < len(line)
         lines += [" ".join(kept)] if kept else []
     return "\n".join(lines) if dropped else text
+
+
+@functools.lru_cache(maxsize=16)  # a report is asked for each breast and view of an exam
+def _subjects(text: str, named: Callable) -> list[list[tuple[str, set[str]]]]:
+    """By line its sentences, and what each speaks of."""
+    scope: set[str] = set()
+    about: set[str] = set()
+    lines = []
+    for line in tidy(text).split("\n"):
+        own = []
+        for sentence in _of_line(line):
+            subjects, scope = named(sentence, scope)
+            about = subjects or (about if REFERS_BACK.match(sentence) else set())
+            own.append((sentence, about))
+        lines.append(own)
+    return lines

@@ -227,8 +227,8 @@ def split(report: str) -> list[Part]:
 
 def tidy(text: str) -> str:
     """White space collapsed; a line for each paragraph, each item of a list, and each heading within findings."""
-    paragraphs = _PARAGRAPH.split(text)
-    return "\n".join(p for p in (re.sub(r"\s+", " ", p).strip() for p in paragraphs) if p)
+    paragraphs = _PARAGRAPH.split(text) if "\n" in text else [text]
+    return "\n".join(p for p in (" ".join(p.split()) for p in paragraphs) if p)
 
 
 def _stopped(text: str) -> str:

@@ -5,6 +5,7 @@ than items, it works in the space that the items span: the optimum of an L2-regu
 theorem; Schoelkopf, Herbrich and Smola 2001), so this changes nothing but the time.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -26,10 +27,26 @@ _ROWS = 2**14  # in float64 at a time
 _SMALL = 10_000_000  # numbers, below which threads of the linear algebra cost more than they save
 
 
+class Part:
+    """Some rows of a matrix, which are copied when a slice of them is asked for."""
+
+    def __init__(self, matrix: np.ndarray, rows: np.ndarray):
+        self._matrix, self._rows = matrix, rows
+        self.shape = (len(rows), matrix.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chosen):
+        """A slice as an array; of positions, or where True, a part again."""
+        rows = self._rows[chosen]
+        return self._matrix[rows] if isinstance(chosen, slice) else Part(self._matrix, rows)
+
+
 class Items(NamedTuple):
     """What is learnt from, or tested on."""
 
-    features: np.ndarray  # float [n, c]
+    features: np.ndarray | Part  # float [n, c]
     target: np.ndarray  # int [n], 0 to K - 1
     patients: np.ndarray  # str [n]
 
@@ -46,7 +63,7 @@ class Fit(NamedTuple):
     kernel: np.ndarray  # float [c, K]
     bias: np.ndarray  # float [K]
 
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
+    def probabilities(self, features: np.ndarray | Part) -> np.ndarray:
         """Float [n, K], rows that sum to one."""
         parts = (features[start : start + _ROWS] for start in range(0, max(len(features), 1), _ROWS))
         logits = np.concatenate([((part - self.mean) / self.scale) @ self.kernel + self.bias for part in parts])
@@ -83,20 +100,23 @@ def fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | Non
 
     Mean and scale are those of `items`. With one class alone every image is given that class.
     """
-    with threadpool_limits(1 if items.features.size < _SMALL else None, "blas"):
+    with threadpool_limits(1 if math.prod(items.features.shape) < _SMALL else None, "blas"):
         return _fit(items, classes, cs, class_weight)
 
 
 def _fit(items: Items, classes: int, cs: Sequence[float], class_weight: str | None) -> list[Fit]:
-    z = np.array(items.features, np.float64)  # the only one in memory
-    mean, scale = z.mean(axis=0), z.std(axis=0)
+    z = np.empty(items.features.shape)  # the only one in memory
+    for start in range(0, len(z), _ROWS):
+        z[start : start + _ROWS] = items.features[start : start + _ROWS]
+    mean = z.mean(axis=0)
+    z -= mean
+    scale = np.sqrt(np.einsum("nc,nc->c", z, z) / len(z))  # z.std makes another
     scale = np.where(scale > 1e-6 * np.abs(mean), scale, 1.0)  # constant but for float32's rounding: as it is
     present = np.unique(items.target)
     bias = np.full(classes, -np.inf)
     if len(present) == 1:
         bias[present] = 0.0
         return [Fit(mean, scale, np.zeros((len(mean), classes)), bias)] * len(cs)
-    z -= mean
     z /= scale
     basis = None
     if len(z) < z.shape[1]:

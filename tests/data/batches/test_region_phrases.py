@@ -14,8 +14,8 @@ from mammoclip_jax.data.batches.regions import Regions
 from mammoclip_jax.data.batches.texts import Augment
 from mammoclip_jax.data.batches.units import Partner
 from mammoclip_jax.data.phantom import exam, report_text
+from mammoclip_jax.data.pixels.canvas_boxes import place_boxes
 from mammoclip_jax.data.pixels.geometry import fit
-from mammoclip_jax.data.pixels.render import place_boxes
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.tasks import pretrain
 

@@ -6,7 +6,7 @@ import pytest
 from pydicom.dataset import Dataset
 from tiny_dicom import dataset, write
 
-from mammoclip_jax.data.pixels import dicom, intensity
+from mammoclip_jax.data.pixels import dicom, geometry, intensity
 
 RAMP = np.array([[0, 100, 200, 300, 400, 500, 600, 1000]], np.uint16)
 
@@ -215,3 +215,23 @@ def test_the_chosen_one_of_several_windows(tmp_path):
     third = intensity.grey(image, "voi", voi_item=2)
     np.testing.assert_array_equal(third.array, intensity.grey(image, "voi").array)
     assert second.flags == () and third.flags == ("voi_item_missing",)
+
+
+@pytest.mark.parametrize(
+    "tags, line",
+    [
+        ({}, True),
+        ({"PhotometricInterpretation": "MONOCHROME1"}, True),
+        ({"RescaleSlope": 2, "RescaleIntercept": -50}, True),
+        ({"WindowCenter": 300, "WindowWidth": 401}, False),  # cuts values off
+        ({"PixelPaddingValue": 0}, False),
+    ],
+)
+def test_a_smaller_copy_is_the_mean_of_grey_values(tmp_path, tags, line):
+    pixels = np.random.default_rng(0).integers(0, 1001, (60, 40)).astype(np.uint16)
+    grey, crop = shown(tmp_path, pixels, **tags), (3, 5, 51, 37)
+    assert (grey._line is not None) == line
+    for size in ((24, 8), (17, 13), (48, 32), (90, 70)):
+        found = grey.resized(crop, size)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, geometry.resize(grey.region(*crop), size), atol=1e-6)

@@ -8,8 +8,9 @@ from pydicom.dataset import Dataset
 from tiny_dicom import breast, write
 
 from mammoclip_jax.data.pixels import orientation
+from mammoclip_jax.data.pixels.canvas_boxes import place_boxes
 from mammoclip_jax.data.pixels.geometry import Transform
-from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes, render
+from mammoclip_jax.data.pixels.render import Preprocessing, render
 
 FORMS = ({"geometry": "fit"}, {"geometry": "fit", "chest_wall": "as_is"}, {"geometry": "stretch"})
 BOX = [10, 12, 34, 30]  # x0, y0, x1, y1 of a bright square in the upper half of a left breast

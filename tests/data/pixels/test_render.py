@@ -8,8 +8,9 @@ from tiny_dicom import breast, write
 
 from mammoclip_jax.data.pixels import geometry
 from mammoclip_jax.data.pixels.breast import published_crop
+from mammoclip_jax.data.pixels.canvas_boxes import place_boxes
 from mammoclip_jax.data.pixels.dicom import Unreadable
-from mammoclip_jax.data.pixels.render import Preprocessing, place_boxes, render
+from mammoclip_jax.data.pixels.render import Preprocessing, render
 from mammoclip_jax.errors import UserError
 
 SMALL = dict(height=64, width=48)

@@ -9,7 +9,8 @@ from tiny_dicom import write
 
 from mammoclip_jax.data.phantom import exam as exams
 from mammoclip_jax.data.phantom.exam import Parameters
-from mammoclip_jax.data.pixels.render import Preprocessing, Source, place_boxes, render
+from mammoclip_jax.data.pixels.canvas_boxes import place_boxes
+from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
 
 PHANTOM = exams.draw(Parameters(seed=3, height=256, width=208), 0)

@@ -1,8 +1,11 @@
 """Items that are pickled as the name of a file, and read from it one by one."""
 
+import os
 import pickle
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from mammoclip_jax.data.batches.breasts import Breast
 from mammoclip_jax.data.batches.stream import of_items
+from mammoclip_jax.data.store import shared as shared_file
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.store.shared import ByRow, Shared
 
@@ -39,12 +43,37 @@ def test_a_stream_pickles_to_the_same_few_bytes_whatever_it_holds():
     assert abs(sizes[1] - sizes[0]) < 100
 
 
-def test_the_file_is_removed_when_its_process_ends():
-    code = "import pickle; from mammoclip_jax.data.store.shared import Shared; s = Shared([1]); pickle.dumps(s); print(s._file)"
-    from pathlib import Path
+@pytest.mark.parametrize("named", [True, False])
+def test_nothing_is_left_of_the_file_when_its_process_ends(named, tmp_path):
+    ends = "pass" if named else "os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "import os, pickle, signal; from mammoclip_jax.data.store import shared\n"
+        f"if {named}: shared._DESCRIPTORS /= 'absent'\n"
+        f"s = shared.Shared([1]); content = pickle.dumps(s); assert pickle.loads(content)[0] == 1; "
+        f"print(s._file, flush=True); {ends}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
+    )
+    assert done.returncode == (0 if named else -9), done.stderr
+    assert done.stdout.startswith(str(tmp_path) if named else "/proc/") and not list(tmp_path.iterdir())
 
-    name = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    assert name.endswith(".items") and not Path(name).exists()
+
+def test_threads_that_pickle_it_at_once_write_it_once(monkeypatch):
+    written = []
+    monkeypatch.setattr(shared_file, "_written", lambda items: written.append(items) or time.sleep(0.05) or "a file")
+    shared = Shared([1])
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: shared.__reduce__()[1], range(4))) == {("a file",)}
+    assert written == [[1]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the file has a name")
+def test_another_process_reads_it_while_this_one_lives():
+    content = pickle.dumps(Shared(["first", "second"])).hex()
+    code = f"import pickle; print(list(pickle.loads(bytes.fromhex({content!r}))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['first', 'second']"
 
 
 def test_a_data_set_is_sent_without_its_index():

@@ -1,5 +1,6 @@
 """Sections, sentences, negation, and the text of a mirrored image."""
 
+import numpy as np
 import pytest
 
 from mammoclip_jax.data.text import reports
@@ -233,3 +234,18 @@ def test_odd_text_costs_no_more_than_its_length(text):
     """Patterns that go back and forth would take minutes; a hang is what this test would show."""
     reports.sections(text), reports.sentences(text), reports.negated(text)
     reports.swap_laterality(text), reports.names_position(text), reports.for_side(text, "L")
+
+
+def test_what_is_looked_for_first_misses_no_side():
+    """`sides` and `for_side` search for a few letters before the whole patterns, and leave texts alone without them."""
+    words = (
+        "left Right Lt lt. rt L R L: R. (L) L/R R/O RCC L-MLO rml LUOQ r-uoq L liq l breast rt axilla leftward LEFT-sided now "
+        "away BREAST: breasts both bilateral either it Addendum: LEFT RIGHT: Mass: 3 cm the view. , ; \n"
+    ).split(" ")
+    rng = np.random.default_rng(0)
+    for count in rng.integers(1, 20, 400):
+        text = " ".join(rng.choice(words, count))
+        named = {match[0][0].upper() for match in reports._SIDE.finditer(text)}
+        assert reports.sides(text) == ({"L", "R"} if reports._BOTH_SIDES.search(text) else named), text
+        for side in "LR":
+            assert reports.for_side(text, side) == reports._only(text, side, reports._named_sides), text

@@ -127,6 +127,29 @@ def test_the_span_of_the_items_changes_nothing(classes, width):
         np.testing.assert_allclose(found.probabilities(x), plain.predict_proba(scaled.transform(x)), atol=2e-4)
 
 
+def test_a_part_of_a_matrix_is_learnt_from_as_its_rows_are():
+    rng = np.random.default_rng(0)
+    x, target, rows = rng.normal(size=(90, 4)).astype(np.float32), np.arange(60) % 2, rng.permutation(90)[:60]
+    items = [logistic.Items(features, target, target.astype(str)) for features in (x[rows], logistic.Part(x, rows))]
+    chosen = [np.arange(0, 60, 3), target == 1, np.arange(50)]
+    for place in chosen:
+        plain, part = (one.take(place) for one in items)
+        assert isinstance(part.features, logistic.Part) and part.features.shape == plain.features.shape
+        np.testing.assert_array_equal(part.features[:], plain.features)
+    fits = [logistic.fit(one.take(chosen[-1]), 2, (0.1,))[0] for one in items]
+    np.testing.assert_array_equal(fits[0].probabilities(x[:7]), fits[1].probabilities(logistic.Part(x, np.arange(7))))
+
+
+def test_features_of_all_images_are_in_memory_once():
+    features = Features(Encoder(), Vectors(4))
+    some, all_of_them = features.of("pooled", [2, 0]), features.of("pooled", [3, 2, 1, 0])
+    np.testing.assert_array_equal(some, all_of_them[[1, 3]])
+    assert all(np.shares_memory(all_of_them, vector) for vector in features._known["pooled"].values())
+    with pytest.raises(ValueError, match="read-only"):
+        all_of_them[0] = 0
+    np.testing.assert_array_equal(features.of("pooled", [4, 2])[1], all_of_them[1])
+
+
 def test_classes_are_found_from_the_values():
     result = probe(label="density")
     table = result.tables["predictions"]

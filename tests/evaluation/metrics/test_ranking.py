@@ -81,3 +81,30 @@ def test_the_block_changes_nothing(monkeypatch, elements):
     monkeypatch.setattr(ranking, "ELEMENTS", elements)
     for a, b in zip((*ranking.standing(*arguments[:4]), *ranking.agreement(*arguments)), expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("elements", [1, 100, 10**9])
+def test_ties_in_blocks_count_as_in_the_whole_matrix(monkeypatch, elements):
+    """Equal up to float32's rounding, within a block and across its border, right and wrong items among them."""
+    rng = np.random.default_rng(1)
+    kinds = rng.normal(size=(4, 8))
+    drawn = kinds[rng.integers(0, 4, 60)] + rng.normal(size=(60, 8)) * 1e-8
+    gallery = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+    queries, group = gallery[::2], rng.integers(0, 6, 60)
+    similarity = np.rint(queries.astype(np.float64) @ gallery.T.astype(np.float64) * ranking.STEPS)
+    right = group[::2, None] == group
+    best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
+    whole = [(similarity > best), (similarity == best) & ~right, (similarity == best) & right, right]
+    assert (whole[1].sum(axis=1) > 2).any() and (whole[2].sum(axis=1) > 2).any()
+    monkeypatch.setattr(ranking, "ELEMENTS", elements)
+    for found, expected in zip(ranking.standing(queries, gallery, group[::2], group), whole, strict=True):
+        np.testing.assert_array_equal(found, expected.sum(axis=1))
+    ks, owner = (1, 5, 20), np.arange(60)
+    precision, _ = ranking.agreement(queries, gallery, group[::2], group, owner[::2], owner, ks)
+    for q, own in enumerate(similarity):
+        others = np.arange(60) != 2 * q
+        values, agrees = own[others], (group == group[2 * q])[others]
+        for k, found in zip(ks, precision[q]):
+            last = np.sort(values)[-k]
+            over, same = values > last, values == last
+            assert found == pytest.approx((agrees[over].sum() + (k - over.sum()) * agrees[same].mean()) / k)
