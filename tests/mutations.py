@@ -73,14 +73,14 @@ MUTATIONS = (
         "config.py",
         'return any(f"{field}.".startswith(f"{name}.") for name in names)',
         "return any(field == name for name in names)",
-        ("test_check.py",),
+        ("test_config_check.py",),
     ),
     Mutation(
         "a learning rate of nothing is right",
         "tasks/limits.py",
         "lambda value: value > 0,",
         "lambda value: value >= 0,",
-        ("test_check.py",),
+        ("test_config_check.py",),
     ),
     # --- chest radiographs ---
     Mutation(
