@@ -26,7 +26,7 @@ def get_config(channels="mass"):
     config.warm_start.image = dict(weights="", load=("image_encoder/.*",))
     # Lesions fill few pixels: without more weight they are found late, or not at all.
     config.task.update(kind="segmentation", pos_weight="root")
-    config.task.monitor = f"eval/own/segmentation/{config.model.labels[0]}/dice_pooled"
+    config.task.monitor = f"eval/own/segmentation/{config.model.labels[0]}/dice"
     train = config.train
     train.batch_size, train.steps, train.warmup_steps = 8, 2_000, 200
     train.lr, train.weight_decay, train.clip_norm = 3e-4, 0.05, 1.0
