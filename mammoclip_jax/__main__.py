@@ -14,6 +14,7 @@ COMMANDS = (
     "regions",
     "evaluate",
     "predict",
+    "calibrate",
     "compare",
     "slices",
     "weights",

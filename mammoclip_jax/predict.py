@@ -3,6 +3,7 @@
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams/0042 --out=predictions
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --prompts=mine.json
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --method=occlusion
+    python -m mammoclip_jax.predict --weights=runs/a,runs/b --exam=exams --out=predictions --mirror --calibrated
 
 An exam is a study of a patient, by the headers; where these say nothing, the files of a patient in a folder, by their
 names (docs/data.md). Its screening views are scored; the others are listed with the reason, and what is no image by
@@ -23,7 +24,11 @@ VIEWS = 4  # of an exam, as a rule: a larger batch would be padding
 def define_flags() -> None:
     """The flags of the command."""
     flags.DEFINE_string(
-        "weights", None, "A run, a checkpoint of it, a model folder, a published file or a hub name.", required=True
+        "weights",
+        None,
+        "A run, a checkpoint of it, a model folder, a published file or a hub name; several with commas between are an "
+        "ensemble.",
+        required=True,
     )
     flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.", required=True)
     flags.DEFINE_string("out", None, "Folder for prediction.json and the overlays.", required=True)
@@ -52,6 +57,22 @@ def define_flags() -> None:
         "Score all mammograms, not only screening views: CC and MLO, for "
         "presentation, no spot, magnification or implant displaced view.",
     )
+    flags.DEFINE_bool("mirror", None, "Score each image as it is and mirrored. Default: config.predict.mirror.")
+    flags.DEFINE_float(
+        "windows",
+        None,
+        "Score windows of the model's size, on a canvas so much larger than its images. Default: config.predict.windows; "
+        "0: none.",
+    )
+    flags.DEFINE_string("pool", None, "Of the windows' scores: max, mean, noisy_or, lse. Default: config.predict.pool.")
+    flags.DEFINE_bool(
+        "calibrated", None, "Scores as `calibrate` made them probabilities. Default: config.predict.calibrated."
+    )
+    flags.DEFINE_bool(
+        "percentile",
+        None,
+        "The place of each score among those that `calibrate` kept. Default: config.predict.percentile.",
+    )
     flags.DEFINE_string("json", "", "Another file for the prediction.")
 
 
@@ -74,6 +95,7 @@ def main(argv) -> int:
         method=values.method or settings.method,
         overlay_size=values.overlay_size,
         every_view=values.every_view,
+        **scoring(values, settings),
     )
     target = Path(values.out, "prediction.json")
     for path in filter(None, (target, values.json)):
@@ -90,6 +112,20 @@ def main(argv) -> int:
         f"{target}"
     )
     return 1 if prediction["problems"] or not counts["scored"] else 0
+
+
+SCORING = ("mirror", "windows", "pool", "calibrated", "percentile")
+
+
+def scoring(values, settings) -> dict:
+    """The options of `inference.exam.predict` that say how scores are made: flags before config.predict.
+
+    A flag that changes the windows leaves the config's pool behind, which belongs to its own.
+    """
+    chosen = {name: getattr(values, name, None) for name in SCORING}
+    if chosen["windows"] is not None and chosen["pool"] is None:
+        chosen["pool"] = settings.pool if chosen["windows"] else ""
+    return {name: settings[name] if value is None else value for name, value in chosen.items()}
 
 
 def _line(exam: dict) -> str:

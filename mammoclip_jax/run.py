@@ -308,6 +308,9 @@ def final_evaluation(model, datasets, config, workdir):
             prompts=settings.prompts,
             stage=settings.stage,
             method=settings.method,
+            mirror=settings.mirror,
+            windows=settings.windows,
+            pool=settings.pool,
         )
         predictions.append((exam, folder))
     page = report.write(

@@ -14,6 +14,7 @@ from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference.looks import looks
 from mammoclip_jax.inference.prompt_files import load_prompts
 from mammoclip_jax.inference.scorers import scorer_of
 
@@ -29,6 +30,11 @@ def predict(
     method: str = "",
     overlay_size: int = 0,
     every_view: bool = False,
+    mirror: bool = False,
+    windows: float = 0.0,
+    pool: str = "",
+    calibrated: bool | None = None,
+    percentile: bool = False,
 ) -> dict[str, Any]:
     """Scores the exams in a folder: the screening views of each study of each patient (`data.exams`).
 
@@ -39,6 +45,10 @@ def predict(
         method: of the overlays, one of `explain.METHODS`; "": grad_cam, of a model of attributes factor.
         overlay_size: pixels of an overlay's longer side; 0 keeps the original's size.
         every_view: scores all mammograms of an exam, not only its screening views.
+        mirror, windows, pool: how images are looked at, of a model that was loaded without; see `loading.load`.
+        calibrated: whether scores are the calibrated ones, "uncalibrated" beside them; None: as the model was loaded.
+        percentile: "percentiles" beside all scores, {label: {split: {percentile, low, high, n}}}, of breasts and exams
+            {label: {"mean", "max"}} of these: the place of the score as it is among those of the sets it was measured on.
 
     Returns:
         JSON: "exams" [{"exam", "views", "breasts", "scores"}], where the views of a detector have "boxes" by falling
@@ -47,14 +57,19 @@ def predict(
         breasts or exams these alone have scores, and "from", the files that stand for them; each exam has "left_out"
         [{"file", "reason"}] and "missing", those of the four screening views that no view is known to be. "problems"
         [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts" {"scored",
-        "left_out", "problems", "ignored": {kind: number}}; "prompts", "aggregation", "explains", "stage", and the
+        "left_out", "problems", "ignored": {kind: number}}; "options", how scores were made; views of an ensemble have
+        "spread", the standard deviation over its models, those scored in windows "window", the box of the highest in the
+        original, by label; "prompts", "aggregation", "explains", "stage", and the
         model's "preprocessing", "preprocessing_fingerprint", "step" and "provenance".
 
     Raises:
         UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.
     """
+    from mammoclip_jax.inference.looking import looking  # it imports what predicts
+
     pairs = load_prompts(prompts) if model.kind == "dual_encoder" else {}
-    scorer = scorer_of(model, pairs, explain, stage, method)
+    model = looking(model, looks(mirror, windows, pool))
+    scorer = scorer_of(model, pairs, explain, stage, method, calibrated, percentile)
     root = Path(exam)
     exams, listing = [], _found(root)
     problems = [_problem(problem.file, problem) for problem in listing.problems]
@@ -92,6 +107,7 @@ def predict(
         },
         "prompts": {label: pair._asdict() for label, pair in pairs.items()},
         "aggregation": scorer.aggregation,
+        "options": scorer.options,
         "explains": explain,
         "stage": scorer.stage,
         "method": scorer.method,
