@@ -17,7 +17,7 @@ def folder_of(name: str | Path) -> Path:
     path = Path(name)
     path = path.parent if path.name.isdigit() and path.parent.name == "checkpoints" else path
     path = path.parent if path.name == "checkpoints" else path
-    return path.parent if path.name == "best" and not Path(path, FILE).exists() else path
+    return path.parent if path.name == "best" else path
 
 
 def read(folder: str | Path) -> list[dict[str, Any]]:
