@@ -33,6 +33,7 @@ from mammoclip_jax.evaluation.suite import evaluate
 from mammoclip_jax.files import write_text
 from mammoclip_jax.inference import attributes, loading, region_methods, text_classifier
 from mammoclip_jax.inference.exam import predict
+from mammoclip_jax.inference.looks import looks
 from mammoclip_jax.names import lookup
 from mammoclip_jax.training import checkpoint, continuation, distributed, goodput, loop
 from mammoclip_jax.training.mesh import make_mesh, replicated
@@ -59,6 +60,7 @@ def pretrain(config, workdir, *, before: float = 0.0) -> dict:
     """
     started = time.monotonic()
     tasks.check(config)
+    looks(config.predict.mirror, config.predict.windows, config.predict.pool)  # says now what cannot be
     distributed.configure(config)
     workdir = Path(workdir)
     changed = continuation.check(config, workdir)
