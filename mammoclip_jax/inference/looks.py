@@ -111,7 +111,6 @@ def explained(meaning: str, options: Mapping[str, Any]) -> str:
     if options["calibrated"]:
         known = options["measured"]
         fitted = "{images} images of {patients} patients in split {split!r}".format(**known["fitted_on"])
-        parts[0] = (
-            f"calibrated probability ({known['method']}, fitted on {fitted} of {known['dataset']}), from: {meaning}"
-        )
+        plain = meaning.partition(";")[0]  # what follows says that it is no probability
+        parts[0] = f"calibrated probability ({known['method']}, fitted on {fitted} of {known['dataset']}), from: {plain}"
     return "; ".join(parts)

@@ -111,7 +111,11 @@ class Scorer(NamedTuple):
     @property
     def aggregation(self) -> dict[str, str]:
         """What the scores of views, breasts and exams are."""
-        return AGGREGATION | {"view": self.said}
+        return self._own_maps(AGGREGATION) | {"view": self.said}
+
+    def _own_maps(self, aggregation: Mapping[str, str]) -> dict[str, str]:
+        more = "; each calibrated by a map of its own" if self.calibrated else ""
+        return {name: text + more if name != "view" else text for name, text in aggregation.items()}
 
     def together(self, views: list[dict[str, Any]], rendered: list[tuple[Path, Rendered]]) -> dict[str, Any]:
         """{"breasts", "scores"} of an exam, from the scores of its views, which are then calibrated where that is asked
@@ -180,7 +184,7 @@ class _Whole(Scorer):
     @property
     def aggregation(self) -> dict[str, str]:
         unit = self.model.config.task.unit
-        return WHOLE[unit] | {unit: explained(WHOLE[unit][unit], self.options)}
+        return self._own_maps(WHOLE[unit]) | {unit: explained(WHOLE[unit][unit], self.options)}
 
     def _joined(self, views: list[dict[str, Any]], rendered: list[tuple[Path, Rendered]]) -> dict[str, Any]:
         """What is scored has "from", the files of the views that stand for it."""

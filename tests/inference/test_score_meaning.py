@@ -125,6 +125,7 @@ def test_predict_calibrates_each_level_and_keeps_the_scores_as_they_are(exam):
             assert part["scores"]["calcification"][how] == pytest.approx(expected, abs=1e-5)
     assert set(scored["percentiles"]["mass"]["mean"]) == {"train"} and scored["percentiles"]["mass"]["max"] == {}
     assert found["aggregation"]["view"].startswith("calibrated probability (platt, fitted on 41 images of 20 patients")
+    assert "tested" not in found["aggregation"]["view"] and "a map of its own" in found["aggregation"]["exam"]
     assert found["options"]["calibrated"] and found["options"]["measured"]["sets"] == {
         "train": {"images": 41, "patients": 20}
     }
