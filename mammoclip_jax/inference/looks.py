@@ -112,5 +112,7 @@ def explained(meaning: str, options: Mapping[str, Any]) -> str:
         known = options["measured"]
         fitted = "{images} images of {patients} patients in split {split!r}".format(**known["fitted_on"])
         plain = meaning.partition(";")[0]  # what follows says that it is no probability
-        parts[0] = f"calibrated probability ({known['method']}, fitted on {fitted} of {known['dataset']}), from: {plain}"
+        parts[0] = (
+            f"calibrated probability ({known['method']}, fitted on {fitted} of {known['dataset']}), from: {plain}"
+        )
     return "; ".join(parts)

@@ -103,8 +103,10 @@ def merged(variables: dict, meta: dict) -> tuple[dict, dict]:
         return variables, meta
     plain, model = lora.merged(variables, meta["config"]["model"])
     after = meta["config"] | {"model": model}
+    if not meta.get("calibration"):
+        return plain, meta | {"config": after}
     old, new = (provenance.fingerprint(complete(c), v) for c, v in ((meta["config"], variables), (after, plain)))
-    kept = [{**entry, "fingerprint": new} for entry in meta.get("calibration", ()) if entry["fingerprint"] == old]
+    kept = [{**entry, "fingerprint": new} for entry in meta["calibration"] if entry["fingerprint"] == old]
     return plain, meta | {"config": after, "calibration": kept}
 
 

@@ -9,8 +9,10 @@ from toys import HEIGHT, WIDTH, Toy, breasts
 from mammoclip_jax.data.regions.of_maps import breast_mask
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference.looking import looking
-from mammoclip_jax.inference.looks import Looks, looks
+from mammoclip_jax.inference.looks import Looks, found, looks
 from mammoclip_jax.inference.mirrored import Mirrored
+from mammoclip_jax.inference.prompt_files import load_prompts
+from mammoclip_jax.inference.scorers import scorer_of
 from mammoclip_jax.inference.windows import LEAST, Windows, places
 
 CANVAS = (HEIGHT * 2, WIDTH * 2)
@@ -63,9 +65,9 @@ def test_scores_of_windows_are_pooled_as_a_loop_does(pool):
     expected = [naive(image, pool) for image in images]
     np.testing.assert_allclose(model.classify(images), [scores for scores, *_ in expected], rtol=1e-5)
     assert sum(toy.seen) == sum(count for *_, count in expected)
-    found = model.found(images, lambda one, x: dict(zip(one.labels, one.classify(x).T)))
+    each = model.found(images, lambda one, x: dict(zip(one.labels, one.classify(x).T)))
     for i, (_, best, _) in enumerate(expected):
-        np.testing.assert_array_equal([found.window[label][i] for label in model.labels], best)
+        np.testing.assert_array_equal([each.window[label][i] for label in model.labels], best)
     np.testing.assert_allclose(model.classify(images[1:2]), model.classify(images)[1:2], rtol=1e-6)
     assert model.preprocessing["height"] == 2 * HEIGHT and toy.preprocessing["height"] == HEIGHT
 
@@ -103,6 +105,22 @@ def test_boxes_of_windows_lie_on_the_canvas_and_those_of_one_lesion_are_one():
     seen = [x0 for x0, y0, x1, y1 in places((HEIGHT, WIDTH), CANVAS) if x0 <= 13 and x1 >= 17 and y0 <= 17 and y1 >= 21]
     assert found.scores[0, 0] == pytest.approx(max(0.5 + (13 - x0) / 40 for x0 in seen))
     assert found.valid[0].sum() == 1 and whole is not None
+
+
+def test_prompts_are_asked_of_each_window():
+    images, plain = np.maximum(breasts(2, CANVAS), 1), Toy(kind="dual_encoder", labels=())
+    pairs = load_prompts({"mass": {"positive": "a mass", "negative": "no mass"}})
+    positive, negative = plain.embed_text(["a mass", "no mass"])
+    scorer = scorer_of(Windows(plain, 2.0), pairs, "score", "", "")
+    scores = found(scorer.model, images, scorer.score).scores["mass"]
+    for image, score in zip(images, scores, strict=True):
+        inside, each = breast_mask(image), []
+        for x0, y0, x1, y1 in places((HEIGHT, WIDTH), CANVAS):
+            if inside[y0:y1, x0:x1].mean() >= LEAST:
+                (vector,) = plain.embed_image(image[None, y0:y1, x0:x1])
+                each.append(vector @ positive - vector @ negative)
+        assert score == pytest.approx(max(each), abs=1e-6)
+    assert "2 times as large the highest of the windows" in scorer.aggregation["view"]
 
 
 def test_windows_of_mirrored_looks_and_what_is_refused():
