@@ -15,6 +15,7 @@ COMMANDS = (
     "regions",
     "evaluate",
     "predict",
+    "calibrate",
     "compare",
     "slices",
     "weights",

@@ -15,6 +15,7 @@ from mammoclip_jax.data.phantom.exam import Parameters
 from mammoclip_jax.errors import UserError, raise_all, together
 from mammoclip_jax.evaluation import options as evaluations
 from mammoclip_jax.inference import prompt_files, region_methods
+from mammoclip_jax.inference.looks import looks
 from mammoclip_jax.names import check_name, check_options, lookup
 from mammoclip_jax.training import augment, optimizer
 from mammoclip_jax.training.best import SIGNS
@@ -85,6 +86,7 @@ def check_evaluation(config, model) -> None:
 
 
 def _predict(settings, model) -> None:
+    looks(settings.mirror, settings.windows, settings.pool)
     if not settings.exam:
         return
     if "{workdir}" not in settings.exam and not Path(settings.exam).is_dir():

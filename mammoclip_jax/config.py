@@ -238,6 +238,11 @@ def defaults() -> ConfigDict:
                 "prompts": "mammo_clip",
                 "stage": "",  # of the image encoder, for the overlays; "" leaves it to the method
                 "method": "",  # of the overlays: one of explain.METHODS, such as occlusion; "": grad_cam, of attributes factor
+                "mirror": False,  # each image is scored as it is and mirrored
+                "windows": 0.0,  # how much larger than the model's images the canvas is whose windows are scored; 0: none
+                "pool": "",  # of the windows: max ("" too), mean, noisy_or, lse
+                "calibrated": False,  # scores as `calibrate` made them probabilities; not at the end of the training
+                "percentile": False,  # the place of each score among those that `calibrate` kept; not there either
             },
             # Of `python -m mammoclip_jax.slices --config` alone, which trains this classifier and a dual encoder first.
             "slices": {

@@ -3,6 +3,7 @@
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams/0042 --out=predictions
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --prompts=mine.json
     python -m mammoclip_jax.predict --weights=runs/demo --exam=exams --out=predictions --method=occlusion
+    python -m mammoclip_jax.predict --weights=runs/a,runs/b --exam=exams --out=predictions --mirror --calibrated
 
 An exam is a study of a patient, by the headers; where these say nothing, the files of a patient in a folder, by their
 names (docs/data.md). Its screening views are scored; the others are listed with the reason, and what is no image by
@@ -30,7 +31,11 @@ VIEWS = 4  # of an exam, as a rule: a larger batch would be padding
 def define_flags() -> None:
     """The flags of the command."""
     flags.DEFINE_string(
-        "weights", None, "A run, a checkpoint of it, a model folder, a published file or a hub name.", required=True
+        "weights",
+        None,
+        "A run, a checkpoint of it, a model folder, a published file or a hub name; several with commas between are an "
+        "ensemble.",
+        required=True,
     )
     flags.DEFINE_string("exam", None, "Folder of an exam's DICOM files, or of exam folders.", required=True)
     flags.DEFINE_string("out", None, "Folder for the predictions.", required=True)
@@ -74,6 +79,22 @@ def define_flags() -> None:
         "overlay. They name the patient. Includes --uids.",
     )
     flags.DEFINE_string("key", "", "File of the key of the hashes, such as DATA.private/key. Default: OUT.private/key.")
+    flags.DEFINE_bool("mirror", None, "Score each image as it is and mirrored. Default: config.predict.mirror.")
+    flags.DEFINE_float(
+        "windows",
+        None,
+        "Score windows of the model's size, on a canvas so much larger than its images. Default: config.predict.windows; "
+        "0: none.",
+    )
+    flags.DEFINE_string("pool", None, "Of the windows' scores: max, mean, noisy_or, lse. Default: config.predict.pool.")
+    flags.DEFINE_bool(
+        "calibrated", None, "Scores as `calibrate` made them probabilities. Default: config.predict.calibrated."
+    )
+    flags.DEFINE_bool(
+        "percentile",
+        None,
+        "The place of each score among those that `calibrate` kept. Default: config.predict.percentile.",
+    )
     flags.DEFINE_string("json", "", "Another file for the prediction.")
 
 
@@ -101,6 +122,7 @@ def main(argv) -> int:
         dicom=values.dicom,
         key=values.key,
         watch=progress.show,
+        **scoring(values, settings),
     )
     if values.json:
         Path(values.json).parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +158,20 @@ class Progress:
         seconds = (self._clock() - self._start) / self._made
         left = datetime.timedelta(seconds=round(seconds * (done.of - done.number)))
         print(f"[{done.number}/{done.of}, {seconds:.2g} s an exam, {left} left] {_said(done)}", flush=True)
+
+
+SCORING = ("mirror", "windows", "pool", "calibrated", "percentile")
+
+
+def scoring(values, settings) -> dict:
+    """The options of `inference.exam.predict` that say how scores are made: flags before config.predict.
+
+    A flag that changes the windows leaves the config's pool behind, which belongs to its own.
+    """
+    chosen = {name: getattr(values, name, None) for name in SCORING}
+    if chosen["windows"] is not None and chosen["pool"] is None:
+        chosen["pool"] = settings.pool if chosen["windows"] else ""
+    return {name: settings[name] if value is None else value for name, value in chosen.items()}
 
 
 def _said(done) -> str:

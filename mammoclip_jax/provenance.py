@@ -93,6 +93,19 @@ def encoder_fingerprint(config, variables: Mapping[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint(config, variables: Mapping[str, Any]) -> str:
+    """16 hex digits of all that a model's vectors depend on beside the images: weights, module, normalisation."""
+    import jax
+
+    parts = {section: config[section] for section in ("image", "model")}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda part: part.to_dict()).encode())
+    for path, value in jax.tree_util.tree_leaves_with_path(variables):
+        value = np.asarray(value)
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()[:16]
+
+
 def versions(packages) -> dict[str, str]:
     """{package: version} of those of `packages` that are installed."""
     installed = {name: version(name) for name in packages}

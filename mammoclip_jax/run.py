@@ -316,7 +316,17 @@ def final_evaluation(model, datasets, config, workdir):
         settings = config.predict
         path = settings.exam.format(workdir=workdir)
         with working(f"scoring the exam {path}"):
-            exam = predict(model, path, folder, prompts=settings.prompts, stage=settings.stage, method=settings.method)
+            exam = predict(
+                model,
+                path,
+                folder,
+                prompts=settings.prompts,
+                stage=settings.stage,
+                method=settings.method,
+                mirror=settings.mirror,
+                windows=settings.windows,
+                pool=settings.pool,
+            )
         predictions.append((exam, folder))
     page = report.write(
         workdir,

@@ -97,6 +97,35 @@ MUTATIONS = (
         "states |= {1 for",
         ("data/text/test_chest_findings.py",),
     ),
+    # --- scores ---
+    Mutation(
+        "mirrored looks: texts keep their side",
+        "inference/mirrored.py",
+        "said = [*texts, *map(swap_laterality, texts)]",
+        "said = [*texts, *texts]",
+        ("inference/test_mirrored.py",),
+    ),
+    Mutation(
+        "windows: boxes are moved by the wrong corner",
+        "inference/windows.py",
+        "tiles.boxes[:, None, [0, 1, 0, 1]]",
+        "tiles.boxes[:, None, [1, 0, 1, 0]]",
+        ("inference/test_windows.py",),
+    ),
+    Mutation(
+        "merged boxes: a look that misses one does not count",
+        "inference/wrapped.py",
+        "np.mean(highest, axis=0)",
+        "np.max(highest, axis=0)",
+        ("inference/test_mirrored.py", "inference/test_ensemble.py"),
+    ),
+    Mutation(
+        "calibration: the maximum of a breast is calibrated as its mean",
+        "inference/calibration.py",
+        '"max": f"{level}_max"',
+        '"max": level',
+        ("inference/test_score_meaning.py",),
+    ),
     # --- losses ---
     Mutation(
         "contrastive loss: mean over rows that do not count too",

@@ -16,6 +16,7 @@ from mammoclip_jax.data.pixels import dicom
 from mammoclip_jax.data.pixels.fields import Fields
 from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.inference.looks import looks
 from mammoclip_jax.inference.overlay import SIDE
 from mammoclip_jax.inference.prompt_files import load_prompts
 from mammoclip_jax.inference.scorers import Scorer, scorer_of
@@ -32,6 +33,11 @@ def predict(
     method: str = "",
     overlay_size: int = SIDE,
     every_view: bool = False,
+    mirror: bool = False,
+    windows: float = 0.0,
+    pool: str = "",
+    calibrated: bool | None = None,
+    percentile: bool = False,
 ) -> dict[str, Any]:
     """Scores the exams in a folder: the screening views of each study of each patient (`data.exams`).
 
@@ -46,6 +52,10 @@ def predict(
         method: of the overlays, one of `explain.METHODS`; "": grad_cam, of a model of attributes factor.
         overlay_size: pixels of the pictures' longer side, at most; 0 keeps the original's size.
         every_view: scores all mammograms of an exam, not only its screening views.
+        mirror, windows, pool: how images are looked at, of a model that was loaded without; see `loading.load`.
+        calibrated: whether scores are the calibrated ones, "uncalibrated" beside them; None: as the model was loaded.
+        percentile: "percentiles" beside all scores, {label: {split: {percentile, low, high, n}}}, of breasts and exams
+            {label: {"mean", "max"}} of these: the place of the score as it is among those of the sets it was measured on.
 
     Returns:
         JSON: "exams" [{"exam", "views", "breasts", "scores"}], where a view has its "name" in the exam ("L-CC"), those of a
@@ -53,13 +63,27 @@ def predict(
         a model of attributes "attributes" by falling score, as `pointing.found` with boxes in the original, and with a
         classifier of whole breasts or exams these alone have scores, and "from", the files that stand for them; each
         exam has "left_out" [{"file", "reason"}] and "missing", those of the four screening views that no view is known to
-        be. "problems" [{"file", "stage", "reason", "remedy"}]; "ignored" {kind: files that are no images}; "counts"
-        {"scored", "left_out", "problems", "ignored": {kind: number}}; and what `Question.about` says.
+        be; views of an ensemble have "spread", the standard deviation over its models, those scored in windows "window",
+        the box of the highest in the original, by label. "problems" [{"file", "stage", "reason", "remedy"}]; "ignored"
+        {kind: files that are no images}; "counts" {"scored", "left_out", "problems", "ignored": {kind: number}}; and what
+        `Question.about` says.
 
     Raises:
         UserError: no such folder, no file in it, bad prompts, or a method that does not fit the encoder or the stage.
     """
-    question = Question.ask(model, prompts=prompts, explain=explain, stage=stage, method=method, every_view=every_view)
+    question = Question.ask(
+        model,
+        prompts=prompts,
+        explain=explain,
+        stage=stage,
+        method=method,
+        every_view=every_view,
+        mirror=mirror,
+        windows=windows,
+        pool=pool,
+        calibrated=calibrated,
+        percentile=percentile,
+    )
     root = Path(exam)
     listing = found(root)
     problems, exams = [problem_of(problem.file, problem) for problem in listing.problems], []
@@ -96,18 +120,28 @@ class Question(NamedTuple):
         stage: str = "",
         method: str = "",
         every_view: bool = False,
+        mirror: bool = False,
+        windows: float = 0.0,
+        pool: str = "",
+        calibrated: bool | None = None,
+        percentile: bool = False,
     ) -> "Question":
         """As the arguments of `predict`. Raises UserError: bad prompts; a method that does not fit."""
+        from mammoclip_jax.inference.looking import looking  # it imports what predicts
+
         pairs = load_prompts(prompts) if model.kind == "dual_encoder" else {}
-        return cls(scorer_of(model, pairs, explain, stage, method), pairs, explain, every_view)
+        model = looking(model, looks(mirror, windows, pool))
+        scorer = scorer_of(model, pairs, explain, stage, method, calibrated, percentile)
+        return cls(scorer, pairs, explain, every_view)
 
     def about(self) -> dict[str, Any]:
-        """JSON, the same for all exams: "prompts", "aggregation", "explains", "stage", "method", and the model's
-        "preprocessing", "preprocessing_fingerprint", "step" and "provenance"."""
+        """JSON, the same for all exams: "prompts", "aggregation", "options" (how scores were made), "explains", "stage",
+        "method", and the model's "preprocessing", "preprocessing_fingerprint", "step" and "provenance"."""
         model = self.scorer.model
         return {
             "prompts": {label: pair._asdict() for label, pair in self.pairs.items()},
             "aggregation": self.scorer.aggregation,
+            "options": self.scorer.options,
             "explains": self.explain,
             "stage": self.scorer.stage,
             "method": self.scorer.method,

@@ -28,13 +28,29 @@ class Classifier(ImageModel):
         self.labels = tuple(self.config.model.labels)
         return models.classifier(self.config.model)
 
-    def classify(self, images: Shaped[np.ndarray, "N H W"]) -> Float[np.ndarray, "N labels"]:
-        """Probabilities of preprocessed images, uint8 or uint16: each label by itself, or classes that sum to one."""
-        return self._of_images(self._classify, images)
+    def classify(
+        self, images: Shaped[np.ndarray, "N H W"], *, calibrated: bool | None = None
+    ) -> Float[np.ndarray, "N labels"]:
+        """Probabilities of preprocessed images, uint8 or uint16: each label by itself, or classes that sum to one.
 
-    def classify_views(self, images: Shaped[np.ndarray, "N V H W"], there: Bool[np.ndarray, "N V"]) -> np.ndarray:
-        """Probabilities [N labels] of breasts or exams from their views; `there` is False for a view that is not."""
-        return self._of_images(self._classify_views, images, np.asarray(there, bool), views=True)
+        Args:
+            calibrated: as was measured for these weights (`python -m mammoclip_jax.calibrate`); None: as the model was
+                loaded.
+
+        Raises:
+            UserError: calibrated ones are wanted, and nothing was measured.
+        """
+        return self._meant(self._of_images(self._classify, images), calibrated)
+
+    def classify_views(
+        self, images: Shaped[np.ndarray, "N V H W"], there: Bool[np.ndarray, "N V"], *, calibrated: bool | None = None
+    ) -> Float[np.ndarray, "N labels"]:
+        """Probabilities of breasts or exams from their views; `there` is False for a view that is not.
+
+        As `classify`.
+        """
+        scores = self._of_images(self._classify_views, images, np.asarray(there, bool), views=True)
+        return self._meant(scores, calibrated, self.config.task.unit)
 
     def head(self, label: str) -> tuple[Float[np.ndarray, " c"], float]:
         """(weights, bias) that make a label's logit of an image's pooled features.

@@ -1,8 +1,6 @@
 """What all models share: preprocessed images in batches through the image encoder, and maps over them."""
 
 import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from mammoclip_jax import provenance
 from mammoclip_jax.config import complete
 from mammoclip_jax.data.exams import of_files, other_views
 from mammoclip_jax.data.pixels.render import Preprocessing, Source, render
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import exam, inputs
+from mammoclip_jax.inference.looks import Meant
 from mammoclip_jax.inference.maps import SaliencyMixin
 from mammoclip_jax.inference.region_vectors import RegionMixin
 from mammoclip_jax.names import check_name, lookup
@@ -27,7 +27,7 @@ PIXELS = 2**23  # of the images that are computed at a time by default: six of 1
 FEATURES = ("pooled", "stages")
 
 
-class ImageModel(SaliencyMixin, RegionMixin):
+class ImageModel(SaliencyMixin, RegionMixin, Meant):
     """A module with an image encoder, its variables and the preprocessing of its images.
 
     Attributes:
@@ -53,6 +53,8 @@ class ImageModel(SaliencyMixin, RegionMixin):
         self.preprocessing = meta["preprocessing"]
         self.provenance = meta["provenance"]
         self.trained_on = meta.get("trained_on")
+        self.calibration = meta.get("calibration", ())
+        self._fingerprint: tuple[Any, str] = (None, "")
         self._mesh = mesh or make_mesh({"data": -1})
         height, width = self.preprocessing["height"], self.preprocessing["width"]
         batch_size = batch_size or min(max(PIXELS // (height * width), 1), 32)
@@ -78,14 +80,12 @@ class ImageModel(SaliencyMixin, RegionMixin):
         self.step = step
 
     def fingerprint(self) -> str:
-        """16 hex digits of all that its vectors depend on beside the images: weights, module, normalisation."""
-        parts = {section: self.config[section] for section in ("image", "model")}
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=lambda part: part.to_dict()).encode())
-        for path, value in jax.tree_util.tree_leaves_with_path(self._variables):
-            value = np.asarray(value)
-            digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
-            digest.update(np.ascontiguousarray(value).data)
-        return digest.hexdigest()[:16]
+        """See `provenance.fingerprint`."""
+        of, known = self._fingerprint
+        if of is not self._variables:
+            known = provenance.fingerprint(self.config, self._variables)
+            self._fingerprint = (self._variables, known)
+        return known
 
     def image_features(self, images: Shaped[np.ndarray, "N H W"], of: str = "pooled") -> Float[np.ndarray, "N c"]:
         """What the image encoder says of preprocessed images, before projection or head, in evaluation mode.
@@ -122,19 +122,7 @@ class ImageModel(SaliencyMixin, RegionMixin):
             data.pixels.dicom.Unreadable: a file cannot be read; the error says what to do.
             UserError: the list is empty, or a file is missing.
         """
-        files = inputs.files(files)
-        preprocessing = Preprocessing.from_dict(self.preprocessing)
-        if not preprocessing.upright and preprocessing.scale == "image":
-            return np.stack([render(Path(file), preprocessing).image for file in files])
-        known = of_files(files)
-        sources = {name: Source(name, fields.laterality, fields.view) for name, fields in known.items()}
-        beside = {name: [sources[other] for other in others] for name, others in other_views(known).items()}
-        return np.stack(
-            [
-                render(source.path, preprocessing, source.laterality, source.view, beside[name]).image
-                for name, source in ((str(file), sources[str(file)]) for file in files)
-            ]
-        )
+        return read(files, self.preprocessing)
 
     def predict(self, folder: str | Path, out: str | Path | None = None, **options) -> dict[str, Any]:
         """Scores of the views, breasts and exams in a folder of image files: see `inference.exam.predict`."""
@@ -183,3 +171,20 @@ class ImageModel(SaliencyMixin, RegionMixin):
         if not out:
             raise UserError("nothing to compute: the list of images or texts is empty.")
         return jax.tree.map(lambda *parts: np.concatenate(parts), *out)
+
+
+def read(files: Sequence[str | Path], preprocessing: Mapping[str, Any]) -> Shaped[np.ndarray, "N H W"]:
+    """Files as a model wants its images: see `ImageModel.read_images`."""
+    files = inputs.files(files)
+    wanted = Preprocessing.from_dict(preprocessing)
+    if not wanted.upright and wanted.scale == "image":
+        return np.stack([render(Path(file), wanted).image for file in files])
+    known = of_files(files)
+    sources = {name: Source(name, fields.laterality, fields.view) for name, fields in known.items()}
+    beside = {name: [sources[other] for other in others] for name, others in other_views(known).items()}
+    return np.stack(
+        [
+            render(source.path, wanted, source.laterality, source.view, beside[name]).image
+            for name, source in ((str(file), sources[str(file)]) for file in files)
+        ]
+    )

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mammoclip_jax import provenance
+from mammoclip_jax.config import complete
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.models import lora
 from mammoclip_jax.names import lookup
@@ -100,7 +102,12 @@ def merged(variables: dict, meta: dict) -> tuple[dict, dict]:
     if not meta["config"]["model"].get("lora"):
         return variables, meta
     plain, model = lora.merged(variables, meta["config"]["model"])
-    return plain, meta | {"config": meta["config"] | {"model": model}}
+    after = meta["config"] | {"model": model}
+    if not meta.get("calibration"):
+        return plain, meta | {"config": after}
+    old, new = (provenance.fingerprint(complete(c), v) for c, v in ((meta["config"], variables), (after, plain)))
+    kept = [{**entry, "fingerprint": new} for entry in meta["calibration"] if entry["fingerprint"] == old]
+    return plain, meta | {"config": after, "calibration": kept}
 
 
 def write_folder(out: str, variables: dict, meta: dict, workdir: str = "") -> None:

@@ -4,6 +4,7 @@
     config.json         format and its version, kind, step, config, preprocessing, tokenizer, provenance, checksums
     trained_on.txt      digests of the patients it was trained on, so that they are not scored by mistake; where known
     tokenizer.json      as the Hugging Face libraries read it; only where the model has one
+    calibration.json    what its scores were found to mean, where that was measured (`inference.calibration`)
     README.md           the model card
 
 Written beside its place and renamed: a folder of that name is always whole.
@@ -28,18 +29,19 @@ from safetensors.numpy import save_file
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import lookup
 from mammoclip_jax.provenance import without_paths
+from mammoclip_jax.weights import calibration_file
 
 FORMAT, VERSION = "mammoclip_jax", 1
 KINDS = ("dual_encoder", "image_encoder", "text_encoder", "classifier", "detector", "segmenter", "attributes")
 CONFIG, WEIGHTS, TOKENIZER, CARD = "config.json", "model.safetensors", "tokenizer.json", "README.md"
-PATIENTS = "trained_on.txt"
+PATIENTS, CALIBRATION = "trained_on.txt", calibration_file.FILE
 MORE = ("attributes",)  # what models of one kind alone say of themselves: sentences, grids, the encoder's fingerprint
 
 # What using a model reads of its config; the rest describes the training run, its data and its machine.
 _WHOLE = ("image", "model")
 _FIELDS = {
     "data": ("text_length", "leave_out"),
-    "predict": ("prompts", "stage", "method"),
+    "predict": ("prompts", "stage", "method", "mirror", "windows", "pool", "calibrated", "percentile"),
     "task": ("kind", "label", "unit", "folds", "fold", "fraction"),
 }
 
@@ -58,7 +60,7 @@ def write(out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
     Args:
         variables: {"params", "batch_stats"}: nested arrays of any dtype.
         meta: kind, step, config, preprocessing, tokenizer (JSON text or None) and provenance, all of them JSON; and
-            perhaps trained_on (`provenance.trained_on`).
+            perhaps trained_on (`provenance.trained_on`) and calibration (the entries of `calibration_file`).
         card: the model card, Markdown.
 
     Raises:
@@ -67,11 +69,14 @@ def write(out: str | Path, variables: Mapping[str, Any], meta: Mapping[str, Any]
     out = Path(out)
     lookup({kind: kind for kind in KINDS}, meta["kind"], "kind of model")
     arrays = {name: np.asarray(value, order="C") for name, value in flatten_dict(dict(variables), sep="/").items()}
-    with replacing(out, (CONFIG, WEIGHTS, TOKENIZER, PATIENTS, CARD), is_folder) as place:
+    with replacing(out, (CONFIG, WEIGHTS, TOKENIZER, PATIENTS, CALIBRATION, CARD), is_folder) as place:
         save_file(arrays, place / WEIGHTS, metadata={"format": FORMAT})
         tokenizer = _write_tokenizer(place, meta["tokenizer"])
         if meta.get("trained_on") is not None:
             (place / PATIENTS).write_text(meta["trained_on"] + "\n", encoding="utf-8")
+        if meta.get("calibration"):
+            text = calibration_file.text_of(without_paths(meta["calibration"]))
+            (place / CALIBRATION).write_text(text, encoding="utf-8")
         document = {
             "format": FORMAT,
             "format_version": VERSION,

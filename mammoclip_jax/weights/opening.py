@@ -12,7 +12,7 @@ from mammoclip_jax.data.text.tokenizer import load as load_tokenizer
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import HUB, lookup, on_hub
 from mammoclip_jax.training import checkpoint
-from mammoclip_jax.weights import folder, layouts, licences, weight_files
+from mammoclip_jax.weights import calibration_file, folder, layouts, licences, weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 # Key of a torch file of ours: JSON text of licences, overrides, data and trained_on.
@@ -32,7 +32,8 @@ class Imported(NamedTuple):
 def open_weights(name: str | Path) -> tuple[dict, dict]:
     """(variables, meta) of whatever `name` says, the files already here before the hub.
 
-    `meta` holds kind, step, config (the sections that use needs), tokenizer, preprocessing, provenance and trained_on.
+    `meta` holds kind, step, config (the sections that use needs), tokenizer, preprocessing, provenance and trained_on; of ours
+    also calibration, the entries of `calibration_file`.
 
     Raises:
         UserError: there is nothing of that name, or it cannot be read.
@@ -42,7 +43,8 @@ def open_weights(name: str | Path) -> tuple[dict, dict]:
         return imported.variables, imported.meta
     path = Path(name)
     step, variables, meta = folder.read(path) if folder.is_folder(path) else checkpoint.load(path)
-    return variables, {"kind": "dual_encoder"} | meta | {"step": step}
+    known = calibration_file.read(calibration_file.folder_of(path))
+    return variables, {"kind": "dual_encoder"} | meta | {"step": step, "calibration": known}
 
 
 def is_ours(name: str | Path) -> bool:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from naive_boxes import naive_iou
 
 from mammoclip_jax import models
 from mammoclip_jax.boxes import decode
@@ -10,6 +11,7 @@ from mammoclip_jax.config import defaults
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import loading
 from mammoclip_jax.inference.heads import Detector
+from mammoclip_jax.inference.mirrored import Mirrored
 from mammoclip_jax.models.nms import Detections
 from mammoclip_jax.models.retinanet import anchors
 from mammoclip_jax.training import augment
@@ -99,6 +101,24 @@ def test_options_reach_the_suppression(detector, images, found):
     assert (agnostic.scores <= found.scores + 1e-6).all() and (agnostic.scores < found.scores).any()
     with pytest.raises(UserError, match="'treshold'.*Did you mean 'threshold'"):
         detector.detect(images, treshold=0.5)
+
+
+def test_both_looks_of_a_detector_are_merged_as_a_loop_does(detector, images, found):
+    """Suppression of all boxes together; then each look says what its best box of the class there is worth."""
+    mirrored = detector.detect(images[..., ::-1], **FEW)
+    ours = Mirrored(detector).detect(images, **FEW)
+    for i in (0, 7):
+        known = [(float(s), b.tolist(), int(c), 0) for b, s, c, v in zip(*(part[i] for part in found)) if v]
+        for (x0, y0, x1, y1), score, kind, valid in zip(*(part[i] for part in mirrored)):
+            known += [(float(score), [WIDTH - x1, y0, WIDTH - x0, y1], int(kind), 1)] if valid else []
+        kept, left = [], sorted(known, key=lambda item: -item[0])
+        while left and len(kept) < FEW["limit"]:
+            best = left[0]
+            left = [item for item in left if item[2] != best[2] or naive_iou(item[1], best[1]) <= 0.5]
+            near = [item for item in known if item[2] == best[2] and naive_iou(item[1], best[1]) > 0.5]
+            kept.append(sum(max((s for s, *_, look in near if look == k), default=0) for k in (0, 1)) / 2)
+        expected = sorted((score for score in kept if score > 0.05), reverse=True)
+        np.testing.assert_allclose(ours.scores[i][ours.valid[i]], expected, atol=1e-5)
 
 
 def test_stretched_images_give_boxes_on_the_canvas(variables, images):

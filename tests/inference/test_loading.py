@@ -20,6 +20,9 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.inference import loading
 from mammoclip_jax.inference.dual_encoder import DualEncoder
 from mammoclip_jax.inference.heads import Classifier
+from mammoclip_jax.inference.looking import looking
+from mammoclip_jax.inference.looks import looks
+from mammoclip_jax.inference.mirrored import Mirrored
 from mammoclip_jax.training import augment
 from mammoclip_jax.training.step import init_variables
 from mammoclip_jax.weights import opening
@@ -127,6 +130,20 @@ def assert_at_centres(found, expected, stride, centre):
     np.testing.assert_allclose(at / at.max(), cells / cells.max(), atol=0.05)
 
 
+def test_a_mirrored_dual_encoder_says_the_mean_of_both_looks(model, images):
+    both, texts = Mirrored(model), ["a mass in the left breast", "no mass"]
+    other = model.embed_image(images[..., ::-1]) @ model.embed_text(["a mass in the right breast", "no mass"]).T
+    expected = (model.similarity(model.embed_image(images), model.embed_text(texts)) + other) / 2
+    found = both.similarity(both.embed_image(images), both.embed_text(texts))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert both.fingerprint() == model.fingerprint() and both.key() != model.key()
+    heat = both.saliency(images[:1], texts[1:], stage="stage7")
+    turned = both.saliency(images[:1, :, ::-1], texts[1:], stage="stage7")  # of a text without sides it is the same
+    np.testing.assert_allclose(turned[..., ::-1], heat, atol=1e-5)
+    with pytest.raises(AttributeError, match="Mirrored has no 'embed_regions'"):
+        both.embed_regions(images, None)
+
+
 def test_wrong_names_are_explained(model, images):
     with pytest.raises(UserError, match="no stage 'stage77'. Did you mean 'stage7'"):
         model.saliency(images, ["a mass"] * 11, stage="stage77")
@@ -219,6 +236,18 @@ def test_classes_that_exclude_each_other_sum_to_one(tmp_path, monkeypatch, small
     weight, bias = head_of(4)
     logits = features_of(model, small) @ weight.T + bias
     np.testing.assert_allclose(found, np.exp(logits) / np.exp(logits).sum(1, keepdims=True), atol=1e-5)
+
+
+def test_a_classifier_looks_at_windows_of_a_larger_canvas(classifier, small):
+    height, width = small.shape[1:]
+    canvas = np.concatenate([small[:2]] * 2, axis=1)  # twice as high: windows at 0, a half and 1
+    canvas = np.concatenate([canvas] * 2, axis=2)
+    model = looking(classifier, looks(windows=2.0, pool="mean"))
+    parts = [canvas[:, y : y + height, x : x + width] for y in (0, height // 2, height) for x in (0, width // 2, width)]
+    expected = np.mean([classifier.classify(part) for part in parts], axis=0)
+    np.testing.assert_allclose(model.classify(canvas), expected, atol=1e-5)
+    with pytest.raises(UserError, match="nothing is stored with this model"):
+        model.classify(canvas, calibrated=True)
 
 
 def test_a_label_or_its_weights_give_the_same_map(classifier, small):

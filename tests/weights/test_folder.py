@@ -123,7 +123,8 @@ def test_meta_comes_back_without_what_only_the_run_needs(out, meta):
     for section in ("model", "image"):
         assert found["config"][section] == json.loads(json.dumps(meta["config"][section])), section
     assert found["config"]["data"] == {"text_length": 256, "leave_out": []}
-    assert found["config"]["predict"] == {"stage": "", "method": ""}
+    scores = {"mirror": False, "windows": 0.0, "pool": "", "calibrated": False, "percentile": False}
+    assert found["config"]["predict"] == {"stage": "", "method": ""} | scores
     assert set(found["config"]) == {"name", "seed", "image", "model", "data", "predict", "task"}
     assert found["provenance"]["data"] == meta["provenance"]["data"]
     assert found["provenance"]["licences"] == meta["provenance"]["licences"]

@@ -62,10 +62,10 @@ def classification(
     levels = tuple(level for level in LEVELS if UNITS[level.unit] >= UNITS[unit])
     means = tuple(level for level in levels if level.how == "mean")
     options = {"resamples": resamples, "seed": seed}
-    rows, known = _predict(model, dataset, select(dataset.index, split, patients, seed), wanted, unit)
+    rows, known = predicted(model, dataset, select(dataset.index, split, patients, seed), wanted, unit)
     missing = _why_not(dataset, choose_on, split)
     chosen = (
-        _predict(model, dataset, select(dataset.index, choose_on), wanted, unit) if choose_on and not missing else None
+        predicted(model, dataset, select(dataset.index, choose_on), wanted, unit) if choose_on and not missing else None
     )
     metrics, tables = {}, []
     for name, (truth, prediction) in known.items():
@@ -116,7 +116,7 @@ def _why_not(dataset, choose_on: str, split: str) -> str:
     return ""
 
 
-def _predict(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
+def predicted(model, dataset, positions: np.ndarray, wanted: Target, unit: str):
     """(rows [n] of the images or groups of images at `positions`, {label: (truth [n], prediction [n] or [n K])}).
 
     The truth of a label with classes is the class's number; NaN is unknown.

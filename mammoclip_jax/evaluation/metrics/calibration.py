@@ -4,52 +4,34 @@ Fit on validation predictions, report on test predictions: what is chosen on the
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax, logit, softmax
+from scipy.special import expit, log_softmax
+from sklearn.isotonic import IsotonicRegression
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import statistics
 from mammoclip_jax.evaluation.metrics.classification import DECISIONS, Scored
 from mammoclip_jax.evaluation.statistics import confusion, discrimination
 from mammoclip_jax.evaluation.statistics.probability import BINS, bin_edges, confidence_and_hit, in_bins
-
-_LEAST = 1e-7  # probability whose logarithm is still taken
-
-
-class Platt(NamedTuple):
-    """probability = sigmoid(slope * score + intercept)."""
-
-    slope: float
-    intercept: float
-
-    def __call__(self, score) -> np.ndarray:
-        return expit(self.slope * np.asarray(score, dtype=np.float64) + self.intercept)
+from mammoclip_jax.inference.calibration import LEAST, Isotonic, Platt, Temperature, coordinate
 
 
-class Temperature(NamedTuple):
-    """Probabilities with their logits divided by `temperature`; above 1 the model was too sure."""
-
-    temperature: float
-
-    def __call__(self, probability) -> np.ndarray:
-        """[n] of the positive class, or [n, K], of which rows stay distributions."""
-        p = np.clip(np.asarray(probability, dtype=np.float64), _LEAST, 1 - _LEAST)
-        return expit(logit(p) / self.temperature) if p.ndim == 1 else softmax(np.log(p) / self.temperature, axis=1)
-
-
-def platt(truth, score) -> Platt:
+def platt(truth, score, odds: bool = False) -> Platt:
     """Logistic regression of truth [n] on any score [n], with the smoothed targets of Platt 1999.
 
     (N+ + 1) / (N+ + 2) and 1 / (N- + 2) stand for 1 and 0, so that separable data give finite parameters.
 
+    Args:
+        odds: on the logarithm of the odds of scores that are probabilities: then what is calibrated stays as it is.
+
     Raises:
         UserError: one class only.
     """
-    truth, score = np.asarray(truth).astype(bool), np.asarray(score, dtype=np.float64)
+    truth, score = np.asarray(truth).astype(bool), coordinate(score, odds)
     _need_both(truth, "Platt scaling")
     target = np.where(truth, (truth.sum() + 1) / (truth.sum() + 2), 1 / ((~truth).sum() + 2))
     middle, spread = score.mean(), score.std() or 1.0
@@ -61,7 +43,19 @@ def platt(truth, score) -> Platt:
         return (np.logaddexp(0, z) - target * z).mean(), np.array([(error * x).mean(), error.mean()])
 
     slope, intercept = minimize(loss, np.zeros(2), jac=True, method="BFGS").x
-    return Platt(float(slope / spread), float(intercept - slope * middle / spread))
+    return Platt(float(slope / spread), float(intercept - slope * middle / spread), odds)
+
+
+def isotonic(truth, score) -> Isotonic:
+    """The rising function of the score [n] with the least squares to truth [n] (Zadrozny and Elkan 2002).
+
+    Raises:
+        UserError: one class only.
+    """
+    truth, score = np.asarray(truth).astype(bool), np.asarray(score, dtype=np.float64)
+    _need_both(truth, "isotonic calibration")
+    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(score, truth)
+    return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
 
 
 def temperature(truth, probability) -> Temperature:
@@ -75,7 +69,7 @@ def temperature(truth, probability) -> Temperature:
     truth, p = np.asarray(truth).astype(int), np.asarray(probability, dtype=np.float64)
     if len(truth) == 0:
         raise UserError("temperature scaling has nothing to fit: give validation predictions with known truth.")
-    p = np.clip(np.stack([1 - p, p], axis=1) if p.ndim == 1 else p, _LEAST, 1 - _LEAST)
+    p = np.clip(np.stack([1 - p, p], axis=1) if p.ndim == 1 else p, LEAST, 1 - LEAST)
     logits = np.log(p)
 
     def loss(log_temperature):
