@@ -14,6 +14,7 @@ COMMANDS = (
     "regions",
     "evaluate",
     "predict",
+    "view",
     "compare",
     "slices",
     "weights",

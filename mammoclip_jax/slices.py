@@ -27,7 +27,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import result
 from mammoclip_jax.evaluation.page import slices as page
 from mammoclip_jax.evaluation.page.display import text_table
-from mammoclip_jax.evaluation.slices import language_model, sentences
+from mammoclip_jax.evaluation.slices import language_model, members, sentences
 from mammoclip_jax.evaluation.slices.analyse import Analysis, analyse
 from mammoclip_jax.evaluation.slices.gather import Gathered, gather
 from mammoclip_jax.evaluation.slices.mend import CLASSIFIER, MEAN_HEAD, REPAIRED
@@ -116,7 +116,15 @@ def main(argv) -> int:
         options=options,
     )
     protocol = " ".join([analysis.protocol, *dict.fromkeys(filter(None, said))])
-    outcome = result.Result(f"{dataset.info['name']}/slices", protocol, analysis.metrics, tables_of(analysis))
+    within = members.table(
+        analysis.findings,
+        parts,
+        gathered.rows,
+        dataset.index,
+        lambda row: page.of_slice(row, values.label.replace("_", " ")),
+    )
+    tables = tables_of(analysis) | ({members.TABLE: within} if len(within) else {})
+    outcome = result.Result(f"{dataset.info['name']}/slices", protocol, analysis.metrics, tables)
     result.save([outcome], out / "results")
     written = export(values, language, dataset, gathered, analysis, overrides, out / "repaired")
     path = page.write(

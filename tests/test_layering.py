@@ -18,6 +18,8 @@ BELOW = {  # of each folder, and of run.py
     "tasks": {"data", "losses", "models", "training"},
     "inference": {"data", "explain", "models", "training", "weights"},
     "evaluation": {"data", "explain", "inference", "models"},
+    "delivery": {"data"},
+    "viewer": {"data", "delivery", "evaluation", "explain", "inference"},
     "aot": {"models", "tasks", "training"},
     "run": {"data", "evaluation", "inference", "tasks", "training", "weights"},
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
