@@ -12,6 +12,7 @@ printed. docs/view.md says what is on the page.
 """
 
 import logging
+import re
 import secrets
 import socket
 from pathlib import Path
@@ -63,6 +64,8 @@ def check_flags(values, words: list[str]) -> None:
     """Raises UserError where a word or a flag lacks, is of no use, or does not go with another."""
     if not 1 <= len(words) <= MOST:
         raise UserError("name one run, model or folder of predictions, or two to be shown side by side; see --help.")
+    if values.token and not re.fullmatch(r"[\w.~-]{16,}", values.token, re.ASCII):
+        raise UserError("--token must be 16 or more letters, digits, dots, dashes: it stands in an address.")
     if bool(values.export) != bool(values.out):
         raise UserError("--export=EXAM_ID and --out=FILE go together: give both or neither.")
     if values.export and (len(words) > 1 or values.token or values.slices):

@@ -26,9 +26,9 @@ def exam_page(exam: Mapping[str, Any], prediction: Mapping[str, Any], folder: Pa
 
     Args:
         exam: one of "exams" of `inference.exam.predict`. Of a view are read "laterality", "view", "notes", "scores",
-            "transform", "boxes", "attributes", "picture" (the image alone) and "maps" {label: a layer with its own opacity}:
-            paths of pictures below `folder` that have the whole original in their frame. A view without "picture" hangs
-            as an empty place.
+            "original", "transform", "boxes", "attributes", "marked" (boxes known beforehand), "picture" (the image alone)
+            and "maps" {label: a layer with its own opacity}: paths of pictures below `folder` that have the whole original
+            in their frame. A view without "picture" hangs as an empty place.
         prediction: what is said of all exams: "aggregation", "prompts", "explains", "method", "stage", "preprocessing",
             "step", "provenance"; and "model" {"name", "kind", "weights"}, where it is known. Each may lack.
     """
@@ -116,9 +116,10 @@ def _hung(hung: Hung | None, views, folder: Path, side: str, view: str) -> dict[
 
 
 def _boxes(view: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Boxes in the original that a detector found, or where attributes are."""
+    """Boxes in the original: that a detector found, where attributes are, or known beforehand."""
     found = [*view.get("boxes", ()), *(item for item in view.get("attributes", ()) if item.get("box"))]
-    return [{"label": item["label"], "score": item.get("score"), "box": item["box"]} for item in found]
+    known = [item | {"marked": True} for item in view.get("marked", ())]
+    return [{"score": None, "marked": False} | item for item in (*found, *known)]
 
 
 def _placed(box: Mapping[str, Any], size, mirrored: bool, turned: bool) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _placed(box: Mapping[str, Any], size, mirrored: bool, turned: bool) -> dict[
     y0, y1 = (height - y1, height - y0) if turned else (y0, y1)
     score = "" if box["score"] is None else f"{box['score']:.2f}"
     percent = [100 * x0 / width, 100 * y0 / height, 100 * (x1 - x0) / width, 100 * (y1 - y0) / height]
-    return {"label": box["label"], "score": score, "at": [f"{value:.3f}" for value in percent]}
+    return {"label": box["label"], "score": score, "marked": box["marked"], "at": [f"{value:.3f}" for value in percent]}
 
 
 def _read(folder: Path, path: str | None, how: int) -> np.ndarray | None:

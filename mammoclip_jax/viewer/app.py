@@ -226,10 +226,11 @@ class Viewer:
             leave_out = catalogue.exam_of == catalogue.exam_of[catalogue.image(image)]
 
         def make():
+            place = -1 if phrase else catalogue.image(image)
+            if not phrase and survey.there[place]:
+                return survey.vectors[place]
             with reader.first():
-                if phrase:
-                    return reader.phrases([phrase])[0]
-                return reader.vectors(read(catalogue.dataset, [catalogue.image(image)]))[0]
+                return reader.phrases([phrase])[0] if phrase else reader.vectors(read(catalogue.dataset, [place]))[0]
 
         vector = await self._when_free(request, make)
         pictures = survey.nearest(vector, leave_out, groups=catalogue.exam_of)

@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mammoclip_jax.data.batches.units import View, missing
 from mammoclip_jax.data.store.shards import read
 from mammoclip_jax.delivery.page import exam_page
 from mammoclip_jax.errors import UserError
@@ -76,12 +77,14 @@ def described(catalogue: Catalogue, side: Side, number: int, folder: Path) -> di
                 "picture": f"{stem}.png",
                 "maps": {label: f"{stem}_{reader.labels.index(label)}.png" for label in maps},
                 "boxes": boxes[place],
+                "marked": image["boxes"],
             }
         )
     return {
         "exam": f"{catalogue.dataset.info['name']} · {catalogue.exams[number]}",
         "views": views,
         "breasts": [],
+        "missing": missing(View(image["laterality"], image["view"]) for image in images),
         "scores": {
             label: {"max": found["score"], "mean": float(np.nanmean(np.array(found["views"], float)))}
             for label, found in scores.items()

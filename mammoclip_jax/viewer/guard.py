@@ -5,7 +5,7 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 from http.cookies import SimpleCookie
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 COOKIE = "mammoclip_view"
@@ -69,7 +69,9 @@ class Guard:
             rest = {name: values for name, values in given.items() if name != "token"}
             query = f"?{urlencode(rest, doseq=True)}" if rest else ""
             cookie = f"{COOKIE}={self.token}; Path=/; HttpOnly; SameSite=Strict"
-            await _answer(send, 303, "", {"Location": f"/{scope['path'].lstrip('/')}{query}", "Set-Cookie": cookie})
+            await _answer(
+                send, 303, "", {"Location": f"/{quote(scope['path'].lstrip('/'))}{query}", "Set-Cookie": cookie}
+            )
             return
 
         async def guarded(message):

@@ -41,7 +41,7 @@ class Reader:
         if self.no_phrase and dual:
             self._pairs, self.labels = {}, ()
         self.methods, self.refused = self._methods()
-        self._turn, self._waiting = threading.Lock(), 0
+        self._turn, self._counting, self._waiting = threading.Lock(), threading.Lock(), 0
         self._maps: OrderedDict[tuple, Any] = OrderedDict()
         self._bank: dict[str, np.ndarray] | None = None
         self._phrases: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -91,19 +91,23 @@ class Reader:
             "phrases": not self.no_phrase,
             "no_phrase": self.no_phrase,
             "detects": kind == "detector",
-            "scores": bool(self.labels) and kind != "segmenter" and getattr(self.model.config.task, "unit", "image") == "image",
+            "scores": bool(self.labels)
+            and kind != "segmenter"
+            and getattr(self.model.config.task, "unit", "image") == "image",
             "meaning": meaning,
         }
 
     @contextlib.contextmanager
     def first(self) -> Iterator[None]:
         """The model for what a person waits for: before all that runs in the background."""
-        self._waiting += 1
+        with self._counting:
+            self._waiting += 1
         try:
             with self._turn:
                 yield
         finally:
-            self._waiting -= 1
+            with self._counting:
+                self._waiting -= 1
 
     @contextlib.contextmanager
     def behind(self, pause: Callable[[float], Any]) -> Iterator[None]:

@@ -65,7 +65,9 @@ class Page:
             self.errors.append(said["entry"]["text"])
 
     def resize(self, width, height):
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
 
     def go(self, url):
         self.call("Page.navigate", url=url)
@@ -98,18 +100,14 @@ def opened(folder, size=(1280, 800)):
     to_browser, from_us = os.pipe()
     to_us, from_browser = os.pipe()
 
-    def placed():  # the protocol's pipe is at 3 and 4
-        os.dup2(to_browser, 93), os.dup2(from_browser, 94)
-        os.dup2(93, 3), os.dup2(94, 4)
-        os.set_inheritable(3, True), os.set_inheritable(4, True)
-
     command = [
+        *("bash", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "bash"),  # the protocol's pipes are 3 and 4
         *(find(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"),
         *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
         *("--disable-default-apps", "--disable-dev-shm-usage", f"--user-data-dir={folder}", "about:blank"),
     ]
     with open(os.devnull, "wb") as nowhere:
-        browser = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, close_fds=False, preexec_fn=placed)
+        browser = subprocess.Popen(command, stdout=nowhere, stderr=nowhere, pass_fds=(to_browser, from_browser))
     os.close(to_browser), os.close(from_browser)
     try:
         yield Page(from_us, to_us, size)

@@ -59,8 +59,8 @@ export class List {
     return { ...asked, ...Object.fromEntries(chosen) };
   }
 
-  // Asks anew; stays at the exam that is shown where it is still listed.
-  async reload() {
+  // Asks anew; goes to the top, or stays at the exam that is shown where it is still listed.
+  async reload(stay = false) {
     const query = this.asked(), turn = (this.turn = (this.turn || 0) + 1);
     const first = await json("/api/exams", { ...query, start: 0, count: PART, find: this.current });
     if (turn !== this.turn) return;
@@ -73,7 +73,7 @@ export class List {
     const all = this.about.exams;
     document.getElementById("count").textContent = first.count === all ? `${all.toLocaleString("en")} exams` : `${first.count.toLocaleString("en")} of ${all.toLocaleString("en")} exams`;
     this.rows.style.height = `${this.count * ROW}px`;
-    if (this.number !== null) this.bring(this.number); else this.scroll.scrollTop = 0;
+    if (stay && this.number !== null) this.bring(this.number); else this.scroll.scrollTop = 0;
     this.draw();
     this.onchange?.();
   }

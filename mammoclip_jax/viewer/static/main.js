@@ -60,7 +60,7 @@ async function start() {
   buildKeys();
   const wanted = new URLSearchParams(location.hash.slice(1)).get("exam");
   if (wanted) list.current = wanted;
-  await list.reload();
+  await list.reload(true);
   const begin = wanted || (list.count ? (await list.at(0)).id : "");
   if (begin) await open(begin).catch(() => list.count && list.at(0).then((one) => open(one.id)));
   else tell("no exam fits the filters");
@@ -295,7 +295,7 @@ async function fresh() {
     tellScores();
     score(exam);
   }
-  list.reload();
+  list.reload(true);
 }
 
 function buildTools() {
