@@ -183,7 +183,9 @@ def serve(values, viewer) -> int:
     shown = f"[{shown}]" if ":" in shown else shown
     print(f"page: http://{shown}:{port}/{f'?token={token}' if token else ''}", flush=True)
     print("Ctrl-C ends it.", flush=True)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+    settings = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2
+    )
     try:
         uvicorn.Server(settings).run(sockets=[listening])
     except KeyboardInterrupt:  # the usual end

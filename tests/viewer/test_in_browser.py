@@ -42,7 +42,7 @@ def served(page):
     """The address of a running server."""
     listening = socket.create_server(("127.0.0.1", 0))
     settings = uvicorn.Config(
-        page.app(guard.names_of("127.0.0.1")), log_level="error", access_log=False, lifespan="off"
+        page.app(guard.names_of("127.0.0.1")), log_config=None, log_level="error", access_log=False, lifespan="off"
     )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
