@@ -29,8 +29,9 @@ def exam_page(exam: Mapping[str, Any], prediction: Mapping[str, Any], folder: Pa
             "original", "transform", "boxes", "attributes", "marked" (boxes known beforehand), "picture" (the image alone)
             and "maps" {label: a layer with its own opacity}: paths of pictures below `folder` that have the whole original
             in their frame. A view without "picture" hangs as an empty place.
+            "problems", the number of its files that could not be read, may lack.
         prediction: what is said of all exams: "aggregation", "prompts", "explains", "method", "stage", "preprocessing",
-            "step", "provenance"; and "model" {"name", "kind", "weights"}, where it is known. Each may lack.
+            "step", "provenance"; and "model" {"name", "kind", "fingerprint" of the weights}. Each may lack.
     """
     views, labels = exam["views"], _labels(exam)
     rows = hang(_standing(view, prediction.get("preprocessing", {})) for view in views)
@@ -52,6 +53,7 @@ def exam_page(exam: Mapping[str, Any], prediction: Mapping[str, Any], folder: Pa
         views=[_name(view) for view in views],
         meaning=prediction.get("aggregation", {}),
         missing=list(exam.get("missing", ())),
+        unread=int(exam.get("problems") or 0),
         left_out=Counter(item["reason"] for item in exam.get("left_out", ())),
         notes=[(_name(view), ", ".join(view.get("notes", ()))) for view in views if view.get("notes")],
         reports=exam.get("reports", ()),
@@ -188,14 +190,14 @@ def _facts(prediction: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, prepared = prediction.get("model", {}), prediction.get("preprocessing", {})
     said = {
         "model": " ".join(str(model[key]) for key in ("name", "kind") if model.get(key)),
-        "weights": model.get("weights") or model.get("fingerprint") or prediction.get("weights_fingerprint"),
+        "weights": model.get("fingerprint"),
         "step": prediction.get("step"),
         "trained on": ", ".join(map(str, _trained_on(prediction.get("provenance", {})))),
         "maps": " at ".join(filter(None, (prediction.get("method"), prediction.get("stage")))),
         "maps explain": prediction.get("explains"),
         "images": "{height} x {width}, {bits} bits".format(**{"bits": 8} | dict(prepared)) if prepared else "",
         "preparation": prediction.get("preprocessing_fingerprint"),
-        "program": f"mammoclip_jax {version('mammoclip_jax')}",
+        "program": f"mammoclip_jax {model.get('program') or version('mammoclip_jax')}",
     }
     return [(name, str(without_paths(str(value)))) for name, value in said.items() if value not in (None, "")]
 

@@ -255,14 +255,13 @@ class Viewer:
 
     def _near_exam(self, image: int, cosine: float) -> dict[str, Any]:
         exam = int(self.catalogue.exam_of[image])
-        row = self.catalogue.dataset.index.iloc[image]
         return {
             "exam": self.catalogue.exams[exam],
             "image": self.catalogue.images[image],
-            "view": " ".join(filter(None, (row["laterality"], row["view"]))),
+            "view": self.catalogue.view_of(image),
             "cosine": cosine,
             "labels": {k: v for k, v in self.catalogue.labels([image]).items() if k in self.catalogue.facets},
-            "text": next(iter(row["texts"]), ""),
+            "text": next(iter(self.catalogue.dataset.index["texts"].iloc[image]), ""),
         }
 
     def _survey(self, request: Request) -> Response:

@@ -51,6 +51,7 @@ class Catalogue:
         self.exams = [_name(key, "exam", *named[places[0], :3]) for places in self.members]
         self._image = {name: place for place, name in enumerate(self.images)}
         self._exam = {name: place for place, name in enumerate(self.exams)}
+        self._views = index[["laterality", "view"]].astype(str).to_numpy(dtype=object)
         self._patients = index.groupby(["dataset", "patient"], sort=False).ngroup().to_numpy()
         self._code, said = pd.factorize(index["labels"].to_numpy(dtype=object))
         self._labels = [json.loads(text) for text in said]  # of each distinct text
@@ -69,6 +70,10 @@ class Catalogue:
     def of_label(self, label: str) -> np.ndarray:
         """Object [n]: what is known of each image, as text; "" unknown."""
         return np.array([written(one.get(label)) for one in self._labels], dtype=object)[self._code]
+
+    def view_of(self, image: int) -> str:
+        """Side and view of an image: "R CC", or "?"."""
+        return " ".join(filter(None, self._views[image])) or "?"
 
     def _facets(self) -> dict[str, dict[str, int]]:
         found = {name: self._counted(values) for name, values in self._columns.items()}
@@ -132,12 +137,10 @@ class Catalogue:
     def summary(self, exam: int) -> dict[str, Any]:
         """JSON, an exam's line in the list: its name, views, split, vendor and the labels that one may filter by."""
         places = self.members[exam]
-        rows = self.dataset.index.iloc[places]
-        views = [" ".join(filter(None, pair)) or "?" for pair in zip(rows["laterality"], rows["view"])]
         labels = self.labels(places)
         return {
             "id": self.exams[exam],
-            "views": views,
+            "views": [self.view_of(place) for place in places],
             "labels": {name: labels[name] for name in labels if name in self.facets},
             **{name: str(values[places[0]]) for name, values in self._columns.items()},
         }

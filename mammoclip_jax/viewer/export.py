@@ -120,7 +120,7 @@ def _prediction(catalogue: Catalogue, side: Side) -> dict[str, Any]:
     return {
         "preprocessing": prepared,
         "preprocessing_fingerprint": fingerprint(prepared),
-        "model": {"name": about["name"], "kind": about["kind"], "weights": model.fingerprint()},
+        "model": {"name": about["name"], "kind": about["kind"], "fingerprint": model.fingerprint()},
         "step": about["step"],
         "provenance": model.provenance,
         "method": "" if about["method"] == SEGMENTATION else about["method"],

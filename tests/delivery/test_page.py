@@ -45,6 +45,7 @@ def exam(tmp_path):
         "views": views,
         "breasts": [{"laterality": "L", "files": [f"{FILES}/x.dcm"], "scores": {"mass": {"mean": 0.2, "max": 0.25}}}],
         "scores": {"mass": {"mean": 0.2, "max": 0.25}},
+        "problems": 1,
         "missing": ["R MLO"],
         "left_out": [{"file": f"{FILES}/spot.dcm", "reason": "spot"}, {"file": "y", "reason": "spot"}],
     }
@@ -58,7 +59,7 @@ SAID = {
     "preprocessing": {"geometry": "fit", "chest_wall": "left", "height": 192, "width": 128, "bits": 8},
     "preprocessing_fingerprint": "0123456789abcdef",
     "provenance": {"data": {"vindr": {}}},
-    "model": {"name": "demo", "kind": "dual encoder", "weights": "feedc0ffee"},
+    "model": {"name": "demo", "kind": "dual encoder", "fingerprint": "feedc0ffee"},
 }
 
 
@@ -99,6 +100,7 @@ def test_the_page_says_what_lacks_and_what_made_it(exam, tmp_path):
     page = exam_page(exam, SAID, tmp_path)
     for said in (
         "Missing: R MLO",
+        "1 file of the exam could not be read",
         "2 images, spot",
         "a difference of cosines",
         "grad_cam at stage3",

@@ -211,6 +211,9 @@ def test_two_models_side_by_side(browser):
         browser.until(f"{SHOWN} && document.querySelectorAll('.cell canvas').length === 8")
         browser.key("c")
         browser.until("document.querySelectorAll('.cell canvas').length === 4")
+        browser.value("document.querySelector('#score-all button').click()")  # nothing is stored
+        browser.until("document.getElementById('by').value === 'mass' && document.getElementById('score-all').hidden")
+        browser.until("document.querySelectorAll('#exams .score').length === 6")
 
 
 def test_an_exported_exam_works_without_a_server(browser, shown, tmp_path):

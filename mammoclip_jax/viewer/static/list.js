@@ -49,6 +49,7 @@ export class List {
     const now = by.value;
     fill(by, names.length ? names.map((name) => [name, words(name)]) : [["", "none yet"]]);
     by.disabled = !names.length;
+    document.getElementById("score-all").hidden = names.length > 0 || !this.about.sides[0]?.model?.scores;
     if (names.includes(now)) by.value = now;
   }
 

@@ -137,7 +137,8 @@ async function ask() {
       stage.heats[at] = made;
       stage.draw();
     }
-    tell("");
+    const [without] = wanted.filter((at) => !ways[at].method);
+    tell(without === undefined ? "" : `no map: ${Object.values(model(without).refused)[0]}`);
     document.body.dataset.map = "shown";
   } catch (error) {
     if (wasAborted(error) || signal.aborted) return;
@@ -284,6 +285,18 @@ function nearest(phrase = "") {
   near.ask({ side: at, ...(phrase ? { phrase } : { image: image.id }) }, phrase ? `“${phrase}”` : name).then(fresh);
 }
 
+// Scores all images, where none are stored, and says how far it is.
+async function scoreAll() {
+  const said = $("score-all").querySelector("span");
+  for (;;) {
+    const { images, of_images: all, error } = await json("/api/survey", { side: 0, start: 1 });
+    said.textContent = error || `${images.toLocaleString("en")} of ${all.toLocaleString("en")}`;
+    if (error || images === all) break;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+  await fresh();
+}
+
 // What the survey has scored meanwhile.
 async function fresh() {
   const now = await json("/api/about");
@@ -321,7 +334,17 @@ function buildTools() {
     bar.append(slider);
   }
   button("boxes", "true boxes (b)", () => toggle("boxes"), { "data-toggle": "boxes", "aria-pressed": "true" });
-  if (models.some(({ model: one }) => one.detects)) button("detections", "d", () => toggle("found"), { "data-toggle": "found", "aria-pressed": "true" });
+  if (models.some(({ model: one }) => one.detects)) {
+    button("detections", "d", () => toggle("found"), { "data-toggle": "found", "aria-pressed": "true" });
+    const slider = element("input"), said = element("span", "soft");
+    Object.assign(slider, { type: "range", min: 0, max: 100, value: 100 * stage.look.least, title: "least score of a detection that is shown" });
+    slider.setAttribute("aria-label", slider.title);
+    said.id = "least-shown";
+    const tell = () => { said.textContent = `≥ ${stage.look.least.toFixed(2)}`; };
+    slider.addEventListener("input", () => { stage.look.least = slider.value / 100; tell(); stage.draw(); });
+    tell();
+    bar.append(slider, said);
+  }
   button("names", "names and scores (n)", () => toggle("names"), { "data-toggle": "names", "aria-pressed": "true" });
   button("reset", "as at first (r)", reset);
   const shownWindow = element("span", "soft");
@@ -408,6 +431,7 @@ function buildKeys() {
   $("previous").addEventListener("click", () => list.step(-1));
   $("next").addEventListener("click", () => list.step(1));
   $("open-list").addEventListener("click", drawer);
+  $("score-all").querySelector("button").addEventListener("click", (event) => { event.target.disabled = true; scoreAll(); });
   $("help").addEventListener("click", () => $("keys").showModal());
 }
 

@@ -37,10 +37,23 @@ export function scores(root, exam, about, names) {
   });
 }
 
+const yesNo = (value) => (value === "1" ? "yes" : value === "0" ? "no" : value);
+
+// A label's value; where the sides differ, that of each.
+function bySide(exam, name) {
+  const sides = {};
+  for (const { laterality, labels } of exam.images) {
+    if (labels[name]) (sides[laterality || "?"] ||= new Set()).add(yesNo(labels[name]));
+  }
+  const said = Object.entries(sides).sort().reverse().map(([side, values]) => [side, [...values].join(", ")]);
+  const same = new Set(said.map(([, text]) => text)).size === 1;
+  return same ? said[0][1] : said.map(([side, text]) => `${side} ${text}`).join(" · ");
+}
+
 export function known(root, exam) {
   root.replaceChildren();
-  const said = { split: exam.split, vendor: exam.vendor, ...exam.all_labels };
-  for (const [name, value] of Object.entries(said)) {
+  const said = [["split", exam.split], ["vendor", exam.vendor], ...Object.keys(exam.all_labels).map((name) => [name, bySide(exam, name)])];
+  for (const [name, value] of said) {
     if (value) root.append(element("dt", "", words(name)), element("dd", "", value));
   }
   const flags = [...new Set(exam.images.flatMap((image) => image.flags))];

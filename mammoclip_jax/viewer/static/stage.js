@@ -8,7 +8,7 @@ export class Stage {
     this.root = root;
     this.changed = changed;
     this.cells = [];
-    this.look = { low: 0, high: 1, invert: false, opacity: 0.6, heat: true, boxes: true, found: true, names: true };
+    this.look = { low: 0, high: 1, invert: false, opacity: 0.6, heat: true, boxes: true, found: true, least: 0.25, names: true };
     this.tool = "pan";
     this.chosen = 0;
     this.alone = null;
@@ -105,7 +105,7 @@ export class Stage {
     if (look.boxes) for (const item of cell.view.boxes) this.box(context, cell, lie, item, TRUE, item.label);
     if (look.found) {
       for (const item of this.found[cell.side]?.[cell.place] || []) {
-        this.box(context, cell, lie, item, FOUND, `${item.label} ${item.score.toFixed(2)}`, [5, 3]);
+        if (item.score >= look.least) this.box(context, cell, lie, item, FOUND, `${item.label} ${item.score.toFixed(2)}`, [5, 3]);
       }
     }
     cell.words.hidden = !look.names;
