@@ -91,6 +91,11 @@ def open_sides(values, words: list[str]):
 
     dataset, models = Dataset.open(values.dataset), []
     for word in words:
+        if (Path(word) / "prediction.json").is_file():
+            raise UserError(
+                f"{word} is what predict wrote, a page for each exam (exam.html): open these. view takes a model, or what "
+                "evaluate wrote of a data set."
+            )
         model = None if only_predictions(word) else loading.load(word)
         if model is not None:
             check_preprocessing(model, values.dataset, dataset)

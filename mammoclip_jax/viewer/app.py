@@ -33,6 +33,7 @@ from starlette.routing import Route
 from mammoclip_jax.data.store.shards import read
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.result import plain
+from mammoclip_jax.provenance import without_paths
 from mammoclip_jax.viewer.catalogue import COLUMNS, ORDERS, Catalogue, Filters
 from mammoclip_jax.viewer.error_slices import Slice
 from mammoclip_jax.viewer.guard import Guard
@@ -332,7 +333,7 @@ def _file(name: str) -> Response:
 
 def _told(request: Request, error: Exception) -> Response:
     status, text = (error.status_code, error.detail) if isinstance(error, HTTPException) else (400, str(error))
-    return JSONResponse({"error": text}, status)
+    return JSONResponse({"error": without_paths(text)}, status)
 
 
 def _json(value: Any) -> Response:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mammoclip_jax.data.store.shards import read
 from mammoclip_jax.evaluation import cache
+from mammoclip_jax.provenance import without_paths
 from mammoclip_jax.viewer.reader import Reader
 
 CHUNK = 16  # images or texts between two looks at whether somebody waits
@@ -103,7 +104,7 @@ class Survey:
             self._reports()
         except Exception as error:  # the page says it; the other parts of it go on
             logging.exception("the survey of the data set ended early")
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = without_paths(f"{type(error).__name__}: {error}")
 
     def _images(self) -> None:
         reader, kind = self.reader, "embedding" if self.reader.model.kind == "dual_encoder" else "pooled"

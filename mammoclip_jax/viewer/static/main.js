@@ -6,7 +6,7 @@ import { Film, heats } from "/static/picture.js";
 import { Stage, element, words } from "/static/stage.js";
 
 const WAIT = 300, $ = (id) => document.getElementById(id);
-const films = new Kept(48), maps = new Kept(64);
+const films = new Kept(24), maps = new Kept(24);
 let about, list, stage, near, exam = null, asking = new AbortController();
 const asked = { label: "", phrase: "", shown: 0 }; // shown: number of a model, or -1 for both
 const ways = []; // of each model: {method, stage}
@@ -86,14 +86,26 @@ async function open(id) {
     button.addEventListener("click", () => open(one.id));
     return button;
   }));
-  const loaded = await Promise.all(exam.images.map((image) => films.get(image.id, async () => new Film(await framed(`/api/images/${image.id}/pixels`)))));
+  const loaded = await Promise.all(exam.images.map(film));
   if (exam !== found) return;
   stage.films = loaded;
   stage.draw();
   document.body.dataset.state = "shown";
   chosen();
   await ask();
-  if (exam === found) score(found).catch((error) => tell(error.message));
+  if (exam !== found) return;
+  score(found).catch((error) => tell(error.message));
+  ahead().catch(() => {});
+}
+
+const film = (image) => films.get(image.id, async () => new Film(await framed(`/api/images/${image.id}/pixels`)));
+
+// The next exam's images, while a person looks at this one.
+async function ahead() {
+  if (list.number === null || list.number + 1 >= list.count) return;
+  const { id } = await list.at(list.number + 1);
+  const { images } = await json(`/api/exams/${id}`);
+  for (const image of images.slice(0, 8)) await film(image);
 }
 
 function hang() {
