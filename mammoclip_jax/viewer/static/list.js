@@ -1,5 +1,6 @@
 // The list of exams: filters, order, and rows that are fetched as they come into sight.
 import { json } from "/static/api.js";
+import { isFinding } from "/static/panel.js";
 import { element, words } from "/static/stage.js";
 
 const ROW = 54, PART = 100, WAIT = 250;
@@ -108,8 +109,8 @@ export class List {
     button.setAttribute("aria-current", exam.id === this.current ? "true" : "false");
     button.dataset.exam = exam.id;
     const labels = Object.entries(exam.labels).map(([name, values]) => [name, values.split(", ")[0]]);
-    const there = labels.filter(([name, value]) => value === "1" && this.finding(name)).map(([name]) => words(name));
-    const others = labels.filter(([name]) => !this.finding(name)).map(([name, value]) => `${words(name)} ${value}`);
+    const there = labels.filter(([name, value]) => value === "1" && isFinding(this.about, name)).map(([name]) => words(name));
+    const others = labels.filter(([name]) => !isFinding(this.about, name)).map(([name, value]) => `${words(name)} ${value}`);
     top.append(element("b", "", String(number + 1)), element("span", "what", there.join(", ") || "–"));
     const [[label, score] = []] = Object.entries(exam.scores);
     if (label && score.score !== null) {
@@ -124,11 +125,6 @@ export class List {
     button.addEventListener("click", () => this.open(exam.id));
     row.append(button);
     return row;
-  }
-
-  // Whether a label says yes or no.
-  finding(name) {
-    return Object.keys(this.about.facets[name] || {}).every((value) => value === "0" || value === "1");
   }
 
   bring(number) {

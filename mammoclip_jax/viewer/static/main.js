@@ -78,7 +78,7 @@ async function open(id) {
   stage.centre();
   list.mark(id);
   hang();
-  known($("known"), exam);
+  known($("known"), exam, about);
   reports($("reports"), exam);
   $("others-section").hidden = !exam.others.length;
   $("others").replaceChildren(...exam.others.map((one, at) => {
@@ -285,7 +285,7 @@ function side() {
   asked.shown = asked.shown + 1 >= about.sides.length ? -1 : asked.shown + 1;
   for (const button of $("sides").children) button.setAttribute("aria-pressed", Number(button.dataset.side) === asked.shown);
   hang();
-  ask();
+  ask().then(() => score(exam)).catch((error) => tell(error.message));
 }
 
 function drawer() { document.body.classList.toggle(matchMedia("(max-width: 900px)").matches ? "with-list" : "without-list"); }

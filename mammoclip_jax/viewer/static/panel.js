@@ -37,11 +37,12 @@ export function scores(root, exam, about, names) {
   });
 }
 
-const yesNo = (value) => (value === "1" ? "yes" : value === "0" ? "no" : value);
+// Whether a label says yes or no.
+export const isFinding = (about, name) => Object.keys(about.facets[name] || { more: 1 }).every((value) => value === "0" || value === "1");
 
 // A label's value; where the sides differ, that of each.
-function bySide(exam, name) {
-  const sides = {};
+function bySide(exam, about, name) {
+  const sides = {}, yesNo = (value) => (!isFinding(about, name) ? value : value === "1" ? "yes" : "no");
   for (const { laterality, labels } of exam.images) {
     if (labels[name]) (sides[laterality || "?"] ||= new Set()).add(yesNo(labels[name]));
   }
@@ -50,9 +51,9 @@ function bySide(exam, name) {
   return same ? said[0][1] : said.map(([side, text]) => `${side} ${text}`).join(" · ");
 }
 
-export function known(root, exam) {
+export function known(root, exam, about) {
   root.replaceChildren();
-  const said = [["split", exam.split], ["vendor", exam.vendor], ...Object.keys(exam.all_labels).map((name) => [name, bySide(exam, name)])];
+  const said = [["split", exam.split], ["vendor", exam.vendor], ...Object.keys(exam.all_labels).map((name) => [name, bySide(exam, about, name)])];
   for (const [name, value] of said) {
     if (value) root.append(element("dt", "", words(name)), element("dd", "", value));
   }
