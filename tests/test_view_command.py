@@ -1,5 +1,6 @@
 """The command `view`: what its words and flags may be, whom it serves, and the page of one exam."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.slices.members import FILE
 from mammoclip_jax.inference import loading
+from mammoclip_jax.viewer.catalogue import Catalogue
 
 FLAGS = dict(dataset="set", host="127.0.0.1", port=0, token="", prompts="", slices="", cache="", export="", out="")
 
@@ -71,13 +73,29 @@ def test_predictions_need_no_model_and_refuse_its_flags(run, predicted):
 def test_an_exam_is_written_as_a_page(run, predicted, tmp_path, capsys):
     with pytest.raises(UserError, match="no exam 'p000'"):
         run(predicted, export="p000", out=str(tmp_path / "exam.html"))
-    from mammoclip_jax.viewer.catalogue import Catalogue
-
     name = Catalogue(dataset()).exams[0]
     target = tmp_path / "pages" / "exam.html"
     assert run(predicted, export=name, out=str(target)) == 0 and str(target) in capsys.readouterr().out
     page = target.read_text()
     assert name in page and page.count('<image class="film"') == 4 and "+0.500" in page and "p000" not in page
+
+
+def test_a_page_of_a_model_has_its_maps_and_says_which_it_is(run, data, monkeypatch, tmp_path):
+    model = FakeModel()
+    model.fingerprint = lambda: "feedc0ffee"
+    monkeypatch.setattr(loading, "load", lambda name: model)
+    target = tmp_path / "exam.html"
+    assert run("runs/mine", export=Catalogue(data).exams[1], out=str(target), prompts="phantom") == 0
+    page = target.read_text()
+    labels = re.findall(r'name="label" value="(\w+)"', page)
+    assert labels and page.count('<image class="heat') == 4 * len(labels)
+    assert "mine · dual encoder" in page and "feedc0ffee" in page and "grad_cam" in page
+
+
+def test_what_predict_wrote_is_not_for_this_page(run, data, tmp_path):
+    (tmp_path / "prediction.json").write_text("{}")
+    with pytest.raises(UserError, match="exam.html"):
+        run(tmp_path)
 
 
 def test_a_model_prepared_otherwise_is_refused(run, data, monkeypatch):

@@ -15,7 +15,7 @@ from mammoclip_jax.delivery.hanging import Hung, Row, Standing, chest_wall, hang
 from mammoclip_jax.provenance import version, without_paths
 
 SIDE = 1000  # pixels of a picture's longer side on the page, at most
-QUALITY = 88  # of JPEG
+QUALITY = 88  # of pictures, JPEG, and of maps, WebP, whose opacity is exact
 OPACITY = 100  # percent of a layer's own opacity, at first
 _STYLE, _SCRIPT = (Path(__file__).with_name(f"exam.{ending}") for ending in ("css", "js"))
 SIDES = {"L": "left", "R": "right"}
@@ -104,11 +104,15 @@ def _hung(hung: Hung | None, views, folder: Path, side: str, view: str) -> dict[
     return {
         "name": _name(own),
         "side": side,
-        "picture": "" if picture is None else _jpeg(_fitted(_turned(picture, hung.mirrored, turned))),
+        "picture": ""
+        if picture is None
+        else _embedded(_fitted(_turned(picture, hung.mirrored, turned)), "jpeg", cv2.IMWRITE_JPEG_QUALITY),
         "width": picture.shape[1] if picture is not None else 0,
         "height": picture.shape[0] if picture is not None else 0,
         "maps": {
-            label: _png(_fitted(_turned(layer, hung.mirrored, turned), SIDE // 2))
+            label: _embedded(
+                _fitted(_turned(layer, hung.mirrored, turned), SIDE // 2), "webp", cv2.IMWRITE_WEBP_QUALITY
+            )
             for label, path in own.get("maps", {}).items()
             if (layer := _read(folder, path, cv2.IMREAD_UNCHANGED)) is not None
         },
@@ -150,14 +154,9 @@ def _fitted(picture: np.ndarray, side: int = SIDE) -> np.ndarray:
     return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
 
 
-def _jpeg(picture: np.ndarray) -> str:
-    content = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    return "data:image/jpeg;base64," + base64.b64encode(content.tobytes()).decode()
-
-
-def _png(picture: np.ndarray) -> str:
-    content = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 9])[1]
-    return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()
+def _embedded(picture: np.ndarray, kind: str, quality: int) -> str:
+    content = cv2.imencode(f".{kind}", picture, [quality, QUALITY])[1]
+    return f"data:image/{kind};base64," + base64.b64encode(content.tobytes()).decode()
 
 
 def _scores(exam: Mapping[str, Any], labels: list[str]) -> list[dict[str, Any]]:
@@ -189,7 +188,7 @@ def _facts(prediction: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What made the page: the model and how it was asked, without paths of a machine."""
     model, prepared = prediction.get("model", {}), prediction.get("preprocessing", {})
     said = {
-        "model": " ".join(str(model[key]) for key in ("name", "kind") if model.get(key)),
+        "model": " · ".join(str(model[key]).replace("_", " ") for key in ("name", "kind") if model.get(key)),
         "weights": model.get("fingerprint"),
         "step": prediction.get("step"),
         "trained on": ", ".join(map(str, _trained_on(prediction.get("provenance", {})))),
