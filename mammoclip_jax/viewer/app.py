@@ -34,11 +34,11 @@ from mammoclip_jax.data.store.shards import read
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation.result import plain
 from mammoclip_jax.provenance import without_paths
-from mammoclip_jax.viewer.catalogue import COLUMNS, ORDERS, Catalogue, Filters
+from mammoclip_jax.viewer.catalogue import APART, COLUMNS, ORDERS, Catalogue, Filters
 from mammoclip_jax.viewer.error_slices import Slice
 from mammoclip_jax.viewer.guard import Guard
 from mammoclip_jax.viewer.reader import LONGEST
-from mammoclip_jax.viewer.scored import WRONG
+from mammoclip_jax.viewer.scored import WRONG, apart
 from mammoclip_jax.viewer.side import Side
 from mammoclip_jax.viewer.survey import Near
 
@@ -102,7 +102,7 @@ class Viewer:
                 "images": len(catalogue.images),
                 "facets": catalogue.facets,
                 "columns": [name for name in COLUMNS if name in catalogue.facets],
-                "orders": ORDERS,
+                "orders": self._orders(),
                 "wrong": WRONG,
                 "sides": [side.about() for side in self.sides],
                 "slices": [
@@ -119,8 +119,11 @@ class Viewer:
         scores = side.scores() if side else {}
         one, wrong = scores.get(query.get("by", ""), (None, None))
         order = query.get("order", ORDERS[0])
-        if order not in ORDERS:
-            raise HTTPException(400, f"order is one of {', '.join(ORDERS)}")
+        if order not in self._orders():
+            raise HTTPException(400, f"order is one of {', '.join(self._orders())}")
+        if order == APART:
+            scores = [side.scores().get(query.get("by", ""), (None,))[0] for side in self.sides]
+            wrong = apart(*(each.score for each in scores)) if all(scores) else None
         chosen = catalogue.select(self._filters(query), order, one.score if one else None, wrong)
         start, count = _number(query, "start", 0), min(_number(query, "count", PAGE), PAGE)
         listed = [
@@ -131,6 +134,9 @@ class Viewer:
         here = query.get("find", "")
         place = np.flatnonzero(chosen == catalogue.exam(here)) if here in catalogue.exams else ()
         return _json({"count": len(chosen), "exams": listed, "found": int(place[0]) if len(place) else None})
+
+    def _orders(self) -> tuple[str, ...]:
+        return (*ORDERS, APART) if len(self.sides) > 1 else ORDERS
 
     def _filters(self, query) -> Filters:
         """Filters of the query: COLUMNS and "label.NAME" as they are, "slice" (number), "slice_wrong", "text", "low", "high"."""

@@ -18,6 +18,7 @@ MOST_VALUES = 12  # of a label that one may filter by
 COLUMNS = ("split", "vendor")
 UNKNOWN = "unknown"
 ORDERS = ("as stored", "highest", "lowest", "wrong first")
+APART = "most apart"  # of two models
 
 
 class Filters(NamedTuple):
@@ -104,8 +105,8 @@ class Catalogue:
         """Int [m]: the exams that fit, in order; those without a score come last.
 
         Args:
-            order: one of ORDERS.
-            score, wrong: float [n] of the images.
+            order: one of ORDERS, or APART.
+            score, wrong: float [n] of the images; of APART `wrong` says how far apart two models are.
         """
         fits = np.ones(len(self.exam_of), bool)
         for name, value in filters.columns.items():
@@ -123,7 +124,7 @@ class Catalogue:
         if best is not None and filters.high is not None:
             chosen &= best <= filters.high
         places = np.flatnonzero(chosen)
-        if order == "wrong first" and wrong is not None:
+        if order in ("wrong first", APART) and wrong is not None:
             return places[_falling(self.highest(wrong)[places])]
         if order in ("highest", "lowest") and best is not None:
             return places[_falling(best[places] if order == "highest" else -best[places])]

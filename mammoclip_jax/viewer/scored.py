@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.evaluation import predictions
@@ -40,6 +41,18 @@ class Scored(NamedTuple):
             below = (np.searchsorted(others, self.score[own]) + np.searchsorted(others, self.score[own], "right")) / 2
             wrong[own] = 1 - below / len(others) if side else below / len(others)
         return wrong
+
+
+def apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Float [n] from 0 to 1: how far apart two scores [n] put each image among those that both have; NaN for the others.
+
+    Ranks are compared, so scores of any two kinds may be.
+    """
+    both = ~np.isnan(first) & ~np.isnan(second)
+    ranks = [rankdata(values[both]) for values in (first, second)]
+    found = np.full(len(first), np.nan)
+    found[both] = np.abs(ranks[0] - ranks[1]) / max(int(both.sum()) - 1, 1)
+    return found
 
 
 def stored(path: str | Path, index: pd.DataFrame, name: str) -> list[Scored]:

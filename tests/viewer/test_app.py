@@ -190,9 +190,20 @@ def test_predictions_alone_have_no_maps_and_say_so():
 
 
 def test_two_models(page):
-    client = opened(viewer(models=("one", "two")))
+    both = viewer(models=("one", "two"), stored=True)
+    client, catalogue = opened(both), both.catalogue
     about = client.get("/api/about").json()
-    assert [side["name"] for side in about["sides"]] == ["one", "two"]
+    assert [side["name"] for side in about["sides"]] == ["one", "two"] and about["orders"][-1] == "most apart"
+    (one,) = both.sides[1]._stored
+    other = one.score.copy()
+    lowest = int(other.argmin())
+    other[lowest] = 9  # which the second model puts highest
+    both.sides[1]._stored = [one._replace(score=other)]
+    query = {"by": "mass", "order": "most apart", "side": 1}
+    first = client.get("/api/exams", params=query).json()["exams"][0]
+    assert first["id"] == catalogue.exams[catalogue.exam_of[lowest]] and first["scores"]["mass"]["score"] == 9
+    assert client.get("/api/exams", params={"order": "most apart", "by": "cancer"}).json()["count"] == 6
+    assert opened(page).get("/api/exams", params={"order": "most apart"}).status_code == 400
 
 
 def test_error_slices_are_an_entry():

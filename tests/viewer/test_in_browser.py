@@ -212,7 +212,7 @@ def test_two_models_side_by_side(browser):
         browser.key("c")
         browser.until("document.querySelectorAll('.cell canvas').length === 4")
         browser.value("document.querySelector('#score-all button').click()")  # nothing is stored
-        browser.until("document.getElementById('by').value === 'mass' && document.getElementById('score-all').hidden")
+        browser.until("document.getElementById('by').value === '0 mass' && document.getElementById('score-all').hidden")
         browser.until("document.querySelectorAll('#exams .score').length === 6")
 
 

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from small_set import dataset
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.viewer.scored import Scored, has_predictions, of_exam, stored
+from mammoclip_jax.viewer.scored import Scored, apart, has_predictions, of_exam, stored
 
 
 def test_wrong_is_what_the_area_under_the_curve_lacks():
@@ -25,6 +25,13 @@ def test_what_is_unknown_is_neither_right_nor_wrong():
     assert np.isnan(Scored("mass", np.array([0.1, 0.9]), np.ones(2), "").wrong).all()
     scored = Scored("mass", np.array([0.1, np.nan]), np.array([1.0, np.nan]), "")
     assert of_exam(scored, scored.wrong, np.array([0, 1])) == {"score": 0.1, "truth": 1.0, "wrong": None}
+
+
+def test_how_far_apart_two_scores_put_an_image():
+    first = np.array([0.1, 0.2, 0.3, np.nan, 0.4])
+    second = np.array([50.0, 10.0, 20.0, 30.0, 100.0])  # of another kind
+    np.testing.assert_allclose(apart(first, second), [2 / 3, 1 / 3, 1 / 3, np.nan, 0])
+    assert np.isnan(apart(np.full(2, np.nan), np.ones(2))).all() and apart(np.ones(1), np.ones(1)) == [0]
 
 
 def table(index, label="mass", **columns):

@@ -46,18 +46,19 @@ export class List {
 
   // The labels that there are scores of, which grow while they are computed.
   labels() {
-    const names = Object.keys(this.about.sides[0]?.scored || {}), by = document.getElementById("by");
-    const now = by.value;
-    fill(by, names.length ? names.map((name) => [name, words(name)]) : [["", "none yet"]]);
-    by.disabled = !names.length;
-    document.getElementById("score-all").hidden = names.length > 0 || !this.about.sides[0]?.model?.scores;
-    if (names.includes(now)) by.value = now;
+    const { sides } = this.about, by = document.getElementById("by"), now = by.value;
+    const known = sides.flatMap((side, at) => Object.keys(side.scored).map((name) => [`${at} ${name}`, sides.length > 1 ? `${words(name)}, ${side.name}` : words(name)]));
+    fill(by, known.length ? known : [["", "none yet"]]);
+    by.disabled = !known.length;
+    document.getElementById("score-all").hidden = known.length > 0 || !sides[0]?.model?.scores;
+    if (known.some(([value]) => value === now)) by.value = now;
   }
 
   asked() {
     const value = (id) => document.getElementById(id).value.trim(), [slice, wrong] = value("slice").split(" ");
     const chosen = [...document.querySelectorAll("#facets select")].map((select) => [select.name, select.value]);
-    const asked = { order: value("order"), by: value("by"), low: value("low"), high: value("high"), text: value("text"), slice, slice_wrong: wrong };
+    const [side, ...label] = value("by").split(" ");
+    const asked = { order: value("order"), side, by: label.join(" "), low: value("low"), high: value("high"), text: value("text"), slice, slice_wrong: wrong };
     return { ...asked, ...Object.fromEntries(chosen) };
   }
 
@@ -70,7 +71,7 @@ export class List {
     this.parts = new Map([[0, Promise.resolve(first.exams)]]);
     this.count = first.count;
     this.number = first.found;
-    const active = Object.entries(query).filter(([name, value]) => value && !["order", "by", "slice", "slice_wrong"].includes(name)).length;
+    const active = Object.entries(query).filter(([name, value]) => value && !["order", "side", "by", "slice", "slice_wrong"].includes(name)).length;
     document.getElementById("active").textContent = active ? `(${active})` : "";
     const all = this.about.exams;
     document.getElementById("count").textContent = first.count === all ? `${all.toLocaleString("en")} exams` : `${first.count.toLocaleString("en")} of ${all.toLocaleString("en")} exams`;
