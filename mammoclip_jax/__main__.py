@@ -16,6 +16,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "calibrate",
+    "view",
     "compare",
     "slices",
     "weights",

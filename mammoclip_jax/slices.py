@@ -73,6 +73,7 @@ def main(argv) -> int:
     from mammoclip_jax import provenance
     from mammoclip_jax.evaluation import console, result
     from mammoclip_jax.evaluation.page import slices as page
+    from mammoclip_jax.evaluation.slices import members
     from mammoclip_jax.evaluation.slices.analyse import analyse
     from mammoclip_jax.evaluation.slices.gather import gather
     from mammoclip_jax.evaluation.suite import seen_before
@@ -117,7 +118,15 @@ def main(argv) -> int:
         options=options,
     )
     protocol = " ".join([analysis.protocol, *dict.fromkeys(filter(None, said))])
-    outcome = result.Result(f"{dataset.info['name']}/slices", protocol, analysis.metrics, tables_of(analysis))
+    within = members.table(
+        analysis.findings,
+        parts,
+        gathered.rows,
+        dataset.index,
+        lambda row: page.of_slice(row, values.label.replace("_", " ")),
+    )
+    tables = tables_of(analysis) | ({members.TABLE: within} if len(within) else {})
+    outcome = result.Result(f"{dataset.info['name']}/slices", protocol, analysis.metrics, tables)
     result.save([outcome], out / "results")
     written = export(values, language, dataset, gathered, analysis, overrides, out / "repaired")
     path = page.write(

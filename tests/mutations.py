@@ -1381,6 +1381,34 @@ MUTATIONS = (
         "_HALF = 1  # of 255",
         ("data/test_source_masks.py",),
     ),
+    Mutation(
+        "hanging: the right breast at the viewer's right",
+        "delivery/hanging.py",
+        'left, right = by_view[view]["R"], by_view[view]["L"]',
+        'left, right = by_view[view]["L"], by_view[view]["R"]',
+        ("delivery/test_hanging.py",),
+    ),
+    Mutation(
+        "exam page: boxes stay where they were when the picture is mirrored",
+        "delivery/page.py",
+        "x0, x1 = (width - x1, width - x0) if mirrored else (x0, x1)",
+        "x0, x1 = x0, x1",
+        ("delivery/test_page.py",),
+    ),
+    Mutation(
+        "view: ties count as wrong",
+        "viewer/scored.py",
+        'below = (np.searchsorted(others, self.score[own]) + np.searchsorted(others, self.score[own], "right")) / 2',
+        "below = np.searchsorted(others, self.score[own])",
+        ("viewer/test_scored.py",),
+    ),
+    Mutation(
+        "view: a name that begins as ours is taken for it",
+        "viewer/guard.py",
+        "if name in self.hosts:",
+        "if name.startswith(tuple(self.hosts)):",
+        ("viewer/test_guard.py",),
+    ),
     # --- top level ---
     Mutation(
         "a run goes on with another rate",

@@ -1,6 +1,8 @@
 """launch/install.sh, launch/python.sh and .ci/run with stand-ins for Python: which one is taken, and what is said."""
 
+import hashlib
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -96,6 +98,17 @@ def test_an_installation_says_what_it_needs_and_how_far_it_is(folder):
     assert not any("requirements" in line for line in install(folder, "cuda13").stdout.splitlines())
 
 
+def test_the_demo_ends_with_the_command_that_opens_its_page(folder, tmp_path):
+    python(folder / "python3.12", "3.12")
+    (folder / "realpath").symlink_to(shutil.which("realpath"))
+    workdir, venv = tmp_path / "my run", tmp_path / "venv"
+    done = run(folder, "bash", str(ROOT / "launch" / "demo.sh"), str(workdir), MAMMOCLIP_VENV=str(venv))
+    assert done.returncode == 0, done.stderr
+    command = shlex.split(done.stdout.splitlines()[-1].partition(": ")[2])
+    assert command[0] == str(venv / "bin" / "python")
+    assert command[1:] == ["-m", "mammoclip_jax.view", str(workdir), f"--dataset={workdir}/data/phantom"]
+
+
 @pytest.mark.parametrize(
     "version, message",
     [
@@ -173,8 +186,9 @@ def test_the_tests_of_ci_change_their_python_with_the_pins(folder, tmp_path, cha
     command(root / "launch" / "python.sh", (ROOT / "launch" / "python.sh").read_text())
     command(root / "launch" / "install.sh", "")
     command(root / "launch" / "test.sh", 'echo "$(basename "$PYTHON") $(basename "$MAMMOCLIP_VENV") $*"\n')
-    command(root / "requirements.txt", (ROOT / "requirements.txt").read_text() + "another==1\n" * changed)
-    command(root / "tests" / "pins.txt", (ROOT / "tests" / "pins.txt").read_text())
+    pins = (ROOT / "requirements.txt").read_text()
+    command(root / "tests" / "pins.txt", f"{hashlib.sha256(pins.encode()).hexdigest()}  requirements.txt\n")
+    command(root / "requirements.txt", pins + "another==1\n" * changed)
     done = run(folder, "bash", str(root / ".ci" / "run"), CI_PYTHON=chosen)
     if not taken:
         assert done.returncode == 1 and "Python 3.13 is not here" in done.stderr

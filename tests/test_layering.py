@@ -20,6 +20,7 @@ BELOW = {  # of each folder, and of check.py and run.py
     "inference": {"data", "explain", "models", "training", "weights"},
     "delivery": {"data", "inference"},
     "evaluation": {"data", "explain", "inference", "models"},
+    "viewer": {"data", "delivery", "evaluation", "explain", "inference"},
     "aot": {"losses", "models", "tasks", "training"},
     "check": {"data", "evaluation", "inference", "tasks", "training"},
     "run": {"check", "data", "evaluation", "inference", "tasks", "training", "weights"},

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 from shortcut_set import OPTIONS, Language, ShortcutSet, classifier_folder
@@ -14,6 +15,7 @@ from mammoclip_jax import provenance
 from mammoclip_jax import slices as command
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.errors import UserError
+from mammoclip_jax.evaluation.slices import members
 from mammoclip_jax.evaluation.suite import seen_before
 from mammoclip_jax.inference import loading
 from mammoclip_jax.weights import folder
@@ -123,6 +125,24 @@ def test_the_page_says_it_and_keeps_secrets(whole, model):
     assert "vendor" in page and "calibration" in page and "Computer phantoms" in page
     assert "secret" not in page and str(out.parent) not in page and str(model.parent) not in page
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page).lower().replace("finance", "")
+
+
+def test_who_is_in_a_slice_is_tabulated(whole, dataset):
+    """As many as the rates are of, of its class alone; by the names of the data set's images."""
+    figures, out = whole
+    folder = out / "results" / "shortcut" / "slices"
+    table, rates = pd.read_csv(folder / "images.csv"), pd.read_csv(folder / "rates.csv")
+    slices = [column for column in table if column not in members.SHARED]
+    assert len(slices) == sum(row["verdict"] == "slice" for row in figures["tests"]) and slices[0].endswith(
+        "with skin marker"
+    )
+    test = table[table["part"] == "test"]
+    assert len(table) == 640 and set(table["image"]) <= set(dataset.index["image"])
+    row = rates[(rates["slice"] == "skin marker present, class 0") & (rates["figure"] == "specificity")]
+    row = row[row["model"] == "classifier"].iloc[0]
+    inside = test[test["no mass, with skin marker"] == 1]
+    assert (inside["truth"] == 0).all() and len(inside) == row["n"]
+    assert inside["right"].mean() == pytest.approx(row["value"])
 
 
 def test_the_repaired_head_is_what_was_measured(whole, dataset, opened):
