@@ -14,6 +14,7 @@ COMMANDS = (
     "regions",
     "evaluate",
     "predict",
+    "serve",
     "compare",
     "slices",
     "weights",

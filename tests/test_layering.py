@@ -18,6 +18,7 @@ BELOW = {  # of each folder, and of run.py
     "tasks": {"data", "losses", "models", "training"},
     "inference": {"data", "explain", "models", "training", "weights"},
     "evaluation": {"data", "explain", "inference", "models"},
+    "service": {"data", "delivery", "inference"},
     "aot": {"models", "tasks", "training"},
     "run": {"data", "evaluation", "inference", "tasks", "training", "weights"},
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
