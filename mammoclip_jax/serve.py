@@ -55,7 +55,7 @@ def define_flags() -> None:
     flags.DEFINE_string("prompts", "", "As of predict.")
     flags.DEFINE_string("method", "", "As of predict.")
     flags.DEFINE_string("stage", "", "As of predict.")
-    flags.DEFINE_integer("overlay_size", 0, "As of predict.", lower_bound=0)
+    flags.DEFINE_integer("overlay_size", 1024, "As of predict.", lower_bound=0)
     flags.DEFINE_bool("every_view", False, "As of predict.")
 
 
@@ -82,12 +82,10 @@ def main(argv) -> int:
     values = flags.FLAGS
     from mammoclip_jax.service import scoring, sender, server  # not for --help
 
-    if (values.send_to or values.peers or values.delete_sent or values.send_overlays) and not values.dicom_port:
-        raise UserError(
-            "--send_to, --send_overlays, --delete_sent and --peers are of DICOM: give --dicom_port as well."
-        )
-    if (values.delete_sent or values.send_overlays) and not values.send_to:
-        raise UserError("--delete_sent and --send_overlays need --send_to.")
+    for needed, names in OF.items():
+        for name in names:
+            if not values[name].using_default_value and not values[needed].value:
+                raise UserError(f"--{name} does nothing without --{needed}: give that as well.")
     if not 0 < len(values.ae_title) <= 16:
         raise UserError(f"--ae_title={values.ae_title}: an AE title has 1 to 16 characters.")
     options = server.Options(

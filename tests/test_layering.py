@@ -22,7 +22,7 @@ BELOW = {  # of each folder, and of run.py
     "aot": {"models", "tasks", "training"},
     "run": {"data", "evaluation", "inference", "tasks", "training", "weights"},
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
-    "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "tasks", "training"},
+    "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "service", "tasks", "training"},
 }
 SHARED = {"finetune": {"pretrain"}}  # the flags of a training; no other command is imported
 FILES = {

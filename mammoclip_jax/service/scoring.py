@@ -1,5 +1,6 @@
 """What the model's process computes: an exam's files -> the folder of its results."""
 
+import csv
 import json
 import math
 import tempfile
@@ -12,42 +13,76 @@ from mammoclip_jax.service.spool import RESULT_JSON
 VIEWS = 4  # of an exam, as a rule: a larger batch would be padding
 
 
-def open_model(weights: str, options: Mapping[str, Any], warm: bool = True) -> Callable[[Path, Path], None]:
-    """Opens weights once; the function that is returned scores the exam in a folder into a new folder.
-
-    Args:
-        options: of `delivery.folder.deliver`; where prompts, stage and method are "", the run's config says them.
-        warm: scores an exam that is drawn here first, which compiles every program and shows that all of it works.
+def open_model(weights: str, options: Mapping[str, Any]) -> Callable[[Path, Path], None]:
+    """`scorer` of weights; where prompts, stage and method are "", the run's config says them.
 
     Raises:
         UserError: no such weights, or options that do not fit them.
     """
-    from mammoclip_jax.delivery.folder import deliver  # they import jax, which the server's own process does without
-    from mammoclip_jax.inference import loading
+    from mammoclip_jax.inference import loading  # it imports jax, which the server's own process does without
 
     model = loading.load(weights, batch_size=VIEWS)
     settings = model.config.predict
-    chosen = dict(options)
-    chosen["prompts"] = options["prompts"] or settings.prompts
-    chosen["stage"] = options["stage"] or ("" if options["method"] else settings.stage)
-    chosen["method"] = options["method"] or settings.method
+    chosen = {
+        "prompts": options["prompts"] or settings.prompts,
+        "stage": options["stage"] or ("" if options["method"] else settings.stage),
+        "method": options["method"] or settings.method,
+    }
+    return scorer(model, options | chosen)
+
+
+def scorer(model, options: Mapping[str, Any]) -> Callable[[Path, Path], None]:
+    """A function that scores the exam in a folder into a new folder, with a report of DICOM.
+
+    An exam that is drawn here is scored first, which compiles every program and shows that all of it works.
+
+    Args:
+        options: of `delivery.folder.deliver`.
+    """
+    from mammoclip_jax.delivery.folder import deliver
+    from mammoclip_jax.delivery.pseudonyms import sources_file
+
+    fingerprint = model.fingerprint()
+    model.fingerprint = lambda: fingerprint  # the weights stay as they are, and to hash them takes a second
 
     def score(files: Path, out: Path) -> None:
-        out.mkdir(mode=0o700)
-        write_result(out, deliver(model, files, out, **chosen))
+        result = deliver(model, files, out, dicom=True, **options)
+        write_result(out, with_files(result, sources_file(out)))
 
-    if warm:
-        _warm(score)
+    _warm(score)
     return score
 
 
 def _warm(score: Callable[[Path, Path], None]) -> None:
     from mammoclip_jax.data.phantom import generate
+    from mammoclip_jax.data.phantom.exam import Parameters
 
     with tempfile.TemporaryDirectory() as folder:
-        generate.generate(Path(folder, "phantom"), 1)
+        generate.generate(Path(folder, "phantom"), 1, Parameters(height=160, width=128))
         (exam,) = Path(folder, "phantom", generate.FOLDER).iterdir()
         score(exam, Path(folder, "out"))
+
+
+def with_files(result: Mapping[str, Any], sources: Path) -> dict[str, Any]:
+    """What `deliver` returned, with the names that its sender was told for the hashes of names: they name nobody.
+
+    Args:
+        sources: the table of `deliver` that says which is which.
+    """
+    with open(sources, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    of_exam = {(row["exam"], row["file"]): row["source"] for row in rows}
+    of_any = {row["file"]: row["source"] for row in rows}
+    exams = [
+        exam
+        | {
+            "views": [view | {"source": of_exam[exam["exam"], view["file"]]} for view in exam["views"]],
+            "left_out": [item | {"file": of_any[item["file"]]} for item in exam["left_out"]],
+        }
+        for exam in result["exams"]
+    ]
+    problems = [problem | {"file": of_any[problem["file"]]} for problem in result["problems"]]
+    return dict(result) | {"exams": exams, "problems": problems}
 
 
 def write_result(out: Path, result: Mapping[str, Any]) -> None:

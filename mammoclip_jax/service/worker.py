@@ -123,6 +123,7 @@ def _work(make: Callable, arguments: tuple, connection, lifeline) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it as well, and the parent decides
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
     os.environ["TQDM_DISABLE"] = "1"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # decoders print; what matters is logged, to stderr
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # it quotes values, which may name a patient
     try:
         score = make(*arguments)
