@@ -26,6 +26,7 @@ from mammoclip_jax.service.app import app
 from mammoclip_jax.service.listener import Listener
 from mammoclip_jax.service.metrics import Metrics
 from mammoclip_jax.service.sender import Destination, NotSent, send, wait_after
+from mammoclip_jax.service.worker import told
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LOOK_EVERY = 0.5  # seconds: whether a study is quiet, a report may be sent, the service shall stop
@@ -206,14 +207,13 @@ class Service:
 
     def _died(self, record: spools.Record) -> None:
         if self._stop.is_set():
-            self.spool.put_back(record, counts=False)
+            self.spool.put_back(record)
             _log.info("exam %s waits for the next start", record.id)
-        elif record.attempts >= spools.ATTEMPTS:
-            self.spool.fail(record.id, f"scoring it ended the process {spools.ATTEMPTS} times")
+            return
+        _log.warning("exam %s: the model's process ended %d times", record.id, record.attempts)
+        if record.attempts >= spools.ATTEMPTS:
             self.metrics.finished.labels("failed").inc()
-        else:
-            self.spool.put_back(record, counts=True)
-            _log.warning("exam %s: the model's process ended; it is scored again", record.id)
+        # `take` puts it back, or gives it up.
 
     def _send(self) -> None:
         while self.options.send_to and not self._stop.wait(LOOK_EVERY):
@@ -232,21 +232,24 @@ class Service:
             return
         try:
             send(paths, self.options.send_to, self.options.title)
-        except NotSent as error:
-            self.metrics.sends.labels("failed").inc()
-            if record.sends >= self.options.retries:
-                self.spool.fail(record.id, f"it was scored, and its report could not be sent: {error}")
-                _log.error("exam %s: not sent, given up: %s", record.id, error)
-                return
-            wait = wait_after(record.sends + 1)
-            self.spool.not_sent(record, wait)
-            _log.warning("exam %s: not sent, again in %g s: %s", record.id, wait, error)
+        except Exception as error:  # noqa: BLE001  one report that cannot be read does not hold up the others
+            self._not_sent(record, str(error) if isinstance(error, NotSent) else told(error))
             return
         self.metrics.sends.labels("sent").inc()
         self.spool.sent(record)
         _log.info("exam %s sent", record.id)
         if self.options.delete_sent:
             self.spool.delete(record.id)
+
+    def _not_sent(self, record: spools.Record, reason: str) -> None:
+        self.metrics.sends.labels("failed").inc()
+        if record.sends >= self.options.retries:
+            self.spool.fail(record.id, f"it was scored, and its report could not be sent: {reason}")
+            _log.error("exam %s: not sent, given up: %s", record.id, reason)
+            return
+        wait = wait_after(record.sends + 1)
+        self.spool.not_sent(record, wait)
+        _log.warning("exam %s: not sent, again in %g s: %s", record.id, wait, reason)
 
     def _tidy(self) -> None:
         last = 0.0
@@ -265,12 +268,12 @@ class Service:
         self.metrics.instances.labels(outcome).inc()
 
     def _guarded(self, work: Callable[[], object]) -> None:
-        """A full disk, or a model that does not start again, ends no thread."""
+        """A full disk, a model that does not start again, or a fault of ours ends no thread."""
         try:
             work()
-        except (OSError, UserError, workers.Died) as error:
+        except Exception as error:  # noqa: BLE001
             if not self._stop.is_set():
-                _log.error("%s: %s; goes on in 5 s", type(error).__name__, getattr(error, "strerror", None) or "")
+                _log.error("%s; goes on in 5 s", told(error))
                 self._stop.wait(5)
 
 

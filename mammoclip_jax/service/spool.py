@@ -88,12 +88,7 @@ class Spool:
         for name in (ARRIVING, *STATES):
             (self.root / name).mkdir(mode=0o700, exist_ok=True)
         self._key = _key(self.root / "key")
-        for folder in self._folders(SCORING):
-            record = _read(folder)
-            if record.attempts < ATTEMPTS:
-                self._move(record.id, SCORING, RECEIVED)
-            else:
-                self.fail(record.id, f"scoring it ended the process {ATTEMPTS} times")
+        self._put_back_all()
         _sync(self.root)
 
     # Arrival
@@ -220,8 +215,12 @@ class Spool:
     # Scoring
 
     def take(self, timeout: float) -> Record | None:
-        """The exam that waits longest, from now on being scored; None if none came within `timeout` seconds."""
+        """The exam that waits longest, from now on being scored; None if none came within `timeout` seconds.
+
+        Who asks scores no other at the moment.
+        """
         with self._lock:
+            self._put_back_all()  # where a full disk kept the one before from being finished
             if not (waiting := self._folders(RECEIVED)):
                 self.changed.wait(timeout)
                 waiting = self._folders(RECEIVED)
@@ -250,10 +249,17 @@ class Spool:
             self.changed.notify_all()
         return record
 
-    def put_back(self, record: Record, counts: bool) -> None:
-        """An exam that was being scored waits again; `counts`: as an attempt."""
+    def _put_back_all(self) -> None:
+        for folder in self._folders(SCORING):
+            if _read(folder).attempts < ATTEMPTS:
+                self._move(folder.name, SCORING, RECEIVED)
+            else:
+                self.fail(folder.name, f"scoring it ended the process {ATTEMPTS} times")
+
+    def put_back(self, record: Record) -> None:
+        """An exam that was being scored waits again, and this time does not count as an attempt."""
         with self._lock:
-            self._update(self.root / SCORING / record.id, attempts=record.attempts - (not counts))
+            self._update(self.root / SCORING / record.id, attempts=record.attempts - 1)
             self._move(record.id, SCORING, RECEIVED)
 
     def fail(self, id: str, reason: str, timed_out: bool = False) -> None:

@@ -1,6 +1,7 @@
 """A service in this process, with the model of `fake_scoring`, and how to speak with it."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import queue
@@ -47,7 +48,7 @@ def serving(folder, arguments=(), ready=True, **options):
 
     thread = threading.Thread(target=run)
     thread.start()
-    address = started.get(timeout=60)
+    address = started.get(timeout=300)
     try:
         if not failed:
             wait_for(lambda: service.ready or not ready)
@@ -60,7 +61,12 @@ def serving(folder, arguments=(), ready=True, **options):
         raise failed[0]
 
 
-def wait_for(true, seconds=30):
+def change(service, **values):
+    """Other options, for what it does from now on."""
+    service.options = dataclasses.replace(service.options, **values)
+
+
+def wait_for(true, seconds=300):
     """What `true()` returns, once that is not false."""
     until = time.monotonic() + seconds
     while not (found := true()):
@@ -71,7 +77,7 @@ def wait_for(true, seconds=30):
 
 def ask(address, method, path, body=b"", **headers):
     """(status, headers, body; of JSON what it says) of an answer."""
-    connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(address).netloc, timeout=300)
     try:
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = connection.getresponse()

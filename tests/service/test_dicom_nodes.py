@@ -9,13 +9,13 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import BasicTextSRStorage, Verification
-from serving import NAME, NUMBER, instance, serving, wait_for
+from serving import NAME, NUMBER, change, instance, serving, wait_for
 from tiny_dicom import MAMMOGRAPHY
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.service import listener, sender
 
-QUIET = 0.7  # seconds
+NEVER, SOON = 1e6, 0.1  # seconds
 
 
 def free_port():
@@ -71,7 +71,7 @@ def node(tmp_path_factory, archive):
     with serving(
         tmp_path_factory.mktemp("node"),
         dicom_port=port,
-        quiet=QUIET,
+        quiet=NEVER,
         send_to=sender.Destination("ARCHIVE", "127.0.0.1", archive.port),
         peers=("SCANNER@127.0.0.1", "OTHER@10.9.8.7"),
     ) as (own, _):
@@ -88,6 +88,7 @@ def test_a_study_comes_in_and_its_report_goes_out(node, archive, tmp_path, monke
     assert store(port, paths[2], paths[0]) == [0, 0]  # another association; one came before
     (folder,) = (own.spool.root / "open").iterdir()
     assert len(list((folder / "files").iterdir())) == 3
+    change(own, quiet=SOON)
     wait_for(lambda: own.spool.counts()["done"])  # nobody is there to take the report
     wait_for(lambda: own.spool.to_send() and own.spool.to_send().sends)
     archive.status = 0xA700
@@ -131,7 +132,11 @@ def test_who_may_not_send_and_what_is_no_study_is_refused(node, tmp_path):
 def test_a_report_that_nobody_takes_is_given_up_and_said(tmp_path):
     port = free_port()
     with serving(
-        tmp_path, dicom_port=port, quiet=0.1, retries=0, send_to=sender.Destination("ARCHIVE", "127.0.0.1", free_port())
+        tmp_path,
+        dicom_port=port,
+        quiet=SOON,
+        retries=0,
+        send_to=sender.Destination("ARCHIVE", "127.0.0.1", free_port()),
     ) as (own, _):
         assert store(port, instance(tmp_path, generate_uid()), title="ANYBODY") == [0]
         wait_for(lambda: own.spool.counts()["failed"])

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from pydicom import dcmread
 from pydicom.uid import generate_uid
-from serving import NAME, NUMBER, ask, finished, form, instance, serving, upload, wait_for
+from serving import NAME, NUMBER, ask, change, finished, form, instance, serving, upload, wait_for
 
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.service import spool, uploads
@@ -20,7 +20,7 @@ LIMIT = 200_000  # bytes
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("service"), seconds=2.0, limit=LIMIT) as (own, address):
+    with serving(tmp_path_factory.mktemp("service"), limit=LIMIT) as (own, address):
         yield own, address
 
 
@@ -90,14 +90,16 @@ def test_an_error_says_its_kind_and_place_and_nobodys_name(address, tmp_path):
 
 def test_the_time_limit_ends_an_exam_and_the_next_is_scored(service, tmp_path):
     own, address = service
+    change(own, seconds=1.0)
     slow = upload(address, instance(tmp_path, generate_uid(), "slow"))[2]["id"]
     wait_for(lambda: own.spool.find(slow)[0] == "scoring")
     status, headers, _ = ask(address, "GET", f"/exams/{slow}/report.dcm")
     assert status == 409 and headers["retry-after"]
     assert ask(address, "DELETE", f"/exams/{slow}")[0] == 409
-    quick = upload(address, instance(tmp_path, generate_uid()))[2]["id"]
     said = finished(address, slow)
-    assert said["timed_out"] and "longer than the 2 s" in said["reason"]
+    change(own, seconds=300.0)
+    quick = upload(address, instance(tmp_path, generate_uid()))[2]["id"]
+    assert said["timed_out"] and "longer than the 1 s" in said["reason"]
     assert ask(address, "GET", f"/exams/{slow}/report.dcm")[0] == 504
     assert finished(address, quick)["state"] == "done"
 

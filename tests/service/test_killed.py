@@ -17,11 +17,11 @@ HERE = Path(__file__).parent
 
 
 @contextlib.contextmanager
-def process(folder, port, pause):
+def process(folder, port, pause, quiet):
     """(process, address) of a service that is ready."""
     paths = os.pathsep.join([str(HERE), str(HERE.parent / "data"), str(HERE.parents[1])])
     own = subprocess.Popen(
-        [sys.executable, HERE / "serve_fake.py", folder / "spool", str(port), str(pause)],
+        [sys.executable, HERE / "serve_fake.py", folder / "spool", str(port), str(pause), str(quiet)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},
@@ -64,11 +64,11 @@ def test_killed_in_the_middle_it_loses_nothing_that_it_acknowledged(tmp_path):
                 if len(taken) == 5:
                     enough.set()
 
-    with process(tmp_path, port, 0.2) as (own, address):
+    with process(tmp_path, port, pause=0.2, quiet=1e6) as (own, address):
         sending = threading.Thread(target=send, args=(address,))
         sending.start()
         assert store(port, *instances) == [0, 0, 0]
-        assert enough.wait(30)
+        assert enough.wait(300)
         wait_for(lambda: list((tmp_path / "spool" / "scoring").iterdir()))
         mine = children(own.pid)
         os.kill(own.pid, signal.SIGKILL)
@@ -81,7 +81,7 @@ def test_killed_in_the_middle_it_loses_nothing_that_it_acknowledged(tmp_path):
     there = {path.name for state in states for path in (spool / state).iterdir() if "-" not in path.name}
     assert 5 <= len(taken) < len(uploads) and {*taken} <= there
     assert len(list(spool.glob("*/*-1/files/*"))) == 3
-    with process(tmp_path, port, 0.0) as (own, address):
+    with process(tmp_path, port, pause=0.0, quiet=0.1) as (own, address):
         assert all(finished(address, id)["state"] == "done" for id in taken)
         (exam,) = wait_for(lambda: list((spool / "done").glob("*-1")))
         assert finished(address, exam.name)["result"]["exams"][0]["views"] == 3

@@ -1,7 +1,6 @@
 """The spool: states, versions, copies, bounds, and a start after a process that ended anywhere."""
 
 import os
-import time
 
 import pytest
 
@@ -119,7 +118,7 @@ def test_a_start_goes_on_where_a_process_ended(spool):
     assert "ended the process" in spool.find(record.id)[1].reason
     spool.close_quiet(0)
     taken = spool.take(0)
-    spool.put_back(taken, counts=False)
+    spool.put_back(taken)
     assert spool.take(0).attempts == 1
 
 
@@ -141,15 +140,35 @@ def test_reports_wait_to_be_sent_and_then_go(spool):
 
 
 def test_what_came_is_on_the_disk_before_it_counts(spool, monkeypatch):
-    """Every file and folder of an exam has been synchronised since it was last changed, when it is acknowledged."""
-    done = {}
-    monkeypatch.setattr(os, "fsync", lambda descriptor: done.update({os.fstat(descriptor).st_ino: time.time_ns()}))
-    record, _ = came(spool, "1.2", "1.2.1")
-    folder = spool.root / "open" / record.id
-    for path in (folder, folder / "files", folder.parent, *folder.glob("*.json"), *folder.glob("files/*")):
-        assert path.stat().st_ino in done, path.name
+    """Every file and folder of an exam was synchronised after its last change, when it is acknowledged."""
+    clean = set()
+
+    def fsync(descriptor):
+        clean.add(os.fstat(descriptor).st_ino)
+
+    def renamed(real):
+        def rename(before, after):
+            real(before, after)
+            clean.difference_update(os.stat(os.path.dirname(path)).st_ino for path in (before, after))
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, renamed(getattr(os, name)))
+    for number in range(2):
+        record, _ = came(spool, "1.2", f"1.2.{number}")
+        folder = spool.root / "open" / record.id
+        for path in (folder, folder / "files", folder.parent, *folder.glob("*.json"), *folder.glob("files/*")):
+            assert path.stat().st_ino in clean, path.name
     with spool.arrival() as arrived:
         (arrived / "files" / "0001.dcm").write_bytes(b"file")  # `uploads` synchronises it
         folder = spool.root / "received" / spool.add_upload(arrived)[0].id
     for path in (folder, folder / "files", folder.parent, folder / "exam.json"):
-        assert path.stat().st_ino in done, path.name
+        assert path.stat().st_ino in clean, path.name
+
+
+def test_an_exam_that_a_full_disk_kept_from_being_finished_waits_again(spool):
+    record = put(spool)[0]
+    assert [spool.take(0).attempts for _ in range(ATTEMPTS)] == [1, 2, 3] and spool.take(0) is None
+    assert state(spool, record) == "failed"
