@@ -133,7 +133,7 @@ class Service:
                     self._listener.stop()
                 for thread in threads:
                     thread.join()
-                self._worker.end()
+                self._worker.end(patience=5.0)
                 for number, handler in previous.items():
                     signal.signal(number, handler)
         if self._failure:

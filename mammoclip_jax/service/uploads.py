@@ -90,7 +90,10 @@ class _Files:
         _check_directory(file)
         try:
             with zipfile.ZipFile(file) as archive:
-                for entry in archive.infolist():
+                entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+                if len(self.names) + len(entries) > MAX_FILES:
+                    raise self._too_many()
+                for entry in entries:
                     self._unpack(archive, entry)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
             raise Refused(400, "the archive is damaged, encrypted or packed in another way than by deflate") from error
@@ -103,13 +106,12 @@ class _Files:
             raise NotImplementedError
         if entry.file_size > self.left:
             raise self._too_large()
-        if not entry.is_dir():
-            with archive.open(entry) as file:
-                self._write(file, entry.filename)
+        with archive.open(entry) as file:
+            self._write(file, entry.filename)
 
     def _write(self, file: BinaryIO, name: str) -> None:
         if len(self.names) >= MAX_FILES:
-            raise Refused(413, f"an exam may have {MAX_FILES} files")
+            raise self._too_many()
         suffix = PurePosixPath(name).suffix.lower()
         own = f"{len(self.names) + 1:04}" + (".dcm" if suffix in SUFFIXES or not name else "")
         with open(self.folder / own, "xb") as target:
@@ -121,6 +123,10 @@ class _Files:
             target.flush()
             os.fsync(target.fileno())
         self.names[own] = name
+
+    @staticmethod
+    def _too_many() -> Refused:
+        return Refused(413, f"an exam may have {MAX_FILES} files")
 
     @staticmethod
     def _too_large() -> Refused:

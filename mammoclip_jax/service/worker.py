@@ -108,12 +108,13 @@ class Worker:
             self.end()
             raise Died from error
 
-    def end(self) -> None:
-        """Ends the process, if there is one."""
+    def end(self, patience: float = 0.0) -> None:
+        """Ends the process, if there is one: it may end by itself for `patience` seconds, if it has nothing to do."""
         if self._process:
+            self._connection.close()
+            self._process.join(patience)
             self._process.kill()
             self._process.join()
-            self._connection.close()
             self._lifeline.close()
             self._process = None
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import fake_scoring
 import numpy as np
@@ -56,6 +57,22 @@ def test_a_refusal_names_no_folder_and_an_error_nobody(tmp_path):
 
     kind, said = worker._attempt(wrong, tmp_path, tmp_path / "out")
     assert kind == worker.REFUSED and said.startswith("KeyError at test_scoring.py:") and "ROE" not in said
+
+
+def test_a_run_says_what_no_flag_does(monkeypatch):
+    from mammoclip_jax.config import defaults
+    from mammoclip_jax.inference import loading
+
+    config = defaults()
+    config.predict.update(prompts="phantom", stage="stage2", method="hires_cam")
+    monkeypatch.setattr(loading, "load", lambda name, batch_size: SimpleNamespace(name=name, config=config))
+    monkeypatch.setattr(scoring, "scorer", lambda model, options: (model.name, options))
+    flags = {"prompts": "", "method": "", "stage": "", "overlay_size": 9, "every_view": True}
+    name, said = scoring.open_model("weights", flags)
+    assert name == "weights"
+    assert said == flags | {"prompts": "phantom", "stage": "stage2", "method": "hires_cam"}
+    assert scoring.open_model("weights", flags | {"method": "occlusion"})[1]["stage"] == ""
+    assert scoring.open_model("weights", flags | {"prompts": "mine"})[1]["prompts"] == "mine"
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mammoclip_jax.delivery"), reason="without what writes results")
