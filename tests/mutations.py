@@ -999,6 +999,27 @@ MUTATIONS = (
         ("data/batches/test_units.py", "inference/test_exam.py"),
     ),
     Mutation(
+        "service: a received file's name is not on the disk before it is acknowledged",
+        "service/spool.py",
+        "            _sync(files)\n",
+        "",
+        ("service/test_spool.py",),
+    ),
+    Mutation(
+        "service: later instances come without those of the version before",
+        "service/spool.py",
+        "os.link(path, folder / FILES / path.name)",
+        "path.stat()",
+        ("service/test_spool.py",),
+    ),
+    Mutation(
+        "service: an archive is unpacked to any size",
+        "service/uploads.py",
+        "self.left -= len(chunk)",
+        "self.left -= 0",
+        ("service/test_http.py",),
+    ),
+    Mutation(
         "predict: overlays read another frame than the score",
         "inference/scorers.py",
         "decoded = dicom.read(path, preprocessing.frames)",

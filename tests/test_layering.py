@@ -21,11 +21,12 @@ BELOW = {  # of each folder, and of check.py and run.py
     "delivery": {"data", "inference"},
     "evaluation": {"data", "explain", "inference", "models"},
     "viewer": {"data", "delivery", "evaluation", "explain", "inference"},
+    "service": {"data", "delivery", "inference"},
     "aot": {"losses", "models", "tasks", "training"},
     "check": {"data", "evaluation", "inference", "tasks", "training"},
     "run": {"check", "data", "evaluation", "inference", "tasks", "training", "weights"},
     "reproduction": {"data", "evaluation", "inference", "run", "tasks", "weights"},
-    "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "tasks", "training"},
+    "benchmarks": {"aot", "data", "evaluation", "inference", "models", "run", "service", "tasks", "training"},
 }
 SHARED = {"finetune": {"pretrain"}}  # the flags of a training; no other command is imported
 FILES = {
