@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mammoclip_jax.errors import UserError
-from mammoclip_jax.models import kernels
+from mammoclip_jax.models import kernels, packed
 from mammoclip_jax.models.efficientnet import EfficientNet
 from mammoclip_jax.models.layers import Place
 from mammoclip_jax.models.mbconv import Block, BlockSpec
@@ -21,39 +21,44 @@ def pads(size):
     return ((size // 2,) * 2,) * 2
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
-def step(block, variables, x, direction):
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def step(block, variables, x, direction, padding):
     """(output, running statistics), gradients of the parameters and of x."""
 
     def loss(params, x):
         drop = jnp.float32(DROP), jax.random.key(1)
         given = {"params": params, "batch_stats": variables["batch_stats"]}
-        y, updated = block.apply(given, x, True, pads(block.spec.size), drop, mutable=["batch_stats"])
+        y, updated = block.apply(given, x, True, padding, drop, mutable=["batch_stats"])
         return jnp.sum(y.astype(jnp.float32) * direction), (y.astype(jnp.float32), updated)
 
     (_, made), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
     return made, gradients
 
 
-def case(size, channels, outputs, shape, dtype):
-    block = Block(BlockSpec(3, size, 1, channels, 6 * channels, 2, outputs), dtype, "native")
+def case(size, channels, outputs, shape, dtype, stride=1, padding=None, expansion=6, columns=1):
+    """A block, its variables, input and direction of the loss; `shape` and channels are those without cells."""
+    padding, (n, height, width) = padding or pads(size), shape
+    spec = BlockSpec(3, size, stride, channels, expansion * channels, 2, outputs)
+    block = Block(spec, dtype, "native", place=Place(columns=columns))
     x = jax.random.normal(jax.random.key(0), (*shape, channels)).astype(dtype)
-    variables = block.init(jax.random.key(2), x, False, pads(size))
+    variables = block.clone(place=Place()).init(jax.random.key(2), x, False, padding)
     leaves, tree = jax.tree.flatten(variables)
     draws = np.random.default_rng(0)
     leaves = [leaf + jnp.asarray(0.1 * draws.normal(size=leaf.shape), leaf.dtype) for leaf in leaves]
-    direction = jax.random.normal(jax.random.key(3), (*shape, outputs))
-    return block, jax.tree.unflatten(tree, leaves), x, direction
+    made = [(length + sum(around) - size) // stride + 1 for length, around in zip((height, width), padding)]
+    direction = jax.random.normal(jax.random.key(3), (n, *made, outputs))
+    direction = packed.repack(direction, 1, max(columns // stride, 1))
+    return block, jax.tree.unflatten(tree, leaves), packed.repack(x, 1, columns), direction, padding
 
 
-def fused_step(block, variables, x, direction, devices=1):
+def fused_step(block, variables, x, direction, padding, devices=1):
     ours = block.clone(kernels="pallas")
-    assert kernels.mbconv_fits(ours, x, pads(block.spec.size))
+    assert kernels.mbconv_fits(ours, x, padding)
     if devices == 1:
-        return step(ours, variables, x, direction)
+        return step(ours, variables, x, direction, padding)
     mesh = make_mesh({"data": 2, "fsdp": devices // 2}, jax.devices()[:devices])
     with jax.set_mesh(mesh):
-        return step(ours, variables, *(jax.device_put(v, batch_sharding(mesh)) for v in (x, direction)))
+        return step(ours, variables, *(jax.device_put(v, batch_sharding(mesh)) for v in (x, direction)), padding)
 
 
 def distances(one, other, floor=0.0):
