@@ -51,12 +51,7 @@ def project_sums(d, gradient, affine, gate, w_project):
 
     sums = jax.ShapeDtypeStruct((blocks, 5, images, mosaic.LANES), jnp.float32)
     to_w = jax.ShapeDtypeStruct((blocks, outputs, mosaic.LANES), jnp.float32)
-    in_specs = [
-        mosaic.wide_row(row, 0),
-        mosaic.late_row(gradient, 0, height),
-        mosaic.whole(affine),
-        mosaic.whole(gate),
-    ]
+    in_specs = [mosaic.wide_row(row, 0), mosaic.late_row(gradient, 0, height), mosaic.whole(affine), mosaic.whole(gate)]
     return mosaic.call(
         body,
         "mbconv_project_sums",
@@ -67,6 +62,26 @@ def project_sums(d, gradient, affine, gate, w_project):
         mosaic.Cost(8, 50 + 1.5 * outputs, 2 * outputs),
         [pltpu.VMEM((outputs, row), gradient.dtype)],
     )(d, gradient, affine, gate, w_project)
+
+
+def add_product(to_x, x, mix, shift):
+    """to_x + x mix + shift, with to_x and x [H, W*N, in], mix [in, in] in x's dtype, shift [1, in] float32."""
+    height, row, inputs = x.shape
+
+    def body(to_x_ref, x_ref, mix_ref, shift_ref, out_ref):
+        total = to_x_ref[0].astype(jnp.float32) + mosaic.dot(x_ref[0], mix_ref[...]) + shift_ref[...]
+        out_ref[0] = total.astype(out_ref.dtype)
+
+    groups = -(-inputs // mosaic.LANES)
+    return mosaic.call(
+        body,
+        "mbconv_add_product",
+        (height, 1),
+        [mosaic.late_row(to_x, 0, height), mosaic.late_row(x, 0, height), mosaic.whole(mix), mosaic.whole(shift)],
+        [mosaic.late_row(x, 0, height)],
+        [jax.ShapeDtypeStruct(x.shape, x.dtype)],
+        mosaic.Cost(3 * groups, 100, inputs * groups),
+    )(to_x, x, mix, shift)[0]
 
 
 def of_depthwise(d, g, affine, by_image, w_project):

@@ -11,6 +11,7 @@ computed or read twice at the seams, and an output row comes as soon as its last
     project_sums       d and the gradient of `project` -> the five sums that squeeze-excite and BN need, and the
                        gradient of the project kernel
     depthwise_expand   d, that gradient and x -> the gradients of x and of the depthwise and expand kernels
+    add_product        what comes to x through BN's moments of the expand product
 
 Wide arrays are filled up to whole blocks of 128 channels with zeros. What is given by channel is [blocks, rows, 128].
 swish(z) = h + h tanh h with h = z / 2, so that factors and offsets of h are half those of BN; its slope is
@@ -66,9 +67,7 @@ def expand_depthwise(x, w_expand, affine, taps, images, window):
             def step(start, count, sums):
                 total = jnp.zeros((count * images, mosaic.LANES), jnp.float32)
                 for a in range(size):
-                    line = mosaic.line(
-                        ring, c, lax.rem(first + a, kept), start * stride, window.reach(count), images
-                    )
+                    line = mosaic.line(ring, c, lax.rem(first + a, kept), start * stride, window.reach(count), images)
                     for b in range(size):
                         tap = taps_ref[c, a * size + b : a * size + b + 1]
                         total = total + mosaic.columns(line, b, count, images, stride) * tap

@@ -3,7 +3,7 @@
 The mathematics around the kernels (mbconv_forward.py, mbconv_backward.py and, for blocks without expansion,
 mbconv_first.py): batch normalisation's moments and their gradients, squeeze-excite,
 and what has to be summed over devices. BN of the expand product needs no map of it: z = x w has mean(z) = mean(x) w and
-var(z) = w^T cov(x) w, so one pass over the narrow x is enough (`product_moments`).
+var(z) = w^T cov(x) w, so one pass over the narrow x is enough (`_product_moments`).
 """
 
 import functools
@@ -44,13 +44,10 @@ def wide_part(block, x: Float[Array, "N H W in"], padding) -> Float[Array, "N h 
         *((n + sum(around) - spec.size) // spec.stride + 1 for n, around in zip(turned.shape, padding)),
     )
     last_bn, se = params["depthwise_bn"], params["se"]
-    counts, moments, expand = {"depthwise_bn": window.rows * window.columns * len(x)}, {}, (None,) * 3
+    counts, expand = {"depthwise_bn": window.rows * window.columns * len(x)}, (None,) * 3
     if "expand" in params:
-        kernel, norm = params["expand"]["kernel"], params["expand_bn"]
+        expand = params["expand"]["kernel"], params["expand_bn"]["scale"], params["expand_bn"]["bias"]
         counts["expand_bn"] = turned.size // spec.inputs
-        mean, var = moments["expand_bn"] = product_moments(turned, kernel)
-        factor = norm["scale"] * lax.rsqrt(var + block.eps)
-        expand = kernel, factor, norm["bias"] - mean * factor
     else:
         counts["depthwise_bn"] *= columns
     weights = Weights(
@@ -61,9 +58,9 @@ def wide_part(block, x: Float[Array, "N H W in"], padding) -> Float[Array, "N h 
         tuple(se[layer][name] for layer in ("reduce", "expand") for name in ("kernel", "bias")),
         params["project"]["kernel"],
     )
-    out, *moments["depthwise_bn"] = narrow_to_narrow(turned, weights, block.eps, window)
-    for name, (mean, var) in moments.items():
-        running, count = block.variables["batch_stats"][name], counts[name]
+    out, *moments = narrow_to_narrow(turned, weights, block.eps, window)
+    for (name, count), (mean, var) in zip(counts.items(), moments):
+        running = block.variables["batch_stats"][name]
         seen = {"mean": mean, "var": var * (count / max(count - 1, 1))}
         updated = {key: block.momentum * running[key] + (1 - block.momentum) * seen[key] for key in running}
         block.put_variable("batch_stats", name, updated)
@@ -72,11 +69,11 @@ def wide_part(block, x: Float[Array, "N H W in"], padding) -> Float[Array, "N h 
 
 
 class Weights(NamedTuple):
-    """Of one block, float32; of batch normalisation after the depthwise convolution too."""
+    """Of one block, float32; of batch normalisation after the expand product and the depthwise convolution too."""
 
     expand: Array | None  # [in, C]; None without expansion
-    factor: Array | None  # [C]: the BN after the expand product is z * factor + offset
-    offset: Array | None  # [C]
+    expand_scale: Array | None  # [C]
+    expand_bias: Array | None  # [C]
     taps: Array  # [k, k, C]
     scale: Array  # [C]
     bias: Array  # [C]
@@ -93,15 +90,8 @@ def _gate(means, squeeze):
     return jax.nn.sigmoid(_affine(jax.nn.silu(_affine(means, reduce_kernel, reduce_bias)), expand_kernel, expand_bias))
 
 
-@jax.custom_vjp
-def product_moments(
-    x: Float[Array, "H W N in"], kernel: Float[Array, "in C"]
-) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
-    """Mean and biased variance over all but the channels of x @ kernel, float32, without the product."""
-    return _product_moments(x, kernel)[0]
-
-
-def _product_moments(x, kernel):
+def _product_moments(x: Float[Array, "H W N in"], kernel: Float[Array, "in C"]):
+    """(mean, biased variance) over all but the channels of x @ kernel, float32, without the product; for the way back."""
     wide = kernel.astype(x.dtype).astype(jnp.float32)
     flat = x.reshape(-1, x.shape[-1])
     count, narrow = len(flat), x.dtype.itemsize < 4
@@ -113,32 +103,43 @@ def _product_moments(x, kernel):
     covariance = checkpoint_name(covariance, "moments")
     turned = jnp.dot(covariance, wide, precision="highest")
     var = jnp.maximum(jnp.sum(wide * turned, axis=0), 0)
-    return (jnp.dot(mean, wide, precision="highest"), var), (x, wide, mean, turned)
+    return (jnp.dot(mean, wide, precision="highest"), var), (wide, mean, turned)
 
 
-def _product_moments_backward(saved, gradients):
-    """d var / d z = 2 (z - mean) / count, d mean / d z = 1 / count, with z = x w."""
-    x, wide, mean, turned = saved
+def _product_moments_backward(to_x, x, saved, gradients):
+    """The gradients of x, with `to_x` that it has already, and of the kernel.
+
+    d var / d z = 2 (z - mean) / count, d mean / d z = 1 / count, with z = x w.
+    """
+    wide, mean, turned = saved
     to_mean, to_var = gradients
     count = x.size // x.shape[-1]
     mix = jnp.dot(wide * (2 / count * to_var), wide.T, precision="highest")
     shift = jnp.dot(wide, to_mean, precision="highest") / count - jnp.dot(mean, mix, precision="highest")
-    to_x = jnp.dot(x.reshape(-1, x.shape[-1]), mix.astype(x.dtype), preferred_element_type=jnp.float32)
-    return (to_x + shift).astype(x.dtype).reshape(x.shape), 2 * turned * to_var + mean[:, None] * to_mean
+
+    def add(to_x, x, mix, shift):
+        return mbconv_backward.add_product(_flat(to_x), _flat(x), mix, shift).reshape(x.shape)
+
+    to_x = _on_devices(add, (2, 2, None, None), 2)(to_x, x, mix.astype(x.dtype), shift[None])
+    return to_x, 2 * turned * to_var + mean[:, None] * to_mean
 
 
-product_moments.defvjp(_product_moments, _product_moments_backward)
+def _norm(moments, scale, bias, eps):
+    """Factor and offset of a batch normalisation with these moments."""
+    mean, var = moments
+    factor = scale * lax.rsqrt(var + eps)
+    return factor, bias - mean * factor
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def narrow_to_narrow(
     x: Float[Array, "H W N in"], weights: Weights, eps: float, window: mosaic.Window
-) -> tuple[Float[Array, "h w N out"], Float[Array, " C"], Float[Array, " C"]]:
-    """Expand product, if any, to project product; with it mean and biased variance of the depthwise convolution's output.
+) -> tuple[Float[Array, "h w N out"], tuple[Array, Array], *tuple[tuple[Array, Array], ...]]:
+    """Expand product, if any, to project product.
 
-    Without expansion x and the result may have several columns in a cell (packed.py).
-    No gradient flows through these two. None through the moments of x that `weights.factor` and `offset` come from: that is
-    `product_moments`' part. The backward pass keeps x, the depthwise convolution's output and what is small.
+    With it mean and biased variance of the depthwise convolution's output and, if any, of the expand product's; no gradient
+    flows through them. Without expansion x and the result may have several columns in a cell (packed.py).
+    The backward pass keeps x, the depthwise convolution's output and what is small.
     """
     return _forward(x, weights, eps, window)[0]
 
@@ -146,7 +147,7 @@ def narrow_to_narrow(
 def _forward(x, weights, eps, window):
     images, lanes = x.shape[2], _lanes(x, weights)
     count = window.rows * window.columns * images * lanes.columns
-    taps = _taps(weights.taps, lanes)
+    taps, expand_moments, of_moments = _taps(weights.taps, lanes), (), None
     if weights.expand is None:
 
         def first(x, taps):
@@ -160,12 +161,17 @@ def _forward(x, weights, eps, window):
             d, sums = mbconv_forward.expand_depthwise(_flat(x), w_expand, affine, taps, x.shape[2], window)
             return d.reshape(window.rows, window.columns, x.shape[2], -1), sums
 
-        affine = lanes.rows(weights.factor / 2, weights.offset / 2)
+        moments, of_moments = _product_moments(x, weights.expand)
+        expand_moments = (moments,)
+        factor, offset = _norm(moments, weights.expand_scale, weights.expand_bias, eps)
+        affine = lanes.rows(factor / 2, offset / 2)
         w_expand = lanes.blocks(weights.expand).astype(x.dtype)
         d, sums = _on_devices(first, (2, None, None, None), (2, 2))(x, w_expand, affine, taps)
     d = checkpoint_name(d, "conv")
     if x.dtype.itemsize < 4:
-        mean, square = (lanes.sums(part)[0] / count for part in jnp.moveaxis(jnp.sum(sums, axis=2, keepdims=True), 1, 0))
+        mean, square = (
+            lanes.sums(part)[0] / count for part in jnp.moveaxis(jnp.sum(sums, axis=2, keepdims=True), 1, 0)
+        )
         var = jnp.maximum(square - mean * mean, 0)
     else:  # E[x^2] - E[x]^2 loses digits
         whole = lanes.elements(mosaic.floats(d))
@@ -182,11 +188,12 @@ def _forward(x, weights, eps, window):
     gate = lanes.blocks(_gate(means, weights.squeeze))
     out = _on_devices(last, (2, None, 1, None), 2)(d, affine, gate, lanes.project(weights.project).astype(x.dtype))
     out = checkpoint_name(out, "conv")  # as bits, as d
-    return (lax.bitcast_convert_type(out, x.dtype), mean, var), (x, weights, d, mean, var, means)
+    out = lax.bitcast_convert_type(out, x.dtype)
+    return (out, (mean, var), *expand_moments), (x, weights, d, mean, var, means, expand_moments, of_moments)
 
 
 def _backward(eps, window, saved, gradients):
-    x, weights, d, mean, var, means = saved
+    x, weights, d, mean, var, means, expand_moments, of_moments = saved
     images, lanes = x.shape[2], _lanes(x, weights)
     area = window.rows * window.columns * lanes.columns
     count = area * images
@@ -230,18 +237,20 @@ def _backward(eps, window, saved, gradients):
             to_x, to_w, sums, to_taps = mbconv_backward.depthwise_expand(*given)
             return to_x.reshape(x.shape), to_w[None], sums, to_taps
 
-        affine = jnp.concatenate([affine, lanes.rows(weights.factor / 2, weights.offset / 2)], axis=1)
+        (factor, offset), norm_backward = jax.vjp(
+            functools.partial(_norm, eps=eps), *expand_moments, weights.expand_scale, weights.expand_bias
+        )
+        affine = jnp.concatenate([affine, lanes.rows(factor / 2, offset / 2)], axis=1)
         w_expand = weights.expand.astype(x.dtype)
-        back = jnp.swapaxes(lanes.blocks(weights.expand * weights.factor), 1, 2).astype(x.dtype)
+        back = jnp.swapaxes(lanes.blocks(weights.expand * factor), 1, 2).astype(x.dtype)
         to_x, to_expand, to_offset, to_taps = _on_devices(inputs_of, (2, 2, 2, None, 2, *(None,) * 4), (2, 0, 1, 2))(
             d, gradients[0], x, affine, by_image, w_project, lanes.blocks(w_expand), back, taps
         )
         to_expand = lanes.sums(jnp.sum(to_expand, axis=0))
-        of_expand = (
-            to_expand * weights.factor,
-            jnp.sum(to_expand * w_expand, axis=0),
-            jnp.sum(lanes.sums(to_offset), axis=0),
-        )
+        to_factor = jnp.sum(to_expand * w_expand, axis=0)
+        to_moments, *to_norm = norm_backward((to_factor, jnp.sum(lanes.sums(to_offset), axis=0)))
+        to_x, through_moments = _product_moments_backward(to_x, x, of_moments, to_moments)
+        of_expand = (to_expand * factor + through_moments, *to_norm)
     to_weights = Weights(
         *of_expand,
         lanes.sums(jnp.sum(to_taps, axis=2)).reshape(weights.taps.shape),

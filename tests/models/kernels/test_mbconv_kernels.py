@@ -15,6 +15,9 @@ from mammoclip_jax.models.mbconv import Block, BlockSpec
 from mammoclip_jax.training.mesh import batch_sharding, make_mesh
 
 DROP = 0.3
+# Of B5's blocks with stride, whose input is odd or has cells of two columns; of its first stage.
+STRIDED = {"stride": 2, "padding": ((1, 2), (1, 2)), "columns": 2}
+FIRST = {"expansion": 1, "columns": 4}
 
 
 def pads(size):
@@ -68,25 +71,35 @@ def distances(one, other, floor=0.0):
     return np.array([np.linalg.norm(a - b) for a, b in zip(one, other)]) / np.maximum(norms, floor * norms.max())
 
 
-def test_values_gradients_and_statistics_are_those_of_xla():
+@pytest.mark.parametrize(
+    "size,shape,options",
+    [(3, (2, 5, 9), {}), (3, (2, 7, 9), {"stride": 2, "padding": ((0, 1), (0, 1))}), (3, (2, 5, 12), FIRST)],
+)
+def test_values_gradients_and_statistics_are_those_of_xla(size, shape, options):
     """Odd sizes, a block of channels that is not full, drop-connect, squeeze-excite, a shortcut."""
-    given = case(3, 6, 6, (2, 5, 9), jnp.float32)
+    given = case(size, 6, 6, shape, jnp.float32, **options)
     assert max(distances(step(*given), fused_step(*given))) < 5e-6
 
 
+LARGE = pytest.mark.parametrize(
+    "size,outputs,width,options",
+    [(5, 22, 11, {}), (3, 9, 11, {}), (5, 9, 12, STRIDED), (3, 9, 11, {"stride": 2}), (3, 9, 12, FIRST)],
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("size,outputs", [(5, 22), (3, 9)])
-def test_two_blocks_of_channels_on_eight_devices(size, outputs):
+@LARGE
+def test_two_blocks_of_channels_on_eight_devices(size, outputs, width, options):
     """Global moments: a device's own would be far from XLA's."""
-    given = case(size, 22, outputs, (16, 7, 11), jnp.float32)
+    given = case(size, 22, outputs, (16, 7, width), jnp.float32, **options)
     assert max(distances(step(*given), fused_step(*given, devices=8))) < 5e-6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size,outputs", [(5, 22), (3, 9)])
-def test_bfloat16_is_as_near_to_float32_as_xla_is(size, outputs):
-    exact = step(*case(size, 22, outputs, (16, 7, 11), jnp.float32))
-    given = case(size, 22, outputs, (16, 7, 11), jnp.bfloat16)
+@LARGE
+def test_bfloat16_is_as_near_to_float32_as_xla_is(size, outputs, width, options):
+    exact = step(*case(size, 22, outputs, (16, 7, width), jnp.float32, **options))
+    given = case(size, 22, outputs, (16, 7, width), jnp.bfloat16, **options)
     theirs, ours = distances(exact, step(*given)), distances(exact, fused_step(*given))
     assert np.all(ours <= 1.3 * theirs + 3e-3), np.stack([theirs, ours])
 
@@ -119,15 +132,18 @@ def test_a_network_with_remat_has_the_same_gradients():
 def test_what_the_kernels_do_not_take_is_left_to_xla():
     x = jnp.zeros((2, 4, 4, 8))
     spec = BlockSpec(3, 3, 1, 8, 48, 2, 8)
-    for changed, padding in (
-        ({"spec": spec._replace(stride=2)}, pads(3)),
-        ({"spec": spec._replace(expanded=8)}, pads(3)),
-        ({"spec": spec._replace(squeezed=0)}, pads(3)),
-        ({"place": Place(rows="space")}, pads(3)),
-        ({"place": Place(columns=2)}, pads(3)),
-        ({}, ((0, 1), (0, 1))),
+    first = spec._replace(expanded=8)
+    for changed, padding, channels in (
+        ({"spec": spec._replace(squeezed=0)}, pads(3), 8),
+        ({"place": Place(rows="space")}, pads(3), 8),
+        ({}, ((0, 3), (0, 1)), 8),
+        ({"spec": first._replace(stride=2)}, pads(3), 8),
+        ({"spec": first._replace(size=5)}, pads(5), 8),
+        ({"spec": first, "place": Place(columns=32)}, pads(3), 8 * 32),
+        ({"spec": first}, ((0, 1), (0, 1)), 8),
     ):
         block = Block(**{"spec": spec, "dtype": jnp.float32, "formulation": None, "kernels": "pallas"} | changed)
-        assert not kernels.mbconv_fits(block, x, padding)
+        assert not kernels.mbconv_fits(block, jnp.zeros((*x.shape[:3], channels)), padding)
+        assert kernels.mbconv_fits(block.clone(spec=spec, place=Place()), x, pads(3))
     with pytest.raises(UserError, match="pallas"):
         EfficientNet("b0", kernels="palas")
