@@ -80,7 +80,7 @@ def add_product(to_x, x, mix, shift):
         [mosaic.late_row(to_x, 0, height), mosaic.late_row(x, 0, height), mosaic.whole(mix), mosaic.whole(shift)],
         [mosaic.late_row(x, 0, height)],
         [jax.ShapeDtypeStruct(x.shape, x.dtype)],
-        mosaic.Cost(3 * groups, 100, inputs * groups),
+        mosaic.Cost(2.2 * groups, 100, inputs * groups),
     )(to_x, x, mix, shift)[0]
 
 
@@ -100,19 +100,22 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
             factors of the gradient, of d and the constant in the gradient of d, half factor and half offset of the
             BN after the expand product.
         by_image: [blocks, 2, N, 128] float32: half the gate, half of what squeeze-excite adds to the gradient.
-        w_project: [blocks, out, 128]. w_expand: [blocks, in, 128]. w_back: [blocks, 128, in], the factor of BN in it.
+        x: as of `expand_depthwise`, with cells perhaps.
+        w_project: [blocks, out, 128]. w_expand: as there. w_back: turned, with the factor of BN in it.
         taps: [blocks, k*k, 128] float32.
 
     Returns:
-        gradient of x [H, W*N, in] but for what comes through BN's moments; x^T u [blocks, in, 128] float32 for the
-        gradient u of the first BN's output; sums over rows and columns of u [blocks, N, 128]; gradient of the taps
-        [blocks, k*k, N, 128].
+        gradient of x but for what comes through BN's moments; x^T u float32, of w_expand's shape, for the gradient u of
+        the first BN's output, with cells for each of their columns; sums over rows and columns of u [blocks, N, 128];
+        gradient of the taps [blocks, k*k, N, 128].
     """
     height, row, inputs = x.shape
     blocks, outputs, _ = w_project.shape
     images, size, stride = by_image.shape[2], window.size, window.stride
     late, kept, (before, after) = window.late_back(), window.ring_back(), window.around()
-    steps = -(-row // (stride * images))  # of `stride` columns; what the last has too many stays zero
+    cells = len(w_expand) // blocks
+    wide_row = cells * row
+    steps = -(-wide_row // (stride * images))  # of `stride` columns; what the last has too many stays zero
     width = before + max(steps + after, window.columns)
 
     def body(d_ref, g_ref, x_ref, affine_ref, image_ref, wp_ref, we_ref, wb_ref, taps_ref, *rest):
@@ -123,9 +126,10 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
 
         @pl.when(i == 0)
         def _():
-            if row % (stride * images):
+            if wide_row % (stride * images):
                 a_ref[...], slope_ref[...] = (jnp.zeros(a_ref.shape, a_ref.dtype),) * 2
-            to_w_ref[c] = jnp.zeros(to_w_ref.shape[1:], jnp.float32)
+            for n in range(cells):
+                to_w_ref[n * blocks + c] = jnp.zeros(to_w_ref.shape[1:], jnp.float32)
             to_taps_ref[c] = jnp.zeros(to_taps_ref.shape[1:], jnp.float32)
 
         @pl.when(i < window.rows)
@@ -159,7 +163,10 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
             u = mosaic.interleave(maps, images)
             if last:
                 u = u * slope_ref[span, :]
-                u_ref[span, :] = u.astype(u_ref.dtype)
+                here = mosaic.span(start * stride // cells, count * stride // cells, images)
+                for n in range(cells):
+                    of_cells = mosaic.columns(u, n, count * stride // cells, images, cells)
+                    u_ref[n, here, :] = of_cells.astype(u_ref.dtype)
             else:
                 part[span, :] = u
             *to_taps, to_bias = sums
@@ -174,10 +181,11 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
                 def _():
                     turned[line] = x_ref[line].T
 
-                h = mosaic.dot(x_ref[line], we_ref[c]) * affine_ref[c, 5:6] + affine_ref[c, 6:7]
+                z = [mosaic.dot(x_ref[line], we_ref[n * blocks + c]) for n in range(cells)]
+                h = mosaic.interleave(z, images) * affine_ref[c, 5:6] + affine_ref[c, 6:7]
                 tanh = jnp.tanh(h)
-                a_ref[pl.ds(0, row), :] = h + h * tanh
-                slope_ref[pl.ds(0, row), :] = 0.5 * (1 + tanh) * (1 + h * (1 - tanh))
+                a_ref[pl.ds(0, wide_row), :] = h + h * tanh
+                slope_ref[pl.ds(0, wide_row), :] = 0.5 * (1 + tanh) * (1 + h * (1 - tanh))
                 zero = jnp.zeros((images, mosaic.LANES), jnp.float32)
                 # Rows of taps that are gone through together: their sums stay in registers.
                 taps = window.taps(window.top, line)
@@ -191,9 +199,11 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
                             to_taps_ref[c, a * size + b] += to_taps[t * size + b]
                     if is_last:
                         sums_ref[c] += to_bias
-                u = u_ref[pl.ds(0, row), :]
-                mosaic.accumulate(total.at[line], mosaic.dot(u, wb_ref[c]), c)
-                to_w_ref[c] += mosaic.dot(turned[line], u)
+                u = [u_ref[n, pl.ds(0, row), :] for n in range(cells)]
+                back_in_x = sum(mosaic.dot(part, wb_ref[n * blocks + c]) for n, part in enumerate(u))
+                mosaic.accumulate(total.at[line], back_in_x, c)
+                for n in range(cells):
+                    to_w_ref[n * blocks + c] += mosaic.dot(turned[line], u[n])
 
                 @pl.when(c == blocks - 1)
                 def _():
@@ -201,13 +211,12 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
 
     outs = [
         jax.ShapeDtypeStruct((height, row, inputs), x.dtype),
-        jax.ShapeDtypeStruct((blocks, inputs, mosaic.LANES), jnp.float32),
+        jax.ShapeDtypeStruct(w_expand.shape, jnp.float32),
         jax.ShapeDtypeStruct((blocks, images, mosaic.LANES), jnp.float32),
         jax.ShapeDtypeStruct((blocks, size * size, images, mosaic.LANES), jnp.float32),
     ]
     small = [mosaic.whole(v) for v in (affine, by_image, w_project, w_expand, w_back, taps)]
     wide = pltpu.VMEM((steps * stride * images, mosaic.LANES), jnp.float32)
-    share = stride**2  # of registers of x to one of d
     return mosaic.call(
         body,
         "mbconv_depthwise_expand",
@@ -220,13 +229,15 @@ def depthwise_expand(d, gradient, x, affine, by_image, w_project, w_expand, w_ba
         ],
         [mosaic.late_row(outs[0], late, height, stride), *(mosaic.whole(out) for out in outs[1:])],
         outs,
-        mosaic.Cost(9 + 1.75 * size**2, 500 + 1.5 * inputs, share * 3 * inputs + outputs),
+        mosaic.Cost(9 + 1.75 * size**2, 500 + 1.5 * inputs, 3 * inputs + outputs)
+        if stride == 1
+        else mosaic.Cost(54 + 1.8 * size**2, 150 + 9 * inputs, stride**2 * 3 * inputs + outputs),
         [
             pltpu.VMEM((blocks, kept, width * images, mosaic.LANES), jnp.float32),
             pltpu.VMEM((stride, inputs, row), x.dtype),
             wide,
             wide,
-            pltpu.VMEM(wide.shape, x.dtype),
+            pltpu.VMEM((cells, steps * stride // cells * images, mosaic.LANES), x.dtype),
             wide,
             pltpu.VMEM((stride, row, inputs), jnp.float32),
         ],

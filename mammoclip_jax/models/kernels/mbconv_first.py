@@ -28,26 +28,26 @@ def depthwise(x, taps, images, channels):
     """
     height, row, lanes = x.shape
 
-    def body(x_ref, taps_ref, d_ref, sums_ref, ring, filled):
-        i = pl.program_id(0)
-        _start(ring, sums_ref, filled, i)
+    def body(x_ref, taps_ref, d_ref, sums_ref, ring):
+        i, c = pl.program_id(0), pl.program_id(1)
+        mosaic.start_ring(ring, sums_ref, i, c)
+        slot = lax.rem(i, _SIZE)
 
         @pl.when(i < height)
         def _():
-            filled[:, pl.ds(0, lanes)] = x_ref[0].astype(jnp.float32)
-            _keep(ring, i, filled[...], images, channels, lanes)
+            ring[0, slot, pl.ds(images, row), pl.ds(0, lanes)] = x_ref[0].astype(jnp.float32)
 
         @pl.when(i >= height)
         def _():
-            ring[:, lax.rem(i, _SIZE)] = jnp.zeros((_SIZE, row, mosaic.LANES), ring.dtype)
+            ring[0, slot] = jnp.zeros(ring.shape[2:], ring.dtype)
 
         @pl.when(i >= 1)
         def _():
             def step(start, count, sums):
-                total = jnp.zeros((count * images, mosaic.LANES), jnp.float32)
-                for tap in range(_SIZE**2):
-                    line = mosaic.line(ring, tap % _SIZE, lax.rem(i + 1 + tap // _SIZE, _SIZE), start, count, images)
-                    total = total + line * taps_ref[0, tap : tap + 1]
+                lines = [
+                    mosaic.line(ring, 0, lax.rem(i + 1 + a, _SIZE), start, count + 2, images) for a in range(_SIZE)
+                ]
+                total = _columns([_down(lines, taps_ref, b) for b in range(_SIZE)], count, images, channels, lanes)
                 d_ref[0, mosaic.span(start, count, images), :] = mosaic.bits(total, x.dtype)
                 return mosaic.add(sums, (total, total * total), count, images)
 
@@ -63,8 +63,8 @@ def depthwise(x, taps, images, channels):
         [mosaic.late_row(x, 0, height), mosaic.whole(taps)],
         [mosaic.wide_row(row, 1), mosaic.whole(sums)],
         [jax.ShapeDtypeStruct((height, row, mosaic.LANES), mosaic.bits_of(x.dtype)), sums],
-        mosaic.Cost(12, 50, 0),
-        _scratch(row),
+        mosaic.Cost(21, 50, 0),
+        [pltpu.VMEM((1, _SIZE, row + 2 * images, mosaic.LANES), jnp.float32)],
     )(x, taps)
 
 
@@ -81,41 +81,42 @@ def depthwise_back(d, gradient, x, affine, by_image, w_project, taps, channels):
     height, row, lanes = x.shape
     images, outputs = by_image.shape[2], w_project.shape[1]
 
-    def body(d_ref, g_ref, x_ref, affine_ref, image_ref, w_ref, taps_ref, to_x_ref, to_taps_ref, ring, filled):
-        i = pl.program_id(0)
-        _start(ring, to_taps_ref, filled, i)
+    def body(d_ref, g_ref, x_ref, affine_ref, image_ref, w_ref, taps_ref, to_x_ref, to_taps_ref, ring, x_row):
+        i, c = pl.program_id(0), pl.program_id(1)
+        mosaic.start_ring(ring, to_taps_ref, i, c)
+        slot = lax.rem(i, _SIZE)
+
+        @pl.when(i == 0)
+        def _():
+            x_row[...] = jnp.zeros(x_row.shape, x_row.dtype)
 
         @pl.when(i < height)
         def _():
-            given = affine_ref.at[0], image_ref.at[0], w_ref[0]
-            _keep(
-                ring,
-                i,
-                mbconv_backward.of_depthwise(mosaic.floats(d_ref[0]), g_ref[0], *given),
-                images,
-                channels,
-                lanes,
+            to_d = mbconv_backward.of_depthwise(
+                mosaic.floats(d_ref[0]), g_ref[0], affine_ref.at[0], image_ref.at[0], w_ref[0]
             )
+            ring[0, slot, pl.ds(images, row), :] = to_d
 
         @pl.when(i >= height)
         def _():
-            ring[:, lax.rem(i, _SIZE)] = jnp.zeros((_SIZE, row, mosaic.LANES), ring.dtype)
+            ring[0, slot] = jnp.zeros(ring.shape[2:], ring.dtype)
 
         @pl.when(i >= 1)
         def _():
-            filled[:, pl.ds(0, lanes)] = x_ref[0].astype(jnp.float32)
+            x_row[pl.ds(images, row), pl.ds(0, lanes)] = x_ref[0].astype(jnp.float32)
 
             def step(start, count, sums):
-                span = mosaic.span(start, count, images)
-                here, products = filled[span, :], []
-                to_x = jnp.zeros(here.shape, jnp.float32)
-                for tap in range(_SIZE**2):  # it met the output's row i - a and the column b - 1 to the left
-                    a, b = divmod(tap, _SIZE)
-                    line = mosaic.line(ring, _SIZE - 1 - b, lax.rem(i + _SIZE - a, _SIZE), start, count, images)
-                    to_x = to_x + line * taps_ref[0, tap : tap + 1]
-                    products.append(line * here)
-                to_x_ref[0, span, :] = to_x[:, :lanes].astype(to_x_ref.dtype)
-                return mosaic.add(sums, products, count, images)
+                # Row a of the taps met the output's row i - a.
+                lines = [
+                    mosaic.line(ring, 0, lax.rem(i + _SIZE - a, _SIZE), start, count + 2, images) for a in range(_SIZE)
+                ]
+                sides = [_down(lines, taps_ref, b) for b in reversed(range(_SIZE))]
+                to_x = _columns(sides, count, images, channels, lanes)
+                to_x_ref[0, mosaic.span(start, count, images), :] = to_x[:, :lanes].astype(to_x_ref.dtype)
+                near = x_row[mosaic.span(start, count + 2, images), :]
+                at = _shifted(near, count, images, channels, lanes)
+                middle = [mosaic.columns(line, 1, count, images) for line in lines]
+                return mosaic.add(sums, [there * x for there in middle for x in at], count, images)
 
             zero = jnp.zeros((images, mosaic.LANES), jnp.float32)
             for tap, total in enumerate(mosaic.loop(row // images, step, (zero,) * _SIZE**2)):
@@ -125,6 +126,7 @@ def depthwise_back(d, gradient, x, affine, by_image, w_project, taps, channels):
         jax.ShapeDtypeStruct(x.shape, x.dtype),
         jax.ShapeDtypeStruct((1, _SIZE**2, images, mosaic.LANES), jnp.float32),
     ]
+    line = (row + 2 * images, mosaic.LANES)
     return mosaic.call(
         body,
         "mbconv_depthwise_back",
@@ -137,33 +139,44 @@ def depthwise_back(d, gradient, x, affine, by_image, w_project, taps, channels):
         ],
         [mosaic.late_row(outs[0], 1, height), mosaic.whole(outs[1])],
         outs,
-        mosaic.Cost(30, 100, outputs),
-        _scratch(row),
+        mosaic.Cost(36, 100, outputs),
+        [pltpu.VMEM((1, _SIZE, *line), jnp.float32), pltpu.VMEM(line, jnp.float32)],
     )(d, gradient, x, affine, by_image, w_project, taps)
 
 
-def _scratch(row):
-    """The ring: what lies one column to the left of a row's columns, there, and to the right; a row filled to 128 lanes."""
-    line = row, mosaic.LANES
-    return [pltpu.VMEM((_SIZE, _SIZE, *line), jnp.float32), pltpu.VMEM(line, jnp.float32)]
+def _down(lines, taps_ref, b):
+    """Sum of the rows, each times its tap in column b."""
+    return sum(line * taps_ref[0, a * _SIZE + b : a * _SIZE + b + 1] for a, line in enumerate(lines))
 
 
-def _start(ring, sums_ref, filled, i):
-    @pl.when(i == 0)
-    def _():
-        for ref in (ring, sums_ref, filled):
-            ref[...] = jnp.zeros(ref.shape, ref.dtype)
+def _columns(sides, count, images, channels, lanes):
+    """Sum at each column of sides[0] one column to the left, sides[1] there and sides[2] to the right.
+
+    Each is [(count + 2)*N, 128], with a cell more on each side; so is none of the result.
+    """
+    left = _left(sides[0], count, images, channels, lanes)
+    right = _right(sides[2], count, images, channels, lanes)
+    return left + mosaic.columns(sides[1], 1, count, images) + right
 
 
-def _keep(ring, i, line, images, channels, lanes):
-    """Puts a row [W*N, 128] into the ring; lanes beyond those of the cell are of no meaning there."""
-    lane, none = lax.broadcasted_iota(jnp.int32, line.shape, 1), jnp.zeros((images, mosaic.LANES), line.dtype)
-    before = jnp.concatenate([none, _turn(line, channels - lanes)[:-images]])
-    after = jnp.concatenate([_turn(line, lanes - channels)[images:], none])
-    slot = lax.rem(i, _SIZE)
-    ring[0, slot] = jnp.where(lane < channels, before, _turn(line, channels))
-    ring[1, slot] = line
-    ring[2, slot] = jnp.where(lane < lanes - channels, _turn(line, -channels), after)
+def _shifted(line, count, images, channels, lanes):
+    """What lies one column to the left of each column, there, and to the right."""
+    left = _left(line, count, images, channels, lanes)
+    right = _right(line, count, images, channels, lanes)
+    return left, mosaic.columns(line, 1, count, images), right
+
+
+def _left(line, count, images, channels, lanes):
+    """Lanes beyond those of the cell are of no meaning."""
+    before, here = (mosaic.columns(line, first, count, images) for first in (0, 1))
+    lane = lax.broadcasted_iota(jnp.int32, here.shape, 1)
+    return jnp.where(lane < channels, _turn(before, channels - lanes), _turn(here, channels))
+
+
+def _right(line, count, images, channels, lanes):
+    here, after = (mosaic.columns(line, first, count, images) for first in (1, 2))
+    lane = lax.broadcasted_iota(jnp.int32, here.shape, 1)
+    return jnp.where(lane < lanes - channels, _turn(here, -channels), _turn(after, lanes - channels))
 
 
 def _turn(x, lanes):

@@ -31,8 +31,8 @@ def expand_depthwise(x, w_expand, affine, taps, images, window):
     """Expand product, BN, swish, depthwise convolution.
 
     Args:
-        x: [H, W*N, in].
-        w_expand: [blocks, in, 128], x's dtype.
+        x: [H, W*N, in], or [H, W/stride*N, stride*in] with as many columns in a cell (packed.py).
+        w_expand: [blocks, in, 128], x's dtype; with cells [stride*blocks, stride*in, 128], for each of their columns.
         affine: [blocks, 2, 128] float32: half the factor, half the offset of BN.
         taps: [blocks, k*k, 128] float32.
 
@@ -41,7 +41,8 @@ def expand_depthwise(x, w_expand, affine, taps, images, window):
     """
     height, row, inputs = x.shape
     blocks, size, stride, late, kept = len(taps), window.size, window.stride, window.late(), window.ring()
-    width = max(window.left + row // images, window.reach(window.columns))
+    cells = len(w_expand) // blocks
+    width = max(window.left + cells * row // images, window.reach(window.columns))
 
     def body(x_ref, w_ref, affine_ref, taps_ref, d_ref, sums_ref, ring):
         i, c = pl.program_id(0), pl.program_id(1)
@@ -52,9 +53,9 @@ def expand_depthwise(x, w_expand, affine, taps, images, window):
 
             @pl.when(here < height)
             def _(part=part, slot=slot):
-                z = mosaic.dot(x_ref[part], w_ref[c])
-                h = z * affine_ref[c, 0:1] + affine_ref[c, 1:2]
-                ring[c, slot, pl.ds(window.left * images, row), :] = h + h * jnp.tanh(h)
+                z = [mosaic.dot(x_ref[part], w_ref[n * blocks + c]) for n in range(cells)]
+                h = mosaic.interleave(z, images) * affine_ref[c, 0:1] + affine_ref[c, 1:2]
+                ring[c, slot, pl.ds(window.left * images, cells * row), :] = h + h * jnp.tanh(h)
 
             @pl.when(here >= height)
             def _(slot=slot):
@@ -92,7 +93,9 @@ def expand_depthwise(x, w_expand, affine, taps, images, window):
             ),
             sums,
         ],
-        mosaic.Cost(5.5 + 0.7 * (size / stride) ** 2, 50 + 0.4 * inputs, inputs),
+        mosaic.Cost(5.5 + 0.7 * size**2, 50 + 0.4 * inputs, inputs)
+        if stride == 1
+        else mosaic.Cost(cells * (5.5 + 0.96 * (size / stride) ** 2), 100 + inputs, cells * inputs),
         [pltpu.VMEM((blocks, kept, width * images, mosaic.LANES), jnp.float32)],
     )(x, w_expand, affine, taps)
 

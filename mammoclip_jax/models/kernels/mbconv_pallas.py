@@ -36,12 +36,14 @@ def fits(block, x: Float[Array, "N H W in"], padding) -> bool:
 def wide_part(block, x: Float[Array, "N H W in"], padding) -> Float[Array, "N h w out"]:
     """A block (mbconv.Block) up to its project product; updates the running statistics of its normalisations before."""
     params, spec, columns = block.variables["params"], block.spec, block.place.columns
-    if "expand" in params:
-        x = packed.repack(x, columns, 1)
+    cells = columns
+    if "expand" in params and columns != spec.stride:
+        x, cells = packed.repack(x, columns, 1), 1
     turned = jnp.transpose(x.astype(block.dtype), (1, 2, 0, 3))
+    sides = len(turned), turned.shape[1] * (cells if "expand" in params else 1)  # without expansion cells stay
     window = mosaic.Window(
         *(spec.size, spec.stride, padding[0][0], padding[1][0]),
-        *((n + sum(around) - spec.size) // spec.stride + 1 for n, around in zip(turned.shape, padding)),
+        *((n + sum(around) - spec.size) // spec.stride + 1 for n, around in zip(sides, padding)),
     )
     last_bn, se = params["depthwise_bn"], params["se"]
     counts, expand = {"depthwise_bn": window.rows * window.columns * len(x)}, (None,) * 3
@@ -91,13 +93,20 @@ def _gate(means, squeeze):
 
 
 def _product_moments(x: Float[Array, "H W N in"], kernel: Float[Array, "in C"]):
-    """(mean, biased variance) over all but the channels of x @ kernel, float32, without the product; for the way back."""
+    """(mean, biased variance) over all but the channels of x @ kernel, float32, without the product; for the way back.
+
+    x may have several columns in a cell (packed.py).
+    """
     wide = kernel.astype(x.dtype).astype(jnp.float32)
-    flat = x.reshape(-1, x.shape[-1])
-    count, narrow = len(flat), x.dtype.itemsize < 4
-    mean = checkpoint_name(jnp.sum(flat, axis=0, dtype=jnp.float32) / count, "moments")
-    flat = flat if narrow else flat - mean  # in 16 bits the products are exact, and x has lost more than the sums do
-    covariance = lax.dot_general(flat, flat, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32) / count
+    flat, inputs = x.reshape(-1, x.shape[-1]), len(kernel)
+    cells, narrow = flat.shape[1] // inputs, x.dtype.itemsize < 4
+    count = len(flat) * cells
+    mean = jnp.sum(jnp.sum(flat, axis=0, dtype=jnp.float32).reshape(cells, inputs), axis=0) / count
+    mean = checkpoint_name(mean, "moments")
+    # In 16 bits the products are exact, and x has lost more than the sums do.
+    flat = flat if narrow else flat - jnp.tile(mean, cells)
+    products = lax.dot_general(flat, flat, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    covariance = jnp.einsum("ninj->ij", products.reshape(cells, inputs, cells, inputs)) / count
     if narrow:
         covariance = covariance - mean[:, None] * mean
     covariance = checkpoint_name(covariance, "moments")
@@ -113,14 +122,15 @@ def _product_moments_backward(to_x, x, saved, gradients):
     """
     wide, mean, turned = saved
     to_mean, to_var = gradients
-    count = x.size // x.shape[-1]
+    count, cells = x.size // len(wide), x.shape[-1] // len(wide)
     mix = jnp.dot(wide * (2 / count * to_var), wide.T, precision="highest")
     shift = jnp.dot(wide, to_mean, precision="highest") / count - jnp.dot(mean, mix, precision="highest")
 
     def add(to_x, x, mix, shift):
         return mbconv_backward.add_product(_flat(to_x), _flat(x), mix, shift).reshape(x.shape)
 
-    to_x = _on_devices(add, (2, 2, None, None), 2)(to_x, x, mix.astype(x.dtype), shift[None])
+    mix, shift = packed.pointwise(mix, cells).astype(x.dtype), jnp.tile(shift, cells)[None]
+    to_x = _on_devices(add, (2, 2, None, None), 2)(to_x, x, mix, shift)
     return to_x, 2 * turned * to_var + mean[:, None] * to_mean
 
 
@@ -138,7 +148,7 @@ def narrow_to_narrow(
     """Expand product, if any, to project product.
 
     With it mean and biased variance of the depthwise convolution's output and, if any, of the expand product's; no gradient
-    flows through them. Without expansion x and the result may have several columns in a cell (packed.py).
+    flows through them. x may have `window.stride` columns in a cell (packed.py); without expansion x and the result any number.
     The backward pass keeps x, the depthwise convolution's output and what is small.
     """
     return _forward(x, weights, eps, window)[0]
@@ -165,7 +175,7 @@ def _forward(x, weights, eps, window):
         expand_moments = (moments,)
         factor, offset = _norm(moments, weights.expand_scale, weights.expand_bias, eps)
         affine = lanes.rows(factor / 2, offset / 2)
-        w_expand = lanes.blocks(weights.expand).astype(x.dtype)
+        w_expand = _cells(weights.expand, x.shape[3]).astype(x.dtype)
         d, sums = _on_devices(first, (2, None, None, None), (2, 2))(x, w_expand, affine, taps)
     d = checkpoint_name(d, "conv")
     if x.dtype.itemsize < 4:
@@ -242,11 +252,13 @@ def _backward(eps, window, saved, gradients):
         )
         affine = jnp.concatenate([affine, lanes.rows(factor / 2, offset / 2)], axis=1)
         w_expand = weights.expand.astype(x.dtype)
-        back = jnp.swapaxes(lanes.blocks(weights.expand * factor), 1, 2).astype(x.dtype)
+        back = jnp.swapaxes(_cells(weights.expand * factor, x.shape[3]), 1, 2).astype(x.dtype)
         to_x, to_expand, to_offset, to_taps = _on_devices(inputs_of, (2, 2, 2, None, 2, *(None,) * 4), (2, 0, 1, 2))(
-            d, gradients[0], x, affine, by_image, w_project, lanes.blocks(w_expand), back, taps
+            d, gradients[0], x, affine, by_image, w_project, _cells(w_expand, x.shape[3]), back, taps
         )
-        to_expand = lanes.sums(jnp.sum(to_expand, axis=0))
+        cells, inputs = x.shape[3] // len(w_expand), len(w_expand)
+        to_expand = jnp.sum(to_expand, axis=0).reshape(cells, -1, cells, inputs, mosaic.LANES)
+        to_expand = lanes.sums(jnp.einsum("nbnil->bil", to_expand))
         to_factor = jnp.sum(to_expand * w_expand, axis=0)
         to_moments, *to_norm = norm_backward((to_factor, jnp.sum(lanes.sums(to_offset), axis=0)))
         to_x, through_moments = _product_moments_backward(to_x, x, of_moments, to_moments)
@@ -333,6 +345,13 @@ def _normalising(weights, mean, var, eps, lanes):
 def _blocks(x):
     filled = jnp.pad(x, ((0, 0), (0, -x.shape[1] % mosaic.LANES)))
     return jnp.swapaxes(filled.reshape(len(x), -1, mosaic.LANES), 0, 1)
+
+
+def _cells(kernel, inputs):
+    """[in, C] -> [cells*blocks, cells*in, 128]: from x with so many `inputs` in a cell to each of its columns."""
+    cells = inputs // len(kernel)
+    of_columns = jnp.split(packed.pointwise(kernel, cells), cells, axis=1)
+    return jnp.concatenate([_blocks(of_column) for of_column in of_columns])
 
 
 def _taps(kernel, lanes):
