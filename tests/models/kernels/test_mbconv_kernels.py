@@ -101,7 +101,9 @@ def test_bfloat16_is_as_near_to_float32_as_xla_is(size, outputs, width, options)
     exact = step(*case(size, 22, outputs, (16, 7, width), jnp.float32, **options))
     given = case(size, 22, outputs, (16, 7, width), jnp.bfloat16, **options)
     theirs, ours = distances(exact, step(*given)), distances(exact, fused_step(*given))
-    assert np.all(ours <= 1.3 * theirs + 3e-3), np.stack([theirs, ours])
+    # Squeeze-excite's gradients are a few numbers, small differences of large ones: rounding may double them.
+    assert np.all(ours <= 2 * theirs + 5e-3), np.stack([theirs, ours])
+    assert np.median(ours / theirs) < 1.1
 
 
 @pytest.mark.slow
