@@ -5,6 +5,8 @@ Examples:
         --config.augment.affine_probability=0 --table=docs/compile.csv
     python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:4x4 \
         --search --remat=none --remat=expand --remat=block --micro_batches=1 --micro_batches=2
+    python -m mammoclip_jax.compile --config=configs/mammoclip_b5.py:tpu --topology=v5e:1x1 --images_per_chip=8 \
+        --block=3 --config.model.image.kernels=pallas       # one block by itself: two minutes
     python -m mammoclip_jax.compile --parameters=configs/mammoclip_b5.py=1520x912       # counts; compiles nothing
 
     python -m mammoclip_jax.compile --loss=clip --pairs=1048576 --topology=v5e:16x16    # a loss alone
@@ -57,6 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_string("json", "", "File for the figures.")
     flags.DEFINE_string("csv", "", "File for one row a program.")
     flags.DEFINE_string("table", "", "CSV file that the rows are added to.")
+    flags.DEFINE_multi_integer("block", [], "Compile only these blocks of the EfficientNet, each by itself (from 0).")
     flags.DEFINE_string("hlo", "", "File for the text of the (last) optimised program.")
 
 
@@ -79,6 +82,8 @@ def main(argv) -> int:
     from mammoclip_jax.aot import session, table
 
     tasks.check(values.config)
+    if values.block:
+        return _blocks(values, topology.load(values.topology))
 
     job = session.Session(
         topology.load(values.topology),
@@ -108,6 +113,18 @@ def main(argv) -> int:
     if values.table:
         table.update(values.table, [each.rows[-1] for each in programs])
     return 0 if all(each.figures["fits"] for each in programs) else DOES_NOT_FIT
+
+
+def _blocks(values, target) -> int:
+    """The table that --block asks for."""
+    from mammoclip_jax.aot import blocks
+
+    images, rows = int(values.images_per_chip or 8), []
+    for index in values.block:
+        rows.append(blocks.compile_block(values.config, index, images, values.height, values.width, target))
+    print(blocks.text(rows))
+    command.write_json(values.json, {"blocks": rows})
+    return 0
 
 
 def _parameters(values) -> int:

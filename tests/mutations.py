@@ -495,15 +495,29 @@ MUTATIONS = (
     Mutation(
         "MBConv kernel: moments of the expand product from the second moments of x, not their covariance",
         "models/kernels/mbconv_pallas.py",
-        "flat = flat if narrow else flat - mean  #",
-        "flat = flat  #",
+        "flat = flat if narrow else flat - jnp.tile(mean, cells)",
+        "flat = flat",
         ("models/kernels/test_mbconv_kernels.py",),
     ),
     Mutation(
         "MBConv kernel: the gradient of a tap is given to the tap across",
         "models/kernels/mbconv_backward.py",
-        "return (size - 1 - a) * size + size - 1 - b",
-        "return a * size + b",
+        "to_taps_ref[c, a * size + b] += ",
+        "to_taps_ref[c, a * size + size - 1 - b] += ",
+        ("models/kernels/test_mbconv_kernels.py",),
+    ),
+    Mutation(
+        "MBConv kernel with stride: rows between the outputs take their gradient from the wrong taps",
+        "models/kernels/mosaic.py",
+        "(part + pad - tap) % self.stride",
+        "(part - tap) % self.stride",
+        ("models/kernels/test_mbconv_kernels.py",),
+    ),
+    Mutation(
+        "MBConv kernel of stage 1: a cell's first column has its own last column to the left",
+        "models/kernels/mbconv_first.py",
+        "before, here = (mosaic.columns(line, first, count, images) for first in (0, 1))",
+        "before, here = (mosaic.columns(line, first, count, images) for first in (1, 1))",
         ("models/kernels/test_mbconv_kernels.py",),
     ),
     Mutation(

@@ -126,7 +126,7 @@ class EfficientNet(nn.Module):
         lanes: maps are laid out for a TPU's 128 lanes (packed.py); results are the same, elsewhere it costs time.
         dtype: of products and activations; parameters and statistics are float32.
         depthwise: formulation of the depthwise convolutions; None lets the platform decide.
-        kernels: of blocks without stride in training: "xla"; "pallas" on TPUs; "native" on CPUs (kernels/); "auto" is "xla".
+        kernels: of blocks in training: "xla"; "pallas" on TPUs; "native", without stride, on CPUs (kernels/); "auto" is "xla".
         batch_norm_momentum: of the running statistics; a run of a few hundred steps needs less than the published one.
         taps: numbers of blocks (from 0) whose outputs are stage maps too, as "block37", from the middle of a stage.
         batch_norm_eps: added to the variances; torchvision (to B4) and timm's networks of PyTorch origin take 1e-5.

@@ -216,7 +216,7 @@ def _batch_norm_forward(x, scale, bias, eps, act, columns):
 
 def _batch_norm_backward(eps, act, columns, saved, gradients):
     # Without the barrier the compiler finds the forward pass's tanh here, and keeps that map too until now.
-    x, mean, deviation, scale, bias = lax.optimization_barrier(saved)
+    x, mean, deviation, scale, bias = lax.optimization_barrier(saved) if act else saved
     count = x.size // len(mean)
     factor = scale * deviation
 

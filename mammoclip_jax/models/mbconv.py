@@ -46,7 +46,7 @@ class Block(nn.Module):
         norm = functools.partial(BatchNorm, eps=self.eps, momentum=self.momentum)
         columns = self.place.columns // spec.stride if self.place.columns > 1 else 1
         if train and not self.is_initializing() and kernels.mbconv_fits(self, x, padding):
-            x = kernels.mbconv(self, x)
+            x = kernels.mbconv(self, x, padding)
         else:
             x = self._wide_part(x, train, padding, norm, columns)
         x = norm(columns=columns, name="project_bn")(x, train)

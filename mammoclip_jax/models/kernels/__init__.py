@@ -4,7 +4,7 @@ import importlib
 
 import jax
 
-# config.model.image.kernels -> the module that has `fits(block, x, padding)` and `wide_part(block, x)`, which replaces
+# config.model.image.kernels -> the module that has `fits(block, x, padding)` and `wide_part(block, x, padding)`, which replaces
 # an MBConv block from its expand product to its project product in training, and may `check(encoder)`. None: XLA compiles it.
 MBCONV = {
     "auto": None,
@@ -28,9 +28,9 @@ def mbconv_fits(block, x: jax.Array, padding) -> bool:
     return module is not None and module.fits(block, x, padding)
 
 
-def mbconv(block, x: jax.Array) -> jax.Array:
+def mbconv(block, x: jax.Array, padding) -> jax.Array:
     """The wide part of a block by its kernels; its running statistics are updated."""
-    return _module(block).wide_part(block, x)
+    return _module(block).wide_part(block, x, padding)
 
 
 def platform() -> str:

@@ -34,8 +34,9 @@ def fits(block, x, padding) -> bool:
     )
 
 
-def wide_part(block, x):
+def wide_part(block, x, padding):
     """What the `mbconv.Block` projects of its input x [N H W C]; updates its first batch norms' statistics."""
+    del padding  # `fits` knows it
     params = block.variables["params"]
     first, second, excite = params["expand_bn"], params["depthwise_bn"], params["se"]
     projected, moments = passes.block(

@@ -15,6 +15,49 @@ _BYTES_A_CYCLE = 819e9 / 1.5e9  # of a v5e's HBM
 _VMEM = 100 * 2**20  # bytes that a kernel may use, of a v5e's 128 MiB
 
 
+class Window(NamedTuple):
+    """A depthwise convolution: sides of its kernel, stride, zeros above and to the left, rows and columns that it makes.
+
+    A step of a grid takes one row of its output and `stride` of its input. Two passes go over the rows: the first puts
+    rows of the input into a ring and makes the output, the second puts gradients of the output there.
+    """
+
+    size: int
+    stride: int
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    def late(self) -> int:
+        """Steps from the first of a step's input rows to the output row at the same place."""
+        return max(-((self.top + self.stride - self.size) // self.stride), 0)
+
+    def ring(self) -> int:
+        """Rows of the input that are kept."""
+        return self.stride * (self.late() - -self.top // self.stride + 1)
+
+    def reach(self, count: int) -> int:
+        """Columns of the input for `count` of the output, to whole strides."""
+        return self.stride * (count - 1 - -self.size // self.stride)
+
+    def late_back(self) -> int:
+        """Steps from an output row's gradient to those of the input rows at the same place."""
+        return (self.stride - 1 + self.top) // self.stride
+
+    def ring_back(self) -> int:
+        """Rows of the output's gradient that are kept."""
+        return self.late_back() + (self.size - 1 - self.top) // self.stride + 1
+
+    def around(self) -> tuple[int, int]:
+        """Columns of the output that the input at its place reads to its left and right, beside its own."""
+        return (self.size - 1 - self.left) // self.stride, (self.stride - 1 + self.left) // self.stride
+
+    def taps(self, pad: int, part: int) -> list[int]:
+        """Those that read the input row (pad: top) or column (left) number `part` of a step; the others are between."""
+        return [tap for tap in range(self.size) if (part + pad - tap) % self.stride == 0]
+
+
 def start_ring(ring, sums_ref, i, c):
     @pl.when(i == 0)
     def _():
@@ -75,8 +118,20 @@ def line(ring, c, slot, start, count, images):
     return ring[c, slot, span(start, count, images), :]
 
 
-def columns(line, first, count, images):
-    return line[first * images : (first + count) * images]
+def columns(line, first, count, images, stride=1):
+    """Every `stride`-th; the line has whole strides."""
+    if stride == 1:
+        return line[first * images : (first + count) * images]
+    step, part = divmod(first, stride)
+    steps = line.reshape(-1, stride * images, LANES)
+    return steps[step : step + count, part * images : (part + 1) * images].reshape(-1, LANES)
+
+
+def interleave(parts, images):
+    """The line whose `columns` with stride len(parts) these are."""
+    if len(parts) == 1:
+        return parts[0]
+    return jnp.concatenate([part.reshape(-1, images, LANES) for part in parts], axis=1).reshape(-1, LANES)
 
 
 def add(sums, values, count, images):
@@ -90,12 +145,13 @@ def whole(x):
     return pl.BlockSpec(x.shape, lambda i, c: (0,) * len(x.shape))
 
 
-def late_row(x, late, height):
-    """A row of a narrow map, `late` rows after the grid's."""
-    return pl.BlockSpec((1, *x.shape[1:]), lambda i, c: (jnp.clip(i - late, 0, height - 1), 0, 0))
+def late_row(x, late, height, stride=1):
+    """A row of a narrow map, or `stride` of them, `late` steps after the grid's."""
+    last = -(-height // stride) - 1
+    return pl.BlockSpec((stride, *x.shape[1:]), lambda i, c: (jnp.clip(i - late, 0, last), 0, 0))
 
 
-def wide_row(row, late, height):
+def wide_row(row, late):
     """128 channels of a row of a wide map, `late` rows after the grid's; before the first it stays at its beginning."""
     return pl.BlockSpec((1, row, LANES), lambda i, c: (jnp.maximum(i - late, 0), 0, jnp.where(i < late, 0, c)))
 
@@ -111,7 +167,10 @@ def early_row(row, height):
 
 
 class Cost(NamedTuple):
-    """Of one step of a kernel's grid: what the compiler's schedule takes, and the products' other sides together."""
+    """Of one step of a kernel's grid: what the compiler's schedule takes, and the products' other sides together.
+
+    `row` is what a step takes of the kernel's first operand.
+    """
 
     register: float  # cycles a vector register [8, 128] of the row
     step: float  # cycles beside
@@ -126,7 +185,7 @@ def call(body, name, grid, in_specs, out_specs, outs, cost: Cost, scratch=()):
     """
 
     def run(*args, interpret):
-        row, steps = in_specs[0].block_shape[1], math.prod(grid)
+        row, steps = math.prod(in_specs[0].block_shape[:-1]), math.prod(grid)
         moved = sum(_bytes(x) for x in (*args, *outs))
         cycles = max(steps * (cost.register * -(-row // SUBLANES) + cost.step), moved / _BYTES_A_CYCLE)
         return pl.pallas_call(
