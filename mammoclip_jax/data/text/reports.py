@@ -9,7 +9,7 @@ from mammoclip_jax.data.text.sections import sections as sections
 from mammoclip_jax.data.text.sections import tidy
 
 _ABBREVIATION = re.compile(r"\b(?:dr|mr|mrs|ms|vs|no|approx|fig|e\.g|i\.e|etc|rt|lt|st|incl)\.$", re.IGNORECASE)
-_STOP = re.compile(r"(?<=[.!?])\s+")
+_STOP = re.compile(r"[.!?] ")
 _WORD = re.compile(r"\w")
 _NUMBER = re.compile(r"\d{1,2}[.)]")
 _LIST_MARK = re.compile(r"^(?:[-*•]|\d{1,2}[.)])\s+")
@@ -23,8 +23,10 @@ def sentences(text: str) -> list[str]:
 def _of_line(line: str) -> list[str]:
     """The sentences of a line of `tidy`."""
     pieces, pending = [], ""
-    mark = _LIST_MARK.match(line)
-    for piece in _STOP.split(line[mark.end() :] if mark else line):
+    start = mark.end() if (mark := _LIST_MARK.match(line)) else 0
+    ends = [stop.end() for stop in _STOP.finditer(line, start)]
+    for first, end in zip([start, *ends], [*ends, len(line) + 1]):
+        piece = line[first : end - 1]
         if not pending and _NUMBER.fullmatch(piece):
             continue
         pending = f"{pending} {piece}" if pending else piece
@@ -230,11 +232,14 @@ _ANY_HEADING = re.compile(
     r"associated (?:features|findings))[ ]?:)[A-Za-z][A-Za-z /-]{2,40}:",
     re.IGNORECASE,
 )
-# Where `_SIDE` or `_SIDE_HEADING` may find a side, by breast and of both: looked for in a tenth of the time.
+# Where `_SIDE` or `_SIDE_HEADING` may find a side, by breast; and of any, or both: looked for in a tenth of the time.
 _MAY_NAME = {
-    side: re.compile(rf"\b(?:{words})(?:t?\b|x?cc|ml|lm|[ul][oi]?q)|\b(?:{whole})", re.IGNORECASE)
-    for side, words, whole in (("L", "l", "left"), ("R", "r", "right"), ("", "l|r", "left|right"))
+    side: re.compile(rf"\b(?:{word}|{word[0]}(?:t?\b|x?cc|ml|lm|[ul][oi]?q))", re.IGNORECASE)
+    for side, word in (("L", "left"), ("R", "right"))
 }
+_MAY_NAME_ANY = re.compile(
+    r"\b(?:left|right|[lr](?:t?\b|x?cc|ml|lm|[ul][oi]?q)|both|either|bilateral)", re.IGNORECASE
+)
 _BOTH_SIDES = re.compile(
     r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b", re.IGNORECASE
 )
@@ -253,11 +258,14 @@ _VIEW_NAMES = {view: re.compile(words, re.IGNORECASE) for view, words in _VIEW_W
 
 def sides(sentence: str) -> set[str]:
     """The breasts that a sentence names: {"L"}, {"R"}, both (also for "bilateral"), or none."""
-    if "both" in (low := sentence.lower()) or "either" in low or "bilateral" in low:
-        if _BOTH_SIDES.search(sentence):
-            return {"L", "R"}
-    found = (_SIDE.match(sentence, may.start()) for may in _MAY_NAME[""].finditer(sentence))
-    return {match[0][0].upper() for match in found if match}
+    found = set()
+    for mark in _MAY_NAME_ANY.finditer(sentence):
+        if mark[0][0] in "bBeE":  # bilateral, both, either
+            if _BOTH_SIDES.match(sentence, mark.start()):
+                return {"L", "R"}
+        elif side := _SIDE.match(sentence, mark.start()):
+            found.add(side[0][0].upper())
+    return found
 
 
 def for_side(text: str, laterality: str) -> str:
@@ -273,10 +281,9 @@ def for_side(text: str, laterality: str) -> str:
 
 
 def _named_sides(sentence: str, scope: set[str]) -> tuple[set[str], set[str]]:
-    heading = _SIDE_HEADING.match(sentence)
-    if heading:
+    if heading := _SIDE_HEADING.match(sentence):
         scope = {"L"} if heading["left"] else {"R"} if heading["right"] else set()
-    elif sentence.lower().startswith("addendum:"):  # it may move a finding to the other breast
+    elif sentence[:9].lower() == "addendum:":  # it may move a finding to the other breast
         scope = {"L", "R"}
     elif _ANY_HEADING.match(sentence):
         scope = set()
