@@ -192,13 +192,13 @@ def test_predictions_alone_have_no_maps_and_say_so():
 def test_two_models(page):
     both = viewer(models=("one", "two"), stored=True)
     client, catalogue = opened(both), both.catalogue
-    about = client.get("/api/about").json()
-    assert [side["name"] for side in about["sides"]] == ["one", "two"] and about["orders"][-1] == "most apart"
     (one,) = both.sides[1]._stored
     other = one.score.copy()
     lowest = int(other.argmin())
     other[lowest] = 9  # which the second model puts highest
     both.sides[1]._stored = [one._replace(score=other)]
+    about = client.get("/api/about").json()
+    assert [side["name"] for side in about["sides"]] == ["one", "two"] and about["orders"][-1] == "most apart"
     query = {"by": "mass", "order": "most apart", "side": 1}
     first = client.get("/api/exams", params=query).json()["exams"][0]
     assert first["id"] == catalogue.exams[catalogue.exam_of[lowest]] and first["scores"]["mass"]["score"] == 9
