@@ -83,7 +83,7 @@ class Service:
     def __init__(self, options: Options, make: Callable, arguments: tuple = ()):
         options.check()
         self.options, self.ready = options, False
-        self._failure: UserError | None = None
+        self._failure: Exception | None = None
         self._stop = threading.Event()
         self._worker = workers.Worker(make, arguments, self._stop, options.grace)
         self._listener: Listener | None = None
@@ -159,12 +159,12 @@ class Service:
     def _score(self) -> None:
         try:
             self._start_worker()
-        except UserError as error:
-            self._failure = error
-            return self.stop()
         except workers.Died:
             if not self._stop.is_set():
                 self._failure = UserError("the model's process ended while it loaded; see above.")
+            return self.stop()
+        except Exception as error:  # noqa: BLE001  `run` raises it
+            self._failure = error
             return self.stop()
         while not self._stop.is_set():
             self._guarded(self._score_next)

@@ -48,6 +48,7 @@ def running(pid):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks at /proc")
 def test_killed_in_the_middle_it_loses_nothing_that_it_acknowledged(tmp_path):
     port, study = free_port(), generate_uid()

@@ -75,6 +75,7 @@ def test_a_run_says_what_no_flag_does(monkeypatch):
     assert scoring.open_model("weights", flags | {"prompts": "mine"})[1]["prompts"] == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("mammoclip_jax.delivery"), reason="without what writes results")
 def test_an_exam_is_delivered(tmp_path):
     from mammoclip_jax.benchmarks import service
