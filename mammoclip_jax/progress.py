@@ -38,7 +38,7 @@ class Bar:
         self.total, self.unit, self.what, self._clock = total, unit, what or _work.get() or f"{unit}s", clock
         self.done = 0
         self._started = self._shown = clock()
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and total > 0
         self._bar = tqdm(total=total, desc=self.what, unit=unit, leave=False, dynamic_ncols=True) if terminal else None
 
     def __enter__(self) -> "Bar":

@@ -25,7 +25,7 @@ from mammoclip_jax.data.pixels.render import Preprocessing
 from mammoclip_jax.data.regions import job
 from mammoclip_jax.data.store.shards import Dataset
 from mammoclip_jax.data.summary import prepared
-from mammoclip_jax.errors import UserError
+from mammoclip_jax.errors import UserError, together
 from mammoclip_jax.evaluation import console, options
 from mammoclip_jax.evaluation.page import report
 from mammoclip_jax.evaluation.result import scalars, to_json
@@ -40,7 +40,7 @@ from mammoclip_jax.training.mesh import describe, make_mesh, replicated
 from mammoclip_jax.training.processes import barrier
 from mammoclip_jax.training.writer import read_metrics
 from mammoclip_jax.weights import licences, region_terms, warm_start
-from mammoclip_jax.weights.opening import open_weights
+from mammoclip_jax.weights.opening import located, open_weights
 
 
 def pretrain(config, workdir, *, before: float = 0.0) -> dict:
@@ -85,6 +85,7 @@ def train_and_evaluate(config, workdir, ledger, changed) -> dict:
     logging.info("%s", describe(mesh))
     distributed.meet(mesh)
     with distributed.main_first("data"):
+        check_weights(config, workdir)
         datasets = open_datasets(config, workdir)
         datasets = task.split(config, datasets)
         tokenize = task.load_tokenizer(config, workdir, datasets)
@@ -198,6 +199,14 @@ def common_preprocessing(datasets) -> dict:
                 f"{key} is {wanted[key]!r} and {settings[key]!r}. Prepare one of them again."
             )
     return shared.as_dict()
+
+
+def check_weights(config, workdir) -> None:
+    """Raises UserError where a new run names weights that are not there: before data are made, which may take hours."""
+    if checkpoint.steps(Path(workdir, "checkpoints")):
+        return
+    names = [entry.get("weights", "") for entry in config.warm_start.values()]
+    together(*(functools.partial(located, name) for name in names if name))
 
 
 def start_variables(fresh, config, workdir, meta, open_weights=open_weights) -> dict:

@@ -231,6 +231,17 @@ def test_a_label_that_a_probe_does_not_find_is_said_before_the_training():
     run.check_evaluation(datasets, settings)
 
 
+def test_weights_that_are_not_there_are_said_before_data_are_made(tmp_path, parent):
+    config = config_from(one={"weights": str(parent)}, two={"weights": ""}, three={"load": ("x",)})
+    run.check_weights(config, tmp_path)
+    config.warm_start.two.weights = str(tmp_path / "nowhere.pth")
+    config.warm_start.three.weights = str(tmp_path)
+    with pytest.raises(UserError, match="no finished checkpoint in it(.|\n)*nowhere.pth: there is no such file"):
+        run.check_weights(config, tmp_path)
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)  # it goes on from that, and reads none of them
+    run.check_weights(config, tmp_path)
+
+
 def test_a_wrong_folder_is_said_before_others_are_made(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "prepare", lambda *arguments, **options: pytest.fail("it was made first"))
     config = defaults()

@@ -87,12 +87,8 @@ def import_weights(
             f"export --workdir={path}`."
         )
     if not path.exists():
-        path, origin = _from_hub(str(name)), origin or on_hub(str(name))[0]
-    if path.is_dir() and not _has_weights(path):
-        raise UserError(
-            f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
-            "of its checkpoints, a model folder, or a published file."
-        )
+        origin = origin or on_hub(str(name))[0]
+    path = located(name)
     file = weight_files.read(path)
     if layout:
         lookup({known: known for known in layouts.LAYOUTS}, layout, "layout")
@@ -189,6 +185,23 @@ def _tokenizer(wanted: str, path: Path, model) -> tuple[Tokenize | None, str]:
             "vectors: it is not the tokenizer of these weights."
         )
     return tokenize, ""
+
+
+def located(name: str | Path) -> Path:
+    """Where the weights of that name are, files here before the hub; nothing of them is read.
+
+    Raises:
+        UserError: there is nothing of that name, or a folder without weights.
+    """
+    path = Path(name)
+    if not path.exists():
+        path = _from_hub(str(name))
+    if path.is_dir() and not is_ours(path) and not _has_weights(path):
+        raise UserError(
+            f"{path}: there is no finished checkpoint in it, and no weights: name the folder of a run, one "
+            "of its checkpoints, a model folder, or a published file."
+        )
+    return path
 
 
 def _from_hub(name: str) -> Path:
