@@ -22,13 +22,21 @@ class Listener:
         address: host and port.
         title: its AE title, which callers must use.
         peers: who may send, "TITLE" or "TITLE@ADDRESS"; none: everybody.
+        limit: bytes that an instance may have.
         told: called with the outcome of each instance.
     """
 
     def __init__(
-        self, spool: Spool, address: tuple[str, int], title: str, peers: Sequence[str], told: Callable[[str], None]
+        self,
+        spool: Spool,
+        address: tuple[str, int],
+        title: str,
+        peers: Sequence[str],
+        limit: int,
+        told: Callable[[str], None],
     ):
         self._spool, self._peers, self._told = spool, [tuple(peer.split("@", 1)) for peer in peers], told
+        self._limit = limit
         _config.STORE_RECV_CHUNKED_DATASET = True  # into a file of `tempfile`, which `server` lays into the spool
         ae = AE(title)
         ae.require_called_aet = True
@@ -55,6 +63,8 @@ class Listener:
             requestor = event.assoc.requestor
             if self._peers and not {(requestor.ae_title,), (requestor.ae_title, requestor.address)} & {*self._peers}:
                 status = NOT_AUTHORIZED
+            elif event.dataset_path.stat().st_size > self._limit:
+                status, outcome = NOT_UNDERSTOOD, "too large"  # a sender would try again after "no resources"
             else:
                 study = _study(event.dataset_path)
                 _, new = self._spool.add_instance(event.dataset_path, study, str(event.request.AffectedSOPInstanceUID))

@@ -174,7 +174,7 @@ class Service:
         if not self._listener and self.options.dicom_port:
             options = self.options
             self._listener = Listener(
-                self.spool, (options.host, options.dicom_port), options.title, options.peers, self._told
+                self.spool, (options.host, options.dicom_port), options.title, options.peers, options.limit, self._told
             )
             _log.info("DICOM: %s at %s:%d", options.title, options.host, options.dicom_port)
         self.ready = not self._stop.is_set()
@@ -183,7 +183,12 @@ class Service:
     def _score_next(self) -> None:
         if not self._worker.alive:
             self.metrics.restarts.inc()
-            self._worker.start()
+            try:
+                self._worker.start()
+            except Exception:
+                self.ready = False  # until it starts again
+                raise
+            self.ready = not self._stop.is_set()
         record = self.spool.take(LOOK_EVERY)
         if record is None:
             return

@@ -4,8 +4,10 @@ import contextlib
 import logging
 import socket
 
+import numpy as np
 import pydicom
 import pytest
+import tiny_dicom
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import BasicTextSRStorage, Verification
@@ -16,6 +18,7 @@ from mammoclip_jax.errors import UserError
 from mammoclip_jax.service import listener, sender
 
 NEVER, SOON = 1e6, 0.1  # seconds
+LIMIT = 1_000_000  # bytes
 
 
 def free_port():
@@ -72,6 +75,7 @@ def node(tmp_path_factory, archive):
         tmp_path_factory.mktemp("node"),
         dicom_port=port,
         quiet=NEVER,
+        limit=LIMIT,
         send_to=sender.Destination("ARCHIVE", "127.0.0.1", archive.port),
         peers=("SCANNER@127.0.0.1", "OTHER@10.9.8.7"),
     ) as (own, _):
@@ -152,3 +156,15 @@ def test_destinations_and_waits():
         with pytest.raises(UserError, match="TITLE@HOST:PORT"):
             sender.destination(wrong)
     assert [sender.wait_after(failures) for failures in (1, 2, 3, 50)] == [2, 4, 8, 600]
+
+
+def test_an_instance_above_the_limit_is_refused_and_not_kept(node, tmp_path):
+    own, port = node
+    study = generate_uid()
+    large = tiny_dicom.write(
+        tmp_path / "large.dcm", np.zeros((800, 800), np.uint16), StudyInstanceUID=study, SOPInstanceUID=generate_uid()
+    )
+    before = sorted((own.spool.root / "open").iterdir())
+    assert store(port, large) == [listener.NOT_UNDERSTOOD]
+    assert sorted((own.spool.root / "open").iterdir()) == before
+    assert 'mammoclip_dicom_instances_total{outcome="too large"} 1.0' in own.metrics.text().decode()
