@@ -237,9 +237,7 @@ _MAY_NAME = {
     side: re.compile(rf"\b(?:{word}|{word[0]}(?:t?\b|x?cc|ml|lm|[ul][oi]?q))", re.IGNORECASE)
     for side, word in (("L", "left"), ("R", "right"))
 }
-_MAY_NAME_ANY = re.compile(
-    r"\b(?:left|right|[lr](?:t?\b|x?cc|ml|lm|[ul][oi]?q)|both|either|bilateral)", re.IGNORECASE
-)
+_MAY_NAME_ANY = re.compile(r"\b(?:left|right|[lr](?:t?\b|x?cc|ml|lm|[ul][oi]?q)|both|either|bilateral)", re.IGNORECASE)
 _BOTH_SIDES = re.compile(
     r"\b(?:bilateral(?:ly)?|both\s+(?:breasts|sides|axilla\w*)|either\s+(?:breast|side))\b", re.IGNORECASE
 )
