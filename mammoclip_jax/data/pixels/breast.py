@@ -290,10 +290,21 @@ def _largest_part(bright: np.ndarray) -> np.ndarray:
     The opening cuts markers and film edges off the breast. The world outside is dark, or a thin bright line along the
     border would survive and tie a marker to the breast.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(_opened(_without_film_edges(bright)))
+    count, labels, stats = components(_opened(_without_film_edges(bright)))
     if count < 2:
         return np.zeros(bright.shape, bool)
     return labels == 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+
+
+def components(mask: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number, labels [h, w] and statistics of the components of a uint8 mask, as OpenCV has them, and of the rest as number 0.
+
+    Labels of 16 bits, in half of the time, where so many are enough: a component begins with a run in some row.
+    """
+    most = np.count_nonzero(mask[:, 1:] > mask[:, :-1]) + np.count_nonzero(mask[:, 0])
+    kind = cv2.CV_16U if most < 2**16 - 1 else cv2.CV_32S
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, ltype=kind)
+    return count, labels, stats
 
 
 def _opened(bright: np.ndarray) -> np.ndarray:

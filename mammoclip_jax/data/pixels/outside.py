@@ -4,12 +4,13 @@ A mask of about 1024 pixels a side says which pixels stay: the breast, generousl
 things in that rim which do not hang together with it. All else becomes the background's level.
 """
 
+import math
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from mammoclip_jax.data.pixels.breast import REDUCED, Crop, Found, halved
+from mammoclip_jax.data.pixels.breast import REDUCED, Crop, Found, components, halved
 
 _SIDE = REDUCED  # the mask has at most this many pixels a side
 _RIM = 0.02  # of the longer side is kept around the breast
@@ -33,7 +34,9 @@ def keep(preview: np.ndarray, seen: Found) -> Kept | None:
     reduced = halved(preview, _SIDE) if seen.reduced is None else seen.reduced
     small = cv2.resize(reduced, size, interpolation=cv2.INTER_AREA)
     breast = cv2.resize(seen.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    wide = (cv2.distanceTransform(1 - breast, cv2.DIST_L2, 3) <= _RIM * max(size)).astype(np.uint8)
+    near, rim = _around(breast, _RIM * max(size)), _RIM * max(size)
+    wide = np.zeros_like(breast)
+    wide[near] = cv2.distanceTransform(1 - breast[near], cv2.DIST_L2, 3) <= rim
     thin = np.s_[::4, ::4]  # enough for statistics
     air = small[thin][(wide if not wide[thin].all() else breast)[thin] == 0]
     if not air.size:
@@ -44,16 +47,30 @@ def keep(preview: np.ndarray, seen: Found) -> Kept | None:
         wide[:, side] |= cv2.dilate(strip, np.ones((reach, 1), np.uint8))
     level = float(np.median(air))
     top = float(np.percentile(small[thin][breast[thin] > 0], 95))
-    over = small.astype(np.float32) - level
-    if top < level:  # bright air: text in it is dark
-        over, top = -over, 2 * level - top
+    bright_air = top < level  # text in it is dark
+    top = 2 * level - top if bright_air else top
     noise = float(np.median(np.abs(air - level)))
     clear = max(8.0, _CONTRAST * (top - level), 6 * noise)
-    text = _text(over > max(4.0, 5 * noise), over > clear, breast)
+
+    def beyond(step: float) -> np.ndarray:
+        """Where the image is further than that from the air's level: compared as whole numbers, which is quicker."""
+        return small < math.ceil(level - step) if bright_air else small > math.floor(level + step)
+
+    clearly = beyond(clear)
+    text = _text(beyond(max(4.0, 5 * noise)), clearly, breast)
     if seen.plates is not None:
         text |= cv2.resize(seen.plates.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     mask = wide & ~text & 1
-    return Kept(mask, (over > clear) & (mask == 0))
+    return Kept(mask, clearly & (mask == 0))
+
+
+def _around(mask: np.ndarray, reach: float) -> tuple[slice, slice]:
+    """Rows and columns of what is not 0, and of so many pixels around it."""
+    extra, sides = math.ceil(reach) + 1, []
+    for axis in (0, 1):
+        live = np.flatnonzero(mask.any(axis=1 - axis))
+        sides.append(slice(max(0, live[0] - extra), live[-1] + 1 + extra) if live.size else slice(0, 1))
+    return sides[0], sides[1]
 
 
 def _text(visible: np.ndarray, clear: np.ndarray, breast: np.ndarray) -> np.ndarray:
@@ -61,11 +78,12 @@ def _text(visible: np.ndarray, clear: np.ndarray, breast: np.ndarray) -> np.ndar
 
     `visible` is what is brighter than the noise: what hangs together by it with the breast is breast.
     """
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(visible.astype(np.uint8))
-    core = cv2.distanceTransform(breast, cv2.DIST_L2, 3) > max(3, 0.012 * max(breast.shape))
+    count, labels, stats = components(visible.astype(np.uint8))
+    part = _around(breast, 1)
+    core = cv2.distanceTransform(breast[part], cv2.DIST_L2, 3) > max(3, 0.012 * max(breast.shape))
     compact = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1) <= _TEXT * max(breast.shape)
     apart, bright = np.ones(count, bool), np.zeros(count, bool)
-    apart[labels[core]] = False
+    apart[labels[part][core]] = False
     bright[labels[clear]] = True
     for side in _chest_walls(breast):
         apart[labels[[0, -1], 0 if side.start == 0 else -1]] = False  # a fold holds the corner, text does not
@@ -73,12 +91,18 @@ def _text(visible: np.ndarray, clear: np.ndarray, breast: np.ndarray) -> np.ndar
     chosen[0] = False
     if not chosen.any():
         return np.zeros(breast.shape, np.uint8)
-    letters = chosen[labels].astype(np.uint8)
+    x0, y0, width, height = stats[chosen, : cv2.CC_STAT_HEIGHT + 1].T
+    reach = 3  # what is looked at around them: more than they are widened by
+    top, left = max(0, y0.min() - reach), max(0, x0.min() - reach)
+    place = np.s_[top : (y0 + height).max() + reach, left : (x0 + width).max() + reach]
+    letters = chosen[labels[place]].astype(np.uint8)
     outlines, _ = cv2.findContours(letters, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(letters, outlines, -1, 1, cv2.FILLED)
     apart[0] = True  # what is not visible at all
-    tissue = (~apart)[labels].astype(np.uint8)
-    return cv2.dilate(letters, _disc(2)) & ~cv2.dilate(tissue, _disc(1)) & 1
+    tissue = (~apart)[labels[place]].astype(np.uint8)
+    text = np.zeros(breast.shape, np.uint8)
+    text[place] = cv2.dilate(letters, _disc(2)) & ~cv2.dilate(tissue, _disc(1)) & 1
+    return text
 
 
 def _chest_walls(breast: np.ndarray) -> list[slice]:
