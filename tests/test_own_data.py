@@ -137,16 +137,13 @@ def test_the_page_done_literally(tmp_path):
         [re.sub("|".join(stand_ins), lambda match: stand_ins[match[0]], word) for word in each] for each in commands()
     ]
     checked, prepared = todo[:2]
-    said = {}
-    for words in [checked, prepared]:
-        said[words[-1]] = run(words, tmp_path)
+    dry = run(checked, tmp_path)
+    run(prepared, tmp_path)
     run([word.replace("=mine", "=others").replace("data/mine", "data/other") for word in prepared], tmp_path)
     # The text model, from which the small encoders start, comes first.
     for words in sorted(todo[2:], key=lambda words: "mammoclip_jax.pretrain" not in words):
-        said[words[3]] = run(words, tmp_path)
-    print(json.dumps({name: text[-600:] for name, text in said.items()}, indent=1))
+        run(words, tmp_path)
 
-    dry = said["--check"]
     assert "16  images\n" in dry and "4  studies" in dry and "masks of 16 images: mass" in dry and "quarantined" in dry
     for name in ("cancer", "density", "masses", "outlines", "texts"):
         page = (tmp_path / "runs" / name / "report.html").read_text()
