@@ -11,7 +11,7 @@ import subprocess
 import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-PATIENCE = 60  # seconds
+PATIENCE = 40  # seconds
 
 
 def find():
@@ -80,7 +80,9 @@ class Page:
     def until(self, code):
         end = time.monotonic() + PATIENCE
         while not self.value(code):
-            assert time.monotonic() < end, f"never true: {code}; {self.errors}"
+            if time.monotonic() > end:
+                shown = self.value("JSON.stringify(document.body.dataset) + document.body.innerText")
+                raise AssertionError(f"never true: {code}; {self.errors}; {shown}")
             time.sleep(0.05)
 
     def key(self, key):

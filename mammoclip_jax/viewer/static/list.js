@@ -123,7 +123,7 @@ export class List {
     below.append(element("span", "what", [exam.split, exam.vendor, ...others].filter((part) => part && part !== "unknown").join(" · ")));
     if (wrong !== null && wrong >= 0.5) below.append(element("span", "wrong", `wrong ${wrong.toFixed(2)}`));
     button.append(top, below);
-    button.addEventListener("click", () => this.open(exam.id));
+    button.addEventListener("click", () => { this.number = number; this.open(exam.id); });
     row.append(button);
     return row;
   }
@@ -134,16 +134,15 @@ export class List {
     else if (top + ROW > scroll.scrollTop + scroll.clientHeight) scroll.scrollTop = top + ROW - scroll.clientHeight;
   }
 
+  // Marks the exam that is shown; its number is that of the row or step that led to it, or is asked for.
   async mark(id) {
     this.current = id;
-    const near = this.number === null ? [] : [this.number - 1, this.number, this.number + 1];
-    this.number = null;
-    for (const number of near) {
-      if (number >= 0 && number < this.count && (await this.at(number))?.id === id) this.number = number;
+    const { number } = this, known = number !== null && number < this.count && (await this.at(number))?.id === id;
+    if (!known && this.query) {
+      const { found } = await json("/api/exams", { ...this.query, start: 0, count: 1, find: id });
+      if (this.current === id) this.number = found;
     }
-    if (this.number === null && this.query) {
-      this.number = (await json("/api/exams", { ...this.query, start: 0, count: 1, find: id })).found;
-    }
+    if (this.current !== id) return;
     if (this.number !== null) this.bring(this.number);
     this.draw();
     this.onchange?.();
@@ -152,7 +151,9 @@ export class List {
   async step(by) {
     const number = this.number === null ? 0 : this.number + by;
     if (number < 0 || number >= this.count) return;
-    this.open((await this.at(number)).id);
+    this.number = number; // at once: the next key may come before the exam
+    const exam = await this.at(number);
+    if (this.number === number) this.open(exam.id);
   }
 }
 

@@ -7,7 +7,7 @@ import { Stage, element, words } from "/static/stage.js";
 
 const WAIT = 300, $ = (id) => document.getElementById(id);
 const films = new Kept(24), maps = new Kept(24);
-let about, list, stage, near, exam = null, asking = new AbortController();
+let about, list, stage, near, exam = null, opening = 0, asking = new AbortController();
 const asked = { label: "", phrase: "", shown: 0 }; // shown: number of a model, or -1 for both
 const ways = []; // of each model: {method, stage}
 
@@ -67,8 +67,10 @@ async function start() {
 }
 
 async function open(id) {
+  const turn = (opening += 1);
   document.body.dataset.state = "loading";
   const found = await json(`/api/exams/${id}`);
+  if (turn !== opening) return; // another was asked for meanwhile
   exam = found;
   history.replaceState(null, "", `#exam=${id}`);
   document.body.classList.remove("with-list");
@@ -144,7 +146,7 @@ async function ask() {
       if (asked.phrase) similar(said);
       if (!ways[at].method || !(asked.phrase || model(at).labels.includes(asked.label))) continue;
       const query = { side: at, ...ways[at], ...(asked.phrase ? { phrase: asked.phrase } : { label: asked.label }) };
-      const made = await maps.get(`${now.id} ${JSON.stringify(query)}`, async () => heats(await framed(`/api/exams/${now.id}/map`, query, signal), about.colours));
+      const made = await mapsOf(now, query, signal);
       if (signal.aborted) return;
       stage.heats[at] = made;
       stage.draw();
@@ -156,6 +158,17 @@ async function ask() {
     if (wasAborted(error) || signal.aborted) return;
     tell(error.message);
     document.body.dataset.map = "failed";
+  }
+}
+
+// Maps of an exam, kept. One that is on its way may belong to a question that was left: then it is asked for anew.
+async function mapsOf(exam, query, signal) {
+  const get = () => maps.get(`${exam.id} ${JSON.stringify(query)}`, async () => heats(await framed(`/api/exams/${exam.id}/map`, query, signal), about.colours));
+  try {
+    return await get();
+  } catch (error) {
+    if (!wasAborted(error) || signal.aborted) throw error;
+    return get();
   }
 }
 
