@@ -42,9 +42,6 @@ def scorer(model, options: Mapping[str, Any]) -> Callable[[Path, Path], None]:
     from mammoclip_jax.delivery.folder import deliver
     from mammoclip_jax.delivery.pseudonyms import sources_file
 
-    fingerprint = model.fingerprint()
-    model.fingerprint = lambda: fingerprint  # the weights stay as they are, and to hash them takes a second
-
     def score(files: Path, out: Path) -> None:
         result = deliver(model, files, out, dicom=True, **options)
         write_result(out, with_files(result, sources_file(out)))
