@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "mammoclip_jax"
 GROUND = {"boxes", "command", "config", "errors", "files", "locks", "memory", "names", "progress", "provenance"}
-GROUND |= {"terminal", "types"}
+GROUND |= {"pages", "terminal", "types"}
 BELOW = {  # of each folder, and of check.py and run.py
     "data": set(),
     "models": set(),

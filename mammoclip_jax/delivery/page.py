@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
+from mammoclip_jax import pages
 from mammoclip_jax.delivery.hanging import Hung, Row, Standing, chest_wall, hang, in_original
 from mammoclip_jax.provenance import version, without_paths
 
@@ -36,13 +36,7 @@ def exam_page(exam: Mapping[str, Any], prediction: Mapping[str, Any], folder: Pa
     views, labels = exam["views"], _labels(exam)
     rows = hang(_standing(view, prediction.get("preprocessing", {})) for view in views)
     script, style = _SCRIPT.read_text(encoding="utf-8"), _STYLE.read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment(Path(__file__).parent)
     return environment.get_template("exam.html.jinja").render(
         name=str(exam["exam"]),
         rows=[_row(row, views, Path(folder)) for row in rows],

@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from mammoclip_jax import provenance
+from mammoclip_jax import pages, provenance
 from mammoclip_jax.evaluation import result, statistics
 from mammoclip_jax.evaluation.page import illustrations, plots
 from mammoclip_jax.evaluation.page.display import Headline, headlines, interval, number, pivot
@@ -96,13 +96,7 @@ def config_text(config) -> str:
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment(Path(__file__).parent)
     environment.filters |= {"svg": _svg, "value": _headline_value, "range": _headline_range, "number": number}
     return environment
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 import pandas as pd
 
+from mammoclip_jax import pages
 from mammoclip_jax.data.preview import page as preview
 from mammoclip_jax.evaluation.page.display import interval, number
 from mammoclip_jax.evaluation.page.report import PACKAGES
@@ -53,7 +53,7 @@ def write(
     """
     found = analysis.findings
     what = label.replace("_", " ")
-    template = _environment().get_template("slices.html.jinja")
+    template = pages.environment(Path(__file__).parent, Path(preview.__file__).parent).get_template("slices.html.jinja")
     page = template.render(
         label=what,
         known=known.replace("_", " "),
@@ -81,17 +81,6 @@ def write(
     )
     write_text(Path(out), page)
     return Path(out)
-
-
-def _environment() -> jinja2.Environment:
-    folders = [Path(__file__).parent, Path(preview.__file__).parent]
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folders),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def of_slice(row: Mapping[str, Any], label: str) -> str:
