@@ -43,9 +43,8 @@ def define_flags() -> None:
 def main(argv) -> int:
     """The command; see --help."""
     del argv
-    from mammoclip_jax.evaluation import result  # not for --help: they import jax
+    from mammoclip_jax.evaluation import console, result  # not for --help: they import jax
     from mammoclip_jax.evaluation.meaning import measure
-    from mammoclip_jax.evaluation.page.display import text_table
     from mammoclip_jax.inference import loading
     from mammoclip_jax.inference.prompt_files import load_prompts
     from mammoclip_jax.weights import calibration_file, opening
@@ -71,7 +70,7 @@ def main(argv) -> int:
         patients=values.patients or None,
         resamples=values.resamples,
     )
-    print(text_table([found]))
+    print(console.long_table([found]))
     if values.out:
         result.save([found], Path(values.out))
     if values.store:

@@ -153,6 +153,6 @@ def _of_data(config) -> Iterator[Callable[[], object]]:
     for options in data.prepare.values():
         yield functools.partial(check_arguments, **options)
     for name, options in data.regions.make.items():
-        method = lookup(region_methods.METHODS, options.get("method", name), "method of finding regions")
+        method = region_methods.method_of(options.get("method", name))
         rest = {key: value for key, value in options.items() if key != "method"}
         yield functools.partial(check_options, method, rest, f"config.data.regions.make.{name}")

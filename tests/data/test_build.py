@@ -498,9 +498,8 @@ def dies_at(monkeypatch, change: int):
         yield
 
 
-@pytest.mark.parametrize(
-    "start", ["nothing", *(pytest.param(x, marks=pytest.mark.slow) for x in ("finished", "stopped"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["nothing", "finished", "stopped"])
 def test_death_at_any_change_of_the_file_system(tmp_path, monkeypatch, start):
     """From an empty folder, while a finished one is brought up to date, and after a run over other tables."""
     root, out, begun = mias_like(tmp_path / "in", pairs=3), tmp_path / "out", tmp_path / "begun"
@@ -670,7 +669,8 @@ def test_options_are_parsed():
         parse_options(["nothing"])
 
 
-@pytest.mark.parametrize("mode", ["in_memory", pytest.param("multi_processing", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["in_memory", "multi_processing"])
 def test_beam_writes_the_same_bytes(tmp_path, mode):
     pytest.importorskip("apache_beam")
     root = mias_like(tmp_path / "in", pairs=6)

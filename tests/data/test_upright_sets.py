@@ -59,6 +59,7 @@ def test_the_true_angle_is_in_the_labels(folder, phantoms):
     assert np.mean(angles(index, phantoms) <= 5) >= 0.8
 
 
+@pytest.mark.slow
 def test_upright_with_one_scale_a_lesion_has_one_depth(folder, phantoms, tmp_path):
     plain = tmp_path / "plain"
     prepare("phantom", phantoms, plain, **CANVAS)

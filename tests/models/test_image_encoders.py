@@ -395,6 +395,7 @@ def test_any_number_of_channels(family):
 # --- behaviour --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, changes, size",
     [
@@ -462,6 +463,7 @@ def test_offsets_are_added_and_give_the_gradient_of_a_stage(family):
         jax.eval_shape(lambda: form.model().apply(form.variables(), image(form.size), offsets={"stage99": 0}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, remat",
     # EfficientNet's takes longest, and of its two ways the finer one says more; ViT's block is DINOv2's.

@@ -267,6 +267,7 @@ def test_small_network_equals_golden():
 # --- behaviour --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_on_eight_devices_equal_one():
     with jax.enable_x64(True):
         model = small(jnp.float64, LITTLE, LITTLE_STAGES)

@@ -232,6 +232,7 @@ def test_gradients_on_eight_devices_equal_one(form):
     close_gradients(eight, one, 1e-5, 1e-6)
 
 
+@pytest.mark.slow
 @forms
 def test_recomputation_changes_no_gradient(form):
     ids, mask = form.text()

@@ -84,6 +84,7 @@ LABELS = [{"mass": int(i % 3 == 0)} for i in range(32)]
 BOXES = [[{"label": "mass", "box": [4, 6, 30, 40]}] if i % 3 == 0 else [] for i in range(32)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, task",
     [

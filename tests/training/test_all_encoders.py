@@ -80,6 +80,7 @@ def test_every_encoder_has_its_small_form_here():
     assert {pair.values[1] for pair in PAIRS} == set(TEXT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image, text", PAIRS)
 def test_every_gradient_is_the_same_on_eight_devices(image, text):
     config = tiny_config(image, text)

@@ -93,6 +93,7 @@ def test_no_gradient_is_computed_for_what_is_frozen():
     assert tower < 0.6 * whole and rule < 0.6 * whole, (whole, tower, rule)
 
 
+@pytest.mark.slow
 def test_the_gradients_of_the_rest_are_as_without_freezing():
     """By rules, which leave the towers in training mode; a frozen tower changes its own mode too."""
     results = []

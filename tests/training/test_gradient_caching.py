@@ -193,6 +193,7 @@ def test_parts_stay_spread_over_eight_devices():
     assert_close(stats8, stats, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_of_64_in_parts_takes_the_memory_of_one_of_8():
     """The program's temporary memory, as the compiler plans it."""
 

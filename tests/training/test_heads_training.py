@@ -94,6 +94,7 @@ def alone():
     return steps(2)
 
 
+@pytest.mark.slow
 def test_all_terms_train_the_same_on_eight_devices(alone):
     (first, _, last), metrics, _ = alone
     (_, _, last8), metrics8, _ = steps(2, devices=8, state=first)

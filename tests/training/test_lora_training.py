@@ -105,6 +105,7 @@ def test_merged_is_a_plain_model_with_the_same_embeddings(trained):
         lora.merged(plain, config.model.to_dict())
 
 
+@pytest.mark.slow
 def test_dropout_in_training_is_that_of_the_adapters(trained):
     """At the start lora_b is zero: dropout on the adapters shows in the gradient of lora_b, and nowhere else."""
     mesh = meshes.make_mesh({}, jax.devices()[:1])

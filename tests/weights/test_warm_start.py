@@ -157,6 +157,7 @@ def start_tower(kind, fresh, source):
     return {collection: tree[kind] for collection, tree in variables.items()}, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGE_ENCODERS)
 @pytest.mark.parametrize("old, new", [(3, 1), (1, 3)])
 def test_a_grey_image_gives_the_same_features_with_other_channels(name, old, new):

@@ -42,6 +42,7 @@ def contents(root: Path) -> dict[str, str]:
 # Files
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_workers(folder, tmp_path):
     generate.generate(tmp_path / "two", 8, SMALL, workers=2)
     assert contents(tmp_path / "two") == contents(folder)
