@@ -495,8 +495,8 @@ MUTATIONS = (
     Mutation(
         "MBConv kernel: moments of the expand product from the second moments of x, not their covariance",
         "models/kernels/mbconv_pallas.py",
-        "flat = flat if narrow else flat - jnp.tile(mean, cells)",
-        "flat = flat",
+        "x = x if narrow else x - jnp.tile(mean, cells)",
+        "x = x",
         ("models/kernels/test_mbconv_kernels.py",),
     ),
     Mutation(

@@ -98,14 +98,14 @@ def _product_moments(x: Float[Array, "H W N in"], kernel: Float[Array, "in C"]):
     x may have several columns in a cell (packed.py).
     """
     wide = kernel.astype(x.dtype).astype(jnp.float32)
-    flat, inputs = x.reshape(-1, x.shape[-1]), len(kernel)
-    cells, narrow = flat.shape[1] // inputs, x.dtype.itemsize < 4
-    count = len(flat) * cells
-    mean = jnp.sum(jnp.sum(flat, axis=0, dtype=jnp.float32).reshape(cells, inputs), axis=0) / count
+    inputs, narrow = len(kernel), x.dtype.itemsize < 4
+    cells, count = x.shape[-1] // inputs, x.size // inputs
+    over = tuple(range(x.ndim - 1))  # not one axis of all: the devices would have to send each other their images
+    mean = jnp.sum(jnp.sum(x, axis=over, dtype=jnp.float32).reshape(cells, inputs), axis=0) / count
     mean = checkpoint_name(mean, "moments")
     # In 16 bits the products are exact, and x has lost more than the sums do.
-    flat = flat if narrow else flat - jnp.tile(mean, cells)
-    products = lax.dot_general(flat, flat, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    x = x if narrow else x - jnp.tile(mean, cells)
+    products = lax.dot_general(x, x, ((over, over), ((), ())), preferred_element_type=jnp.float32)
     covariance = jnp.einsum("ninj->ij", products.reshape(cells, inputs, cells, inputs)) / count
     if narrow:
         covariance = covariance - mean[:, None] * mean

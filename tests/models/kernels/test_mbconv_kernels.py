@@ -1,6 +1,7 @@
 """MBConv blocks by kernels against the same blocks as XLA compiles them, by Pallas' interpreter."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,17 @@ def test_two_blocks_of_channels_on_eight_devices(size, outputs, width, options):
     """Global moments: a device's own would be far from XLA's."""
     given = case(size, 22, outputs, (16, 7, width), jnp.float32, **options)
     assert max(distances(step(*given), fused_step(*given, devices=8))) < 5e-6
+
+
+@pytest.mark.slow
+def test_devices_exchange_sums_alone():
+    """A reshape that joins the images' axis with others would have every device receive all images."""
+    block, variables, *arrays, padding = case(5, 22, 9, (16, 7, 12), jnp.bfloat16, **STRIDED)
+    mesh = make_mesh({"data": 2, "fsdp": 4}, jax.devices()[:8])
+    with jax.set_mesh(mesh):
+        arrays = [jax.device_put(v, batch_sharding(mesh)) for v in arrays]
+        program = step.lower(block.clone(kernels="pallas"), variables, *arrays, padding).compile().as_text()
+    assert set(re.findall(r"\b(all-\w+|collective-permute|reduce-scatter)\(", program)) == {"all-reduce"}
 
 
 @pytest.mark.slow
