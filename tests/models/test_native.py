@@ -61,7 +61,7 @@ def assert_near(found, expected):
         assert np.abs(a - b).max() <= TOLERANCE * np.abs(b).max(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("size", [pytest.param(3, marks=pytest.mark.slow), 5])
 def test_a_block_is_the_same(library, size):
     """13 columns: no multiple of what the loops take at once. Values, running statistics, every gradient."""
     expected = step(size, "xla")

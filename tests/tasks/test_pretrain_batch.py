@@ -108,7 +108,7 @@ def test_without_reports_the_vocabulary_is_that_of_the_captions(tmp_path):
     assert pretrain.load_tokenizer(again, tmp_path / "again", datasets).fingerprint == tokens.fingerprint
 
 
-@pytest.mark.parametrize("more", [dict(), SPOKEN | dict(unpaired=UNPAIRED)])
+@pytest.mark.parametrize("more", [dict(), pytest.param(SPOKEN | dict(unpaired=UNPAIRED), marks=pytest.mark.slow)])
 def test_a_step_is_the_same_on_one_and_eight_devices(tmp_path, more):
     config = _config(dict(targets=LABELS) | more)
     config.train.batch_size = 8
