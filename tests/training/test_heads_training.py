@@ -135,7 +135,6 @@ def of_heads(state):
     return {path: x for path, x in flat.items() if "heads/" in path}
 
 
-@pytest.mark.slow
 def test_heads_wait_for_the_first_of_their_terms():
     """Bit for bit: no decay, no moments, no statistics; a NaN in one of them gets nowhere. From their step on they move."""
 
