@@ -38,6 +38,13 @@ def trainer_of(config, mesh, height=tiny.HEIGHT):
     return make_trainer(config, tiny.VOCABULARY, {"height": height, "width": tiny.WIDTH, "bits": 8}, mesh)
 
 
+def test_a_batch_is_split_over_all_axes():
+    """The partitioner multiplies a depthwise kernel's gradient by the size of each axis that its batch is replicated over."""
+    mesh = meshes.make_mesh({"data": 2, "fsdp": 2, "space": 2})
+    x = jax.device_put(np.arange(16), meshes.batch_sharding(mesh))
+    assert sorted(shard.data.tolist() for shard in x.addressable_shards) == [[i, i + 1] for i in range(0, 16, 2)]
+
+
 def split(tree):
     """Paths of the arrays that no device holds whole."""
     return {
