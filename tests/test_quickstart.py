@@ -53,7 +53,7 @@ def test_every_cell_runs(tmp_path, monkeypatch):
         notebook, timeout=600, kernel_name="python3", resources=place
     ).execute()  # an error in a cell is raised
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
-    assert "zero-shot AUROC of a mass" in said and "8 overlays" in said and "exam: {'mass'" in said
+    assert "zero-shot AUROC of a mass" in said and "20 pictures" in said and "exam: {'mass'" in said
     pictures = [
         output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in json.dumps(output)
     ]
