@@ -140,7 +140,7 @@ def test_a_network_with_remat_has_the_same_gradients():
 
         gradients[name] = gradient(variables["params"])
     # The bias before another block's normalisation has no gradient but rounding.
-    assert max(distances(gradients["xla"], gradients["pallas"], floor=1e-4)) < 1e-3
+    assert max(distances(gradients["xla"], gradients["pallas"], floor=1e-3)) < 1e-3
 
 
 def test_what_the_kernels_do_not_take_is_left_to_xla():
