@@ -145,6 +145,7 @@ def test_attributes_are_scored_as_a_classifier_is(model, phantoms):
     assert "cosine" in result.protocol
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_ends_with_the_same_bits(finished, phantoms, encoder, tmp_path):
     run.pretrain(config_of(phantoms, encoder, steps=2), tmp_path / "run")
     before = (tmp_path / "run" / "maps" / "stage1.maps").stat().st_mtime_ns

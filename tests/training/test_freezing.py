@@ -42,7 +42,10 @@ def three_steps(config):
 @pytest.mark.parametrize(
     "frozen, rules, still, moving",
     [
-        (("image",), (), ("image_encoder/",), ("image_projection/dense/kernel", "text_encoder/")),
+        pytest.param(
+            *(("image",), (), ("image_encoder/",), ("image_projection/dense/kernel", "text_encoder/")),
+            marks=pytest.mark.slow,
+        ),
         (
             ("image", "text"),
             (),

@@ -246,6 +246,7 @@ def test_exported_for_pytorch_it_comes_back_with_its_terms(command, place, tmp_p
     assert (tmp_path / "other.tar").read_bytes() == (tmp_path / "mine.tar").read_bytes()
 
 
+@pytest.mark.slow
 def test_exported_as_stablehlo_it_embeds_the_same(command, place, tmp_path):
     model = imported(place, "b0.tar")
     start = model_folder(tmp_path / "m", model)
